@@ -1,0 +1,1 @@
+"""engine: streaming inference for OUR-GAN."""

@@ -1,0 +1,192 @@
+"""ESRGAN's generator, RRDBNet: residual-in-residual dense blocks and two nearest-neighbour upsamplings.
+
+Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCV workshops 2018. RealSR and
+Real-ESRGAN use the same network. Knows the graph, its key names in three generations of checkpoints and its receptive
+field; knows nothing of files, tiles, padding or devices. `torch.fx` traces it: no branch depends on a tensor.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import ModelError
+
+NAME = "esrgan"
+SLOPE = 0.2  # of every leaky ReLU
+RESIDUAL = 0.2  # of every dense block and every group of three
+TRUNK = 4  # output pixels for each pixel that the trunk sees, in both directions
+
+_NUMBERED = r"(\d+)\.RDB(\d)\.conv(\d)"
+_OLDER_NAMES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        # The first release is one nn.Sequential; its trunk convolution is the last entry of the sub-sequence.
+        (rf"^model\.1\.sub\.{_NUMBERED}\.0\.", r"body.\1.rdb\2.conv\3."),
+        (r"^model\.1\.sub\.\d+\.(?=weight$|bias$)", "conv_body."),
+        (r"^model\.0\.", "conv_first."),
+        (r"^model\.3\.", "conv_up1."),
+        (r"^model\.6\.", "conv_up2."),
+        (r"^model\.8\.", "conv_hr."),
+        (r"^model\.10\.", "conv_last."),
+        # The ESRGAN repository's second naming.
+        (rf"^RRDB_trunk\.{_NUMBERED}\.", r"body.\1.rdb\2.conv\3."),
+        (r"^trunk_conv\.", "conv_body."),
+        (r"^upconv(\d)\.", r"conv_up\1."),
+        (r"^HRconv\.", "conv_hr."),
+    )
+)
+_MARK = re.compile(rf"^(body\.\d+\.rdb\d|RRDB_trunk\.\d+\.RDB\d|model\.1\.sub\.{_NUMBERED})\.")
+
+
+def detect(state: Mapping[str, Tensor]) -> bool:
+    """Whether any tensor is named as one of a dense block, in any of the three namings."""
+    return any(_MARK.match(key) for key in state)
+
+
+def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under BasicSR's names, which Real-ESRGAN uses too: the names of this module."""
+    return {_newest(key): tensor for key, tensor in state.items()}
+
+
+def _newest(key: str) -> str:
+    for pattern, name in _OLDER_NAMES:
+        key = pattern.sub(name, key)
+    return key
+
+
+def conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+def as_of(module: nn.Module, x: Tensor) -> Tensor:
+    """x in the dtype of the module's weights. `parameters()` and not `.weight`, so that a trace holds one constant."""
+    return x.to(next(module.parameters()).dtype)
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each of which sees all before it: [B, C, H, W] -> the same, as a residual."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.conv1 = conv3(channels, growth)
+        self.conv2 = conv3(channels + growth, growth)
+        self.conv3 = conv3(channels + 2 * growth, growth)
+        self.conv4 = conv3(channels + 3 * growth, growth)
+        self.conv5 = conv3(channels + 4 * growth, channels)
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            _start_small(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = as_of(self, x)
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE)], 1)
+        last: Tensor = self.conv5(seen)
+        return x + RESIDUAL * last
+
+
+def _start_small(conv: nn.Conv2d) -> None:
+    """The paper's initialisation: a tenth of Kaiming's, so that a deep trunk starts near the identity."""
+    nn.init.kaiming_normal_(conv.weight)
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+        if conv.bias is not None:
+            conv.bias.zero_()
+
+
+class ResidualGroup(nn.Module):
+    """Three dense blocks inside one more residual: the RRDB of the paper."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.rdb1 = DenseBlock(channels, growth)
+        self.rdb2 = DenseBlock(channels, growth)
+        self.rdb3 = DenseBlock(channels, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
+        return x + RESIDUAL * last
+
+
+class RRDBNet(nn.Module):
+    """[B, 3, H, W] in 0..1 -> [B, 3, scale H, scale W] in about 0..1.
+
+    The trunk always enlarges four times. Scales 2 and 1 are BasicSR's variants, which first fold 2 x 2 or 4 x 4 pixels
+    into channels; the origin of a tile must then sit on that grid, `align`.
+    """
+
+    def __init__(self, channels: int = 64, blocks: int = 23, growth: int = 32, scale: int = 4) -> None:
+        super().__init__()
+        if scale not in (1, 2, 4):
+            raise ModelError(f"an RRDBNet enlarges 1, 2 or 4 times, not {scale} times")
+        self.scale = scale
+        self.align = TRUNK // scale
+        self.conv_first = conv3(3 * self.align**2, channels)
+        self.body = nn.Sequential(*(ResidualGroup(channels, growth) for _ in range(blocks)))
+        self.conv_body = conv3(channels, channels)
+        self.conv_up1 = conv3(channels, channels)
+        self.conv_up2 = conv3(channels, channels)
+        self.conv_hr = conv3(channels, channels)
+        self.conv_last = conv3(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.align > 1:
+            x = F.pixel_unshuffle(x, self.align)
+        x = self.conv_first(x)
+        x = x + self.conv_body(as_of(self.conv_body, self.body(x)))
+        x = F.interpolate(as_of(self.conv_up1, x), scale_factor=2, mode="nearest")
+        x = F.leaky_relu(self.conv_up1(x), SLOPE)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = F.leaky_relu(self.conv_up2(x), SLOPE)
+        x = F.leaky_relu(self.conv_hr(x), SLOPE)
+        result: Tensor = self.conv_last(as_of(self.conv_last, x))
+        return result
+
+    def to_mixed(self, dtype: torch.dtype) -> Self:
+        """Cast, in place, every convolution but the first and the last.
+
+        Those two and the residual stream stay in fp32: the 8 bits of mantissa that bf16 has are all that an 8-bit
+        picture has, so rounding the input costs more than everything else together (0.97 levels; this way 0.26).
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and name not in ("conv_first", "conv_last"):
+                module.to(dtype)
+        return self
+
+    @property
+    def radius(self) -> int:
+        """How many input pixels to either side of its own an output pixel can depend on, at the worst phase.
+
+        The interval that one output pixel needs, carried backwards through the graph: a convolution widens it by one, a
+        nearest-neighbour upsampling halves both ends (rounding down), folded pixels multiply them again.
+        """
+        return max(max(q // self.scale - low, high - q // self.scale) for q, low, high in self._reach())
+
+    def _reach(self) -> Iterator[tuple[int, int, int]]:
+        """An output pixel of each phase, and the first and the last input pixel that it needs."""
+        trunk = 15 * len(self.body) + 2  # five convolutions a dense block, three blocks a group; conv_first, conv_body
+        for q in range(TRUNK):
+            low, high = ((q - 3) // 2 - 1) // 2 - trunk, ((q + 3) // 2 + 1) // 2 + trunk
+            yield q, low * self.align, high * self.align + self.align - 1
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """A network of the size that these tensors tell (under their canonical names), not yet filled with them."""
+        channels, inputs = state["conv_first.weight"].shape[:2]
+        scales = {3: 4, 12: 2, 48: 1}
+        if inputs not in scales:
+            raise ModelError(f"conv_first.weight takes {inputs} channels; an RRDBNet of RGB pictures takes 3, 12 or 48")
+        growth = state["body.0.rdb1.conv1.weight"].shape[0]
+        blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
+        return cls(channels, blocks, growth, scales[inputs])
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The network that a checkpoint of any naming holds, in fp32. `engine.archs.build` explains what is wrong."""
+        state = canonical(state)
+        network = cls.like(state)
+        network.load_state_dict(state)
+        return network

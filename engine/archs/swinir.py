@@ -1,0 +1,323 @@
+"""SwinIR for real photographs: residual groups of shifted-window attention, then nearest-neighbour upsampling.
+
+Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV workshops 2021, in its `nearest+conv` form. Knows
+the graph, the names in the authors' checkpoints and its receptive field; knows nothing of files, tiles or padding: a
+picture whose sides are no multiples of the window is refused, because padding is done once for the whole picture.
+
+The residual stream is [B, H, W, C] throughout, so a token is a pixel and a convolution sees it as channels-last.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import AlignmentError, ModelError
+
+NAME = "swinir"
+SLOPE = 0.2  # of the leaky ReLUs after the upsamplings; the one before them has PyTorch's default, as published
+MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K pictures, subtracted from every input
+MASKED = -100.0  # added to the logit of a pixel that is a neighbour only because the picture was rolled
+
+_DERIVED = ("attn.relative_position_index", "attn_mask")
+_BIAS = "attn.relative_position_bias_table"
+
+
+def detect(state: Mapping[str, Tensor]) -> bool:
+    """Whether there is a table of relative position biases where SwinIR has one."""
+    return any(key.startswith("layers.") and key.endswith(_BIAS) for key in state)
+
+
+def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names without the buffers that some files hold though they follow from the window alone."""
+    return {key: tensor for key, tensor in state.items() if not key.endswith(_DERIVED) and key != "mean"}
+
+
+def split_windows(x: Tensor, window: int) -> Tensor:
+    """[B, H, W, C] -> [B, rows, columns, window * window, C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // window, window, width // window, window, channels)
+    return x.transpose(2, 3).flatten(3, 4)
+
+
+def join_windows(x: Tensor, window: int) -> Tensor:
+    """The inverse of `split_windows`."""
+    batch, rows, columns, _, channels = x.shape
+    x = x.reshape(batch, rows, columns, window, window, channels)
+    return x.transpose(2, 3).reshape(batch, rows * window, columns * window, channels)
+
+
+def relative_index(window: int) -> Tensor:
+    """[N, N] for N = window * window: the row of the bias table for every pair of pixels in a window."""
+    # The device is named because networks are sized on the meta device, and these values are not in the checkpoint.
+    at = torch.arange(window, device="cpu")
+    y, x = at.repeat_interleave(window), at.repeat(window)
+    down, right = y[:, None] - y[None, :], x[:, None] - x[None, :]
+    return (down + window - 1) * (2 * window - 1) + right + window - 1
+
+
+def seam_masks(window: int, shift: int) -> Tensor:
+    """[3, N, N]: what keeps rolled-in pixels apart in a window of the last row, of the last column, and of both.
+
+    No other window holds rolled-in pixels, so these three matrices serve pictures of every size.
+    """
+    rolled = torch.arange(window, device="cpu") >= window - shift
+    bottom, right = rolled.repeat_interleave(window), rolled.repeat(window)
+    kinds = torch.stack([bottom.int(), right.int(), bottom.int() * 2 + right.int()])
+    return (kinds[:, :, None] != kinds[:, None, :]).float() * MASKED
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside each window, with a learnt bias for each relative position."""
+
+    index: Tensor
+    masks: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ModelError(f"{dim} channels cannot be shared by {heads} attention heads")
+        self.heads, self.shift = heads, shift
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.register_buffer("index", relative_index(window), persistent=False)
+        self.register_buffer("masks", seam_masks(window, shift), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)  # [B, rows, columns, N, 3, heads, C / heads]
+        query, key, value = qkv.movedim(-3, 0).transpose(-3, -2).unbind(0)
+        # The bias is fp32, so in mixed precision the sum and the softmax are too.
+        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + self._bias()
+        if self.shift:
+            self._mask_seams(logits)
+        y = logits.softmax(-1).to(value.dtype) @ value
+        result: Tensor = self.proj(y.transpose(-3, -2).flatten(-2))
+        return result
+
+    def _bias(self) -> Tensor:
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1)  # [heads, N, N]
+
+    def _mask_seams(self, logits: Tensor) -> None:
+        """Add the masks in place to [B, rows, columns, heads, N, N]."""
+        bottom, right, corner = self.masks
+        logits[:, -1, :-1] += bottom
+        logits[:, :-1, -1] += right
+        logits[:, -1, -1] += corner
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return result
+
+
+class SwinLayer(nn.Module):
+    """Attention and then an MLP, each behind a LayerNorm and added to the residual stream [B, H, W, C]."""
+
+    def __init__(self, dim: int, heads: int, window: int, shift: int, hidden: int) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window, shift)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._attend(self.norm1(x).to(self.attn.qkv.weight.dtype))
+        y: Tensor = self.mlp(self.norm2(x).to(self.mlp.fc1.weight.dtype))
+        return x + y
+
+    def _attend(self, x: Tensor) -> Tensor:
+        if not self.shift:
+            return join_windows(self.attn(split_windows(x, self.window)), self.window)
+        x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
+        x = join_windows(self.attn(split_windows(x, self.window)), self.window)
+        return torch.roll(x, (self.shift, self.shift), (1, 2))
+
+
+class SwinGroup(nn.Module):
+    """Layers that are in turn unshifted and shifted by half a window, and a convolution: the paper's RSTB."""
+
+    def __init__(self, dim: int, depth: int, heads: int, window: int, hidden: int) -> None:
+        super().__init__()
+        shifts = [window // 2 if i % 2 else 0 for i in range(depth)]
+        blocks = nn.Sequential(*(SwinLayer(dim, heads, window, shift, hidden) for shift in shifts))
+        self.residual_group = nn.ModuleDict({"blocks": blocks})
+        self.conv = conv3(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.residual_group["blocks"](x)
+        y = self.conv(planes(y).to(self.conv.weight.dtype))
+        return x + tokens(y)
+
+
+def conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W, C]."""
+    return x.permute(0, 2, 3, 1)
+
+
+def planes(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W]."""
+    return x.permute(0, 3, 1, 2)
+
+
+class SwinIR(nn.Module):
+    """[B, 3, H, W] in 0..1 -> [B, 3, scale H, scale W] in about 0..1; H and W are multiples of the window.
+
+    The windows start at the tile's origin, so that origin must sit on the window grid of the whole picture (`align`):
+    no halo repairs a misaligned tile. The defaults are SwinIR-M of the paper.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        dim: int = 180,
+        depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
+        heads: Sequence[int] = (6, 6, 6, 6, 6, 6),
+        window: int = 8,
+        hidden: int = 360,
+        features: int = 64,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 4):
+            raise ModelError(f"a SwinIR with nearest-neighbour upsampling enlarges 2 or 4 times, not {scale} times")
+        self.scale, self.align, self.depths = scale, window, tuple(depths)
+        self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
+        self.conv_first = conv3(3, dim)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
+        groups = zip(depths, heads, strict=True)
+        self.layers = nn.Sequential(*(SwinGroup(dim, depth, n, window, hidden) for depth, n in groups))
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = conv3(dim, dim)
+        self.conv_before_upsample = nn.Sequential(conv3(dim, features), nn.LeakyReLU())
+        self.conv_up1 = conv3(features, features)
+        self.conv_up2 = conv3(features, features) if scale == 4 else None
+        self.conv_hr = conv3(features, features)
+        self.conv_last = conv3(features, 3)
+        self.apply(_start_linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(*x.shape[-2:])
+        x = self.conv_first(x - self.mean)
+        y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
+        half = self.conv_after_body.weight.dtype
+        x = x + self.conv_after_body(planes(y).to(half))
+        x = self._enlarge(self.conv_before_upsample(x.to(half)))
+        result: Tensor = self.conv_last(x.to(self.conv_last.weight.dtype))
+        return result + self.mean
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        for conv in (self.conv_up1, self.conv_up2):
+            if conv is not None:
+                x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), SLOPE)
+        return F.leaky_relu(self.conv_hr(x), SLOPE)
+
+    def _check(self, height: int, width: int) -> None:
+        if height % self.align or width % self.align:
+            up = [-(-n // self.align) * self.align for n in (height, width)]
+            raise AlignmentError(
+                f"SwinIR got {height} x {width} pixels, no multiple of its window of {self.align}; "
+                f"pad the whole picture, before tiling, to {up[0]} x {up[1]}"
+            )
+
+    def to_mixed(self, dtype: torch.dtype) -> Self:
+        """Cast, in place, every linear map and convolution but the first and the last convolution.
+
+        LayerNorm, softmax and the residual stream stay in fp32: the stream grows from group to group and overflows
+        fp16, and the input loses most to rounding.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and name not in ("conv_first", "conv_last"):
+                module.to(dtype)
+        return self
+
+    @property
+    def radius(self) -> int:
+        """How many input pixels to either side of its own an output pixel can depend on, at the worst phase.
+
+        The interval that one output pixel needs, carried backwards through the graph: a convolution widens it by one,
+        an upsampling halves both ends (rounding down), an attention layer rounds it out to whole (shifted) windows.
+        The pattern repeats every window, so the phases of one window are all there are.
+        """
+        return max(max(q // self.scale - low, high - q // self.scale) for q, low, high in self._reach())
+
+    def _reach(self) -> Iterator[tuple[int, int, int]]:
+        """An output pixel of each phase, and the first and the last input pixel that it needs."""
+        for q in range(self.align * self.scale):
+            low, high = q - 2, q + 2  # conv_last, conv_hr
+            for _ in range(self.scale // 2):
+                low, high = (low - 1) // 2, (high + 1) // 2
+            low, high = low - 2, high + 2  # conv_before_upsample, conv_after_body
+            for depth in reversed(self.depths):
+                low, high = self._reach_of_group(depth, low - 1, high + 1)
+            yield q, low - 1, high + 1  # conv_first
+
+    def _reach_of_group(self, depth: int, low: int, high: int) -> tuple[int, int]:
+        window = self.align
+        for i in reversed(range(depth)):
+            shift = window // 2 if i % 2 else 0
+            low = (low - shift) // window * window + shift
+            high = (high - shift) // window * window + shift + window - 1
+        return low, high
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """A network of the size that these tensors tell (under their canonical names), not yet filled with them."""
+        groups = _count(state, "layers.")
+        block = "layers.{}.residual_group.blocks."
+        depths = [_count(state, block.format(i)) for i in range(groups)]
+        tables = [state[block.format(i) + f"0.{_BIAS}"] for i in range(groups)]
+        return cls(
+            dim=state["conv_first.weight"].shape[0],
+            depths=depths,
+            heads=[table.shape[1] for table in tables],
+            window=_window_of(tables[0]),
+            hidden=state[block.format(0) + "0.mlp.fc1.weight"].shape[0],
+            features=state["conv_up1.weight"].shape[0],
+            scale=4 if "conv_up2.weight" in state else 2,
+        )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The network that an official checkpoint holds, in fp32. `engine.archs.build` explains what is wrong."""
+        state = canonical(state)
+        network = cls.like(state)
+        network.load_state_dict(state)
+        return network
+
+
+def _start_linear(module: nn.Module) -> None:
+    """The usual start of a transformer; convolutions keep PyTorch's."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different numbers follow this prefix."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _window_of(table: Tensor) -> int:
+    """A window of w x w pixels has (2w - 1)^2 relative positions."""
+    side = isqrt(table.shape[0])
+    if side**2 != table.shape[0] or side % 2 == 0:
+        raise ModelError(f"a bias table of {table.shape[0]} rows fits no square window; (2w - 1)^2 rows were expected")
+    return (side + 1) // 2

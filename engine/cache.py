@@ -1,0 +1,88 @@
+"""A bounded cache of finished tiles that spills to a scratch array beside the output.
+
+Tiles of one level are numpy arrays [C, h, w]. The least recently used ones go to the scratch array when the limit is reached;
+every tile is therefore computed once per run, and once per render when a killed run is resumed, because a tile's file in
+the scratch array appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from engine.geometry import Box, Grid
+
+_SCRATCH_CHUNK = 256
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Index = tuple[int, int]
+
+
+class Scratch:
+    """Uncompressed Zarr array on disk; one shard a tile, inner chunks for partial reads. Made when first written."""
+
+    def __init__(self, path: Path, grid: Grid, dtype: type[np.generic]) -> None:
+        self._path = path
+        self._grid = grid
+        self._dtype = dtype
+        self._array: Any = zarr.open_array(path, mode="r+") if (path / "zarr.json").exists() else None
+
+    def __contains__(self, index: Index) -> bool:
+        return (self._path / "c" / "0" / str(index[0]) / str(index[1])).exists()
+
+    def write(self, index: Index, tile: Array) -> None:
+        if self._array is None:
+            self._array = self._create(tile.shape[0])
+        self._array[(slice(None), *self._grid.box(*index).slices)] = tile
+
+    def read(self, box: Box) -> Array:
+        result: Array = self._array[(slice(None), *box.slices)]
+        return result
+
+    def _create(self, channels: int) -> Any:  # noqa: ANN401
+        cell = self._grid.cell
+        chunk = next(c for c in range(min(cell, _SCRATCH_CHUNK), 0, -1) if cell % c == 0)
+        return zarr.create_array(
+            self._path,
+            shape=(channels, self._grid.height, self._grid.width),
+            shards=(channels, cell, cell),
+            chunks=(channels, chunk, chunk),
+            dtype=self._dtype,
+            compressors=None,
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+
+
+class TileCache:
+    """Tiles of one level, at most ``limit`` bytes of them in memory."""
+
+    def __init__(self, limit: int, scratch: Scratch) -> None:
+        self._limit = limit
+        self._scratch = scratch
+        self._tiles: OrderedDict[Index, Array] = OrderedDict()
+        self._bytes = 0
+
+    def __contains__(self, index: Index) -> bool:
+        return index in self._tiles or index in self._scratch
+
+    def read(self, index: Index, part: Box, origin: Box) -> Array:
+        """The rectangle ``part`` of a tile that lies at ``origin``, both in pixels of the level."""
+        tile = self._tiles.get(index)
+        if tile is None:
+            return self._scratch.read(part)
+        self._tiles.move_to_end(index)
+        rows, columns = part.relative_to(origin).slices
+        return tile[:, rows, columns]
+
+    def put(self, index: Index, tile: Array) -> None:
+        self._tiles[index] = tile
+        self._bytes += tile.nbytes
+        while self._bytes > self._limit:
+            oldest, evicted = self._tiles.popitem(last=False)
+            self._bytes -= evicted.nbytes
+            self._scratch.write(oldest, evicted)

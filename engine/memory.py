@@ -1,0 +1,94 @@
+"""Measures memory: what is free, what the process holds, and the peak over a span of code."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_SAMPLE_SECONDS = 0.002
+
+
+def resident() -> int:
+    """Resident bytes of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def release() -> None:
+    """Give freed heap pages back to the system, so that the next peak is not hidden in memory that was kept."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+class PeakMemory:
+    """Peak host and device memory inside a ``with`` block; ``host`` and ``device`` in bytes, valid after it.
+
+    Linux keeps the peak itself and lets a process reset it; elsewhere a thread samples the resident size.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.start = self.host = self.device = 0
+
+    def __enter__(self) -> PeakMemory:
+        release()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self.start = self.host = resident()
+        if not _reset_peak():
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            self.host = _peak()
+        else:
+            self._stop.set()
+            self._thread.join()
+        if self._device.type == "cuda":
+            self.device = torch.cuda.max_memory_reserved(self._device)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self.host = max(self.host, resident())
+
+
+def _reset_peak() -> bool:
+    """Ask the kernel to forget the peak so far (proc(5), clear_refs, value 5)."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak() -> int:
+    line = next(text for text in _STATUS.read_text().splitlines() if text.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def free_host() -> int:
+    """Bytes that this process may still take, plus what it holds now."""
+    return int(psutil.virtual_memory().available) + resident()
+
+
+def free_device(device: torch.device) -> int | None:
+    """Free bytes of an accelerator, or None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)

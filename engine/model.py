@@ -1,0 +1,246 @@
+"""The model file: one safetensors bundle with every stage's weights and a manifest that says what they are.
+
+Tensors carry their stage's prefix (``structure.``, ``sr0.``, ...); stages that share weights name the same prefix, so shared
+weights are stored once. The manifest is a JSON string in the file's metadata. A file without a manifest is taken as a bare
+super-resolution checkpoint: a model of one stage and no step 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from engine import archs, checkpoints
+from engine.archs.hpvaegan import Structure
+from engine.errors import InputError, ModelError
+from engine.profile import StageProfile
+
+FORMAT = "ourgan-engine/1"
+_KEY = "ourgan"
+_STRUCTURE = "structure"
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SRStage:
+    """One super-resolution step as the manifest tells it. ``sigma``: standard deviation of its input noise, of 1.0."""
+
+    weights: str
+    architecture: str
+    scale: int
+    sigma: float
+    source: str
+    licence: str
+    profile: StageProfile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the file holds. ``structure``: metadata of step 1 (None without one); ``digest``: sha256 of what decides pixels."""
+
+    structure: dict[str, Any] | None
+    stages: tuple[SRStage, ...]
+    digest: str
+    colour: str = "sRGB"
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Manifest:
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise ModelError(f"{path}: not format {FORMAT}; this engine is too old or the file is not a model bundle")
+            profiles = [s.pop("profile") for s in data["stages"]]
+            stages = tuple(
+                SRStage(**s, profile=StageProfile.from_json(p) if p else None)
+                for s, p in zip(data.pop("stages"), profiles, strict=True)
+            )
+            return cls(stages=stages, **data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: damaged manifest ({error}); build the model again") from error
+
+    @property
+    def licences(self) -> list[str]:
+        """Every licence in the file with what it covers, in order, each once."""
+        structure = self.structure or {}
+        pairs = [(structure.get("source"), structure.get("licence")), *((s.source, s.licence) for s in self.stages)]
+        return list(dict.fromkeys(f"{licence}: {source}" for source, licence in pairs if licence))
+
+
+class Model:
+    """An open model file. Networks are built when first asked for; stages that share weights share one module."""
+
+    def __init__(self, path: Path, manifest: Manifest, states: dict[str, State]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._states = states
+        self._networks: dict[str, nn.Module] = {}
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def stages(self) -> tuple[SRStage, ...]:
+        return self.manifest.stages
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """Step 1, or None when the file has only super-resolution stages."""
+        metadata = self.manifest.structure
+        return None if metadata is None else Structure.from_state(self._states[_STRUCTURE], metadata)
+
+    @property
+    def base_size(self) -> tuple[int, int] | None:
+        """(height, width) of the image that step 1 was trained to make."""
+        return self.structure.sizes[-1] if self.structure is not None else None
+
+    def network(self, index: int) -> nn.Module:
+        """The network of super-resolution stage ``index``, in float32, ready for inference."""
+        prefix = self.stages[index].weights
+        if prefix not in self._networks:
+            self._networks[prefix] = archs.build(self._states[prefix]).float()
+        return self._networks[prefix]
+
+    def parameters(self, prefix: str) -> int:
+        return sum(t.numel() for t in self._states[prefix].values())
+
+    def weights_digest(self, index: int) -> str:
+        return _digest({"w": self._states[self.stages[index].weights]}, ())
+
+    def with_profiles(self, profiles: Sequence[StageProfile | None]) -> Model:
+        stages = tuple(replace(s, profile=p) for s, p in zip(self.stages, profiles, strict=True))
+        return Model(self.path, replace(self.manifest, stages=stages), self._states)
+
+    def save(self, path: Path) -> None:
+        """Write the bundle: to a temporary name first, so that a file of the final name is always whole."""
+        tensors = {f"{prefix}.{key}": t.contiguous() for prefix, state in self._states.items() for key, t in state.items()}
+        metadata = {
+            _KEY: self.manifest.to_json(),
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.title": path.stem,
+            "modelspec.architecture": "our-gan",
+            "modelspec.license": "; ".join(self.manifest.licences),
+        }
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, metadata=metadata)
+            os.replace(part, path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def load(path: Path | str) -> Model:
+    """Open a model bundle, or a bare super-resolution checkpoint of any kind that ``engine.checkpoints`` reads.
+
+    Raises:
+        ModelError: missing, truncated or altered file, missing or misshapen tensors, NaN weights, unknown architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; name a model bundle (engine model build makes one) or a checkpoint")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(_KEY)
+                if text is not None:
+                    return _open_bundle(path, Manifest.from_json(text, path), {k: file.get_tensor(k) for k in file.keys()})
+        except SafetensorError as error:
+            raise ModelError(f"{path}: damaged or truncated safetensors file ({error}); fetch or build it again") from error
+    return _open_checkpoint(path)
+
+
+def build(
+    structure: Path | None, checkpoint_names: Sequence[str], sigmas: Sequence[float] = (), licence: str | None = None
+) -> Model:
+    """Put a bundle together.
+
+    ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint. ``sigmas``: input noise per
+    stage (0 where not given: right for networks that were not trained with noise). ``licence`` is recorded for
+    checkpoints that are given as a path.
+    """
+    if not checkpoint_names:
+        raise ModelError("a model needs at least one super-resolution checkpoint; give --sr PATH (or --sr realsr)")
+    if len(sigmas) > len(checkpoint_names):
+        raise ModelError(f"{len(sigmas)} values of sigma for {len(checkpoint_names)} stages; give at most one per stage")
+    states: dict[str, State] = {}
+    metadata: dict[str, Any] | None = None
+    if structure is not None:
+        network = Structure.from_file(structure)
+        states[_STRUCTURE], metadata = network.state(), network.metadata()
+    stages, prefix_of = [], {}
+    for index, name in enumerate(checkpoint_names):
+        state, stage = _read_stage(name, licence)
+        content = _digest({"w": state}, ())
+        prefix = prefix_of.setdefault(content, f"sr{len(prefix_of)}")
+        states[prefix] = state
+        stages.append(replace(stage, weights=prefix, sigma=sigmas[index] if index < len(sigmas) else 0.0))
+    manifest = Manifest(metadata, tuple(stages), _digest(states, _decisive(metadata, stages)))
+    return Model(Path("model.safetensors"), manifest, states)
+
+
+def _read_stage(name: str, licence: str | None) -> tuple[State, SRStage]:
+    packaged = checkpoints.PACKAGED.get(name)
+    path = checkpoints.find_packaged(name) if packaged else Path(name)
+    raw = checkpoints.read_checkpoint(path)
+    architecture = archs.identify(raw)
+    state = architecture.canonical(raw)
+    network = archs.build(state)
+    source = packaged.source if packaged else path.name
+    terms = packaged.licence if packaged else (licence or "not stated")
+    return state, SRStage("", architecture.name, int(network.scale), 0.0, source, terms)  # type: ignore[arg-type]
+
+
+def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
+    states: dict[str, State] = {}
+    for key, tensor in tensors.items():
+        prefix, _, name = key.partition(".")
+        states.setdefault(prefix, {})[name] = tensor
+    wanted = {s.weights for s in manifest.stages} | ({_STRUCTURE} if manifest.structure else set())
+    if missing := sorted(wanted - set(states)):
+        raise ModelError(f"{path}: no tensors for {', '.join(missing)}; the file is incomplete, build it again")
+    model = Model(path, manifest, states)
+    _ = model.structure
+    for index in range(len(model.stages)):
+        model.network(index)
+    actual = _digest(states, _decisive(manifest.structure, manifest.stages))
+    if actual != manifest.digest:
+        raise ModelError(f"{path}: contents {actual[:12]} do not match the manifest's {manifest.digest[:12]}: altered or damaged")
+    return model
+
+
+def _open_checkpoint(path: Path) -> Model:
+    state, stage = _read_stage(str(path), None)
+    stages = (replace(stage, weights="sr0"),)
+    return Model(path, Manifest(None, stages, _digest({"sr0": state}, _decisive(None, stages))), {"sr0": state})
+
+
+def _decisive(structure: dict[str, Any] | None, stages: Sequence[SRStage]) -> tuple[Any, ...]:
+    """The part of the manifest that changes pixels: not the halo profiles, which the plan records itself."""
+    return structure, [(s.weights, s.architecture, s.scale, s.sigma) for s in stages]
+
+
+def _digest(states: dict[str, State], extra: tuple[Any, ...]) -> str:
+    sha = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
+    for prefix in sorted(states):
+        for key, tensor in sorted(states[prefix].items()):
+            sha.update(f"{prefix}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            sha.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode())
+    return sha.hexdigest()

@@ -1,0 +1,211 @@
+"""Decides, before anything runs, what a render will do: canvas, tiles, halos, shards. Knows nothing of tensors.
+
+A ``Plan`` holds everything that decides a pixel and nothing else, so that two equal plans give equal bits and a stored plan can
+be compared on resume. What it costs is a ``Projection`` (engine.budget), which may differ from machine to machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.errors import AlignmentError, UsageError
+from engine.geometry import Box, Grid
+
+MAX_SHARD = 2048
+"""Largest shard side in pixels: three channels of it decode in about 12 MiB, which a viewer still takes at ease."""
+
+MAX_CHUNK = 512
+"""Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers and pyramidal TIFF."""
+
+_MIN_SHARD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One cell of a stage: ``read`` in LR pixels of the padded frame, ``write`` in HR pixels, ``core`` = write within the output of read."""
+
+    row: int
+    column: int
+    read: Box
+    write: Box
+    core: Box
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """How one super-resolution stage is tiled. Sizes in LR pixels; ``seam_error`` in 8-bit levels, 0.0 when exact, None when unmeasured."""
+
+    name: str
+    height: int
+    width: int
+    scale: int
+    align: int
+    halo: int
+    core: int
+    sigma: float
+    seam_error: float | None
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """The frame rounded up to the window grid; the rest is reflected, once, for the whole image."""
+        return tuple(-(-n // self.align) * self.align for n in (self.height, self.width))  # type: ignore[return-value]
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """(height, width) of every input tile: all are equal, so one mask, one graph and one allocation serve all of them."""
+        full = self.core + 2 * self.halo
+        return min(full, self.padded[0]), min(full, self.padded[1])
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.height * self.scale, self.width * self.scale, self.core * self.scale)
+
+    def tile(self, row: int, column: int) -> Tile:
+        """Tile of a cell. Its origin is clamped into the frame: border tiles get a deeper inner halo and no synthetic outer one."""
+        origin = tuple(
+            min(max(k * self.core - self.halo, 0), frame - size)
+            for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
+        )
+        read = Box(*origin, origin[0] + self.tile_shape[0], origin[1] + self.tile_shape[1])
+        write = self.grid.box(row, column)
+        return Tile(row, column, read, write, write.relative_to(read.scale(self.scale)))
+
+    def tiles(self, box: Box) -> Iterator[Tile]:
+        """The tiles that together cover ``box`` (HR pixels)."""
+        return (self.tile(*index) for index in self.grid.indices(box))
+
+    def needs(self, tile: Tile) -> Box:
+        """What a tile reads of the level below: its input without the reflected padding, in LR pixels."""
+        return tile.read.clip(Box(0, 0, self.height, self.width))
+
+    def check(self) -> None:
+        """Raise AlignmentError unless every tile starts on the window grid."""
+        for what, value in (("tile core", self.core), ("halo", self.halo)):
+            if value % self.align:
+                limit = -(-value // self.align) * self.align
+                raise AlignmentError(f"{self.name}: {what} {value} is not a multiple of the window {self.align}; use {limit}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides the output's pixels. Sizes are (height, width); ``roi`` is in canvas pixels."""
+
+    canvas: tuple[int, int]
+    roi: Box
+    base: tuple[int, int]
+    stages: tuple[StagePlan, ...]
+    shard: int
+    chunk: int
+    seed: int
+    model_digest: str
+    precision: str
+    overlap: str
+    init_digest: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the written image: the region of interest, or the whole canvas."""
+        return self.roi.shape
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Sizes of the pyramid, each half of the one before, rounded up, until one chunk holds it."""
+        sizes = [self.size]
+        while max(sizes[-1]) > self.chunk:
+            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+        return tuple(sizes)
+
+    def grid(self, level: int = 0) -> Grid:
+        """The shards of a pyramid level."""
+        return Grid(*self.levels[level], self.shard)
+
+    def writes(self) -> Iterator[Box]:
+        """What is written in one go, in output pixels: whole shards, and whole tiles of the last stage where those line up."""
+        whole = self.roi == Box(0, 0, *self.canvas)
+        cell = self.stages[-1].core * self.stages[-1].scale if whole else self.shard
+        grid = Grid(*self.size, cell)
+        return (grid.box(*index) for index in grid.indices())
+
+    def tiles_to_run(self, writes: Sequence[Box]) -> tuple[int, ...]:
+        """How many tiles each stage runs, first stage first, for these writes."""
+        boxes = [w.shift(self.roi.y0, self.roi.x0) for w in writes]
+        counts = []
+        for stage in reversed(self.stages):
+            tiles = {(t.row, t.column): t for box in boxes for t in stage.tiles(box)}
+            counts.append(len(tiles))
+            boxes = [stage.needs(t) for t in tiles.values()]
+        return tuple(reversed(counts))
+
+    @property
+    def seam_error(self) -> float | None:
+        """Largest seam error of any stage in 8-bit levels; None when a halo was given by hand without a measurement."""
+        errors = [s.seam_error for s in self.stages]
+        return None if any(e is None for e in errors) else max(e for e in errors if e is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Names and values of the fields in which a stored plan differs from this one."""
+        mine = self.to_json()
+        return [f"{k}: {_brief(other.get(k))} there, {_brief(v)} here" for k, v in mine.items() if other.get(k) != v]
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """The size that was asked for and the base image that leads to it: base * scales >= size, cropped at the end."""
+
+    size: tuple[int, int]
+    base: tuple[int, int]
+    stages: int
+
+
+def resolve_canvas(
+    size: tuple[int, int] | None, native: tuple[int, int] | None, scales: Sequence[int], stages: int | None
+) -> Canvas:
+    """Choose the number of stages and the base size. Sizes are (height, width).
+
+    ``native``: size of the image that starts the chain: what step 1 was trained at, or the picture given instead. Without ``size``
+    all stages run on it. With one, the number of stages (unless given) is the one whose base comes nearest to ``native``.
+    """
+    if stages is not None and not 1 <= stages <= len(scales):
+        raise UsageError(f"--stages {stages}: the model has {len(scales)} super-resolution stages; use 1 to {len(scales)}")
+    if size is None:
+        if native is None:
+            raise UsageError("the model has no step 1: give a picture to start from with --init, or a --size")
+        count = stages or len(scales)
+        factor = math.prod(scales[:count])
+        return Canvas((native[0] * factor, native[1] * factor), native, count)
+    if min(size) < 1:
+        raise UsageError(f"size {size[1]}x{size[0]}: both sides must be at least 1 pixel")
+
+    def base(count: int) -> tuple[int, int]:
+        factor = math.prod(scales[:count])
+        return -(-size[0] // factor), -(-size[1] // factor)
+
+    def distance(count: int) -> float:
+        return abs(math.log(math.prod(base(count)) / math.prod(native or base(len(scales)))))
+
+    count = stages or min(range(1, len(scales) + 1), key=distance)
+    return Canvas(size, base(count), count)
+
+
+def shard_of(tile: int) -> tuple[int, int]:
+    """(shard, chunk) for a tile of ``tile`` output pixels: a shard divides the tile, a chunk divides the shard."""
+    shard = next((d for d in range(min(tile, MAX_SHARD), _MIN_SHARD - 1, -1) if tile % d == 0), tile)
+    chunk = next((d for d in range(min(shard, MAX_CHUNK), 0, -1) if shard % d == 0), shard)
+    return shard, chunk

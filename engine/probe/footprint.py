@@ -1,0 +1,77 @@
+"""Measures what running a network costs: memory and time at two tile shapes, which give a line.
+
+The numbers belong to a machine, so they live in the user's cache folder, never in the model file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from engine.memory import PeakMemory
+from engine.profile import Footprint
+
+_SMALL, _LARGE = 64, 160
+
+
+def measure(run: Callable[[int, int], object], device: torch.device, align: int = 1, largest: int = _LARGE) -> Footprint:
+    """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes."""
+    small, large = (max(align, n // align * align) for n in (min(_SMALL, largest // 2), largest))
+    # The first run makes buffers and chooses primitives, which is neither the steady state's memory nor its time.
+    run(small, small)
+    low, _ = _peak(run, small, device)
+    high, seconds = _peak(run, large, device)
+    per_pixel = max(0.0, (high - low) / (large**2 - small**2))
+    return Footprint(max(0, int(high - per_pixel * large**2)), per_pixel, seconds / large**2)
+
+
+def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:
+    run(side, side)
+    with PeakMemory(device) as peak:
+        start = time.perf_counter()
+        run(side, side)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    return (peak.device if device.type == "cuda" else peak.host - peak.start), seconds
+
+
+def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footprint:
+    """The footprint for ``key`` on this machine, measured when it is not in the cache yet."""
+    path = cache_folder() / "footprints" / f"{_machine_key(key)}.json"
+    try:
+        return Footprint(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        footprint = measure_it()
+    store_json(path, asdict(footprint))
+    return footprint
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ourgan-engine"
+
+
+def store_json(path: Path, data: object) -> None:
+    """Write atomically; a cache that cannot be written costs time, not correctness."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(data))
+        os.replace(part, path)
+    except OSError:
+        return
+
+
+def _machine_key(key: tuple[str, ...]) -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    text = json.dumps([*key, device, platform.node(), torch.__version__, torch.get_num_threads()])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

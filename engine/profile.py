@@ -1,0 +1,108 @@
+"""What was measured about a stage, as plain data: receptive field, seam error, memory and time. Knows nothing of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.errors import UsageError
+
+SEAM_TOLERANCE = 1.0
+"""Default tolerance of ``--overlap auto``: the largest seam error, in levels of 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeamPoint:
+    """Error of a tile against the whole image when ``halo`` LR pixels are cut away, in 8-bit levels.
+
+    ``mean`` and ``p999`` are taken over the two LR pixels next to the cut, ``max`` over the whole core.
+    """
+
+    halo: int
+    mean: float
+    p999: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageProfile:
+    """Everything ``engine probe`` measured about one stage. Radii are one-sided, in LR pixels.
+
+    ``erf_abs`` and ``erf_square`` map an energy fraction ("0.98") to the radius of the disc that holds it, for the two
+    definitions of the gradient's magnitude; a fraction that the probe's crop could not hold is absent.
+    """
+
+    content: str
+    erf_abs: dict[str, int]
+    erf_square: dict[str, int]
+    seam: tuple[SeamPoint, ...]
+
+    def halo_within(self, tolerance: float) -> SeamPoint | None:
+        """Smallest measured halo whose largest error is at most ``tolerance`` levels."""
+        return next((p for p in self.seam if p.max <= tolerance), None)
+
+    def at(self, halo: int) -> SeamPoint | None:
+        """The measured point whose halo is the largest one that is at most ``halo``: an upper bound of the error there."""
+        return max((p for p in self.seam if p.halo <= halo), key=lambda p: p.halo, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StageProfile:
+        return cls(data["content"], data["erf_abs"], data["erf_square"], tuple(SeamPoint(**p) for p in data["seam"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Measured cost of running a network on a square tile of n LR pixels: bytes = fixed + per_pixel * n.
+
+    Two warm-up shapes give the line. ``seconds_per_pixel`` comes from the larger one, after its first run.
+    """
+
+    fixed: int
+    per_pixel: float
+    seconds_per_pixel: float
+
+    def bytes_at(self, pixels: int) -> int:
+        return int(self.fixed + self.per_pixel * pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How the halo of a stage is chosen: ``auto``, ``exact``, ``erf:<fraction>`` or a number of LR pixels."""
+
+    policy: str = "auto"
+    tolerance: float = SEAM_TOLERANCE
+
+    def __post_init__(self) -> None:
+        if self.policy in ("auto", "exact") or self.policy.isdigit():
+            if not self.tolerance > 0:
+                raise UsageError(f"seam tolerance {self.tolerance}: needs more than 0 levels; use --overlap exact for none")
+            return
+        kind, _, fraction = self.policy.partition(":")
+        if kind != "erf" or fraction not in ERF_FRACTIONS:
+            known = ", ".join(f"erf:{f}" for f in ERF_FRACTIONS)
+            raise UsageError(f"overlap '{self.policy}': use auto, exact, a number of pixels, or one of {known}")
+
+    @property
+    def needs_profile(self) -> bool:
+        return self.policy == "auto" or self.policy.startswith("erf:")
+
+    def choose(self, profile: StageProfile | None, radius: int, align: int) -> int:
+        """The halo in LR pixels: a multiple of ``align``, never more than the theoretical ``radius`` rounded up to it."""
+        exact = -(-radius // align) * align
+        if self.policy == "exact":
+            return exact
+        if self.policy.isdigit():
+            return -(-int(self.policy) // align) * align
+        if profile is None:
+            raise UsageError(f"overlap '{self.policy}' needs a measurement of the stage: run engine probe first")
+        if self.policy == "auto":
+            point = profile.halo_within(self.tolerance)
+            return exact if point is None else min(exact, -(-point.halo // align) * align)
+        erf = profile.erf_square.get(self.policy.partition(":")[2])
+        return exact if erf is None else min(exact, -(-erf // align) * align)
+
+
+ERF_FRACTIONS = ("0.9", "0.95", "0.98", "0.99", "0.999")

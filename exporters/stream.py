@@ -1,0 +1,119 @@
+"""Presents one level of a pyramid to libvips as an uncompressed BigTIFF that exists nowhere.
+
+Knows the few tags of such a file and how libvips reads from a callback. Knows nothing of what is made of the pixels.
+
+libvips only prints an exception that leaves the callback, takes it for the end of the file, and may report success
+with rows missing. So the callback never raises: it keeps the error and ends the file, and ``check`` raises the error.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pyvips
+
+from engine.exporters.pyramid import Pixels, Pyramid
+
+STRIP_ROWS = 16
+"""Rows that libvips asks for at once; small, because it holds several strips of the whole width."""
+
+
+class LevelStream:
+    """A readable, seekable file of one level. Holds one band: a row of cells, ``cell rows x width x 3`` samples."""
+
+    def __init__(self, pyramid: Pyramid, level: int, on_rows: Callable[[int], None]) -> None:
+        self._pyramid, self._index = pyramid, level
+        self._level = pyramid.levels[level]
+        self._on_rows = on_rows
+        self._row_bytes = self._level.width * 3 * pyramid.dtype.itemsize
+        self._head = header(self._level.height, self._level.width, pyramid.dtype.itemsize)
+        self._size = len(self._head) + self._level.height * self._row_bytes
+        self._position = 0
+        self._band: Pixels | None = None
+        self._band_top = -1
+        self.error: BaseException | None = None
+
+    def source(self) -> pyvips.SourceCustom:
+        source = pyvips.SourceCustom()
+        source.on_read(self.read)
+        source.on_seek(self.seek)
+        return source
+
+    def read(self, length: int) -> bytes | None:
+        """Up to ``length`` bytes; None at the end and after an error."""
+        if self.error is not None or self._position >= self._size:
+            return None
+        try:
+            chunk = self._slice(length)
+        except BaseException as error:
+            self.error = error
+            return None
+        self._position += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def stop(self, error: BaseException) -> None:
+        """End the file at the next read."""
+        self.error = self.error or error
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _slice(self, length: int) -> bytes:
+        if self._position < len(self._head):
+            return self._head[self._position : self._position + length]
+        row, column = divmod(self._position - len(self._head), self._row_bytes)
+        band = self._load(row)
+        start = (row - self._band_top) * self._row_bytes + column
+        return band.reshape(-1).view(np.uint8)[start : start + length].tobytes()
+
+    def _load(self, row: int) -> Pixels:
+        rows = self._level.cell[0]
+        top = row // rows * rows
+        if self._band is None or top != self._band_top:
+            self._band = None  # the old band goes before the new one is made
+            bottom = min(top + rows, self._level.height)
+            self._band, self._band_top = self._pyramid.band(self._index, top, bottom), top
+            self._on_rows(bottom)
+        return self._band
+
+
+def header(height: int, width: int, itemsize: int) -> bytes:
+    """The BigTIFF header, directory and strip tables that precede the rows of an RGB image."""
+    strips = -(-height // STRIP_ROWS)
+    row_bytes = width * 3 * itemsize
+    tables = 16 + 8 + 10 * 20 + 8  # header, number of tags, tags, no next directory
+    first = tables + 2 * 8 * strips
+    counts = [min(STRIP_ROWS, height - i * STRIP_ROWS) * row_bytes for i in range(strips)]
+    offsets = [first + i * STRIP_ROWS * row_bytes for i in range(strips)]
+    short, long, long8 = (3, "H"), (4, "I"), (16, "Q")
+    tags = [
+        _tag(256, long, [width]),
+        _tag(257, long, [height]),
+        _tag(258, short, [8 * itemsize] * 3),
+        _tag(259, short, [1]),  # uncompressed
+        _tag(262, short, [2]),  # RGB
+        _tag(273, long8, offsets, tables),
+        _tag(277, short, [3]),  # samples a pixel
+        _tag(278, long, [STRIP_ROWS]),
+        _tag(279, long8, counts, tables + 8 * strips),
+        _tag(284, short, [1]),  # interleaved
+    ]
+    directory = struct.pack("<Q", len(tags)) + b"".join(tags) + struct.pack("<Q", 0)
+    return struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + directory + struct.pack(f"<{2 * strips}Q", *offsets, *counts)
+
+
+def _tag(code: int, kind: tuple[int, str], values: list[int], elsewhere: int = 0) -> bytes:
+    """A directory entry; values beyond 8 bytes stand ``elsewhere``."""
+    number, letter = kind
+    value = struct.pack(f"<{len(values)}{letter}", *values)
+    value = value if len(value) <= 8 else struct.pack("<Q", elsewhere)
+    return struct.pack("<HHQ", code, number, len(values)) + value.ljust(8, b"\0")
