@@ -1,7 +1,7 @@
 """Chooses the tiles that fit the memory and projects what a plan costs. Knows nothing of tensors.
 
-The projection is a sum of named parts, each measured (the networks) or counted (buffers), so that a refusal can say what is
-too large, by how much, and what to do.
+The projection is a sum of named parts, each measured (the networks) or counted (buffers), so that a refusal can say
+what is too large, by how much, and what to do.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ CORES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Tile cores that are tried, in LR pixels: multiples of every window in use, so that shards divide well."""
 
 WORK_SLACK = 1.15
-"""The smallest core within 15 % of the least work is taken: larger ones cost memory and lose more work when interrupted."""
+"""The smallest core within 15 % of the least work is taken: larger ones cost memory and lose more work when
+interrupted.
+"""
 
 CACHE_BYTES = 32 << 20
-"""Inner tiles held in memory; what does not fit goes to the scratch array and through the operating system's page cache."""
+"""Inner tiles held in memory; what does not fit goes to the scratch array and through the operating system's page
+cache."""
 
 CHANNELS = 3
 _FLOAT = 4
@@ -36,7 +39,9 @@ _SHARDS_IN_HAND = 4
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, None on a CPU."""
+    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, None on a
+    CPU.
+    """
 
     host: int
     device: int | None
@@ -76,7 +81,9 @@ class Projection:
         return {**asdict(self), "working": self.working, "host": self.host}
 
 
-def project(plan: Plan, costs: Sequence[StageCost], structure: StageCost | None, baseline: int, writes: Sequence[Box]) -> Projection:
+def project(
+    plan: Plan, costs: Sequence[StageCost], structure: StageCost | None, baseline: int, writes: Sequence[Box]
+) -> Projection:
     """Cost of ``plan`` for the given writes. ``baseline``: resident bytes of the idle process with the model loaded."""
     pixels = [math.prod(s.tile_shape) for s in plan.stages]
     networks = [(c, c.footprint.bytes_at(n)) for c, n in zip(costs, pixels, strict=True)]
@@ -99,7 +106,8 @@ def project(plan: Plan, costs: Sequence[StageCost], structure: StageCost | None,
 
 
 def _buffers(plan: Plan) -> dict[str, int]:
-    """Host memory beside the networks: the base image, the cache of inner tiles, tiles in hand, shards being written."""
+    """Host memory beside the networks: the base image, the cache of inner tiles, tiles in hand, shards being
+    written."""
     inner = sum(_level_bytes(s) for s in plan.stages[:-1])
     in_hand = [_tile_bytes(s, _FLOAT) for s in plan.stages[:-1]] + [_tile_bytes(plan.stages[-1], 1)]
     reads = [math.prod(s.tile_shape) * CHANNELS * _FLOAT for s in plan.stages]
@@ -128,7 +136,9 @@ def _store_bytes(plan: Plan) -> int:
     return sum(h * w * CHANNELS for h, w in plan.levels)
 
 
-def choose_cores(stages: Sequence[StagePlan], costs: Sequence[StageCost], budget: Budget, baseline: int) -> tuple[StagePlan, ...]:
+def choose_cores(
+    stages: Sequence[StagePlan], costs: Sequence[StageCost], budget: Budget, baseline: int
+) -> tuple[StagePlan, ...]:
     """Give every stage the smallest core within ``WORK_SLACK`` of the least work that fits the budget."""
     chosen = []
     for index, (stage, cost) in enumerate(zip(stages, costs, strict=True)):

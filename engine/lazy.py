@@ -61,7 +61,9 @@ class StageImage:
         return result
 
     def _fresh(self, tile: Tile) -> Array:
-        """A tile that is asked for whole, such as the last stage's in a full render, is used once: it bypasses the cache."""
+        """A tile that is asked for whole, such as the last stage's in a full render, is used once: it bypasses the
+        cache.
+        """
         index = (tile.row, tile.column)
         return self._cache.read(index, tile.write, tile.write) if index in self._cache else self._compute(tile)
 
@@ -85,7 +87,8 @@ class StageImage:
 
     def _input(self, tile: Tile) -> torch.Tensor:
         inside = self.plan.needs(tile)
-        # Reflected rows come from within one window of the border, which the tile holds unless the image is smaller still.
+        # Reflected rows come from within one window of the border, which the tile holds unless the image is smaller
+        # still.
         rows = reflect(tile.read.y0, tile.read.y1, self.plan.height)
         columns = reflect(tile.read.x0, tile.read.x1, self.plan.width)
         inside = Box(min(inside.y0, *rows), min(inside.x0, *columns), inside.y1, inside.x1)

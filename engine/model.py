@@ -1,8 +1,8 @@
 """The model file: one safetensors bundle with every stage's weights and a manifest that says what they are.
 
-Tensors carry their stage's prefix (``structure.``, ``sr0.``, ...); stages that share weights name the same prefix, so shared
-weights are stored once. The manifest is a JSON string in the file's metadata. A file without a manifest is taken as a bare
-super-resolution checkpoint: a model of one stage and no step 1.
+Tensors carry their stage's prefix (``structure.``, ``sr0.``, ...); stages that share weights name the same prefix, so
+shared weights are stored once. The manifest is a JSON string in the file's metadata. A file without a manifest is taken
+as a bare super-resolution checkpoint: a model of one stage and no step 1.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import archs, checkpoints
+from engine.archs import Upscaler
 from engine.archs.hpvaegan import Structure
 from engine.errors import InputError, ModelError
 from engine.profile import StageProfile
@@ -48,7 +49,9 @@ class SRStage:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the file holds. ``structure``: metadata of step 1 (None without one); ``digest``: sha256 of what decides pixels."""
+    """What the file holds. ``structure``: metadata of step 1 (None without one); ``digest``: sha256 of what decides
+    pixels.
+    """
 
     structure: dict[str, Any] | None
     stages: tuple[SRStage, ...]
@@ -63,7 +66,9 @@ class Manifest:
         try:
             data = json.loads(text)
             if data.pop("format") != FORMAT:
-                raise ModelError(f"{path}: not format {FORMAT}; this engine is too old or the file is not a model bundle")
+                raise ModelError(
+                    f"{path}: not format {FORMAT}; this engine is too old or the file is not a model bundle"
+                )
             profiles = [s.pop("profile") for s in data["stages"]]
             stages = tuple(
                 SRStage(**s, profile=StageProfile.from_json(p) if p else None)
@@ -88,7 +93,7 @@ class Model:
         self.path = path
         self.manifest = manifest
         self._states = states
-        self._networks: dict[str, nn.Module] = {}
+        self._networks: dict[str, Upscaler] = {}
 
     @property
     def digest(self) -> str:
@@ -107,13 +112,13 @@ class Model:
     @property
     def base_size(self) -> tuple[int, int] | None:
         """(height, width) of the image that step 1 was trained to make."""
-        return self.structure.sizes[-1] if self.structure is not None else None
+        return self.structure.base_size if self.structure is not None else None
 
-    def network(self, index: int) -> nn.Module:
+    def network(self, index: int) -> Upscaler:
         """The network of super-resolution stage ``index``, in float32, ready for inference."""
         prefix = self.stages[index].weights
         if prefix not in self._networks:
-            self._networks[prefix] = archs.build(self._states[prefix]).float()
+            self._networks[prefix] = archs.build(self._states[prefix], str(self.path))
         return self._networks[prefix]
 
     def parameters(self, prefix: str) -> int:
@@ -128,7 +133,7 @@ class Model:
 
     def save(self, path: Path) -> None:
         """Write the bundle: to a temporary name first, so that a file of the final name is always whole."""
-        tensors = {f"{prefix}.{key}": t.contiguous() for prefix, state in self._states.items() for key, t in state.items()}
+        tensors = {f"{p}.{key}": t.contiguous() for p, state in self._states.items() for key, t in state.items()}
         metadata = {
             _KEY: self.manifest.to_json(),
             "modelspec.sai_model_spec": "1.0.0",
@@ -161,9 +166,11 @@ def load(path: Path | str) -> Model:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(_KEY)
                 if text is not None:
-                    return _open_bundle(path, Manifest.from_json(text, path), {k: file.get_tensor(k) for k in file.keys()})
+                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                    return _open_bundle(path, Manifest.from_json(text, path), tensors)
         except SafetensorError as error:
-            raise ModelError(f"{path}: damaged or truncated safetensors file ({error}); fetch or build it again") from error
+            reason = f"damaged or truncated safetensors file ({error})"
+            raise ModelError(f"{path}: {reason}; fetch or build it again") from error
     return _open_checkpoint(path)
 
 
@@ -172,20 +179,23 @@ def build(
 ) -> Model:
     """Put a bundle together.
 
-    ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint. ``sigmas``: input noise per
-    stage (0 where not given: right for networks that were not trained with noise). ``licence`` is recorded for
-    checkpoints that are given as a path.
+    ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint.
+    ``sigmas``: input noise per stage (0 where not given: right for networks that were not trained with noise).
+    ``licence`` is recorded for checkpoints that are given as a path.
     """
     if not checkpoint_names:
         raise ModelError("a model needs at least one super-resolution checkpoint; give --sr PATH (or --sr realsr)")
     if len(sigmas) > len(checkpoint_names):
-        raise ModelError(f"{len(sigmas)} values of sigma for {len(checkpoint_names)} stages; give at most one per stage")
+        raise ModelError(
+            f"{len(sigmas)} values of sigma for {len(checkpoint_names)} stages; give at most one per stage"
+        )
     states: dict[str, State] = {}
+    prefix_of: dict[str, str] = {}
     metadata: dict[str, Any] | None = None
     if structure is not None:
         network = Structure.from_file(structure)
         states[_STRUCTURE], metadata = network.state(), network.metadata()
-    stages, prefix_of = [], {}
+    stages = []
     for index, name in enumerate(checkpoint_names):
         state, stage = _read_stage(name, licence)
         content = _digest({"w": state}, ())
@@ -200,12 +210,11 @@ def _read_stage(name: str, licence: str | None) -> tuple[State, SRStage]:
     packaged = checkpoints.PACKAGED.get(name)
     path = checkpoints.find_packaged(name) if packaged else Path(name)
     raw = checkpoints.read_checkpoint(path)
-    architecture = archs.identify(raw)
+    architecture = archs.identify(raw, str(path))
     state = architecture.canonical(raw)
-    network = archs.build(state)
-    source = packaged.source if packaged else path.name
-    terms = packaged.licence if packaged else (licence or "not stated")
-    return state, SRStage("", architecture.name, int(network.scale), 0.0, source, terms)  # type: ignore[arg-type]
+    network = archs.build(state, str(path))
+    origin = packaged.provenance() if packaged else {"source": path.name, "licence": licence or "not stated"}
+    return state, SRStage("", architecture.name, network.scale, 0.0, origin["source"], origin["licence"])
 
 
 def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
@@ -222,7 +231,7 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
         model.network(index)
     actual = _digest(states, _decisive(manifest.structure, manifest.stages))
     if actual != manifest.digest:
-        raise ModelError(f"{path}: contents {actual[:12]} do not match the manifest's {manifest.digest[:12]}: altered or damaged")
+        raise ModelError(f"{path}: contents {actual[:12]} do not match the manifest's {manifest.digest[:12]}: damaged")
     return model
 
 
@@ -242,5 +251,7 @@ def _digest(states: dict[str, State], extra: tuple[Any, ...]) -> str:
     for prefix in sorted(states):
         for key, tensor in sorted(states[prefix].items()):
             sha.update(f"{prefix}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode())
+            sha.update(
+                tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+            )
     return sha.hexdigest()

@@ -13,8 +13,8 @@ _COLOURS = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
 def image_metadata(name: str, levels: int, origin: tuple[int, int]) -> dict[str, Any]:
     """The ``ome`` attribute of a group with arrays "0", "1", ...; scales are exact powers of two.
 
-    ``origin``: (y, x) of the image's corner in pixels of the whole canvas; not zero for a region of interest. A pixel of level i is
-    the average of 2**i x 2**i pixels, so its centre is shifted by (2**i - 1) / 2.
+    ``origin``: (y, x) of the image's corner in pixels of the whole canvas; not zero for a region of interest. A pixel
+    of level i is the average of 2**i x 2**i pixels, so its centre is shifted by (2**i - 1) / 2.
     """
     datasets = [
         v05.Dataset(
@@ -26,9 +26,11 @@ def image_metadata(name: str, levels: int, origin: tuple[int, int]) -> dict[str,
         )
         for level in range(levels)
     ]
-    axes = [v05.ChannelAxis(name="c"), v05.SpaceAxis(name="y"), v05.SpaceAxis(name="x")]
+    axes: list[Any] = [v05.ChannelAxis(name="c"), v05.SpaceAxis(name="y"), v05.SpaceAxis(name="x")]
     channels = [
-        v05.OmeroChannel(label=label, color=colour, window=v05.OmeroWindow(start=0, end=255, min=0, max=255), active=True)
+        v05.OmeroChannel(
+            label=label, color=colour, window=v05.OmeroWindow(start=0, end=255, min=0, max=255), active=True
+        )
         for label, colour in _COLOURS
     ]
     image = v05.Image(

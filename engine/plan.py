@@ -1,7 +1,8 @@
 """Decides, before anything runs, what a render will do: canvas, tiles, halos, shards. Knows nothing of tensors.
 
-A ``Plan`` holds everything that decides a pixel and nothing else, so that two equal plans give equal bits and a stored plan can
-be compared on resume. What it costs is a ``Projection`` (engine.budget), which may differ from machine to machine.
+A ``Plan`` holds everything that decides a pixel and nothing else, so that two equal plans give equal bits and a stored
+plan can be compared on resume. What it costs is a ``Projection`` (engine.budget), which may differ from machine to
+machine.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ MAX_SHARD = 2048
 """Largest shard side in pixels: three channels of it decode in about 12 MiB, which a viewer still takes at ease."""
 
 MAX_CHUNK = 512
-"""Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers and pyramidal TIFF."""
+"""Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers and pyramidal
+TIFF.
+"""
 
 _MIN_SHARD = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One cell of a stage: ``read`` in LR pixels of the padded frame, ``write`` in HR pixels, ``core`` = write within the output of read."""
+    """One cell of a stage: ``read`` in LR pixels of the padded frame, ``write`` in HR pixels, ``core`` = write within
+    the output of read."""
 
     row: int
     column: int
@@ -38,7 +42,9 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """How one super-resolution stage is tiled. Sizes in LR pixels; ``seam_error`` in 8-bit levels, 0.0 when exact, None when unmeasured."""
+    """How one super-resolution stage is tiled. Sizes in LR pixels; ``seam_error`` in 8-bit levels, 0.0 when exact, None
+    when unmeasured.
+    """
 
     name: str
     height: int
@@ -57,7 +63,8 @@ class StagePlan:
 
     @property
     def tile_shape(self) -> tuple[int, int]:
-        """(height, width) of every input tile: all are equal, so one mask, one graph and one allocation serve all of them."""
+        """(height, width) of every input tile: all are equal, so one mask, one graph and one allocation serve all of
+        them."""
         full = self.core + 2 * self.halo
         return min(full, self.padded[0]), min(full, self.padded[1])
 
@@ -66,12 +73,14 @@ class StagePlan:
         return Grid(self.height * self.scale, self.width * self.scale, self.core * self.scale)
 
     def tile(self, row: int, column: int) -> Tile:
-        """Tile of a cell. Its origin is clamped into the frame: border tiles get a deeper inner halo and no synthetic outer one."""
-        origin = tuple(
+        """Tile of a cell. Its origin is clamped into the frame: border tiles get a deeper inner halo and no synthetic
+        outer one.
+        """
+        y, x = (
             min(max(k * self.core - self.halo, 0), frame - size)
             for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
         )
-        read = Box(*origin, origin[0] + self.tile_shape[0], origin[1] + self.tile_shape[1])
+        read = Box(y, x, y + self.tile_shape[0], x + self.tile_shape[1])
         write = self.grid.box(row, column)
         return Tile(row, column, read, write, write.relative_to(read.scale(self.scale)))
 
@@ -88,7 +97,9 @@ class StagePlan:
         for what, value in (("tile core", self.core), ("halo", self.halo)):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
-                raise AlignmentError(f"{self.name}: {what} {value} is not a multiple of the window {self.align}; use {limit}")
+                raise AlignmentError(
+                    f"{self.name}: {what} {value} is not a multiple of the window {self.align}; use {limit}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,7 @@ class Plan:
     model_digest: str
     precision: str
     overlap: str
+    backend: str
     init_digest: str | None = None
 
     @property
@@ -125,7 +137,8 @@ class Plan:
         return Grid(*self.levels[level], self.shard)
 
     def writes(self) -> Iterator[Box]:
-        """What is written in one go, in output pixels: whole shards, and whole tiles of the last stage where those line up."""
+        """What is written in one go, in output pixels: whole shards, and whole tiles of the last stage where those line
+        up."""
         whole = self.roi == Box(0, 0, *self.canvas)
         cell = self.stages[-1].core * self.stages[-1].scale if whole else self.shard
         grid = Grid(*self.size, cell)
@@ -179,11 +192,14 @@ def resolve_canvas(
 ) -> Canvas:
     """Choose the number of stages and the base size. Sizes are (height, width).
 
-    ``native``: size of the image that starts the chain: what step 1 was trained at, or the picture given instead. Without ``size``
-    all stages run on it. With one, the number of stages (unless given) is the one whose base comes nearest to ``native``.
+    ``native``: size of the image that starts the chain: what step 1 was trained at, or the picture given instead.
+    Without ``size`` all stages run on it. With one, the number of stages (unless given) is the one whose base comes
+    nearest to ``native``.
     """
     if stages is not None and not 1 <= stages <= len(scales):
-        raise UsageError(f"--stages {stages}: the model has {len(scales)} super-resolution stages; use 1 to {len(scales)}")
+        raise UsageError(
+            f"--stages {stages}: the model has {len(scales)} super-resolution stages; use 1 to {len(scales)}"
+        )
     if size is None:
         if native is None:
             raise UsageError("the model has no step 1: give a picture to start from with --init, or a --size")

@@ -1,4 +1,6 @@
-"""What was measured about a stage, as plain data: receptive field, seam error, memory and time. Knows nothing of tensors."""
+"""What was measured about a stage, as plain data: receptive field, seam error, memory and time. Knows nothing of
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ class StageProfile:
         return next((p for p in self.seam if p.max <= tolerance), None)
 
     def at(self, halo: int) -> SeamPoint | None:
-        """The measured point whose halo is the largest one that is at most ``halo``: an upper bound of the error there."""
+        """The measured point whose halo is the largest one that is at most ``halo``: an upper bound of the error
+        there."""
         return max((p for p in self.seam if p.halo <= halo), key=lambda p: p.halo, default=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +81,9 @@ class Overlap:
     def __post_init__(self) -> None:
         if self.policy in ("auto", "exact") or self.policy.isdigit():
             if not self.tolerance > 0:
-                raise UsageError(f"seam tolerance {self.tolerance}: needs more than 0 levels; use --overlap exact for none")
+                raise UsageError(
+                    f"seam tolerance {self.tolerance}: needs more than 0 levels; use --overlap exact for none"
+                )
             return
         kind, _, fraction = self.policy.partition(":")
         if kind != "erf" or fraction not in ERF_FRACTIONS:
@@ -90,7 +95,9 @@ class Overlap:
         return self.policy == "auto" or self.policy.startswith("erf:")
 
     def choose(self, profile: StageProfile | None, radius: int, align: int) -> int:
-        """The halo in LR pixels: a multiple of ``align``, never more than the theoretical ``radius`` rounded up to it."""
+        """The halo in LR pixels: a multiple of ``align``, never more than the theoretical ``radius`` rounded up to
+        it.
+        """
         exact = -(-radius // align) * align
         if self.policy == "exact":
             return exact

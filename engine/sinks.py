@@ -1,8 +1,8 @@
 """Where finished pixels go: a sharded OME-Zarr store whose pyramid grows with it.
 
-Only whole shards are written, each to a temporary file that is renamed, so a shard exists exactly when it is whole: its presence
-is the resume mark. A shard of a pyramid level is made when its four children exist, by reading them back; the memory
-is therefore that of one shard, whatever the canvas, and a killed run leaves nothing to remember.
+Only whole shards are written, each to a temporary file that is renamed, so a shard exists exactly when it is whole: its
+presence is the resume mark. A shard of a pyramid level is made when its four children exist, by reading them back; the
+memory is therefore that of one shard, whatever the canvas, and a killed run leaves nothing to remember.
 """
 
 from __future__ import annotations
@@ -42,16 +42,21 @@ class ZarrSink:
         self.path = path
         self._plan = plan
         self._group = group
-        self._levels: list[Any] = [group[str(level)] for level in range(len(plan.levels))]
+        # Without this a black shard would not be written, and existence is the resume mark.
+        options = {"write_empty_chunks": True}
+        self._levels: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.levels))]  # type: ignore[union-attr]
 
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], overwrite: bool = False) -> ZarrSink:
         """Make a new store. Raises InputError when something exists at ``path`` and ``overwrite`` is false."""
         if path.exists():
             if not overwrite:
-                raise ResumeError(f"{path}: exists; give --resume to finish it, --overwrite to replace it, or another --out")
+                raise ResumeError(
+                    f"{path}: exists; give --resume to finish it, --overwrite to replace it, or another --out"
+                )
             _remove_store(path)
-        # Built under another name: a store of the final name has all of its arrays and its plan, whenever the process dies.
+        # Built under another name: a store of the final name has all of its arrays and its plan, whenever the process
+        # dies.
         part = path.with_name(path.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -77,7 +82,9 @@ class ZarrSink:
         if stored is None:
             raise ResumeError(f"{path}: not a store of this engine; give another --out, or --overwrite to replace it")
         if differences := plan.differences(stored):
-            raise ResumeError(f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or --overwrite")
+            raise ResumeError(
+                f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or --overwrite"
+            )
         for leftover in path.rglob("*.partial"):
             leftover.unlink()
         return cls(path, plan, zarr.open_group(path, mode="r+"))
@@ -165,8 +172,6 @@ def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Pl
         compressors=BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1),
         dimension_names=ome.AXES,
         fill_value=0,
-        # Without this a black shard would not exist, and existence is the resume mark.
-        config={"write_empty_chunks": True},
     )
 
 

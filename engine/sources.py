@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ class TensorSource:
 class PictureSource:
     """A picture on disk, converted to sRGB and read region by region.
 
-    libvips decodes a large picture to a temporary file instead of memory, so a picture that exceeds memory can be read too.
-    ``digest`` is the sha256 of the file. With ``size`` the picture is resampled to it.
+    libvips decodes a large picture to a temporary file instead of memory, so a picture that exceeds memory can be read
+    too. ``digest`` is the sha256 of the file. With ``size`` the picture is resampled to it.
     """
 
     def __init__(self, path: Path, size: tuple[int, int] | None = None) -> None:
@@ -67,7 +67,7 @@ class PictureSource:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
 
     @staticmethod
-    def _to_srgb(image):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def _to_srgb(image: Any) -> Any:  # noqa: ANN401
         deep = image.format == "ushort"
         if image.get_typeof("icc-profile-data"):
             return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8)

@@ -5,26 +5,15 @@ Knows nothing of images, grids or files: engine.lazy decides what a tile is.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from engine.archs import Upscaler
 from engine.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class SRNetwork(Protocol):
-    """What every super-resolution architecture tells about itself. ``radius``: theoretical receptive field, one-sided, LR pixels."""
-
-    scale: int
-    align: int
-
-    @property
-    def radius(self) -> int: ...
-
-    def to_mixed(self, dtype: torch.dtype) -> nn.Module: ...
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -41,18 +30,19 @@ def choose_device(name: str | None) -> torch.device:
 
 
 class Stage:
-    """A network moved to ``device`` and cast to ``precision`` (mixed: the first and last convolution and the residual stream stay float32)."""
+    """A network moved to ``device`` and cast to ``precision`` (mixed: the first and last convolution and the residual
+    stream stay float32).
+    """
 
-    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(self, network: Upscaler, device: torch.device, precision: str) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"--precision {precision}: use one of {', '.join(PRECISIONS)}")
-        described = cast(SRNetwork, network)
-        self.scale = described.scale
-        self.align = described.align
-        self.radius = described.radius
+        self.scale = network.scale
+        self.align = network.align
+        self.radius = network.radius
         self.device = device
         if precision != "fp32":
-            network = described.to_mixed(PRECISIONS[precision])
+            network.to_mixed(PRECISIONS[precision])
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()

@@ -74,12 +74,13 @@ class Pyramid:
         provenance = attributes.get("ourgan")
         self.provenance: Mapping[str, Any] = provenance if isinstance(provenance, dict) else {}
         _check_sizes(store, self.levels, exact=provenance is not None)
-        if provenance is not None and self.provenance.get("complete") is not True and not allow_incomplete:
-            raise _unfinished(store, self._arrays[0])
+        if provenance is not None and not allow_incomplete:
+            _check_complete(store, self._arrays, self.provenance.get("complete") is True)
         self._cache = _Cache(cache_bytes)
 
     def read(self, level: int, box: Box) -> Pixels:
         """The pixels of ``box``, which lies inside the level."""
+        assert self.levels[level].bounds.contains(box), f"{box} leaves {self.levels[level]}"
         pixels = np.empty((*box.shape, 3), self.dtype)  # [H, W, 3]
         for cell in self.levels[level].cells(box):
             part = cell.clip(box)
@@ -202,13 +203,16 @@ def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None
             raise InputError(f"{where}, {upper.width} x {upper.height} before it: levels must shrink, write them again")
 
 
-def _unfinished(store: Path, array: zarr.Array[Any]) -> InputError:
-    _, height, width = array.shape
-    rows, columns = (array.shards or array.chunks)[1:]
-    wanted = -(-height // rows) * -(-width // columns)
-    # Temporary files of a writer have other names than the last number of a key.
-    found = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
-    return InputError(
-        f"{store}: not finished, {found} of {wanted} shards of level 0 are written: "
-        "finish it with --resume, or pass allow_incomplete=True"
-    )
+def _check_complete(store: Path, arrays: list[zarr.Array[Any]], complete: bool) -> None:
+    """Our stores hold every shard, black ones too; Zarr would read a lost one as black without a word."""
+    for array in arrays:
+        _, height, width = array.shape
+        rows, columns = (array.shards or array.chunks)[1:]
+        wanted = -(-height // rows) * -(-width // columns)
+        # Temporary files of a writer have other names than the last number of a key.
+        found = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
+        if not complete or found < wanted:
+            raise InputError(
+                f"{store}: not finished, {found} of {wanted} shards of level {array.path} are written: "
+                "finish it with --resume, or pass allow_incomplete=True"
+            )

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import struct
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,13 @@ CLASSIC_MARGIN = 32 << 20
 """For what is not pixels: deflate's growth on noise (5 bytes in 16 KB: 1.3 MB in 4 GiB), 24 bytes a tile, tags."""
 
 LOSSLESS_SLACK = 1.5
-"""Deflate with a predictor against the store's own lossless codec: at most 1.4 times its bytes in our measurements."""
+"""Deflate with a predictor against the store's zstd: 0.4 to 0.8 of its bytes on photographs, 1.2 on a gradient."""
+
+DEFLATE_FLOOR = 512
+"""Deflate shrinks one colour to 1/900 of its bytes and no further."""
 
 JPEG_FRACTION = 0.5
-"""JPEG against raw pixels: noise at quality 95 takes 0.4."""
+"""JPEG against raw pixels: a photograph takes 0.09 at quality 90 and 0.23 at 100. (Noise at 100 takes 1.4.)"""
 
 FULL_CHROMA_QUALITY = 90
 """From this JPEG quality on colour is not subsampled, as in libvips."""
@@ -105,7 +109,7 @@ class TiffJob:
             return int(self.raw * JPEG_FRACTION)
         if self.options.compression == "deflate":
             stored = sum(self.pyramid.stored_bytes(index) for index in range(self.levels))
-            return min(self.raw, int(stored * LOSSLESS_SLACK))
+            return min(self.raw, int(stored * LOSSLESS_SLACK) + self.raw // DEFLATE_FLOOR)
         return self.raw
 
     @property
@@ -126,16 +130,16 @@ class TiffJob:
         def tiles(index: int) -> Iterator[Pixels]:
             nonlocal done
             for tile in self._tiles(index):
-                yield tile
-                done += 1
+                done += 1  # before the tile goes: nobody asks again after the last one
                 on_progress(done, total)
+                yield tile
 
         try:
             with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome) as writer:
                 for index in range(self.levels):
                     writer.write(tiles(index), **self._page(index))
         except struct.error as error:  # an offset that does not fit 32 bits
-            why = f"the file passes {CLASSIC_LIMIT} bytes, the limit of classic TIFF: leave bigtiff unset"
+            why = f"the file passes {CLASSIC_LIMIT} bytes, the limit of classic TIFF: pass bigtiff=True"
             raise UsageError(why) from error
 
     def _grid(self, index: int) -> Grid:
@@ -180,7 +184,9 @@ class TiffJob:
         """What only the first page carries: who made it, from what, and in OME-TIFF its reduced levels."""
         about = description(self.pyramid.provenance)
         if self.ome:
-            metadata = {"axes": "YXS", "Description": about}
+            # tifffile draws a random UUID; from the provenance, the same store makes the same file.
+            mark = str(uuid.uuid5(uuid.NAMESPACE_URL, about))
+            metadata = {"axes": "YXS", "Description": about, "Creator": software(), "UUID": mark}
             return {"software": software(), "metadata": metadata, "subifds": self.levels - 1}
         return {"software": software(), "description": about}
 

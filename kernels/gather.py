@@ -3,8 +3,8 @@
 Adds the noise, applies the border rule and casts, giving [1, C, h, w] channels-last in the stage's dtype.
 
 Border rule (no synthetic halo outside the true border): a tile reaches past the image only at the right and
-the bottom, by less than one window, where the frame was padded to a multiple of the window. There the image is reflected
-without repeating its edge; noise is reflected with it, because the reference pads after adding noise.
+the bottom, by less than one window, where the frame was padded to a multiple of the window. There the image is
+reflected without repeating its edge; noise is reflected with it, because the reference pads after adding noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def reflect(start: int, stop: int, size: int) -> list[int]:
 def gather_torch(
     block: Tensor, rows: list[int], columns: list[int], noise: Tensor | None, sigma: float, device: torch.device | str
 ) -> Tensor:
-    """``block`` [C, h, w] float in [0, 1]; ``rows``, ``columns``: positions in the block, one per output row and column.
+    """``block`` [C, h, w] float in [0, 1]; ``rows``, ``columns``: positions in the block, one per output row and
+    column.
 
     ``noise`` [C, h, w] standard normal, scaled by ``sigma``; nothing is clipped before the network. Returns float32
     [1, C, len(rows), len(columns)], channels-last, on ``device``.

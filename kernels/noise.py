@@ -1,9 +1,9 @@
 """noise: standard normal numbers addressed by position.
 
-The value at (seed, stream, y, x, c) is a pure function of these five numbers, so tiles that overlap see the same noise, and
-neither the tile size, nor their order, nor the canvas changes it. Philox4x32-10 (Salmon et al., "Parallel random numbers: as
-easy as 1, 2, 3", SC 2011) with key = seed and counter = (x, y, c // 4, stream); its four words make four normals by the
-Box-Muller transform, of which channel c takes number c % 4.
+The value at (seed, stream, y, x, c) is a pure function of these five numbers, so tiles that overlap see the same noise,
+and neither the tile size, nor their order, nor the canvas changes it. Philox4x32-10 (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011) with key = seed and counter = (x, y, c // 4, stream); its four words make four
+normals by the Box-Muller transform, of which channel c takes number c % 4.
 """
 
 from __future__ import annotations

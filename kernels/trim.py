@@ -1,7 +1,7 @@
 """trim: from a network's output tile to the pixels that are kept.
 
-Cuts the core out of the halo, refuses NaN and infinity, clamps to [0, 1] and, for the last level, quantises to uint8 with
-round-half-even. Inner levels stay float32: rounding between the steps would be amplified by the next one.
+Cuts the core out of the halo, refuses NaN and infinity, clamps to [0, 1] and, for the last level, quantises to uint8
+with round-half-even. Inner levels stay float32: rounding between the steps would be amplified by the next one.
 """
 
 from __future__ import annotations

@@ -89,12 +89,12 @@ class DenseBlock(nn.Module):
 
 
 def _start_small(conv: nn.Conv2d) -> None:
-    """The paper's initialisation: a tenth of Kaiming's, so that a deep trunk starts near the identity."""
-    nn.init.kaiming_normal_(conv.weight)
-    with torch.no_grad():
-        conv.weight.mul_(0.1)
-        if conv.bias is not None:
-            conv.bias.zero_()
+    """A tenth of Kaiming's initialisation, as in the paper, so that a deep trunk starts near the identity."""
+    # Uniform, of the same variance: normal numbers on the meta device cost two seconds of imports within PyTorch.
+    nn.init.kaiming_uniform_(conv.weight)
+    conv.weight.data.mul_(0.1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 class ResidualGroup(nn.Module):

@@ -115,7 +115,9 @@ class SpatialNorm(nn.Module):
             # The variance of one pixel is zero: only the bias is left (and torch refuses to normalise it).
             return x * 0 + self.bias.to(x).view(1, -1, 1, 1)
         # batch_norm on each sample keeps channels_last, which instance_norm copies away.
-        parts = [F.batch_norm(s, None, None, self.weight, self.bias, training=True, eps=_EPS) for s in x.split(1)]
+        parts = [
+            F.batch_norm(s, None, None, self.weight, self.bias, training=True, eps=_EPS) for s in torch.split(x, 1)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -172,9 +174,7 @@ class Encoder(nn.Module):
         super().__init__()
         width, rest = config.channels, (config.coordinates, config.padding)
         self.body = nn.Sequential(*(SpectralConv(c, width, *rest) for c in (3, width, width)))
-        self.mean = VerticalCoordConv2d(
-            width, config.latent, coordinates=config.coordinates, padding=config.padding
-        )
+        self.mean = VerticalCoordConv2d(width, config.latent, coordinates=config.coordinates, padding=config.padding)
         self.log_variance = VerticalCoordConv2d(
             width, config.latent, coordinates=config.coordinates, padding=config.padding
         )

@@ -1,8 +1,9 @@
 """Gradient-based effective receptive field (Luo et al., "Understanding the effective receptive field", NIPS 2016).
 
-One is back-propagated from an output pixel q (all channels); the magnitude of the gradient at every input pixel, summed over
-channels, is binned by its Euclidean distance to q. R_f is the radius of the disc that holds the fraction f. "Magnitude" is
-read in both ways in use: the absolute value, and the square (energy), which is the one that gives the paper's 10 pixels.
+One is back-propagated from an output pixel q (all channels); the magnitude of the gradient at every input pixel, summed
+over channels, is binned by its Euclidean distance to q. R_f is the radius of the disc that holds the fraction f.
+"Magnitude" is read in both ways in use: the absolute value, and the square (energy), which is the one that gives the
+paper's 10 pixels.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ LARGE_SIDE = 176
 _PHASES = 4
 
 
-def effective_radius(network: nn.Module, content: Sequence[Tensor], scale: int, align: int) -> tuple[dict[str, int], dict[str, int]]:
+def effective_radius(
+    network: nn.Module, content: Sequence[Tensor], scale: int, align: int
+) -> tuple[dict[str, int], dict[str, int]]:
     """Radii in LR pixels by fraction, for the absolute and the squared gradient.
 
-    ``content``: float32 [1, 3, h, w] inputs of the stage. Sixteen output pixels are averaged: every sub-pixel phase of a x4 stage
-    once, spread over the window's phases and over the pictures.
+    ``content``: float32 [1, 3, h, w] inputs of the stage. Sixteen output pixels are averaged: every sub-pixel phase of
+    a x4 stage once, spread over the window's phases and over the pictures.
     """
     for side in (SIDE, LARGE_SIDE):
         histograms = _histograms(network, [_centre(c, side, align) for c in content], scale, align)
-        absolute, square = ({f: r for f in ERF_FRACTIONS if (r := _radius(h, float(f))) is not None} for h in histograms)
+        absolute, square = (
+            {f: r for f in ERF_FRACTIONS if (r := _radius(h, float(f))) is not None} for h in histograms
+        )
         if "0.98" in absolute or all(min(c.shape[2:]) <= side for c in content):
             break
     return absolute, square
@@ -59,7 +64,9 @@ def _histograms(network: nn.Module, crops: Sequence[Tensor], scale: int, align: 
 
 
 def _output_pixel(k: int, size: Sequence[int], scale: int, align: int) -> tuple[int, int]:
-    """Sample k: sub-pixel phase (k // 4, k % 4), and a window phase that runs through all rows and columns of the window."""
+    """Sample k: sub-pixel phase (k // 4, k % 4), and a window phase that runs through all rows and columns of the
+    window.
+    """
     phase = (k // _PHASES * scale // _PHASES, k % _PHASES * scale // _PHASES)
     # 5 and 3 are prime to the window of 8: sixteen samples visit each row and each column of the window twice.
     window = ((5 * k) % align - align // 2, (3 * k + k // 8) % align - align // 2)

@@ -22,7 +22,9 @@ from engine.profile import Footprint
 _SMALL, _LARGE = 64, 160
 
 
-def measure(run: Callable[[int, int], object], device: torch.device, align: int = 1, largest: int = _LARGE) -> Footprint:
+def measure(
+    run: Callable[[int, int], object], device: torch.device, align: int = 1, largest: int = _LARGE
+) -> Footprint:
     """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes."""
     small, large = (max(align, n // align * align) for n in (min(_SMALL, largest // 2), largest))
     # The first run makes buffers and chooses primitives, which is neither the steady state's memory nor its time.
@@ -34,13 +36,14 @@ def measure(run: Callable[[int, int], object], device: torch.device, align: int 
 
 
 def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:
-    run(side, side)
     with PeakMemory(device) as peak:
-        start = time.perf_counter()
-        run(side, side)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
+        # Three runs: the heap of a process that goes on is a little more fragmented than that of its first run.
+        for _ in range(3):
+            start = time.perf_counter()
+            run(side, side)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
     return (peak.device if device.type == "cuda" else peak.host - peak.start), seconds
 
 

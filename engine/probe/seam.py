@@ -1,7 +1,7 @@
 """Seam error: what cutting a tile out of an image does to its pixels, against the distance from the cut.
 
-A picture is run whole, then without its top and left third, and again without its bottom and right third. At distance h from a
-cut, the difference is what a tile with halo h would show: two runs give the curve for every halo at once.
+A picture is run whole, then without its top and left third, and again without its bottom and right third. At distance h
+from a cut, the difference is what a tile with halo h would show: two runs give the curve for every halo at once.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from engine.profile import SeamPoint
 
 NEGLIGIBLE = 0.02
-"""The curve ends where the largest error falls below this, in levels of 255: it can no longer change a pixel's rounding noticeably."""
+"""The curve ends where the largest error falls below this, in levels of 255: it can no longer change a pixel's rounding
+noticeably.
+"""
 
 _STEP = 2
 _BAND = 2
 _CUT = 0.35
 
 
-def seam_curve(network: nn.Module, content: Sequence[Tensor], scale: int, align: int) -> tuple[tuple[SeamPoint, ...], list[Tensor]]:
+def seam_curve(
+    network: nn.Module, content: Sequence[Tensor], scale: int, align: int
+) -> tuple[tuple[SeamPoint, ...], list[Tensor]]:
     """Error by halo over all pictures, and the pictures' whole outputs.
 
     ``content``: float32 [1, 3, h, w], both sides multiples of ``align``.
@@ -56,7 +60,8 @@ def _scaled(part: slice, scale: int) -> slice:
 
 
 def _distance(shape: Sequence[int], scale: int, flip: bool) -> Tensor:
-    """Whole LR pixels between an output pixel and the nearer of the two cuts (top and left; bottom and right if flipped)."""
+    """Whole LR pixels between an output pixel and the nearer of the two cuts (top and left; bottom and right if
+    flipped)."""
     y, x = (torch.arange(n) // scale for n in shape)
     if flip:
         y, x = y.flip(0), x.flip(0)
@@ -69,7 +74,9 @@ def _curve(error: Tensor, distance: Tensor, step: int) -> tuple[SeamPoint, ...]:
         band = error[(distance >= halo) & (distance < halo + _BAND)]
         rank = max(1, round(0.999 * band.numel()))
         worst = float(error[distance >= halo].max())
-        points.append(SeamPoint(halo, round(float(band.mean()), 4), round(float(band.kthvalue(rank).values), 4), round(worst, 4)))
+        points.append(
+            SeamPoint(halo, round(float(band.mean()), 4), round(float(band.kthvalue(rank).values), 4), round(worst, 4))
+        )
         if worst < NEGLIGIBLE:
             break
     return tuple(points)

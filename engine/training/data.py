@@ -81,7 +81,7 @@ def _to_tensor(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
     return (picture.float() / 255 - 0.5) / 0.5
 
 
-def _turned(header: Any) -> bool:
+def _turned(header: pyvips.Image) -> bool:
     """Whether EXIF orientation swaps the sides."""
     return "orientation" in header.get_fields() and header.get("orientation") in (5, 6, 7, 8)
 

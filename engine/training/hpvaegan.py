@@ -1,38 +1,24 @@
-"""Training of step 1, coarse to fine: patch-VAE scales 0..L, then patch-GAN scales to M.
+"""`train_structure`: a photograph becomes a structure file.
 
-Knows losses, optimisers and the order of things (Gur et al. 2020, algorithm 1; OUR-GAN, sec. 3.2). Does not know how
-photographs are decoded (data), how runs are kept (checkpoint) or shown (log), nor what the networks look like inside.
+Knows the outer loop of step 1's training: scales, checkpoints, samples, events, interruption. What happens within an
+iteration is the trainer's affair, how photographs are decoded is data's.
 """
 
-import copy
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from engine.archs.hpvaegan import (
-    BASE_WIDTH,
-    LEAST_WIDTH,
-    Config,
-    Discriminator,
-    Encoder,
-    Noise,
-    Structure,
-    scale_sizes,
-)
-from engine.errors import EngineError, InputError, Interrupted, UsageError
+from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config, Structure
+from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
 from engine.training import checkpoint
-from engine.training.data import Photo, open_photo, pyramid, write_row
+from engine.training.data import open_photo, write_row
 from engine.training.log import (
     CheckpointSaved,
     Event,
@@ -42,44 +28,10 @@ from engine.training.log import (
     ScaleStarted,
     StructureSaved,
 )
+from engine.training.trainer import Precision, Settings, Trainer
 
-Precision = Literal["bf16", "fp16", "fp32"]
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-LEARNING_RATE = 5e-4
-VAE_DECAY = 0.2
-RECONSTRUCTION = 10.0
-PENALTY = 0.1
-CLIP = 5.0
-SIGMA = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All that decides the outcome of a run; a checkpoint only goes on with the same ones."""
-
-    iterations: tuple[int, ...]
-    config: Config
-    base_width: int
-    least_width: int
-    precision: Precision
-    batch: int
-    seed: int
-    photo: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The losses of one iteration, as plain numbers."""
-
-    losses: dict[str, float]
-
-    def bad(self) -> str | None:
-        """The name of the first loss that is not finite."""
-        return next((name for name, value in self.losses.items() if not math.isfinite(value)), None)
+# Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
+OVERHEAD = 3000
 
 
 def train_structure(
@@ -112,8 +64,8 @@ def train_structure(
     )
     if batch < 1 or checkpoint_every < 1:
         raise UsageError(f"batch = {batch} and checkpoint_every = {checkpoint_every} must both be at least 1")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder to write {out.name} to")
+    path = checkpoint.checkpoint_path(out)
+    _check_out(out, path, resume)
     facts = {
         "photo": {"name": photo.name, "width": opened.width, "height": opened.height, "sha256": opened.digest},
         "licence": licence,
@@ -125,7 +77,6 @@ def train_structure(
     }
     started = time.monotonic()
     trainer = Trainer(settings, opened, facts, _device(device))
-    path = checkpoint.checkpoint_path(out)
     if resume:
         trainer.restore(checkpoint.load(path, settings.as_dict()))
     log_path = out.with_name(out.name + ".log.jsonl")
@@ -137,242 +88,6 @@ def train_structure(
         path.unlink(missing_ok=True)
         run.emit(StructureSaved(out, out.stat().st_size, time.monotonic() - started))
     return structure
-
-
-class Trainer:
-    """The networks, the optimisers and the noise of a run, one iteration at a time."""
-
-    def __init__(self, settings: Settings, photo: Photo, facts: dict[str, Any], device: torch.device) -> None:
-        self.settings, self.config, self.device = settings, settings.config, device
-        size = (photo.height, photo.width)
-        sizes = scale_sizes(size, self.config.last, settings.base_width, settings.least_width)
-        self.reals = tuple(
-            real.to(device).contiguous(memory_format=torch.channels_last) for real in pyramid(photo, sizes)
-        )
-        # The networks draw their first weights from torch's global generator: seeded here, given back untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.structure = Structure(self.config, sizes, facts).to(device)
-            self.encoder = Encoder(self.config).to(device)
-            self.discriminator = Discriminator(self.config).to(device)
-        # All noise is drawn on the CPU, so that a seed means the same on every device.
-        self.noise = torch.Generator().manual_seed(settings.seed)
-        self.scale = 0
-        self.iteration = 0
-        self._posterior: tuple[Tensor, Tensor] | None = None
-        half = settings.precision == "fp16"
-        self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
-        self._optimisers: list[torch.optim.Adam] = []
-
-    def is_vae(self, m: int) -> bool:
-        return m <= self.config.last_vae
-
-    def begin_scale(self) -> None:
-        """Set up what trains at this scale; at its first iteration also copy the block and measure sigma."""
-        m = self.scale
-        if self.iteration == 0 and m >= 2:
-            self.structure.blocks[m - 1].load_state_dict(self.structure.blocks[m - 2].state_dict())
-        self._posterior = None if self.is_vae(m) else self._encode_frozen()
-        if self.iteration == 0 and m >= 1:
-            self.structure.sigmas[m] = SIGMA * self._error_before_training()
-        self._optimisers = self._make_optimisers()
-
-    def step(self) -> Step:
-        """One iteration of this scale."""
-        step = self._vae_step() if self.is_vae(self.scale) else self._gan_step()
-        self.iteration += 1
-        return step
-
-    def end_scale(self) -> None:
-        self.scale, self.iteration, self._optimisers = self.scale + 1, 0, []
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "scale": self.scale,
-            "iteration": self.iteration,
-            "structure": self.structure.state_dict(),
-            "encoder": self.encoder.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
-            "scalers": [scaler.state_dict() for scaler in self._scalers],
-            "noise": self.noise.get_state(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.scale, self.iteration = state["scale"], state["iteration"]
-        for name in ("structure", "encoder", "discriminator"):
-            cast(nn.Module, getattr(self, name)).load_state_dict(state[name])
-        self.noise.set_state(state["noise"])
-        if self.iteration:
-            self.begin_scale()
-            for optimiser, kept in zip(self._optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(kept)
-            for scaler, kept in zip(self._scalers, state["scalers"], strict=True):
-                scaler.load_state_dict(kept)
-
-    def finite(self) -> bool:
-        """Whether every weight is still a number."""
-        modules = (self.structure, self.encoder, self.discriminator)
-        return all(bool(p.isfinite().all()) for module in modules for p in module.parameters())
-
-    @torch.no_grad()
-    def show(self, m: int, count: int = 3) -> list[Tensor]:
-        """The photograph at scale m, its reconstruction from the mean code, and samples of fixed seeds; in [0, 1]."""
-        with self._autocast():
-            code = self._encode_frozen()[0]
-            pictures = [self.reals[m][0], self._reconstruct(code, m)[0]]
-            pictures += [self.structure.sample(seeded_noise(seed), last=m) * 2 - 1 for seed in range(count)]
-        return [((picture.float().cpu() + 1) / 2).clamp(0, 1) for picture in pictures]
-
-    def _vae_step(self) -> Step:
-        m, (real, smallest) = self.scale, (self.reals[self.scale], self.reals[0])
-        with self._autocast():
-            mean, log_variance = (t.float() for t in self.encoder(smallest))
-            z = self._reparameterise(mean, log_variance)
-            first = self.structure.base(z)
-            picture = first
-            for k in range(1, m + 1):
-                picture = self.structure.refine(k, picture, self._size(k))
-        reconstruction = F.mse_loss(first, smallest.expand_as(first))
-        if m > 0:
-            reconstruction = reconstruction + F.mse_loss(picture, real.expand_as(picture))
-        divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).mean()
-        self._descend(0, RECONSTRUCTION * reconstruction + divergence, clip=True)
-        return Step({"rec": reconstruction.item(), "kl": divergence.item()})
-
-    def _gan_step(self) -> Step:
-        m, n, real = self.scale, self.settings.batch, self.reals[self.scale].expand(self.settings.batch, -1, -1, -1)
-        with torch.no_grad(), self._autocast():
-            entry = self._lower_pictures()
-        with self._autocast():
-            both = self.structure.refine(m, entry, self._size(m), self._fake_noise(m))
-        reconstructed, fake = both[:n], both[n:]
-
-        self.discriminator.requires_grad_(True)
-        with self._autocast():
-            # One pass for both: nothing in the discriminator mixes the samples of a batch.
-            scores = self.discriminator(torch.cat([real, fake.detach()])).float()
-        distance = scores[n:].mean() - scores[:n].mean()
-        penalty = self._gradient_penalty(real, fake.detach())
-        self._descend(1, distance + PENALTY * penalty, clip=False)
-
-        self.discriminator.requires_grad_(False)
-        with self._autocast():
-            adversarial = -self.discriminator(fake).float().mean()
-        reconstruction = F.mse_loss(reconstructed, real)
-        self._descend(0, RECONSTRUCTION * reconstruction + adversarial, clip=True)
-        return Step(
-            {
-                "rec": reconstruction.item(),
-                "adv": adversarial.item(),
-                "critic": distance.item(),
-                "penalty": penalty.item(),
-            }
-        )
-
-    def _gradient_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
-        """(|gradient| - 1)^2, the norm taken over the three channels of each pixel.
-
-        fp16 would overflow in the double backward, so it leaves autocast; bf16 has the range and stays.
-        """
-        mix = torch.rand((), generator=self.noise).item()
-        between = (mix * real + (1 - mix) * fake).requires_grad_(True)
-        with self._autocast(enabled=self.settings.precision == "bf16"):
-            scores = self.discriminator(between).float().sum()
-        (gradient,) = torch.autograd.grad(scores, between, create_graph=True)
-        return ((torch.linalg.vector_norm(gradient.float(), dim=1) - 1) ** 2).mean()
-
-    def _descend(self, which: int, loss: Tensor, *, clip: bool) -> None:
-        if not math.isfinite(loss.item()):
-            # The caller sees the loss in its record and stops; the weights stay as they were.
-            return
-        optimiser, scaler = self._optimisers[which], self._scalers[which]
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if clip:
-            scaler.unscale_(optimiser)
-            nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], CLIP)
-        scaler.step(optimiser)
-        scaler.update()
-
-    def _make_optimisers(self) -> list[torch.optim.Adam]:
-        """Thaw what trains at this scale, freeze the rest."""
-        m, adam = self.scale, {"betas": (0.5, 0.999)}
-        for module in (self.structure, self.encoder, self.discriminator):
-            module.requires_grad_(False)
-        groups: list[dict[str, Any]] = []
-        if m > 0:
-            groups.append({"params": list(self.structure.blocks[m - 1].parameters()), "lr": LEARNING_RATE})
-        if self.is_vae(m):
-            base = [*self.encoder.parameters(), *self.structure.decoder.parameters()]
-            groups.append({"params": base, "lr": LEARNING_RATE * VAE_DECAY**m})
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(True)
-        optimisers = [torch.optim.Adam(groups, **adam)]  # type: ignore[arg-type]
-        if not self.is_vae(m):
-            self.discriminator.requires_grad_(True)
-            optimisers.append(torch.optim.Adam(self.discriminator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999)))
-        return optimisers
-
-    @torch.no_grad()
-    def _lower_pictures(self) -> Tensor:
-        """What G_m refines: a reconstruction (first half of the batch) and a sample (second half).
-
-        The blocks below are frozen and normalise each sample alone, so both run as one batch.
-        """
-        n, (mean, log_variance) = self.settings.batch, cast(tuple[Tensor, Tensor], self._posterior)
-        code = self._reparameterise(mean, log_variance)
-        picture = self.structure.base(torch.cat([code, self._normal(n, self.config.latent, *self._size(0))]))
-        for k in range(1, self.scale):
-            picture = self.structure.refine(k, picture, self._size(k), self._fake_noise(k))
-        return picture
-
-    def _fake_noise(self, m: int) -> Tensor | None:
-        """sigma_m z_m for the samples of the batch, zero for the reconstructions."""
-        if self.is_vae(m):
-            return None
-        noise = self.structure.sigmas[m] * self._normal(self.settings.batch, 3, *self._size(m))
-        return torch.cat([torch.zeros_like(noise), noise])
-
-    def _reparameterise(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        noise = self._normal(self.settings.batch, *mean.shape[1:])
-        return mean + torch.exp(0.5 * log_variance) * noise
-
-    @torch.no_grad()
-    def _encode_frozen(self) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance without moving the power iteration of the spectral norm."""
-        self.encoder.eval()
-        with self._autocast():
-            mean, log_variance = (t.float() for t in self.encoder(self.reals[0]))
-        self.encoder.train()
-        return mean, log_variance
-
-    @torch.no_grad()
-    def _error_before_training(self) -> Tensor:
-        """RMSE between the photograph and its reconstruction through the block that is about to be trained."""
-        with self._autocast():
-            mean, log_variance = self._encode_frozen()
-            z = mean + torch.exp(0.5 * log_variance) * self._normal(*mean.shape)
-            picture = self._reconstruct(z, self.scale)
-        return F.mse_loss(picture, self.reals[self.scale]).sqrt()
-
-    def _reconstruct(self, z: Tensor, m: int) -> Tensor:
-        picture = self.structure.base(z)
-        for k in range(1, m + 1):
-            picture = self.structure.refine(k, picture, self._size(k))
-        return picture
-
-    def _normal(self, *shape: int) -> Tensor:
-        noise = torch.randn(shape, generator=self.noise).to(self.device)
-        return noise.contiguous(memory_format=torch.channels_last)
-
-    def _size(self, m: int) -> tuple[int, int]:
-        return self.structure.sizes[m]
-
-    def _autocast(self, enabled: bool = True) -> torch.autocast:
-        half = _HALF.get(self.settings.precision)
-        return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=enabled and half is not None)
 
 
 class _Run:
@@ -406,7 +121,7 @@ class _Run:
     def _scale(self) -> None:
         trainer, m = self.trainer, self.trainer.scale
         total, started = self.totals[m], time.monotonic()
-        if trainer.iteration == 0:
+        if not trainer.begun:
             self.whole = False
             trainer.begin_scale()
             self._save()
@@ -455,12 +170,12 @@ class _Run:
         return ScaleStarted(m, len(self.totals), size, kind, sigma, trainer.iteration, self.totals[m])
 
     def _eta(self, seconds: float) -> float:
-        """What is left, if an iteration costs as much a pixel at every scale (four times at a GAN scale)."""
+        """What is left, if a pixel costs the same at every scale (four times as much at a GAN scale)."""
         now = self.trainer.scale
 
         def work(m: int) -> float:
             height, width = self.trainer.structure.sizes[m]
-            return height * width * (1 if self.trainer.is_vae(m) else 4)
+            return OVERHEAD + height * width * (1 if self.trainer.is_vae(m) else 4)
 
         left = (self.totals[now] - self.trainer.iteration) * work(now)
         left += sum(self.totals[m] * work(m) for m in range(now + 1, len(self.totals)))
@@ -471,15 +186,6 @@ class _Run:
 
     def _last_good(self) -> str:
         return self.saved or "none"
-
-
-def seeded_noise(seed: int) -> Noise:
-    """Normal values for `Structure.sample` that depend on the seed, the scale and the shape only."""
-
-    def noise(m: int, shape: tuple[int, int, int]) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(copy.copy(seed) * 1009 + m))
-
-    return noise
 
 
 @contextmanager
@@ -517,6 +223,16 @@ def _per_scale(iterations: int | Sequence[int], config: Config) -> tuple[int, ..
     if len(numbers) != scales or min(numbers) < 1:
         raise UsageError(f"iterations = {iterations}: give one number, or {scales} numbers, each at least 1")
     return numbers
+
+
+def _check_out(out: Path, checkpoint_file: Path, resume: bool) -> None:
+    """Find out now, not after an hour of training, that the result has no place."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder to write {out.name} to")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder: name a file to write the structure to")
+    if checkpoint_file.exists() and not resume:
+        raise ResumeError(f"{checkpoint_file}: a run to {out.name} is unfinished: resume it or delete that file")
 
 
 def _known(precision: str) -> Precision:

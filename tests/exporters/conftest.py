@@ -1,4 +1,7 @@
-"""Synthetic OME-Zarr stores, small enough to be held whole beside their export."""
+"""Synthetic OME-Zarr stores, small enough to be held whole beside their export.
+
+Helpers are fixtures that return functions: another folder's conftest may be the module named ``conftest``.
+"""
 
 from pathlib import Path
 
@@ -6,47 +9,42 @@ import numpy as np
 import pytest
 import zarr
 
+from engine.errors import InputError
+
 PROVENANCE = {"complete": True, "seed": 7, "plan": {"model_digest": "sha256:0123"}, "licences": ["CC0-1.0"]}
 
 
-def picture(height, width, dtype="uint8", seed=0):
-    """[H, W, 3]: a smooth picture with some noise, so that every codec has something to do and nothing is constant."""
+def _picture(height, width, dtype="uint8"):
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    planes = [np.sin(x / 37), np.cos(y / 23), np.sin((x + y) / 51)]
+    planes = np.stack([np.sin(x / 37), np.cos(y / 23), np.sin((x + y) / 51)], -1) * 0.4 + 0.5
+    noise = np.random.default_rng(0).normal(0, 0.01, planes.shape)
     top = np.iinfo(dtype).max
-    noise = np.random.default_rng(seed).normal(0, 0.01, (height, width, 3))
-    return np.clip((np.stack(planes, -1) * 0.4 + 0.5 + noise) * top, 0, top).astype(dtype)
+    return np.clip((planes + noise) * top, 0, top).astype(dtype)
 
 
-def halve(pixels):
-    """The next level: every second pixel, so ceil(size / 2)."""
-    return np.ascontiguousarray(pixels[::2, ::2])
-
-
-def make_levels(pixels, smallest=64):
+def _halvings(pixels, smallest=128):
     levels = [pixels]
     while max(levels[-1].shape[:2]) > smallest:
-        levels.append(halve(levels[-1]))
+        levels.append(np.ascontiguousarray(levels[-1][::2, ::2]))
     return levels
 
 
-def write_store(path, levels, *, shard=256, chunk=128, ourgan=PROVENANCE, axes="cyx"):
-    """Write ``levels`` ([H, W, 3] each) as a sharded OME-Zarr 0.5 image; ``ourgan`` None makes it somebody else's."""
+def _write(path, levels, *, shard=256, chunk=128, ourgan=PROVENANCE, axes=("c", "y", "x"), names="{}"):
     group = zarr.open_group(path, mode="w", zarr_format=3)
     for index, pixels in enumerate(levels):
         planes = pixels.transpose(2, 0, 1)
         channels = planes.shape[0]
         array = group.create_array(
-            str(index),
+            names.format(index),
             shape=planes.shape,
             dtype=planes.dtype,
             chunks=(channels, chunk, chunk),
             shards=None if shard is None else (channels, shard, shard),
-            dimension_names=list(axes),
+            config={"write_empty_chunks": True},  # as our sink does: a shard that is not there was lost
             compressors=[zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")],
         )
         array[:] = planes
-    datasets = [{"path": str(index)} for index in range(len(levels))]
+    datasets = [{"path": names.format(index)} for index in range(len(levels))]
     image = {"axes": [{"name": name} for name in axes], "datasets": datasets}
     group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
     if ourgan is not None:
@@ -54,30 +52,47 @@ def write_store(path, levels, *, shard=256, chunk=128, ourgan=PROVENANCE, axes="
     return Path(path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def picture():
+    """(height, width, dtype) -> [H, W, 3]: smooth with some noise, so that a swapped or lost pixel shows."""
+    return _picture
+
+
+@pytest.fixture(scope="session")
+def halvings():
+    """[H, W, 3] -> all its levels, every second pixel of the one before: ceil(size / 2) each."""
+    return _halvings
+
+
+@pytest.fixture(scope="session")
+def write_store():
+    """Write levels as a sharded OME-Zarr 0.5 image; ``ourgan=None`` makes it somebody else's."""
+    return _write
+
+
+@pytest.fixture(scope="session")
 def levels():
     """Odd sizes on purpose: the last tile of every level is cut, on both sides."""
-    return make_levels(picture(531, 1037))
+    return _halvings(_picture(531, 1037))
 
 
 @pytest.fixture
 def store(tmp_path, levels):
-    return write_store(tmp_path / "out.zarr", levels)
+    return _write(tmp_path / "out.zarr", levels)
 
 
 @pytest.fixture
-def break_reads(monkeypatch):
-    """Make the third read of the pyramid fail, as a damaged shard would."""
-    from engine.errors import InputError
+def broken_reads(monkeypatch):
+    """The second read of a pyramid fails, as on a damaged shard."""
     from engine.exporters.pyramid import Pyramid
 
-    count = 0
     decode = Pyramid._decode
+    count = 0
 
     def failing(self, level, cell):
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 2:
             raise InputError("injected")
         return decode(self, level, cell)
 

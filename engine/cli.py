@@ -1,0 +1,201 @@
+"""The command line: parses, calls, prints, and turns errors into one line and an exit code.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by the plan, 4 bad input, 130 interrupted (go on with --resume).
+Results go to stdout, everything else to stderr. torch is imported inside the commands only, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from engine.errors import EngineError, InputError, Interrupted, UsageError
+from engine.request import Request
+from engine.version import __version__
+
+app = App(
+    name="engine", version=__version__, help="One photograph in, a seamless image of any size out, in bounded memory."
+)
+model_app = App(name="model", help="Build model files.")
+train_app = App(name="train", help="Train on one photograph.")
+app.command(model_app)
+app.command(train_app)
+
+Flag = Annotated[bool, Parameter(negative=())]
+JsonFlag = Annotated[bool, Parameter(negative=(), help="Print JSON instead of text.")]
+
+
+@app.command
+def render(
+    model: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="OME-Zarr store to write.")],
+    request: Request = Request(),  # noqa: B008
+    count: Annotated[int, Parameter(help="Render this many images, of consecutive seeds, as NAME-SEED.zarr.")] = 1,
+    resume: Annotated[bool, Parameter(negative=(), help="Finish a store that was interrupted.")] = False,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace an existing store.")] = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
+    json: JsonFlag = False,
+    report: Annotated[Path | None, Parameter(help="Write plan, projection and measurements to this JSON file.")] = None,
+) -> None:
+    """Render a model (or a bare super-resolution checkpoint with --init) into an OME-Zarr store."""
+    from engine.commands import render as run
+
+    if count < 1:
+        raise UsageError(f"--count {count}: must be at least 1")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other: one keeps what is there, the other replaces it")
+    if count > 1 and report is not None:
+        raise UsageError("--report describes one render: leave --count out")
+    for seed in range(request.seed, request.seed + count):
+        target = out if count == 1 else out.with_name(f"{out.stem}-{seed}{out.suffix}")
+        run.render(model, target, replace(request, seed=seed), resume, overwrite, dry_run, json, report)
+
+
+@app.command
+def plan(
+    model: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Where the store would be written: decides the free disk.")] = Path("out.zarr"),
+    request: Request = Request(),  # noqa: B008
+    json: JsonFlag = False,
+) -> None:
+    """Print what a render would do and cost: tiles, halos, memory, disk and time. Refuses like render."""
+    from engine.commands import render as run
+
+    run.render(model, out, request, False, False, True, json, None)
+
+
+@app.command
+def probe(
+    model: Path,
+    /,
+    *,
+    image: Annotated[
+        Path | None, Parameter(help="Measure on crops of this photograph instead of the model's own samples.")
+    ] = None,
+    save: Annotated[bool, Parameter(negative=(), help="Store the measurement in the model file.")] = False,
+    plot: Annotated[Path | None, Parameter(help="Draw seam error against halo into this PNG or SVG.")] = None,
+    device: Annotated[str | None, Parameter(help="cpu, cuda, ...")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure each stage's receptive field and its seam error against the halo."""
+    from engine.commands import model as run
+
+    run.probe(model, image, save, plot, device, json)
+
+
+@app.command
+def info(path: Path, /, *, json: JsonFlag = False) -> None:
+    """Show what a model file holds: stages, parameters, halos, licences."""
+    from engine.commands import model as run
+
+    run.info(path, json)
+
+
+@app.command
+def export(
+    store: Path,
+    out: Path,
+    /,
+    *,
+    compression: Annotated[str | None, Parameter(help="TIFF: deflate (default), none, jpeg, ...")] = None,
+    quality: Annotated[int | None, Parameter(help="JPEG and WebP quality, 1 to 100.")] = None,
+    max_size: Annotated[
+        int | None, Parameter(help="PNG, JPEG: reduce to at most this many pixels on the longer side.")
+    ] = None,
+    dpi: Annotated[float | None, Parameter(help="TIFF: dots per inch for print.")] = None,
+    bigtiff: Annotated[
+        bool | None, Parameter(help="TIFF: force or forbid BigTIFF; by default the size decides.")
+    ] = None,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace an existing file.")] = False,
+    allow_incomplete: Annotated[bool, Parameter(negative=(), help="Export a render that is not finished.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Export a store to pyramidal TIFF (.tif) or to a picture (.png, .jpg), in bounded memory."""
+    from engine.commands import export as run
+
+    run.export(store, out, json, compression=compression, quality=quality, max_size=max_size, dpi=dpi,
+               bigtiff=bigtiff, overwrite=overwrite, allow_incomplete=allow_incomplete)  # fmt: skip
+
+
+@model_app.command
+def build(
+    *,
+    out: Annotated[Path, Parameter(help="Model file to write.")],
+    sr: Annotated[
+        list[str],
+        Parameter(help="Checkpoint of a stage (.safetensors, .pth, ncnn .param), or realsr, x4plus; once per stage."),
+    ],
+    structure: Annotated[Path | None, Parameter(help="Step 1, as engine train structure writes it.")] = None,
+    sigma: Annotated[list[float] | None, Parameter(help="Input noise of a stage, of 1.0; once per stage.")] = None,
+    licence: Annotated[str | None, Parameter(help="Licence of checkpoints that are given as files.")] = None,
+) -> None:
+    """Put a model file together from a structure file and super-resolution checkpoints."""
+    from engine.commands import model as run
+
+    run.build(out, structure, sr, sigma or [], licence)
+
+
+@train_app.command
+def structure(
+    photo: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Structure file to write.")],
+    iterations: Annotated[
+        list[int] | None, Parameter(help="Iterations per scale: one number, or one per scale.", consume_multiple=True)
+    ] = None,
+    device: Annotated[str, Parameter(help="cpu, cuda, ...")] = "cpu",
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
+    seed: int = 0,
+    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint.")] = False,
+    padding: Annotated[
+        str | None, Parameter(help="Border of the convolutions: zeros (the paper), reflect or replicate.")
+    ] = None,
+    coordinates: Annotated[bool, Parameter(help="Vertical coordinate convolution (off: the vanilla baseline).")] = True,
+    licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
+    source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
+) -> None:
+    """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph."""
+    from engine.commands import train as run
+
+    run.structure(photo, out, iterations, device, precision, seed, resume, padding, coordinates, licence, source)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script: exits with the documented code."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except EngineError as error:
+        _fail(str(error), error.exit_code)
+    except CycloptsError as error:
+        _fail(_cause(error), UsageError.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped at once; --resume goes on from the last finished shard", Interrupted.exit_code)
+    except MemoryError:
+        _fail("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
+    except PermissionError as error:
+        _fail(f"{error.filename}: permission denied; choose a place that can be written", InputError.exit_code)
+
+
+def _cause(error: CycloptsError) -> str:
+    """An error of ours that was raised while parsing says more than the parser's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EngineError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return f"{' '.join(str(error).split())} (see engine --help)"
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"engine: {message}\n")
+    raise SystemExit(code)

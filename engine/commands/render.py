@@ -1,0 +1,110 @@
+"""engine render and engine plan."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from engine import report
+from engine.errors import Interrupted
+from engine.memory import PeakMemory
+from engine.model import load
+from engine.progress import clock, meter, tell
+from engine.render import Job
+from engine.request import Request
+from engine.sinks import ZarrSink
+
+
+def render(
+    model: Path,
+    out: Path,
+    request: Request,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    report_path: Path | None,
+) -> None:
+    """Plan, print the plan, render with progress, print what was measured."""
+    job = Job(load(model), request, out, tell)
+    if dry_run:
+        _show_plan(job, as_json)
+        job.check()
+        return
+    sink = job.open_sink(resume, overwrite)
+    if not as_json:
+        report.print_plan(job.plan, job.projection, job.budget)
+    measured = _run(job, sink)
+    result = report.run_report(job.plan, job.projection, job.budget, measured)
+    if report_path is not None:
+        report_path.write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        report.print_json(result)
+    else:
+        _show_result(job, measured)
+
+
+def _show_plan(job: Job, as_json: bool) -> None:
+    if as_json:
+        report.print_json(report.plan_json(job.plan, job.projection, job.budget))
+    else:
+        report.print_plan(job.plan, job.projection, job.budget)
+
+
+def _run(job: Job, sink: ZarrSink) -> dict[str, Any]:
+    work = [s.tile_shape[0] * s.tile_shape[1] for s in job.plan.stages]
+    total = sum(n * k for n, k in zip(work, job.projection.tiles, strict=True))
+    writes = compute = write = 0.0
+    start = time.perf_counter()
+    with PeakMemory(job.device) as peak, meter("rendering", total) as bar, _interruptible() as stopping:
+        for done in job.run(sink, lambda stage, pixels: bar.advance(pixels, f"stage {stage + 1}")):
+            writes += 1
+            compute += done.compute_seconds
+            write += done.write_seconds
+            if stopping and not sink.complete and any(True for _ in sink.missing()):
+                raise Interrupted(f"{job.out}: stopped after a whole shard; the same command with --resume goes on")
+    return {
+        "seconds": time.perf_counter() - start,
+        "compute_seconds": compute,
+        "write_seconds": write,
+        "writes": int(writes),
+        "host_peak": peak.host,
+        "working_peak": peak.host - job.baseline,
+        "device_peak": peak.device,
+    }
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """The first Ctrl-C (or SIGTERM) asks to stop after the shard in hand; the second stops at once."""
+    requests: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+        tell("stopping after this shard; once more to stop at once")
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show_result(job: Job, measured: dict[str, Any]) -> None:
+    height, width = job.plan.size
+    seam = job.plan.seam_error
+    error = "exact" if seam == 0 else "not measured" if seam is None else f"at most {seam:.2f} levels where measured"
+    report.line(f"{job.out}: {width}x{height}, complete, {clock(measured['seconds'])}, seam error {error}")
+    report.line(
+        f"peak memory {report.gib(measured['host_peak'])} measured, {report.gib(job.projection.host)} projected, "
+        f"{report.gib(job.budget.host)} allowed"
+    )

@@ -1,0 +1,33 @@
+"""The reference executor: one tile after the other, computed, then written. Every other executor must give its
+pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.geometry import Box
+from engine.plan import Plan
+from engine.sinks import Sink
+from engine.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class TileDone:
+    """A box of the output that is now on disk. Seconds: pulling it through the stages, and writing it."""
+
+    box: Box
+    compute_seconds: float
+    write_seconds: float
+
+
+def run(plan: Plan, image: Source, sink: Sink) -> Iterator[TileDone]:
+    """Pull every missing box out of ``image`` (canvas coordinates) into ``sink`` (output coordinates)."""
+    for box in sink.missing():
+        start = time.perf_counter()
+        pixels = image.read(box.shift(plan.roi.y0, plan.roi.x0)).numpy()
+        computed = time.perf_counter()
+        sink.write(box, pixels)
+        yield TileDone(box, computed - start, time.perf_counter() - computed)

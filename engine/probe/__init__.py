@@ -1,0 +1,130 @@
+"""Measures a model: receptive fields, seam errors, memory and time. Its numbers decide halos and tiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.errors import UsageError
+from engine.geometry import Box
+from engine.kernels.noise import noise_torch
+from engine.model import Model
+from engine.probe import footprint
+from engine.probe.content import detailed_crops, photograph_crops, structure_sample
+from engine.probe.erf import effective_radius
+from engine.probe.seam import seam_curve
+from engine.profile import Footprint, StageProfile
+from engine.stages import Stage
+
+_SEED = 0
+
+
+def probe(
+    model: Model,
+    image: Path | None = None,
+    device: torch.device | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[StageProfile]:
+    """Profile of every stage, in float32. ``image``: measure on crops of this photograph instead of the model's own
+    samples.
+
+    ``tell`` receives a line before each stage. Raises UsageError when there is no content to measure on.
+    """
+    if image is None and model.structure is None:
+        raise UsageError(f"{model.path}: no step 1 to make content with; give a photograph with --image")
+    profiles: list[StageProfile] = []
+    measured: dict[tuple[str, bool], StageProfile] = {}
+    outputs: list[Tensor] = []
+    for index, described in enumerate(model.stages):
+        # On a photograph every stage sees the same crops: stages that share weights share the measurement too.
+        key = (described.weights, image is None and bool(index))
+        if image is not None and key in measured:
+            profiles.append(measured[key])
+            continue
+        tell(
+            f"measuring stage {index + 1} of {len(model.stages)} ({described.architecture}): receptive field and seam error"
+        )
+        stage = Stage(model.network(index), device or torch.device("cpu"), "fp32")
+        content = _content(model, index, stage.align, image, outputs)
+        profile, outputs = _measure(stage, content, _name(model, image), described.sigma, index)
+        measured[key] = profile
+        profiles.append(profile)
+    return profiles
+
+
+def _name(model: Model, image: Path | None) -> str:
+    return f"crops of {image.name}" if image is not None else f"the model's own sample, seed {_SEED}"
+
+
+def _content(model: Model, index: int, align: int, image: Path | None, outputs: list[Tensor]) -> list[Tensor]:
+    if image is not None:
+        return photograph_crops(image, align)
+    if index:
+        return detailed_crops(outputs, align)
+    assert model.structure is not None
+    return detailed_crops([structure_sample(model.structure, _SEED)[None]], align)
+
+
+def _measure(
+    stage: Stage, content: list[Tensor], name: str, sigma: float, index: int
+) -> tuple[StageProfile, list[Tensor]]:
+    if sigma:
+        content = [c + sigma * noise_torch(_SEED, index, Box(0, 0, *c.shape[2:]), 3) for c in content]
+    content = [c.to(stage.device).contiguous(memory_format=torch.channels_last) for c in content]
+    absolute, square = effective_radius(stage.network, content, stage.scale, stage.align)
+    seam, outputs = seam_curve(stage.network, content, stage.scale, stage.align)
+    return StageProfile(name, absolute, square, seam), [o.cpu() for o in outputs]
+
+
+def profiles_of(
+    model: Model, device: torch.device | None = None, tell: Callable[[str], None] = lambda _: None
+) -> list[StageProfile] | None:
+    """Profiles from the model file, from the user's cache, or measured now; None when there is nothing to measure
+    on.
+    """
+    stored = [s.profile for s in model.stages]
+    if all(p is not None for p in stored):
+        return [p for p in stored if p is not None]
+    path = footprint.cache_folder() / "profiles" / f"{model.digest[:24]}.json"
+    try:
+        return [StageProfile.from_json(p) for p in json.loads(path.read_text())]
+    except (OSError, ValueError, KeyError, TypeError):
+        if model.structure is None:
+            return None
+    profiles = probe(model, device=device, tell=tell)
+    remember(model, profiles)
+    return profiles
+
+
+def remember(model: Model, profiles: list[StageProfile]) -> None:
+    """Keep profiles in the user's cache folder, under the model's digest."""
+    footprint.store_json(
+        footprint.cache_folder() / "profiles" / f"{model.digest[:24]}.json", [p.to_json() for p in profiles]
+    )
+
+
+def stage_footprint(model: Model, index: int, stage: Stage, precision: str) -> Footprint:
+    """Measured cost of a stage on this machine (cached)."""
+
+    def run(height: int, width: int) -> Tensor:
+        tile = torch.rand(1, 3, height, width, device=stage.device)
+        return stage.run(tile.contiguous(memory_format=torch.channels_last))
+
+    key = ("sr", model.weights_digest(index), str(stage.device), precision)
+    return footprint.cached(key, lambda: footprint.measure(run, stage.device, stage.align))
+
+
+def structure_footprint(model: Model) -> Footprint:
+    """Measured cost of step 1 on the host (cached)."""
+    structure = model.structure
+    assert structure is not None
+    return footprint.cached(
+        ("structure", model.digest, "cpu"),
+        lambda: footprint.measure(
+            lambda h, w: structure_sample(structure, 0, (h, w)), torch.device("cpu"), largest=256
+        ),
+    )

@@ -1,0 +1,77 @@
+"""Real content to measure stages on: what they will see in a render, or crops of a photograph.
+
+Seams show most where there is detail, so the crops with the most detail are taken: the measured error is meant as an
+upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.archs.hpvaegan import Structure
+from engine.errors import InputError
+from engine.geometry import Box
+from engine.kernels.noise import noise_torch
+from engine.sources import PictureSource
+
+CROP = 192
+"""Side of a crop in LR pixels: a cut at a third leaves 64 pixels of context outside the tile and 128 inside."""
+
+PICTURES = 2
+
+_SEED = 0
+
+
+def structure_sample(structure: Structure, seed: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Step 1's image for a seed, float32 [3, h, w] in [0, 1]; its noise is addressed by position as everywhere."""
+
+    def noise(scale: int, shape: tuple[int, int, int]) -> Tensor:
+        channels, height, width = shape
+        return noise_torch(seed, scale, Box(0, 0, height, width), channels)
+
+    return structure.sample(noise, size)
+
+
+def photograph_crops(path: Path, align: int) -> list[Tensor]:
+    """The most detailed crops of a photograph at full resolution, [1, 3, CROP, CROP] (smaller when the photograph
+    is).
+    """
+    source = PictureSource(path)
+    height, width = (min(CROP, n) // align * align for n in source.size)
+    if min(height, width) < CROP // 2:
+        raise InputError(
+            f"{path}: {source.size[1]}x{source.size[0]} is too small to measure on; use one of at least {CROP}x{CROP}"
+        )
+    return _detailed(source.read, source.size, (height, width))
+
+
+def detailed_crops(pictures: list[Tensor], align: int) -> list[Tensor]:
+    """The most detailed crop of each picture [1, 3, h, w]; a picture that is small enough is taken whole."""
+    crops = []
+    for picture in pictures:
+        size = (picture.shape[2], picture.shape[3])
+        shape = tuple(min(CROP if n > 2 * CROP else n, n) // align * align for n in size)
+        crops += _detailed(lambda box, p=picture: p[0][:, box.y0 : box.y1, box.x0 : box.x1], size, (shape[0], shape[1]))
+        # type: ignore[misc]
+    return crops[:PICTURES]
+
+
+def _detailed(read: Callable[[Box], Tensor], size: tuple[int, int], shape: tuple[int, int]) -> list[Tensor]:
+    boxes = sorted(_candidates(size, shape), key=lambda box: -_detail(read(box)))
+    return [read(box)[None].contiguous(memory_format=torch.channels_last) for box in boxes[:PICTURES]]
+
+
+def _candidates(size: tuple[int, int], shape: tuple[int, int]) -> Iterator[Box]:
+    """Crops on a grid of at most 8 x 8 that do not overlap."""
+    steps = [max(s, (n - s) // 7 or s) for n, s in zip(size, shape, strict=True)]
+    for y in range(0, size[0] - shape[0] + 1, steps[0]):
+        for x in range(0, size[1] - shape[1] + 1, steps[1]):
+            yield Box(y, x, y + shape[0], x + shape[1])
+
+
+def _detail(crop: Tensor) -> float:
+    return float(crop.diff(dim=1).abs().mean() + crop.diff(dim=2).abs().mean())

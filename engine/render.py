@@ -1,0 +1,228 @@
+"""The main job: from a model and a request to a store full of pixels.
+
+``prepare`` measures and plans, and runs nothing; ``Job.run`` renders. In between the plan can be printed, and refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import probe
+from engine.budget import CACHE_BYTES, GIB, Budget, Projection, StageCost, check, choose_cores, project
+from engine.cache import Scratch, TileCache
+from engine.errors import UsageError
+from engine.executors import serial
+from engine.executors.serial import TileDone
+from engine.geometry import Box
+from engine.lazy import StageImage
+from engine.memory import free_device, free_host, release, resident
+from engine.model import Model
+from engine.plan import Canvas, Plan, StagePlan, resolve_canvas, shard_of
+from engine.probe.content import structure_sample
+from engine.profile import StageProfile
+from engine.request import Request
+from engine.sinks import ZarrSink, stored_plan
+from engine.sources import PictureSource, Source, TensorSource
+from engine.stages import Stage, choose_device
+from engine.version import __version__
+
+
+class Job:
+    """A planned render. ``plan`` and ``projection`` may be looked at before ``run``."""
+
+    def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.model = model
+        self.request = request
+        self.out = out
+        self.device = choose_device(request.device)
+        self._picture = PictureSource(request.init) if request.init is not None else None
+        self._tell = tell
+        self.canvas = self._canvas()
+        self.stages = [Stage(model.network(i), self.device, request.precision) for i in range(self.canvas.stages)]
+        self._costs = [
+            StageCost(probe.stage_footprint(model, i, s, request.precision), self.device.type != "cpu")
+            for i, s in enumerate(self.stages)
+        ]
+        self._structure_cost = None if self._picture else StageCost(probe.structure_footprint(model), False)
+        release()
+        self.baseline = resident()
+        self.budget = self._budget()
+        self.plan = self._plan(self._planned_cores)
+        self.projection = self._project(list(self.plan.writes()))
+
+    def _canvas(self) -> Canvas:
+        if self._picture is None and self.model.structure is None:
+            raise UsageError(f"{self.model.path}: no step 1 in this model; give a picture to start from with --init")
+        native = self._picture.size if self._picture else self.model.base_size
+        if self._picture and self.request.size:
+            _check_aspect(self._picture.size, self.request.size)
+        return resolve_canvas(self.request.size, native, [s.scale for s in self.model.stages], self.request.stages)
+
+    def _budget(self) -> Budget:
+        folder = next(p for p in self.out.absolute().parents if p.exists())
+        return Budget(
+            host=self.request.memory or default_memory(free_host()),
+            device=self.request.vram or free_device(self.device),
+            disk=shutil.disk_usage(folder).free,
+        )
+
+    def _profiles(self) -> Sequence[StageProfile | None]:
+        """Measured profiles, measuring first where the overlap policy needs them and nobody has."""
+        stored = [s.profile for s in self.model.stages]
+        if not self.request.halo_policy.needs_profile:
+            return stored
+        profiles = probe.profiles_of(self.model, self.device, self._tell)
+        return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
+
+    def _plan(self, choose: Callable[[tuple[StagePlan, ...]], tuple[StagePlan, ...]]) -> Plan:
+        profiles = self._profiles()[: self.canvas.stages]
+        stages, size = [], self.canvas.base
+        for index, (stage, profile) in enumerate(zip(self.stages, profiles, strict=True)):
+            halo = self.request.halo_policy.choose(profile, stage.radius, stage.align)
+            sigma = self.model.stages[index].sigma
+            stages.append(
+                StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
+            )
+            size = (size[0] * stage.scale, size[1] * stage.scale)
+        planned = choose(tuple(stages))
+        finished = tuple(
+            replace(s, seam_error=_seam_error(s, stage.radius, p))
+            for s, stage, p in zip(planned, self.stages, profiles, strict=True)
+        )
+        for stage_plan in finished:
+            stage_plan.check()
+        shard, chunk = shard_of(finished[-1].core * finished[-1].scale)
+        whole = Box(0, 0, *self.canvas.size)
+        return Plan(
+            canvas=self.canvas.size,
+            roi=self._roi(whole),
+            base=self.canvas.base,
+            stages=finished,
+            shard=shard,
+            chunk=chunk,
+            seed=self.request.seed,
+            model_digest=self.model.digest,
+            precision=self.request.precision,
+            overlap=self.request.overlap,
+            backend=f"{self.device.type}, torch {torch.__version__}",
+            init_digest=self._picture.digest if self._picture else None,
+        )
+
+    def _planned_cores(self, stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
+        if self.request.tile is None:
+            return choose_cores(stages, self._costs, self.budget, self.baseline)
+        return _with_cores(stages, [_rounded(self.request.tile, s) for s in stages])
+
+    def _roi(self, whole: Box) -> Box:
+        roi = self.request.roi or whole
+        if not roi.area or not whole.contains(roi):
+            raise UsageError(
+                f"--roi {roi.x0},{roi.y0},{roi.width},{roi.height}: not inside the canvas of {whole.width}x{whole.height}"
+            )
+        return roi
+
+    def _project(self, writes: Sequence[Box]) -> Projection:
+        return project(self.plan, self._costs, self._structure_cost, self.baseline, writes)
+
+    def check(self) -> None:
+        """Raise BudgetError when the plan does not fit the budgets."""
+        check(self.plan, self.projection, self.budget)
+
+    def open_sink(self, resume: bool, overwrite: bool) -> ZarrSink:
+        """Make the store, or open the one that is to be finished, adopting the tiles it was planned with."""
+        stored = stored_plan(self.out) if resume else None
+        if stored is None and not (resume and self.out.exists()):
+            self.check()
+            shutil.rmtree(self._scratch_root, ignore_errors=True)
+            return ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
+        if stored is not None and self.request.tile is None and len(stored["stages"]) == len(self.stages):
+            cores = [s["core"] for s in stored["stages"]]
+            self.plan = self._plan(lambda stages: _with_cores(stages, cores))
+        sink = ZarrSink.resume(self.out, self.plan)
+        self.projection = self._project(list(sink.missing()))
+        self.check()
+        return sink
+
+    def run(
+        self, sink: ZarrSink, on_tile: Callable[[int, int], None] = lambda stage, pixels: None
+    ) -> Iterator[TileDone]:
+        """Render what is missing. ``on_tile(stage, LR pixels)`` is called after each network run. Yields after each
+        write.
+        """
+        if not any(True for _ in sink.missing()):
+            sink.finish()
+            return
+        image: Source = self._base()
+        for index, stage in enumerate(self.stages):
+            stage_plan, last = self.plan.stages[index], index == len(self.stages) - 1
+            folder = self._scratch_root / self.plan.digest[:16] / str(index + 1)
+            cache = TileCache(CACHE_BYTES, Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32))
+            image = StageImage(stage_plan, index, self.plan.seed, stage, image, cache, last, on_tile)
+        yield from serial.run(self.plan, image, sink)
+        sink.finish()
+        shutil.rmtree(self._scratch_root, ignore_errors=True)
+
+    def _base(self) -> Source:
+        if self._picture is None:
+            assert self.model.structure is not None
+            return TensorSource(structure_sample(self.model.structure, self.plan.seed, self.plan.base))
+        if self._picture.size != self.plan.base:
+            assert self.request.init is not None
+            return PictureSource(self.request.init, self.plan.base)
+        return self._picture
+
+    @property
+    def _scratch_root(self) -> Path:
+        return self.out.with_name(self.out.name + ".scratch")
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "engine": __version__,
+            "model": self.model.path.name,
+            "licences": self.model.manifest.licences,
+            "seam_error_levels": self.plan.seam_error,
+            "profiles": [p.to_json() if p else None for p in self._profiles()[: self.canvas.stages]],
+        }
+
+
+def default_memory(free: int) -> int:
+    """Half of what is free, rounded down to a power of two GiB, so that the same command plans the same tiles from day
+    to day."""
+    half = max(1, free // 2 // GIB)
+    return GIB << (half.bit_length() - 1)
+
+
+def _check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    stretch = (size[1] / size[0]) / (picture[1] / picture[0])
+    if not 0.98 <= stretch <= 1.02:
+        height = round(size[1] * picture[0] / picture[1])
+        raise UsageError(
+            f"--size {size[1]}x{size[0]} would stretch the picture of {picture[1]}x{picture[0]} by {abs(stretch - 1):.0%}; "
+            f"use {size[1]}x{height}, or leave --size out"
+        )
+
+
+def _seam_error(stage: StagePlan, radius: int, profile: StageProfile | None) -> float | None:
+    if stage.tile_shape == stage.padded or stage.halo >= radius:
+        return 0.0
+    point = profile.at(stage.halo) if profile else None
+    return point.max if point else None
+
+
+def _with_cores(stages: Sequence[StagePlan], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+    return tuple(replace(s, core=c) for s, c in zip(stages, cores, strict=True))
+
+
+def _rounded(tile: int, stage: StagePlan) -> int:
+    """``--tile`` rounded up to the stage's window, and to an even output so that the pyramid halves it."""
+    if tile < 1:
+        raise UsageError(f"--tile {tile}: needs at least 1 LR pixel")
+    step = stage.align if stage.align * stage.scale % 2 == 0 else 2 * stage.align
+    return -(-tile // step) * step

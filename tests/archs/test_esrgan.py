@@ -1,0 +1,149 @@
+"""RRDBNet: its published size, its plain formulation, its three namings, its receptive field, its half precision."""
+
+import re
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.archs.esrgan import RRDBNet, canonical, detect
+from engine.errors import ModelError
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return RRDBNet(channels=8, blocks=2, growth=4).eval().requires_grad_(False)
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def plainly(state, x, blocks, fold=1):
+    """The network as one function of named tensors, written from the paper."""
+
+    def conv(name, x):
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+    def active(name, x):
+        return F.leaky_relu(conv(name, x), 0.2)
+
+    def double(x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    first = trunk = conv("conv_first", F.pixel_unshuffle(x, fold))
+    for i in range(blocks):
+        inner = trunk
+        for j in (1, 2, 3):
+            seen = [inner]
+            for k in (1, 2, 3, 4):
+                seen.append(active(f"body.{i}.rdb{j}.conv{k}", torch.cat(seen, 1)))
+            inner = conv(f"body.{i}.rdb{j}.conv5", torch.cat(seen, 1)) * 0.2 + inner
+        trunk = inner * 0.2 + trunk
+    x = first + conv("conv_body", trunk)
+    x = active("conv_up2", double(active("conv_up1", double(x))))
+    return conv("conv_last", active("conv_hr", x))
+
+
+def first_release(name):
+    name = re.sub(r"^body\.(\d+)\.rdb(\d)\.conv(\d)", r"model.1.sub.\1.RDB\2.conv\3.0", name)
+    head, _, kind = name.rpartition(".")
+    places = {"conv_first": "model.0", "conv_body": "model.1.sub.2", "conv_up1": "model.3"}
+    places |= {"conv_up2": "model.6", "conv_hr": "model.8", "conv_last": "model.10"}
+    return f"{places.get(head, head)}.{kind}"
+
+
+def second_release(name):
+    name = re.sub(r"^body\.(\d+)\.rdb", r"RRDB_trunk.\1.RDB", name)
+    name = name.replace("conv_body", "trunk_conv").replace("conv_hr", "HRconv")
+    return name.replace("conv_up", "upconv")
+
+
+def test_full_size():
+    with torch.device("meta"):
+        net = RRDBNet()
+    assert count(net) == 16_697_987
+    assert (net.scale, net.align, net.radius) == (4, 1, 349)
+
+
+def test_bit_equal_to_the_plain_formulation(net):
+    x = torch.rand(2, 3, 9, 12)
+    assert torch.equal(net(x), plainly(net.state_dict(), x, blocks=2))
+
+
+@pytest.mark.parametrize(("scale", "fold"), [(2, 2), (1, 4)])
+def test_smaller_scales_fold_pixels_first(scale, fold):
+    net = RRDBNet(channels=8, blocks=1, growth=4, scale=scale).eval().requires_grad_(False)
+    x = torch.rand(1, 3, 8, 12)
+    assert net(x).shape == (1, 3, 8 * scale, 12 * scale)
+    assert torch.equal(net(x), plainly(net.state_dict(), x, blocks=1, fold=fold))
+    assert net.align == fold
+    assert RRDBNet.from_state(net.state_dict()).scale == scale
+
+
+@pytest.mark.parametrize("rename", [str, first_release, second_release])
+def test_every_naming_is_the_same_network(net, rename):
+    state = {rename(name): tensor for name, tensor in net.state_dict().items()}
+    assert detect(state)
+    assert canonical(state).keys() == net.state_dict().keys()
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(RRDBNet.from_state(state)(x), net(x))
+
+
+def test_size_is_read_from_the_tensors():
+    like = RRDBNet.like(RRDBNet(channels=6, blocks=3, growth=5).state_dict())
+    assert (like.conv_body.in_channels, len(like.body), like.body[0].rdb1.conv1.out_channels) == (6, 3, 5)
+
+
+def test_grey_pictures_are_refused(net):
+    state = net.state_dict() | {"conv_first.weight": torch.zeros(8, 1, 3, 3)}
+    with pytest.raises(ModelError, match="takes 1 channels"):
+        RRDBNet.like(state)
+
+
+def test_impossible_scale():
+    with pytest.raises(ModelError, match="not 3 times"):
+        RRDBNet(8, 1, 4, scale=3)
+
+
+def test_traceable(net):
+    traced = torch.fx.symbolic_trace(net)
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(traced(x), net(x))
+    # Weights do not show up beside their modules: every node is a layer, an operator or a cast.
+    assert "get_attr" not in {node.op for node in traced.graph.nodes}
+
+
+@pytest.mark.parametrize("scale", [4, 2, 1])
+def test_radius_is_the_gradients_support(scale):
+    """With positive weights nothing cancels, so the support is exactly what the graph connects."""
+    net = RRDBNet(channels=2, blocks=1, growth=1, scale=scale).double()
+    for parameter in net.parameters():
+        parameter.data = parameter.data.abs() + 0.1
+    half = 32 * net.align
+    x = torch.ones(1, 3, net.align, 2 * half, dtype=torch.float64, requires_grad=True)
+    y = net(x)
+    reach = []
+    for q in range(half * scale, half * scale + 4):
+        (grad,) = torch.autograd.grad(y[0, :, 0, q].sum(), x, retain_graph=True)
+        seen = grad.abs().sum((0, 1, 2)).nonzero().flatten()
+        reach += [q // scale - int(seen[0]), int(seen[-1]) - q // scale]
+    assert max(reach) == net.radius < half
+
+
+def test_mixed_precision(net):
+    x = torch.rand(1, 3, 16, 16)
+    exact = net(x)
+    assert net.to_mixed(torch.bfloat16) is net
+    full = {name for name, weight in net.named_parameters() if weight.dtype == torch.float32}
+    assert full == {f"{layer}.{kind}" for layer in ("conv_first", "conv_last") for kind in ("weight", "bias")}
+    assert net.body(net.conv_first(x)).dtype == torch.float32
+    mixed = net(x)
+    assert mixed.dtype == torch.float32
+    assert 0 < (mixed - exact).abs().max() < 0.01 * exact.abs().max()
+    assert torch.equal(torch.fx.symbolic_trace(net)(x), mixed)
+
+
+def test_wholly_half(net):
+    assert net.bfloat16()(torch.rand(1, 3, 8, 8).bfloat16()).dtype == torch.bfloat16

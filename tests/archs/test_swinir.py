@@ -1,0 +1,173 @@
+"""SwinIR: its published size, its attention against a dense one, its receptive field, its window grid."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.archs.swinir import SwinIR, SwinLayer, canonical, detect, join_windows, split_windows
+from engine.errors import AlignmentError, ModelError
+
+SMALL = {"dim": 8, "depths": (2, 3), "heads": (2, 4), "window": 4, "hidden": 12, "features": 6}
+
+
+def lively(module):
+    """Attention that depends on its input: at the usual start it is nearly uniform and would hide mistakes."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return module.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def net():
+    return lively(SwinIR(**SMALL))
+
+
+def test_full_size():
+    with torch.device("meta"):
+        net = SwinIR()
+    assert sum(parameter.numel() for parameter in net.parameters()) == 11_715_559
+    assert (net.scale, net.align, net.radius) == (4, 8, 153)
+    assert len(net.state_dict()) == len(list(net.parameters()))
+
+
+def test_official_names():
+    names = SwinIR(**SMALL).state_dict().keys()
+    block = "layers.1.residual_group.blocks.2."
+    of_block = {name.removeprefix(block) for name in names if name.startswith(block)}
+    layers = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert of_block == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | {
+        "attn.relative_position_bias_table"
+    }
+    outside = {name.rpartition(".")[0] for name in names if ".residual_group." not in name}
+    assert outside == {
+        *("conv_first", "patch_embed.norm", "layers.0.conv", "layers.1.conv", "norm", "conv_after_body"),
+        *("conv_before_upsample.0", "conv_up1", "conv_up2", "conv_hr", "conv_last"),
+    }
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_size_is_read_from_the_tensors(scale):
+    net = lively(SwinIR(**SMALL, scale=scale))
+    state = net.state_dict()
+    again = SwinIR.from_state(state).eval()
+    assert (again.depths, again.align, again.scale) == ((2, 3), 4, scale)
+    x = torch.rand(1, 3, 8, 12)
+    assert again(x).shape == (1, 3, 8 * scale, 12 * scale)
+    assert torch.equal(again(x), net(x))
+
+
+def test_buffers_of_official_files_are_dropped(net):
+    state = net.state_dict()
+    block = "layers.0.residual_group.blocks.1."
+    names = ("mean", block + "attn_mask", block + "attn.relative_position_index")
+    state_and_more = state | dict.fromkeys(names, torch.zeros(1))
+    assert detect(state_and_more)
+    assert canonical(state_and_more).keys() == state.keys()
+
+
+def test_bias_table_of_no_window(net):
+    table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
+    with pytest.raises(ModelError, match="48 rows"):
+        SwinIR.like(net.state_dict() | {table: torch.zeros(48, 2)})
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [("heads", (3, 3), "3 attention heads"), ("scale", 3, "not 3")])
+def test_impossible_sizes(key, value, message):
+    with pytest.raises(ModelError, match=message):
+        SwinIR(**SMALL | {key: value})
+
+
+def test_windows_come_back():
+    x = torch.arange(2 * 8 * 12 * 3).view(2, 8, 12, 3)
+    windows = split_windows(x, 4)
+    assert windows.shape == (2, 2, 3, 16, 3)
+    assert torch.equal(windows[1, 0, 2, :, 0].view(4, 4), x[1, :4, 8:, 0])
+    assert torch.equal(join_windows(windows, 4), x)
+
+
+def densely(layer, x, window, shift):
+    """The same attention over all pixels of one picture: two see each other in the same cell of the shifted grid.
+
+    No roll and no wrap: at the border the cells are half ones. That the module agrees shows its masks right.
+    """
+    attn, (height, width, dim) = layer.attn, x.shape
+    y, x_at = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x_at = y.flatten(), x_at.flatten()
+    cell = (y - shift).div(window, rounding_mode="floor") * 1000 + (x_at - shift).div(window, rounding_mode="floor")
+    visible = cell[:, None] == cell[None, :]
+    far = window - 1
+    down = (y[:, None] - y[None, :]).clamp(-far, far) + far
+    right = (x_at[:, None] - x_at[None, :]).clamp(-far, far) + far
+    bias = attn.relative_position_bias_table[down * (2 * window - 1) + right]  # [HW, HW, heads]
+    query, key, value = F.linear(x.flatten(0, 1), attn.qkv.weight, attn.qkv.bias).chunk(3, -1)
+    heads = []
+    for h, part in enumerate(torch.arange(dim).chunk(attn.heads)):
+        logits = query[:, part] @ key[:, part].T / len(part) ** 0.5 + bias[..., h]
+        heads.append(logits.masked_fill(~visible, -torch.inf).softmax(-1) @ value[:, part])
+    return F.linear(torch.cat(heads, -1), attn.proj.weight, attn.proj.bias).view(height, width, dim)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("size", [(8, 12), (4, 4), (4, 8)])
+def test_attention_equals_a_dense_one(shift, size):
+    layer = lively(SwinLayer(8, heads=2, window=4, shift=shift, hidden=12))
+    x = torch.randn(2, *size, 8)
+    y = x + torch.stack([densely(layer, F.layer_norm(one, (8,), *layer.norm1.parameters()), 4, shift) for one in x])
+    y = y + layer.mlp(layer.norm2(y))
+    torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depths", "window", "scale"), [((2, 2), 4, 4), ((3,), 4, 2), ((2,), 5, 4)])
+def test_radius_is_the_gradients_support(depths, window, scale):
+    net = lively(SwinIR(4, depths, [1] * len(depths), window, 4, 2, scale)).double()
+    half = 12 * window
+    x = torch.rand(1, 3, window, 2 * half, dtype=torch.float64, requires_grad=True)
+    y, reach = net(x), []
+    for q in range(half * scale, (half + window) * scale):
+        (grad,) = torch.autograd.grad(y[0, :, 0, q].sum(), x, retain_graph=True)
+        # The masked neighbours of the cyclic roll weigh exp(-100), which is not zero in fp64.
+        seen = (grad.abs().sum((0, 1, 2)) > 1e-30).nonzero().flatten()
+        reach += [q // scale - int(seen[0]), int(seen[-1]) - q // scale]
+    assert max(reach) == net.radius < half
+
+
+@pytest.mark.parametrize(("phase", "same"), [(0, True), (2, False)])
+def test_tiles_must_sit_on_the_window_grid(net, phase, same):
+    x = torch.rand(1, 3, 8, 160)
+    halo = -(-net.radius // 4) * 4
+    first, last = 60 + phase, 100 + phase
+    whole = net(x)[..., 4 * first : 4 * last]
+    tile = net(x[..., first - halo : last + halo])[..., 4 * halo : -4 * halo]
+    error = (tile - whole).abs().max() / whole.abs().max()
+    assert error < 1e-5 if same else error > 1e-2
+
+
+def test_picture_off_the_window_grid(net):
+    with pytest.raises(AlignmentError, match=r"10 x 16 pixels, no multiple of its window of 4; .* to 12 x 16"):
+        net(torch.rand(1, 3, 10, 16))
+
+
+def test_batch_is_independent(net):
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(net(x), torch.cat([net(x[:1]), net(x[1:])]), rtol=0, atol=1e-3)
+
+
+def test_trains():
+    net = SwinIR(**SMALL)
+    net(torch.rand(1, 3, 8, 8)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_mixed_precision(net):
+    x = torch.rand(1, 3, 8, 8)
+    exact = net(x)
+    assert net.to_mixed(torch.bfloat16) is net
+    kept = {name for name, weight in net.named_parameters() if weight.dtype == torch.float32}
+    always = ("norm", "bias_table", "conv_first", "conv_last")
+    assert kept == {name for name in dict(net.named_parameters()) if any(part in name for part in always)}
+    stream = net.layers(net.conv_first(x).permute(0, 2, 3, 1))
+    assert stream.dtype == torch.float32
+    assert net(x).dtype == torch.float32
+    assert 0 < (net(x) - exact).abs().max() < 0.05 * exact.abs().max()

@@ -1,0 +1,150 @@
+"""Reading: the right pixels, each chunk decoded once, and every store that cannot be exported refused in one line."""
+
+import numpy as np
+import pytest
+
+from engine.errors import InputError
+from engine.exporters import pyramid as module
+from engine.exporters.pyramid import Pyramid, _Cache
+from engine.geometry import Box
+
+
+@pytest.fixture
+def small_cells(monkeypatch):
+    """Cells of one 128-pixel chunk, so that a small picture has many."""
+    monkeypatch.setattr(module, "CELL_ROWS", 128)
+    monkeypatch.setattr(module, "CELL_BYTES", 1)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Every cell that was decoded, in order."""
+    cells = []
+    decode = Pyramid._decode
+
+    def counting(self, level, cell):
+        cells.append((level, cell))
+        return decode(self, level, cell)
+
+    monkeypatch.setattr(Pyramid, "_decode", counting)
+    return cells
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("shard", [256, None])
+def test_every_level_is_read_bit_equal(tmp_path, picture, halvings, write_store, small_cells, dtype, shard):
+    levels = halvings(picture(300, 401, dtype))
+    pyramid = Pyramid(write_store(tmp_path / "a.zarr", levels, shard=shard))
+    assert [level.bounds.shape for level in pyramid.levels] == [pixels.shape[:2] for pixels in levels]
+    for index, pixels in enumerate(levels):
+        assert np.array_equal(pyramid.band(index, 0, pixels.shape[0]), pixels)
+    assert np.array_equal(pyramid.read(0, Box(100, 120, 290, 401)), levels[0][100:290, 120:401])
+
+
+def test_overlapping_bands_decode_each_cell_once(store, levels, small_cells, decoded):
+    pyramid = Pyramid(store)
+    for y in range(0, 511, 40):
+        bottom = min(y + 60, 531)
+        assert np.array_equal(pyramid.band(0, y, bottom), levels[0][y:bottom])
+    assert len(decoded) == len(set(decoded)) == 5 * 9
+
+
+def test_tiles_on_the_chunk_grid_need_no_cache(store, small_cells, decoded):
+    pyramid = Pyramid(store, cache_bytes=0)
+    for cell in pyramid.levels[0].cells(pyramid.levels[0].bounds):
+        pyramid.read(0, cell)
+    assert len(decoded) == 5 * 9
+
+
+def test_cache_keeps_to_its_limit():
+    cache = _Cache(250)
+    for x in range(5):
+        cache.put((0, 0, x), np.zeros((10, 10, 1), np.uint8))
+    assert [x for x in range(5) if cache.get((0, 0, x)) is not None] == [3, 4]
+
+
+def test_incomplete_store_is_refused_with_its_count(tmp_path, levels, write_store):
+    store = write_store(tmp_path / "a.zarr", levels, ourgan={"complete": False})
+    (store / "0" / "c" / "0" / "1" / "2").unlink()
+    with pytest.raises(InputError, match=r"14 of 15 shards of level 0 are written: finish it with --resume, or"):
+        Pyramid(store)
+    assert Pyramid(store, allow_incomplete=True).levels[0].width == 1037
+
+
+def test_a_lost_shard_of_a_finished_store_is_not_exported_as_black(store):
+    (store / "1" / "c" / "0" / "0" / "1").unlink()
+    with pytest.raises(InputError, match="5 of 6 shards of level 1 are written"):
+        Pyramid(store)
+    assert not Pyramid(store, allow_incomplete=True).band(1, 0, 256)[:, 256:512].any()
+
+
+@pytest.mark.parametrize("complete", [None, "true", 1])
+def test_complete_must_be_true_itself(tmp_path, levels, write_store, complete):
+    with pytest.raises(InputError, match="not finished"):
+        Pyramid(write_store(tmp_path / "a.zarr", levels, ourgan={"complete": complete}))
+
+
+def test_foreign_image_with_its_own_paths_and_sizes(tmp_path, picture, write_store):
+    levels = [picture(300, 401), picture(100, 133)]
+    pyramid = Pyramid(write_store(tmp_path / "a.zarr", levels, ourgan=None, names="scale{}/image"))
+    assert [level.path for level in pyramid.levels] == ["scale0/image", "scale1/image"]
+    assert np.array_equal(pyramid.band(1, 0, 100), levels[1])
+    assert pyramid.provenance == {}
+
+
+def test_level_sizes_are_checked(tmp_path, picture, write_store):
+    levels = [picture(301, 401), picture(150, 200)]
+    with pytest.raises(InputError, match="200 x 150 pixels, 201 x 151 expected"):
+        Pyramid(write_store(tmp_path / "ours.zarr", levels))
+    with pytest.raises(InputError, match="levels must shrink"):
+        Pyramid(write_store(tmp_path / "theirs.zarr", levels[::-1], ourgan=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a[..., :2], r"shape \(2, 40, 50\): only 3 channels"),
+        (lambda a: a.astype(np.float32), "dtype float32: all levels must share one of uint8, uint16"),
+        (lambda a: a[:0], "at least 1 x 1"),
+    ],
+)
+def test_arrays_that_are_no_rgb_image(tmp_path, picture, write_store, change, message):
+    with pytest.raises(InputError, match=message):
+        Pyramid(write_store(tmp_path / "a.zarr", [change(picture(40, 50))]))
+
+
+def test_metadata_that_are_no_rgb_image(tmp_path, picture, write_store):
+    levels = [picture(40, 50)]
+    with pytest.raises(InputError, match="axes t,y,x"):
+        Pyramid(write_store(tmp_path / "axes.zarr", levels, axes="tyx"))
+    with pytest.raises(InputError, match="0 levels"):
+        Pyramid(write_store(tmp_path / "none.zarr", []))
+    store = write_store(tmp_path / "lost.zarr", levels)
+    (store / "0" / "zarr.json").unlink()
+    with pytest.raises(InputError, match="level '0'"):
+        Pyramid(store)
+    (store / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    with pytest.raises(InputError, match="no OME-Zarr image"):
+        Pyramid(store)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"zarr_format": 3, "node_type": "array"}'])
+def test_what_is_no_zarr_group(tmp_path, content):
+    if content:
+        (tmp_path / "zarr.json").write_text(content)
+    with pytest.raises(InputError, match="not a readable Zarr group") as caught:
+        Pyramid(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_chunks_beyond_the_limit_are_refused(store, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_LIMIT", 1000)
+    with pytest.raises(InputError, match="one chunk is 49152 bytes, limit 1000: rechunk"):
+        Pyramid(store)
+
+
+def test_damaged_chunk_names_its_level(store):
+    shard = store / "1" / "c" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"out.zarr/1, .*a chunk cannot be read"):
+        Pyramid(store).band(1, 0, 10)

@@ -1,0 +1,292 @@
+"""Training of step 1 on a few pixels: it learns, it resumes bit for bit, it stops when it must."""
+
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from PIL import Image
+
+from engine.archs.hpvaegan import Config, Structure
+from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
+from engine.training.checkpoint import checkpoint_path
+from engine.training.data import open_photo
+from engine.training.hpvaegan import train_structure
+from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
+from engine.training.trainer import Settings, Trainer, seeded_noise
+
+
+def tensors_equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def interrupt_at(scale, iteration):
+    def on_event(event):
+        if isinstance(event, IterationDone) and (event.scale, event.iteration) == (scale, iteration):
+            raise KeyboardInterrupt
+
+    return on_event
+
+
+def make_trainer(photo, options, **changes):
+    settings = {"base_width": 32, "least_width": 12, "precision": "fp32", "batch": 1, "seed": 0} | changes
+    return Trainer(
+        Settings(iterations=(1, 1, 1), config=options["config"], photo="", **settings),
+        open_photo(photo, 32),
+        {},
+        torch.device("cpu"),
+    )
+
+
+def test_run_writes_the_structure_and_its_record(photo, options, tmp_path):
+    out, events = tmp_path / "s.safetensors", []
+    structure = train_structure(
+        photo, out, **options, seed=3, licence="CC0-1.0", source="a test", on_event=events.append
+    )
+    assert not checkpoint_path(out).exists()
+    loaded = Structure.from_file(out)
+    assert loaded.base_size == structure.base_size == (24, 32)
+    metadata = loaded.metadata()
+    assert metadata["photo"]["name"] == "photo.png"
+    assert (metadata["photo"]["width"], metadata["photo"]["height"]) == (64, 48)
+    assert (metadata["licence"], metadata["source"], metadata["seed"]) == ("CC0-1.0", "a test", 3)
+    assert metadata["iterations"] == [6, 4, 5]
+    assert metadata["engine"]
+    assert loaded.sigmas[0] == 1
+    assert bool((loaded.sigmas[1:] > 0).all())
+
+    kinds = [e.kind for e in events if isinstance(e, ScaleStarted)]
+    assert kinds == ["vae", "vae", "gan"]
+    iterations = [e for e in events if isinstance(e, IterationDone)]
+    assert [(e.scale, e.iteration) for e in iterations[-5:]] == [(2, i) for i in range(1, 6)]
+    assert iterations[-1].eta == 0
+    assert set(iterations[-1].losses) == {"rec", "adv", "critic", "penalty"}
+    for event in events:
+        if isinstance(event, ScaleFinished):
+            with Image.open(event.sample) as image:
+                height, width = structure.sizes[event.scale]
+                assert image.size == (5 * width, height)
+    assert isinstance(events[-1], StructureSaved)
+    assert events[-1].bytes == out.stat().st_size
+    lines = (tmp_path / "s.safetensors.log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["event"] == "StructureSaved"
+
+
+def test_reconstruction_improves_at_every_scale(photo, options, tmp_path):
+    options |= {"iterations": (100, 40, 60)}
+    errors = {0: [], 1: [], 2: []}
+
+    def on_event(event):
+        if isinstance(event, IterationDone):
+            errors[event.scale].append(event.losses["rec"])
+
+    train_structure(photo, tmp_path / "s", **options, on_event=on_event)
+    for values, share in zip(errors.values(), (0.5, 0.8, 0.95), strict=True):
+        assert sum(values[-10:]) < share * sum(values[:10])
+
+
+def test_global_random_state_is_untouched(photo, options, tmp_path):
+    before = torch.get_rng_state()
+    train_structure(photo, tmp_path / "s", **options)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("where", [(0, 3), (0, 6), (1, 1), (2, 2), (2, 5)])
+def test_resumed_run_equals_uninterrupted_run(photo, options, tmp_path, where):
+    whole = train_structure(photo, tmp_path / "whole", **options)
+    with pytest.raises(Interrupted, match="resume goes on") as error:
+        train_structure(photo, tmp_path / "cut", **options, on_event=interrupt_at(*where))
+    assert error.value.exit_code == 130
+    assert "\n" not in str(error.value)
+    resumed = train_structure(photo, tmp_path / "cut", **options, resume=True)
+    assert tensors_equal(whole.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize("kind", [ScaleStarted, ScaleFinished, CheckpointSaved])
+def test_resume_after_a_stop_between_scales(photo, options, tmp_path, kind):
+    whole = train_structure(photo, tmp_path / "whole", **options)
+    seen = []
+
+    def stop_at_the_second(event):
+        if isinstance(event, kind):
+            seen.append(event)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        train_structure(photo, tmp_path / "cut", **options, on_event=stop_at_the_second)
+    resumed = train_structure(photo, tmp_path / "cut", **options, resume=True)
+    assert tensors_equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_a_crash_goes_back_to_the_last_checkpoint(photo, options, tmp_path):
+    whole = train_structure(photo, tmp_path / "whole", **options)
+
+    def crash(event):
+        if isinstance(event, IterationDone) and (event.scale, event.iteration) == (2, 4):
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_structure(photo, tmp_path / "cut", **options, checkpoint_every=3, on_event=crash)
+    events = []
+    resumed = train_structure(photo, tmp_path / "cut", **options, resume=True, on_event=events.append)
+    assert (events[0].scale, events[0].iteration) == (2, 3)
+    assert tensors_equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_ctrl_c_stops_after_the_iteration(photo, options, tmp_path):
+    def press(event):
+        if isinstance(event, IterationDone) and (event.scale, event.iteration) == (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="scale 1, iteration 2"):
+        train_structure(photo, tmp_path / "s", **options, on_event=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_within_an_iteration_keeps_the_last_checkpoint(photo, options, tmp_path, monkeypatch):
+    whole = train_structure(photo, tmp_path / "whole", **options)
+    step, calls = Trainer.step, []
+
+    def interrupted_step(self):
+        calls.append(None)
+        if len(calls) == 3:
+            self.structure.decoder.tail.bias.data += 1
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupted_step)
+    with pytest.raises(Interrupted, match=r"\(scale 0, iteration 0\)"):
+        train_structure(photo, tmp_path / "cut", **options)
+    monkeypatch.undo()
+    resumed = train_structure(photo, tmp_path / "cut", **options, resume=True)
+    assert tensors_equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_runs_outside_the_main_thread(photo, options, tmp_path):
+    thread = threading.Thread(target=train_structure, args=(photo, tmp_path / "s"), kwargs=options)
+    thread.start()
+    thread.join()
+    assert (tmp_path / "s").exists()
+
+
+def test_nan_stops_and_names_the_last_checkpoint(photo, options, tmp_path, monkeypatch):
+    original = Trainer._gradient_penalty
+    monkeypatch.setattr(Trainer, "_gradient_penalty", lambda *args: original(*args) * math.nan)
+    with pytest.raises(EngineError, match=r"scale 2, iteration 1.*'penalty'.*\(scale 2, iteration 0\)") as error:
+        train_structure(photo, tmp_path / "s", **options)
+    assert "\n" not in str(error.value)
+    assert checkpoint_path(tmp_path / "s").exists()
+    assert not (tmp_path / "s").exists()
+
+
+def test_nan_weights_are_never_saved(photo, options, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.training.trainer.LEARNING_RATE", math.inf)
+    with pytest.raises(EngineError, match="weight is NaN") as error:
+        train_structure(photo, tmp_path / "s", **options, checkpoint_every=1)
+    assert "(scale 0, iteration 0)" in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(photo, options, tmp_path, precision):
+    options |= {"precision": precision, "iterations": 3}
+    structure = train_structure(photo, tmp_path / "s", **options)
+    assert bool(structure.sample(seeded_noise(0)).isfinite().all())
+
+
+def test_batch_of_two(photo, options, tmp_path):
+    train_structure(photo, tmp_path / "s", **options | {"iterations": 2}, batch=2)
+    assert Structure.from_file(tmp_path / "s").base_size == (24, 32)
+
+
+def test_only_the_current_scale_trains(photo, options):
+    trainer = make_trainer(photo, options)
+    modules = {"decoder": trainer.structure.decoder, "encoder": trainer.encoder, "critic": trainer.discriminator}
+    modules |= {f"block{m}": block for m, block in enumerate(trainer.structure.blocks, 1)}
+    expected = [{"decoder", "encoder"}, {"decoder", "encoder", "block1"}, {"block2", "critic"}]
+    for moving in expected:
+        trainer.begin_scale()
+        before = {name: [p.clone() for p in module.parameters()] for name, module in modules.items()}
+        trainer.step()
+        moved = {
+            name
+            for name, module in modules.items()
+            if any(not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True))
+        }
+        assert moved == moving
+        trainer.end_scale()
+
+
+def test_learning_rate_of_the_base_decays(photo, options):
+    trainer = make_trainer(photo, options)
+    trainer.begin_scale()
+    assert [g["lr"] for g in trainer._optimisers[0].param_groups] == [5e-4]
+    trainer.end_scale()
+    trainer.begin_scale()
+    assert [g["lr"] for g in trainer._optimisers[0].param_groups] == pytest.approx([5e-4, 1e-4])
+
+
+def test_a_new_block_starts_as_the_previous_one(photo, options):
+    trainer = make_trainer(photo, options)
+    for _ in range(2):
+        trainer.begin_scale()
+        trainer.step()
+        trainer.end_scale()
+    trainer.begin_scale()
+    first, second = (block.state_dict() for block in trainer.structure.blocks)
+    assert tensors_equal(first, second)
+    assert 0 < trainer.structure.sigmas[2] < 0.05 * 2
+
+
+def test_gradient_penalty_is_per_pixel(photo, options):
+    trainer = make_trainer(photo, options)
+    # A linear critic whose gradient is 2 in the first channel of every pixel: (2 - 1)^2.
+    trainer.discriminator = lambda x: 2 * x[:, :1]
+    real, fake = torch.rand(1, 3, 5, 6), torch.rand(1, 3, 5, 6)
+    assert trainer._gradient_penalty(real, fake).item() == pytest.approx(1.0)
+
+
+def test_resume_refuses_other_settings(photo, options, tmp_path):
+    with pytest.raises(Interrupted):
+        train_structure(photo, tmp_path / "s", **options, on_event=interrupt_at(1, 2))
+    with pytest.raises(ResumeError, match="unfinished"):
+        train_structure(photo, tmp_path / "s", **options)
+    with pytest.raises(ResumeError, match="seed = 0, not 5"):
+        train_structure(photo, tmp_path / "s", **options, seed=5, resume=True)
+    Image.new("RGB", (64, 48)).save(photo)
+    with pytest.raises(ResumeError, match="photo"):
+        train_structure(photo, tmp_path / "s", **options, resume=True)
+    with pytest.raises(ResumeError, match="no checkpoint"):
+        train_structure(photo, tmp_path / "t", **options, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"iterations": 0}, UsageError, "iterations = 0"),
+        ({"iterations": (1, 2)}, UsageError, "or 3 numbers"),
+        ({"precision": "int8"}, UsageError, "int8"),
+        ({"device": "abacus"}, UsageError, "abacus"),
+        ({"batch": 0}, UsageError, "batch = 0"),
+        ({"checkpoint_every": 0}, UsageError, "checkpoint_every = 0"),
+        ({"base_width": 256}, InputError, "64 px wide"),
+    ],
+)
+def test_wrong_requests(photo, options, tmp_path, change, error, message):
+    with pytest.raises(error, match=message) as found:
+        train_structure(photo, tmp_path / "s", **options | change)
+    assert "\n" not in str(found.value)
+
+
+def test_wrong_places(photo, options, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        train_structure(photo, tmp_path / "none" / "s", **options)
+    with pytest.raises(InputError, match="is a folder"):
+        train_structure(photo, tmp_path, **options)
+
+
+def test_defaults_are_the_papers():
+    assert Config() == Config(last=9, last_vae=3, coordinates=True, padding="zeros", channels=64, latent=128, layers=5)
