@@ -36,6 +36,10 @@ _FLOAT = 4
 _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
+_ALLOCATOR_FIXED, _ALLOCATOR_SHARE = 40 << 20, 0.12
+"""What the parts do not see: threads and tables of the libraries, and holes in the heap. An upper bound of what
+benchmarks/bench_memory.py measures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -96,13 +100,19 @@ def project(
         seconds += base_pixels * structure.footprint.seconds_per_pixel
     return Projection(
         baseline=baseline,
-        host_parts={"network": max((b for c, b in networks if not c.on_device), default=0), **_buffers(plan)},
+        host_parts=_with_allocator(
+            {"network": max((b for c, b in networks if not c.on_device), default=0), **_buffers(plan)}
+        ),
         device=max((b for c, b in networks if c.on_device), default=0),
         disk=_store_bytes(plan),
         scratch=_scratch_bytes(plan),
         tiles=tiles,
         seconds=seconds,
     )
+
+
+def _with_allocator(parts: dict[str, int]) -> dict[str, int]:
+    return {**parts, "allocator": _ALLOCATOR_FIXED + int(_ALLOCATOR_SHARE * sum(parts.values()))}
 
 
 def _buffers(plan: Plan) -> dict[str, int]:
@@ -164,7 +174,8 @@ def _stage_bytes(stage: StagePlan, cost: StageCost, last: bool) -> int:
         return network
     shards = _SHARDS_IN_HAND * shard_of(stage.core * stage.scale)[0] ** 2 * CHANNELS if last else 0
     read = math.prod(stage.tile_shape) * CHANNELS * _FLOAT
-    return network + 2 * _tile_bytes(stage, 1 if last else _FLOAT) + read + shards + CACHE_BYTES
+    parts = network + 2 * _tile_bytes(stage, 1 if last else _FLOAT) + read + shards + CACHE_BYTES
+    return int(parts * (1 + _ALLOCATOR_SHARE)) + _ALLOCATOR_FIXED
 
 
 def _refuse(smallest: StagePlan, cost: StageCost, budget: Budget, baseline: int, last: bool) -> None:

@@ -87,11 +87,8 @@ class StageImage:
 
     def _input(self, tile: Tile) -> torch.Tensor:
         inside = self.plan.needs(tile)
-        # Reflected rows come from within one window of the border, which the tile holds unless the image is smaller
-        # still.
         rows = reflect(tile.read.y0, tile.read.y1, self.plan.height)
         columns = reflect(tile.read.x0, tile.read.x1, self.plan.width)
-        inside = Box(min(inside.y0, *rows), min(inside.x0, *columns), inside.y1, inside.x1)
         noise = None
         if self.plan.sigma:
             noise = noise_torch(self._seed, NOISE_STREAM + self._position, inside, 3, self._stage.device)

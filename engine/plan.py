@@ -26,6 +26,7 @@ TIFF.
 """
 
 _MIN_SHARD = 256
+_MIN_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,12 @@ class StagePlan:
         return (self.tile(*index) for index in self.grid.indices(box))
 
     def needs(self, tile: Tile) -> Box:
-        """What a tile reads of the level below: its input without the reflected padding, in LR pixels."""
-        return tile.read.clip(Box(0, 0, self.height, self.width))
+        """What a tile reads of the level below, in LR pixels: its input inside the image and, where it reaches into the
+        padding, the pixels that are reflected there."""
+        read = tile.read
+        below, right = max(0, read.y1 - self.height), max(0, read.x1 - self.width)
+        top, left = min(read.y0, self.height - 1 - below), min(read.x0, self.width - 1 - right)
+        return Box(top, left, read.y1, read.x1).clip(Box(0, 0, self.height, self.width))
 
     def check(self) -> None:
         """Raise AlignmentError unless every tile starts on the window grid."""
@@ -221,7 +226,11 @@ def resolve_canvas(
 
 
 def shard_of(tile: int) -> tuple[int, int]:
-    """(shard, chunk) for a tile of ``tile`` output pixels: a shard divides the tile, a chunk divides the shard."""
-    shard = next((d for d in range(min(tile, MAX_SHARD), _MIN_SHARD - 1, -1) if tile % d == 0), tile)
-    chunk = next((d for d in range(min(shard, MAX_CHUNK), 0, -1) if shard % d == 0), shard)
+    """(shard, chunk) for a tile of ``tile`` output pixels: a shard divides the tile, a chunk divides the shard.
+
+    A shard is even, so that its half in the next level lies on whole pixels. A tile without a divisor of a useful size
+    is one shard, a shard without one is one chunk.
+    """
+    shard = next((d for d in range(min(tile, MAX_SHARD), _MIN_SHARD - 1, -1) if tile % d == 0 and d % 2 == 0), tile)
+    chunk = next((d for d in range(min(shard, MAX_CHUNK), _MIN_CHUNK - 1, -1) if shard % d == 0), shard)
     return shard, chunk

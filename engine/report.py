@@ -157,14 +157,14 @@ def plot_profiles(profiles: list[StageProfile], path: Path) -> None:
     from engine.errors import UsageError
 
     try:
-        import matplotlib as mpl
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("--plot needs matplotlib; pip install 'ourgan-engine[plot]'") from error
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for index, profile in enumerate(profiles):
-        colour = mpl.colormaps["tab10"](index)
+        colour = colormaps["tab10"](index)
         halos = [p.halo for p in profile.seam]
         for name, style in (("max", "-"), ("p999", "--"), ("mean", ":")):
             values = [max(getattr(p, name), 1e-3) for p in profile.seam]

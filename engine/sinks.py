@@ -44,7 +44,7 @@ class ZarrSink:
         self._group = group
         # Without this a black shard would not be written, and existence is the resume mark.
         options = {"write_empty_chunks": True}
-        self._levels: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.levels))]  # type: ignore[union-attr]
+        self._levels: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.levels))]  # type: ignore[union-attr,call-overload]
 
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], overwrite: bool = False) -> ZarrSink:

@@ -239,4 +239,4 @@ def _check_jpeg(pyramid: Pyramid) -> None:
     if pyramid.dtype != np.uint8:
         raise UsageError(f"compression jpeg holds 8 bits, the store has {pyramid.dtype}: use deflate")
     if importlib.util.find_spec("imagecodecs") is None:
-        raise UsageError("compression jpeg needs imagecodecs: pip install 'ourgan-engine[test]', or use deflate")
+        raise UsageError("compression jpeg needs imagecodecs: pip install 'ourgan-engine[jpeg]', or use deflate")

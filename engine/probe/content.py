@@ -16,7 +16,7 @@ from engine.archs.hpvaegan import Structure
 from engine.errors import InputError
 from engine.geometry import Box
 from engine.kernels.noise import noise_torch
-from engine.sources import PictureSource
+from engine.sources import PictureSource, TensorSource
 
 CROP = 192
 """Side of a crop in LR pixels: a cut at a third leaves 64 pixels of context outside the tile and 128 inside."""
@@ -46,23 +46,22 @@ def photograph_crops(path: Path, align: int) -> list[Tensor]:
         raise InputError(
             f"{path}: {source.size[1]}x{source.size[0]} is too small to measure on; use one of at least {CROP}x{CROP}"
         )
-    return _detailed(source.read, source.size, (height, width))
+    return _detailed(source.read, source.size, (height, width), PICTURES)
 
 
 def detailed_crops(pictures: list[Tensor], align: int) -> list[Tensor]:
-    """The most detailed crop of each picture [1, 3, h, w]; a picture that is small enough is taken whole."""
+    """The most detailed crops of one or two pictures [1, 3, h, w]; a picture that is small enough is taken whole."""
     crops = []
     for picture in pictures:
         size = (picture.shape[2], picture.shape[3])
         shape = tuple(min(CROP if n > 2 * CROP else n, n) // align * align for n in size)
-        crops += _detailed(lambda box, p=picture: p[0][:, box.y0 : box.y1, box.x0 : box.x1], size, (shape[0], shape[1]))
-        # type: ignore[misc]
-    return crops[:PICTURES]
+        crops += _detailed(TensorSource(picture[0]).read, size, (shape[0], shape[1]), PICTURES // len(pictures))
+    return crops
 
 
-def _detailed(read: Callable[[Box], Tensor], size: tuple[int, int], shape: tuple[int, int]) -> list[Tensor]:
+def _detailed(read: Callable[[Box], Tensor], size: tuple[int, int], shape: tuple[int, int], count: int) -> list[Tensor]:
     boxes = sorted(_candidates(size, shape), key=lambda box: -_detail(read(box)))
-    return [read(box)[None].contiguous(memory_format=torch.channels_last) for box in boxes[:PICTURES]]
+    return [read(box)[None].contiguous(memory_format=torch.channels_last) for box in boxes[:count]]
 
 
 def _candidates(size: tuple[int, int], shape: tuple[int, int]) -> Iterator[Box]:

@@ -1,0 +1,52 @@
+# make demo   set everything up and run the main job on the default model
+# make test   set everything up and pass the tests
+# make lint   style, types and import rules
+# make bench  the benchmarks that run on this machine; rows go to benchmarks/results
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+DEMO := build/demo
+
+.PHONY: demo test lint bench clean
+
+# A stamp per set of extras: an environment is made once, and again when the project's requirements change.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[weights]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[weights,dev]'
+	touch $@
+
+# Resumable: after an interruption, make demo goes on where it stopped. The budget shows that the image never sits in memory.
+demo: $(VENV)/.demo $(DEMO)/model.safetensors
+	$(BIN)/engine render $(DEMO)/model.safetensors --size 4096x3072 --memory 2GiB --resume --out $(DEMO)/picos.zarr --report $(DEMO)/picos.json
+	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.tif --overwrite
+	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.png --max-size 2048 --overwrite
+	@echo "model, store, TIFF, preview and run report: $(DEMO)/model.safetensors picos.zarr picos.tif picos.png picos.json"
+
+$(DEMO)/model.safetensors: models/picosdeeuropa.structure.safetensors | $(VENV)/.demo
+	mkdir -p $(DEMO)
+	$(BIN)/engine model build --structure $< --sr realsr --sr realsr --sr realsr --out $@.new.safetensors
+	$(BIN)/engine probe $@.new.safetensors --save
+	mv $@.new.safetensors $@
+
+# Spinning OpenMP threads on a shared machine take longer than the work: wait passively.
+test: $(VENV)/.dev
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --quiet
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	for script in bench_overhead bench_memory bench_seams kill_test; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info

@@ -1,0 +1,56 @@
+"""What every benchmark shares: rows that are appended to benchmarks/results, and small models made on the spot."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from engine.archs.esrgan import RRDBNet
+from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.model import Model, build
+
+RESULTS = Path(__file__).parent / "results"
+PHOTOS = Path(__file__).parent / "photos"
+
+
+def machine() -> str:
+    """The machine in words, as rows name it: cores, instruction sets that matter, GPU if any."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [name for name, flag in (("AVX-512", "avx512f"), ("AMX bf16", "amx_bf16")) if flag in flags]
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores {platform.machine()} {' '.join(names)}{gpu}"
+
+
+def add_row(name: str, row: dict[str, object]) -> None:
+    """Append to results/<name>.csv, with the date, the machine and the version of torch in front."""
+    path = RESULTS / f"{name}.csv"
+    row = {"date": datetime.date.today().isoformat(), "machine": machine(), "torch": torch.__version__, **row}
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2) -> Model:
+    """A model with the default architectures, small and with random weights: cheap to run at any size."""
+    torch.manual_seed(0)
+    network = RRDBNet(channels=channels, blocks=blocks, growth=channels // 2)
+    torch.nn.init.constant_(network.conv_last.bias, 0.5)
+    checkpoint = folder / "small.safetensors"
+    save_file(network.state_dict(), checkpoint)
+    config = Config()
+    structure = Structure(config, scale_sizes((135, 256)))
+    structure_file = folder / "structure.safetensors"
+    structure.to_file(structure_file)
+    model = build(structure_file, [str(checkpoint)] * stages)
+    model.save(folder / "model.safetensors")
+    model.path = folder / "model.safetensors"
+    return model

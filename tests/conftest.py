@@ -1,0 +1,122 @@
+"""Fixtures for every test: networks of a few weights whose outputs vary, files made of them, and isolation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from engine import model
+from engine.archs.esrgan import RRDBNet
+from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.archs.swinir import SwinIR
+
+# Results must not depend on the machine's cores, and small tensors are slower on several.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """Measurements are cached per user; tests share a folder of their own and leave the user's alone."""
+    path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(path))
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (for code under test that draws from the global generator)
+
+
+def _picture(height, width, seed=0):
+    """[3, height, width] in [0, 1]: soft blobs under fine grain, so that a displaced or blurred pixel shows."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, max(2, height // 12), max(2, width // 12), generator=generator)
+    soft = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
+    grain = torch.rand(3, height, width, generator=generator)
+    return (0.7 * soft + 0.3 * grain).clamp(0, 1)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """(height, width, seed=0) -> float32 [3, height, width] in [0, 1]."""
+    return _picture
+
+
+@torch.no_grad()
+def _lively(network, noise):
+    """Random weights for an output that varies around a half: a network at its usual start is nearly constant."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+    network = network.eval().requires_grad_(False)
+    output = network(_picture(48, 48)[None])
+    network.conv_last.weight.mul_(0.15 / output.std())
+    output = network(_picture(48, 48)[None])
+    network.conv_last.bias.add_(0.5 - output.mean(dim=(0, 2, 3)))
+    return network
+
+
+def _small_rrdb():
+    torch.manual_seed(0)
+    return _lively(RRDBNet(channels=16, blocks=2, growth=8), 0.08)
+
+
+def _small_swinir():
+    torch.manual_seed(0)
+    return _lively(SwinIR(dim=12, depths=(2, 2), heads=(2, 2), window=8, hidden=16, features=8), 0.2)
+
+
+@pytest.fixture
+def small_rrdb():
+    """x4, align 1. Fresh for every test: a stage may cast it in place."""
+    return _small_rrdb()
+
+
+@pytest.fixture
+def small_swinir():
+    """x4, align 8. Fresh for every test: a stage may cast it in place."""
+    return _small_swinir()
+
+
+def _small_structure():
+    """Three scales, the last one 24 rows by 32 columns."""
+    config = Config(last=2, last_vae=1, channels=8, latent=6, layers=1)
+    torch.manual_seed(0)
+    structure = Structure(config, scale_sizes((48, 64), config.last, 32, 12), {"licence": "CC0-1.0", "source": "test"})
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in structure.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        structure.sigmas[:] = torch.tensor([1.0, 0.3, 0.2])
+    return structure.requires_grad_(False)
+
+
+@pytest.fixture
+def small_structure():
+    return _small_structure()
+
+
+def _bundle(folder: Path, network, sigmas=()):
+    _small_structure().to_file(folder / "structure.safetensors")
+    save_file(network.state_dict(), folder / "sr.safetensors")
+    checkpoint = str(folder / "sr.safetensors")
+    bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], sigmas, licence="CC0-1.0")
+    bundle.save(folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory):
+    """Path of a bundle: step 1 (24x32) and two RRDB stages x4 that share their weights. Do not write to it."""
+    return _bundle(tmp_path_factory.mktemp("model"), _small_rrdb())
+
+
+@pytest.fixture(scope="session")
+def swin_model_file(tmp_path_factory):
+    """The same with two SwinIR stages. Do not write to it."""
+    return _bundle(tmp_path_factory.mktemp("swin_model"), _small_swinir())
