@@ -118,15 +118,25 @@ def _with_allocator(parts: dict[str, int]) -> dict[str, int]:
 def _buffers(plan: Plan) -> dict[str, int]:
     """Host memory beside the networks: the base image, the cache of inner tiles, tiles in hand, shards being
     written."""
-    inner = sum(_level_bytes(s) for s in plan.stages[:-1])
     in_hand = [_tile_bytes(s, _FLOAT) for s in plan.stages[:-1]] + [_tile_bytes(plan.stages[-1], 1)]
     reads = [math.prod(s.tile_shape) * CHANNELS * _FLOAT for s in plan.stages]
     return {
         "base image": math.prod(plan.base) * CHANNELS * _FLOAT,
-        "cache": min(CACHE_BYTES, inner),
+        "cache": sum(min(cache_share(len(plan.stages)), n) for n in _cached_bytes(plan)),
         "tiles in hand": 2 * max(in_hand) + sum(reads),
         "shards": _SHARDS_IN_HAND * plan.shard**2 * CHANNELS,
     }
+
+
+def cache_share(stages: int) -> int:
+    """Bytes that one level's cache may hold."""
+    return CACHE_BYTES // stages
+
+
+def _cached_bytes(plan: Plan) -> list[int]:
+    """Size of every level that is cached: the inner ones, and the last one when a region's shards straddle its tiles."""
+    inner = [_level_bytes(s) for s in plan.stages[:-1]]
+    return inner if plan.is_whole else [*inner, math.prod(plan.size) * CHANNELS]
 
 
 def _tile_bytes(stage: StagePlan, item: int) -> int:

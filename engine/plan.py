@@ -130,6 +130,11 @@ class Plan:
         return self.roi.shape
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the whole canvas is written, not a region of it."""
+        return self.roi == Box(0, 0, *self.canvas)
+
+    @property
     def levels(self) -> tuple[tuple[int, int], ...]:
         """Sizes of the pyramid, each half of the one before, rounded up, until one chunk holds it."""
         sizes = [self.size]
@@ -144,8 +149,7 @@ class Plan:
     def writes(self) -> Iterator[Box]:
         """What is written in one go, in output pixels: whole shards, and whole tiles of the last stage where those line
         up."""
-        whole = self.roi == Box(0, 0, *self.canvas)
-        cell = self.stages[-1].core * self.stages[-1].scale if whole else self.shard
+        cell = self.stages[-1].core * self.stages[-1].scale if self.is_whole else self.shard
         grid = Grid(*self.size, cell)
         return (grid.box(*index) for index in grid.indices())
 

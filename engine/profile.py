@@ -79,7 +79,7 @@ class Overlap:
     tolerance: float = SEAM_TOLERANCE
 
     def __post_init__(self) -> None:
-        if self.policy in ("auto", "exact") or self.policy.isdigit():
+        if self.policy in ("auto", "exact") or self.policy.isdecimal():
             if not self.tolerance > 0:
                 raise UsageError(
                     f"seam tolerance {self.tolerance}: needs more than 0 levels; use --overlap exact for none"
@@ -101,7 +101,7 @@ class Overlap:
         exact = -(-radius // align) * align
         if self.policy == "exact":
             return exact
-        if self.policy.isdigit():
+        if self.policy.isdecimal():
             return -(-int(self.policy) // align) * align
         if profile is None:
             raise UsageError(f"overlap '{self.policy}' needs a measurement of the stage: run engine probe first")

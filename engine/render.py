@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine import probe
-from engine.budget import CACHE_BYTES, GIB, Budget, Projection, StageCost, check, choose_cores, project
+from engine.budget import GIB, Budget, Projection, StageCost, cache_share, check, choose_cores, project
 from engine.cache import Scratch, TileCache
 from engine.errors import UsageError
 from engine.executors import serial
@@ -47,7 +47,7 @@ class Job:
         self.canvas = self._canvas()
         self.stages = [Stage(model.network(i), self.device, request.precision) for i in range(self.canvas.stages)]
         self._costs = [
-            StageCost(probe.stage_footprint(model, i, s, request.precision), self.device.type != "cpu")
+            StageCost(probe.stage_footprint(model, i, s, request.precision, tell), self.device.type != "cpu")
             for i, s in enumerate(self.stages)
         ]
         self._structure_cost = None if self._picture else StageCost(probe.structure_footprint(model), False)
@@ -163,7 +163,9 @@ class Job:
         for index, stage in enumerate(self.stages):
             stage_plan, last = self.plan.stages[index], index == len(self.stages) - 1
             folder = self._scratch_root / self.plan.digest[:16] / str(index + 1)
-            cache = TileCache(CACHE_BYTES, Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32))
+            cache = TileCache(
+                cache_share(len(self.stages)), Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32)
+            )
             image = StageImage(stage_plan, index, self.plan.seed, stage, image, cache, last, on_tile)
         yield from serial.run(self.plan, image, sink)
         sink.finish()

@@ -52,9 +52,10 @@ def parse_box(text: str) -> Box:
 def parse_bytes(text: str) -> int:
     """ "2GiB", "1.5g", "800MB" -> bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if not match or match[2] not in _UNITS or not float(match[1]):
+    count = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if not count:
         raise UsageError(f"memory '{text}': write a number with a unit, for instance 2GiB or 800MB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return count
 
 
 def _converter(parse: Any) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ memory is therefore that of one shard, whatever the canvas, and a killed run lea
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,11 +115,17 @@ class ZarrSink:
                     if level == 0:
                         raise ResumeError(f"{self.path}: shard {index} is missing; render again with --resume")
                     self._make(level, index)
+        os.sync()  # before "complete" is written, everything it speaks of is on the disk
         attributes: Any = self._group.attrs[ATTRIBUTE]
         self._group.attrs[ATTRIBUTE] = {**attributes, "complete": True}
 
     def _has(self, level: int, index: tuple[int, int]) -> bool:
-        return (self.path / str(level) / "c" / "0" / str(index[0]) / str(index[1])).exists()
+        """An empty file is what a loss of power can leave of a shard that was renamed but not yet on the disk."""
+        shard = self.path / str(level) / "c" / "0" / str(index[0]) / str(index[1])
+        try:
+            return shard.stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _children(self, level: int, index: tuple[int, int]) -> list[tuple[int, int]]:
         below = self._plan.grid(level - 1)

@@ -107,7 +107,9 @@ def remember(model: Model, profiles: list[StageProfile]) -> None:
     )
 
 
-def stage_footprint(model: Model, index: int, stage: Stage, precision: str) -> Footprint:
+def stage_footprint(
+    model: Model, index: int, stage: Stage, precision: str, tell: Callable[[str], None] = lambda _: None
+) -> Footprint:
     """Measured cost of a stage on this machine (cached)."""
 
     def run(height: int, width: int) -> Tensor:
@@ -115,7 +117,12 @@ def stage_footprint(model: Model, index: int, stage: Stage, precision: str) -> F
         return stage.run(tile.contiguous(memory_format=torch.channels_last))
 
     key = ("sr", model.weights_digest(index), str(stage.device), precision)
-    return footprint.cached(key, lambda: footprint.measure(run, stage.device, stage.align))
+
+    def measure() -> Footprint:
+        tell(f"measuring memory and speed of stage {index + 1} on this machine (once)")
+        return footprint.measure(run, stage.device, stage.align)
+
+    return footprint.cached(key, measure)
 
 
 def structure_footprint(model: Model) -> Footprint:

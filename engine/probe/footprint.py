@@ -19,7 +19,7 @@ import torch
 from engine.memory import PeakMemory
 from engine.profile import Footprint
 
-_SMALL, _LARGE = 64, 160
+_SMALL, _LARGE = 64, 128
 
 
 def measure(

@@ -1,0 +1,128 @@
+"""Noise: Philox's published answers, addressing by position, and that the numbers are normal."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.geometry import Box
+from engine.kernels.noise import noise_torch, philox_torch
+
+ONES = 0xFFFFFFFF
+
+
+# kat_vectors of Random123 (Salmon et al.): philox 4x32, 10 rounds.
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ONES, ONES, ONES, ONES), (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_answers(counter, key, expected):
+    words = philox_torch(key[0] | key[1] << 32, tuple(torch.tensor([c]) for c in counter))
+    assert tuple(int(w) for w in words) == expected
+
+
+def reference(seed, stream, y, x, c):
+    """The definition for one number, in Python integers and doubles."""
+    words = [x, y, c // 4, stream]
+    k0, k1 = seed & ONES, seed >> 32
+    for _ in range(10):
+        p0, p1 = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        words = [(p1 >> 32) ^ words[1] ^ k0, p1 & ONES, (p0 >> 32) ^ words[3] ^ k1, p0 & ONES]
+        k0, k1 = (k0 + 0x9E3779B9) & ONES, (k1 + 0xBB67AE85) & ONES
+    first, second = (((w >> 9) + 0.5) / 2**23 for w in words[c % 4 // 2 * 2 :][:2])
+    turn = np.sin if c % 2 else np.cos
+    return np.sqrt(-2 * np.log(first)) * turn(2 * np.pi * second)
+
+
+@pytest.mark.parametrize("seed", [0, 1, ONES + 1, 2**64 - 1])
+@pytest.mark.parametrize("corner", [(0, 0), (65_530, 70_000), (3, 1_000_003), (2**31 - 4, 5)])
+def test_numbers_are_the_definitions(seed, corner):
+    y, x = corner
+    noise = noise_torch(seed, 65_537, Box(y, x, y + 2, x + 3), 6)
+    expected = [[[reference(seed, 65_537, y + i, x + j, c) for j in range(3)] for i in range(2)] for c in range(6)]
+    # Float32 near a quarter turn: the absolute error of the angle is that of 2 pi.
+    np.testing.assert_allclose(noise.numpy(), expected, atol=5e-6)
+
+
+WHOLE = Box(0, 0, 90, 150)
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_a_pixel_has_the_same_noise_in_every_box(case):
+    """Bit for bit: vector units must not treat the ends of a row in another way than its middle."""
+    rng = np.random.default_rng(case)
+    (y0, y1), (x0, x1) = (sorted(int(v) for v in rng.choice(n, 2, replace=False)) for n in WHOLE.shape)
+    box = Box(y0, x0, y1, x1)
+    whole, part = (noise_torch(7, 2, b, 3) for b in (WHOLE, box))
+    assert torch.equal(part, whole[:, box.y0 : box.y1, box.x0 : box.x1])
+
+
+def test_large_maps_are_the_same_as_their_parts():
+    """Above its grain size torch splits the work between threads."""
+    box = Box(100, 65_000, 500, 65_900)
+    whole = noise_torch(7, 2, box, 3)
+    for part in (Box(100, 65_000, 101, 65_900), Box(499, 65_001, 500, 65_898), Box(211, 65_333, 350, 65_590)):
+        rows, columns = part.relative_to(box).slices
+        assert torch.equal(noise_torch(7, 2, part, 3), whole[:, rows, columns])
+
+
+def test_channels_do_not_depend_on_how_many_are_asked_for():
+    box = Box(5, 6, 25, 31)
+    many = noise_torch(3, 0, box, 9)
+    for channels in range(1, 9):
+        assert torch.equal(noise_torch(3, 0, box, channels), many[:channels])
+
+
+def correlation(a, b):
+    return abs(float(np.corrcoef(a.numpy().ravel(), b.numpy().ravel())[0, 1]))
+
+
+BOX = Box(0, 0, 200, 300)
+
+
+@pytest.mark.parametrize(
+    ("seed", "stream"), [(2, 1), (1, 2), (1 | 1 << 32, 1), (1 | 1 << 63, 1), (0, 1), (1, 0), (1, 65_536), (1, 65_537)]
+)
+def test_another_seed_or_stream_is_another_noise(seed, stream):
+    base, other = noise_torch(1, 1, BOX, 3), noise_torch(seed, stream, BOX, 3)
+    assert (base != other).float().mean() > 0.999
+    assert correlation(base, other) < 0.01
+
+
+def test_channels_and_neighbours_are_independent():
+    noise = noise_torch(11, 0, BOX, 8)
+    for first in range(8):
+        for second in range(first):
+            assert correlation(noise[first], noise[second]) < 0.02
+    assert correlation(noise[:, 1:], noise[:, :-1]) < 0.01
+    assert correlation(noise[:, :, 1:], noise[:, :, :-1]) < 0.01
+    assert correlation(noise[0, :200, :200], noise[0, :200, :200].T.contiguous()) < 0.02
+
+
+@pytest.mark.parametrize("seed", [0, 123_456_789_012_345])
+def test_numbers_are_normal(seed):
+    values = noise_torch(seed, 4, Box(60_000, 66_000, 60_600, 66_600), 3).double()
+    n = values.numel()
+    assert bool(torch.isfinite(values).all())
+    assert abs(float(values.mean())) < 4 / n**0.5
+    assert abs(float(values.std()) - 1) < 4 / (2 * n) ** 0.5
+    assert abs(float((values**3).mean())) < 4 * (15 / n) ** 0.5
+    assert abs(float((values**4).mean()) - 3) < 4 * (96 / n) ** 0.5
+    # Kolmogorov-Smirnov at 0.1 %: the whole distribution, not its moments alone.
+    ordered = values.flatten().sort().values
+    steps = torch.arange(1, n + 1, dtype=torch.float64) / n
+    assert float((torch.special.ndtr(ordered) - steps).abs().max()) < 1.95 / n**0.5
+
+
+def test_shape_and_dtype():
+    noise = noise_torch(0, 0, Box(4, 5, 6, 8), 3)
+    assert noise.shape == (3, 2, 3)
+    assert noise.dtype == torch.float32
+    assert noise_torch(0, 0, Box(4, 5, 4, 8), 3).shape == (3, 0, 3)
