@@ -26,7 +26,15 @@ MIB = 1 << 20
 def render(model, size, folder):
     """The run report of one render; the store is deleted with the folder."""
     report = folder / f"{size}.json"
-    command = [str(Path(sys.executable).parent / "engine"), "render", str(model.path), "--size", size, "--tile", str(TILE)]
+    command = [
+        str(Path(sys.executable).parent / "engine"),
+        "render",
+        str(model.path),
+        "--size",
+        size,
+        "--tile",
+        str(TILE),
+    ]
     command += ["--memory", BUDGET, "--overlap", "8", "--out", str(folder / f"{size}.zarr"), "--report", str(report)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(report.read_text())

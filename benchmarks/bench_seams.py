@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from harness import PHOTOS, add_row
+
 from engine import archs
 from engine.checkpoints import find_packaged, read_checkpoint
 from engine.probe.content import photograph_crops

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from typing import Any
 
 from engine.errors import BudgetError
@@ -22,13 +23,10 @@ CORES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Tile cores that are tried, in LR pixels: multiples of every window in use, so that shards divide well."""
 
 WORK_SLACK = 1.15
-"""The smallest core within 15 % of the least work is taken: larger ones cost memory and lose more work when
-interrupted.
-"""
+"""The smallest core within 15 % of the least work is taken: larger ones cost memory, and work when interrupted."""
 
 CACHE_BYTES = 32 << 20
-"""Inner tiles held in memory; what does not fit goes to the scratch array and through the operating system's page
-cache."""
+"""Inner tiles held in memory; what does not fit goes to the scratch array beside the output."""
 
 CHANNELS = 3
 _FLOAT = 4
@@ -43,9 +41,7 @@ benchmarks/bench_memory.py measures."""
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, None on a
-    CPU.
-    """
+    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, if any."""
 
     host: int
     device: int | None
@@ -90,42 +86,40 @@ def project(
 ) -> Projection:
     """Cost of ``plan`` for the given writes. ``baseline``: resident bytes of the idle process with the model loaded."""
     pixels = [math.prod(s.tile_shape) for s in plan.stages]
-    networks = [(c, c.footprint.bytes_at(n)) for c, n in zip(costs, pixels, strict=True)]
-    base_pixels = math.prod(plan.base)
-    if structure is not None:
-        networks.append((structure, structure.footprint.bytes_at(base_pixels)))
     tiles = plan.tiles_to_run(writes)
     seconds = sum(k * n * c.footprint.seconds_per_pixel for k, n, c in zip(tiles, pixels, costs, strict=True))
     if structure is not None:
-        seconds += base_pixels * structure.footprint.seconds_per_pixel
+        seconds += math.prod(plan.base) * structure.footprint.seconds_per_pixel
+    # The last level is cached, and spilled, only where a region's shards straddle its tiles.
+    last = 0 if plan.is_whole else sum(t.write.area for t in plan.stages[-1].tiles(plan.roi)) * CHANNELS
+    cached = [*(_level_bytes(s) for s in plan.stages[:-1]), last]
     return Projection(
         baseline=baseline,
-        host_parts=_with_allocator(
-            {"network": max((b for c, b in networks if not c.on_device), default=0), **_buffers(plan)}
-        ),
-        device=max((b for c, b in networks if c.on_device), default=0),
+        host_parts=_host_parts(plan.stages, costs, structure, cached),
+        device=max((_network_bytes(s, c) for s, c in zip(plan.stages, costs, strict=True) if c.on_device), default=0),
         disk=_store_bytes(plan),
-        scratch=_scratch_bytes(plan),
+        scratch=sum(cached),
         tiles=tiles,
         seconds=seconds,
     )
 
 
-def _with_allocator(parts: dict[str, int]) -> dict[str, int]:
-    return {**parts, "allocator": _ALLOCATOR_FIXED + int(_ALLOCATOR_SHARE * sum(parts.values()))}
-
-
-def _buffers(plan: Plan) -> dict[str, int]:
-    """Host memory beside the networks: the base image, the cache of inner tiles, tiles in hand, shards being
-    written."""
-    in_hand = [_tile_bytes(s, _FLOAT) for s in plan.stages[:-1]] + [_tile_bytes(plan.stages[-1], 1)]
-    reads = [math.prod(s.tile_shape) * CHANNELS * _FLOAT for s in plan.stages]
-    return {
-        "base image": math.prod(plan.base) * CHANNELS * _FLOAT,
-        "cache": sum(min(cache_share(len(plan.stages)), n) for n in _cached_bytes(plan)),
-        "tiles in hand": 2 * max(in_hand) + sum(reads),
-        "shards": _SHARDS_IN_HAND * plan.shard**2 * CHANNELS,
+def _host_parts(
+    stages: Sequence[StagePlan], costs: Sequence[StageCost], structure: StageCost | None, cached: Sequence[int]
+) -> dict[str, int]:
+    """Host memory above the baseline. ``cached``: bytes of every level that the caches may come to hold."""
+    networks = [_network_bytes(s, c) for s, c in zip(stages, costs, strict=True) if not c.on_device]
+    base = stages[0].height * stages[0].width
+    if structure is not None:
+        networks.append(structure.footprint.bytes_at(base))
+    parts = {
+        "network": max(networks, default=0),
+        "base image": base * CHANNELS * _FLOAT,
+        "cache": sum(min(cache_share(len(stages)), n) for n in cached),
+        "tiles in hand": 2 * max(_tile_bytes(s, s is stages[-1]) for s in stages) + sum(_read_bytes(s) for s in stages),
+        "shards": _shard_bytes(stages[-1]),
     }
+    return {**parts, "allocator": _ALLOCATOR_FIXED + int(_ALLOCATOR_SHARE * sum(parts.values()))}
 
 
 def cache_share(stages: int) -> int:
@@ -133,22 +127,25 @@ def cache_share(stages: int) -> int:
     return CACHE_BYTES // stages
 
 
-def _cached_bytes(plan: Plan) -> list[int]:
-    """Size of every level that is cached: the inner ones, and the last one when a region's shards straddle its tiles."""
-    inner = [_level_bytes(s) for s in plan.stages[:-1]]
-    return inner if plan.is_whole else [*inner, math.prod(plan.size) * CHANNELS]
+def _network_bytes(stage: StagePlan, cost: StageCost) -> int:
+    return cost.footprint.bytes_at(math.prod(stage.tile_shape))
 
 
-def _tile_bytes(stage: StagePlan, item: int) -> int:
-    return (stage.core * stage.scale) ** 2 * CHANNELS * item
+def _tile_bytes(stage: StagePlan, last: bool) -> int:
+    return (stage.core * stage.scale) ** 2 * CHANNELS * (1 if last else _FLOAT)
+
+
+def _read_bytes(stage: StagePlan) -> int:
+    return math.prod(stage.tile_shape) * CHANNELS * _FLOAT
+
+
+def _shard_bytes(last: StagePlan) -> int:
+    shard, _ = shard_of(last.core * last.scale)
+    return _SHARDS_IN_HAND * shard**2 * CHANNELS
 
 
 def _level_bytes(stage: StagePlan) -> int:
     return stage.height * stage.width * stage.scale**2 * CHANNELS * _FLOAT
-
-
-def _scratch_bytes(plan: Plan) -> int:
-    return sum(_level_bytes(s) for s in plan.stages[:-1])
 
 
 def _store_bytes(plan: Plan) -> int:
@@ -157,48 +154,76 @@ def _store_bytes(plan: Plan) -> int:
 
 
 def choose_cores(
-    stages: Sequence[StagePlan], costs: Sequence[StageCost], budget: Budget, baseline: int
+    stages: Sequence[StagePlan],
+    costs: Sequence[StageCost],
+    structure: StageCost | None,
+    budget: Budget,
+    baseline: int,
 ) -> tuple[StagePlan, ...]:
-    """Give every stage the smallest core within ``WORK_SLACK`` of the least work that fits the budget."""
-    chosen = []
-    for index, (stage, cost) in enumerate(zip(stages, costs, strict=True)):
-        limit = (budget.device or 0) if cost.on_device else budget.host - baseline
-        last = index == len(stages) - 1
-        candidates = [replace(stage, core=c) for c in CORES if c % stage.align == 0]
-        fitting = [s for s in candidates if _stage_bytes(s, cost, last) <= limit]
-        if not fitting:
-            _refuse(candidates[0], cost, budget, baseline, last)
-        least = min(_work(s) for s in fitting)
-        chosen.append(next(s for s in fitting if _work(s) <= WORK_SLACK * least))
-    return tuple(chosen)
+    """Give every stage the smallest core within ``WORK_SLACK`` of the least work that fits the budget.
+
+    What the stages need together depends on all of their tiles: a limit on every single tile is lowered until the whole
+    fits.
+    """
+    candidates = [[replace(s, core=c) for c in CORES if c % s.align == 0] for s in stages]
+    smallest = [options[0] for options in candidates]
+
+    def host(chosen: Sequence[StagePlan]) -> int:
+        cached = [_level_bytes(s) for s in chosen]
+        return baseline + sum(_host_parts(chosen, costs, structure, cached).values())
+
+    if host(smallest) > budget.host or not all(map(_fits_device, smallest, costs, repeat(budget))):
+        _refuse(smallest, costs, structure, budget, host(smallest))
+    last = len(stages) - 1
+    sized = [
+        [(_host_bytes(s, cost, index == last), s) for s in options if _fits_device(s, cost, budget)]
+        for index, (options, cost) in enumerate(zip(candidates, costs, strict=True))
+    ]
+    for limit in sorted({n for options in sized for n, _ in options}, reverse=True):
+        fitting = [[s for n, s in options if n <= limit] for options in sized]
+        if all(fitting) and host(chosen := [_least_work(options) for options in fitting]) <= budget.host:
+            return tuple(chosen)
+    return tuple(smallest)
 
 
-def _work(stage: StagePlan) -> int:
-    return len(stage.grid) * math.prod(stage.tile_shape)
+def _fits_device(stage: StagePlan, cost: StageCost, budget: Budget) -> bool:
+    return not cost.on_device or _network_bytes(stage, cost) <= (budget.device or 0)
 
 
-def _stage_bytes(stage: StagePlan, cost: StageCost, last: bool) -> int:
-    """Memory that grows with the tile: the network, and on the host the tiles in hand and the shards."""
-    network = cost.footprint.bytes_at(math.prod(stage.tile_shape))
-    if cost.on_device:
-        return network
-    shards = _SHARDS_IN_HAND * shard_of(stage.core * stage.scale)[0] ** 2 * CHANNELS if last else 0
-    read = math.prod(stage.tile_shape) * CHANNELS * _FLOAT
-    parts = network + 2 * _tile_bytes(stage, 1 if last else _FLOAT) + read + shards + CACHE_BYTES
-    return int(parts * (1 + _ALLOCATOR_SHARE)) + _ALLOCATOR_FIXED
+def _host_bytes(stage: StagePlan, cost: StageCost, last: bool) -> int:
+    """Host memory that grows with this stage's tiles."""
+    network = 0 if cost.on_device else _network_bytes(stage, cost)
+    return network + 2 * _tile_bytes(stage, last) + _read_bytes(stage) + (_shard_bytes(stage) if last else 0)
 
 
-def _refuse(smallest: StagePlan, cost: StageCost, budget: Budget, baseline: int, last: bool) -> None:
-    need = _stage_bytes(smallest, cost, last)
-    h, w = smallest.tile_shape
-    if cost.on_device:
-        raise BudgetError(
-            f"{smallest.name}: the smallest tile ({w}x{h} with its halo of {smallest.halo}) needs {need / GIB:.2f} GiB of VRAM, "
-            f"--vram allows {(budget.device or 0) / GIB:.2f} GiB; raise it, or use a smaller --overlap or half --precision"
+def _least_work(options: Sequence[StagePlan]) -> StagePlan:
+    """The first, smallest, of these whose work is near the least."""
+    work = [len(s.grid) * math.prod(s.tile_shape) for s in options]
+    return next(s for s, n in zip(options, work, strict=True) if n <= WORK_SLACK * min(work))
+
+
+def _refuse(
+    smallest: Sequence[StagePlan], costs: Sequence[StageCost], structure: StageCost | None, budget: Budget, host: int
+) -> None:
+    """Say which of the smallest tiles, or that step 1, is too large. ``host``: memory of all of them together."""
+    networks = [(_network_bytes(s, c), s, c.on_device) for s, c in zip(smallest, costs, strict=True)]
+    device, largest, _ = max((n for n in networks if n[2]), key=lambda n: n[0], default=(0, smallest[0], True))
+    need, limit, what, flag = device, budget.device or 0, "VRAM", "--vram"
+    if device <= limit:
+        on_host, largest, _ = max(
+            (n for n in networks if not n[2]), key=lambda n: n[0], default=(0, smallest[-1], False)
         )
+        need, limit, what, flag = host, budget.host, "memory", "--memory"
+        first = smallest[0]
+        if structure is not None and structure.footprint.bytes_at(first.height * first.width) > on_host:
+            raise BudgetError(
+                f"step 1: its image of {first.width}x{first.height} needs {need / GIB:.2f} GiB of memory, {flag} allows "
+                f"{limit / GIB:.2f} GiB; raise it, or use more --stages or a smaller --size"
+            )
+    h, w = largest.tile_shape
     raise BudgetError(
-        f"{smallest.name}: the smallest tile ({w}x{h} with its halo of {smallest.halo}) needs {(baseline + need) / GIB:.2f} GiB, "
-        f"--memory allows {budget.host / GIB:.2f} GiB; raise it, or use a smaller --overlap or half --precision"
+        f"{largest.name}: the smallest tile ({w}x{h} with its halo of {largest.halo}) needs {need / GIB:.2f} GiB of {what}, "
+        f"{flag} allows {limit / GIB:.2f} GiB; raise it, or use a smaller --overlap or half --precision"
     )
 
 

@@ -16,7 +16,7 @@ import zarr
 
 from engine.geometry import Box, Grid
 
-_SCRATCH_CHUNK = 256
+_SCRATCH_CHUNK, _LEAST_CHUNK = 256, 32
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Index = tuple[int, int]
@@ -50,7 +50,7 @@ class Scratch:
 
     def _create(self, channels: int) -> None:
         cell = self._grid.cell
-        chunk = next(c for c in range(min(cell, _SCRATCH_CHUNK), 0, -1) if cell % c == 0)
+        chunk = next((c for c in range(min(cell, _SCRATCH_CHUNK), _LEAST_CHUNK - 1, -1) if cell % c == 0), cell)
         zarr.create_array(
             self._path,
             shape=(channels, self._grid.height, self._grid.width),

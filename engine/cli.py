@@ -6,6 +6,8 @@ Results go to stdout, everything else to stderr. torch is imported inside the co
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +21,10 @@ from engine.request import Request
 from engine.version import __version__
 
 app = App(
-    name="engine", version=__version__, help="One photograph in, a seamless image of any size out, in bounded memory."
+    name="engine",
+    version=__version__,
+    help="One photograph in, a seamless image of any size out, in bounded memory.",
+    suppress_keyboard_interrupt=False,  # ``main`` says how to go on
 )
 model_app = App(name="model", help="Build model files.")
 train_app = App(name="train", help="Train on one photograph.")
@@ -51,8 +56,11 @@ def render(
         raise UsageError(f"--count {count}: must be at least 1")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other: one keeps what is there, the other replaces it")
-    if count > 1 and report is not None:
-        raise UsageError("--report describes one render: leave --count out")
+    if count > 1 and (json or report is not None):
+        raise UsageError("--json and --report describe one render: leave --count out")
+    if dry_run and report is not None:
+        raise UsageError("--report holds measurements, and --dry-run makes none: leave one of them out")
+    replace(request, seed=request.seed + count - 1)  # the last seed is refused now, not after the other renders
     for seed in range(request.seed, request.seed + count):
         target = out if count == 1 else out.with_name(f"{out.stem}-{seed}{out.suffix}")
         run.render(model, target, replace(request, seed=seed), resume, overwrite, dry_run, json, report)
@@ -173,7 +181,10 @@ def structure(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exits with the documented code."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        try:
+            app(arguments, exit_on_error=False, print_error=False)
+        finally:
+            sys.stdout.flush()  # here, where a pipe that was closed can still be caught
     except EngineError as error:
         _fail(str(error), error.exit_code)
     except CycloptsError as error:
@@ -182,8 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("stopped at once; --resume goes on from the last finished shard", Interrupted.exit_code)
     except MemoryError:
         _fail("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
-    except PermissionError as error:
-        _fail(f"{error.filename}: permission denied; choose a place that can be written", InputError.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EngineError.exit_code) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "make room and go on with --resume" if error.errno == errno.ENOSPC else "choose another place"
+        code = EngineError.exit_code if error.errno in (errno.ENOSPC, errno.EIO) else InputError.exit_code
+        _fail(f"{where}{error.strerror or error}; {advice}", code)
 
 
 def _cause(error: CycloptsError) -> str:
@@ -197,5 +215,5 @@ def _cause(error: CycloptsError) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"engine: {message}\n")
+    sys.stderr.write(f"engine: {' '.join(message.splitlines())}\n")
     raise SystemExit(code)

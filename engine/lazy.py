@@ -51,7 +51,7 @@ class StageImage:
     def read(self, box: Box) -> torch.Tensor:
         """Pixels of ``box``: uint8 for the last stage, float32 in [0, 1] otherwise. [C, h, w]."""
         tiles = list(self.plan.tiles(box))
-        if len(tiles) == 1 and tiles[0].write == box:
+        if self._last and len(tiles) == 1 and tiles[0].write == box:
             return torch.from_numpy(self._fresh(tiles[0]))
         result = torch.empty(3, *box.shape, dtype=torch.uint8 if self._last else torch.float32)
         for tile in tiles:
@@ -61,8 +61,8 @@ class StageImage:
         return result
 
     def _fresh(self, tile: Tile) -> Array:
-        """A tile that is asked for whole, such as the last stage's in a full render, is used once: it bypasses the
-        cache.
+        """A tile of the last stage that is asked for whole is used once: it bypasses the cache. One of an inner stage is
+        part of its neighbours' halos, too.
         """
         index = (tile.row, tile.column)
         return self._cache.read(index, tile.write, tile.write) if index in self._cache else self._compute(tile)

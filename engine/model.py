@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +26,7 @@ from torch import Tensor
 from engine import archs, checkpoints
 from engine.archs import Upscaler
 from engine.archs.hpvaegan import Structure
-from engine.errors import InputError, ModelError
+from engine.errors import InputError, ModelError, UsageError
 from engine.profile import StageProfile
 
 FORMAT = "ourgan-engine/1"
@@ -49,9 +51,7 @@ class SRStage:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the file holds. ``structure``: metadata of step 1 (None without one); ``digest``: sha256 of what decides
-    pixels.
-    """
+    """What the file holds. ``structure``: metadata of step 1, if any; ``digest``: sha256 of what decides pixels."""
 
     structure: dict[str, Any] | None
     stages: tuple[SRStage, ...]
@@ -74,9 +74,19 @@ class Manifest:
                 SRStage(**s, profile=StageProfile.from_json(p) if p else None)
                 for s, p in zip(data.pop("stages"), profiles, strict=True)
             )
-            return cls(stages=stages, **data)
-        except (ValueError, KeyError, TypeError) as error:
+            manifest = cls(stages=stages, **data)
+            manifest._check_types()
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path}: damaged manifest ({error}); build the model again") from error
+
+    def _check_types(self) -> None:
+        """The digest tells whether contents are right, but only of a manifest that can be read that far."""
+        texts = [self.digest, *(t for s in self.stages for t in (s.weights, s.architecture, s.source, s.licence))]
+        if wrong := [t for t in texts if not isinstance(t, str)]:
+            raise TypeError(f"{wrong[0]!r} stands where a text is expected")
+        if not isinstance(self.structure, dict | None):
+            raise TypeError(f"'structure' is {self.structure!r}")
 
     @property
     def licences(self) -> list[str]:
@@ -93,7 +103,7 @@ class Model:
         self.path = path
         self.manifest = manifest
         self._states = states
-        self._networks: dict[str, Upscaler] = {}
+        self._networks: dict[tuple[str, str, str], Upscaler] = {}
 
     @property
     def digest(self) -> str:
@@ -107,19 +117,28 @@ class Model:
     def structure(self) -> Structure | None:
         """Step 1, or None when the file has only super-resolution stages."""
         metadata = self.manifest.structure
-        return None if metadata is None else Structure.from_state(self._states[_STRUCTURE], metadata)
+        if metadata is None:
+            return None
+        try:
+            return Structure.from_state(self._states[_STRUCTURE], metadata)
+        except ModelError as error:
+            raise ModelError(f"{self.path} (step 1): {error}") from error
 
     @property
     def base_size(self) -> tuple[int, int] | None:
         """(height, width) of the image that step 1 was trained to make."""
         return self.structure.base_size if self.structure is not None else None
 
-    def network(self, index: int) -> Upscaler:
-        """The network of super-resolution stage ``index``, in float32, ready for inference."""
+    def network(self, index: int, precision: str = "fp32", device: str = "cpu") -> Upscaler:
+        """The network of super-resolution stage ``index``, in float32, ready for inference.
+
+        A stage casts and moves its module in place, so each precision and each device has a module of its own.
+        """
         prefix = self.stages[index].weights
-        if prefix not in self._networks:
-            self._networks[prefix] = archs.build(self._states[prefix], str(self.path))
-        return self._networks[prefix]
+        key = (prefix, precision, device)
+        if key not in self._networks:
+            self._networks[key] = archs.build(self._states[prefix], str(self.path))
+        return self._networks[key]
 
     def parameters(self, prefix: str) -> int:
         return sum(t.numel() for t in self._states[prefix].values())
@@ -146,10 +165,12 @@ class Model:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, metadata=metadata)
             os.replace(part, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: cannot be written ({reason}); choose another place") from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def load(path: Path | str) -> Model:
@@ -160,7 +181,8 @@ def load(path: Path | str) -> Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; name a model bundle (engine model build makes one) or a checkpoint")
+        found = "not a file" if path.exists() else "no such file"
+        raise ModelError(f"{path}: {found}; name a model bundle (engine model build makes one) or a checkpoint")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -189,6 +211,8 @@ def build(
         raise ModelError(
             f"{len(sigmas)} values of sigma for {len(checkpoint_names)} stages; give at most one per stage"
         )
+    if bad := [s for s in sigmas if not (math.isfinite(s) and s >= 0)]:
+        raise UsageError(f"sigma {bad[0]:g}: must be 0 or more, as a share of 1.0; leave it out for no input noise")
     states: dict[str, State] = {}
     prefix_of: dict[str, str] = {}
     metadata: dict[str, Any] | None = None

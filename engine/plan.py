@@ -1,8 +1,7 @@
 """Decides, before anything runs, what a render will do: canvas, tiles, halos, shards. Knows nothing of tensors.
 
 A ``Plan`` holds everything that decides a pixel and nothing else, so that two equal plans give equal bits and a stored
-plan can be compared on resume. What it costs is a ``Projection`` (engine.budget), which may differ from machine to
-machine.
+plan can be compared on resume. What it costs is a ``Projection`` (engine.budget), which differs between machines.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ MAX_SHARD = 2048
 """Largest shard side in pixels: three channels of it decode in about 12 MiB, which a viewer still takes at ease."""
 
 MAX_CHUNK = 512
-"""Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers and pyramidal
-TIFF.
-"""
+"""Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers."""
 
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
@@ -43,8 +40,9 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """How one super-resolution stage is tiled. Sizes in LR pixels; ``seam_error`` in 8-bit levels, 0.0 when exact, None
-    when unmeasured.
+    """How one super-resolution stage is tiled. Sizes in LR pixels.
+
+    ``seam_error``: 8-bit levels, 0.0 when exact, None when it was not measured.
     """
 
     name: str
@@ -64,8 +62,7 @@ class StagePlan:
 
     @property
     def tile_shape(self) -> tuple[int, int]:
-        """(height, width) of every input tile: all are equal, so one mask, one graph and one allocation serve all of
-        them."""
+        """(height, width) of every input tile: all are equal, so one mask and one graph serve them."""
         full = self.core + 2 * self.halo
         return min(full, self.padded[0]), min(full, self.padded[1])
 
@@ -74,9 +71,7 @@ class StagePlan:
         return Grid(self.height * self.scale, self.width * self.scale, self.core * self.scale)
 
     def tile(self, row: int, column: int) -> Tile:
-        """Tile of a cell. Its origin is clamped into the frame: border tiles get a deeper inner halo and no synthetic
-        outer one.
-        """
+        """Tile of a cell. Its origin is clamped into the frame: a deeper inner halo instead of a synthetic outer one."""
         y, x = (
             min(max(k * self.core - self.halo, 0), frame - size)
             for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
@@ -147,8 +142,7 @@ class Plan:
         return Grid(*self.levels[level], self.shard)
 
     def writes(self) -> Iterator[Box]:
-        """What is written in one go, in output pixels: whole shards, and whole tiles of the last stage where those line
-        up."""
+        """What is written in one go, in output pixels: whole tiles of the last stage, or whole shards of a region."""
         cell = self.stages[-1].core * self.stages[-1].scale if self.is_whole else self.shard
         grid = Grid(*self.size, cell)
         return (grid.box(*index) for index in grid.indices())

@@ -1,6 +1,4 @@
-"""What was measured about a stage, as plain data: receptive field, seam error, memory and time. Knows nothing of
-tensors.
-"""
+"""What was measured about a stage, as plain data, and how a halo follows from it. Knows nothing of tensors."""
 
 from __future__ import annotations
 
@@ -44,8 +42,7 @@ class StageProfile:
         return next((p for p in self.seam if p.max <= tolerance), None)
 
     def at(self, halo: int) -> SeamPoint | None:
-        """The measured point whose halo is the largest one that is at most ``halo``: an upper bound of the error
-        there."""
+        """The measured point with the largest halo up to ``halo``: an upper bound of the error there."""
         return max((p for p in self.seam if p.halo <= halo), key=lambda p: p.halo, default=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +50,12 @@ class StageProfile:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StageProfile:
-        return cls(data["content"], data["erf_abs"], data["erf_square"], tuple(SeamPoint(**p) for p in data["seam"]))
+        """Raises KeyError, TypeError or ValueError when the data is damaged."""
+        absolute, square = ({str(f): int(r) for f, r in dict(data[key]).items()} for key in ("erf_abs", "erf_square"))
+        points = [SeamPoint(int(p["halo"]), *(float(p[key]) for key in ("mean", "p999", "max"))) for p in data["seam"]]
+        if any(p.halo < 0 for p in points):
+            raise ValueError("a halo is negative")
+        return cls(str(data["content"]), absolute, square, tuple(points))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,7 @@ class Overlap:
         return self.policy == "auto" or self.policy.startswith("erf:")
 
     def choose(self, profile: StageProfile | None, radius: int, align: int) -> int:
-        """The halo in LR pixels: a multiple of ``align``, never more than the theoretical ``radius`` rounded up to
-        it.
-        """
+        """The halo in LR pixels: a multiple of ``align``; the policies never take more than ``radius`` needs."""
         exact = -(-radius // align) * align
         if self.policy == "exact":
             return exact

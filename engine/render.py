@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from engine import probe
 from engine.budget import GIB, Budget, Projection, StageCost, cache_share, check, choose_cores, project
 from engine.cache import Scratch, TileCache
-from engine.errors import UsageError
+from engine.errors import InputError, UsageError
 from engine.executors import serial
 from engine.executors.serial import TileDone
 from engine.geometry import Box
@@ -38,6 +39,8 @@ class Job:
     """A planned render. ``plan`` and ``projection`` may be looked at before ``run``."""
 
     def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+        if not out.name or out.name == "..":
+            raise UsageError(f"--out {out}: names no store; give it a name, for instance {out / 'out.zarr'}")
         self.model = model
         self.request = request
         self.out = out
@@ -45,7 +48,11 @@ class Job:
         self._picture = PictureSource(request.init) if request.init is not None else None
         self._tell = tell
         self.canvas = self._canvas()
-        self.stages = [Stage(model.network(i), self.device, request.precision) for i in range(self.canvas.stages)]
+        self.roi = self._roi(Box(0, 0, *self.canvas.size))
+        self.stages = [
+            Stage(model.network(i, request.precision, str(self.device)), self.device, request.precision)
+            for i in range(self.canvas.stages)
+        ]
         self._costs = [
             StageCost(probe.stage_footprint(model, i, s, request.precision, tell), self.device.type != "cpu")
             for i, s in enumerate(self.stages)
@@ -67,12 +74,15 @@ class Job:
 
     def _budget(self) -> Budget:
         folder = next(p for p in self.out.absolute().parents if p.exists())
+        if not folder.is_dir():
+            raise InputError(f"{self.out}: {folder} is not a folder; choose another --out")
         return Budget(
             host=self.request.memory or default_memory(free_host()),
             device=self.request.vram or free_device(self.device),
             disk=shutil.disk_usage(folder).free,
         )
 
+    @cached_property
     def _profiles(self) -> Sequence[StageProfile | None]:
         """Measured profiles, measuring first where the overlap policy needs them and nobody has."""
         stored = [s.profile for s in self.model.stages]
@@ -82,7 +92,7 @@ class Job:
         return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
 
     def _plan(self, choose: Callable[[tuple[StagePlan, ...]], tuple[StagePlan, ...]]) -> Plan:
-        profiles = self._profiles()[: self.canvas.stages]
+        profiles = self._profiles[: self.canvas.stages]
         stages, size = [], self.canvas.base
         for index, (stage, profile) in enumerate(zip(self.stages, profiles, strict=True)):
             halo = self.request.halo_policy.choose(profile, stage.radius, stage.align)
@@ -99,10 +109,9 @@ class Job:
         for stage_plan in finished:
             stage_plan.check()
         shard, chunk = shard_of(finished[-1].core * finished[-1].scale)
-        whole = Box(0, 0, *self.canvas.size)
         return Plan(
             canvas=self.canvas.size,
-            roi=self._roi(whole),
+            roi=self.roi,
             base=self.canvas.base,
             stages=finished,
             shard=shard,
@@ -117,7 +126,7 @@ class Job:
 
     def _planned_cores(self, stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
         if self.request.tile is None:
-            return choose_cores(stages, self._costs, self.budget, self.baseline)
+            return choose_cores(stages, self._costs, self._structure_cost, self.budget, self.baseline)
         return _with_cores(stages, [_rounded(self.request.tile, s) for s in stages])
 
     def _roi(self, whole: Box) -> Box:
@@ -140,25 +149,29 @@ class Job:
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
             self.check()
+            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
             shutil.rmtree(self._scratch_root, ignore_errors=True)
-            return ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
-        if stored is not None and self.request.tile is None and len(stored["stages"]) == len(self.stages):
-            cores = [s["core"] for s in stored["stages"]]
+            return sink
+        cores = _stored_cores(stored or {})
+        if self.request.tile is None and len(cores) == len(self.stages):
             self.plan = self._plan(lambda stages: _with_cores(stages, cores))
         sink = ZarrSink.resume(self.out, self.plan)
         self.projection = self._project(list(sink.missing()))
+        self.budget = replace(self.budget, disk=self.budget.disk + _size(self.out) + _size(self._scratch_root))
         self.check()
         return sink
 
     def run(
         self, sink: ZarrSink, on_tile: Callable[[int, int], None] = lambda stage, pixels: None
     ) -> Iterator[TileDone]:
-        """Render what is missing. ``on_tile(stage, LR pixels)`` is called after each network run. Yields after each
-        write.
-        """
-        if not any(True for _ in sink.missing()):
-            sink.finish()
-            return
+        """Render what is missing; yields after each write. ``on_tile(stage, LR pixels)`` is called after a network."""
+        if any(True for _ in sink.missing()):
+            yield from serial.run(self.plan, self._image(on_tile), sink)
+        sink.finish()
+        shutil.rmtree(self._scratch_root, ignore_errors=True)
+
+    def _image(self, on_tile: Callable[[int, int], None]) -> Source:
+        """The whole chain as one lazy image, in canvas coordinates."""
         image: Source = self._base()
         for index, stage in enumerate(self.stages):
             stage_plan, last = self.plan.stages[index], index == len(self.stages) - 1
@@ -167,9 +180,7 @@ class Job:
                 cache_share(len(self.stages)), Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32)
             )
             image = StageImage(stage_plan, index, self.plan.seed, stage, image, cache, last, on_tile)
-        yield from serial.run(self.plan, image, sink)
-        sink.finish()
-        shutil.rmtree(self._scratch_root, ignore_errors=True)
+        return image
 
     def _base(self) -> Source:
         if self._picture is None:
@@ -190,13 +201,12 @@ class Job:
             "model": self.model.path.name,
             "licences": self.model.manifest.licences,
             "seam_error_levels": self.plan.seam_error,
-            "profiles": [p.to_json() if p else None for p in self._profiles()[: self.canvas.stages]],
+            "profiles": [p.to_json() if p else None for p in self._profiles[: self.canvas.stages]],
         }
 
 
 def default_memory(free: int) -> int:
-    """Half of what is free, rounded down to a power of two GiB, so that the same command plans the same tiles from day
-    to day."""
+    """Half of what is free, rounded down to a power of two GiB, so that plans do not change from day to day."""
     half = max(1, free // 2 // GIB)
     return GIB << (half.bit_length() - 1)
 
@@ -218,13 +228,25 @@ def _seam_error(stage: StagePlan, radius: int, profile: StageProfile | None) -> 
     return point.max if point else None
 
 
+def _stored_cores(plan: dict[str, Any]) -> list[int]:
+    """The tile cores of a stored plan; none when it is damaged, which is found when the plans are compared."""
+    try:
+        cores = [stage["core"] for stage in plan["stages"]]
+    except (KeyError, TypeError):
+        return []
+    return cores if all(type(core) is int and core > 0 for core in cores) else []
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below: what an interrupted render has written need not be free once more."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _with_cores(stages: Sequence[StagePlan], cores: Sequence[int]) -> tuple[StagePlan, ...]:
     return tuple(replace(s, core=c) for s, c in zip(stages, cores, strict=True))
 
 
 def _rounded(tile: int, stage: StagePlan) -> int:
     """``--tile`` rounded up to the stage's window, and to an even output so that the pyramid halves it."""
-    if tile < 1:
-        raise UsageError(f"--tile {tile}: needs at least 1 LR pixel")
     step = stage.align if stage.align * stage.scale % 2 == 0 else 2 * stage.align
     return -(-tile // step) * step

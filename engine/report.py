@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.budget import GIB, Budget, Projection
+from engine.errors import UsageError
 from engine.model import Model
 from engine.plan import Plan
 from engine.profile import Overlap, StageProfile
 from engine.progress import clock
 from engine.version import __version__
+
+_PLOT_SUFFIXES = (".png", ".svg")
 
 _out = Console(highlight=False, soft_wrap=True)
 
@@ -152,15 +157,27 @@ def _thinned(profile: StageProfile) -> list[Any]:
     return [p for i, p in enumerate(profile.seam) if i % 4 == 0 or i == last or p == chosen]
 
 
+def check_place(flag: str, path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{flag} {path}: cannot be written there; name a file in a folder that exists")
+
+
+def check_plot(path: Path) -> None:
+    """Refuse before the measurement what could not be drawn after it."""
+    check_place("--plot", path)
+    if path.suffix.lower() not in _PLOT_SUFFIXES:
+        raise UsageError(f"--plot {path}: name a file that ends in {' or '.join(_PLOT_SUFFIXES)}")
+    if util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib; pip install 'ourgan-engine[plot]'")
+
+
 def plot_profiles(profiles: list[StageProfile], path: Path) -> None:
     """Seam error against the halo, one colour a stage, with the ERF radii as vertical lines."""
-    from engine.errors import UsageError
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib; pip install 'ourgan-engine[plot]'") from error
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for index, profile in enumerate(profiles):

@@ -1,6 +1,4 @@
-"""What a user can ask a render for: one dataclass that is both the API and the flags of ``engine render`` and ``engine
-plan``.
-"""
+"""What a user can ask of a render: one dataclass that is both the API and the flags of the commands."""
 
 from __future__ import annotations
 
@@ -99,6 +97,8 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"--seed {self.seed}: must be from 0 to {(1 << 64) - 1}")
+        if self.tile is not None and self.tile < 1:
+            raise UsageError(f"--tile {self.tile}: needs at least 1 low-resolution pixel")
         _ = self.halo_policy
 
     @property

@@ -50,16 +50,16 @@ class ZarrSink:
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], overwrite: bool = False) -> ZarrSink:
         """Make a new store. Raises InputError when something exists at ``path`` and ``overwrite`` is false."""
-        if path.exists():
-            if not overwrite:
-                raise ResumeError(
-                    f"{path}: exists; give --resume to finish it, --overwrite to replace it, or another --out"
-                )
-            _remove_store(path)
+        if path.exists() and not overwrite:
+            raise ResumeError(
+                f"{path}: exists; give --resume to finish it, --overwrite to replace it, or another --out"
+            )
         # Built under another name: a store of the final name has all of its arrays and its plan, whenever the process
         # dies.
         part = path.with_name(path.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
+        if path.exists():
+            _remove_store(path)
         try:
             group = zarr.open_group(part, mode="w-", zarr_format=3)
             for level, size in enumerate(plan.levels):
@@ -88,11 +88,16 @@ class ZarrSink:
             )
         for leftover in path.rglob("*.partial"):
             leftover.unlink()
-        return cls(path, plan, zarr.open_group(path, mode="r+"))
+        try:
+            return cls(path, plan, zarr.open_group(path, mode="r+"))
+        except (KeyError, ValueError, TypeError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())
+            raise ResumeError(f"{path}: damaged, an array cannot be opened ({reason}); use --overwrite") from error
 
     @property
     def complete(self) -> bool:
-        return bool(self._group.attrs[ATTRIBUTE]["complete"])  # type: ignore[index,call-overload]
+        attributes: Any = self._group.attrs[ATTRIBUTE]
+        return bool(attributes.get("complete"))
 
     def missing(self) -> Iterator[Box]:
         for box in self._plan.writes():
@@ -115,6 +120,8 @@ class ZarrSink:
                     if level == 0:
                         raise ResumeError(f"{self.path}: shard {index} is missing; render again with --resume")
                     self._make(level, index)
+        if self.complete:
+            return
         os.sync()  # before "complete" is written, everything it speaks of is on the disk
         attributes: Any = self._group.attrs[ATTRIBUTE]
         self._group.attrs[ATTRIBUTE] = {**attributes, "complete": True}
@@ -184,7 +191,8 @@ def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Pl
 
 def _remove_store(path: Path) -> None:
     """Delete a store, but only something that is one: never a folder of the user's that happens to have the name."""
-    if path.is_dir() and ((path / "zarr.json").is_file() or not any(path.iterdir())):
-        shutil.rmtree(path)
+    if path.is_dir() and not path.is_symlink() and ((path / "zarr.json").is_file() or not any(path.iterdir())):
+        # Moved first: half a store under the final name would be neither a store nor removable.
+        shutil.rmtree(path.rename(path.with_name(path.name + ".part")))
         return
     raise ResumeError(f"{path}: exists and is not a Zarr store; give another --out or remove it")

@@ -22,8 +22,7 @@ def reflect(start: int, stop: int, size: int) -> list[int]:
 def gather_torch(
     block: Tensor, rows: list[int], columns: list[int], noise: Tensor | None, sigma: float, device: torch.device | str
 ) -> Tensor:
-    """``block`` [C, h, w] float in [0, 1]; ``rows``, ``columns``: positions in the block, one per output row and
-    column.
+    """``block`` [C, h, w] float in [0, 1]; ``rows``, ``columns``: positions in the block, one per output line.
 
     ``noise`` [C, h, w] standard normal, scaled by ``sigma``; nothing is clipped before the network. Returns float32
     [1, C, len(rows), len(columns)], channels-last, on ``device``.

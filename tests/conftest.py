@@ -13,6 +13,8 @@ from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
 from engine.archs.swinir import SwinIR
 
+pytest.register_assert_rewrite("contracts")
+
 # Results must not depend on the machine's cores, and small tensors are slower on several.
 torch.set_num_threads(1)
 

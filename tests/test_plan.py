@@ -6,16 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from contracts.plans import plan_of, stage_of
 
 from engine.errors import AlignmentError, UsageError
 from engine.geometry import Box
 from engine.plan import MAX_CHUNK, MAX_SHARD, Plan, StagePlan, resolve_canvas, shard_of
 
 RANDOM = 40
-
-
-def stage_of(height, width, core, halo, align=1, scale=4, name="stage 1", sigma=0.0):
-    return StagePlan(name, height, width, scale, align, halo, core, sigma, None)
 
 
 def random_stage(seed):
@@ -187,30 +184,6 @@ def test_impossible_canvases_are_refused(size, native, stages, message):
 
 
 # Whole plans
-
-
-def plan_of(size=(700, 1000), base=None, cores=(16, 32), halos=(8, 4), roi=None, scales=(4, 4), align=1, **changes):
-    height, width = base or tuple(-(-n // math.prod(scales)) for n in size)
-    base = (height, width)
-    stages = []
-    for index, (core, halo, scale) in enumerate(zip(cores, halos, scales, strict=True)):
-        stages.append(stage_of(height, width, core, halo, align, scale, f"stage {index + 1}"))
-        height, width = height * scale, width * scale
-    shard, chunk = shard_of(cores[-1] * scales[-1])
-    fields = {
-        "canvas": size,
-        "roi": roi or Box(0, 0, *size),
-        "base": base,
-        "stages": tuple(stages),
-        "shard": shard,
-        "chunk": chunk,
-        "seed": 1,
-        "model_digest": "0123",
-        "precision": "fp32",
-        "overlap": "auto",
-        "backend": "cpu",
-    }
-    return Plan(**(fields | changes))
 
 
 ROI = Box(130, 301, 431, 777)

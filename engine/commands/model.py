@@ -37,6 +37,8 @@ def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device:
     model = load(path)
     if save and model.path.suffix != ".safetensors":
         raise UsageError(f"--save: {path} is a checkpoint, not a model file; make one with engine model build")
+    if plot is not None:
+        report.check_plot(plot)
     profiles = measure(model, image, choose_device(device), tell)
     if plot is not None:
         report.plot_profiles(profiles, plot)

@@ -32,6 +32,8 @@ def render(
     report_path: Path | None,
 ) -> None:
     """Plan, print the plan, render with progress, print what was measured."""
+    if report_path is not None:
+        report.check_place("--report", report_path)
     job = Job(load(model), request, out, tell)
     if dry_run:
         _show_plan(job, as_json)

@@ -1,6 +1,4 @@
-"""The reference executor: one tile after the other, computed, then written. Every other executor must give its
-pixels.
-"""
+"""The reference executor: one tile after the other, computed, then written. Every other one must give its pixels."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ def probe(
     device: torch.device | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[StageProfile]:
-    """Profile of every stage, in float32. ``image``: measure on crops of this photograph instead of the model's own
-    samples.
+    """Profile of every stage, in float32. ``image``: measure on this photograph, not on the model's own samples.
 
     ``tell`` receives a line before each stage. Raises UsageError when there is no content to measure on.
     """
@@ -45,11 +44,12 @@ def probe(
         if image is not None and key in measured:
             profiles.append(measured[key])
             continue
-        tell(
-            f"measuring stage {index + 1} of {len(model.stages)} ({described.architecture}): receptive field and seam error"
-        )
-        stage = Stage(model.network(index), device or torch.device("cpu"), "fp32")
+        where = device or torch.device("cpu")
+        stage = Stage(model.network(index, "fp32", str(where)), where, "fp32")
         content = _content(model, index, stage.align, image, outputs)
+        tell(
+            f"measuring stage {index + 1} of {len(model.stages)} ({described.architecture}): receptive field and seams"
+        )
         profile, outputs = _measure(stage, content, _name(model, image), described.sigma, index)
         measured[key] = profile
         profiles.append(profile)
@@ -83,9 +83,7 @@ def _measure(
 def profiles_of(
     model: Model, device: torch.device | None = None, tell: Callable[[str], None] = lambda _: None
 ) -> list[StageProfile] | None:
-    """Profiles from the model file, from the user's cache, or measured now; None when there is nothing to measure
-    on.
-    """
+    """Profiles from the model file, the user's cache, or measured now; None with nothing to measure on."""
     stored = [s.profile for s in model.stages]
     if all(p is not None for p in stored):
         return [p for p in stored if p is not None]

@@ -1,7 +1,6 @@
 """Real content to measure stages on: what they will see in a render, or crops of a photograph.
 
-Seams show most where there is detail, so the crops with the most detail are taken: the measured error is meant as an
-upper bound.
+Seams show most where there is detail, so the crops with the most detail are taken.
 """
 
 from __future__ import annotations
@@ -37,9 +36,7 @@ def structure_sample(structure: Structure, seed: int, size: tuple[int, int] | No
 
 
 def photograph_crops(path: Path, align: int) -> list[Tensor]:
-    """The most detailed crops of a photograph at full resolution, [1, 3, CROP, CROP] (smaller when the photograph
-    is).
-    """
+    """The most detailed crops of a photograph at full resolution, [1, 3, CROP, CROP] or smaller."""
     source = PictureSource(path)
     height, width = (min(CROP, n) // align * align for n in source.size)
     if min(height, width) < CROP // 2:

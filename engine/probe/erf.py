@@ -64,9 +64,7 @@ def _histograms(network: nn.Module, crops: Sequence[Tensor], scale: int, align: 
 
 
 def _output_pixel(k: int, size: Sequence[int], scale: int, align: int) -> tuple[int, int]:
-    """Sample k: sub-pixel phase (k // 4, k % 4), and a window phase that runs through all rows and columns of the
-    window.
-    """
+    """Sample k: sub-pixel phase (k // 4, k % 4), and a phase that runs through the window's rows and columns."""
     phase = (k // _PHASES * scale // _PHASES, k % _PHASES * scale // _PHASES)
     # 5 and 3 are prime to the window of 8: sixteen samples visit each row and each column of the window twice.
     window = ((5 * k) % align - align // 2, (3 * k + k // 8) % align - align // 2)

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from engine.profile import SeamPoint
 
 NEGLIGIBLE = 0.02
-"""The curve ends where the largest error falls below this, in levels of 255: it can no longer change a pixel's rounding
-noticeably.
-"""
+"""The curve ends where the largest error falls below this many levels of 255."""
 
 _STEP = 2
 _BAND = 2
@@ -60,8 +58,7 @@ def _scaled(part: slice, scale: int) -> slice:
 
 
 def _distance(shape: Sequence[int], scale: int, flip: bool) -> Tensor:
-    """Whole LR pixels between an output pixel and the nearer of the two cuts (top and left; bottom and right if
-    flipped)."""
+    """Whole LR pixels between an output pixel and the nearer cut: top and left, or bottom and right if flipped."""
     y, x = (torch.arange(n) // scale for n in shape)
     if flip:
         y, x = y.flip(0), x.flip(0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,3 +293,17 @@ def test_impossible_configurations():
         Config(padding="circular")
     with pytest.raises(UsageError, match="2 sizes for 4 scales"):
         Structure(TINY, [(1, 1), (2, 2)])
+
+
+def test_the_committed_structure():
+    path = Path(__file__).parents[2] / "models" / "picosdeeuropa.structure.safetensors"
+    assert path.stat().st_size < 6_000_000
+    structure = Structure.from_file(path)
+    metadata = structure.metadata()
+    assert structure.base_size == (192, 256)
+    assert metadata["licence"] == "CC-BY-4.0"
+    assert "Aitzol Berasategi" in metadata["source"]
+    picture = structure.sample(noise(0))
+    top, bottom = picture[:, :48].mean((1, 2)), picture[:, -48:].mean((1, 2))
+    assert top[2] > top[0]  # a blue sky
+    assert bottom[1] > bottom[2]  # above a green and brown meadow
