@@ -24,7 +24,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 
 # Resumable: after an interruption, make demo goes on where it stopped. The budget shows that the image never sits in memory.
 demo: $(VENV)/.demo $(DEMO)/model.safetensors
-	$(BIN)/engine render $(DEMO)/model.safetensors --size 4096x3072 --memory 2GiB --resume --out $(DEMO)/picos.zarr --report $(DEMO)/picos.json
+	$(BIN)/engine render $(DEMO)/model.safetensors --size 4096x3072 --seed 7 --memory 3GiB --resume --out $(DEMO)/picos.zarr --report $(DEMO)/picos.json
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.tif --overwrite
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.png --max-size 2048 --overwrite
 	@echo "model, store, TIFF, preview and run report: $(DEMO)/model.safetensors picos.zarr picos.tif picos.png picos.json"

@@ -19,7 +19,7 @@ from harness import RESULTS, add_row, small_model
 from matplotlib.figure import Figure
 
 SIZES = ("4096x2160", "8192x4320", "16384x8640", "32768x17280")
-TILE, BUDGET = 128, "1GiB"
+TILE, BUDGET = 512, "2GiB"
 MIB = 1 << 20
 
 

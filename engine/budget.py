@@ -82,9 +82,13 @@ class Projection:
 
 
 def project(
-    plan: Plan, costs: Sequence[StageCost], structure: StageCost | None, baseline: int, writes: Sequence[Box]
+    plan: Plan,
+    costs: Sequence[StageCost],
+    structure: StageCost | None,
+    baseline: int,
+    writes: Sequence[Box] | None = None,
 ) -> Projection:
-    """Cost of ``plan`` for the given writes. ``baseline``: resident bytes of the idle process with the model loaded."""
+    """Cost of ``plan`` for these writes, or for all. ``baseline``: resident bytes of the idle process with its model."""
     pixels = [math.prod(s.tile_shape) for s in plan.stages]
     tiles = plan.tiles_to_run(writes)
     seconds = sum(k * n * c.footprint.seconds_per_pixel for k, n, c in zip(tiles, pixels, costs, strict=True))

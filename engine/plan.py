@@ -147,14 +147,28 @@ class Plan:
         grid = Grid(*self.size, cell)
         return (grid.box(*index) for index in grid.indices())
 
-    def tiles_to_run(self, writes: Sequence[Box]) -> tuple[int, ...]:
-        """How many tiles each stage runs, first stage first, for these writes."""
-        boxes = [w.shift(self.roi.y0, self.roi.x0) for w in writes]
+    def tiles_to_run(self, writes: Sequence[Box] | None = None) -> tuple[int, ...]:
+        """How many tiles each stage runs, first stage first, for these writes; for all of them without."""
+        if writes is None and self.is_whole:
+            return self._all_tiles()
+        boxes = [w.shift(self.roi.y0, self.roi.x0) for w in (self.writes() if writes is None else writes)]
         counts = []
         for stage in reversed(self.stages):
             tiles = {(t.row, t.column): t for box in boxes for t in stage.tiles(box)}
             counts.append(len(tiles))
             boxes = [stage.needs(t) for t in tiles.values()]
+        return tuple(reversed(counts))
+
+    def _all_tiles(self) -> tuple[int, ...]:
+        """Without listing them, so that an absurd size is refused and not counted: what a whole image needs of the
+        level below begins in its corner and ends with its last tile.
+        """
+        counts, (height, width) = [], self.canvas
+        for stage in reversed(self.stages):
+            met = Grid(height, width, stage.grid.cell)
+            counts.append(len(met))
+            last = stage.needs(stage.tile(met.rows - 1, met.columns - 1))
+            height, width = last.y1, last.x1
         return tuple(reversed(counts))
 
     @property

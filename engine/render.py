@@ -62,7 +62,7 @@ class Job:
         self.baseline = resident()
         self.budget = self._budget()
         self.plan = self._plan(self._planned_cores)
-        self.projection = self._project(list(self.plan.writes()))
+        self.projection = self._project()
 
     def _canvas(self) -> Canvas:
         if self._picture is None and self.model.structure is None:
@@ -137,7 +137,7 @@ class Job:
             )
         return roi
 
-    def _project(self, writes: Sequence[Box]) -> Projection:
+    def _project(self, writes: Sequence[Box] | None = None) -> Projection:
         return project(self.plan, self._costs, self._structure_cost, self.baseline, writes)
 
     def check(self) -> None:
@@ -185,7 +185,9 @@ class Job:
     def _base(self) -> Source:
         if self._picture is None:
             assert self.model.structure is not None
-            return TensorSource(structure_sample(self.model.structure, self.plan.seed, self.plan.base))
+            sample = structure_sample(self.model.structure, self.plan.seed, self.plan.base)
+            release()  # step 1 leaves a heap of many small maps that no tile can use
+            return TensorSource(sample)
         if self._picture.size != self.plan.base:
             assert self.request.init is not None
             return PictureSource(self.request.init, self.plan.base)

@@ -63,8 +63,10 @@ def _converter(parse: Any) -> Any:  # noqa: ANN401
     return convert
 
 
-def _flag(parse: Any, help_text: str) -> Parameter:  # noqa: ANN401
-    return Parameter(converter=_converter(parse), n_tokens=1, accepts_keys=False, negative=(), help=help_text)
+def _flag(parse: Any, metavar: str, help_text: str) -> Parameter:  # noqa: ANN401
+    return Parameter(
+        converter=_converter(parse), metavar=metavar, n_tokens=1, accepts_keys=False, negative=(), help=help_text
+    )
 
 
 @Parameter(name="*")
@@ -72,10 +74,12 @@ def _flag(parse: Any, help_text: str) -> Parameter:  # noqa: ANN401
 class Request:
     """Sizes are (height, width), memory is in bytes; None means: choose."""
 
-    size: Annotated[Size | None, _flag(parse_size, "Size of the image, WIDTHxHEIGHT in pixels.")] = None
+    size: Annotated[Size | None, _flag(parse_size, "WxH", "Size of the image, WIDTHxHEIGHT in pixels.")] = None
     seed: Annotated[int, Parameter(help="Which image: every seed gives another one.")] = 0
     init: Annotated[Path | None, Parameter(help="Start from this picture instead of step 1.")] = None
-    roi: Annotated[Box | None, _flag(parse_box, "Render only X,Y,WIDTH,HEIGHT of the canvas; the same pixels.")] = None
+    roi: Annotated[
+        Box | None, _flag(parse_box, "X,Y,W,H", "Render only X,Y,WIDTH,HEIGHT of the canvas; the same pixels.")
+    ] = None
     stages: Annotated[int | None, Parameter(help="Number of super-resolution stages; by default the size decides.")] = (
         None
     )
@@ -90,9 +94,12 @@ class Request:
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, ...; by default a GPU when there is one.")] = None
     precision: Annotated[str, Parameter(help="fp32, bf16 or fp16.")] = "fp32"
     memory: Annotated[
-        int | None, _flag(parse_bytes, "Memory the process may take, such as 2GiB; by default half of what is free.")
+        int | None,
+        _flag(parse_bytes, "BYTES", "Memory the process may take, such as 2GiB; by default half of what is free."),
     ] = None
-    vram: Annotated[int | None, _flag(parse_bytes, "Device memory it may take; by default what is free.")] = None
+    vram: Annotated[int | None, _flag(parse_bytes, "BYTES", "Device memory it may take; by default what is free.")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:

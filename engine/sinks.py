@@ -90,7 +90,7 @@ class ZarrSink:
             leftover.unlink()
         try:
             return cls(path, plan, zarr.open_group(path, mode="r+"))
-        except (KeyError, ValueError, TypeError, FileNotFoundError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
             raise ResumeError(f"{path}: damaged, an array cannot be opened ({reason}); use --overwrite") from error
 
@@ -172,7 +172,7 @@ def stored_plan(path: Path) -> dict[str, Any] | None:
     try:
         attributes: Any = zarr.open_group(path, mode="r").attrs.get(ATTRIBUTE)
         return None if attributes is None else dict(attributes["plan"])
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
         return None
 
 

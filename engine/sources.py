@@ -49,22 +49,34 @@ class PictureSource:
 
         if not path.is_file():
             raise InputError(f"{path}: no such picture")
+        self._path = path
         try:
-            image = pyvips.Image.new_from_file(str(path), fail_on="error").autorot()
+            image = self._open(path).autorot()
             if image.hasalpha():
-                image = image.flatten(background=255)
+                image = image.flatten(background=65535 if image.format == "ushort" else 255)
             image = self._to_srgb(image)
             if size is not None and size != (image.height, image.width):
-                image = image.resize(size[1] / image.width, vscale=size[0] / image.height)
+                image = _resampled(image, *size)
             image.crop(0, 0, 1, 1).numpy()
         except pyvips.Error as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: cannot be read as a picture ({reason})") from error
+            raise self._unreadable(error) from error
         self._image = image
         self._white = 65535.0 if image.format == "ushort" else 255.0
         self.size = (image.height, image.width)
         with path.open("rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+    @staticmethod
+    def _open(path: Path) -> Any:  # noqa: ANN401
+        import pyvips
+
+        image = pyvips.Image.new_from_file(str(path), fail_on="error")
+        # Of a TIFF even missing strips are no more than a warning to libvips, which makes noise of them.
+        is_tiff = image.get("vips-loader").startswith("tiff")
+        return pyvips.Image.new_from_file(str(path), fail_on="warning") if is_tiff else image
+
+    def _unreadable(self, error: Exception) -> InputError:
+        return InputError(f"{self._path}: cannot be read as a picture ({' '.join(str(error).split())})")
 
     @staticmethod
     def _to_srgb(image: Any) -> Any:  # noqa: ANN401
@@ -74,5 +86,25 @@ class PictureSource:
         return image.colourspace("rgb16" if deep else "srgb")
 
     def read(self, box: Box) -> Tensor:
-        pixels: np.ndarray = self._image.crop(box.x0, box.y0, box.width, box.height).numpy()  # [h, w, 3]
+        import pyvips
+
+        try:
+            pixels: np.ndarray = self._image.crop(box.x0, box.y0, box.width, box.height).numpy()  # [h, w, 3]
+        except pyvips.Error as error:
+            raise self._unreadable(error) from error
         return torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / np.float32(self._white))
+
+
+def _resampled(image: Any, height: int, width: int) -> Any:  # noqa: ANN401
+    """The image at another size, corner on corner.
+
+    libvips' resize shrinks so, but where it enlarges one side it moves both by half a pixel, which also blurs the other.
+    """
+    image = image.resize(min(1.0, width / image.width), vscale=min(1.0, height / image.height))
+    x, y = width / image.width, height / image.height
+    if x == y == 1:
+        return image
+    offset = {"odx": (x - 1) / 2, "ody": (y - 1) / 2, "oarea": [0, 0, width, height]}
+    import pyvips
+
+    return image.affine([x, 0, 0, y], interpolate=pyvips.Interpolate.new("bicubic"), extend="copy", **offset)

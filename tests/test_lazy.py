@@ -91,7 +91,7 @@ def test_a_region_in_shards_is_the_crop_too(tmp_path, small_rrdb, picture):
     assert len(chain.runs[1]) == len(list(chain.stages[1].plan.tiles(roi)))
 
 
-@pytest.mark.parametrize("limit", [0, 1, 50_000, 1 << 30])
+@pytest.mark.parametrize("limit", [0, 50_000, 1 << 30])
 @pytest.mark.parametrize(
     ("cores", "halos"),
     [
@@ -99,11 +99,11 @@ def test_a_region_in_shards_is_the_crop_too(tmp_path, small_rrdb, picture):
         ((8, 24), (4, 6)),
         # What a tile of the second stage reads is, at the corner, exactly one tile of the first: 16 + 2 * 8 = 4 * 8.
         ((8, 16), (4, 8)),
-        ((16, 16, 16), (4, 4, 4)),
+        ((8, 16, 24), (4, 4, 4)),
     ],
 )
 def test_every_tile_of_every_stage_is_computed_once(tmp_path, small_rrdb, picture, cores, halos, limit):
-    image = picture(9, 13) if len(cores) == 3 else picture(17, 25)
+    image = picture(5, 6) if len(cores) == 3 else picture(17, 25)
     chain = Chain(tmp_path, small_rrdb, image, cores, halos, limit=limit)
     chain.render()
     assert chain.counts() == [len(s.plan.grid) for s in chain.stages]
@@ -161,7 +161,7 @@ def test_a_tile_reads_what_the_plan_says(tmp_path, network, picture):
 
 def test_two_tile_sizes_agree_to_a_level(tmp_path, network, picture):
     """With an exact halo the sums differ in their order only: a pixel in 100,000 may round to its neighbour."""
-    image, halo = picture(150, 200), exact_halo(network)
+    image, halo = picture(112, 150), exact_halo(network)
     results = [Chain(tmp_path / str(core), network, image, [core], [halo]).render().int() for core in (40, 104)]
     difference = (results[0] - results[1]).abs()
     assert int(difference.max()) <= 1

@@ -27,6 +27,7 @@ def measure(
 ) -> Footprint:
     """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes."""
     small, large = (max(align, n // align * align) for n in (min(_SMALL, largest // 2), largest))
+    large = max(large, 2 * small)
     # The first run makes buffers and chooses primitives, which is neither the steady state's memory nor its time.
     run(small, small)
     low, _ = _peak(run, small, device)

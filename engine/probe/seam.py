@@ -26,7 +26,7 @@ def seam_curve(
 ) -> tuple[tuple[SeamPoint, ...], list[Tensor]]:
     """Error by halo over all pictures, and the pictures' whole outputs.
 
-    ``content``: float32 [1, 3, h, w], both sides multiples of ``align``.
+    ``content``: float32 [1, 3, h, w], both sides multiples of ``align``. Pictures of one window cannot be cut: no curve.
     """
     errors, distances, outputs = [], [], []
     for picture in content:
@@ -36,11 +36,15 @@ def seam_curve(
                 errors.append(error.flatten())
                 distances.append(distance.flatten())
         outputs.append(whole)
+    if not errors:
+        return (), outputs
     return _curve(torch.cat(errors), torch.cat(distances), max(_STEP, align)), outputs
 
 
 def _cuts(network: nn.Module, picture: Tensor, whole: Tensor, scale: int, align: int) -> list[tuple[Tensor, Tensor]]:
     height, width = picture.shape[2:]
+    if min(height, width) <= align:
+        return []
     cy, cx = (max(align, int(n * _CUT) // align * align) for n in (height, width))
     lower = (slice(cy, None), slice(cx, None))
     upper = (slice(0, height - cy), slice(0, width - cx))

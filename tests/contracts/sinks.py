@@ -8,11 +8,11 @@ from engine.errors import EngineError
 from engine.geometry import Box
 
 PLANS = {
-    "tiles of one shard": plan_of((300, 420), cores=(8, 16), halos=(0, 0)),
-    "tiles of four shards": plan_of((300, 420), cores=(8, 16), halos=(0, 0), shard=32, chunk=16),
+    "tiles of one shard": plan_of((200, 300), cores=(8, 16), halos=(0, 0)),
+    "tiles of four shards": plan_of((150, 230), cores=(8, 16), halos=(0, 0), shard=32, chunk=16),
     "one shard": plan_of((50, 60), cores=(8, 16), halos=(0, 0)),
     "odd sizes": plan_of((257, 129), cores=(8, 16), halos=(0, 0), shard=32, chunk=32),
-    "a region": plan_of((300, 420), cores=(8, 16), halos=(0, 0), roi=Box(33, 70, 260, 251)),
+    "a region": plan_of((300, 420), cores=(8, 16), halos=(0, 0), roi=Box(33, 70, 200, 251)),
     "a row of pixels": plan_of((1, 700), cores=(8, 16), halos=(0, 0)),
 }
 

@@ -1,0 +1,145 @@
+"""Seam curves: what they say of a cut is what a tile shows there."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.geometry import Box
+from engine.plan import StagePlan
+from engine.probe.seam import NEGLIGIBLE, seam_curve
+
+
+@pytest.fixture
+def content(picture):
+    return [picture(96, 144)[None]]
+
+
+def curve_of(network, content):
+    return seam_curve(network, content, network.scale, network.align)[0]
+
+
+@pytest.fixture(params=["rrdb", "swinir"])
+def network(request, small_rrdb, small_swinir):
+    return {"rrdb": small_rrdb, "swinir": small_swinir}[request.param]
+
+
+class Blur(nn.Module):
+    """A box of a known radius: at distance h from a cut, the error is what the zeros beyond it take away."""
+
+    scale, align = 1, 1
+
+    def __init__(self, radius):
+        super().__init__()
+        self.radius = radius
+
+    def forward(self, x):
+        side = 2 * self.radius + 1
+        return F.avg_pool2d(x, side, stride=1, padding=self.radius)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 5, 10])
+def test_zero_from_the_theoretical_radius_on_and_not_before(radius, content):
+    points = curve_of(Blur(radius), content)
+    for point in points:
+        assert (point.max < NEGLIGIBLE) == (point.halo >= radius)
+    assert points[-1].halo >= radius
+    assert points[-1].halo <= radius + 1
+
+
+def test_a_blurs_error_is_what_can_be_computed(picture):
+    """On white, a box of radius r at distance h from a straight cut loses (r - h) / (2 r + 1)."""
+    points = curve_of(Blur(10), [torch.ones(1, 3, 96, 96)])
+    by_halo = {p.halo: p for p in points}
+    for halo in (0, 4, 8):
+        lost = [(10 - h) / 21 for h in (halo, halo + 1)]
+        # Most where both cuts meet; next to one cut the two rows of the band, less where the picture ends.
+        corner = 1 - (1 - lost[0]) ** 2
+        assert by_halo[halo].max == pytest.approx(255 * corner, abs=0.01)
+        assert by_halo[halo].mean == pytest.approx(255 * sum(lost) / 2, rel=0.1)
+
+
+def test_halos_are_steps_of_the_window(network, content):
+    halos = [p.halo for p in curve_of(network, content)]
+    assert halos[0] == 0
+    assert {b - a for a, b in zip(halos, halos[1:], strict=False)} == {max(2, network.align)}
+
+
+def test_the_largest_error_only_falls(network, content):
+    points = curve_of(network, content)
+    largest = [p.max for p in points]
+    assert largest == sorted(largest, reverse=True)
+    for point in points:
+        assert 0 <= point.mean <= point.p999 <= point.max <= 255
+    assert largest[0] > 1
+
+
+def test_the_curve_ends_where_nothing_can_be_seen(network, content):
+    points = curve_of(network, content)
+    assert points[-1].max < NEGLIGIBLE
+    assert all(p.max >= NEGLIGIBLE for p in points[:-1])
+
+
+def test_an_exact_network_needs_no_more_than_its_radius(network, content):
+    assert curve_of(network, content)[-1].halo <= -(-network.radius // network.align) * network.align
+
+
+def test_outputs_are_those_of_the_whole_pictures(network, content):
+    _, (output,) = seam_curve(network, content, network.scale, network.align)
+    assert torch.equal(output, network(content[0]).clamp(0, 1))
+
+
+def test_cuts_are_on_the_window_grid(small_swinir, picture):
+    """SwinIR refuses a size off its grid, but cannot know of an origin off it: errors would then never decay."""
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(tuple(x.shape[2:]))
+            return small_swinir(x)
+
+    for size in ((96, 144), (40, 200), (24, 16)):
+        seam_curve(Spy(), [picture(*size)[None]], 4, 8)
+        whole, *tiles = seen
+        assert whole == size
+        assert len(tiles) == 2
+        for tile in tiles:
+            cuts = [w - t for w, t in zip(whole, tile, strict=True)]
+            assert all(cut % 8 == 0 and 0 < cut < w for cut, w in zip(cuts, whole, strict=True))
+        seen.clear()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 40), (3, 5)])
+def test_pictures_too_small_to_cut_give_an_empty_curve(small_swinir, small_rrdb, picture, size):
+    network = small_rrdb if min(size) < 8 else small_swinir
+    points, (output,) = seam_curve(network, [picture(*size)[None]], 4, network.align)
+    assert output.shape[2:] == (4 * size[0], 4 * size[1])
+    assert points == () or points[-1].halo < min(size)
+
+
+def test_every_picture_counts(small_rrdb, picture):
+    flat = torch.full((1, 3, 96, 96), 0.5)
+    busy = picture(96, 96)[None]
+    both = curve_of(small_rrdb, [flat, busy])
+    alone = {p.halo: p.max for p in curve_of(small_rrdb, [busy])}
+    assert all(p.max >= alone.get(p.halo, 0.0) for p in both)
+
+
+def test_a_tile_at_the_cut_shows_the_measured_error(network, content):
+    """The measurement's own cut, made by a plan's tile: the same pixels, the same error."""
+    picture = content[0]
+    points = {p.halo: p for p in curve_of(network, content)}
+    align, scale = network.align, network.scale
+    halo = 8
+    cy, cx = (max(align, int(n * 0.35) // align * align) for n in picture.shape[2:])
+    plan = StagePlan("", *picture.shape[2:], scale, align, halo, 8, 0.0, None)
+    read = Box(cy, cx, *picture.shape[2:])
+    core = Box(cy + halo, cx + halo, *picture.shape[2:]).scale(scale)
+    assert all(v % align == 0 for v in (read.y0, read.x0))
+    assert plan.padded == tuple(picture.shape[2:])
+    tile = network(picture[:, :, cy:, cx:]).clamp(0, 1)[0]
+    whole = network(picture).clamp(0, 1)[0]
+    rows, columns = core.slices
+    inner = core.relative_to(read.scale(scale)).slices
+    error = (tile[:, inner[0], inner[1]] - whole[:, rows, columns]).abs().max() * 255
+    assert float(error) <= points[halo].max + 1e-3

@@ -1,0 +1,22 @@
+"""What tests ask of a store on disk."""
+
+import zarr
+
+
+def files(folder):
+    """Every path below with its bytes; None for folders."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def shards(store, level="*"):
+    """How many shards a store has."""
+    return len(list(store.glob(f"{level}/c/*/*/*[0-9]")))
+
+
+def pixels(store, level=0):
+    """uint8 [3, H, W]."""
+    return zarr.open_group(store, mode="r")[str(level)][:]
+
+
+def attributes(store):
+    return dict(zarr.open_group(store, mode="r").attrs["ourgan"])

@@ -1,0 +1,449 @@
+"""Whatever stops a render, the same command with --resume ends in the same bytes as a render that nothing stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zarr
+from stores import attributes, files, shards
+
+from engine.cli import main
+from engine.errors import Interrupted, ResumeError
+from engine.lazy import StageImage
+from engine.model import load
+from engine.render import Job
+from engine.request import Request
+
+ENGINE = Path(sys.executable).parent / "engine"
+SMALL = Request(size=(96, 128), stages=2, tile=8, overlap="4")
+LARGE = ["--size", "512x384", "--stages", "2", "--tile", "8", "--overlap", "4"]
+
+
+@pytest.fixture(scope="module")
+def model(model_file):
+    return load(model_file)
+
+
+@pytest.fixture(scope="module")
+def expected(model, tmp_path_factory):
+    """The files of an uninterrupted render of SMALL."""
+    folder = tmp_path_factory.mktemp("expected")
+    finish(model, folder)
+    return files(folder)
+
+
+def finish(model, folder, request=SMALL, resume=True):
+    job = Job(model, request, folder / "out.zarr")
+    for _ in job.run(job.open_sink(resume, overwrite=False)):
+        pass
+    return job
+
+
+def begin(model, folder, writes, request=SMALL):
+    """A render that stops after so many writes, as a killed one leaves it."""
+    job = Job(model, request, folder / "out.zarr")
+    run = job.run(job.open_sink(resume=False, overwrite=False))
+    for _ in range(writes):
+        next(run)
+    return job
+
+
+def cli(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    return caught.value.code, said.out, said.err
+
+
+# Death at every step
+
+
+class Died(BaseException):
+    """Stands for SIGKILL: nothing that catches errors catches it."""
+
+
+STEPS = ((Path, "replace"), (Path, "rename"), (shutil, "rmtree"), (os, "sync"))
+"""Every change of the disk that counts: files and folders appear by being renamed, and are removed."""
+
+
+def render_until(step, model, folder, **options):
+    """Die before the ``step``-th change of the disk. Returns whether the render got that far."""
+    count = 0
+
+    def fatal(real):
+        def call(*arguments, **named):
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Died
+            return real(*arguments, **named)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in STEPS:
+            patch.setattr(owner, name, fatal(getattr(owner, name)))
+        try:
+            finish(model, folder, **options)
+        except Died:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("spill", [False, True])
+def test_death_before_any_change_of_the_disk_is_survived(tmp_path, model, expected, monkeypatch, spill):
+    """While the store is made, while it fills, while tiles spill, while it is finished: one run a step."""
+    if spill:
+        monkeypatch.setattr("engine.render.cache_share", lambda stages: 1)
+    step = 1
+    while render_until(step, model, tmp_path / str(step)):
+        finish(model, tmp_path / str(step))
+        assert files(tmp_path / str(step)) == expected, f"died at step {step}"
+        step += 1
+    assert files(tmp_path / str(step)) == expected
+    assert step > 20 + (10 if spill else 0)
+
+
+def test_a_render_that_dies_again_and_again_gets_there(tmp_path, model, expected):
+    """As soon as a run lives long enough to make the store and a shard."""
+    deaths, step = 0, 1
+    while render_until(step, model, tmp_path):
+        deaths += 1
+        step = min(step + 1, 9)
+        assert deaths < 100
+    assert deaths > 9
+    assert files(tmp_path) == expected
+
+
+def test_death_while_a_store_is_replaced_loses_only_the_old_one(tmp_path, model, expected):
+    for step in range(1, 12):
+        folder = tmp_path / str(step)
+        finish(model, folder, replace(SMALL, seed=1))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Job, "open_sink", lambda self, resume, overwrite, real=Job.open_sink: real(self, False, True))
+            assert render_until(step, model, folder)
+        job = Job(model, SMALL, folder / "out.zarr")
+        for _ in job.run(job.open_sink(resume=False, overwrite=True)):
+            pass
+        assert files(folder) == expected
+
+
+# Death of the process
+
+
+def uninterrupted(capsys, model_file, folder):
+    assert cli(capsys, "render", model_file, "--out", folder / "out.zarr", *LARGE)[0] == 0
+    return files(folder)
+
+
+class Running:
+    """``engine render --resume`` in a process of its own."""
+
+    def __init__(self, model_file, store):
+        command = [ENGINE, "render", model_file, "--out", store, *LARGE, "--resume"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.store = store
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def wait_for(self, condition):
+        while not condition():
+            assert self.process.poll() is None, self.process.stderr.read()
+            time.sleep(0.001)
+
+    def end(self, number=None):
+        """Send a signal, if any, to the process, which must still run; its exit code and stderr."""
+        if number is not None:
+            assert self.process.poll() is None
+            self.process.send_signal(number)
+        _, err = self.process.communicate()
+        return self.process.returncode, err
+
+
+def test_kill_9_at_random_moments(tmp_path, capsys, model_file):
+    expected = uninterrupted(capsys, model_file, tmp_path / "a")
+    store = tmp_path / "b" / "out.zarr"
+    store.parent.mkdir()
+    total = sum("/c/" in name and content is not None for name, content in expected.items())
+    chance = random.Random(7)
+    moments = [
+        lambda: any(store.parent.iterdir()),  # while the store is being made
+        lambda: shards(store) >= chance.randrange(total // 4, total // 2),
+        lambda: shards(store) >= chance.randrange(total // 2, total),
+    ]
+    for moment in moments:
+        run = Running(model_file, store)
+        run.wait_for(moment)
+        assert run.end(signal.SIGKILL)[0] == -signal.SIGKILL
+        assert not (store.exists() and attributes(store)["complete"])
+    code, err = Running(model_file, store).end()
+    assert code == 0, err
+    assert files(tmp_path / "b") == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_a_whole_shard(tmp_path, capsys, model_file, number):
+    store = tmp_path / "b" / "out.zarr"
+    run = Running(model_file, store)
+    run.wait_for(lambda: shards(store) >= 3)
+    code, err = run.end(number)
+    assert code == 130
+    said = [line for line in err.splitlines() if line.startswith("engine: ")]
+    assert said == [f"engine: {store}: stopped after a whole shard; the same command with --resume goes on"]
+    assert "stopping after this shard" in err
+    assert attributes(store)["complete"] is False
+    assert not [name for name in files(tmp_path) if name.endswith(".partial")]
+    if number == signal.SIGINT:
+        assert cli(capsys, "render", model_file, "--out", store, *LARGE, "--resume")[0] == 0
+        assert files(tmp_path / "b") == uninterrupted(capsys, model_file, tmp_path / "a")
+
+
+# Signals, in this process
+
+
+@pytest.fixture
+def signal_in_tile(monkeypatch):
+    """(tile, times) -> SIGINT arrives so many times while that tile is computed."""
+    compute = StageImage._compute
+
+    def arrange(tile, times):
+        count = 0
+
+        def interrupted(self, t):
+            nonlocal count
+            count += 1
+            if count == tile:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+            return compute(self, t)
+
+        monkeypatch.setattr(StageImage, "_compute", interrupted)
+
+    return arrange
+
+
+COMMAND = ("--size", "128x96", "--stages", "2", "--tile", "8", "--overlap", "4")
+
+
+def test_ctrl_c_finishes_the_shard_and_the_second_one_does_not(tmp_path, capsys, model_file, expected, signal_in_tile):
+    command = ("render", model_file, "--out", tmp_path / "out.zarr", *COMMAND)
+    signal_in_tile(4, times=1)
+    code, _, err = cli(capsys, *command)
+    assert code == 130
+    assert "stopped after a whole shard" in err.splitlines()[-1]
+    done = shards(tmp_path / "out.zarr", 0)
+    assert done > 0
+    signal_in_tile(2, times=2)
+    code, _, err = cli(capsys, *command, "--resume")
+    assert code == 130
+    assert err.splitlines()[-1] == "engine: stopped at once; --resume goes on from the last finished shard"
+    assert shards(tmp_path / "out.zarr", 0) >= done
+    signal_in_tile(0, times=0)
+    assert cli(capsys, *command, "--resume")[0] == 0
+    assert files(tmp_path) == expected
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_the_last_tile_is_a_finished_render(tmp_path, capsys, model, model_file, expected, signal_in_tile):
+    signal_in_tile(sum(Job(model, SMALL, tmp_path / "out.zarr").projection.tiles), times=1)
+    code, out, _ = cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *COMMAND)
+    assert code == 0
+    assert "complete" in out
+    assert files(tmp_path) == expected
+
+
+def test_interrupted_is_no_failure():
+    assert Interrupted.exit_code == 130
+
+
+# What --resume does and refuses
+
+
+def test_resuming_nothing_renders(tmp_path, capsys, model_file, expected):
+    assert cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *COMMAND, "--resume")[0] == 0
+    assert files(tmp_path) == expected
+
+
+def test_resuming_a_complete_store_changes_nothing(tmp_path, model, capsys, model_file, monkeypatch):
+    finish(model, tmp_path)
+    (tmp_path / "out.zarr.scratch").mkdir()  # left behind by a death between the last two steps
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.zarr").rglob("*")}
+
+    def computed(*_):
+        raise AssertionError("a tile was computed")
+
+    monkeypatch.setattr(StageImage, "_compute", computed)
+    monkeypatch.setattr(os, "sync", computed)
+    code, out, _ = cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *COMMAND, "--resume")
+    assert code == 0
+    assert "complete" in out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out.zarr").rglob("*")} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_only_what_is_missing_is_computed(tmp_path, model, expected):
+    begin(model, tmp_path, 5)
+    job = Job(model, SMALL, tmp_path / "out.zarr")
+    done = list(job.run(job.open_sink(resume=True, overwrite=False)))
+    assert len(done) == len(list(job.plan.writes())) - 5
+    assert job.projection.tiles[-1] == len(done)
+    assert files(tmp_path) == expected
+
+
+def test_a_lost_shard_is_made_again(tmp_path, model, expected):
+    finish(model, tmp_path)
+    for lost in ("0/c/0/1/1", "1/c/0/0/0"):
+        (tmp_path / "out.zarr" / lost).unlink()
+        finish(model, tmp_path)
+        assert files(tmp_path) == expected
+
+
+def test_the_tiles_of_the_store_are_adopted(tmp_path, model, expected):
+    """More memory or less on another day would choose other tiles: not for a store that is half there."""
+    begin(model, tmp_path, 5)
+    job = finish(model, tmp_path, replace(SMALL, tile=None))
+    assert [stage.core for stage in job.plan.stages] == [8, 8]
+    assert files(tmp_path) == expected
+
+
+OTHER = {
+    "seed": ({"seed": 1}, "seed: 0 there, 1 here"),
+    "size": ({"size": (96, 127)}, "canvas:"),
+    "region": ({"roi": (0, 0, 96, 127)}, "roi:"),
+    "overlap": ({"overlap": "5"}, "overlap:"),
+    "tile": ({"tile": 16}, "stages:"),
+    "stages": ({"stages": 1}, "base:"),
+    "precision": ({"precision": "bf16"}, "precision:"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("complete", [False, True])
+def test_another_plan_is_refused_and_the_store_untouched(tmp_path, model, name, complete):
+    changes, words = OTHER[name]
+    if "roi" in changes:
+        from engine.geometry import Box
+
+        changes = {"roi": Box(*changes["roi"])}
+    begin(model, tmp_path, 20 if complete else 5) if not complete else finish(model, tmp_path)
+    before = files(tmp_path)
+    job = Job(model, replace(SMALL, **changes), tmp_path / "out.zarr")
+    with pytest.raises(ResumeError, match=words) as caught:
+        job.open_sink(resume=True, overwrite=False)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path) == before
+
+
+def test_another_model_is_refused_and_the_store_untouched(tmp_path, capsys, model, model_file, swin_model_file):
+    begin(model, tmp_path, 5)
+    before = files(tmp_path)
+    code, _, err = cli(capsys, "render", swin_model_file, "--out", tmp_path / "out.zarr", *COMMAND, "--resume")
+    assert code == 4
+    assert "model_digest" in err
+    assert files(tmp_path) == before
+
+
+def test_another_picture_is_refused(tmp_path, model, picture):
+    from PIL import Image
+
+    for name, seed in (("a", 0), ("b", 1)):
+        values = (picture(6, 8, seed).permute(1, 2, 0).numpy() * 255).astype("uint8")
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    (tmp_path / "out").mkdir()
+    begin(model, tmp_path / "out", 5, replace(SMALL, init=tmp_path / "a.png"))
+    with pytest.raises(ResumeError, match="init_digest"):
+        finish(model, tmp_path / "out", replace(SMALL, init=tmp_path / "b.png"))
+    finish(model, tmp_path / "out", replace(SMALL, init=tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("writes", [0, 5])
+def test_an_existing_store_is_not_taken_for_a_new_one(tmp_path, capsys, model, model_file, writes):
+    begin(model, tmp_path, writes)
+    before = files(tmp_path)
+    code, out, err = cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *COMMAND)
+    assert (code, out) == (4, "")
+    assert err.splitlines()[-1].endswith("give --resume to finish it, --overwrite to replace it, or another --out")
+    assert files(tmp_path) == before
+
+
+# Stores that somebody damaged
+
+
+def with_plan(change):
+    def damage(store):
+        group = zarr.open_group(store, mode="r+")
+        ours = dict(group.attrs["ourgan"])
+        group.attrs["ourgan"] = change(ours)
+
+    return damage
+
+
+def with_text(name, change):
+    def damage(store):
+        (store / name).write_text(change((store / name).read_text()))
+
+    return damage
+
+
+DAMAGE = {
+    "no plan": with_plan(lambda o: {k: v for k, v in o.items() if k != "plan"}),
+    "empty plan": with_plan(lambda o: {**o, "plan": {}}),
+    "plan of a wrong type": with_plan(lambda o: {**o, "plan": "yes"}),
+    "plan without stages": with_plan(lambda o: {**o, "plan": {k: v for k, v in o["plan"].items() if k != "stages"}}),
+    "stages of a wrong type": with_plan(lambda o: {**o, "plan": {**o["plan"], "stages": "12"}}),
+    "stages are no stages": with_plan(lambda o: {**o, "plan": {**o["plan"], "stages": [1, 2]}}),
+    "a core of zero": with_plan(lambda o: {**o, "plan": {**o["plan"], "stages": [{"core": 0}, {"core": 0}]}}),
+    "a core of a wrong type": with_plan(lambda o: {**o, "plan": {**o["plan"], "stages": [{"core": "8"}, {"core": 8}]}}),
+    "another core": with_plan(lambda o: {**o, "plan": {**o["plan"], "stages": [{"core": 16}, {"core": 8}]}}),
+    "attributes of a wrong type": with_plan(lambda o: ["complete"]),
+    "attributes are text": with_plan(lambda o: "complete"),
+    "metadata cut": with_text("zarr.json", lambda text: text[: len(text) // 2]),
+    "metadata empty": with_text("zarr.json", lambda text: ""),
+    "metadata is a list": with_text("zarr.json", lambda text: "[]"),
+    "metadata is a number": with_text("zarr.json", lambda text: "3"),
+    "metadata of another kind": with_text(
+        "zarr.json", lambda text: json.dumps({"zarr_format": 3, "node_type": "array"})
+    ),
+    "metadata of another version": with_text(
+        "zarr.json", lambda text: text.replace('"zarr_format": 3', '"zarr_format": 9')
+    ),
+    "array metadata cut": with_text("0/zarr.json", lambda text: text[:50]),
+    "array metadata is a list": with_text("1/zarr.json", lambda text: "[]"),
+    "array of another codec": with_text("0/zarr.json", lambda text: text.replace("zstd", "abacus")),
+    "array gone": lambda store: (store / "0" / "zarr.json").unlink(),
+    "level gone": lambda store: shutil.rmtree(store / "1"),
+    "store gone but for a folder": lambda store: [shutil.rmtree(store), store.mkdir()],
+    "a file instead": lambda store: [shutil.rmtree(store), store.write_text("")],
+}
+
+
+@pytest.mark.parametrize("tile", [("--tile", "8"), ()], ids=["tile", "adopted"])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, capsys, model, model_file, name, tile):
+    begin(model, tmp_path, 5)
+    DAMAGE[name](tmp_path / "out.zarr")
+    before = files(tmp_path)
+    command = ("render", model_file, "--out", tmp_path / "out.zarr", "--size", "128x96", "--stages", "2")
+    code, out, err = cli(capsys, *command, "--overlap", "4", *tile, "--resume")
+    assert (code, out) == (4, "")
+    said = [line for line in err.splitlines() if not line.startswith("measuring ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"engine: {tmp_path / 'out.zarr'}: ")
+    assert "--o" in said[0]  # --overwrite or --out: the way out
+    assert files(tmp_path) == before
+
+
+def test_a_store_without_its_complete_mark_is_finished(tmp_path, model, expected):
+    finish(model, tmp_path)
+    with_plan(lambda o: {**o, "complete": False})(tmp_path / "out.zarr")
+    finish(model, tmp_path)
+    assert files(tmp_path) == expected
