@@ -25,6 +25,7 @@ app = App(
     version=__version__,
     help="One photograph in, a seamless image of any size out, in bounded memory.",
     suppress_keyboard_interrupt=False,  # ``main`` says how to go on
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-sr beside --sr
 )
 model_app = App(name="model", help="Build model files.")
 train_app = App(name="train", help="Train on one photograph.")
@@ -162,8 +163,8 @@ def structure(
         list[int] | None, Parameter(help="Iterations per scale: one number, or one per scale.", consume_multiple=True)
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, ...")] = "cpu",
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
-    seed: int = 0,
+    precision: Annotated[Literal["bf16", "fp16", "fp32"], Parameter(help="Precision of the convolutions.")] = "bf16",
+    seed: Annotated[int, Parameter(help="Seed of the weights and the noise.")] = 0,
     resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint.")] = False,
     padding: Annotated[
         str | None, Parameter(help="Border of the convolutions: zeros (the paper), reflect or replicate.")
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         _fail(_cause(error), UsageError.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped at once; --resume goes on from the last finished shard", Interrupted.exit_code)
+        _fail("stopped at once; --resume goes on from what was finished", Interrupted.exit_code)
     except MemoryError:
         _fail("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
     except BrokenPipeError:

@@ -48,4 +48,10 @@ class Stage:
     @torch.inference_mode()
     def run(self, tile: Tensor) -> Tensor:
         """``tile`` float32 [1, 3, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
-        return cast(Tensor, self.network(tile))
+        try:
+            return cast(Tensor, self.network(tile))
+        except RuntimeError as error:
+            # torch has a class for an accelerator's memory and only words for the host's.
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise MemoryError(str(error).splitlines()[0]) from error
+            raise

@@ -207,6 +207,17 @@ def test_the_projection_sums_its_parts(tiled):
     assert projection.to_json()["working"] == projection.working
 
 
+def test_buffers_are_counted(tiled):
+    """The base image; the tile being filled and the one it is cut from; every stage's input; four shards."""
+    plan, projection = projected(tiled, costs_of(tiled))
+    parts = projection.host_parts
+    assert parts["base image"] == 12 * 135 * 256
+    inputs = sum(12 * math.prod(s.tile_shape) for s in tiled)
+    assert parts["tiles in hand"] == 2 * 12 * (128 * 4) ** 2 + inputs
+    assert parts["shards"] == 4 * 3 * plan.shard**2
+    assert parts["allocator"] > 0.1 * (projection.working - parts["allocator"])
+
+
 def test_networks_run_one_at_a_time(tiled):
     cheap = StageCost(SMALL, on_device=False)
     _, projection = projected(tiled, [cheap, StageCost(LARGE, on_device=False), cheap])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.cli import main
@@ -160,8 +161,6 @@ def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(engine, folder, li
 
 
 def test_cuda_without_cuda(engine):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     code, out, err = engine(render("--device cuda"))
@@ -182,14 +181,25 @@ def test_an_error_of_the_system_is_one_line_too(engine, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_out_of_memory_is_one_line_too(engine, monkeypatch):
-    def greedy(*_, **__):
-        raise MemoryError
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried 4 bytes."
+    ),
+]
 
-    monkeypatch.setattr("engine.stages.Stage.run", greedy)
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_is_one_line_too(engine, monkeypatch, error):
+    def greedy(*_, **__):
+        raise error
+
+    monkeypatch.setattr("engine.archs.esrgan.RRDBNet.forward", greedy)
     code, _, err = engine(render())
     assert code == 1
-    assert err.splitlines()[-1].startswith("engine: out of memory")
+    (said,) = [line for line in err.splitlines() if not line.startswith("rendering")]
+    assert said == "engine: out of memory; use a smaller --memory or --tile"
 
 
 def test_a_message_never_has_a_second_line(engine):

@@ -5,7 +5,7 @@ import pytest
 
 from engine.geometry import Box, Grid
 
-CASES = 25
+CASES = 16
 
 
 def pixels(box):

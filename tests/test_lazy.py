@@ -103,7 +103,7 @@ def test_a_region_in_shards_is_the_crop_too(tmp_path, small_rrdb, picture):
     ],
 )
 def test_every_tile_of_every_stage_is_computed_once(tmp_path, small_rrdb, picture, cores, halos, limit):
-    image = picture(5, 6) if len(cores) == 3 else picture(17, 25)
+    image = picture(5, 6) if len(cores) == 3 else picture(11, 19)
     chain = Chain(tmp_path, small_rrdb, image, cores, halos, limit=limit)
     chain.render()
     assert chain.counts() == [len(s.plan.grid) for s in chain.stages]

@@ -12,7 +12,7 @@ from engine.errors import AlignmentError, UsageError
 from engine.geometry import Box
 from engine.plan import MAX_CHUNK, MAX_SHARD, Plan, StagePlan, resolve_canvas, shard_of
 
-RANDOM = 40
+RANDOM = 24
 
 
 def random_stage(seed):

@@ -1,0 +1,86 @@
+"""Tiled with --overlap exact against the whole image, full-size networks, float32.
+
+    python benchmarks/bench_exact.py
+
+Question: is the theoretical receptive field enough? The pictures are long and narrow, so that tiles really are cut although the
+halo is 349 (RRDBNet, RealSR-DF2K weights) or 160 pixels (SwinIR-M, amplified random weights). Writes results/exact.csv.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import PHOTOS, add_row
+
+from engine import archs
+from engine.archs.swinir import SwinIR
+from engine.cache import Scratch, TileCache
+from engine.checkpoints import find_packaged, read_checkpoint
+from engine.geometry import Box
+from engine.kernels.gather import gather_torch, reflect
+from engine.lazy import StageImage
+from engine.plan import StagePlan
+from engine.sources import PictureSource, TensorSource
+from engine.stages import Stage
+
+CASES = {"RRDBNet 64x23": ((767, 17), (48, 64)), "SwinIR-M": ((391, 21), (24, 48))}
+
+
+def networks():
+    yield "RRDBNet 64x23", archs.build(read_checkpoint(find_packaged("realsr")))
+    torch.manual_seed(0)
+    swinir = SwinIR()
+    for name, parameter in swinir.named_parameters():
+        # Attention of a fresh network is nearly uniform: amplified, a wrong window would show.
+        if "qkv.weight" in name or "relative_position_bias_table" in name:
+            parameter.data *= 4 if "qkv" in name else 20
+    yield "SwinIR-M", swinir.eval().requires_grad_(False)
+
+
+def whole_image(stage, image):
+    """The reference: the frame padded once to the window, one run, cropped."""
+    height, width = image.shape[1:]
+    rows, columns = (reflect(0, -(-n // stage.align) * stage.align, n) for n in (height, width))
+    output = stage.run(gather_torch(image, rows, columns, None, 0.0, "cpu"))[0]
+    return output[:, : height * stage.scale, : width * stage.scale].clamp(0, 1)
+
+
+def tiled(stage, image, core, folder):
+    halo = -(-stage.radius // stage.align) * stage.align
+    plan = StagePlan("stage", *image.shape[1:], stage.scale, stage.align, halo, core, 0.0, 0.0)
+    cache = TileCache(1 << 30, Scratch(folder, plan.grid, np.float32))
+    level = StageImage(plan, 0, 0, stage, TensorSource(image), cache, False, lambda *_: None)
+    return level.read(Box(0, 0, *level.size)), plan
+
+
+def main():
+    photo = PictureSource(PHOTOS / "picosdeeuropa-crop.jpg")
+    tall = torch.cat([photo.read(Box(0, x, 576, x + 32)) for x in (0, 300)], 1)  # [3, 1152, 32]
+    with tempfile.TemporaryDirectory() as name:
+        for title, network in networks():
+            stage = Stage(network, torch.device("cpu"), "fp32")
+            (height, width), cores = CASES[title]
+            image = tall[:, :height, :width].contiguous()
+            whole = whole_image(stage, image)
+            for core in cores:
+                result, plan = tiled(stage, image, core, Path(name) / f"{core}")
+                assert plan.tile_shape[0] < height, "the tile holds the whole image: nothing is tested"
+                difference = float((result - whole).abs().max())
+                eight_bit = int(((result * 255).round() != (whole * 255).round()).sum())
+                row = {
+                    "network": title,
+                    "size": f"{width}x{height}",
+                    "core": core,
+                    "halo": plan.halo,
+                    "tiles": len(plan.grid),
+                }
+                row |= {"max_difference": f"{difference:.1e}", "values": whole.numel(), "differing_8bit": eight_bit}
+                print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+                add_row("exact", row)
+
+
+if __name__ == "__main__":
+    main()
