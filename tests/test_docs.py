@@ -60,7 +60,6 @@ def test_every_command_and_every_option_has_help(command):
     assert options
     silent = [argument.name for argument in options if argument.name.startswith("--") and not argument.parameter.help]
     assert silent == []
-    assert [name for name in _option_names(command) if name.startswith("--empty")] == []
 
 
 @pytest.mark.parametrize("words", list(command_lines(README)), ids=" ".join)

@@ -428,8 +428,8 @@ def test_an_absurd_size_is_refused_at_once(tmp_path, model):
         job.open_sink(resume=False, overwrite=False)
 
 
-@pytest.mark.parametrize(("width", "height"), [(251, 187), (256, 192), (1, 1), (1000, 33), (1023, 769)])
-@pytest.mark.parametrize("tile", [1, 16, 40])
+@pytest.mark.parametrize(("width", "height"), [(251, 187), (256, 192), (1, 1), (500, 33)])
+@pytest.mark.parametrize("tile", [3, 40])
 @pytest.mark.parametrize("name", ["rrdb", "swinir"])
 def test_the_tiles_of_a_whole_image_are_known_without_a_list_of_them(tmp_path, models, name, width, height, tile):
     job = Job(models[name], replace(SMALL, size=(height, width), tile=tile), tmp_path / "out.zarr")

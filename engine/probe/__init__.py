@@ -36,11 +36,11 @@ def probe(
     if image is None and model.structure is None:
         raise UsageError(f"{model.path}: no step 1 to make content with; give a photograph with --image")
     profiles: list[StageProfile] = []
-    measured: dict[tuple[str, bool], StageProfile] = {}
+    measured: dict[tuple[str, float], StageProfile] = {}
     outputs: list[Tensor] = []
     for index, described in enumerate(model.stages):
-        # On a photograph every stage sees the same crops: stages that share weights share the measurement too.
-        key = (described.weights, image is None and bool(index))
+        # On a photograph every stage sees the same crops: equal weights with equal noise need one measurement.
+        key = (described.weights, described.sigma)
         if image is not None and key in measured:
             profiles.append(measured[key])
             continue

@@ -52,6 +52,10 @@ def detailed_crops(pictures: list[Tensor], align: int) -> list[Tensor]:
     for picture in pictures:
         size = (picture.shape[2], picture.shape[3])
         shape = tuple(min(CROP if n > 2 * CROP else n, n) // align * align for n in size)
+        if not min(shape):
+            raise InputError(
+                f"a sample of {size[1]}x{size[0]} is smaller than the window of {align}; give --image or --overlap exact"
+            )
         crops += _detailed(TensorSource(picture[0]).read, size, (shape[0], shape[1]), PICTURES // len(pictures))
     return crops
 

@@ -30,7 +30,8 @@ def effective_radius(
     """Radii in LR pixels by fraction, for the absolute and the squared gradient.
 
     ``content``: float32 [1, 3, h, w] inputs of the stage. Sixteen output pixels are averaged: every sub-pixel phase of
-    a x4 stage once, spread over the window's phases and over the pictures.
+    a x4 stage once, spread over the window's phases and over the pictures. What a network draws from beyond the crop is
+    not seen, so the radii are lower bounds; fractions that the crop does not hold are absent.
     """
     for side in (SIDE, LARGE_SIDE):
         histograms = _histograms(network, [_centre(c, side, align) for c in content], scale, align)

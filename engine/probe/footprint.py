@@ -19,7 +19,10 @@ import torch
 from engine.memory import PeakMemory
 from engine.profile import Footprint
 
-_SMALL, _LARGE = 64, 128
+_SMALL, _LARGE = 96, 192
+
+_METHOD = "one run after a warm-up"
+"""Part of the cache's key: numbers of another way to measure are not comparable."""
 
 
 def measure(
@@ -28,8 +31,6 @@ def measure(
     """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes."""
     small, large = (max(align, n // align * align) for n in (min(_SMALL, largest // 2), largest))
     large = max(large, 2 * small)
-    # The first run makes buffers and chooses primitives, which is neither the steady state's memory nor its time.
-    run(small, small)
     low, _ = _peak(run, small, device)
     high, seconds = _peak(run, large, device)
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
@@ -37,14 +38,13 @@ def measure(
 
 
 def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:
+    run(side, side)  # buffers and primitives of this shape
     with PeakMemory(device) as peak:
-        # Three runs: the heap of a process that goes on is a little more fragmented than that of its first run.
-        for _ in range(3):
-            start = time.perf_counter()
-            run(side, side)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        run(side, side)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
     return (peak.device if device.type == "cuda" else peak.host - peak.start), seconds
 
 
@@ -77,5 +77,5 @@ def store_json(path: Path, data: object) -> None:
 
 def _machine_key(key: tuple[str, ...]) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    text = json.dumps([*key, device, platform.node(), torch.__version__, torch.get_num_threads()])
+    text = json.dumps([_METHOD, *key, device, platform.node(), torch.__version__, torch.get_num_threads()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
