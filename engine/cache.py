@@ -7,6 +7,7 @@ tile's file in the scratch array appears whole or not at all.
 
 from __future__ import annotations
 
+import mmap
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,20 @@ class TileCache:
         return tile[:, rows, columns]
 
     def put(self, index: Index, tile: Array) -> None:
-        self._tiles[index] = tile
+        if tile.nbytes > self._limit:
+            self._scratch.write(index, tile)
+            return
+        self._tiles[index] = _in_own_pages(tile)
         self._bytes += tile.nbytes
         while self._bytes > self._limit:
             oldest, evicted = self._tiles.popitem(last=False)
             self._bytes -= evicted.nbytes
             self._scratch.write(oldest, evicted)
+
+
+def _in_own_pages(tile: Array) -> Array:
+    """A copy outside the heap: a block that outlives the network's temporaries would leave holes that nothing fits."""
+    pages = mmap.mmap(-1, tile.nbytes)
+    copy: Array = np.frombuffer(pages, tile.dtype).reshape(tile.shape)
+    copy[...] = tile
+    return copy

@@ -187,7 +187,17 @@ class Plan:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Names and values of the fields in which a stored plan differs from this one."""
         mine = self.to_json()
-        return [f"{k}: {_brief(other.get(k))} there, {_brief(v)} here" for k, v in mine.items() if other.get(k) != v]
+        return [f"{k}: {_difference(other.get(k), v)}" for k, v in mine.items() if other.get(k) != v]
+
+
+def _difference(there: object, here: object) -> str:
+    """Two values; of two lists of stages, whose text is long and alike, the first field that differs."""
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for old, new in zip(there, here, strict=True):
+            if isinstance(old, dict) and isinstance(new, dict) and old != new:
+                key = next(k for k in {**new, **old} if old.get(k) != new.get(k))
+                return f"{key} of {new.get('name')} {_brief(old.get(key))} there, {_brief(new.get(key))} here"
+    return f"{_brief(there)} there, {_brief(here)} here"
 
 
 def _brief(value: object) -> str:

@@ -315,8 +315,8 @@ OTHER = {
     "seed": ({"seed": 1}, "seed: 0 there, 1 here"),
     "size": ({"size": (96, 127)}, "canvas:"),
     "region": ({"roi": (0, 0, 96, 127)}, "roi:"),
-    "overlap": ({"overlap": "5"}, "overlap:"),
-    "tile": ({"tile": 16}, "stages:"),
+    "overlap": ({"overlap": "5"}, 'stages: halo of stage 1 4 there, 5 here; .*overlap: "4" there, "5" here'),
+    "tile": ({"tile": 16}, "stages: core of stage 1 8 there, 16 here"),
     "stages": ({"stages": 1}, "base:"),
     "precision": ({"precision": "bf16"}, "precision:"),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine import report
 from engine.errors import Interrupted
-from engine.memory import PeakMemory, one_heap
+from engine.memory import PeakMemory, steady_heap
 from engine.model import load
 from engine.progress import clock, meter, tell
 from engine.render import Job
@@ -34,7 +34,7 @@ def render(
     """Plan, print the plan, render with progress, print what was measured."""
     if report_path is not None:
         report.check_place("--report", report_path)
-    one_heap()
+    steady_heap()
     job = Job(load(model), request, out, tell)
     if dry_run:
         _show_plan(job, as_json)
