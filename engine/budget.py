@@ -39,6 +39,11 @@ _ALLOCATOR_FIXED, _ALLOCATOR_SHARE = 40 << 20, 0.12
 benchmarks/bench_memory.py measures."""
 
 
+def readable(size: float) -> str:
+    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of that."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, if any."""
@@ -221,13 +226,13 @@ def _refuse(
         first = smallest[0]
         if structure is not None and structure.footprint.bytes_at(first.height * first.width) > on_host:
             raise BudgetError(
-                f"step 1: its image of {first.width}x{first.height} needs {need / GIB:.2f} GiB of memory, {flag} allows "
-                f"{limit / GIB:.2f} GiB; raise it, or use more --stages or a smaller --size"
+                f"step 1: its image of {first.width}x{first.height} needs {readable(need)} of memory, {flag} allows "
+                f"{readable(limit)}; raise it, or use more --stages or a smaller --size"
             )
     h, w = largest.tile_shape
     raise BudgetError(
-        f"{largest.name}: the smallest tile ({w}x{h} with its halo of {largest.halo}) needs {need / GIB:.2f} GiB of {what}, "
-        f"{flag} allows {limit / GIB:.2f} GiB; raise it, or use a smaller --overlap or half --precision"
+        f"{largest.name}: the smallest tile ({w}x{h} with its halo of {largest.halo}) needs {readable(need)} of {what}, "
+        f"{flag} allows {readable(limit)}; raise it, or use a smaller --overlap or half --precision"
     )
 
 
@@ -236,17 +241,17 @@ def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     if projection.host > budget.host:
         largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
         raise BudgetError(
-            f"the plan needs {projection.host / GIB:.2f} GiB of memory (largest part: {largest}, "
-            f"{projection.host_parts[largest] / GIB:.2f} GiB), --memory allows {budget.host / GIB:.2f} GiB; "
+            f"the plan needs {readable(projection.host)} of memory (largest part: {largest}, "
+            f"{readable(projection.host_parts[largest])}), --memory allows {readable(budget.host)}; "
             f"raise it or use a --tile below {plan.stages[-1].core}"
         )
     if budget.device is not None and projection.device > budget.device:
         raise BudgetError(
-            f"the plan needs {projection.device / GIB:.2f} GiB of VRAM, --vram allows {budget.device / GIB:.2f} GiB; "
+            f"the plan needs {readable(projection.device)} of VRAM, --vram allows {readable(budget.device)}; "
             f"raise it or use a --tile below {plan.stages[-1].core}"
         )
     if projection.disk + projection.scratch > budget.disk:
         raise BudgetError(
-            f"the output may take {projection.disk / GIB:.2f} GiB and the scratch array {projection.scratch / GIB:.2f} GiB, "
-            f"the disk has {budget.disk / GIB:.2f} GiB free; make room, write elsewhere or use a smaller --size"
+            f"the output may take {readable(projection.disk)} and the scratch array {readable(projection.scratch)}, "
+            f"the disk has {readable(budget.disk)} free; make room, write elsewhere or use a smaller --size"
         )

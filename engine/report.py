@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from engine.budget import GIB, Budget, Projection
+from engine.budget import Budget, Projection, readable
 from engine.errors import UsageError
 from engine.model import Model
 from engine.plan import Plan
@@ -34,10 +34,6 @@ def print_json(data: object) -> None:
 def line(text: str) -> None:
     """One line on stdout."""
     sys.stdout.write(text + "\n")
-
-
-def gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
 
 
 def plan_json(plan: Plan, projection: Projection, budget: Budget) -> dict[str, Any]:
@@ -75,11 +71,15 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget) -> None:
         )  # fmt: skip
     _out.print(table)
     line(f"shards {plan.shard} px, chunks {plan.chunk} px, {len(plan.levels)} pyramid levels")
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in projection.host_parts.items())
-    line(f"memory {gib(projection.host)} of {gib(budget.host)} (idle {gib(projection.baseline)}; {parts})")
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in projection.host_parts.items())
+    line(
+        f"memory {readable(projection.host)} of {readable(budget.host)} (idle {readable(projection.baseline)}; {parts})"
+    )
     if budget.device is not None:
-        line(f"device memory {gib(projection.device)} of {gib(budget.device)}")
-    line(f"disk at most {gib(projection.disk)}, scratch at most {gib(projection.scratch)}, of {gib(budget.disk)} free")
+        line(f"device memory {readable(projection.device)} of {readable(budget.device)}")
+    line(
+        f"disk at most {readable(projection.disk)}, scratch at most {readable(projection.scratch)}, of {readable(budget.disk)} free"
+    )
     line(f"time about {clock(projection.seconds)}")
 
 

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from engine import report
+from engine.budget import readable
 from engine.errors import Interrupted
 from engine.memory import PeakMemory, steady_heap
 from engine.model import load
@@ -108,6 +109,6 @@ def _show_result(job: Job, measured: dict[str, Any]) -> None:
     error = "exact" if seam == 0 else "not measured" if seam is None else f"at most {seam:.2f} levels where measured"
     report.line(f"{job.out}: {width}x{height}, complete, {clock(measured['seconds'])}, seam error {error}")
     report.line(
-        f"peak memory {report.gib(measured['host_peak'])} measured, {report.gib(job.projection.host)} projected, "
-        f"{report.gib(job.budget.host)} allowed"
+        f"peak memory {readable(measured['host_peak'])} measured, {readable(job.projection.host)} projected, "
+        f"{readable(job.budget.host)} allowed"
     )
