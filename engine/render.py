@@ -1,6 +1,6 @@
 """The main job: from a model and a request to a store full of pixels.
 
-``prepare`` measures and plans, and runs nothing; ``Job.run`` renders. In between the plan can be printed, and refused.
+Making a ``Job`` measures and plans, and renders nothing; ``Job.run`` renders. In between the plan can be printed, and refused.
 """
 
 from __future__ import annotations

@@ -54,8 +54,7 @@ class ZarrSink:
             raise ResumeError(
                 f"{path}: exists; give --resume to finish it, --overwrite to replace it, or another --out"
             )
-        # Built under another name: a store of the final name has all of its arrays and its plan, whenever the process
-        # dies.
+        # Built under another name: a store of the final name has all of its arrays and its plan, at any death.
         part = path.with_name(path.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         if path.exists():
