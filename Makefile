@@ -46,7 +46,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	for script in bench_overhead bench_memory bench_seams kill_test; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in bench_overhead bench_exact bench_memory bench_seams kill_test; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info

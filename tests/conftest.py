@@ -1,5 +1,6 @@
 """Fixtures for every test: networks of a few weights whose outputs vary, files made of them, and isolation."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ def cache_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
         yield path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell that starts the tests in the background lets them ignore Ctrl-C, which children would inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -370,11 +370,11 @@ def test_half_precision_is_close_to_float32(tmp_path, models, name, precision):
 def test_too_little_memory_is_refused_before_anything_is_written(tmp_path, model):
     job = Job(model, replace(SMALL, memory=100_000_000), tmp_path / "out.zarr")
     with pytest.raises(
-        BudgetError, match=r"needs \d\.\d\d GiB of memory .* --memory allows 0\.09 GiB; .*--tile below 16"
+        BudgetError, match=r"needs \d\.\d\d GiB of memory .* --memory allows 95\.4 MiB; .*--tile below 16"
     ):
         job.open_sink(resume=False, overwrite=False)
     with pytest.raises(
-        BudgetError, match=r"smallest tile .* needs \d\.\d\d GiB of memory, --memory allows 0\.09 GiB; raise it"
+        BudgetError, match=r"smallest tile .* needs \d\.\d\d GiB of memory, --memory allows 95\.4 MiB; raise it"
     ):
         Job(model, replace(SMALL, memory=100_000_000, tile=None), tmp_path / "out.zarr")
     assert not list(tmp_path.iterdir())
@@ -394,7 +394,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     job = Job(model, SMALL, tmp_path / "out.zarr")
-    with pytest.raises(BudgetError, match=r"the disk has 0\.00 GiB free; make room, write elsewhere or use a smaller"):
+    with pytest.raises(BudgetError, match=r"the disk has 0\.1 MiB free; make room, write elsewhere or use a smaller"):
         job.open_sink(resume=False, overwrite=False)
     assert not list(tmp_path.iterdir())
 
