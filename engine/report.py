@@ -49,9 +49,8 @@ def plan_json(plan: Plan, projection: Projection, budget: Budget) -> dict[str, A
 def print_plan(plan: Plan, projection: Projection, budget: Budget) -> None:
     height, width = plan.size
     base = f"{plan.base[1]}x{plan.base[0]}"
-    line(
-        f"{width}x{height} from a base of {base} in {len(plan.stages)} stages, seed {plan.seed}, {plan.precision} on {plan.backend}"
-    )
+    stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
+    line(f"{width}x{height} from a base of {base} in {stages}, seed {plan.seed}, {plan.precision} on {plan.backend}")
     table = Table(
         "stage", "input", "tile", "core", "halo", "seam error", "tiles", "recompute", box=None, pad_edge=False
     )
