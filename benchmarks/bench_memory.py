@@ -51,7 +51,7 @@ def plot():
         axes.plot(x, [float(row[key]) for row in rows], style, label=label)
     axes.set(xscale="log", ylim=(0, None), xlabel="image size (megapixels)", ylabel="MiB above the idle process")
     axes.set_title(f"memory of a render, tile {TILE}, --memory {BUDGET}")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(Path(__file__).parent.parent / "docs" / "memory.png", dpi=110)
 
 
