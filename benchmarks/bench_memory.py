@@ -1,4 +1,4 @@
-"""Peak memory against the size of the image: same budget, same tile, a small network (16 channels, 1 block).
+"""Peak memory against the size of the image: same budget, same tile, a small network (16 channels, growth 16, 1 block).
 
     python benchmarks/bench_memory.py [WIDTHxHEIGHT ...]
 
@@ -58,7 +58,7 @@ def plot():
 def main(sizes):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = small_model(folder, 3, channels=16, blocks=1)
+        model = small_model(folder, 3, channels=16, blocks=1, growth=16)
         for size in sizes:
             report = render(model, size, folder)
             width, height = (int(n) for n in size.split("x"))

@@ -29,7 +29,7 @@ def keep(tiles, _network, inputs):
 def main(repeats):
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        model = small_model(Path(folder), 2, channels=64, blocks=23)
+        model = small_model(Path(folder), 2, channels=64, blocks=23, growth=32)
         request = Request(size=(768, 1024), stages=2, overlap="24", tile=64)
         for k in range(repeats):
             job = Job(model, request, Path(folder) / f"out{k}.zarr")

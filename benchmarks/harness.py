@@ -39,10 +39,10 @@ def add_row(name: str, row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2) -> Model:
+def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2, growth: int = 8) -> Model:
     """A model with the default architectures, small and with random weights: cheap to run at any size."""
     torch.manual_seed(0)
-    network = RRDBNet(channels=channels, blocks=blocks, growth=channels // 2)
+    network = RRDBNet(channels=channels, blocks=blocks, growth=growth)
     torch.nn.init.constant_(network.conv_last.bias, 0.5)
     checkpoint = folder / "small.safetensors"
     save_file(network.state_dict(), checkpoint)

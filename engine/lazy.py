@@ -16,7 +16,6 @@ from engine.geometry import Box
 from engine.kernels.gather import gather_torch, reflect
 from engine.kernels.noise import noise_torch
 from engine.kernels.trim import trim_torch
-from engine.memory import release
 from engine.plan import StagePlan, Tile
 from engine.sources import Source
 from engine.stages import Stage
@@ -76,8 +75,6 @@ class StageImage:
 
     def _compute(self, tile: Tile) -> Array:
         pixels = self._input(tile)
-        # What reading, spilling and writing have freed would add to the network's peak, the more the larger the image.
-        release()
         output = self._stage.run(pixels)
         core, bad = trim_torch(output, tile.core, self._last)
         if bad:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.archs import Upscaler
 from engine.errors import UsageError
+from engine.memory import network_heap
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,7 +50,8 @@ class Stage:
     def run(self, tile: Tensor) -> Tensor:
         """``tile`` float32 [1, 3, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
         try:
-            return cast(Tensor, self.network(tile))
+            with network_heap():
+                return cast(Tensor, self.network(tile))
         except RuntimeError as error:
             # torch has a class for an accelerator's memory and only words for the host's.
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

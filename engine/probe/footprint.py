@@ -21,7 +21,7 @@ from engine.profile import Footprint
 
 _SMALL, _LARGE = 96, 192
 
-_METHOD = "one run after a warm-up, steady heap, 16 MiB"
+_METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
 """Part of the cache's key: numbers of another way to measure are not comparable."""
 
 
