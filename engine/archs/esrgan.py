@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.archs.layers import as_of, conv3
 from engine.errors import ModelError
 
 NAME = "esrgan"
@@ -58,15 +59,6 @@ def _newest(key: str) -> str:
     return key
 
 
-def conv3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-
-
-def as_of(module: nn.Module, x: Tensor) -> Tensor:
-    """x in the dtype of the module's weights. `parameters()` and not `.weight`, so that a trace holds one constant."""
-    return x.to(next(module.parameters()).dtype)
-
-
 class DenseBlock(nn.Module):
     """Five convolutions, each of which sees all before it: [B, C, H, W] -> the same, as a residual."""
 
@@ -85,7 +77,7 @@ class DenseBlock(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE)], 1)
         last: Tensor = self.conv5(seen)
-        return x + RESIDUAL * last
+        return torch.add(x, last, alpha=RESIDUAL)
 
 
 def _start_small(conv: nn.Conv2d) -> None:
@@ -108,7 +100,7 @@ class ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         last: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
-        return x + RESIDUAL * last
+        return torch.add(x, last, alpha=RESIDUAL)
 
 
 class RRDBNet(nn.Module):

@@ -12,15 +12,18 @@ from math import isqrt
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from engine.errors import AlignmentError, ModelError
+from engine.archs.layers import WindowRows, as_of, conv3, whole_windows
+from engine.errors import ModelError
 
 NAME = "swinir"
 SLOPE = 0.2  # of the leaky ReLUs after the upsamplings; the one before them has PyTorch's default, as published
 MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K pictures, subtracted from every input
 MASKED = -100.0  # added to the logit of a pixel that is a neighbour only because the picture was rolled
+
+fx.wrap("whole_windows")  # a trace keeps the check as one call
 
 _DERIVED = ("attn.relative_position_index", "attn_mask")
 _BIAS = "attn.relative_position_bias_table"
@@ -70,8 +73,12 @@ def seam_masks(window: int, shift: int) -> Tensor:
     return (kinds[:, :, None] != kinds[:, None, :]).float() * MASKED
 
 
-class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window, with a learnt bias for each relative position."""
+class WindowAttention(WindowRows):
+    """Multi-head self-attention inside each window, with a learnt bias for each relative position.
+
+    The grid of windows is shifted by rolling the picture: the windows at the seam then hold pixels of opposite borders,
+    which a mask keeps apart.
+    """
 
     index: Tensor
     masks: Tensor
@@ -80,7 +87,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         if heads < 1 or dim % heads:
             raise ModelError(f"{dim} channels cannot be shared by {heads} attention heads")
-        self.heads, self.shift = heads, shift
+        self.heads, self.window, self.shift = heads, window, shift
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -88,12 +95,26 @@ class WindowAttention(nn.Module):
         self.register_buffer("masks", seam_masks(window, shift), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], a whole picture or tile -> the same."""
+        if not self.shift:
+            return self.attend(x, ())
+        last = x.shape[1] // self.window - 1
+        x = self.attend(torch.roll(x, -self.shift, 1), (last,))
+        return torch.roll(x, self.shift, 1)
+
+    def attend(self, x: Tensor, seams: Sequence[int]) -> Tensor:
+        if self.shift:
+            x = torch.roll(x, -self.shift, 2)
+        x = join_windows(self._mix(split_windows(x, self.window), seams), self.window)
+        return torch.roll(x, self.shift, 2) if self.shift else x
+
+    def _mix(self, x: Tensor, seams: Sequence[int]) -> Tensor:
         qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)  # [B, rows, columns, N, 3, heads, C / heads]
         query, key, value = qkv.movedim(-3, 0).transpose(-3, -2).unbind(0)
         # The bias is fp32, so in mixed precision the sum and the softmax are too.
         logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + self._bias()
         if self.shift:
-            self._mask_seams(logits)
+            self._mask_seams(logits, seams)
         y = logits.softmax(-1).to(value.dtype) @ value
         result: Tensor = self.proj(y.transpose(-3, -2).flatten(-2))
         return result
@@ -101,12 +122,13 @@ class WindowAttention(nn.Module):
     def _bias(self) -> Tensor:
         return self.relative_position_bias_table[self.index].permute(2, 0, 1)  # [heads, N, N]
 
-    def _mask_seams(self, logits: Tensor) -> None:
+    def _mask_seams(self, logits: Tensor, seams: Sequence[int]) -> None:
         """Add the masks in place to [B, rows, columns, heads, N, N]."""
         bottom, right, corner = self.masks
-        logits[:, -1, :-1] += bottom
-        logits[:, :-1, -1] += right
-        logits[:, -1, -1] += corner
+        for row in range(logits.shape[1]):
+            if row in seams:
+                logits[:, row, :-1] += bottom
+            logits[:, row, -1] += corner if row in seams else right
 
 
 class Mlp(nn.Module):
@@ -125,23 +147,15 @@ class SwinLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, hidden: int) -> None:
         super().__init__()
-        self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window, shift)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attend(self.norm1(x).to(self.attn.qkv.weight.dtype))
-        y: Tensor = self.mlp(self.norm2(x).to(self.mlp.fc1.weight.dtype))
+        x = x + self.attn(as_of(self.attn.qkv, self.norm1(x)))
+        y: Tensor = self.mlp(as_of(self.mlp.fc1, self.norm2(x)))
         return x + y
-
-    def _attend(self, x: Tensor) -> Tensor:
-        if not self.shift:
-            return join_windows(self.attn(split_windows(x, self.window)), self.window)
-        x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        x = join_windows(self.attn(split_windows(x, self.window)), self.window)
-        return torch.roll(x, (self.shift, self.shift), (1, 2))
 
 
 class SwinGroup(nn.Module):
@@ -156,12 +170,8 @@ class SwinGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.residual_group["blocks"](x)
-        y = self.conv(planes(y).to(self.conv.weight.dtype))
+        y = self.conv(as_of(self.conv, planes(y)))
         return x + tokens(y)
-
-
-def conv3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -212,13 +222,11 @@ class SwinIR(nn.Module):
         self.apply(_start_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check(*x.shape[-2:])
-        x = self.conv_first(x - self.mean)
+        x = self.conv_first(whole_windows(x, self.align) - self.mean)
         y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
-        half = self.conv_after_body.weight.dtype
-        x = x + self.conv_after_body(planes(y).to(half))
-        x = self._enlarge(self.conv_before_upsample(x.to(half)))
-        result: Tensor = self.conv_last(x.to(self.conv_last.weight.dtype))
+        x = x + self.conv_after_body(as_of(self.conv_after_body, planes(y)))
+        x = self._enlarge(self.conv_before_upsample(as_of(self.conv_before_upsample, x)))
+        result: Tensor = self.conv_last(as_of(self.conv_last, x))
         return result + self.mean
 
     def _enlarge(self, x: Tensor) -> Tensor:
@@ -226,14 +234,6 @@ class SwinIR(nn.Module):
             if conv is not None:
                 x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), SLOPE)
         return F.leaky_relu(self.conv_hr(x), SLOPE)
-
-    def _check(self, height: int, width: int) -> None:
-        if height % self.align or width % self.align:
-            up = [-(-n // self.align) * self.align for n in (height, width)]
-            raise AlignmentError(
-                f"SwinIR got {height} x {width} pixels, no multiple of its window of {self.align}; "
-                f"pad the whole picture, before tiling, to {up[0]} x {up[1]}"
-            )
 
     def to_mixed(self, dtype: torch.dtype) -> Self:
         """Cast, in place, every linear map and convolution but the first and the last convolution.

@@ -145,7 +145,7 @@ def test_tiles_must_sit_on_the_window_grid(net, phase, same):
 
 
 def test_picture_off_the_window_grid(net):
-    with pytest.raises(AlignmentError, match=r"10 x 16 pixels, no multiple of its window of 4; .* to 12 x 16"):
+    with pytest.raises(AlignmentError, match=r"10 x 16 pixels, no multiple of the window of 4; .* to 12 x 16"):
         net(torch.rand(1, 3, 10, 16))
 
 

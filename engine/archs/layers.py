@@ -1,0 +1,46 @@
+"""What several architectures are made of. Knows no architecture.
+
+Networks are written so that ``torch.fx`` traces them: no branch depends on a tensor, a dtype is asked of a module's
+weights, and what mixes rows in another way than a convolution is a module of its own kind (``WindowRows``).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from engine.errors import AlignmentError
+
+
+def conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+def as_of(module: nn.Module, x: Tensor) -> Tensor:
+    """x in the dtype of the module's weights. `parameters()` and not `.weight`, so that a trace holds one constant."""
+    return x.to(next(module.parameters()).dtype)
+
+
+def whole_windows(x: Tensor, window: int) -> Tensor:
+    """The same [B, C, H, W]; raises AlignmentError unless windows fill it. Its callers register it with `torch.fx`."""
+    height, width = x.shape[-2:]
+    if height % window or width % window:
+        up = [-(-n // window) * window for n in (height, width)]
+        raise AlignmentError(
+            f"got {height} x {width} pixels, no multiple of the window of {window}; "
+            f"pad the whole picture, before tiling, to {up[0]} x {up[1]}"
+        )
+    return x
+
+
+class WindowRows(nn.Module):
+    """A layer that mixes the rows of a window of ``window`` rows, on a grid that is shifted up by ``shift`` rows."""
+
+    window: int
+    shift: int
+
+    def attend(self, x: Tensor, seams: Sequence[int]) -> Tensor:
+        """[B, H, W, C] -> the same, H a multiple of the window and its first row on the layer's own grid.
+
+        ``seams``: the rows of windows that straddle the picture's upper or lower border, whose two parts must not mix.
+        """
+        raise NotImplementedError

@@ -1,0 +1,335 @@
+"""Runs a network band by band: push the picture's rows from the top, take the output's rows as they become complete.
+
+Every band has one shape, at the borders too: rows outside the picture are zero, which is what a convolution's padding
+is, and an operation whose rows all lie outside is skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from engine.bands.buffers import Buffer, BufferPlan, Slot, share
+from engine.bands.graph import PLANES, Op, RowGraph, Rows, schedule, split
+
+_INPUT = -1
+"""The position of a segment's input in the order of its operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """That the operation at ``position`` reads the first ``members`` values of a buffer."""
+
+    position: int
+    members: int
+
+
+class SegmentPlan:
+    """The buffers of a part of a network for bands of ``band`` rows and ``width`` columns. Holds no tensors."""
+
+    def __init__(self, graph: RowGraph, band: int, width: int) -> None:
+        self.graph, self.band, self.width = graph, band, width
+        self.schedule = schedule(graph)
+        self._position = {graph.input: _INPUT, **{op.name: i for i, op in enumerate(graph.ops)}}
+        self.groups = self._concatenated()
+        self.groups.update({(value,): reads for value, reads in self._waiting()})
+        self.buffers = [self._buffer(members, reads) for members, reads in self.groups.items()]
+        self.offsets, self.arena_bytes = share([b for b in self.buffers if not b.slides])
+
+    @property
+    def delay(self) -> int:
+        return self.schedule.delay[self.graph.output]
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory held from band to band."""
+        return sum(b.saved_bytes for b in self.buffers)
+
+    def nbytes(self, name: str) -> int:
+        """A value's new rows of one band."""
+        value = self.graph.values[name]
+        return int(self.band * value.rate) * int(self.width * value.rate) * value.channels * value.dtype.itemsize
+
+    def rate(self, position: int) -> Fraction:
+        return self.graph.values[self.graph.ops[position].name].rate
+
+    def macs(self, position: int, rows: int) -> int:
+        """Multiply-adds of so many rows of an operation's output."""
+        return self.graph.ops[position].rule.macs * rows * int(self.width * self.rate(position))
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The values that lie side by side under this name: of a concatenation its parts, else itself."""
+        parts = self.graph.concatenations.get(name)
+        return (name,) if parts is None else tuple(v for part in parts for v in self.members(part))
+
+    @cached_property
+    def _direct(self) -> dict[str, list[int]]:
+        """The positions of the operations that read a name."""
+        found: dict[str, list[int]] = {}
+        for position, op in enumerate(self.graph.ops):
+            for name in dict.fromkeys(op.inputs):
+                found.setdefault(name, []).append(position)
+        return found
+
+    def _concatenated(self) -> dict[tuple[str, ...], list[_Read]]:
+        """The longest concatenations with their readers; every other one must be the beginning of one of them."""
+        groups: dict[tuple[str, ...], list[_Read]] = {}
+        names = [n for n in self.graph.concatenations if n in self._direct]
+        for name in sorted(names, key=lambda n: -len(self.members(n))):
+            members = self.members(name)
+            group = next((g for g in groups if g[: len(members)] == members), members)
+            groups.setdefault(group, []).extend(_Read(p, len(members)) for p in self._direct[name])
+        return groups
+
+    def _waiting(self) -> Iterator[tuple[str, list[_Read]]]:
+        """Values that an operation reads late or with the rows around: they cannot be passed on as they are made."""
+        for name, positions in self._direct.items():
+            late = any(self.schedule.read[self.graph.ops[p].name] > self.schedule.delay.get(name, 0) for p in positions)
+            if name not in self.graph.concatenations and late:
+                yield name, [_Read(p, 1) for p in positions]
+
+    def _reach_back(self, read: _Read) -> int:
+        op = self.graph.ops[read.position]
+        return self.schedule.read[op.name] + op.rule.reach
+
+    def _buffer(self, members: Sequence[str], reads: Sequence[_Read]) -> BufferPlan:
+        values, delays = [self.graph.values[m] for m in members], [self.schedule.delay[m] for m in members]
+        oldest = max(map(self._reach_back, reads))
+        slots, channel = [], 0
+        for index, (member, value, delay) in enumerate(zip(members, values, delays, strict=True)):
+            need = max(self._reach_back(r) for r in reads if r.members > index)
+            slots.append(Slot(member, channel, value.channels, oldest - delay, need - delay))
+            channel += value.channels
+        advance = int(self.band * values[0].rate)
+        return BufferPlan(
+            slots=tuple(slots),
+            rows=advance + oldest - min(delays),
+            width=int(self.width * values[0].rate),
+            channels=channel,
+            dtype=values[0].dtype,
+            advance=advance,
+            oldest=oldest,
+            first=min(self._position[m] for m in members),
+            last=max(r.position for r in reads),
+        )
+
+    def passed_on(self) -> dict[str, int]:
+        """Values that are handed over as they are made: name -> the position of the last operation that takes them."""
+        kept = {group[0] for group in self.groups if len(group) == 1}
+        last = {n: max(p) for n, p in self._direct.items() if n not in kept and n not in self.graph.concatenations}
+        return {**last, self.graph.output: len(self.graph.ops)}
+
+    @property
+    def temporary_bytes(self) -> int:
+        """The largest sum of what is handed over, what an operation makes, and the copy that a convolution takes of its
+        input where that is part of a wider buffer.
+        """
+        ends, largest = self.passed_on(), 0
+        for position, op in enumerate(self.graph.ops):
+            live = sum(self.nbytes(n) for n, end in ends.items() if self._position[n] < position <= end)
+            copied = sum(self.nbytes(v) for n in op.inputs if n in self.graph.concatenations for v in self.members(n))
+            largest = max(largest, live + copied + self.nbytes(op.name))
+        return largest
+
+
+class _Segment:
+    """A part of a network at work. All of its views are made once."""
+
+    def __init__(self, plan: SegmentPlan, arena: Tensor) -> None:
+        self.plan = plan
+        self._graph = plan.graph
+        self._buffers = _make(plan, arena)
+        self._sources = [tuple(self._source(op, name) for name in op.inputs) for op in plan.graph.ops]
+        self._targets: dict[str, list[Tensor]] = {}
+        self._begins: dict[int, list[Buffer]] = {}
+        self._ends: dict[int, list[Buffer]] = {}
+        for buffer in self._buffers:
+            self._begins.setdefault(buffer.plan.first, []).append(buffer)
+            self._ends.setdefault(buffer.plan.last, []).append(buffer)
+            for slot in buffer.plan.slots:
+                self._targets.setdefault(slot.value, []).append(buffer.new_rows(slot))
+        self._handed = plan.passed_on()
+        self._handing: dict[str, Tensor | None] = {}
+        self.executed = [0] * len(plan.graph.ops)  # rows that each operation has made
+
+    def _source(self, op: Op, name: str) -> Tensor | None:
+        """The window of a buffer that the operation reads; None when the value is handed over."""
+        members = self.plan.members(name)
+        alone = name not in self._graph.concatenations
+        for buffer in self._buffers:
+            if buffer.plan.starts_with(members) and (not alone or len(buffer.plan.slots) == 1):
+                channels = sum(self._graph.values[m].channels for m in members)
+                return buffer.window(self.plan.schedule.read[op.name], op.rule.reach, channels)
+        return None
+
+    def clear(self) -> None:
+        for buffer in self._buffers:
+            buffer.clear()
+
+    def push(self, x: Tensor | None, rows: Rows) -> tuple[Tensor | None, Rows]:
+        """``x``: [band, width, C] for these rows of the input -> the output's new rows; None where all lie outside."""
+        self._begin(_INPUT, rows)
+        self._give(self._graph.input, x)
+        for position, op in enumerate(self._graph.ops):
+            self._begin(position, rows)
+            made = self._rows(op.name, rows)
+            if made.outside:
+                self._give(op.name, None)
+            else:
+                self._run(position, op, made)
+            self._end(position, rows)
+        return self._handing.pop(self._graph.output), self._rows(self._graph.output, rows)
+
+    def _rows(self, name: str, rows: Rows) -> Rows:
+        """The rows of a value that are new when these rows of the input are."""
+        scaled = rows.scale(self._graph.values[name].rate)
+        return Rows(scaled.top - self.plan.schedule.delay[name], scaled.count, scaled.low, scaled.high)
+
+    def _begin(self, position: int, rows: Rows) -> None:
+        for buffer in self._begins.get(position, ()):
+            if buffer.plan.meets(rows):
+                buffer.begin()
+
+    def _end(self, position: int, rows: Rows) -> None:
+        for buffer in self._ends.get(position, ()):
+            if buffer.plan.meets(rows):
+                buffer.finish()
+        for name in self._graph.ops[position].inputs:
+            if self._handed.get(name) == position:
+                del self._handing[name]
+
+    def _run(self, position: int, op: Op, made: Rows) -> None:
+        self.executed[position] += made.count
+        inputs = zip(op.inputs, op.axes, self._sources[position], strict=True)
+        views = [_view(self._handing[n] if s is None else s, axis) for n, axis, s in inputs]
+        targets, axis = self._targets.get(op.name, ()), self._graph.values[op.name].axis
+        if op.rule.into is None or not targets or op.name in self._handed:
+            y = op.rule.run(views, made)
+            y = _blank((y.permute(0, 2, 3, 1) if axis == PLANES else y)[0], made)
+            self._give(op.name, y)
+            return
+        op.rule.into(views, _view(targets[0], axis))
+        _blank(targets[0], made)
+        for target in targets[1:]:
+            target.copy_(targets[0])
+
+    def _give(self, name: str, y: Tensor | None) -> None:
+        for target in self._targets.get(name, ()):
+            if y is None:
+                target.zero_()
+            else:
+                target.copy_(y)
+        if name in self._handed:
+            self._handing[name] = y
+
+
+def _blank(y: Tensor, made: Rows) -> Tensor:
+    """``y`` [rows, width, C] with zeros in the rows that lie outside the picture."""
+    if not made.inside:
+        y[: max(0, made.low - made.top)] = 0
+        y[max(0, made.high - made.top) :] = 0
+    return y
+
+
+def _make(plan: SegmentPlan, arena: Tensor) -> list[Buffer]:
+    offsets = iter(plan.offsets)
+    return [
+        Buffer(b, torch.empty(b.nbytes, dtype=torch.uint8, device=arena.device) if b.slides else arena[next(offsets) :])
+        for b in plan.buffers
+    ]
+
+
+def _view(rows: Tensor | None, axis: int) -> Tensor:
+    """[rows, width, C] as [1, C, H, W] or [1, H, W, C]."""
+    assert rows is not None
+    return rows.permute(2, 0, 1)[None] if axis == PLANES else rows[None]
+
+
+class StreamPlan:
+    """How a network streams a picture ``width`` columns wide. Holds no tensors.
+
+    ``band``: input rows at a time, a multiple of ``align``; after the first enlargement ``tail_band`` of them at a time,
+    since those rows are the largest.
+    """
+
+    def __init__(self, graph: RowGraph, band: int, width: int, tail_band: int | None = None) -> None:
+        self.band, self.width, self.scale = band, width, int(graph.scale)
+        self.segments: list[SegmentPlan] = []
+        for part in split(graph):
+            segment = SegmentPlan(part, band, width)
+            self.segments.append(segment)
+            width = int(width * part.scale)
+            band = int((tail_band or band) * part.scale)
+
+    @property
+    def delay(self) -> int:
+        """Input rows, rounded up, that must have been pushed below a row before its output is complete."""
+        rows = 0
+        for segment in reversed(self.segments):
+            rows = math.ceil((rows + segment.delay) / segment.graph.scale)
+        return rows
+
+    @property
+    def nbytes(self) -> int:
+        """What streaming takes above the weights: rows kept, rows at work, and what operations make on the way."""
+        states = sum(s.state_bytes for s in self.segments)
+        return states + max(s.arena_bytes for s in self.segments) + max(s.temporary_bytes for s in self.segments)
+
+    def macs(self, rows: int) -> int:
+        """Multiply-adds of ``rows`` input rows, each computed once."""
+        total = 0
+        for segment in self.segments:
+            total += sum(segment.macs(i, int(rows * segment.rate(i))) for i in range(len(segment.graph.ops)))
+            rows = int(rows * segment.graph.scale)
+        return total
+
+
+class RowStream:
+    """A network at work on the rows of one picture, or of a part of it."""
+
+    def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu") -> None:
+        self.plan = plan
+        arena = torch.empty(max(s.arena_bytes for s in plan.segments), dtype=torch.uint8, device=device)
+        self._segments = [_Segment(s, arena) for s in plan.segments]
+        self.start(0, 0)
+
+    def start(self, low: int, high: int) -> None:
+        """Begin anew: the next rows pushed are [low, low + band) of a picture whose rows are [low, high)."""
+        for segment in self._segments:
+            segment.clear()
+        self._next, self._low, self._high = low, low, high
+
+    @torch.inference_mode()
+    def push(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The next band, [1, C, band, width], zero below the picture -> the output's rows that are now complete.
+
+        Yields (first row, [rows, width * scale, C]), from top to bottom; only rows of the picture.
+        """
+        rows = Rows(self._next, self.plan.band, self._low, self._high)
+        self._next += self.plan.band
+        yield from self._run(0, x[0].permute(1, 2, 0), rows)
+
+    def _run(self, index: int, x: Tensor | None, rows: Rows) -> Iterator[tuple[int, Tensor]]:
+        if index == len(self._segments):
+            if x is not None:
+                first, last = max(rows.top, rows.low), min(rows.top + rows.count, rows.high)
+                yield first, x[first - rows.top : last - rows.top]
+            return
+        segment = self._segments[index]
+        band = segment.plan.band
+        for at in range(0, rows.count, band):
+            part = Rows(rows.top + at, band, rows.low, rows.high)
+            if part.top + band > rows.low:  # before the picture begins nothing has happened yet
+                y, made = segment.push(x[at : at + band] if x is not None else None, part)
+                yield from self._run(index + 1, y, made)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds executed since the stream was made."""
+        return sum(s.plan.macs(i, rows) for s in self._segments for i, rows in enumerate(s.executed))
