@@ -87,7 +87,7 @@ class StageImage:
         return result
 
     def _input(self, tile: Tile) -> torch.Tensor:
-        inside = self.plan.needs(tile)
+        inside = self.plan.needs(tile.read)
         rows = reflect(tile.read.y0, tile.read.y1, self.plan.height)
         columns = reflect(tile.read.x0, tile.read.x1, self.plan.width)
         noise = None

@@ -22,6 +22,8 @@ MAX_SHARD = 2048
 MAX_CHUNK = 512
 """Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers."""
 
+TILES, BANDS = "tiles", "bands"
+
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
 
@@ -40,9 +42,11 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """How one super-resolution stage is tiled. Sizes in LR pixels.
+    """How one super-resolution stage is cut. Sizes in LR pixels.
 
-    ``seam_error``: 8-bit levels, 0.0 when exact, None when it was not measured.
+    Tiles are ``core`` x ``core`` with ``halo`` on all sides. Bands (``band`` rows at a time, 0 for tiles) run down strips that
+    are ``core`` wide, with ``halo`` on the left and on the right. ``seam_error``: 8-bit levels, 0.0 when exact, None when
+    it was not measured.
     """
 
     name: str
@@ -54,6 +58,7 @@ class StagePlan:
     core: int
     sigma: float
     seam_error: float | None
+    band: int = 0
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -84,17 +89,23 @@ class StagePlan:
         """The tiles that together cover ``box`` (HR pixels)."""
         return (self.tile(*index) for index in self.grid.indices(box))
 
-    def needs(self, tile: Tile) -> Box:
-        """What a tile reads of the level below, in LR pixels: its input inside the image and, where it reaches into the
-        padding, the pixels that are reflected there."""
-        read = tile.read
+    def columns(self, x0: int, x1: int) -> tuple[int, int]:
+        """What a strip that makes the HR columns [x0, x1) reads of the padded frame: [first, last) LR columns."""
+        first = (x0 // self.scale - self.halo) // self.align * self.align
+        last = -(-(-(-x1 // self.scale) + self.halo) // self.align) * self.align
+        return max(0, first), min(last, self.padded[1])
+
+    def needs(self, read: Box) -> Box:
+        """What a tile's input ``read`` (of the padded frame) takes from the level below, in LR pixels: the pixels inside
+        the image and, where it reaches into the padding, those that are reflected there."""
         below, right = max(0, read.y1 - self.height), max(0, read.x1 - self.width)
         top, left = min(read.y0, self.height - 1 - below), min(read.x0, self.width - 1 - right)
         return Box(top, left, read.y1, read.x1).clip(Box(0, 0, self.height, self.width))
 
     def check(self) -> None:
-        """Raise AlignmentError unless every tile starts on the window grid."""
-        for what, value in (("tile core", self.core), ("halo", self.halo)):
+        """Raise AlignmentError unless every tile, or every strip and band, starts on the window grid."""
+        step = ("band", self.band) if self.band else ("tile core", self.core)
+        for what, value in (step, ("halo", self.halo)):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
                 raise AlignmentError(
@@ -117,6 +128,7 @@ class Plan:
     precision: str
     overlap: str
     backend: str
+    executor: str = TILES
     init_digest: str | None = None
 
     @property
@@ -142,10 +154,33 @@ class Plan:
         return Grid(*self.levels[level], self.shard)
 
     def writes(self) -> Iterator[Box]:
-        """What is written in one go, in output pixels: whole tiles of the last stage, or whole shards of a region."""
+        """What is written in one go, in output pixels: a row of shards of a strip, strip after strip; or whole tiles of
+        the last stage; or whole shards of a region.
+        """
+        if self.executor == BANDS:
+            height, width = self.size
+            for x0, x1 in self.strips():
+                for y in range(0, height, self.shard):
+                    yield Box(y, x0, min(y + self.shard, height), min(x1, width))
+            return
         cell = self.stages[-1].core * self.stages[-1].scale if self.is_whole else self.shard
         grid = Grid(*self.size, cell)
-        return (grid.box(*index) for index in grid.indices())
+        yield from (grid.box(*index) for index in grid.indices())
+
+    def strips(self) -> Iterator[tuple[int, int]]:
+        """[first, last) output columns of every strip."""
+        step = self.stages[-1].core * self.stages[-1].scale
+        return ((x, min(x + step, self.size[1])) for x in range(0, self.size[1], step))
+
+    def reads(self, strip: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """The LR columns that every stage, first stage first, reads for a strip of the output."""
+        first, last = (x + self.roi.x0 for x in strip)
+        reads = []
+        for stage in reversed(self.stages):
+            reads.append(stage.columns(first, last))
+            needed = stage.needs(Box(0, reads[-1][0], stage.padded[0], reads[-1][1]))
+            first, last = needed.x0, needed.x1
+        return tuple(reversed(reads))
 
     def tiles_to_run(self, writes: Sequence[Box] | None = None) -> tuple[int, ...]:
         """How many tiles each stage runs, first stage first, for these writes; for all of them without."""
@@ -156,7 +191,7 @@ class Plan:
         for stage in reversed(self.stages):
             tiles = {(t.row, t.column): t for box in boxes for t in stage.tiles(box)}
             counts.append(len(tiles))
-            boxes = [stage.needs(t) for t in tiles.values()]
+            boxes = [stage.needs(t.read) for t in tiles.values()]
         return tuple(reversed(counts))
 
     def _all_tiles(self) -> tuple[int, ...]:
@@ -167,7 +202,7 @@ class Plan:
         for stage in reversed(self.stages):
             met = Grid(height, width, stage.grid.cell)
             counts.append(len(met))
-            last = stage.needs(stage.tile(met.rows - 1, met.columns - 1))
+            last = stage.needs(stage.tile(met.rows - 1, met.columns - 1).read)
             height, width = last.y1, last.x1
         return tuple(reversed(counts))
 
@@ -247,12 +282,12 @@ def resolve_canvas(
     return Canvas(size, base(count), count)
 
 
-def shard_of(tile: int) -> tuple[int, int]:
-    """(shard, chunk) for a tile of ``tile`` output pixels: a shard divides the tile, a chunk divides the shard.
+def shard_of(tile: int, most: int = MAX_SHARD) -> tuple[int, int]:
+    """(shard, chunk) for a tile of ``tile`` output pixels: a shard of at most ``most`` divides the tile, a chunk the shard.
 
     A shard is even, so that its half in the next level lies on whole pixels. A tile without a divisor of a useful size
     is one shard, a shard without one is one chunk.
     """
-    shard = next((d for d in range(min(tile, MAX_SHARD), _MIN_SHARD - 1, -1) if tile % d == 0 and d % 2 == 0), tile)
+    shard = next((d for d in range(min(tile, most), _MIN_SHARD - 1, -1) if tile % d == 0 and d % 2 == 0), tile)
     chunk = next((d for d in range(min(shard, MAX_CHUNK), _MIN_CHUNK - 1, -1) if shard % d == 0), shard)
     return shard, chunk

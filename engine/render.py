@@ -16,19 +16,22 @@ import numpy as np
 import torch
 
 from engine import probe
-from engine.budget import GIB, Budget, Projection, StageCost, cache_share, check, choose_cores, project
+from engine.bands.stream import RowStream
+from engine.budget import GIB, BandCost, Budget, Projection, StageCost, bands, check, tiles
 from engine.cache import Scratch, TileCache
-from engine.errors import InputError, UsageError
+from engine.errors import BudgetError, EngineError, InputError, UsageError
+from engine.executors import bands as band_executor
 from engine.executors import serial
 from engine.executors.serial import TileDone
 from engine.geometry import Box
 from engine.lazy import StageImage
 from engine.memory import free_device, free_host, release, resident
 from engine.model import Model
-from engine.plan import Canvas, Plan, StagePlan, resolve_canvas, shard_of
+from engine.plan import BANDS, TILES, Canvas, Plan, StagePlan, resolve_canvas, shard_of
 from engine.probe.content import structure_sample
 from engine.profile import StageProfile
-from engine.request import Request
+from engine.request import AUTO, Request
+from engine.rows import RowSource, SourceRows, StageRows
 from engine.sinks import ZarrSink, stored_plan
 from engine.sources import PictureSource, Source, TensorSource
 from engine.stages import Stage, choose_device
@@ -53,16 +56,53 @@ class Job:
             Stage(model.network(i, request.precision, str(self.device)), self.device, request.precision)
             for i in range(self.canvas.stages)
         ]
-        self._costs = [
-            StageCost(probe.stage_footprint(model, i, s, request.precision, tell), self.device.type != "cpu")
-            for i, s in enumerate(self.stages)
-        ]
+        self._costs = [self._cost(index, stage) for index, stage in enumerate(self.stages)]
         self._structure_cost = None if self._picture else StageCost(probe.structure_footprint(model), False)
         release()
         self.baseline = resident()
         self.budget = self._budget()
-        self.plan = self._plan(self._planned_cores)
-        self.projection = self._project()
+        self.plan, self.projection = self._choose()
+        self._streams: dict[int, RowStream] = {}
+
+    def _cost(self, index: int, stage: Stage) -> StageCost:
+        asked = (self.model, index, stage, self.request.precision, self._tell)
+        return StageCost(probe.stage_footprint(*asked), self.device.type != "cpu", self._band_cost(*asked))
+
+    def _band_cost(self, *asked: Any) -> BandCost | None:  # noqa: ANN401
+        """None when bands are not wanted, or cannot be had and need not."""
+        if self._executors == (TILES,):
+            return None
+        try:
+            return probe.band_cost(*asked)
+        except UsageError:
+            if self.request.executor == BANDS:
+                raise
+            return None
+
+    @property
+    def _executors(self) -> tuple[str, ...]:
+        """What may be chosen from. A tile that is asked for speaks of tiles, unless bands are asked for, too."""
+        if self.request.executor != AUTO:
+            return (self.request.executor,)
+        return (TILES,) if self.request.tile else (BANDS, TILES)
+
+    def _choose(self) -> tuple[Plan, Projection]:
+        """The plan of the executor that was asked for; of both, the one that should be faster within the budget."""
+        options: list[tuple[Plan, Projection]] = []
+        refusal: EngineError | None = None
+        for executor in self._executors:
+            if executor == BANDS and not bands.streamable(self._costs):
+                continue
+            try:
+                plan = self._plan(executor)
+            except BudgetError as error:
+                refusal = error
+            else:
+                options.append((plan, self._project(plan)))
+        if not options:
+            assert refusal is not None
+            raise refusal
+        return min(options, key=lambda option: option[1].seconds)
 
     def _canvas(self) -> Canvas:
         if self._picture is None and self.model.structure is None:
@@ -91,7 +131,8 @@ class Job:
         profiles = probe.profiles_of(self.model, self.device, self._tell)
         return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
 
-    def _plan(self, choose: Callable[[tuple[StagePlan, ...]], tuple[StagePlan, ...]]) -> Plan:
+    def _plan(self, executor: str, cores: Sequence[int] = ()) -> Plan:
+        """``cores``: of a stored plan that is to be continued."""
         profiles = self._profiles[: self.canvas.stages]
         stages, size = [], self.canvas.base
         for index, (stage, profile) in enumerate(zip(self.stages, profiles, strict=True)):
@@ -101,14 +142,17 @@ class Job:
                 StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
             )
             size = (size[0] * stage.scale, size[1] * stage.scale)
-        planned = choose(tuple(stages))
+        cut = self._strips if executor == BANDS else self._tiles
+        planned = cut(tuple(stages), cores)
+        strip = planned[-1].core * planned[-1].scale
+        whole = executor == BANDS and self.roi.width == self.canvas.size[1] <= strip
         finished = tuple(
-            replace(s, seam_error=_seam_error(s, stage.radius, p))
+            replace(s, seam_error=0.0 if whole else _seam_error(s, stage.radius, p))
             for s, stage, p in zip(planned, self.stages, profiles, strict=True)
         )
         for stage_plan in finished:
             stage_plan.check()
-        shard, chunk = shard_of(finished[-1].core * finished[-1].scale)
+        shard, chunk = shard_of(strip) if executor == TILES else bands.shard_of_strips(strip, self.roi.width)
         return Plan(
             canvas=self.canvas.size,
             roi=self.roi,
@@ -121,13 +165,24 @@ class Job:
             precision=self.request.precision,
             overlap=self.request.overlap,
             backend=f"{self.device.type}, torch {torch.__version__}",
+            executor=executor,
             init_digest=self._picture.digest if self._picture else None,
         )
 
-    def _planned_cores(self, stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
+    def _tiles(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+        if cores:
+            return _with_cores(stages, cores)
         if self.request.tile is None:
-            return choose_cores(stages, self._costs, self._structure_cost, self.budget, self.baseline)
+            return tiles.choose_cores(stages, self._costs, self._structure_cost, self.budget, self.baseline)
         return _with_cores(stages, [_rounded(self.request.tile, s) for s in stages])
+
+    def _strips(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+        core = cores[-1] if cores else self.request.tile
+        if core is None:
+            return bands.choose_strips(
+                stages, self._costs, self._structure_cost, self.budget, self.baseline, self.roi.width
+            )
+        return bands.with_strips(stages, self._costs, core)
 
     def _roi(self, whole: Box) -> Box:
         roi = self.request.roi or whole
@@ -137,8 +192,9 @@ class Job:
             )
         return roi
 
-    def _project(self, writes: Sequence[Box] | None = None) -> Projection:
-        return project(self.plan, self._costs, self._structure_cost, self.baseline, writes)
+    def _project(self, plan: Plan, writes: Sequence[Box] | None = None) -> Projection:
+        project = bands.project if plan.executor == BANDS else tiles.project
+        return project(plan, self._costs, self._structure_cost, self.baseline, writes)
 
     def check(self) -> None:
         """Raise BudgetError when the plan does not fit the budgets."""
@@ -152,11 +208,11 @@ class Job:
             sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
             shutil.rmtree(self._scratch_root, ignore_errors=True)
             return sink
-        cores = _stored_cores(stored or {})
-        if self.request.tile is None and len(cores) == len(self.stages):
-            self.plan = self._plan(lambda stages: _with_cores(stages, cores))
+        cores, executor = _stored_cut(stored or {})
+        if self.request.tile is None and len(cores) == len(self.stages) and executor in self._executors:
+            self.plan = self._plan(executor, cores)
         sink = ZarrSink.resume(self.out, self.plan)
-        self.projection = self._project(list(sink.missing()))
+        self.projection = self._project(self.plan, list(sink.missing()))
         self.budget = replace(self.budget, disk=self.budget.disk + _size(self.out) + _size(self._scratch_root))
         self.check()
         return sink
@@ -166,7 +222,11 @@ class Job:
     ) -> Iterator[TileDone]:
         """Render what is missing; yields after each write. ``on_tile(stage, LR pixels)`` is called after a network."""
         if any(True for _ in sink.missing()):
-            yield from serial.run(self.plan, self._image(on_tile), sink)
+            if self.plan.executor == BANDS:
+                base = self._base()
+                yield from band_executor.run(self.plan, lambda columns: self._rows(base, columns, on_tile), sink)
+            else:
+                yield from serial.run(self.plan, self._image(on_tile), sink)
         sink.finish()
         shutil.rmtree(self._scratch_root, ignore_errors=True)
 
@@ -177,10 +237,38 @@ class Job:
             stage_plan, last = self.plan.stages[index], index == len(self.stages) - 1
             folder = self._scratch_root / self.plan.digest[:16] / str(index + 1)
             cache = TileCache(
-                cache_share(len(self.stages)), Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32)
+                tiles.cache_share(len(self.stages)), Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32)
             )
             image = StageImage(stage_plan, index, self.plan.seed, stage, image, cache, last, on_tile)
         return image
+
+    def _rows(self, base: Source, columns: tuple[int, int], on_rows: Callable[[int, int], None]) -> RowSource:
+        """The whole chain as a stream of rows of these columns of the canvas."""
+        reads = self.plan.reads((columns[0] - self.roi.x0, columns[1] - self.roi.x0))
+        wanted = [self._inside(i, read) for i, read in enumerate(reads)]
+        rows: RowSource = SourceRows(base, wanted[0])
+        for index, stage in enumerate(self.stages):
+            last = index == len(self.stages) - 1
+            made = columns if last else wanted[index + 1]
+            rows = StageRows(
+                self.plan.stages[index], index, self.plan.seed, stage, self._stream(index, reads[index]), rows, made,
+                reads[index], last, on_rows,
+            )  # fmt: skip
+        return rows
+
+    def _inside(self, index: int, read: tuple[int, int]) -> tuple[int, int]:
+        """The columns inside the image that a stage takes from below when it reads these of the padded frame."""
+        stage = self.plan.stages[index]
+        box = stage.needs(Box(0, read[0], stage.padded[0], read[1]))
+        return box.x0, box.x1
+
+    def _stream(self, index: int, read: tuple[int, int]) -> RowStream:
+        """A stage's stream for so many columns; strips of one width take turns with it."""
+        width = read[1] - read[0]
+        if index not in self._streams or self._streams[index].plan.width != width:
+            self._streams.pop(index, None)  # before the next one is made
+            self._streams[index] = RowStream(self.stages[index].stream_plan(width), self.device)
+        return self._streams[index]
 
     def _base(self) -> Source:
         if self._picture is None:
@@ -230,13 +318,13 @@ def _seam_error(stage: StagePlan, radius: int, profile: StageProfile | None) -> 
     return point.max if point else None
 
 
-def _stored_cores(plan: dict[str, Any]) -> list[int]:
-    """The tile cores of a stored plan; none when it is damaged, which is found when the plans are compared."""
+def _stored_cut(plan: dict[str, Any]) -> tuple[list[int], str]:
+    """The cores of a stored plan and its executor; none when it is damaged, which is found when the plans are compared."""
     try:
-        cores = [stage["core"] for stage in plan["stages"]]
+        cores, executor = [stage["core"] for stage in plan["stages"]], str(plan["executor"])
     except (KeyError, TypeError):
-        return []
-    return cores if all(type(core) is int and core > 0 for core in cores) else []
+        return [], ""
+    return (cores, executor) if all(type(core) is int and core > 0 for core in cores) else ([], "")
 
 
 def _size(folder: Path) -> int:

@@ -17,7 +17,7 @@ from rich.table import Table
 from engine.budget import Budget, Projection, readable
 from engine.errors import UsageError
 from engine.model import Model
-from engine.plan import Plan
+from engine.plan import BANDS, Plan
 from engine.profile import Overlap, StageProfile
 from engine.progress import clock
 from engine.version import __version__
@@ -50,11 +50,13 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget) -> None:
     height, width = plan.size
     base = f"{plan.base[1]}x{plan.base[0]}"
     stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
-    line(f"{width}x{height} from a base of {base} in {stages}, seed {plan.seed}, {plan.precision} on {plan.backend}")
-    table = Table(
-        "stage", "input", "tile", "core", "halo", "seam error", "tiles", "recompute", box=None, pad_edge=False
+    line(
+        f"{width}x{height} from a base of {base} in {stages} by {plan.executor}, seed {plan.seed}, "
+        f"{plan.precision} on {plan.backend}"
     )
-    for stage, count in zip(plan.stages, projection.tiles, strict=True):
+    cut = ("strip", "strips") if plan.executor == BANDS else ("tile", "tiles")
+    table = Table("stage", "input", cut[0], "core", "halo", "seam error", cut[1], "recompute", box=None, pad_edge=False)
+    for stage, count, pixels in zip(plan.stages, projection.pieces, projection.pixels, strict=True):
         error = (
             "exact"
             if stage.seam_error == 0
@@ -62,11 +64,11 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget) -> None:
             if stage.seam_error is None
             else f"{stage.seam_error:.2f} levels"
         )
-        tile_height, tile_width = stage.tile_shape
-        work = len(stage.grid) * tile_height * tile_width / (stage.height * stage.width)
+        height, width = stage.tile_shape
+        shape = f"{width} x bands of {stage.band}" if stage.band else f"{width}x{height}"
         table.add_row(
-            stage.name, f"{stage.width}x{stage.height}", f"{tile_width}x{tile_height}", str(stage.core), str(stage.halo),
-            error, str(count), f"{work:.2f}x",
+            stage.name, f"{stage.width}x{stage.height}", shape, str(stage.core), str(stage.halo),
+            error, str(count), f"{pixels / (stage.height * stage.width):.2f}x",
         )  # fmt: skip
     _out.print(table)
     line(f"shards {plan.shard} px, chunks {plan.chunk} px, {len(plan.levels)} pyramid levels")

@@ -16,6 +16,9 @@ from engine.profile import SEAM_TOLERANCE, Overlap
 
 Size = tuple[int, int]
 
+AUTO = "auto"
+EXECUTORS = (AUTO, "tiles", "bands")
+
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -83,8 +86,17 @@ class Request:
     stages: Annotated[int | None, Parameter(help="Number of super-resolution stages; by default the size decides.")] = (
         None
     )
+    executor: Annotated[
+        str,
+        Parameter(
+            help="tiles (core and halo), bands (rows; computes nothing twice), or auto: what the plan says is faster."
+        ),
+    ] = AUTO
     tile: Annotated[
-        int | None, Parameter(help="Tile core in low-resolution pixels; by default the memory decides.")
+        int | None,
+        Parameter(
+            help="Tile core, or width of a strip of bands, in low-resolution pixels; by default the memory decides."
+        ),
     ] = None
     overlap: Annotated[
         str,
@@ -104,6 +116,8 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"--seed {self.seed}: must be from 0 to {(1 << 64) - 1}")
+        if self.executor not in EXECUTORS:
+            raise UsageError(f"--executor {self.executor}: use one of {', '.join(EXECUTORS)}")
         if self.tile is not None and self.tile < 1:
             raise UsageError(f"--tile {self.tile}: needs at least 1 low-resolution pixel")
         _ = self.halo_policy

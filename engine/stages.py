@@ -5,14 +5,24 @@ Knows nothing of images, grids or files: engine.lazy decides what a tile is.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from engine.archs import Upscaler
+from engine.bands.graph import RowGraph, read_graph
+from engine.bands.stream import RowStream, StreamPlan
 from engine.errors import UsageError
 from engine.memory import network_heap
+
+BAND, TAIL_BAND = 16, 4
+"""Rows at a time. Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of
+the picture; the tail's rows are 16 times as large (docs/log.md has what was tried)."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,11 +59,32 @@ class Stage:
     @torch.inference_mode()
     def run(self, tile: Tensor) -> Tensor:
         """``tile`` float32 [1, 3, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
-        try:
-            with network_heap():
-                return cast(Tensor, self.network(tile))
-        except RuntimeError as error:
-            # torch has a class for an accelerator's memory and only words for the host's.
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise MemoryError(str(error).splitlines()[0]) from error
-            raise
+        with _memory_errors(), network_heap():
+            return cast(Tensor, self.network(tile))
+
+    @cached_property
+    def graph(self) -> RowGraph:
+        """What the network does to rows; raises UsageError when it cannot be streamed."""
+        return read_graph(self.network, self.align)
+
+    def stream_plan(self, width: int) -> StreamPlan:
+        """How ``width`` LR columns would be streamed."""
+        return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND)
+
+    def push(self, stream: RowStream, band: Tensor) -> list[tuple[int, Tensor]]:
+        """Push float32 [1, 3, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
+        complete.
+        """
+        with _memory_errors(), network_heap():
+            return [(y, rows.permute(2, 0, 1)[None]) for y, rows in stream.push(band)]
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """torch has a class for an accelerator's memory and only words for the host's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(str(error).splitlines()[0]) from error
+        raise

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from engine.budget import CORES, GIB, WORK_SLACK, Budget, StageCost, cache_share, check, choose_cores, project
+from engine.budget import GIB, Budget, StageCost, check
+from engine.budget.tiles import CORES, WORK_SLACK, cache_share, choose_cores, project
 from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan import Plan, StagePlan, shard_of

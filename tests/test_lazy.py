@@ -156,7 +156,7 @@ def test_a_tile_reads_what_the_plan_says(tmp_path, network, picture):
     chain = Chain(tmp_path, network, Recording(picture(9, 21)), [8], [0])
     chain.render()
     plan = chain.image.plan
-    assert seen == [plan.needs(plan.tile(*index)) for index in plan.grid.indices()]
+    assert seen == [plan.needs(plan.tile(*index).read) for index in plan.grid.indices()]
 
 
 def test_two_tile_sizes_agree_to_a_level(tmp_path, network, picture):

@@ -62,8 +62,7 @@ def _show_plan(job: Job, as_json: bool) -> None:
 
 
 def _run(job: Job, sink: ZarrSink) -> dict[str, Any]:
-    work = [s.tile_shape[0] * s.tile_shape[1] for s in job.plan.stages]
-    total = sum(n * k for n, k in zip(work, job.projection.tiles, strict=True))
+    total = sum(job.projection.pixels)
     writes = compute = write = 0.0
     start = time.perf_counter()
     with PeakMemory(job.device) as peak, meter("rendering", total) as bar, _interruptible() as stopping:

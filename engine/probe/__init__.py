@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.budget import BandCost
 from engine.errors import UsageError
 from engine.geometry import Box
 from engine.kernels.noise import noise_torch
@@ -121,6 +122,21 @@ def stage_footprint(
         return footprint.measure(run, stage.device, stage.align)
 
     return footprint.cached(key, measure)
+
+
+def band_cost(
+    model: Model, index: int, stage: Stage, precision: str, tell: Callable[[str], None] = lambda _: None
+) -> BandCost:
+    """Measured cost of streaming a stage in bands on this machine (cached). Raises UsageError when it cannot be streamed."""
+    plan = stage.stream_plan(stage.align)
+    key = ("bands", model.weights_digest(index), str(stage.device), precision, str([s.band for s in plan.segments]))
+
+    def measure() -> Footprint:
+        tell(f"measuring the speed of stage {index + 1} in bands on this machine (once)")
+        return footprint.measure_stream(stage)
+
+    cost = footprint.cached(key, measure)
+    return BandCost(plan.band, cost.per_pixel, cost.seconds_per_pixel)
 
 
 def structure_footprint(model: Model) -> Footprint:

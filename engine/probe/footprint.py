@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
+from engine.bands.stream import RowStream
 from engine.memory import PeakMemory
 from engine.profile import Footprint
+from engine.stages import Stage
 
 _SMALL, _LARGE = 96, 192
 
@@ -35,6 +37,25 @@ def measure(
     high, seconds = _peak(run, large, device)
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
     return Footprint(max(0, int(high - per_pixel * large**2)), per_pixel, seconds / large**2)
+
+
+def measure_stream(stage: Stage) -> Footprint:
+    """Cost of streaming a stage: bytes for each column (counted) and seconds for each LR pixel (measured by what was
+    executed, since so small a picture is mostly border).
+    """
+    plan = stage.stream_plan(_LARGE // stage.align * stage.align)
+    stream = RowStream(plan, stage.device)
+    band = torch.rand(1, 3, plan.band, plan.width, device=stage.device)
+    for _ in range(2):  # the first time makes the primitives of these shapes
+        before, start = stream.macs, time.perf_counter()
+        stream.start(0, _SMALL)
+        for _ in range(0, _SMALL + plan.delay, plan.band):
+            stage.push(stream, band)
+        if stage.device.type == "cuda":
+            torch.cuda.synchronize(stage.device)
+        seconds = time.perf_counter() - start
+    pixels = (stream.macs - before) / plan.macs(1) * plan.width
+    return Footprint(0, plan.nbytes / plan.width, seconds / pixels)
 
 
 def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:

@@ -1,23 +1,16 @@
-"""Chooses the tiles that fit the memory and projects what a plan costs. Knows nothing of tensors.
-
-The projection is a sum of named parts, each measured (the networks) or counted (buffers), so that a refusal can say
-what is too large, by how much, and what to do.
-"""
+"""Chooses the tiles that fit the memory and projects what a plan of tiles costs. Knows nothing of tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import repeat
-from typing import Any
 
+from engine.budget import CHANNELS, FLOAT, Budget, Projection, StageCost, readable, store_bytes, with_allocator
 from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan import Plan, StagePlan, shard_of
-from engine.profile import Footprint
-
-GIB = 1 << 30
 
 CORES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Tile cores that are tried, in LR pixels: multiples of every window in use, so that shards divide well."""
@@ -28,62 +21,8 @@ WORK_SLACK = 1.15
 CACHE_BYTES = 32 << 20
 """Inner tiles held in memory; what does not fit goes to the scratch array beside the output."""
 
-CHANNELS = 3
-_FLOAT = 4
-
 _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
-
-_ALLOCATOR_FIXED, _ALLOCATOR_SHARE = 40 << 20, 0.12
-"""What the parts do not see: threads and tables of the libraries, and holes in the heap. An upper bound of what
-benchmarks/bench_memory.py measures."""
-
-
-def readable(size: float) -> str:
-    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of that."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, if any."""
-
-    host: int
-    device: int | None
-    disk: int
-
-
-@dataclass(frozen=True, slots=True)
-class StageCost:
-    """What is known about running a stage's network, and whether it runs on an accelerator."""
-
-    footprint: Footprint
-    on_device: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """What a plan is expected to cost. Bytes and seconds; ``tiles``: tiles to run, per stage."""
-
-    baseline: int
-    host_parts: dict[str, int]
-    device: int
-    disk: int
-    scratch: int
-    tiles: tuple[int, ...]
-    seconds: float
-
-    @property
-    def working(self) -> int:
-        """Host memory above the idle process with the model loaded."""
-        return sum(self.host_parts.values())
-
-    @property
-    def host(self) -> int:
-        return self.baseline + self.working
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "working": self.working, "host": self.host}
 
 
 def project(
@@ -94,9 +33,9 @@ def project(
     writes: Sequence[Box] | None = None,
 ) -> Projection:
     """Cost of ``plan`` for these writes, or for all. ``baseline``: resident bytes of the idle process with its model."""
-    pixels = [math.prod(s.tile_shape) for s in plan.stages]
     tiles = plan.tiles_to_run(writes)
-    seconds = sum(k * n * c.footprint.seconds_per_pixel for k, n, c in zip(tiles, pixels, costs, strict=True))
+    pixels = tuple(k * math.prod(s.tile_shape) for k, s in zip(tiles, plan.stages, strict=True))
+    seconds = sum(n * c.footprint.seconds_per_pixel for n, c in zip(pixels, costs, strict=True))
     if structure is not None:
         seconds += math.prod(plan.base) * structure.footprint.seconds_per_pixel
     # The last level is cached, and spilled, only where a region's shards straddle its tiles.
@@ -106,9 +45,10 @@ def project(
         baseline=baseline,
         host_parts=_host_parts(plan.stages, costs, structure, cached),
         device=max((_network_bytes(s, c) for s, c in zip(plan.stages, costs, strict=True) if c.on_device), default=0),
-        disk=_store_bytes(plan),
+        disk=store_bytes(plan),
         scratch=sum(cached),
-        tiles=tiles,
+        pieces=tiles,
+        pixels=pixels,
         seconds=seconds,
     )
 
@@ -123,12 +63,12 @@ def _host_parts(
         networks.append(structure.footprint.bytes_at(base))
     parts = {
         "network": max(networks, default=0),
-        "base image": base * CHANNELS * _FLOAT,
+        "base image": base * CHANNELS * FLOAT,
         "cache": sum(min(cache_share(len(stages)), n) for n in cached),
         "tiles in hand": 2 * max(_tile_bytes(s, s is stages[-1]) for s in stages) + sum(_read_bytes(s) for s in stages),
         "shards": _shard_bytes(stages[-1]),
     }
-    return {**parts, "allocator": _ALLOCATOR_FIXED + int(_ALLOCATOR_SHARE * sum(parts.values()))}
+    return with_allocator(parts)
 
 
 def cache_share(stages: int) -> int:
@@ -141,11 +81,11 @@ def _network_bytes(stage: StagePlan, cost: StageCost) -> int:
 
 
 def _tile_bytes(stage: StagePlan, last: bool) -> int:
-    return (stage.core * stage.scale) ** 2 * CHANNELS * (1 if last else _FLOAT)
+    return (stage.core * stage.scale) ** 2 * CHANNELS * (1 if last else FLOAT)
 
 
 def _read_bytes(stage: StagePlan) -> int:
-    return math.prod(stage.tile_shape) * CHANNELS * _FLOAT
+    return math.prod(stage.tile_shape) * CHANNELS * FLOAT
 
 
 def _shard_bytes(last: StagePlan) -> int:
@@ -154,12 +94,7 @@ def _shard_bytes(last: StagePlan) -> int:
 
 
 def _level_bytes(stage: StagePlan) -> int:
-    return stage.height * stage.width * stage.scale**2 * CHANNELS * _FLOAT
-
-
-def _store_bytes(plan: Plan) -> int:
-    """Upper bound: noise does not compress."""
-    return sum(h * w * CHANNELS for h, w in plan.levels)
+    return stage.height * stage.width * stage.scale**2 * CHANNELS * FLOAT
 
 
 def choose_cores(
@@ -234,24 +169,3 @@ def _refuse(
         f"{largest.name}: the smallest tile ({w}x{h} with its halo of {largest.halo}) needs {readable(need)} of {what}, "
         f"{flag} allows {readable(limit)}; raise it, or use a smaller --overlap or half --precision"
     )
-
-
-def check(plan: Plan, projection: Projection, budget: Budget) -> None:
-    """Raise BudgetError when the projection exceeds the budget."""
-    if projection.host > budget.host:
-        largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
-        raise BudgetError(
-            f"the plan needs {readable(projection.host)} of memory (largest part: {largest}, "
-            f"{readable(projection.host_parts[largest])}), --memory allows {readable(budget.host)}; "
-            f"raise it or use a --tile below {plan.stages[-1].core}"
-        )
-    if budget.device is not None and projection.device > budget.device:
-        raise BudgetError(
-            f"the plan needs {readable(projection.device)} of VRAM, --vram allows {readable(budget.device)}; "
-            f"raise it or use a --tile below {plan.stages[-1].core}"
-        )
-    if projection.disk + projection.scratch > budget.disk:
-        raise BudgetError(
-            f"the output may take {readable(projection.disk)} and the scratch array {readable(projection.scratch)}, "
-            f"the disk has {readable(budget.disk)} free; make room, write elsewhere or use a smaller --size"
-        )

@@ -1,0 +1,116 @@
+"""What a plan costs and what it may cost. Knows nothing of tensors.
+
+A projection is a sum of named parts, each measured (the networks) or counted (buffers), so that a refusal can say what
+is too large, by how much, and what to do. ``tiles`` and ``bands`` choose what fits and project it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.errors import BudgetError
+from engine.plan import Plan
+from engine.profile import Footprint
+
+GIB = 1 << 30
+
+CHANNELS = 3
+FLOAT = 4
+
+_ALLOCATOR_FIXED, _ALLOCATOR_SHARE = 40 << 20, 0.12
+"""What the parts do not see: threads and tables of the libraries, and holes in the heap. An upper bound of what
+benchmarks/bench_memory.py measures."""
+
+
+def readable(size: float) -> str:
+    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of that."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, if any."""
+
+    host: int
+    device: int | None
+    disk: int
+
+
+@dataclass(frozen=True, slots=True)
+class BandCost:
+    """What streaming a network in bands of ``band`` rows costs: bytes for each LR column, seconds for each LR pixel."""
+
+    band: int
+    bytes_per_column: float
+    seconds_per_pixel: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What is known about running a stage's network, and whether it runs on an accelerator. ``bands``: None when it
+    cannot be streamed.
+    """
+
+    footprint: Footprint
+    on_device: bool
+    bands: BandCost | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """What a plan is expected to cost. Bytes and seconds; ``pieces``: tiles or strips to run, ``pixels``: LR pixels that
+    the networks then take in, both per stage.
+    """
+
+    baseline: int
+    host_parts: dict[str, int]
+    device: int
+    disk: int
+    scratch: int
+    pieces: tuple[int, ...]
+    pixels: tuple[int, ...]
+    seconds: float
+
+    @property
+    def working(self) -> int:
+        """Host memory above the idle process with the model loaded."""
+        return sum(self.host_parts.values())
+
+    @property
+    def host(self) -> int:
+        return self.baseline + self.working
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "working": self.working, "host": self.host}
+
+
+def with_allocator(parts: dict[str, int]) -> dict[str, int]:
+    """The parts of the host's memory and, last, what they do not see."""
+    return {**parts, "allocator": _ALLOCATOR_FIXED + int(_ALLOCATOR_SHARE * sum(parts.values()))}
+
+
+def store_bytes(plan: Plan) -> int:
+    """Upper bound: noise does not compress."""
+    return sum(h * w * CHANNELS for h, w in plan.levels)
+
+
+def check(plan: Plan, projection: Projection, budget: Budget) -> None:
+    """Raise BudgetError when the projection exceeds the budget."""
+    if projection.host > budget.host:
+        largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
+        raise BudgetError(
+            f"the plan needs {readable(projection.host)} of memory (largest part: {largest}, "
+            f"{readable(projection.host_parts[largest])}), --memory allows {readable(budget.host)}; "
+            f"raise it or use a --tile below {plan.stages[-1].core}"
+        )
+    if budget.device is not None and projection.device > budget.device:
+        raise BudgetError(
+            f"the plan needs {readable(projection.device)} of VRAM, --vram allows {readable(budget.device)}; "
+            f"raise it or use a --tile below {plan.stages[-1].core}"
+        )
+    if projection.disk + projection.scratch > budget.disk:
+        raise BudgetError(
+            f"the output may take {readable(projection.disk)} and the scratch array {readable(projection.scratch)}, "
+            f"the disk has {readable(budget.disk)} free; make room, write elsewhere or use a smaller --size"
+        )

@@ -1,0 +1,148 @@
+"""A stage as a stream of rows: asked for its rows from one on, it pulls those below, runs the network band by band, trims.
+
+The sibling of engine.lazy: what a chain of stages holds is the rows that its networks keep, and no image in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.bands.stream import RowStream
+from engine.errors import RenderError
+from engine.geometry import Box
+from engine.kernels.gather import gather_torch, reflect
+from engine.kernels.noise import noise_torch
+from engine.kernels.trim import trim_torch
+from engine.lazy import NOISE_STREAM
+from engine.plan import StagePlan
+from engine.sources import Source
+from engine.stages import Stage
+
+_BLOCK = 64
+
+
+class RowSource(Protocol):
+    """``rows(first)``: consecutive rows from ``first`` on, in blocks [3, n, width], until the image ends."""
+
+    def rows(self, first: int) -> Iterator[Tensor]: ...
+
+
+class SourceRows:
+    """Columns [first, last) of an image that is read box by box."""
+
+    def __init__(self, source: Source, columns: tuple[int, int]) -> None:
+        self._source = source
+        self._columns = columns
+
+    def rows(self, first: int) -> Iterator[Tensor]:
+        height = self._source.size[0]
+        for top in range(first, height, _BLOCK):
+            yield self._source.read(Box(top, self._columns[0], min(top + _BLOCK, height), self._columns[1]))
+
+
+class Taker:
+    """Takes blocks of rows as they come and gives as many rows as are asked for."""
+
+    def __init__(self, blocks: Iterator[Tensor]) -> None:
+        self._blocks = blocks
+        self._left: Tensor | None = None
+
+    def take(self, rows: int) -> Tensor:
+        """[3, rows, width]; fewer only where the image ends."""
+        parts, missing = [], rows
+        while missing and (block := self._left if self._left is not None else next(self._blocks, None)) is not None:
+            parts.append(block[:, :missing])
+            self._left = block[:, missing:] if block.shape[1] > missing else None
+            missing -= parts[-1].shape[1]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class StageRows:
+    """The output of one stage in the HR columns [first, last) of ``columns``, of which it reads the LR columns ``reads``
+    of the padded frame; ``below`` has those that lie inside the image. ``position``: its place in the chain, which
+    selects its noise.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        position: int,
+        seed: int,
+        stage: Stage,
+        stream: RowStream,
+        below: RowSource,
+        columns: tuple[int, int],
+        reads: tuple[int, int],
+        last: bool,
+        on_rows: Callable[[int, int], None],
+    ) -> None:
+        self._plan = plan
+        self._position = position
+        self._seed = seed
+        self._stage = stage
+        self._stream = stream
+        self._below = below
+        self._columns = columns
+        self._reads = reads
+        self._inside = plan.needs(Box(0, reads[0], plan.padded[0], reads[1]))
+        self._last = last
+        self._on_rows = on_rows
+
+    def rows(self, first: int) -> Iterator[Tensor]:
+        """uint8 for the last stage, float32 in [0, 1] otherwise.
+
+        The stream starts at least the receptive field above, on a multiple of its band: the rows that are given are
+        those of a stream from the top, bit for bit.
+        """
+        scale, band = self._plan.scale, self._plan.band
+        start = max(0, first // scale - self._stage.radius) // band * band
+        end = self._plan.height * scale
+        self._stream.start(start, self._plan.padded[0])
+        for top, pixels in self._bands(start):
+            for y, output in self._stage.push(self._stream, pixels):
+                rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
+                if rows.height > 0:
+                    yield self._trimmed(output, rows.y0 - y, rows.y1 - y, y)
+                if rows.y1 == end:
+                    return
+            self._on_rows(self._position, max(0, min(band, self._plan.height - top)) * pixels.shape[3])
+
+    def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
+        x = self._columns[0] - self._reads[0] * self._plan.scale
+        core = Box(first, x, last, x + self._columns[1] - self._columns[0])
+        kept, bad = trim_torch(output, core, self._last)
+        if bad:
+            raise RenderError(
+                f"{self._plan.name}: {bad} values of rows {y + first} to {y + last - 1} are NaN or infinite; "
+                "they were not written; render again with --precision fp32, or check the weights"
+            )
+        return kept.cpu()
+
+    def _bands(self, start: int) -> Iterator[tuple[int, Tensor]]:
+        """The network's input from row ``start`` on, [1, 3, band, width]: with noise, reflected past the image's lower and
+        right border, zero below the frame, for ever.
+        """
+        height, band = self._plan.height, self._plan.band
+        below = Taker(self._below.rows(start))
+        columns = [x - self._inside.x0 for x in reflect(*self._reads, self._plan.width)]
+        known = torch.empty(3, 0, self._inside.width)
+        for top in count(start, band):
+            fresh = max(0, min(band, height - top))
+            if fresh:
+                # The rows before are what the border reflects.
+                known = torch.cat([known[:, -self._plan.align :], self._noisy(below.take(fresh), top)], 1)
+            first = min(top + band, height) - known.shape[1]
+            positions = [y - first for y in reflect(top, min(top + band, self._plan.padded[0]), height)]
+            x = gather_torch(known, positions, columns, None, 0.0, self._stage.device)
+            yield top, torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))
+
+    def _noisy(self, rows: Tensor, top: int) -> Tensor:
+        if not self._plan.sigma:
+            return rows
+        box = Box(top, self._inside.x0, top + rows.shape[1], self._inside.x1)
+        return rows + self._plan.sigma * noise_torch(self._seed, NOISE_STREAM + self._position, box, 3)
