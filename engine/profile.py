@@ -58,6 +58,23 @@ class StageProfile:
         return cls(str(data["content"]), absolute, square, tuple(points))
 
 
+PRECISION_MEAN, PRECISION_P999 = 0.3, 2.0
+"""Default tolerance of ``--precision auto`` against float32, in levels of 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionError:
+    """How far a chain of stages in half precision is from one in float32, in 8-bit levels."""
+
+    mean: float
+    p999: float
+    max: float
+
+    @property
+    def tolerable(self) -> bool:
+        return self.mean <= PRECISION_MEAN and self.p999 <= PRECISION_P999
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Measured cost of running a network on a square tile of n LR pixels: bytes = fixed + per_pixel * n.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from engine.memory import free_device, free_host, release, resident
 from engine.model import Model
 from engine.plan import BANDS, TILES, Canvas, Plan, StagePlan, resolve_canvas, shard_of
 from engine.probe.content import structure_sample
-from engine.profile import StageProfile
+from engine.profile import PrecisionError, StageProfile
 from engine.request import AUTO, Request
 from engine.rows import RowSource, SourceRows, StageRows
 from engine.sinks import ZarrSink, stored_plan
 from engine.sources import PictureSource, Source, TensorSource
-from engine.stages import Stage, choose_device
+from engine.stages import Stage, check_precisions, choose_device
 from engine.version import __version__
 
 
@@ -52,9 +52,10 @@ class Job:
         self._tell = tell
         self.canvas = self._canvas()
         self.roi = self._roi(Box(0, 0, *self.canvas.size))
+        self.precisions, self.precision_error = self._precision()
         self.stages = [
-            Stage(model.network(i, request.precision, str(self.device)), self.device, request.precision)
-            for i in range(self.canvas.stages)
+            Stage(model.network(i, precision, str(self.device)), self.device, precision)
+            for i, precision in enumerate(self.precisions)
         ]
         self._costs = [self._cost(index, stage) for index, stage in enumerate(self.stages)]
         self._structure_cost = None if self._picture else StageCost(probe.structure_footprint(model), False)
@@ -64,8 +65,29 @@ class Job:
         self.plan, self.projection = self._choose()
         self._streams: dict[int, RowStream] = {}
 
+    def _precision(self) -> tuple[tuple[str, ...], PrecisionError | None]:
+        """The precision of every stage and the measured error of the chain's end, None where it is float32's own."""
+        count = self.canvas.stages
+        asked = tuple(self.request.precision.split(","))
+        if self.request.precision == AUTO:
+            half = "bf16" if self.device.type == "cpu" else "fp16"
+            if not probe.is_faster(half, self.device):
+                return ("fp32",) * count, None
+            errors = self._precision_errors(half)
+            first = next((k for k, error in enumerate(errors) if error.tolerable), count)
+            return ("fp32",) * first + (half,) * (count - first), errors[first] if first < count else None
+        chosen = asked * count if len(asked) == 1 else asked
+        check_precisions(chosen, count)
+        first = next((k for k, name in enumerate(chosen) if name != "fp32"), count)
+        if len(set(chosen[first:])) != 1:
+            return chosen, None  # not a mixture that is measured
+        return chosen, self._precision_errors(chosen[-1])[first]
+
+    def _precision_errors(self, half: str) -> list[PrecisionError]:
+        return probe.precision_errors(self.model, self.canvas.stages, half, self.device, self.request.init, self._tell)
+
     def _cost(self, index: int, stage: Stage) -> StageCost:
-        asked = (self.model, index, stage, self.request.precision, self._tell)
+        asked = (self.model, index, stage, self._tell)
         return StageCost(probe.stage_footprint(*asked), self.device.type != "cpu", self._band_cost(*asked))
 
     def _band_cost(self, *asked: Any) -> BandCost | None:  # noqa: ANN401
@@ -162,7 +184,9 @@ class Job:
             chunk=chunk,
             seed=self.request.seed,
             model_digest=self.model.digest,
-            precision=self.request.precision,
+            precision=",".join(dict.fromkeys(self.precisions))
+            if len(set(self.precisions)) == 1
+            else ",".join(self.precisions),
             overlap=self.request.overlap,
             backend=f"{self.device.type}, torch {torch.__version__}",
             executor=executor,
@@ -291,6 +315,7 @@ class Job:
             "model": self.model.path.name,
             "licences": self.model.manifest.licences,
             "seam_error_levels": self.plan.seam_error,
+            "precision_error_levels": asdict(self.precision_error) if self.precision_error else None,
             "profiles": [p.to_json() if p else None for p in self._profiles[: self.canvas.stages]],
         }
 

@@ -54,7 +54,7 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget) -> None:
         f"{width}x{height} from a base of {base} in {stages} by {plan.executor}, seed {plan.seed}, "
         f"{plan.precision} on {plan.backend}"
     )
-    cut = ("strip", "strips") if plan.executor == BANDS else ("tile", "tiles")
+    cut = ("band", "strips") if plan.executor == BANDS else ("tile", "tiles")
     table = Table("stage", "input", cut[0], "core", "halo", "seam error", cut[1], "recompute", box=None, pad_edge=False)
     for stage, count, pixels in zip(plan.stages, projection.pieces, projection.pixels, strict=True):
         error = (
@@ -65,7 +65,7 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget) -> None:
             else f"{stage.seam_error:.2f} levels"
         )
         height, width = stage.tile_shape
-        shape = f"{width} x bands of {stage.band}" if stage.band else f"{width}x{height}"
+        shape = f"{width}x{stage.band or height}"
         table.add_row(
             stage.name, f"{stage.width}x{stage.height}", shape, str(stage.core), str(stage.halo),
             error, str(count), f"{pixels / (stage.height * stage.width):.2f}x",

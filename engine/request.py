@@ -104,7 +104,13 @@ class Request:
     ] = "auto"
     seam_tolerance: Annotated[float, Parameter(help="For auto: largest seam error in levels of 255.")] = SEAM_TOLERANCE
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, ...; by default a GPU when there is one.")] = None
-    precision: Annotated[str, Parameter(help="fp32, bf16 or fp16.")] = "fp32"
+    precision: Annotated[
+        str,
+        Parameter(
+            help="fp32, bf16 or fp16, for all stages or one for each (fp32,bf16); auto: half precision from the stage on "
+            "where its measured error stays within 0.3 levels on average and 2 levels for 99.9 %, if that is faster."
+        ),
+    ] = AUTO
     memory: Annotated[
         int | None,
         _flag(parse_bytes, "BYTES", "Memory the process may take, such as 2GiB; by default half of what is free."),

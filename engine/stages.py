@@ -6,7 +6,7 @@ Knows nothing of images, grids or files: engine.lazy decides what a tile is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import cast
@@ -40,18 +40,26 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def check_precisions(names: Sequence[str], stages: int) -> None:
+    """Raise UsageError unless there is a known precision for every stage."""
+    if len(names) != stages or any(name not in PRECISIONS for name in names):
+        raise UsageError(
+            f"--precision {','.join(names)}: use auto, one of {', '.join(PRECISIONS)}, or {stages} of them with commas"
+        )
+
+
 class Stage:
     """A network moved to ``device`` and cast to ``precision`` (mixed: the first and last convolution and the residual
     stream stay float32).
     """
 
     def __init__(self, network: Upscaler, device: torch.device, precision: str) -> None:
-        if precision not in PRECISIONS:
-            raise UsageError(f"--precision {precision}: use one of {', '.join(PRECISIONS)}")
+        check_precisions((precision,), 1)
         self.scale = network.scale
         self.align = network.align
         self.radius = network.radius
         self.device = device
+        self.precision = precision
         if precision != "fp32":
             network.to_mixed(PRECISIONS[precision])
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,16 +1,35 @@
 """gather: from a block of the source level to a network's input tile.
 
-Adds the noise, applies the border rule and casts, giving [1, C, h, w] channels-last in the stage's dtype.
+Normalises to [0, 1], adds the noise, applies the border rule and casts, giving [1, C, h, w] channels-last in the stage's
+dtype.
 
 Border rule (no synthetic halo outside the true border): a tile reaches past the image only at the right and
 the bottom, by less than one window, where the frame was padded to a multiple of the window. There the image is
 reflected without repeating its edge; noise is reflected with it, because the reference pads after adding noise.
+With ``wrap`` the image is a torus instead, as a texture that must tile seamlessly.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from engine.geometry import Box
+from engine.kernels.launch import area, jit, launch, takes_kernel, tl
+from engine.kernels.noise import as_word, noise_at_torch, normals_at
+
+WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+"""What stands for 1 in integer pixels."""
+
+
+class Noise(NamedTuple):
+    """What is added to every pixel that is read: ``sigma`` times the normal number of (seed, stream, position)."""
+
+    sigma: float
+    seed: int
+    stream: int
 
 
 def reflect(start: int, stop: int, size: int) -> list[int]:
@@ -36,3 +55,183 @@ def gather_torch(
     if columns != list(range(block.shape[2])):
         tile = tile[:, :, columns]
     return tile[None].contiguous(memory_format=torch.channels_last)
+
+
+def fold(start: int, stop: int, size: int, wrap: bool = False) -> list[int]:
+    """Positions [start, stop) brought into [0, size) by the border rule: around the torus, or by reflection."""
+    return [p % size for p in range(start, stop)] if wrap else reflect(start, stop, size)
+
+
+def gather_box_torch(
+    block: Tensor,
+    inside: Box,
+    read: Box,
+    size: tuple[int, int],
+    noise: Noise | None = None,
+    *,
+    wrap: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The input tile of ``read``, a box in the padded frame of a level of ``size`` (height, width).
+
+    ``block`` [C, h, w]: the level's pixels of the box ``inside``; uint8, uint16 (both are divided by white) or float in
+    [0, 1], any strides. On a torus ``inside`` may leave the level, too. Returns [1, C, h, w] of ``dtype``, channels-last,
+    on ``device`` (by default the block's), or fills ``out`` of that shape and layout, as one image of a batch. Raises
+    ValueError when the block lacks a pixel.
+    """
+    block = block if device is None else block.to(device)
+    _check(block, inside, read, size, wrap, out)
+    picture = block.float() / WHITE.get(block.dtype, 1.0)
+    normals = None
+    if noise:
+        rows, columns = (
+            torch.tensor(fold(start, stop, length, wrap), device=block.device)
+            for (start, stop), length in zip(_spans(inside), size, strict=True)
+        )
+        normals = noise_at_torch(noise.seed, noise.stream, rows, columns, block.shape[0])
+    rows_of, columns_of = _lines(inside, read, size, wrap)
+    sigma = noise.sigma if noise else 0.0
+    tile = gather_torch(picture, rows_of, columns_of, normals, sigma, block.device).to(dtype)
+    return tile if out is None else out.copy_(tile)
+
+
+def _spans(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(start, stop) of the rows and of the columns."""
+    return (box.y0, box.y1), (box.x0, box.x1)
+
+
+def _lines(inside: Box, read: Box, size: tuple[int, int], wrap: bool) -> tuple[list[int], list[int]]:
+    """Which row of the block each row of ``read`` is, and which column each column."""
+    rows, columns = (
+        [(p - origin) % length if wrap else p - origin for p in fold(start, stop, length, wrap)]
+        for (start, stop), (origin, _), length in zip(_spans(read), _spans(inside), size, strict=True)
+    )
+    return rows, columns
+
+
+def _check(block: Tensor, inside: Box, read: Box, size: tuple[int, int], wrap: bool, out: Tensor | None) -> None:
+    """Raise ValueError unless the block has the shape of ``inside`` and holds all that ``read`` needs, and ``out`` fits."""
+    if block.shape[1:] != inside.shape:
+        raise ValueError(f"a block of {tuple(block.shape[1:])} is not the pixels of {inside}")
+    for name, lines, count in zip(("row", "column"), _lines(inside, read, size, wrap), inside.shape, strict=True):
+        if lines and not 0 <= min(lines) <= max(lines) < count:
+            raise ValueError(f"{read} of a level of {size} needs a {name} that {inside} does not hold")
+    shape = (1, block.shape[0], *read.shape)
+    if out is not None and (out.shape != shape or not out.is_contiguous(memory_format=torch.channels_last)):
+        raise ValueError(f"out of shape {tuple(out.shape)} is not {shape}, channels-last")
+
+
+@jit()
+def _fold(position: tl.tensor, size: tl.tensor, wrap: tl.constexpr) -> tl.tensor:
+    """``fold`` of int32 positions; the remainder of a negative number is negative, as in C."""
+    if wrap:
+        remainder = position % size
+        folded = tl.where(remainder < 0, remainder + size, remainder)
+    else:
+        period = tl.maximum(2 * size - 2, 1)
+        remainder = position % period
+        remainder = tl.where(remainder < 0, remainder + period, remainder)
+        folded = tl.minimum(remainder, period - remainder)
+    return folded
+
+
+@jit()
+def _within(folded: tl.tensor, origin: tl.tensor, size: tl.tensor, wrap: tl.constexpr) -> tl.tensor:
+    """Lines of the block for lines of the level."""
+    line = folded - origin
+    if wrap:
+        line = _fold(line, size, wrap)
+    return line
+
+
+@jit(
+    volatile=(
+        *("stride_c", "stride_y", "height", "width", "read_y", "read_x", "level_h", "level_w", "inside_y", "inside_x"),
+        *("sigma", "k0", "k1", "stream"),
+    )
+)
+def _gather_kernel(
+    source: tl.tensor,
+    target: tl.tensor,
+    stride_c: tl.tensor,
+    stride_y: tl.tensor,
+    stride_x: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    read_y: tl.tensor,
+    read_x: tl.tensor,
+    level_h: tl.tensor,
+    level_w: tl.tensor,
+    inside_y: tl.tensor,
+    inside_x: tl.tensor,
+    sigma: tl.tensor,
+    k0: tl.tensor,
+    k1: tl.tensor,
+    stream: tl.tensor,
+    channels: tl.constexpr,
+    white: tl.constexpr,
+    noisy: tl.constexpr,
+    wrap: tl.constexpr,
+    block_y: tl.constexpr,
+    block_x: tl.constexpr,
+) -> None:
+    """One block of pixels with all its channels: the four normals of a pixel are made once."""
+    row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
+    column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
+    y, x = _fold(read_y + row, level_h, wrap), _fold(read_x + column, level_w, wrap)
+    line_y, line_x = _within(y, inside_y, level_h, wrap), _within(x, inside_x, level_w, wrap)
+    taken = source + line_y.to(tl.int64) * stride_y + line_x.to(tl.int64) * stride_x
+    put = target + (row.to(tl.int64) * width + column) * channels
+    valid = (row < height) & (column < width)
+    for c in tl.static_range(channels):
+        value = tl.load(taken, mask=valid, other=0).to(tl.float32)
+        taken += stride_c
+        if white != 1.0:
+            value = tl.div_rn(value, white)
+        if noisy:
+            if c % 4 == 0:
+                n0, n1, n2, n3 = normals_at(y, x, c // 4, stream, k0, k1, False)
+            value += sigma * n0
+            n0, n1, n2 = n1, n2, n3
+        tl.store(put + c, value.to(target.dtype.element_ty), mask=valid)
+
+
+def gather(
+    block: Tensor,
+    inside: Box,
+    read: Box,
+    size: tuple[int, int],
+    noise: Noise | None = None,
+    *,
+    wrap: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    out: Tensor | None = None,
+    use_triton: bool | None = None,
+) -> Tensor:
+    """As ``gather_box_torch``, in one pass where there is a kernel: neither the noise nor a float block is stored."""
+    block = block if device is None else block.to(device)
+    if not takes_kernel(block.device, use_triton):
+        return gather_box_torch(block, inside, read, size, noise, wrap=wrap, dtype=dtype, out=out)
+    _check(block, inside, read, size, wrap, out)
+    channels = block.shape[0]
+    if out is None:
+        out = torch.empty(1, channels, *read.shape, dtype=dtype, device=block.device, memory_format=torch.channels_last)
+    sigma, seed, stream = noise or (0.0, 0, 0)
+    (block_y, block_x), blocks = area(*read.shape)
+    launch(
+        _gather_kernel,
+        blocks,
+        *(block, out, *block.stride(), *read.shape, read.y0, read.x0, *size, inside.y0, inside.x0),
+        *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(stream)),
+        channels=channels,
+        white=WHITE.get(block.dtype, 1.0),
+        noisy=noise is not None,
+        wrap=wrap,
+        block_y=block_y,
+        block_x=block_x,
+        enable_fp_fusion=False,
+    )
+    return out

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.geometry import Box
+from engine.kernels.launch import area, jit, launch, takes_kernel, tl
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -38,20 +39,157 @@ def _uniform(word: Tensor) -> Tensor:
     return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
-def noise_torch(seed: int, stream: int, box: Box, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers for the pixels of ``box``.
+def words_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channels: int) -> list[Tensor]:
+    """The four words of every counter of ``rows`` x ``columns`` (int64 [h], [w]).
+
+    Returns int64 [ceil(C / 4), h, w] each, holding uint32 values.
+    """
+    shape = (-(-channels // 4), len(rows), len(columns))
+    x, y = columns.expand(shape), rows[:, None].expand(shape)
+    group = torch.arange(shape[0], device=rows.device)[:, None, None].expand(shape)
+    return list(philox_torch(seed, (x, y, group, torch.full_like(x, stream))))
+
+
+def noise_at_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+    """Standard normal numbers of ``rows`` x ``columns`` (int64 [h], [w]), which need not be neighbours.
 
     ``stream`` separates the uses of one seed (scales of step 1, super-resolution steps). Returns float32 [C, h, w].
     """
-    groups = -(-channels // 4)
-    shape = (groups, box.height, box.width)
-    x = torch.arange(box.x0, box.x1, device=device).expand(shape)
-    y = torch.arange(box.y0, box.y1, device=device)[:, None].expand(shape)
-    group = torch.arange(groups, device=device)[:, None, None].expand(shape)
-    words = philox_torch(seed, (x, y, group, torch.full_like(x, stream)))
+    words = words_torch(seed, stream, rows, columns, channels)
     normals = []
     for first, second in (words[:2], words[2:]):
         radius = torch.sqrt(-2.0 * torch.log(_uniform(first)))
         angle = 2.0 * math.pi * _uniform(second)
         normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(normals, 1).reshape(groups * 4, box.height, box.width)[:channels]
+    return torch.stack(normals, 1).flatten(0, 1)[:channels]
+
+
+def noise_torch(seed: int, stream: int, box: Box, channels: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal numbers of the pixels of ``box``. Returns float32 [C, h, w]."""
+    rows, columns = torch.arange(box.y0, box.y1, device=device), torch.arange(box.x0, box.x1, device=device)
+    return noise_at_torch(seed, stream, rows, columns, channels)
+
+
+@jit()
+def _philox(
+    c0: tl.tensor, c1: tl.tensor, c2: tl.tensor, c3: tl.tensor, k0: tl.tensor, k1: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Philox4x32-10: counter and key are uint32, in one shape or scalar."""
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
+        high2, low2 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = high2 ^ c1 ^ k0, low2, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@jit()
+def _turn(angle: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """(cosine, sine) of float32 in [0, 2 pi]: Taylor series within an eighth of a turn, to float32's last place.
+
+    The library's functions also take angles of any size, for which they put a table on the stack.
+    """
+    quarter = tl.floor(angle * 0.6366197723675814 + 0.5)
+    # pi / 2 in three parts, of which the first is so short that its multiples are exact.
+    r = angle - quarter * 1.5703125
+    r = r - quarter * 4.837512969970703e-4
+    r = r - quarter * 7.549789948768648e-8
+    z = r * r
+    s = r + r * z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880))))
+    c = 1.0 + z * (-1 / 2 + z * (1 / 24 + z * (-1 / 720 + z * (1 / 40320 + z * (-1 / 3628800)))))
+    odd = (quarter == 1.0) | (quarter == 3.0)
+    cosine, sine = tl.where(odd, s, c), tl.where(odd, c, s)
+    cosine = tl.where((quarter == 1.0) | (quarter == 2.0), -cosine, cosine)
+    sine = tl.where((quarter == 2.0) | (quarter == 3.0), -sine, sine)
+    return cosine, sine
+
+
+@jit()
+def _box_muller(first: tl.tensor, second: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Two words (uint32) -> two standard normal numbers, in the twin's float32 steps."""
+    u = ((first >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    v = ((second >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    radius = tl.sqrt_rn(-2.0 * tl.log(u))
+    cosine, sine = _turn(6.283185307179586 * v)
+    return radius * cosine, radius * sine
+
+
+@jit()
+def normals_at(
+    y: tl.tensor, x: tl.tensor, group: tl.tensor, stream: tl.tensor, k0: tl.tensor, k1: tl.tensor, raw: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The four normals of channels 4 group .. 4 group + 3 at ``y`` [h, 1] and ``x`` [1, w], all int32 (see as_word).
+
+    ``raw``: the words themselves (uint32), for tests.
+    """
+    zero = (y * 0 + x * 0).to(tl.uint32)
+    c0, c1 = zero + x.to(tl.uint32, bitcast=True), zero + y.to(tl.uint32, bitcast=True)
+    c2, c3 = zero + group, zero + stream.to(tl.uint32, bitcast=True)
+    n0, n1, n2, n3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
+    if not raw:
+        n0, n1 = _box_muller(n0, n1)
+        n2, n3 = _box_muller(n2, n3)
+    return n0, n1, n2, n3
+
+
+@jit(volatile=("k0", "k1", "stream", "y0", "x0", "height", "width"))
+def _noise_kernel(
+    target: tl.tensor,
+    k0: tl.tensor,
+    k1: tl.tensor,
+    stream: tl.tensor,
+    y0: tl.tensor,
+    x0: tl.tensor,
+    channels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    raw: tl.constexpr,
+    block_y: tl.constexpr,
+    block_x: tl.constexpr,
+) -> None:
+    """One block of one group of four channels."""
+    group = tl.program_id(2)
+    row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
+    column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
+    n0, n1, n2, n3 = normals_at(y0 + row, x0 + column, group, stream, k0, k1, raw)
+    plane = height.to(tl.int64) * width
+    at = target + group.to(tl.int64) * 4 * plane + row.to(tl.int64) * width + column
+    inside = (row < height) & (column < width)
+    tl.store(at, n0, mask=inside)
+    tl.store(at + plane, n1, mask=inside & (group * 4 + 1 < channels))
+    tl.store(at + 2 * plane, n2, mask=inside & (group * 4 + 2 < channels))
+    tl.store(at + 3 * plane, n3, mask=inside & (group * 4 + 3 < channels))
+
+
+def as_word(value: int) -> int:
+    """The low 32 bits as a signed number: every launch then has the same types, whatever the value."""
+    return (value & _MASK) - ((value & 0x80000000) << 1)
+
+
+def noise(
+    seed: int,
+    stream: int,
+    box: Box,
+    channels: int,
+    device: torch.device | str = "cpu",
+    *,
+    use_triton: bool | None = None,
+) -> Tensor:
+    """As ``noise_torch``, by the kernel where there is one: the same integers, normals equal to about 1e-6."""
+    if not takes_kernel(torch.device(device), use_triton):
+        return noise_torch(seed, stream, box, channels, device)
+    target = torch.empty(channels, *box.shape, device=device)
+    _fill(target, seed, stream, box, raw=False)
+    return target
+
+
+def _fill(target: Tensor, seed: int, stream: int, box: Box, raw: bool) -> None:
+    """``target`` [C, h, w]: float32, or int32 for the words themselves."""
+    if not target.numel():
+        return
+    (block_y, block_x), blocks = area(*box.shape)
+    key = as_word(seed), as_word(seed >> 32)
+    position = as_word(stream), as_word(box.y0), as_word(box.x0)
+    grid = (*blocks, -(-target.shape[0] // 4))
+    options = {"raw": raw, "block_y": block_y, "block_x": block_x, "enable_fp_fusion": False}
+    launch(_noise_kernel, grid, target, *key, *position, *target.shape, **options)

@@ -1,5 +1,6 @@
 """Fixtures for every test: networks of a few weights whose outputs vary, files made of them, and isolation."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is imported
 
 from engine import model
 from engine.archs.esrgan import RRDBNet
@@ -33,6 +36,12 @@ def cache_home(tmp_path_factory):
 def interruptible():
     """A shell that starts the tests in the background lets them ignore Ctrl-C, which children would inherit."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """``--precision auto`` means float32 in tests, whatever the machine is good at; tests of the choice say otherwise."""
+    monkeypatch.setattr("engine.probe.is_faster", lambda half, device: False)
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,14 +16,17 @@ from engine.errors import UsageError
 from engine.geometry import Box
 from engine.kernels.noise import noise_torch
 from engine.model import Model
-from engine.probe import footprint
+from engine.probe import footprint, precision
 from engine.probe.content import detailed_crops, photograph_crops, structure_sample
 from engine.probe.erf import effective_radius
 from engine.probe.seam import seam_curve
-from engine.profile import Footprint, StageProfile
-from engine.stages import Stage
+from engine.profile import Footprint, PrecisionError, StageProfile
+from engine.sources import PictureSource
+from engine.stages import PRECISIONS, Stage
 
 _SEED = 0
+_MIDDLE = 512
+_FASTER = 1.2
 
 
 def probe(
@@ -106,16 +111,14 @@ def remember(model: Model, profiles: list[StageProfile]) -> None:
     )
 
 
-def stage_footprint(
-    model: Model, index: int, stage: Stage, precision: str, tell: Callable[[str], None] = lambda _: None
-) -> Footprint:
+def stage_footprint(model: Model, index: int, stage: Stage, tell: Callable[[str], None] = lambda _: None) -> Footprint:
     """Measured cost of a stage on this machine (cached)."""
 
     def run(height: int, width: int) -> Tensor:
         tile = torch.rand(1, 3, height, width, device=stage.device)
         return stage.run(tile.contiguous(memory_format=torch.channels_last))
 
-    key = ("sr", model.weights_digest(index), str(stage.device), precision)
+    key = ("sr", model.weights_digest(index), str(stage.device), stage.precision)
 
     def measure() -> Footprint:
         tell(f"measuring memory and speed of stage {index + 1} on this machine (once)")
@@ -124,12 +127,62 @@ def stage_footprint(
     return footprint.cached(key, measure)
 
 
-def band_cost(
-    model: Model, index: int, stage: Stage, precision: str, tell: Callable[[str], None] = lambda _: None
-) -> BandCost:
+def precision_errors(
+    model: Model,
+    stages: int,
+    half: str,
+    device: torch.device,
+    image: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[PrecisionError]:
+    """Error against float32 of the chain's end when the stages from k on run in ``half``: one for every k (cached)."""
+    content = _first_content(model, image)
+    place = str(device)
+    name = hashlib.sha256(repr((model.digest, stages, half, place, content.sum().item(), torch.__version__)).encode())
+    path = footprint.cache_folder() / "precision" / f"{name.hexdigest()[:24]}.json"
+    try:
+        return [PrecisionError(**e) for e in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        tell(f"measuring the error of {half} (once)")
+    full = [Stage(model.network(i, "fp32", place), device, "fp32") for i in range(stages)]
+    fast = [Stage(model.network(i, half, place), device, half) for i in range(stages)]
+    errors = precision.chain_errors(
+        [s.network for s in full], [s.network for s in fast], [s.sigma for s in model.stages[:stages]],
+        content.to(device), max(s.align for s in full),
+    )  # fmt: skip
+    footprint.store_json(path, [asdict(e) for e in errors])
+    return errors
+
+
+def is_faster(half: str, device: torch.device) -> bool:
+    """Whether a half precision is the faster one on this machine (cached, so that the answer stays the same)."""
+    ratio = footprint.cached_number(
+        ("speed-up", half, str(device)), lambda: precision.speed_up(PRECISIONS[half], device)
+    )
+    return ratio > _FASTER
+
+
+def _first_content(model: Model, image: Path | None) -> Tensor:
+    """What the first stage takes: the middle of the picture, or a sample of step 1."""
+    if image is not None:
+        source = PictureSource(image)
+        height, width = source.size
+        y, x = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
+        return source.read(Box(y, x, min(y + _MIDDLE, height), min(x + _MIDDLE, width)))[None]
+    assert model.structure is not None
+    return structure_sample(model.structure, _SEED)[None]
+
+
+def band_cost(model: Model, index: int, stage: Stage, tell: Callable[[str], None] = lambda _: None) -> BandCost:
     """Measured cost of streaming a stage in bands on this machine (cached). Raises UsageError when it cannot be streamed."""
     plan = stage.stream_plan(stage.align)
-    key = ("bands", model.weights_digest(index), str(stage.device), precision, str([s.band for s in plan.segments]))
+    key = (
+        "bands",
+        model.weights_digest(index),
+        str(stage.device),
+        stage.precision,
+        str([s.band for s in plan.segments]),
+    )
 
     def measure() -> Footprint:
         tell(f"measuring the speed of stage {index + 1} in bands on this machine (once)")

@@ -80,6 +80,17 @@ def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footpri
     return footprint
 
 
+def cached_number(key: tuple[str, ...], measure_it: Callable[[], float]) -> float:
+    """The same for a single number."""
+    path = cache_folder() / "numbers" / f"{_machine_key(key)}.json"
+    try:
+        return float(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        number = measure_it()
+    store_json(path, number)
+    return number
+
+
 def cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "ourgan-engine"

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from contracts.kernels import assert_close_to_twin, layouts, needs_triton, poisoned
 from torch.nn import functional as F
 
 from engine.geometry import Box
-from engine.kernels.gather import gather_torch, reflect
+from engine.kernels.gather import WHITE, Noise, fold, gather, gather_box_torch, gather_torch, reflect
 from engine.kernels.noise import noise_torch
 
 
@@ -83,3 +84,117 @@ def test_without_sigma_there_is_no_noise(noise, picture):
     block = picture(4, 4)
     tile = gather_torch(block, positions(0, 4), positions(0, 4), noise, 0.0, "cpu")
     assert torch.equal(tile[0], block)
+
+
+NOISE = Noise(0.1, 5, 65_537)
+DTYPES = [torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32]
+
+# What one unit in the last place is worth near 1; Triton's interpreter cuts bfloat16 off where a GPU rounds.
+ATOL = {torch.float32: 2e-7, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def pixels(dtype, height, width, channels=3):
+    values = torch.rand(channels, height, width)
+    return (values * WHITE[dtype]).int().to(dtype) if dtype in WHITE else values.to(dtype)
+
+
+def whole(image, read, noise, mode):
+    """By numpy's padding of the whole image with its noise, cut: nothing of gather's own."""
+    image = image.float() / WHITE.get(image.dtype, 1.0)
+    _, height, width = image.shape
+    if noise:
+        image = image + noise.sigma * noise_torch(noise.seed, noise.stream, Box(0, 0, height, width), image.shape[0])
+    pad = ((0, 0), (40, 40), (40, 40))
+    padded = torch.from_numpy(np.pad(image.numpy(), pad, mode=mode))
+    rows, columns = read.shift(40, 40).slices
+    return padded[None, :, rows, columns]
+
+
+READS = {
+    "inside": (Box(3, 5, 20, 30), Box(2, 1, 25, 33), False),
+    "past the right and bottom": (Box(16, 24, 40, 48), Box(10, 20, 37, 45), False),
+    "all of it and more": (Box(0, 0, 48, 56), Box(0, 0, 37, 45), False),
+    "around the torus": (Box(-8, -9, 41, 50), Box(0, 0, 37, 45), True),
+    "around the torus, from an unrolled block": (Box(-8, 30, 12, 60), Box(-8, 30, 12, 60), True),
+}
+
+
+def block_of(image, inside):
+    rows, columns = fold(inside.y0, inside.y1, 37, wrap=True), fold(inside.x0, inside.x1, 45, wrap=True)
+    return torch.from_numpy(image.numpy()[:, rows][:, :, columns])
+
+
+@pytest.mark.parametrize("noise", [None, NOISE], ids=["no noise", "noise"])
+@pytest.mark.parametrize("case", READS)
+def test_a_tile_is_a_part_of_the_padded_image(case, noise):
+    read, inside, wrap = READS[case]
+    image = pixels(torch.uint8, 37, 45)
+    tile = gather_box_torch(block_of(image, inside), inside, read, (37, 45), noise, wrap=wrap)
+    assert torch.equal(tile, whole(image, read, noise, "wrap" if wrap else "reflect"))
+
+
+@needs_triton
+@pytest.mark.parametrize("noise", [None, NOISE], ids=["no noise", "noise"])
+@pytest.mark.parametrize("case", READS)
+def test_the_kernel_knows_the_border_rules(case, noise):
+    read, inside, wrap = READS[case]
+    block = block_of(pixels(torch.float32, 37, 45), inside)
+    tile = gather(block, inside, read, (37, 45), noise, wrap=wrap, use_triton=True)
+    twin = gather_box_torch(block, inside, read, (37, 45), noise, wrap=wrap)
+    assert_close_to_twin(tile, twin, atol=2e-7 if noise else 0.0)
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ATOL)
+@pytest.mark.parametrize("source", DTYPES)
+def test_the_kernel_takes_every_dtype_and_layout(source, target):
+    read, inside = Box(8, 16, 40, 48), Box(5, 11, 37, 45)
+    image = pixels(source, 32, 34)
+    twin = gather_box_torch(image, inside, read, (37, 45), NOISE, dtype=target)
+    for _, block in layouts(image):
+        tile = gather(block, inside, read, (37, 45), NOISE, dtype=target, use_triton=True)
+        assert_close_to_twin(tile, twin, atol=ATOL[target])
+        assert tile.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_triton
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 1), (1, 9), (2, 300)])
+def test_the_kernel_takes_odd_shapes(height, width, channels):
+    block, frame = pixels(torch.uint8, height, width, channels), Box(0, 0, height, width)
+    read = Box(0, 0, height + 7, width + 3)
+    tile = gather(block, frame, read, (height, width), NOISE, use_triton=True)
+    assert_close_to_twin(tile, gather_box_torch(block, frame, read, (height, width), NOISE), atol=2e-7)
+
+
+@needs_triton
+def test_the_kernels_blocks_fit_together(small_blocks):
+    block, frame, read = pixels(torch.uint8, 37, 45), Box(0, 0, 37, 45), Box(24, 8, 48, 56)
+    tile = gather(block, frame, read, (37, 45), NOISE, use_triton=True)
+    assert_close_to_twin(tile, gather_box_torch(block, frame, read, (37, 45), NOISE), atol=2e-7)
+
+
+@pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)])
+def test_a_tile_goes_into_its_place_of_a_batch(use_triton):
+    block, frame = pixels(torch.uint8, 9, 11), Box(0, 0, 9, 11)
+    batch = poisoned((3, 3, 16, 16), memory_format=torch.channels_last)
+    read = Box(0, 0, 16, 16)
+    result = gather(block, frame, read, (9, 11), NOISE, out=batch[1:2], use_triton=use_triton)
+    assert result.data_ptr() == batch[1].data_ptr()
+    torch.testing.assert_close(batch[1:2], gather_box_torch(block, frame, read, (9, 11), NOISE), atol=2e-7, rtol=0)
+    assert batch[0].isnan().all()
+    assert batch[2].isnan().all()
+
+
+@pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)])
+def test_what_a_block_lacks_is_refused(use_triton):
+    block = pixels(torch.uint8, 9, 11)
+    for inside, read, what in [
+        (Box(0, 0, 9, 10), Box(0, 0, 9, 9), "is not the pixels of"),
+        (Box(1, 0, 10, 11), Box(0, 0, 9, 11), "needs a row"),
+        (Box(0, 0, 9, 11), Box(0, 0, 9, 12), "needs a column"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            gather(block, inside, read, (20, 20), use_triton=use_triton)
+    with pytest.raises(ValueError, match="channels-last"):
+        gather(block, Box(0, 0, 9, 11), Box(0, 0, 9, 11), (20, 20), out=torch.empty(1, 3, 9, 11), use_triton=use_triton)

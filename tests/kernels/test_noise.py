@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from contracts.kernels import assert_close_to_twin, needs_triton, poisoned
 
 from engine.geometry import Box
-from engine.kernels.noise import noise_torch, philox_torch
+from engine.kernels.noise import _fill, as_word, noise, noise_torch, philox_torch, words_torch
 
 ONES = 0xFFFFFFFF
 
@@ -126,3 +127,59 @@ def test_shape_and_dtype():
     assert noise.shape == (3, 2, 3)
     assert noise.dtype == torch.float32
     assert noise_torch(0, 0, Box(4, 5, 4, 8), 3).shape == (3, 0, 3)
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32 + 5, -1])
+def test_a_word_keeps_its_low_bits(value):
+    word = as_word(value)
+    assert -(2**31) <= word < 2**31
+    assert word % 2**32 == value % 2**32
+
+
+BOXES = [Box(0, 0, 1, 1), Box(3, 70_001, 40, 70_070), Box(2**31 - 4, 5, 2**31 + 9, 300), Box(0, 0, 300, 270)]
+SEEDS = [0, ONES, 123_456_789_012_345, 2**64 - 1]
+
+
+@needs_triton
+@pytest.mark.parametrize("box", BOXES, ids=str)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_kernels_integers_are_the_twins(seed, box):
+    target = poisoned((6, *box.shape), torch.int32)
+    _fill(target, seed, 65_537, box, raw=True)
+    rows, columns = torch.arange(box.y0, box.y1), torch.arange(box.x0, box.x1)
+    words = torch.stack(words_torch(seed, 65_537, rows, columns, 6), 1).flatten(0, 1)[:6]
+    assert torch.equal(target.long() & ONES, words)
+
+
+@needs_triton
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+@pytest.mark.parametrize("box", BOXES, ids=str)
+def test_the_kernels_normals_are_the_twins(box, channels):
+    result = noise(7, 65_536, box, channels, use_triton=True)
+    assert_close_to_twin(result, noise_torch(7, 65_536, box, channels), atol=1e-6)
+
+
+@needs_triton
+def test_the_kernels_blocks_fit_together(small_blocks):
+    box = Box(7, 70_000, 20, 70_053)
+    assert_close_to_twin(noise(7, 0, box, 6, use_triton=True), noise_torch(7, 0, box, 6), atol=1e-6)
+
+
+@needs_triton
+def test_the_kernel_is_as_exact_as_the_twin():
+    box = Box(0, 0, 200, 256)
+    words = words_torch(1, 2, torch.arange(200), torch.arange(256), 4)
+    u, v = (((w >> 9).double() + 0.5) / 2**23 for w in words[:2])
+    exact = torch.sqrt(-2 * torch.log(u)) * torch.cos(2 * np.pi * v)
+    result, twin = noise(1, 2, box, 1, use_triton=True), noise_torch(1, 2, box, 1)
+    assert_close_to_twin(result, twin, exact=exact, factor=1.2)
+
+
+@needs_triton
+def test_the_kernel_of_an_empty_box():
+    assert noise(0, 0, Box(4, 5, 4, 8), 3, use_triton=True).shape == (3, 0, 3)
+
+
+def test_without_a_gpu_the_launcher_is_the_twin():
+    box = Box(5, 6, 25, 31)
+    assert torch.equal(noise(3, 0, box, 3), noise_torch(3, 0, box, 3))

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from contracts.kernels import assert_close_to_twin, layouts, needs_triton
 
 from engine.geometry import Box
-from engine.kernels.trim import trim_torch
+from engine.kernels.trim import LEVELS, trim, trim_planes_torch, trim_torch
+from engine.sinks import halve
 
 NAN, INF = float("nan"), float("inf")
 
@@ -77,3 +79,104 @@ def test_half_precision_output_is_quantised_in_float32(dtype):
     expected, _ = trim_torch(output.float(), Box(0, 0, 9, 9), quantise=True)
     kept, _ = trim_torch(output, Box(0, 0, 9, 9), quantise=True)
     assert torch.equal(kept, expected)
+
+
+BOTH = pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)], ids=["twin", "kernel"])
+
+
+@BOTH
+@pytest.mark.parametrize(("height", "width"), [(8, 10), (9, 10), (8, 11), (7, 7), (1, 1), (1, 4), (70, 301)])
+def test_the_halved_level_is_that_of_the_sink(height, width, use_triton):
+    output = torch.rand(1, 3, height, width) * 1.2 - 0.1
+    trimmed = trim(output, Box(0, 0, height, width), torch.uint8, halve=True, use_triton=use_triton)
+    np.testing.assert_array_equal(trimmed.half.numpy(), halve(trimmed.pixels.numpy()))
+
+
+@BOTH
+def test_the_halves_of_tiles_are_the_half_of_the_image(use_triton):
+    output = torch.rand(1, 3, 21, 30)
+    whole = trim_planes_torch(output, Box(0, 0, 21, 30), torch.uint8, dither=True, halve=True)
+    for core in (Box(0, 0, 8, 16), Box(8, 16, 21, 30)):
+        options = {"origin": (core.y0, core.x0), "dither": True, "halve": True}
+        part = trim(output, core, torch.uint8, **options, use_triton=use_triton)
+        assert torch.equal(part.pixels, whole.pixels[(slice(None), *core.slices)])
+        assert torch.equal(part.half, whole.half[(slice(None), *core.cover(2).slices)])
+
+
+@BOTH
+def test_dither_keeps_the_mean_and_the_levels(use_triton):
+    """A flat grey of k + 0.3 levels becomes k and k + 1 in the right shares; a whole level stays as it is."""
+    for level, mean in ((100.0, 100.0), (100.296875, 100.296875), (0.0, 0.0), (255.0, 255.0)):
+        output = torch.full((1, 1, 64, 64), level / 255)
+        core = Box(0, 0, 64, 64)
+        kept = trim(output, core, torch.uint8, origin=(24, 7), dither=True, use_triton=use_triton).pixels
+        assert abs(float(kept.float().mean()) - mean) < 1 / 64
+        assert int(kept.max()) - int(kept.min()) == (level != round(level))
+
+
+@BOTH
+def test_the_thresholds_are_bayers(use_triton):
+    """Of grey from 0 to 1 level in 64ths, a pixel shows as many as its rank in the published 8 x 8 matrix, and one."""
+    grey = (torch.arange(65) / 64 / 255)[None, :, None, None].expand(1, 65, 8, 8)
+    kept = trim(grey, Box(0, 0, 8, 8), torch.uint8, dither=True, use_triton=use_triton).pixels
+    rank = kept.long().sum(0) - 1
+    assert rank[:2].tolist() == [[0, 32, 8, 40, 2, 34, 10, 42], [48, 16, 56, 24, 50, 18, 58, 26]]
+    assert sorted(rank.flatten().tolist()) == list(range(64))
+
+
+@needs_triton
+@pytest.mark.parametrize("dither", [False, True], ids=["plain", "dither"])
+@pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", LEVELS)
+def test_the_kernel_takes_every_dtype_and_layout(target, source, dither):
+    output = (torch.rand(1, 3, 40, 53) * 1.4 - 0.2).to(source)
+    core, options = Box(3, 5, 38, 50), {"origin": (10, 16), "dither": dither, "halve": True}
+    twin = trim_planes_torch(output, core, target, **options)
+    for _, same in layouts(output):
+        result = trim(same, core, target, **options, use_triton=True)
+        for mine, theirs in zip(result, twin, strict=True):
+            assert_close_to_twin(mine, theirs)
+
+
+@needs_triton
+def test_the_kernels_blocks_fit_together(small_blocks):
+    output, core = torch.rand(1, 3, 40, 53), Box(3, 5, 38, 52)
+    output[0, :, 20, ::9] = NAN
+    options = {"origin": (6, 2), "dither": True, "halve": True}
+    twin = trim_planes_torch(output, core, torch.uint8, **options)
+    for mine, theirs in zip(trim(output, core, torch.uint8, **options, use_triton=True), twin, strict=True):
+        assert_close_to_twin(mine, theirs)
+
+
+@needs_triton
+def test_the_kernel_rounds_half_to_even():
+    levels = torch.arange(255, dtype=torch.float32) + 0.5
+    values = levels / 255.0
+    values = values[values * 255.0 == levels]
+    kept = trim(values.view(1, 1, 1, -1), Box(0, 0, 1, len(values)), torch.uint8, use_triton=True).pixels
+    assert len(values) > 50
+    assert (kept % 2 == 0).all()
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_faults_are_counted_by_kind(dtype, use_triton):
+    output = torch.rand(1, 3, 40, 300).to(dtype)
+    output[0, 0, 0, :5] = NAN  # in the halo
+    output[0, 1, 3, 2:5] = NAN
+    output[0, 2, 30, 290:292] = torch.tensor([INF, -INF])
+    output[0, 0, 20, 20:24] = torch.tensor([65504.0, -65504.0, 65472.0, 65504.0])
+    trimmed = trim(output, Box(2, 1, 40, 300), torch.uint8, use_triton=use_triton)
+    assert trimmed.faults.tolist() == [3, 2, 3 if dtype == torch.float16 else 0]
+    assert trimmed.bad == 5
+    assert trimmed.half is None
+    assert (trimmed.pixels[1, 1, 1:4] == 0).all()
+
+
+@BOTH
+def test_what_cannot_be_written_is_refused(use_triton):
+    output, core = torch.rand(1, 3, 8, 8), Box(0, 0, 8, 8)
+    with pytest.raises(ValueError, match="cannot write torch.int32"):
+        trim(output, core, torch.int32, use_triton=use_triton)
+    with pytest.raises(ValueError, match="must be even"):
+        trim(output, core, torch.uint8, origin=(3, 0), halve=True, use_triton=use_triton)

@@ -1,0 +1,216 @@
+"""Every kernel against its twin: the same numbers, and how near to the memory's own speed.
+
+    python benchmarks/bench_kernels.py [--only WORD]
+
+Question: does one pass pay, and what is left between it and a plain copy? Bytes are the least that must move: every
+input once, every output once. The ceiling is a copy of 1 GiB, measured in the same run. Appends to results/kernels.csv.
+Without CUDA nothing is timed or written; with TRITON_INTERPRET=1 the cases then run small in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from harness import add_row
+
+from engine.geometry import Box
+from engine.kernels.blend import blend, blend_torch
+from engine.kernels.dense import dense, dense_torch
+from engine.kernels.gather import WHITE, Noise, gather, gather_box_torch
+from engine.kernels.launch import is_interpreting, triton
+from engine.kernels.noise import noise, noise_torch
+from engine.kernels.trim import trim, trim_planes_torch
+from engine.kernels.window_attention import window_attention, window_attention_torch
+
+
+@dataclass
+class Case:
+    """One call of a kernel: ``run(True)`` takes the kernel, ``run(False)`` its twin; both return tensors (or None) to compare.
+
+    ``moved``: bytes; ``operations``: counted only where arithmetic is the limit; ``atol``: of floats, integers are equal.
+    """
+
+    what: str
+    run: Callable[[bool], list[torch.Tensor | None]]
+    moved: float
+    atol: float = 0.0
+    operations: float = 0.0
+
+
+def pair(kernel, twin, *arguments, **options):
+    """``Case.run`` of a launcher and its definition, which take the same arguments."""
+
+    def run(own):
+        result = kernel(*arguments, **options, use_triton=True) if own else twin(*arguments, **options)
+        return list(result) if isinstance(result, tuple) else [result]
+
+    return run
+
+
+def short(*words):
+    return " ".join(str(word).removeprefix("torch.") for word in words)
+
+
+def noise_cases(device, side):
+    box = Box(3, 65_000, 3 + side, 65_000 + side)
+    # Three units in the last place of the few values beyond 4: each side may be one and a half off.
+    yield Case(f"3x{side}x{side}", pair(noise, noise_torch, 1, 65_536, box, 3, device), 12 * box.area, atol=1.5e-6)
+
+
+def gather_cases(device, side):
+    frame = Box(0, 0, side, side)
+    for source, target, sigma in (
+        (torch.uint8, torch.float16, 0.1),
+        (torch.uint8, torch.float16, 0.0),
+        (torch.float32, torch.float32, 0.1),
+    ):
+        values = torch.rand(3, side, side, device=device)
+        block = (values * WHITE[source]).to(source) if source in WHITE else values
+        extra = Noise(sigma, 1, 65_536) if sigma else None
+        run = pair(gather, gather_box_torch, block, frame, frame, frame.shape, extra, dtype=target)
+        atol = (4e-7 if target == torch.float32 else 2**-10) if sigma else 0.0
+        moved = 3 * frame.area * (source.itemsize + target.itemsize)
+        yield Case(short(source, "->", target, "sigma", sigma, f"3x{side}x{side}"), run, moved, atol)
+
+
+def trim_cases(device, side):
+    core = Box(64, 64, side + 64, side + 64)
+    for source, layout, target, halve in (
+        (torch.float16, torch.channels_last, torch.uint8, True),
+        (torch.float16, torch.contiguous_format, torch.uint8, True),
+        (torch.float32, torch.channels_last, torch.uint8, True),
+        (torch.float32, torch.channels_last, torch.float32, False),
+    ):
+        output = (torch.rand(1, 3, side + 128, side + 128, device=device) * 1.4 - 0.2).to(source)
+        output = output.contiguous(memory_format=layout)
+        run = pair(trim, trim_planes_torch, output, core, target, halve=halve, dither=halve)
+        moved = 3 * core.area * (source.itemsize + target.itemsize * (1.25 if halve else 1.0))
+        kind = "planes" if layout == torch.contiguous_format else "channels-last"
+        yield Case(short(source, kind, "->", target, "and half" if halve else "alone", f"3x{side}x{side}"), run, moved)
+
+
+def blend_cases(device, side):
+    for axis, target in (("x", torch.uint8), ("y", torch.float32)):
+        shape = (3, side, 64) if axis == "x" else (3, 64, side)
+        first, second = torch.rand(shape, device=device), torch.rand(shape, device=device)
+        run = pair(blend, blend_torch, first, second, axis, "cosine", target)
+        moved = first.numel() * (8 + target.itemsize)
+        yield Case(short("float32 ->", target, "along", axis, "x".join(map(str, shape))), run, moved)
+
+
+def attention_cases(device, side):
+    """SwinIR-M: 6 heads of 30 channels, windows of 8 x 8."""
+    qkv = torch.randn(1, side, side, 540, device=device).half()
+    bias = torch.randn(6, 64, 64, device=device)
+    for shift in (0, 4):
+        run = pair(window_attention, window_attention_torch, qkv, bias, 8, shift)
+        operations = 2 * 2 * 64 * 180 * side**2
+        yield Case(f"float16 {side}x{side} shift {shift}", run, 8 * 180 * side**2, atol=1e-2, operations=operations)
+
+
+def dense_cases(device, side):
+    """RRDBNet 64x23: 64 channels and four times 32 more."""
+    x = torch.randn(1, 64, side, side, device=device).half().contiguous(memory_format=torch.channels_last)
+    inputs, outputs = (64, 96, 128, 160, 192), (32, 32, 32, 32, 64)
+    weights = [
+        (torch.randn(m, n, 3, 3, device=device) / (3 * n**0.5)).half().contiguous(memory_format=torch.channels_last)
+        for n, m in zip(inputs, outputs, strict=True)
+    ]
+    biases = [torch.randn(m, device=device).half() for m in outputs]
+    operations = 2 * 9 * side**2 * sum(n * m for n, m in zip(inputs, outputs, strict=True))
+    run = pair(dense, dense_torch, x, weights, biases)
+    yield Case(f"float16 {side}x{side}", run, 4 * 64 * side**2, atol=2e-2, operations=operations)
+
+
+CASES = {
+    "noise": (noise_cases, 1024),
+    "gather": (gather_cases, 2048),
+    "trim": (trim_cases, 4096),
+    "blend": (blend_cases, 4096),
+    "window_attention": (attention_cases, 512),
+    "dense": (dense_cases, 512),
+}
+"""Kernel -> (generator of its cases for (device, side), side on a GPU). A new kernel is one more line."""
+
+
+def largest_error(case):
+    """Largest difference from the twin; raises when it is too large, for integers at any."""
+    worst = 0.0
+    for mine, theirs in zip(case.run(True), case.run(False), strict=True):
+        if mine is None or theirs is None:
+            assert mine is theirs
+            continue
+        assert mine.shape == theirs.shape
+        assert mine.dtype == theirs.dtype
+        difference = float((mine.double() - theirs.double()).abs().max())
+        limit = case.atol if mine.is_floating_point() else 0.0
+        assert difference <= limit, f"{case.what}: {difference} is more than {limit}"
+        worst = max(worst, difference)
+    return worst
+
+
+def check_addresses(device):
+    """More than 2^31 elements: addresses must have 64 bits. The last rows are compared, the twin sees no more."""
+    output = torch.zeros(1, 3, 32_768, 24_576, dtype=torch.float16, device=device)
+    output[:, :, -64:] = torch.rand(1, 3, 64, 24_576, device=device)
+    whole = trim(output, Box(0, 0, *output.shape[2:]), torch.uint8, use_triton=True).pixels
+    part = trim_planes_torch(output[:, :, -64:], Box(0, 0, 64, 24_576), torch.uint8).pixels
+    assert torch.equal(whole[:, -64:], part)
+    assert not whole[:, :-64].any()
+
+
+def milliseconds(call):
+    return triton.testing.do_bench(call, warmup=25, rep=100, return_mode="median")
+
+
+def copy_speed(device):
+    """GB/s, read and written, of a copy of 1 GiB."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / milliseconds(lambda: target.copy_(source)) / 1e6
+
+
+def measure(name, case, ceiling):
+    error, own, twin = largest_error(case), milliseconds(lambda: case.run(True)), milliseconds(lambda: case.run(False))
+    speed = case.moved / own / 1e6
+    row = {
+        "kernel": name,
+        "case": case.what,
+        "mbytes": f"{case.moved / 1e6:.1f}",
+        "ms": f"{own:.4f}",
+        "gb_s": f"{speed:.0f}",
+        "of_copy": f"{speed / ceiling:.2f}",
+        "tflop_s": f"{case.operations / own / 1e9:.0f}" if case.operations else "",
+        "twin_ms": f"{twin:.4f}",
+        "max_error": f"{error:.1e}",
+    }
+    add_row("kernels", row)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="kernels whose name holds this word")
+    chosen = {name: entry for name, entry in CASES.items() if parser.parse_args().only in name}
+    torch.manual_seed(0)
+    if not torch.cuda.is_available():
+        small = [case for cases, _ in chosen.values() for case in cases("cpu", 48)] if is_interpreting() else []
+        errors = "".join(f"; {case.what}: off by {largest_error(case):.1e}" for case in small)
+        print(f"no CUDA device: nothing is timed{errors}")
+        return
+    device = torch.device("cuda")
+    ceiling = copy_speed(device)
+    print(f"{torch.cuda.get_device_name()}: a copy moves {ceiling:.0f} GB/s")
+    if "trim" in chosen:
+        check_addresses(device)
+    for name, (cases, side) in chosen.items():
+        for case in cases(device, side):
+            row = measure(name, case, ceiling)
+            print("  ".join(f"{key} {value}" for key, value in row.items() if value), flush=True)
+
+
+if __name__ == "__main__":
+    main()

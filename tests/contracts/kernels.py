@@ -1,0 +1,200 @@
+"""What every kernel must pass: it equals its twin on dirty memory, and it compiles for the GPUs of the last years."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+ARCHITECTURES = (80, 89, 90)  # A100, RTX 40 and L40, H100
+_POISON = 0xCD
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def poison(tensor):
+    """Fill with NaN, or with 0xCD in every byte; returns the tensor."""
+    if tensor.is_floating_point():
+        return tensor.fill_(float("nan"))
+    if tensor.dtype == torch.bool:
+        return tensor.fill_(True)
+    if tensor.is_contiguous():
+        tensor.view(-1).view(torch.uint8).fill_(_POISON)
+        return tensor
+    return tensor.copy_(poison(torch.empty(tensor.shape, dtype=tensor.dtype)))
+
+
+def poisoned(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
+    """A tensor that nobody has written: NaN, or 0xCD in every byte of an integer."""
+    return poison(torch.empty(shape, dtype=dtype)).contiguous(memory_format=memory_format)
+
+
+def layouts(tensor):
+    """The same values [..., C, h, w] in memory of three kinds: planes, channels last, and a window of something larger."""
+    yield "planes", tensor.contiguous()
+    yield "channels last", tensor.movedim(-3, -1).contiguous().movedim(-1, -3)
+    larger = poisoned((*tensor.shape[:-2], tensor.shape[-2] + 3, tensor.shape[-1] + 5), tensor.dtype)
+    window = larger[..., 1 : 1 + tensor.shape[-2], 2 : 2 + tensor.shape[-1]]
+    yield "a window", window.copy_(tensor)
+
+
+def assert_close_to_twin(result, twin, atol=0.0, exact=None, factor=2.0):
+    """``result`` of the kernel has the shape, dtype and layout of ``twin``, and its values.
+
+    Integers are equal, floats within ``atol``. With ``exact`` (the true values, in higher precision) the kernel's largest
+    error may be ``factor`` times the twin's own, plus ``atol``: the measure for half precision.
+    """
+    assert result.shape == twin.shape
+    assert result.dtype == twin.dtype
+    # A dimension of one element has no stride that means anything.
+    assert [s for s, n in zip(result.stride(), result.shape, strict=True) if n > 1] == [
+        s for s, n in zip(twin.stride(), twin.shape, strict=True) if n > 1
+    ]
+    if exact is None:
+        tolerance = 0.0 if not result.is_floating_point() else atol
+        torch.testing.assert_close(result, twin, atol=tolerance, rtol=0.0, equal_nan=True)
+        return
+    assert torch.isfinite(result).all(), "the kernel left poison behind, or made numbers that are not finite"
+    own, theirs = (float((t.double() - exact.double()).abs().max()) for t in (result, twin))
+    assert own <= factor * theirs + atol, f"largest error {own:.3g}, the twin's own {theirs:.3g}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture. Memory in bytes; ``stack`` holds what was spilled from the registers."""
+
+    registers: int
+    stack: int
+    shared: int
+    cubin: int
+    ptx: str = field(repr=False)
+
+
+def assert_compiles(kernel, signature, constexprs, **options):
+    """Compile without a GPU, for all of ``ARCHITECTURES``; nothing may be spilled. Returns {architecture: Compiled}.
+
+    ``signature``: argument -> Triton type; ":16" after it promises divisibility by 16, as a launch finds out by itself.
+    ``constexprs``: argument -> value. ``options``: those of a launch, as num_warps=8.
+    """
+    return assert_all_compile([(kernel, signature, constexprs, options)])[0]
+
+
+def assert_all_compile(cases):
+    """The same for several (kernel, signature, constexprs, options) in one process, which takes seconds to start."""
+    jobs = [
+        {
+            "module": kernel.fn.__module__,
+            "name": kernel.fn.__name__,
+            "signature": signature,
+            "constexprs": constexprs,
+            "options": options,
+        }
+        for kernel, signature, constexprs, options in cases
+    ]
+    # A process of its own, because here kernels are interpreted; 0 asks for Triton without its interpreter.
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
+        done = subprocess.run(
+            [sys.executable, __file__], input=json.dumps(jobs), capture_output=True, text=True, env=environment
+        )
+    assert done.returncode == 0, done.stderr
+    results = [{int(arch): Compiled(**facts) for arch, facts in job.items()} for job in json.loads(done.stdout)]
+    for job, result in zip(jobs, results, strict=True):
+        for architecture, facts in result.items():
+            assert ".entry" in facts.ptx
+            assert facts.cubin > 0
+            assert facts.stack == 0, f"{job['name']} for sm_{architecture} spills: a stack of {facts.stack} bytes"
+    return results
+
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.uint16: "*u16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def launches(monkeypatch, call):
+    """What ``call`` would launch on a GPU: cases for ``assert_all_compile``, with the types that its arguments have."""
+    found = []
+
+    def record(kernel, _, *arguments, **options):
+        found.append(_as_compiled(kernel, dict(zip(kernel.arg_names, arguments, strict=False)), options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.kernels.launch.is_interpreting", lambda: False)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
+                patch.setattr(module, "takes_kernel", lambda *_: True, raising=False)
+                patch.setattr(module, "launch", record, raising=False)
+        call()
+    return found
+
+
+def _as_compiled(kernel, arguments, options):
+    """As a launch does it: an integer of 1 is a constant, unless it is volatile, and divisibility by 16 is known."""
+    signature, constants = {}, {}
+    for name, value in arguments.items():
+        volatile = name in kernel.kwargs.get("do_not_specialize", ())
+        if isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype] + ":16" * (value.data_ptr() % 16 == 0)
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1 and not volatile:
+            constants[name] = 1
+        else:
+            signature[name] = ("i32" if abs(value) < 2**31 else "i64") + ":16" * (value % 16 == 0 and not volatile)
+    constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
+    return kernel, signature, constants, {k: v for k, v in options.items() if k not in kernel.arg_names}
+
+
+def _compile(job, architecture):
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    kernel = getattr(importlib.import_module(job["module"]), job["name"])
+    names, signature, attributes = kernel.arg_names, {}, {}
+    for index, name in enumerate(names):
+        kind, _, divisor = job["signature"].get(name, "constexpr").partition(":")
+        signature[name] = kind
+        if divisor:
+            attributes[(index,)] = [["tt.divisibility", int(divisor)]]
+    source = triton.compiler.ASTSource(kernel, signature, job["constexprs"], attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=job["options"])
+    usage = _resources(compiled.asm["cubin"])
+    return {
+        "registers": usage["REG"],
+        "stack": usage["STACK"] + usage["LOCAL"],
+        "shared": compiled.metadata.shared,
+        "cubin": len(compiled.asm["cubin"]),
+        "ptx": compiled.asm["ptx"],
+    }
+
+
+def _resources(cubin):
+    """What cuobjdump, which comes with Triton, says of a cubin: REG:24 STACK:0 SHARED:0 LOCAL:0 ..."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    fields = (word.split(":") for word in text.splitlines()[-1].split())
+    return {name: int(value) for name, value in fields if value.isdecimal()}
+
+
+if __name__ == "__main__":
+    print(json.dumps([{a: _compile(job, a) for a in ARCHITECTURES} for job in json.load(sys.stdin)]))  # noqa: T201

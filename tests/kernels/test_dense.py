@@ -1,0 +1,215 @@
+"""Dense blocks: the twins are ESRGAN's and PyTorch's, the kernel is the twin, whole or in bands of rows."""
+
+import pytest
+import torch
+from contracts.kernels import assert_all_compile, assert_close_to_twin, layouts, needs_triton, poisoned
+from torch.nn import functional as F
+
+from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock
+from engine.kernels import dense as op
+from engine.kernels.dense import blocks, by_input, conv3x3, conv3x3_torch, dense, dense_by_input, dense_torch
+
+# The interpreter cuts bfloat16 off where a GPU rounds.
+FACTORS = {torch.float32: 3.0, torch.float16: 2.0, torch.bfloat16: 5.0}
+
+
+def weights_of(channels, growth, dtype=torch.float32):
+    """Five weights and biases that keep the size of the maps, so that no share of a sum is lost in the tolerance."""
+    sizes = [(channels if i == 4 else growth, channels + i * growth) for i in range(5)]
+    weights = [(torch.randn(n, k, 3, 3) * (2 / (9 * k)) ** 0.5).to(dtype) for n, k in sizes]
+    return weights, [torch.randn(n).to(dtype) for n, _ in sizes]
+
+
+def double(tensors):
+    return [tensor.double() for tensor in tensors]
+
+
+@pytest.mark.parametrize("mixed", [None, torch.bfloat16])
+def test_the_twin_is_esrgans_dense_block(mixed):
+    block = DenseBlock(16, 8).requires_grad_(False)
+    for conv in block.children():
+        conv.weight.mul_(10)
+        torch.nn.init.normal_(conv.bias)
+    if mixed is not None:
+        block.to(mixed)
+    x = torch.randn(2, 16, 7, 11)
+    weights, biases = zip(*((conv.weight, conv.bias) for conv in block.children()), strict=True)
+    assert torch.equal(dense_torch(x, weights, biases, SLOPE, RESIDUAL), block(x))
+
+
+@pytest.mark.parametrize(("top", "rows"), [(0, 9), (-4, 9), (3, 2), (5, 9), (-6, 3), (-30, 60), (20, 4)])
+def test_rows_are_those_of_the_whole_convolution(top, rows):
+    """Beyond the picture the input is zero, but the convolution's answer there is not: bias, and the border's share."""
+    x, weight, bias = torch.randn(2, 9, 5, 3), torch.randn(4, 3, 3, 3), torch.randn(4)
+    out = poisoned((2, rows, 5, 4))
+    conv3x3_torch(x, weight, bias, out, top)
+    padded = F.pad(x.permute(0, 3, 1, 2), (0, 0, 40, 40))
+    whole = F.conv2d(padded, weight, bias, padding=1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(out, whole[:, 40 + top : 40 + top + rows], atol=1e-5, rtol=0.0)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", FACTORS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "inputs", "outputs", "top", "rows"),
+    [
+        ((1, 17, 33), 64, 32, 0, 17),  # one more than a tile in both directions
+        ((2, 5, 3), 12, 5, 0, 5),
+        ((1, 1, 1), 3, 1, 0, 1),
+        ((1, 9, 40), 96, 24, 2, 4),
+        ((2, 9, 7), 33, 100, -3, 15),
+    ],
+)
+def test_convolution(shape, inputs, outputs, top, rows, dtype):
+    """From a prefix of a buffer's channels into others of them, which alone are written; then with the residual."""
+    batch, height, width = shape
+    weight = (torch.randn(outputs, inputs, 3, 3) * (9 * inputs) ** -0.5).to(dtype)
+    bias, residual = torch.randn(outputs).to(dtype), torch.randn(batch, rows, width, outputs)
+    taller = max(height, rows)
+    buffer = poisoned((batch, taller, width, inputs + outputs + 3), dtype)
+    x = buffer[:, :height, :, :inputs].copy_(torch.randn(batch, height, width, inputs))
+    out = buffer[:, :rows, :, inputs + 2 : inputs + 2 + outputs]
+    conv3x3(x, weight, bias, out, top, slope=0.2, use_triton=True)
+    assert torch.isnan(buffer[..., inputs : inputs + 2]).all()
+    assert torch.isnan(buffer[..., -1]).all()
+    for slope, extra in ((0.2, {}), (1.0, {"residual": residual, "scale": 0.3})):
+        to = torch.float32 if extra else dtype
+        twin, exact = poisoned(residual.shape, to), poisoned(residual.shape, torch.float64)
+        conv3x3_torch(x, weight, bias, twin, top, slope, **extra)
+        conv3x3_torch(x.double(), weight.double(), bias.double(), exact, top, slope, **extra)
+        if extra:
+            out = poisoned(residual.shape, to)
+            conv3x3(x, weight, bias, out, top, slope, **extra, use_triton=True)
+        result = poisoned(residual.shape, to).copy_(out)
+        assert_close_to_twin(result, twin, exact=exact, factor=FACTORS[dtype], atol=2e-7)
+
+
+@needs_triton
+@pytest.mark.parametrize("function", [dense, dense_by_input])
+@pytest.mark.parametrize("dtype", FACTORS, ids=str)
+@pytest.mark.parametrize(("shape", "growth"), [((2, 64, 5, 9), 32), ((1, 12, 17, 20), 5)], ids=str)
+def test_blocks_are_the_twins(shape, growth, dtype, function):
+    weights, biases = weights_of(shape[1], growth, dtype)
+    x = torch.randn(shape)
+    exact = dense_torch(x.double(), double(weights), double(biases))
+    twin = dense_torch(x, weights, biases)
+    result = function(x, weights, biases, use_triton=True)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert_close_to_twin(result.contiguous(), twin, exact=exact, factor=FACTORS[dtype])
+
+
+@needs_triton
+@pytest.mark.parametrize("function", [dense, dense_by_input])
+def test_layouts(function):
+    """Of the picture and of the weights; a picture in half precision stays in it."""
+    weights, biases = weights_of(16, 8, torch.float16)
+    x = torch.randn(1, 16, 6, 7).half()
+    whole = function(x, weights, biases, 0.1, 0.4, use_triton=True)
+    assert whole.dtype == torch.float16
+    torch.testing.assert_close(whole.contiguous(), dense_torch(x, weights, biases, 0.1, 0.4), atol=1e-2, rtol=0.0)
+    last = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
+    for _, same in layouts(x):
+        assert torch.equal(function(same, last, biases, 0.1, 0.4, use_triton=True), whole)
+
+
+@needs_triton
+def test_partial_sums_in_half_precision():
+    weights, biases = weights_of(16, 8, torch.float16)
+    x = torch.randn(1, 16, 9, 9)
+    exact = dense_torch(x.double(), double(weights), double(biases))
+    options = {"packed": by_input(weights), "sums_dtype": torch.float16}
+    error = dense_by_input(x, weights, biases, **options, use_triton=True) - exact
+    twins = dense_torch(x, weights, biases) - exact
+    assert 0 < float(error.abs().max()) < 3 * float(twins.abs().max())
+
+
+@needs_triton
+def test_streaming_in_bands():
+    """Bands of 4 rows through two convolutions that share a buffer equal the whole: what a band executor will do."""
+    (weight, last), biases = ([torch.randn(8, k, 3, 3) * 0.1 for k in (6, 14)], [torch.randn(8) for _ in range(2)])
+    x = torch.randn(1, 12, 5, 6)
+    buffer, out = poisoned((1, 12, 5, 14)), poisoned((1, 12, 5, 8))
+    buffer[..., :6] = x
+    for end in (4, 8, 12, 14):
+        # The second convolution lags a row behind the first; rows not yet made are not in its view.
+        first, second = (range(max(0, end - 4 - lag), min(12, end - lag)) for lag in (0, 1))
+        for rows, k, factors, bias, target in (
+            (first, 6, weight, biases[0], buffer[..., 6:]),
+            (second, 14, last, biases[1], out),
+        ):
+            if len(rows):
+                view = buffer[:, rows.start - 1 if rows.start else 0 : rows.stop + 1, :, :k]
+                top = 1 if rows.start else 0
+                conv3x3(view, factors, bias, target[:, rows.start : rows.stop], top, slope=0.2, use_triton=True)
+    whole = torch.cat([x, poisoned((1, 12, 5, 8))], 3)
+    conv3x3_torch(x, weight, biases[0], whole[..., 6:], slope=0.2)
+    expected = poisoned((1, 12, 5, 8))
+    conv3x3_torch(whole, last, biases[1], expected, slope=0.2)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0.0)
+
+
+def test_column_blocks_hold_every_channel():
+    for inputs in range(1, 260):
+        for outputs in range(1, 260):
+            sizes = blocks(inputs, outputs)
+            assert sizes["block_n"] + sizes["block_rest"] >= outputs
+            assert all(size == 0 or size.bit_length() > 4 and size & (size - 1) == 0 for size in sizes.values())
+    assert blocks(64, 192) == {"block_k": 32, "block_n": 128, "block_rest": 64}  # nothing is computed in vain
+    assert blocks(64, 160) == {"block_k": 32, "block_n": 128, "block_rest": 32}
+
+
+@needs_triton
+def test_tuning_with_a_single_choice(monkeypatch):
+    """The tuner's own path, which a GPU takes, with partial sums that are added in place."""
+    monkeypatch.setattr(op, "_TILES", ((8, 16, 8, 4, 3),))
+    monkeypatch.setattr(op, "_tuned", op._tuned.__wrapped__)  # without its memory of other choices
+    monkeypatch.setattr(op, "is_interpreting", lambda: False)  # but for the choice of the tile, it still is
+    weights, biases = weights_of(16, 8)
+    x = torch.randn(1, 16, 9, 17)
+    for function in (dense, dense_by_input):
+        result = function(x, weights, biases, use_triton=True)
+        torch.testing.assert_close(result.contiguous(), dense_torch(x, weights, biases), atol=2e-6, rtol=0.0)
+
+
+@needs_triton
+def test_refuses_channels_that_are_apart():
+    x, out = torch.zeros(1, 3, 8, 8).permute(0, 2, 3, 1), torch.zeros(1, 8, 8, 4)
+    with pytest.raises(ValueError, match="channels of x are 64 elements apart"):
+        conv3x3(x, torch.zeros(4, 3, 3, 3), torch.zeros(4), out, use_triton=True)
+
+
+@pytest.mark.parametrize("function", [dense, dense_by_input])
+def test_without_a_gpu_it_is_the_twin(function):
+    weights, biases = weights_of(8, 4)
+    x = torch.randn(1, 8, 6, 7)
+    assert torch.equal(function(x, weights, biases), dense_torch(x, weights, biases))
+
+
+def case(inputs, outputs, done, tile, warps, residual=False, add=False, dtype="fp16"):
+    stream = f"*{'fp32' if residual else dtype}:16"
+    signature = {
+        **dict.fromkeys(("x", "weight", "bias"), f"*{dtype}:16"),
+        **{"residual": stream, "out": stream, "sums": "*fp32:16", "slope": "fp32", "scale": "fp32"},
+        **dict.fromkeys(("height", "width", "rows", "top"), "i32"),
+        **{f"{name}_{stride}": "i32:16" for name in ("x", "residual", "sums", "out") for stride in ("batch", "row")},
+    }
+    pixels = {"x_pixel": inputs, "residual_pixel": outputs, "sums_pixel": 192, "out_pixel": done}
+    flags = {"inputs": inputs, "outputs": outputs, "done": done, "add": add, "has_residual": residual, "widen": False}
+    tile = dict(zip(("block_y", "block_x", "vector"), (*tile, 8), strict=True))
+    options = {"num_warps": warps, "num_stages": 3}
+    return op._conv3x3_kernel, signature, {**pixels, **flags, **tile, **blocks(inputs, outputs)}, options
+
+
+@needs_triton
+def test_compiles():
+    """The convolutions of RRDBNet 64x23, at least one tile of each without register spills, with matrix instructions."""
+    cases = [
+        case(160, 32, 32, (8, 16), 4),
+        case(192, 64, 64, (8, 16), 8, residual=True, dtype="bf16"),
+        case(32, 160, 32, (8, 8), 8, add=True),
+    ]
+    for compiled in assert_all_compile(cases):
+        assert "wgmma.mma_async" in compiled[90].ptx
+        assert "mma.sync.aligned.m16n8k16" in compiled[80].ptx
+        assert "cp.async" in compiled[80].ptx
+        assert max(compiled[a].shared for a in (80, 89)) <= 99 * 1024  # what an RTX 40 has

@@ -1,0 +1,164 @@
+"""Window attention: the twin is SwinIR's own, the kernel is the twin, on every shape and layout."""
+
+import pytest
+import torch
+from contracts.kernels import assert_all_compile, assert_close_to_twin, needs_triton, poisoned
+
+from engine.archs.swinir import SwinLayer, join_windows
+from engine.kernels import window_attention as op
+from engine.kernels.window_attention import window_attention, window_attention_torch
+
+# batch, height, width, window, heads, channels a head, shift
+SHAPES = [
+    (1, 16, 24, 8, 2, 30, 4),  # SwinIR-M's window and head; six windows are a whole strip and a part of one
+    (1, 16, 24, 8, 6, 30, 0),
+    (2, 8, 16, 8, 2, 30, 4),  # one row of windows, which is the first and the last
+    (1, 8, 8, 8, 1, 30, 4),
+    (3, 12, 8, 4, 3, 16, 2),  # 16 pixels a window, the fewest that a matrix product takes
+    (1, 14, 21, 7, 2, 33, 3),  # 49 pixels: neither side a power of two
+    (1, 6, 10, 2, 1, 5, 1),
+    (1, 15, 9, 3, 2, 64, 1),
+]
+# The interpreter cuts bfloat16 off where a GPU rounds.
+FACTORS = {torch.float32: 3.0, torch.float16: 2.0, torch.bfloat16: 4.0}
+
+
+def inputs(batch, height, width, window, heads, d, dtype):
+    """qkv and bias, lively enough that a wrong neighbour shows."""
+    return torch.randn(batch, height, width, 3 * heads * d).to(dtype), torch.randn(heads, window**2, window**2)
+
+
+# A CPU's fp16 product of batches rounds in an order that depends on the strides; the others are equal bit for bit.
+@pytest.mark.parametrize(("mixed", "atol"), [(None, 0.0), (torch.bfloat16, 0.0), (torch.float16, 2**-5)])
+@pytest.mark.parametrize("shift", [0, 4])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 8), (24, 16)])
+def test_the_twin_is_swinirs_attention(height, width, shift, mixed, atol):
+    """A block's own qkv and what it hands to its projection, both back at their pixels."""
+    layer = SwinLayer(dim=60, heads=2, window=8, shift=shift, hidden=8).requires_grad_(False)
+    torch.nn.init.normal_(layer.attn.relative_position_bias_table)
+    torch.nn.init.normal_(layer.attn.qkv.weight, std=0.3)
+    if mixed is not None:
+        layer.attn.qkv.to(mixed)
+        layer.attn.proj.to(mixed)
+        layer.mlp.to(mixed)
+    x, seen = torch.randn(2, height, width, 60), {}
+    layer.attn.qkv.register_forward_hook(lambda _module, _inputs, output: seen.update(qkv=output))
+    layer.attn.proj.register_forward_pre_hook(lambda _module, inputs: seen.update(result=inputs[0]))
+    layer(x)
+    qkv, result = (torch.roll(join_windows(seen[name], 8), (shift, shift), (1, 2)) for name in ("qkv", "result"))
+    twin = window_attention_torch(qkv, layer.attn._bias(), 8, shift)
+    torch.testing.assert_close(twin, result, atol=atol, rtol=0.0)  # the dtype too
+    for seams in ((), (0,), (height // 8 - 1, 0)):
+        layer.attn.attend(x.to(qkv.dtype), seams)
+        qkv, result = (torch.roll(join_windows(seen[name], 8), shift, 2) for name in ("qkv", "result"))
+        twin = window_attention_torch(qkv, layer.attn._bias(), 8, shift, seams=seams)
+        torch.testing.assert_close(twin, result, atol=atol, rtol=0.0)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", FACTORS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernel_is_the_twin(shape, dtype):
+    *sizes, shift = shape
+    window = shape[3]
+    qkv, bias = inputs(*sizes, dtype)
+    twin = window_attention_torch(qkv, bias, window, shift)
+    exact = window_attention_torch(qkv.double(), bias.double(), window, shift)
+    result = window_attention(qkv, bias, window, shift, use_triton=True)
+    assert_close_to_twin(result, twin, exact=exact, factor=FACTORS[dtype])
+
+
+@needs_triton
+@pytest.mark.parametrize("seams", [(), (0,), (1, 2), (2, 0)])
+def test_bands(seams):
+    """Rows that are on the grid already, with the picture's borders in none, one or two rows of windows."""
+    qkv, bias = inputs(2, 24, 16, 8, 2, 6, torch.float32)
+    twin = window_attention_torch(qkv, bias, 8, 4, seams=seams)
+    result = window_attention(qkv, bias, 8, 4, seams=seams, use_triton=True)
+    assert_close_to_twin(result, twin, atol=2e-6)
+    with pytest.raises(ValueError, match="3 seams"):
+        window_attention(qkv, bias, 8, 4, seams=(0, 1, 2), use_triton=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("shift", [0, 4])
+def test_layouts(shift):
+    """Planes cost a copy; a window of a larger buffer is read where it is."""
+    qkv, bias = inputs(2, 16, 8, 8, 2, 6, torch.float32)
+    larger = poisoned((2, 19, 13, 40))
+    window = larger[:, 1:17, 2:10, 3:39].copy_(qkv)
+    planes = qkv.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    whole = window_attention(qkv, bias, 8, shift, use_triton=True)
+    for same in (window, planes):
+        assert not same.is_contiguous()
+        assert torch.equal(window_attention(same, bias, 8, shift, use_triton=True), whole)
+    strided = bias.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(window_attention(qkv, strided, 8, shift, use_triton=True), whole)
+
+
+@needs_triton
+def test_padded_heads():
+    """Heads of 30 may be padded to 32 in the weights, for aligned loads, if the scale stays that of 30."""
+    qkv, bias = inputs(1, 8, 16, 8, 2, 30, torch.float32)
+    padded = torch.nn.functional.pad(qkv.unflatten(-1, (6, 30)), (0, 2)).flatten(-2)
+    for triton in (False, True):
+        result = window_attention(padded, bias, 8, 4, 30**-0.5, use_triton=triton).unflatten(-1, (2, 32))
+        assert (result[..., 30:] == 0).all()
+        expected = window_attention_torch(qkv, bias, 8, 4).unflatten(-1, (2, 30))
+        torch.testing.assert_close(result[..., :30], expected, atol=2e-6, rtol=0.0)
+
+
+@needs_triton
+def test_large_logits_do_not_overflow():
+    qkv, bias = inputs(1, 8, 8, 8, 1, 30, torch.float16)
+    twin = window_attention_torch(qkv * 30, bias, 8, 4)
+    assert torch.isfinite(twin).all()
+    result = window_attention(qkv * 30, bias, 8, 4, use_triton=True)
+    torch.testing.assert_close(result, twin, atol=0.2, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "shift", "message"),
+    [
+        ((1, 12, 8, 6), 8, 4, "12 x 8 pixels"),
+        ((1, 8, 20, 6), 8, 4, "8 x 20 pixels"),
+        ((1, 8, 8, 8), 8, 4, "8 channels"),
+        ((1, 8, 8, 6), 8, 8, "shift of 8"),
+        ((1, 8, 8, 6), 4, 0, "no window of 4"),
+    ],
+)
+def test_refuses_what_does_not_fit(shape, window, shift, message):
+    for function in (window_attention, window_attention_torch):
+        with pytest.raises(ValueError, match=message):
+            function(torch.zeros(shape), torch.zeros(2, 64, 64), window, shift)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_without_a_gpu_it_is_the_twin(shift):
+    qkv, bias = inputs(1, 16, 16, 8, 2, 6, torch.float32)
+    assert torch.equal(window_attention(qkv, bias, 8, shift), window_attention_torch(qkv, bias, 8, shift))
+
+
+def case(dtype, d, window=8, shift=4, warps=4):
+    signature = {
+        **{"qkv": f"*{dtype}:16", "bias": "*fp32:16", "out": f"*{dtype}:16", "scale": "fp32"},
+        **dict.fromkeys(("windows", "rows", "columns", "seam", "other_seam"), "i32"),
+        **dict.fromkeys(("qkv_batch", "qkv_row"), "i32:16"),
+    }
+    constexprs = {
+        **{"qkv_pixel": 18 * d, "heads": 6, "d": d, "window": window, "shift": shift, "rolled": True},
+        "masked": op.MASKED,
+        **{"widen": False, "strip": 4, "block_n": window**2, "block_d": 64 if d > 32 else 32},
+    }
+    return op._window_attention_kernel, signature, constexprs, {"num_warps": warps}
+
+
+@needs_triton
+def test_compiles():
+    """SwinIR-M's heads as they are and padded; on the H100 with its own matrix instructions, without register spills."""
+    cases = [case("fp16", 30), case("bf16", 32, shift=0), case("fp32", 30, warps=8)]
+    for (*_, options), compiled in zip(cases, assert_all_compile(cases), strict=True):
+        assert compiled[90].shared <= 99 * 1024  # what every GPU of the three has
+        if options["num_warps"] == 4:
+            assert "wgmma.mma_async" in compiled[90].ptx
+            assert "mma.sync.aligned.m16n8k16" in compiled[80].ptx
