@@ -13,9 +13,8 @@ import torch
 from engine.cache import Array, TileCache
 from engine.errors import RenderError
 from engine.geometry import Box
-from engine.kernels.gather import gather_torch, reflect
-from engine.kernels.noise import noise_torch
-from engine.kernels.trim import trim_torch
+from engine.kernels.gather import Noise, gather
+from engine.kernels.trim import trim
 from engine.plan import StagePlan, Tile
 from engine.sources import Source
 from engine.stages import Stage
@@ -76,28 +75,17 @@ class StageImage:
     def _compute(self, tile: Tile) -> Array:
         pixels = self._input(tile)
         output = self._stage.run(pixels)
-        core, bad = trim_torch(output, tile.core, self._last)
-        if bad:
+        trimmed = trim(output, tile.core, torch.uint8 if self._last else torch.float32)
+        if bad := trimmed.bad:
             raise RenderError(
                 f"{self.plan.name}: {bad} values of tile (row {tile.row}, column {tile.column}) are NaN or infinite; "
                 "the tile was not written; render again with --precision fp32, or check the weights"
             )
         self._on_tile(self._position, tile.read.area)
-        result: Array = np.asarray(core.cpu().numpy())
+        result: Array = np.asarray(trimmed.pixels.cpu().numpy())
         return result
 
     def _input(self, tile: Tile) -> torch.Tensor:
         inside = self.plan.needs(tile.read)
-        rows = reflect(tile.read.y0, tile.read.y1, self.plan.height)
-        columns = reflect(tile.read.x0, tile.read.x1, self.plan.width)
-        noise = None
-        if self.plan.sigma:
-            noise = noise_torch(self._seed, NOISE_STREAM + self._position, inside, 3, self._stage.device)
-        return gather_torch(
-            self._below.read(inside),
-            [r - inside.y0 for r in rows],
-            [c - inside.x0 for c in columns],
-            noise,
-            self.plan.sigma,
-            self._stage.device,
-        )
+        noise = Noise(self.plan.sigma, self._seed, NOISE_STREAM + self._position) if self.plan.sigma else None
+        return gather(self._below.read(inside), inside, tile.read, self._below.size, noise, device=self._stage.device)

@@ -15,9 +15,8 @@ from torch import Tensor
 from engine.bands.stream import RowStream
 from engine.errors import RenderError
 from engine.geometry import Box
-from engine.kernels.gather import gather_torch, reflect
-from engine.kernels.noise import noise_torch
-from engine.kernels.trim import trim_torch
+from engine.kernels.gather import Noise, gather
+from engine.kernels.trim import trim
 from engine.lazy import NOISE_STREAM
 from engine.plan import StagePlan
 from engine.sources import Source
@@ -115,34 +114,28 @@ class StageRows:
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
         x = self._columns[0] - self._reads[0] * self._plan.scale
         core = Box(first, x, last, x + self._columns[1] - self._columns[0])
-        kept, bad = trim_torch(output, core, self._last)
-        if bad:
+        trimmed = trim(output, core, torch.uint8 if self._last else torch.float32)
+        if bad := trimmed.bad:
             raise RenderError(
                 f"{self._plan.name}: {bad} values of rows {y + first} to {y + last - 1} are NaN or infinite; "
                 "they were not written; render again with --precision fp32, or check the weights"
             )
-        return kept.cpu()
+        return trimmed.pixels.cpu()
 
     def _bands(self, start: int) -> Iterator[tuple[int, Tensor]]:
         """The network's input from row ``start`` on, [1, 3, band, width]: with noise, reflected past the image's lower and
         right border, zero below the frame, for ever.
         """
-        height, band = self._plan.height, self._plan.band
+        height, band, inside = self._plan.height, self._plan.band, self._inside
         below = Taker(self._below.rows(start))
-        columns = [x - self._inside.x0 for x in reflect(*self._reads, self._plan.width)]
-        known = torch.empty(3, 0, self._inside.width)
+        noise = Noise(self._plan.sigma, self._seed, NOISE_STREAM + self._position) if self._plan.sigma else None
+        known = torch.empty(3, 0, inside.width)
         for top in count(start, band):
-            fresh = max(0, min(band, height - top))
-            if fresh:
+            if (fresh := min(band, height - top)) > 0:
                 # The rows before are what the border reflects.
-                known = torch.cat([known[:, -self._plan.align :], self._noisy(below.take(fresh), top)], 1)
-            first = min(top + band, height) - known.shape[1]
-            positions = [y - first for y in reflect(top, min(top + band, self._plan.padded[0]), height)]
-            x = gather_torch(known, positions, columns, None, 0.0, self._stage.device)
+                known = torch.cat([known[:, -self._plan.align :], below.take(fresh)], 1)
+            bottom = min(top + band, height)
+            block = Box(bottom - known.shape[1], inside.x0, bottom, inside.x1)
+            read = Box(top, self._reads[0], max(top, min(top + band, self._plan.padded[0])), self._reads[1])
+            x = gather(known, block, read, (height, self._plan.width), noise, device=self._stage.device)
             yield top, torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))
-
-    def _noisy(self, rows: Tensor, top: int) -> Tensor:
-        if not self._plan.sigma:
-            return rows
-        box = Box(top, self._inside.x0, top + rows.shape[1], self._inside.x1)
-        return rows + self._plan.sigma * noise_torch(self._seed, NOISE_STREAM + self._position, box, 3)

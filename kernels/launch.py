@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,10 @@ def is_interpreting() -> bool:
 
 @functools.cache
 def _is_compiled_for(device: torch.device) -> bool:
-    return triton is not None and device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OLDEST
+    if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < _OLDEST:
+        return False
+    # Triton builds a stub around every kernel with the system's compiler, which many desktops lack.
+    return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
 
 
 def takes_kernel(device: torch.device, use_triton: bool | None) -> bool:
