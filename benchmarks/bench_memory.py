@@ -1,9 +1,10 @@
-"""Peak memory against the size of the image: same budget, same tile, a small network (16 channels, growth 16, 1 block).
+"""Peak memory against the size of the image: same budget, a small network (16 channels, growth 16, 1 block).
 
-    python benchmarks/bench_memory.py [WIDTHxHEIGHT ...]
+    python benchmarks/bench_memory.py [tiles | bands]
 
-Question: is memory flat from 4K to half a gigapixel, and below the plan's projection? Every size is rendered by the command line
-in a process of its own. Writes results/memory.csv and docs/memory.png.
+Tiles: is memory flat from 4K to half a gigapixel, and below the plan's projection? Writes results/memory.csv and
+docs/memory.png. Bands: is it flat with the height, from 8K to 128K rows, linear in the width, and predicted within
+10 %? Writes results/bands_memory.csv. Every size is rendered by the command line in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,28 +16,42 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from harness import RESULTS, add_row, small_model
 from matplotlib.figure import Figure
+from PIL import Image
 
+HEIGHTS = ("1024x8192", "1024x32768", "1024x131072")
+WIDTHS = ("4096x4096", "8192x4096", "16384x4096")
 SIZES = ("4096x2160", "8192x4320", "16384x8640", "32768x17280")
 TILE, BUDGET = 512, "3GiB"
 MIB = 1 << 20
 
 
-def render(model, size, folder):
+def render(model, size, folder, *options):
     """The run report of one render; the store is deleted with the folder."""
-    report = folder / f"{size}.json"
+    report = folder / "report.json"
     command = [
         str(Path(sys.executable).parent / "engine"),
         "render",
         str(model.path),
         "--size",
         size,
-        "--tile",
-        str(TILE),
+        "--memory",
+        BUDGET,
     ]
-    command += ["--memory", BUDGET, "--overlap", "8", "--out", str(folder / f"{size}.zarr"), "--report", str(report)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command += [
+        "--precision",
+        "fp32",
+        "--overlap",
+        "8",
+        "--out",
+        str(folder / "out.zarr"),
+        "--overwrite",
+        "--report",
+        str(report),
+    ]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     return json.loads(report.read_text())
 
 
@@ -55,28 +70,43 @@ def plot():
     figure.savefig(Path(__file__).parent.parent / "docs" / "memory.png", dpi=110)
 
 
-def main(sizes):
+def row_of(size, report):
+    width, height = (int(n) for n in size.split("x"))
+    measured, projection = report["measured"], report["projection"]
+    return {
+        "size": size,
+        "megapixels": round(width * height / 1e6, 1),
+        "tile": TILE,
+        "budget": BUDGET,
+        "stages": len(report["plan"]["stages"]),
+        "measured": round(measured["working_peak"] / MIB, 1),
+        "projected": round(projection["working"] / MIB, 1),
+        "seconds": round(measured["seconds"], 1),
+    }
+
+
+def measure(table, model, folder, sizes, *options):
+    for size in sizes:
+        row = row_of(size, render(model, size, folder, *options))
+        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        add_row(table, row)
+
+
+def main(kind):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = small_model(folder, 3, channels=16, blocks=1, growth=16)
-        for size in sizes:
-            report = render(model, size, folder)
-            width, height = (int(n) for n in size.split("x"))
-            measured, projection = report["measured"], report["projection"]
-            row = {
-                "size": size,
-                "megapixels": round(width * height / 1e6, 1),
-                "tile": TILE,
-                "budget": BUDGET,
-                "stages": len(report["plan"]["stages"]),
-                "measured": round(measured["working_peak"] / MIB, 1),
-                "projected": round(projection["working"] / MIB, 1),
-                "seconds": round(measured["seconds"], 1),
-            }
-            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-            add_row("memory", row)
-    plot()
+        model = small_model(folder, 3, channels=16 if kind == "tiles" else 64, blocks=1, growth=16)
+        if kind == "tiles":
+            measure("memory", model, folder, SIZES, "--executor", "tiles", "--tile", str(TILE))
+            plot()
+        else:
+            picture = folder / "picture.png"  # step 1 must not be tiled: it would grow with the height
+            for size in (*HEIGHTS, *WIDTHS):
+                width, height = (int(n) // 16 for n in size.split("x"))
+                Image.fromarray(np.full((height, width, 3), 128, np.uint8)).save(picture)
+                options = ("--executor", "bands", "--stages", "2", "--init", str(picture))
+                measure("bands_memory", model, folder, (size,), *options)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or SIZES)
+    main(sys.argv[1] if len(sys.argv) > 1 else "tiles")

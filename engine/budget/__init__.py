@@ -18,9 +18,9 @@ GIB = 1 << 30
 CHANNELS = 3
 FLOAT = 4
 
-_ALLOCATOR_FIXED, _ALLOCATOR_SHARE = 40 << 20, 0.12
-"""What the parts do not see: threads and tables of the libraries, and holes in the heap. An upper bound of what
-benchmarks/bench_memory.py measures."""
+ALLOCATOR_SHARE = 0.12
+"""What the parts do not see, besides a fixed amount: tables of the libraries, and holes in the heap. An upper bound of
+what benchmarks/bench_memory.py measures."""
 
 
 def readable(size: float) -> str:
@@ -85,9 +85,9 @@ class Projection:
         return {**asdict(self), "working": self.working, "host": self.host}
 
 
-def with_allocator(parts: dict[str, int]) -> dict[str, int]:
+def with_allocator(parts: dict[str, int], fixed: int) -> dict[str, int]:
     """The parts of the host's memory and, last, what they do not see."""
-    return {**parts, "allocator": _ALLOCATOR_FIXED + int(_ALLOCATOR_SHARE * sum(parts.values()))}
+    return {**parts, "allocator": fixed + int(ALLOCATOR_SHARE * sum(parts.values()))}
 
 
 def store_bytes(plan: Plan) -> int:

@@ -34,6 +34,10 @@ _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
+_ALLOCATOR_FIXED = 8 << 20
+"""Less than with tiles: the large buffers are made once."""
+
+
 def shard_of_strips(strip: int, width: int) -> tuple[int, int]:
     """(shard, chunk) for strips of so many output columns; a single one may end within a shard."""
     return (SHARD, CHUNK) if strip >= width else shard_of(strip, SHARD)
@@ -174,4 +178,4 @@ def _host_parts(
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
         "shards": _SHARDS_IN_HAND * SHARD**2 * CHANNELS,
     }
-    return with_allocator(parts)
+    return with_allocator(parts, _ALLOCATOR_FIXED)

@@ -1,0 +1,206 @@
+"""Rows streamed in bands against the whole image, against tiles, and against the customary tiling, with real weights.
+
+    python benchmarks/bench_bands.py [exact] [work] [time]
+
+exact   RRDBNet 64x23 (RealSR-DF2K), SwinIR-M (amplified random weights) and a chain of two RRDBNets, in float32: one strip and
+        strips with the exact halo, two heights of band, random rows to begin at. Writes results/bands_exact.csv.
+work    Multiply-adds executed over those of the whole image, for a 16384x8640 frame, counted in a narrow column of it.
+        Writes results/bands_work.csv.
+time    A 16384x8640 frame: bands in one strip, tiles as the planner cuts them for 3 GiB (auto halo), and tiles of 512 with 10
+        pixels of padding as RealESRGANer runs them (plain PyTorch, float32). Seconds for each multiply-add of every way are
+        measured in turn in one run, and multiplied by what the frame takes of them. Writes results/bands_time.csv.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+
+import torch
+from bench_exact import networks, whole_image
+from harness import PHOTOS, add_row
+
+from engine import archs, probe
+from engine.bands.stream import RowStream, StreamPlan
+from engine.budget import GIB, Budget, StageCost, tiles
+from engine.checkpoints import find_packaged, read_checkpoint
+from engine.geometry import Box
+from engine.model import build
+from engine.plan import StagePlan
+from engine.profile import Overlap
+from engine.rows import SourceRows, StageRows
+from engine.sources import PictureSource, TensorSource
+from engine.stages import Stage
+
+FRAME = (2160, 4096)  # LR pixels of 16384 x 8640
+CPU = torch.device("cpu")
+
+
+def photo(height, width):
+    """[3, height, width]: a photograph, mirrored where it is too small."""
+    source = PictureSource(PHOTOS / "picosdeeuropa-crop.jpg")
+    picture = source.read(Box(0, 0, *source.size))
+    while picture.shape[1] < height:
+        picture = torch.cat([picture, picture.flip(1)], 1)
+    while picture.shape[2] < width:
+        picture = torch.cat([picture, picture.flip(2)], 2)
+    return picture[:, :height, :width].contiguous()
+
+
+def streamed(stages, image, band, strip, first=0):
+    """Rows from ``first`` on of a chain of stages over ``image``, in strips of so many columns of the output."""
+    plans, size = [], image.shape[1:]
+    for index, stage in enumerate(stages):
+        halo = -(-stage.radius // stage.align) * stage.align
+        plans.append(StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, 0, 0.0, 0.0, band))
+        size = [n * stage.scale for n in size]
+    parts = []
+    for x in range(0, size[1], strip):
+        wanted, chain = (x, min(x + strip, size[1])), []
+        for plan, stage in zip(reversed(plans), reversed(stages), strict=True):
+            reads = plan.columns(*wanted)
+            chain.append((plan, stage, reads, wanted))
+            inside = plan.needs(Box(0, reads[0], plan.padded[0], reads[1]))
+            wanted = (inside.x0, inside.x1)
+        rows = SourceRows(TensorSource(image), wanted)
+        for index, (plan, stage, reads, columns) in enumerate(reversed(chain)):
+            stream = RowStream(StreamPlan(stage.graph, band, reads[1] - reads[0], 4))
+            rows = StageRows(plan, index, 0, stage, stream, rows, columns, reads, False, lambda *_: None)
+        parts.append(torch.cat(list(rows.rows(first)), 1))
+    return torch.cat(parts, 2)
+
+
+def report(title, case, result, whole):
+    difference = float((result - whole).abs().max())
+    eight_bit = int(((result * 255).round() != (whole * 255).round()).sum())
+    row = {"network": title, "case": case, "values": whole.numel(), "max_difference": f"{difference:.1e}"}
+    row["differing_8bit"] = eight_bit
+    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    add_row("bands_exact", row)
+
+
+def exact():
+    random.seed(0)
+    cases = {"RRDBNet 64x23": ((397, 33), (21, 771), 64), "SwinIR-M": ((391, 21), (21, 391), 32)}
+    for title, network in networks():
+        stage = Stage(network, CPU, "fp32")
+        tall_size, wide_size, strip = cases[title]
+        tall, wide = photo(*tall_size), photo(*wide_size)
+        whole = whole_image(stage, tall)
+        for band in (16, 24):
+            report(
+                title, f"{tall_size[1]}x{tall_size[0]}, bands of {band}", streamed([stage], tall, band, 1 << 20), whole
+            )
+        first = random.randrange(whole.shape[1])
+        begun = streamed([stage], tall, 16, 1 << 20, first)
+        report(title, f"{tall_size[1]}x{tall_size[0]}, begun at row {first}", begun, whole[:, first:])
+        strips = streamed([stage], wide, 16, strip * 4)
+        report(title, f"{wide_size[1]}x{wide_size[0]}, strips of {strip}", strips, whole_image(stage, wide))
+        if title.startswith("RRDBNet"):
+            small = photo(27, 22)
+            chained = whole_image(stage, whole_image(stage, small))
+            report(title, "22x27 through two stages", streamed([stage, stage], small, 16, 1 << 20), chained)
+
+
+def real(precision):
+    return Stage(archs.build(read_checkpoint(find_packaged("realsr"))), CPU, precision)
+
+
+def work():
+    stage = real("fp32")
+    for width in (16,):
+        plan = stage.stream_plan(width)
+        stream = RowStream(plan)
+        stream.start(0, FRAME[0])
+        band, given = torch.zeros(1, 3, plan.band, width), 0
+        while given < FRAME[0] * stage.scale:
+            given += sum(rows.shape[2] for _, rows in stage.push(stream, band))
+        row = {"network": "RRDBNet 64x23", "rows": FRAME[0], "band": plan.band}
+        row |= {
+            "executed": stream.macs,
+            "whole": plan.macs(FRAME[0]),
+            "ratio": round(stream.macs / plan.macs(FRAME[0]), 5),
+        }
+        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        add_row("bands_work", row)
+
+
+def seconds_of(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def band_seconds(stage, rows=48):
+    """A frame in one strip, from a picture of its width and so many rows: by what was executed."""
+    plan = stage.stream_plan(FRAME[1])
+    stream = RowStream(plan)
+    picture = photo(rows, FRAME[1])[None]
+    bands = [
+        picture[:, :, y : y + plan.band].contiguous(memory_format=torch.channels_last)
+        for y in range(0, rows, plan.band)
+    ]
+    bands += [torch.zeros_like(bands[0])] * (plan.delay // plan.band + 1)
+    stream.start(0, rows)
+    seconds = seconds_of(lambda: [stage.push(stream, band) for band in bands])
+    bands_of_rows = -(-FRAME[0] // plan.band) + 1
+    return seconds / stream.macs * plan.macs(bands_of_rows * plan.band)
+
+
+def tile_seconds(stage, shape, count):
+    tile = photo(*shape)[None].contiguous(memory_format=torch.channels_last)
+    return seconds_of(lambda: stage.run(tile)) * count
+
+
+def customary_seconds(network, tile=512, pad=10):
+    """RealESRGANer's loop: tiles of 512 with 10 pixels on every side, whatever memory format comes out of it."""
+    rows, columns = (-(-n // tile) for n in FRAME)
+    picture = photo(tile + 2 * pad, tile + 2 * pad)[None]
+    with torch.inference_mode():
+        return (
+            seconds_of(lambda: network(picture)) * rows * columns * (FRAME[0] * FRAME[1]) / (rows * columns * tile**2)
+        )
+
+
+def planned(stage):
+    """The tiles that the planner takes for this frame in 3 GiB, with the halo of one level."""
+    model = build(None, ["realsr"])
+    profile = probe.probe(model, PHOTOS / "picosdeeuropa-crop.jpg")[0]
+    halo = Overlap().choose(profile, stage.radius, stage.align)
+    cost = StageCost(probe.stage_footprint(model, 0, stage), False)
+    plan = StagePlan("stage 1", *FRAME, stage.scale, stage.align, halo, stage.align, 0.0, None)
+    (chosen,) = tiles.choose_cores([plan], [cost], None, Budget(3 * GIB, None, 1 << 50), 400 << 20)
+    return chosen
+
+
+def timed(repeats=3):
+    full, half = real("fp32"), real("bf16")
+    plain = archs.build(read_checkpoint(find_packaged("realsr")))
+    plan = planned(full)
+    print(f"tiles of {plan.tile_shape}, core {plan.core}, halo {plan.halo}, {len(plan.grid)} of them", flush=True)
+    ways = {
+        "bands bf16": lambda: band_seconds(half),
+        "bands fp32": lambda: band_seconds(full),
+        "tiles bf16": lambda: tile_seconds(half, plan.tile_shape, len(plan.grid)),
+        "tiles fp32": lambda: tile_seconds(full, plan.tile_shape, len(plan.grid)),
+        "tiles of 512, pad 10, plain PyTorch fp32": lambda: customary_seconds(plain),
+    }
+    found = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            found[name].append(way())
+            print(f"{name}: {found[name][-1]:.0f} s a frame", flush=True)
+    median = {name: statistics.median(values) for name, values in found.items()}
+    for name, seconds in median.items():
+        row = {"way": name, "frame": "16384x8640", "seconds": round(seconds, 1), "threads": torch.get_num_threads()}
+        row["bands_fp32_times"] = round(seconds / median["bands fp32"], 3)
+        row["bands_bf16_times"] = round(seconds / median["bands bf16"], 3)
+        add_row("bands_time", row)
+        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ("exact", "work", "time"):
+        {"exact": exact, "work": work, "time": timed}[name]()
