@@ -34,8 +34,10 @@ from engine.request import AUTO, Request
 from engine.rows import RowSource, SourceRows, StageRows
 from engine.sinks import ZarrSink, stored_plan
 from engine.sources import PictureSource, Source, TensorSource
-from engine.stages import Stage, check_precisions, choose_device
+from engine.stages import Stage, check_precisions, choose_device, fast_half
 from engine.version import __version__
+
+_CLEARLY = 1.25
 
 
 class Job:
@@ -70,8 +72,8 @@ class Job:
         count = self.canvas.stages
         asked = tuple(self.request.precision.split(","))
         if self.request.precision == AUTO:
-            half = "bf16" if self.device.type == "cpu" else "fp16"
-            if not probe.is_faster(half, self.device):
+            half = fast_half(self.device)
+            if half is None:
                 return ("fp32",) * count, None
             errors = self._precision_errors(half)
             first = next((k for k, error in enumerate(errors) if error.tolerable), count)
@@ -124,7 +126,8 @@ class Job:
         if not options:
             assert refusal is not None
             raise refusal
-        return min(options, key=lambda option: option[1].seconds)
+        # Bands leave nothing to a tolerance: tiles must be clearly faster.
+        return min(options, key=lambda option: option[1].seconds * (_CLEARLY if option[0].executor == TILES else 1.0))
 
     def _canvas(self) -> Canvas:
         if self._picture is None and self.model.structure is None:

@@ -40,6 +40,15 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def fast_half(device: torch.device) -> str | None:
+    """The half precision that this device computes much faster than float32, if any."""
+    if device.type != "cpu":
+        return "fp16"
+    # PyTorch emulates bf16 on a CPU that lacks it, slowly.
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return "bf16" if any(test is not None and test() for test in tests) else None
+
+
 def check_precisions(names: Sequence[str], stages: int) -> None:
     """Raise UsageError unless there is a known precision for every stage."""
     if len(names) != stages or any(name not in PRECISIONS for name in names):

@@ -38,6 +38,11 @@ class WindowRows(nn.Module):
     window: int
     shift: int
 
+    @property
+    def workspace(self) -> int:
+        """Bytes for each pixel that `attend` takes besides its input and output."""
+        return 0
+
     def attend(self, x: Tensor, seams: Sequence[int]) -> Tensor:
         """[B, H, W, C] -> the same, H a multiple of the window and its first row on the layer's own grid.
 

@@ -94,6 +94,12 @@ class WindowAttention(WindowRows):
         self.register_buffer("index", relative_index(window), persistent=False)
         self.register_buffer("masks", seam_masks(window, shift), persistent=False)
 
+    @property
+    def workspace(self) -> int:
+        """Queries, keys and values, once more in the order of the heads, and the logits before and after softmax."""
+        logits = 2 * self.heads * self.window**2 * 4
+        return 2 * self.qkv.out_features * self.qkv.weight.itemsize + logits
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C], a whole picture or tile -> the same."""
         if not self.shift:

@@ -109,6 +109,7 @@ class Rule:
     reach: int = 0
     grid: tuple[int, int] = (1, 0)  # (period, residue) that the delay at which it reads must have
     macs: int = 0  # multiply-adds for each output pixel
+    workspace: int = 0  # bytes that the operation itself takes for each output pixel while it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,10 +291,30 @@ class _Reader:
         if (shuffle := _shuffle(node, module)) is not None:
             return shuffle
         if node.target is F.interpolate or isinstance(module, nn.Upsample):
-            return _interpolation(node, module)
+            return self._interpolation(node, module)
         if not self._is_row_by_row(node, module, axis):
             raise _refusal(node, module, "it looks at more than a bounded number of rows")
-        return Rule(self._call(node, inputs, module), _into(node, module), macs=_linear_macs(module))
+        into = _into(node, module, len(inputs))
+        return Rule(self._call(node, inputs, module), into, macs=_linear_macs(module))
+
+    def _interpolation(self, node: fx.Node, module: nn.Module | None) -> Rule:
+        given = node.kwargs if module is None else {k: getattr(module, k) for k in ("size", "scale_factor", "mode")}
+        factor, mode = given.get("scale_factor"), given.get("mode", "nearest")
+        corners = given.get("align_corners") or getattr(module, "align_corners", None)
+        if isinstance(factor, tuple) and len(set(factor)) == 1:
+            factor = factor[0]
+        if not isinstance(factor, int | float) or factor != int(factor) or given.get("size") is not None:
+            raise _refusal(node, module, "only whole factors, the same for rows and columns, can")
+        scale = int(factor)
+        if mode == "nearest":
+            return Rule(
+                lambda views, rows: F.interpolate(views[0], scale_factor=scale), _repeat_into(scale), Fraction(scale)
+            )
+        if mode == "bilinear" and not corners:
+            # The rows with their border, and the enlarged border that is cut off again.
+            workspace = 2 * self._seen[node].shape[1] * self._seen[node].itemsize
+            return Rule(_bilinear(scale), factor=Fraction(scale), reach=1, workspace=workspace)
+        raise _refusal(node, module, f"mode {mode} with these corners is not known")
 
     def _is_row_by_row(self, node: fx.Node, module: nn.Module | None, axis: int) -> bool:
         if getattr(module, "inplace", False) or node.kwargs.get("inplace"):
@@ -304,7 +325,7 @@ class _Reader:
         if isinstance(module, nn.Linear):
             return axis == TOKENS
         if isinstance(module, nn.BatchNorm2d):
-            return not module.training
+            return not module.training and module.running_mean is not None
         return isinstance(module, _MODULES) or node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
 
     def _call(self, node: fx.Node, inputs: Sequence[fx.Node], module: nn.Module | None) -> Run:
@@ -334,18 +355,14 @@ def _refusal(node: fx.Node, module: nn.Module | None, reason: str) -> UsageError
     return UsageError(f"{kind} ({node.name}) cannot be streamed in bands: {reason}; use --executor tiles")
 
 
-def _into(node: fx.Node, module: nn.Module | None) -> Into | None:
-    """For what the engine's networks do between convolutions."""
+def _into(node: fx.Node, module: nn.Module | None, inputs: int) -> Into | None:
+    """For what the engine's networks do between convolutions. ``inputs``: how many of its arguments are rows."""
     if node.target == "to":
         return lambda views, out: out.copy_(views[0])
     if node.target is F.leaky_relu or isinstance(module, nn.LeakyReLU):
         slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else node.kwargs.get("negative_slope", 0.01)
         return lambda views, out: torch.ops.aten.leaky_relu.out(views[0], slope, out=out)
-    if (
-        node.target in (operator.add, torch.add)
-        and len(node.all_input_nodes) == 2
-        and node.args == (*node.all_input_nodes,)
-    ):
+    if node.target in (operator.add, torch.add) and inputs == 2 and node.args == (*node.all_input_nodes,):
         alpha: Any = node.kwargs.get("alpha", 1)
         return lambda views, out: torch.add(views[0], views[1], alpha=alpha, out=out)
     return None
@@ -388,7 +405,7 @@ def _window_attention(layer: WindowRows) -> Rule:
         return layer.attend(views[0], seams)
 
     macs = sum(_linear_macs(m) for m in layer.modules())
-    return Rule(run, grid=(window, shift), macs=macs)
+    return Rule(run, grid=(window, -shift % window), macs=macs, workspace=layer.workspace)
 
 
 def _shuffle(node: fx.Node, module: nn.Module | None) -> Rule | None:
@@ -402,24 +419,6 @@ def _shuffle(node: fx.Node, module: nn.Module | None) -> Rule | None:
     if up:
         return Rule(lambda views, rows: F.pixel_shuffle(views[0], factor), factor=Fraction(factor))
     return Rule(lambda views, rows: F.pixel_unshuffle(views[0], factor), factor=Fraction(1, factor), grid=(factor, 0))
-
-
-def _interpolation(node: fx.Node, module: nn.Module | None) -> Rule:
-    given = node.kwargs if module is None else {k: getattr(module, k) for k in ("size", "scale_factor", "mode")}
-    factor, mode = given.get("scale_factor"), given.get("mode", "nearest")
-    corners = given.get("align_corners") or getattr(module, "align_corners", None)
-    if isinstance(factor, tuple) and len(set(factor)) == 1:
-        factor = factor[0]
-    if not isinstance(factor, int | float) or factor != int(factor) or given.get("size") is not None:
-        raise _refusal(node, module, "only whole factors, the same for rows and columns, can")
-    scale = int(factor)
-    if mode == "nearest":
-        return Rule(
-            lambda views, rows: F.interpolate(views[0], scale_factor=scale), _repeat_into(scale), Fraction(scale)
-        )
-    if mode == "bilinear" and not corners:
-        return Rule(_bilinear(scale), factor=Fraction(scale), reach=1)
-    raise _refusal(node, module, f"mode {mode} with these corners is not known")
 
 
 def _bilinear(scale: int) -> Run:

@@ -134,7 +134,9 @@ class SegmentPlan:
         for position, op in enumerate(self.graph.ops):
             live = sum(self.nbytes(n) for n, end in ends.items() if self._position[n] < position <= end)
             copied = sum(self.nbytes(v) for n in op.inputs if n in self.graph.concatenations for v in self.members(n))
-            largest = max(largest, live + copied + self.nbytes(op.name))
+            value = self.graph.values[op.name]
+            pixels = self.nbytes(op.name) // (value.channels * value.dtype.itemsize)
+            largest = max(largest, live + copied + self.nbytes(op.name) + pixels * op.rule.workspace)
         return largest
 
 
@@ -200,7 +202,7 @@ class _Segment:
         for buffer in self._ends.get(position, ()):
             if buffer.plan.meets(rows):
                 buffer.finish()
-        for name in self._graph.ops[position].inputs:
+        for name in dict.fromkeys(self._graph.ops[position].inputs):
             if self._handed.get(name) == position:
                 del self._handing[name]
 
@@ -259,6 +261,8 @@ class StreamPlan:
     """
 
     def __init__(self, graph: RowGraph, band: int, width: int, tail_band: int | None = None) -> None:
+        if tail_band and band % tail_band:
+            raise ValueError(f"bands of {band} rows cannot be cut into tail bands of {tail_band}")
         self.band, self.width, self.scale = band, width, int(graph.scale)
         self.segments: list[SegmentPlan] = []
         for part in split(graph):
@@ -279,7 +283,9 @@ class StreamPlan:
     def nbytes(self) -> int:
         """What streaming takes above the weights: rows kept, rows at work, and what operations make on the way."""
         states = sum(s.state_bytes for s in self.segments)
-        return states + max(s.arena_bytes for s in self.segments) + max(s.temporary_bytes for s in self.segments)
+        passing = sum(s.nbytes(s.graph.output) for s in self.segments[:-1])
+        largest = max(s.arena_bytes for s in self.segments) + max(s.temporary_bytes for s in self.segments)
+        return states + passing + largest
 
     def macs(self, rows: int) -> int:
         """Multiply-adds of ``rows`` input rows, each computed once."""

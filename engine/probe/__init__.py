@@ -22,11 +22,10 @@ from engine.probe.erf import effective_radius
 from engine.probe.seam import seam_curve
 from engine.profile import Footprint, PrecisionError, StageProfile
 from engine.sources import PictureSource
-from engine.stages import PRECISIONS, Stage
+from engine.stages import Stage
 
 _SEED = 0
 _MIDDLE = 512
-_FASTER = 1.2
 
 
 def probe(
@@ -152,14 +151,6 @@ def precision_errors(
     )  # fmt: skip
     footprint.store_json(path, [asdict(e) for e in errors])
     return errors
-
-
-def is_faster(half: str, device: torch.device) -> bool:
-    """Whether a half precision is the faster one on this machine (cached, so that the answer stays the same)."""
-    ratio = footprint.cached_number(
-        ("speed-up", half, str(device)), lambda: precision.speed_up(PRECISIONS[half], device)
-    )
-    return ratio > _FASTER
 
 
 def _first_content(model: Model, image: Path | None) -> Tensor:

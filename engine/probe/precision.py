@@ -1,4 +1,4 @@
-"""Half precision: how far its picture is from float32's, through the whole chain of stages, and whether it is faster here.
+"""Half precision: how far its picture is from float32's, through the whole chain of stages.
 
 An error of an early stage is enlarged and amplified by the later ones, while nearly all of the work is the last stage's:
 so the question is from which stage on half precision may begin.
@@ -6,9 +6,7 @@ so the question is from which stage on half precision may begin.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from engine.profile import PrecisionError
 CROP = 64
 """Side of a crop in LR pixels: 196,608 values of output."""
 
-_PAIRS = 9
 _SEED = 0
 
 
@@ -70,24 +67,3 @@ def _error(levels: Tensor) -> PrecisionError:
     rank = max(1, round(0.999 * levels.numel()))
     numbers = (levels.mean(), levels.kthvalue(rank).values, levels.max())
     return PrecisionError(*(round(float(n), 3) for n in numbers))
-
-
-def speed_up(dtype: torch.dtype, device: torch.device) -> float:
-    """How many times as fast as in float32 a convolution runs in ``dtype`` on this device: the median of pairs, since the
-    machine may be busy with something else.
-    """
-    return median(_seconds(torch.float32, device) / _seconds(dtype, device) for _ in range(_PAIRS))
-
-
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """Of a convolution of 64 channels, the better of two."""
-    x = torch.zeros(1, 64, 128, 128, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
-    weight = torch.zeros(64, 64, 3, 3, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(2):
-        start = time.perf_counter()
-        F.conv2d(x, weight, padding=1)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best

@@ -1,0 +1,295 @@
+"""What is read of a network: its rates, its delays, where it is cut, and what is refused by name."""
+
+import re
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.archs.esrgan import RRDBNet
+from engine.archs.layers import conv3
+from engine.archs.swinir import SwinIR, WindowAttention
+from engine.bands.graph import PLANES, TOKENS, Rows, read_graph, schedule, split
+from engine.errors import UsageError
+
+
+class Network(nn.Module):
+    """A network in a line: its forward pass as a function of itself and x, its layers by name."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self._forward = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def chain(**layers):
+    def forward(net, x):
+        for name in layers:
+            x = getattr(net, name)(x)
+        return x
+
+    return Network(forward, **layers).eval()
+
+
+def read(network, align=1):
+    return read_graph(network.requires_grad_(False), align)
+
+
+def on_tokens(layer):
+    return Network(lambda net, x: net.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), layer=layer)
+
+
+def windows(shift):
+    return on_tokens(WindowAttention(4, 2, 4, shift))
+
+
+def delays(network, align=1):
+    """Of every operation in order: (the delay at which it reads, the delay of what it yields)."""
+    graph = read(network, align)
+    times = schedule(graph)
+    return [(times.read[op.name], times.delay[op.name]) for op in graph.ops]
+
+
+def test_rows_that_hang_over_a_border_are_neither_inside_nor_outside():
+    def where(top):
+        rows = Rows(top, 4, 10, 20)
+        return "outside" if rows.outside else "inside" if rows.inside else "border"
+
+    tops = [(t, where(t)) for t in (6, 7, 9, 10, 16, 17, 19, 20)]
+    assert [t for t, w in tops if w == "outside"] == [6, 20]
+    assert [t for t, w in tops if w == "inside"] == [10, 16]
+    assert Rows(8, 4, 0, 20).grow(3) == Rows(5, 10, 0, 20)
+    assert Rows(-8, 4, 0, 20).scale(Fraction(1, 2)) == Rows(-4, 2, 0, 10)
+
+
+def test_every_convolution_waits_for_the_row_below():
+    assert delays(chain(a=conv3(3, 4), b=conv3(4, 3))) == [(1, 1), (2, 2)]
+    assert delays(chain(a=nn.Conv2d(3, 4, 5, padding=2), b=nn.ReLU(), c=nn.Conv2d(4, 3, 1))) == [(2, 2)] * 3
+    assert delays(chain(a=nn.Conv2d(3, 3, 5, padding=(6, 2), dilation=(3, 1)))) == [(6, 6)]
+
+
+def test_delays_are_in_a_values_own_rows():
+    enlarged = chain(a=conv3(3, 4), up=nn.Upsample(scale_factor=2), b=conv3(4, 12), shuffle=nn.PixelShuffle(2))
+    assert delays(enlarged) == [(1, 1), (1, 2), (3, 3), (3, 6)]
+
+
+def test_bilinear_enlargement_reads_a_row_on_either_side():
+    assert delays(chain(up=nn.Upsample(scale_factor=3, mode="bilinear"), a=conv3(3, 3))) == [(1, 3), (4, 4)]
+
+
+def test_folding_waits_for_whole_groups_of_rows():
+    folded = chain(a=conv3(3, 3), fold=nn.PixelUnshuffle(4), b=conv3(48, 48), up=nn.PixelShuffle(4))
+    assert delays(folded, align=4) == [(1, 1), (4, 1), (2, 2), (2, 8)]
+
+
+def test_attention_waits_for_the_next_row_of_its_own_grid():
+    """Windows of 4: first at 0, 4, 8, then at 2, 6, 10."""
+    network = chain(
+        a=conv3(3, 4), plain=windows(0), shifted=windows(2), again=windows(2), flat=windows(0), b=conv3(4, 3)
+    )
+    assert delays(network, align=4) == [(1, 1), (4, 4), (6, 6), (6, 6), (8, 8), (9, 9)]
+
+
+def test_a_sum_waits_for_its_later_part():
+    network = Network(lambda net, x: net.c(torch.cat([net.a(x), net.b(net.b(x))], 1)) + x)
+    network.a, network.b, network.c = conv3(3, 3), conv3(3, 3), nn.Conv2d(6, 3, 1)
+    assert delays(network) == [(1, 1), (1, 1), (2, 2), (2, 2), (2, 2)]
+
+
+def test_dense_blocks_wait_a_row_for_each_of_their_convolutions():
+    graph = read(RRDBNet(channels=8, blocks=2, growth=4))
+    times = schedule(graph)
+    # Two groups of three blocks of five, and the first and the last convolution of the trunk; then two enlargements.
+    trunk = 2 * 15 + 2
+    assert times.delay[graph.output] == 4 * trunk + 2 + 1 + 2
+
+
+@pytest.mark.parametrize(("scale", "rate"), [(4, 1), (2, Fraction(1, 2)), (1, Fraction(1, 4))])
+def test_rates_of_an_rrdb_network(scale, rate):
+    network = RRDBNet(channels=8, blocks=1, growth=4, scale=scale)
+    graph = read(network, network.align)
+    assert graph.scale == scale
+    assert {float(v.rate) for v in graph.values.values()} == {1.0, *(float(rate * f) for f in (1, 2, 4))}
+    assert graph.values["conv_body"].rate == rate
+    assert graph.values["conv_hr"].rate == 4 * rate
+    assert graph.values["conv_last"].channels == 3
+
+
+def test_values_know_their_dtype_and_their_axis():
+    network = SwinIR(dim=8, depths=(1,), heads=(2,), window=4, hidden=12, features=6).to_mixed(torch.bfloat16)
+    values = read(network.eval(), 4).values
+    first, qkv_input = values["conv_first"], values["to"]
+    assert (first.channels, first.dtype, first.axis) == (8, torch.float32, PLANES)
+    assert (qkv_input.channels, qkv_input.dtype, qkv_input.axis) == (8, torch.bfloat16, TOKENS)
+    assert values["layers_0_residual_group_blocks_0_mlp_fc1"].channels == 12
+
+
+def test_a_cast_to_the_same_dtype_and_a_permutation_are_no_operations():
+    network = Network(lambda net, x: net.a(x.to(torch.float32)).permute(0, 2, 3, 1).permute(0, 3, 1, 2), a=conv3(3, 3))
+    graph = read(network)
+    assert [op.name for op in graph.ops] == [graph.output] == ["a"]
+
+
+def test_concatenations_are_places_and_no_operations():
+    network = Network(
+        lambda net, x: net.b(torch.cat([torch.cat([x, net.a(x)], 1), x], 1)), a=conv3(3, 2), b=conv3(8, 3)
+    )
+    graph = read(network)
+    assert [op.name for op in graph.ops] == ["a", "b"]
+    assert graph.concatenations == {"cat": ("x", "a"), "cat_1": ("cat", "x")}
+
+
+@pytest.mark.parametrize("scale", [4, 2, 1])
+def test_an_rrdb_network_is_cut_before_its_first_enlargement(scale):
+    network = RRDBNet(channels=8, blocks=1, growth=4, scale=scale)
+    graph = read(network, network.align)
+    trunk, tail = split(graph)
+    assert (*trunk.ops, *tail.ops) == graph.ops
+    assert [op.name for op in tail.ops if op.rule.factor > 1] == ["interpolate", "interpolate_1"]
+    assert tail.ops[0].name == "interpolate"
+    assert (trunk.input, trunk.output, tail.output) == (graph.input, tail.input, graph.output)
+    assert (trunk.scale, tail.scale) == (Fraction(scale, 4), 4)
+    assert set(trunk.concatenations) == set(graph.concatenations)
+
+
+def test_swinir_is_cut_after_its_last_window():
+    trunk, tail = split(read(SwinIR(dim=8, depths=(2,), heads=(2,), window=4, hidden=12, features=6).eval(), 4))
+    assert any(op.rule.grid != (1, 0) for op in trunk.ops)
+    assert {op.rule.grid for op in tail.ops} == {(1, 0)}
+    assert tail.scale == 4
+
+
+def test_an_enlarged_skip_around_the_trunk_is_no_place_to_cut():
+    def skip(net, x):
+        return F.pixel_shuffle(net.a(x), 2) + F.interpolate(x, scale_factor=2)
+
+    graph = read(Network(skip, a=conv3(3, 12)))
+    assert split(graph) == (graph,)
+
+
+def test_nothing_to_enlarge_is_nothing_to_cut():
+    for network in (chain(a=conv3(3, 4), b=conv3(4, 3)), chain(up=nn.Upsample(scale_factor=2), a=conv3(3, 3))):
+        graph = read(network)
+        assert split(graph) == (graph,)
+
+
+def test_windows_after_the_enlargement_are_no_place_to_cut():
+    graph = read(chain(a=conv3(3, 4), up=nn.Upsample(scale_factor=2), late=windows(2), b=conv3(4, 3)), 4)
+    assert split(graph) == (graph,)
+
+
+def test_a_concatenation_is_no_place_to_cut():
+    network = Network(lambda net, x: net.b(F.interpolate(torch.cat([x, net.a(x)], 1), scale_factor=2)))
+    network.a, network.b = conv3(3, 2), conv3(5, 3)
+    graph = read(network)
+    assert split(graph) == (graph,)
+
+
+def over_rows(net, x):
+    y = net.a(x).permute(0, 2, 3, 1)
+    return net.b(y.softmax(1).permute(0, 3, 1, 2))
+
+
+def over_all(net, x):
+    tokens = net.a(x).flatten(2)
+    weights = (tokens.transpose(1, 2) @ tokens).softmax(-1)
+    return net.b((tokens @ weights).unflatten(2, x.shape[2:]))
+
+
+def shared_in_place(net, x):
+    y = net.a(x)
+    return net.act(y) + y
+
+
+BOUNDED = "it looks at more than a bounded number of rows"
+CONVOLUTION = "only stride 1, odd kernels and zero padding to the same size can"
+FACTOR = "only whole factors, the same for rows and columns, can"
+LAYERS = [
+    ("AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d(8), BOUNDED),
+    ("AvgPool2d", nn.AvgPool2d(3, 1, 1), BOUNDED),
+    ("MaxPool2d", nn.MaxPool2d(2), BOUNDED),
+    ("GroupNorm", nn.GroupNorm(2, 4), BOUNDED),
+    ("InstanceNorm2d", nn.InstanceNorm2d(4), BOUNDED),
+    ("LayerNorm", nn.LayerNorm((4, 8, 8)), BOUNDED),
+    ("LayerNorm", on_tokens(nn.LayerNorm((8, 4))), BOUNDED),
+    ("LayerNorm", on_tokens(nn.LayerNorm((8, 8, 4))), BOUNDED),
+    ("Softmax", nn.Softmax(2), BOUNDED),
+    ("BatchNorm2d", nn.BatchNorm2d(4).train(), BOUNDED),
+    ("BatchNorm2d", nn.BatchNorm2d(4, track_running_stats=False).eval(), BOUNDED),
+    ("ReflectionPad2d", nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), BOUNDED),
+    ("ConvTranspose2d", nn.ConvTranspose2d(4, 4, 2, 2), BOUNDED),
+    ("Conv2d", nn.Conv2d(4, 4, 3, stride=2, padding=1), CONVOLUTION),
+    ("Conv2d", nn.Conv2d(4, 4, 2, padding=1), CONVOLUTION),
+    ("Conv2d", nn.Conv2d(4, 4, (3, 4), padding=(1, 2)), CONVOLUTION),
+    ("Conv2d", nn.Conv2d(4, 4, 3), CONVOLUTION),
+    ("Conv2d", nn.Conv2d(4, 4, 3, padding=2), CONVOLUTION),
+    ("Conv2d", nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), CONVOLUTION),
+    ("Upsample", nn.Upsample(scale_factor=2, mode="bicubic"), "mode bicubic"),
+    ("Upsample", nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "mode bilinear with these corners"),
+    ("Upsample", nn.Upsample(size=(16, 16)), FACTOR),
+    ("Upsample", nn.Upsample(scale_factor=1.5), FACTOR),
+    ("Upsample", nn.Upsample(scale_factor=(1.0, 2.0)), FACTOR),
+]
+FORWARDS = [
+    ("softmax", over_rows, BOUNDED),
+    ("flatten", over_all, BOUNDED),
+    ("matmul", lambda net, x: net.b(net.a(x) @ net.a(x)), BOUNDED),
+    ("mean", lambda net, x: net.b(net.a(x) * net.a(x).mean((2, 3), keepdim=True)), BOUNDED),
+    ("flip", lambda net, x: net.b(net.a(x).flip(2)), BOUNDED),
+    ("roll", lambda net, x: net.b(torch.roll(net.a(x), 1, 2)), BOUNDED),
+    ("pad", lambda net, x: net.b(F.pad(net.a(x), (1, 1, 1, 1), "reflect")), BOUNDED),
+    ("permute", lambda net, x: net.b(net.a(x).permute(0, 1, 3, 2)), "it moves other axes"),
+    ("cat", lambda net, x: net.b(torch.cat([net.a(x), net.a(x)], 2)), "it does not concatenate channels"),
+    ("interpolate", lambda net, x: net.b(F.interpolate(net.a(x), scale_factor=0.5)), FACTOR),
+]
+
+
+def refusal_of(network):
+    with pytest.raises(UsageError) as refused:
+        read(network)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "layer", "reason"), LAYERS, ids=[name for name, *_ in LAYERS])
+def test_layers_that_look_further_are_refused_by_name(name, layer, reason):
+    network = Network(lambda net, x: net.b(net.odd_one(net.a(x))), a=conv3(3, 4), odd_one=layer, b=conv3(4, 3))
+    message = refusal_of(network)
+    assert re.match(rf"{name} \(odd_one(_0|_layer)?\) cannot be streamed in bands: {reason}", message)
+    assert message.endswith("; use --executor tiles")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "forward", "reason"), FORWARDS, ids=[name for name, *_ in FORWARDS])
+def test_functions_that_look_further_are_refused_by_name(name, forward, reason):
+    message = refusal_of(Network(forward, a=conv3(3, 4), b=conv3(4, 3)))
+    assert re.match(rf"{name} \({name}\) cannot be streamed in bands: {reason}", message)
+    assert message.endswith("; use --executor tiles")
+
+
+def test_layers_of_tokens_are_refused_on_planes():
+    """There they mix columns, which a stream could do, but normalise or map another axis than planned."""
+    for name, layer in [("LayerNorm", nn.LayerNorm(8)), ("Linear", nn.Linear(8, 8))]:
+        assert refusal_of(chain(odd_one=layer, a=conv3(3, 3))).startswith(f"{name} (odd_one)")
+
+
+def test_writing_in_place_on_what_others_read_is_refused():
+    network = Network(shared_in_place, a=conv3(3, 3), act=nn.ReLU(inplace=True))
+    assert refusal_of(network).startswith("ReLU (act)")
+
+
+def test_the_same_layers_are_taken_where_they_look_no_further():
+    """What is refused above differs from these in the one thing that its reason names."""
+    taken = [
+        nn.BatchNorm2d(4).eval(), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding="same"), nn.Identity(),
+        nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=(2.0, 2.0)), nn.ReLU(inplace=True),
+        on_tokens(nn.LayerNorm(4)), on_tokens(nn.Linear(4, 4)),
+    ]  # fmt: skip
+    for layer in taken:
+        graph = read(Network(lambda net, x: net.b(net.c(net.a(x))), a=conv3(3, 4), c=layer, b=conv3(4, 3)))
+        assert [op.name.removesuffix("_layer") for op in graph.ops] == ["a", "c", "b"]
