@@ -252,7 +252,8 @@ def test_time_is_pixels_times_seconds(tiled):
     counts = plan.tiles_to_run(list(plan.writes()))
     pixels = [math.prod(s.tile_shape) for s in plan.stages]
     expected = sum(k * n * t for k, n, t in zip(counts, pixels, (1e-6, 2e-6, 4e-6), strict=True))
-    assert projection.tiles == counts
+    assert projection.pieces == counts
+    assert projection.pixels == tuple(k * n for k, n in zip(counts, pixels, strict=True))
     assert projection.seconds == pytest.approx(expected)
     with_structure = projected(tiled, costs)[1]
     assert with_structure.seconds == pytest.approx(expected + 135 * 256 * 1e-6)

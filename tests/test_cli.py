@@ -19,6 +19,7 @@ from engine.render import Job
 from engine.request import Request
 
 MODEL = "model.safetensors"
+both = pytest.mark.parametrize("executor", ["tiles", "bands"])
 USUAL = {"--out": "out.zarr", "--size": "256x192", "--stages": "2", "--tile": "16", "--overlap": "4"}
 
 
@@ -31,7 +32,7 @@ def render(changes="", command="render"):
 @pytest.fixture(scope="module")
 def measured(model_file):
     """Memory and speed of the model on this machine are measured once and then remembered: a line on stderr less."""
-    Job(load(model_file), Request(size=(192, 256), overlap="4", stages=2, tile=16), Path("out.zarr"))
+    Job(load(model_file), Request(size=(192, 256), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
     return model_file
 
 
@@ -98,13 +99,14 @@ REFUSALS = [
     (render("--tile 0"), 2, "--tile 0: needs at least 1"),
     (render("--tile -16"), 2, "--tile -16: needs at least 1"),
     (render("--tile many"), 2, "--tile"),
+    (render("--executor rows"), 2, "--executor rows: use one of auto, tiles, bands"),
     (render("--stages 9"), 2, "--stages 9: the model has 2"),
     (render("--stages 0"), 2, "--stages 0"),
     (render("--overlap foo"), 2, "overlap 'foo': use auto, exact"),
     (render("--overlap erf:2"), 2, "overlap 'erf:2'"),
     (render("--overlap -4"), 2, "overlap '-4'"),
     (render("--overlap auto --seam-tolerance 0"), 2, "seam tolerance 0.0"),
-    (render("--precision x"), 2, "--precision x: use one of fp32, bf16, fp16"),
+    (render("--precision x"), 2, "use auto, one of fp32, bf16, fp16"),
     (render("--device abacus"), 2, "--device abacus: not usable here"),
     (render("--device meta"), 2, "--device meta: not usable here"),
     (render("--seed -1"), 2, "--seed -1: must be from 0"),
@@ -117,6 +119,9 @@ REFUSALS = [
     (render("--memory lots"), 2, "memory 'lots'"),
     (render("--memory 0"), 2, "memory '0'"),
     (render("--memory 100MB"), 3, "GiB of memory"),
+    (render("--memory 100MB --executor bands"), 3, "GiB of memory"),
+    (f"render {MODEL} --out out.zarr --overlap 4 --memory 100MB --executor bands", 3, "bands: the narrowest strip"),
+    (f"plan {MODEL} --overlap 4 --memory 100MB --executor bands", 3, "--executor tiles"),
     (f"render {MODEL} --out out.zarr --overlap 4 --memory 100MB", 3, "--memory allows 95.4 MiB"),
     (f"plan {MODEL} --overlap 4 --memory 100MB", 3, "--memory allows 95.4 MiB"),
     (render("--init absent.png"), 4, "absent.png: no such picture"),
@@ -170,12 +175,13 @@ def test_cuda_without_cuda(engine):
     assert "--device cuda: not usable here" in said
 
 
-def test_an_error_of_the_system_is_one_line_too(engine, monkeypatch):
+@both
+def test_an_error_of_the_system_is_one_line_too(engine, monkeypatch, executor):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "out.zarr/0/c/0/0/0")
 
     monkeypatch.setattr("engine.sinks.ZarrSink.write", full)
-    code, _, err = engine(render())
+    code, _, err = engine(render(f"--executor {executor}"))
     assert code == 1
     assert err.splitlines()[-1].startswith("engine: out.zarr/0/c/0/0/0: No space left on device; ")
     assert "--resume" in err.splitlines()[-1]
@@ -191,13 +197,15 @@ OUT_OF_MEMORY = [
 ]
 
 
+@both
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_is_one_line_too(engine, monkeypatch, error):
+def test_out_of_memory_is_one_line_too(engine, monkeypatch, error, executor):
     def greedy(*_, **__):
         raise error
 
-    monkeypatch.setattr("engine.archs.esrgan.RRDBNet.forward", greedy)
-    code, _, err = engine(render())
+    runs = {"tiles": "engine.archs.esrgan.RRDBNet.forward", "bands": "engine.bands.stream.RowStream.push"}
+    monkeypatch.setattr(runs[executor], greedy)
+    code, _, err = engine(render(f"--executor {executor}"))
     assert code == 1
     (said,) = [line for line in err.splitlines() if not line.startswith("rendering")]
     assert said == "engine: out of memory; use a smaller --memory or --tile"
@@ -220,17 +228,22 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(folder):
 # Results
 
 
-def test_a_render_says_what_it_did_and_reports_it(engine, folder):
-    code, out, err = engine(render("--report r.json"))
+@both
+def test_a_render_says_what_it_did_and_reports_it(engine, folder, executor):
+    code, out, err = engine(render(f"--report r.json --executor {executor}"))
     assert code == 0
+    assert f"in 2 stages by {executor}, " in out
     assert "out.zarr: 256x192, complete" in out
     assert "engine:" not in err
     report = json.loads((folder / "r.json").read_text())
     assert report["plan"]["canvas"] == [192, 256]
     assert report["plan"]["seed"] == 0
+    assert report["plan"]["executor"] == executor
     measured = report["measured"]
     assert measured["writes"] == 12
-    assert 0 < measured["compute_seconds"] + measured["write_seconds"] <= measured["seconds"]
+    parts = measured["compute_seconds"], measured["write_seconds"]
+    assert min(parts) > 0
+    assert (sum(parts) if executor == "tiles" else max(parts)) <= measured["seconds"]  # bands are written meanwhile
     assert measured["host_peak"] > 0
     assert report["projection"]["host"] > 0
     assert set(report["machine"]) == {"python", "platform", "cpu_count", "memory"}
@@ -259,7 +272,11 @@ def test_info_as_json_is_the_manifest(engine, folder):
     assert shown["structure"]["parameters"] > 0
 
 
-@pytest.mark.parametrize("line", [render("--dry-run"), render(command="plan")], ids=["dry-run", "plan"])
+@pytest.mark.parametrize(
+    "line",
+    [render("--dry-run"), render(command="plan"), render("--executor bands", command="plan")],
+    ids=["dry-run", "plan", "plan of bands"],
+)
 def test_a_plan_writes_nothing(engine, folder, line):
     before = everything(folder)
     code, out, _ = engine(line)
@@ -271,15 +288,19 @@ def test_a_plan_writes_nothing(engine, folder, line):
     assert everything(folder) == before
 
 
-def test_plan_says_what_a_dry_run_says(engine):
-    dry, plan = (json.loads(engine(f"{line} --json")[1]) for line in (render("--dry-run"), render(command="plan")))
+@both
+def test_plan_says_what_a_dry_run_says(engine, executor):
+    option = f"--executor {executor}"
+    lines = (render(f"--dry-run {option}"), render(option, command="plan"))
+    dry, plan = (json.loads(engine(f"{line} --json")[1]) for line in lines)
     for key in ("plan", "digest", "seam_error_levels"):
         assert dry[key] == plan[key]
     # The idle process and the free disk are measured anew.
     assert dry["projection"]["host_parts"] == plan["projection"]["host_parts"]
-    assert dry["projection"]["tiles"] == plan["projection"]["tiles"]
+    assert dry["projection"]["pieces"] == plan["projection"]["pieces"]
+    assert dry["projection"]["pixels"] == plan["projection"]["pixels"]
     # And the render does what the plan said.
-    assert json.loads(engine(render("--json"))[1])["digest"] == plan["digest"]
+    assert json.loads(engine(render(f"--json {option}"))[1])["digest"] == plan["digest"]
 
 
 def test_a_dry_run_leaves_a_store_alone(engine, folder):

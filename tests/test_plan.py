@@ -96,7 +96,7 @@ def test_inner_sides_have_the_whole_halo(stage):
 def test_needs_is_inside_the_image_and_holds_all_that_is_reflected(stage):
     """The frame's reflected rows come from pixels that the tile asks of the level below, too."""
     for tile in tiles_of(stage):
-        needs = stage.needs(tile)
+        needs = stage.needs(tile.read)
         assert Box(0, 0, stage.height, stage.width).contains(needs)
         assert needs.contains(tile.read.clip(Box(0, 0, stage.height, stage.width)))
         rows = np.pad(np.arange(stage.height), (0, stage.padded[0] - stage.height), mode="reflect")
@@ -124,6 +124,15 @@ def test_misaligned_tiles_are_refused_with_the_way_out(core, halo, message):
 
 def test_aligned_tiles_pass_the_check(stage):
     stage.check()
+
+
+def test_strips_may_be_of_any_width_but_bands_and_halos_are_whole_windows():
+    strips = dataclasses.replace(stage_of(100, 100, 20, 8, align=8), band=16)
+    strips.check()
+    with pytest.raises(AlignmentError, match="stage 1: band 12 is not a multiple of the window 8; use 16"):
+        dataclasses.replace(strips, band=12).check()
+    with pytest.raises(AlignmentError, match="stage 1: halo 9 .* use 16"):
+        dataclasses.replace(strips, halo=9).check()
 
 
 # Canvases
@@ -227,7 +236,7 @@ def test_tiles_to_run_counts_what_is_pulled(roi, halos):
     for box in plan.writes():
         for upper in plan.stages[1].tiles(box.shift(plan.roi.y0, plan.roi.x0)):
             wanted[1].add((upper.row, upper.column))
-            wanted[0] |= {(t.row, t.column) for t in plan.stages[0].tiles(plan.stages[1].needs(upper))}
+            wanted[0] |= {(t.row, t.column) for t in plan.stages[0].tiles(plan.stages[1].needs(upper.read))}
     assert plan.tiles_to_run(list(plan.writes())) == tuple(len(w) for w in wanted)
 
 
@@ -266,6 +275,7 @@ OTHER_VALUES = {
     "precision": "bf16",
     "overlap": "exact",
     "backend": "cuda",
+    "executor": "bands",
     "init_digest": "ab",
 }
 OTHER_STAGE_VALUES = {
@@ -278,6 +288,7 @@ OTHER_STAGE_VALUES = {
     "core": 17,
     "sigma": 0.1,
     "seam_error": 0.5,
+    "band": 16,
 }
 
 
@@ -313,7 +324,7 @@ def test_plans_made_alike_are_equal_and_survive_json():
 
 def test_the_digest_is_the_same_in_every_process_and_version():
     """A stored plan names its scratch folder by this: a change here must be a decision."""
-    assert plan_of().digest[:16] == "dc0d8b01c2cb037f"
+    assert plan_of().digest[:16] == "c14692c655abc9e3"
 
 
 def test_differences_name_both_values():

@@ -490,7 +490,7 @@ def peak_of(network, height, width, tail_band=None):
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
 def test_memory_is_what_the_plan_says(make):
     planned, measured = peak_of(lively(make()), 48, 24)
-    assert 0.6 * planned < measured <= planned
+    assert 0.5 * planned < measured <= planned
 
 
 def test_tail_bands_divide_the_band():

@@ -1,9 +1,10 @@
 """Small plans by hand, without a model."""
 
 import math
+from dataclasses import replace
 
 from engine.geometry import Box
-from engine.plan import Plan, StagePlan, shard_of
+from engine.plan import BANDS, Plan, StagePlan, shard_of
 
 
 def stage_of(height, width, core, halo, align=1, scale=4, name="stage 1", sigma=0.0):
@@ -32,3 +33,9 @@ def plan_of(size=(700, 1000), base=None, cores=(16, 32), halos=(8, 4), roi=None,
         "backend": "cpu",
     }
     return Plan(**(fields | changes))
+
+
+def bands_of(size=(700, 1000), band=16, **changes):
+    """The same with strips, ``cores`` LR columns wide, in bands."""
+    plan = plan_of(size, **changes)
+    return replace(plan, executor=BANDS, stages=tuple(replace(s, band=band) for s in plan.stages))

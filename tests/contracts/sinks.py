@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from contracts.plans import plan_of
+from contracts.plans import bands_of, plan_of
 from engine.errors import EngineError
 from engine.geometry import Box
 
@@ -13,6 +13,10 @@ PLANS = {
     "one shard": plan_of((50, 60), cores=(8, 16), halos=(0, 0)),
     "odd sizes": plan_of((257, 129), cores=(8, 16), halos=(0, 0), shard=32, chunk=32),
     "a region": plan_of((300, 420), cores=(8, 16), halos=(0, 0), roi=Box(33, 70, 200, 251)),
+    "strips of one shard": bands_of((150, 230), cores=(8, 16), halos=(0, 0)),
+    "strips of two shards": bands_of((257, 300), cores=(8, 32), halos=(0, 0), shard=64, chunk=32),
+    "one strip that ends within a shard": bands_of((200, 150), cores=(16, 64), halos=(0, 0), shard=64, chunk=32),
+    "a region in strips": bands_of((300, 420), cores=(8, 16), halos=(0, 0), roi=Box(33, 70, 200, 251)),
     "a row of pixels": plan_of((1, 700), cores=(8, 16), halos=(0, 0)),
 }
 
