@@ -134,11 +134,14 @@ class Model:
 
         A stage casts and moves its module in place, so each precision and each device has a module of its own.
         """
-        prefix = self.stages[index].weights
-        key = (prefix, precision, device)
+        key = (self.stages[index].weights, precision, device)
         if key not in self._networks:
-            self._networks[key] = archs.build(self._states[prefix], str(self.path))
+            self._networks[key] = self.new_network(index)
         return self._networks[key]
+
+    def new_network(self, index: int) -> Upscaler:
+        """The same, but nobody else's: it is gone when the caller is done with it."""
+        return archs.build(self._states[self.stages[index].weights], str(self.path))
 
     def parameters(self, prefix: str) -> int:
         return sum(t.numel() for t in self._states[prefix].values())

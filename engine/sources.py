@@ -66,6 +66,10 @@ class PictureSource:
         with path.open("rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
 
+    def resampled(self, size: tuple[int, int]) -> PictureSource:
+        """The same picture at another size, (height, width)."""
+        return PictureSource(self._path, size)
+
     @staticmethod
     def _open(path: Path) -> Any:  # noqa: ANN401
         import pyvips

@@ -41,7 +41,7 @@ def interruptible():
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """``--precision auto`` means float32 in tests, whatever the machine is good at; tests of the choice say otherwise."""
-    monkeypatch.setattr("engine.render.fast_half", lambda device: None)
+    monkeypatch.setattr("engine.planner.fast_half", lambda device: None)
 
 
 @pytest.fixture(autouse=True)

@@ -43,9 +43,9 @@ def render(
         return
     sink = job.open_sink(resume, overwrite)
     if not as_json:
-        report.print_plan(job.plan, job.projection, job.budget)
+        report.print_plan(job.plan, job.projection, job.budget, job.precision_error)
     measured = _run(job, sink)
-    result = report.run_report(job.plan, job.projection, job.budget, measured)
+    result = report.run_report(job.plan, job.projection, job.budget, job.precision_error, measured)
     if report_path is not None:
         report_path.write_text(json.dumps(result, indent=2) + "\n")
     if as_json:
@@ -56,9 +56,9 @@ def render(
 
 def _show_plan(job: Job, as_json: bool) -> None:
     if as_json:
-        report.print_json(report.plan_json(job.plan, job.projection, job.budget))
+        report.print_json(report.plan_json(job.plan, job.projection, job.budget, job.precision_error))
     else:
-        report.print_plan(job.plan, job.projection, job.budget)
+        report.print_plan(job.plan, job.projection, job.budget, job.precision_error)
 
 
 def _run(job: Job, sink: ZarrSink) -> dict[str, Any]:
@@ -107,6 +107,8 @@ def _show_result(job: Job, measured: dict[str, Any]) -> None:
     seam = job.plan.seam_error
     error = "exact" if seam == 0 else "not measured" if seam is None else f"at most {seam:.2f} levels where measured"
     report.line(f"{job.out}: {width}x{height}, complete, {clock(measured['seconds'])}, seam error {error}")
+    if job.precision_error is not None:
+        report.line(f"precision {job.plan.precision}: {report.precision_text(job.precision_error)}")
     report.line(
         f"peak memory {readable(measured['host_peak'])} measured, {readable(job.projection.host)} projected, "
         f"{readable(job.budget.host)} allowed"

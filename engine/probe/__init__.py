@@ -143,14 +143,22 @@ def precision_errors(
         return [PrecisionError(**e) for e in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError):
         tell(f"measuring the error of {half} (once)")
-    full = [Stage(model.network(i, "fp32", place), device, "fp32") for i in range(stages)]
-    fast = [Stage(model.network(i, half, place), device, half) for i in range(stages)]
+    full, fast = (_chain(model, stages, name, device) for name in ("fp32", half))
     errors = precision.chain_errors(
         [s.network for s in full], [s.network for s in fast], [s.sigma for s in model.stages[:stages]],
         content.to(device), max(s.align for s in full),
     )  # fmt: skip
     footprint.store_json(path, [asdict(e) for e in errors])
     return errors
+
+
+def _chain(model: Model, stages: int, precision: str, device: torch.device) -> list[Stage]:
+    """The stages with networks of their own, one for all that share their weights."""
+    made: dict[str, Stage] = {}
+    for index, described in enumerate(model.stages[:stages]):
+        if described.weights not in made:
+            made[described.weights] = Stage(model.new_network(index), device, precision)
+    return [made[described.weights] for described in model.stages[:stages]]
 
 
 def _first_content(model: Model, image: Path | None) -> Tensor:

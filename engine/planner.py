@@ -1,0 +1,257 @@
+"""From a request to a plan: measures what the choice needs, and chooses precision, executor, tiles or strips.
+
+Nothing is rendered and nothing is written but the user's cache of measurements.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import probe
+from engine.budget import GIB, BandCost, Budget, Projection, StageCost, bands, tiles
+from engine.errors import BudgetError, EngineError, InputError, UsageError
+from engine.geometry import Box
+from engine.memory import free_device, free_host, release, resident
+from engine.model import Model
+from engine.plan import BANDS, TILES, Canvas, Plan, StagePlan, resolve_canvas, shard_of
+from engine.profile import PrecisionError, StageProfile
+from engine.request import AUTO, Request
+from engine.sources import PictureSource
+from engine.stages import Stage, check_precisions, choose_device, fast_half
+
+_CLEARLY = 1.25
+"""Bands leave nothing to a tolerance: tiles must be this much faster to be chosen."""
+
+
+class Planner:
+    """A request to a model, with everything that is measured to plan it. ``baseline``: resident bytes before the work."""
+
+    def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None]) -> None:
+        self.model = model
+        self.request = request
+        self.device = choose_device(request.device)
+        self.picture = PictureSource(request.init) if request.init is not None else None
+        self._out = out
+        self._tell = tell
+        self.canvas = self._canvas()
+        self.roi = self._roi(Box(0, 0, *self.canvas.size))
+        self.precisions, self.precision_error = self._precision()
+        self.stages = [
+            Stage(model.network(i, precision, str(self.device)), self.device, precision)
+            for i, precision in enumerate(self.precisions)
+        ]
+        self._costs = [self._cost(index, stage) for index, stage in enumerate(self.stages)]
+        self._structure_cost = None if self.picture else StageCost(probe.structure_footprint(model), False)
+        release()
+        self.baseline = resident()
+        self.budget = self._budget()
+
+    def choose(self) -> tuple[Plan, Projection]:
+        """The plan of the executor that was asked for; of both, the one that should be faster within the budget."""
+        options: list[tuple[Plan, Projection]] = []
+        refusal: EngineError | None = None
+        for executor in self._executors:
+            if executor == BANDS and not bands.streamable(self._costs):
+                continue
+            try:
+                plan = self._plan(executor)
+            except BudgetError as error:
+                refusal = error
+            else:
+                options.append((plan, self.project(plan)))
+        if not options:
+            assert refusal is not None
+            raise refusal
+        return min(options, key=lambda option: option[1].seconds * (_CLEARLY if option[0].executor == TILES else 1.0))
+
+    def continued(self, stored: dict[str, Any]) -> Plan | None:
+        """The plan with the cut of a stored one that is to be continued; None when nothing is to be taken from it."""
+        cores, executor = _stored_cut(stored)
+        if self.request.tile is not None or len(cores) != len(self.stages) or executor not in self._executors:
+            return None
+        return self._plan(executor, cores)
+
+    def project(self, plan: Plan, writes: Sequence[Box] | None = None) -> Projection:
+        """Cost of a plan for these writes, or for all."""
+        project = bands.project if plan.executor == BANDS else tiles.project
+        return project(plan, self._costs, self._structure_cost, self.baseline, writes)
+
+    def _precision(self) -> tuple[tuple[str, ...], PrecisionError | None]:
+        """The precision of every stage and the measured error of the chain's end, None where it is float32's own."""
+        count = self.canvas.stages
+        asked = tuple(self.request.precision.split(","))
+        if self.request.precision == AUTO:
+            half = fast_half(self.device)
+            if half is None:
+                return ("fp32",) * count, None
+            errors = self._precision_errors(half)
+            first = next((k for k, error in enumerate(errors) if error.tolerable), count)
+            return ("fp32",) * first + (half,) * (count - first), errors[first] if first < count else None
+        chosen = asked * count if len(asked) == 1 else asked
+        check_precisions(chosen, count)
+        first = next((k for k, name in enumerate(chosen) if name != "fp32"), count)
+        if len(set(chosen[first:])) != 1:
+            return chosen, None  # not a mixture that is measured
+        return chosen, self._precision_errors(chosen[-1])[first]
+
+    def _precision_errors(self, half: str) -> list[PrecisionError]:
+        return probe.precision_errors(self.model, self.canvas.stages, half, self.device, self.request.init, self._tell)
+
+    def _cost(self, index: int, stage: Stage) -> StageCost:
+        asked = (self.model, index, stage, self._tell)
+        return StageCost(probe.stage_footprint(*asked), self.device.type != "cpu", self._band_cost(*asked))
+
+    def _band_cost(self, *asked: Any) -> BandCost | None:  # noqa: ANN401
+        """None when bands are not wanted, or cannot be had and need not."""
+        if self._executors == (TILES,):
+            return None
+        try:
+            return probe.band_cost(*asked)
+        except UsageError:
+            if self.request.executor == BANDS:
+                raise
+            return None
+
+    @property
+    def _executors(self) -> tuple[str, ...]:
+        """What may be chosen from. A tile that is asked for speaks of tiles, unless bands are asked for, too."""
+        if self.request.executor != AUTO:
+            return (self.request.executor,)
+        return (TILES,) if self.request.tile else (BANDS, TILES)
+
+    def _canvas(self) -> Canvas:
+        if self.picture is None and self.model.structure is None:
+            raise UsageError(f"{self.model.path}: no step 1 in this model; give a picture to start from with --init")
+        native = self.picture.size if self.picture else self.model.base_size
+        if self.picture and self.request.size:
+            _check_aspect(self.picture.size, self.request.size)
+        return resolve_canvas(self.request.size, native, [s.scale for s in self.model.stages], self.request.stages)
+
+    def _budget(self) -> Budget:
+        folder = next(p for p in self._out.absolute().parents if p.exists())
+        if not folder.is_dir():
+            raise InputError(f"{self._out}: {folder} is not a folder; choose another --out")
+        return Budget(
+            host=self.request.memory or default_memory(free_host()),
+            device=self.request.vram or free_device(self.device),
+            disk=shutil.disk_usage(folder).free,
+        )
+
+    @cached_property
+    def profiles(self) -> Sequence[StageProfile | None]:
+        """Measured profiles, measuring first where the overlap policy needs them and nobody has."""
+        stored = [s.profile for s in self.model.stages]
+        if not self.request.halo_policy.needs_profile:
+            return stored
+        profiles = probe.profiles_of(self.model, self.device, self._tell)
+        return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
+
+    def _plan(self, executor: str, cores: Sequence[int] = ()) -> Plan:
+        """``cores``: of a stored plan that is to be continued."""
+        profiles = self.profiles[: self.canvas.stages]
+        stages, size = [], self.canvas.base
+        for index, (stage, profile) in enumerate(zip(self.stages, profiles, strict=True)):
+            halo = self.request.halo_policy.choose(profile, stage.radius, stage.align)
+            sigma = self.model.stages[index].sigma
+            stages.append(
+                StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
+            )
+            size = (size[0] * stage.scale, size[1] * stage.scale)
+        cut = self._strips if executor == BANDS else self._tiles
+        planned = cut(tuple(stages), cores)
+        strip = planned[-1].core * planned[-1].scale
+        whole = executor == BANDS and self.roi.width == self.canvas.size[1] <= strip
+        finished = tuple(
+            replace(s, seam_error=0.0 if whole else _seam_error(s, stage.radius, p))
+            for s, stage, p in zip(planned, self.stages, profiles, strict=True)
+        )
+        for stage_plan in finished:
+            stage_plan.check()
+        shard, chunk = shard_of(strip) if executor == TILES else bands.shard_of_strips(strip, self.roi.width)
+        return Plan(
+            canvas=self.canvas.size,
+            roi=self.roi,
+            base=self.canvas.base,
+            stages=finished,
+            shard=shard,
+            chunk=chunk,
+            seed=self.request.seed,
+            model_digest=self.model.digest,
+            precision=self.precisions[0] if len(set(self.precisions)) == 1 else ",".join(self.precisions),
+            overlap=self.request.overlap,
+            backend=f"{self.device.type}, torch {torch.__version__}",
+            executor=executor,
+            init_digest=self.picture.digest if self.picture else None,
+        )
+
+    def _tiles(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+        if cores:
+            return _with_cores(stages, cores)
+        if self.request.tile is None:
+            return tiles.choose_cores(stages, self._costs, self._structure_cost, self.budget, self.baseline)
+        return _with_cores(stages, [_rounded(self.request.tile, s) for s in stages])
+
+    def _strips(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+        core = cores[-1] if cores else self.request.tile
+        if core is None:
+            return bands.choose_strips(
+                stages, self._costs, self._structure_cost, self.budget, self.baseline, self.roi.width
+            )
+        return bands.with_strips(stages, self._costs, core)
+
+    def _roi(self, whole: Box) -> Box:
+        roi = self.request.roi or whole
+        if not roi.area or not whole.contains(roi):
+            raise UsageError(
+                f"--roi {roi.x0},{roi.y0},{roi.width},{roi.height}: not inside the canvas of {whole.width}x{whole.height}"
+            )
+        return roi
+
+
+def default_memory(free: int) -> int:
+    """Half of what is free, rounded down to a power of two GiB, so that plans do not change from day to day."""
+    half = max(1, free // 2 // GIB)
+    return GIB << (half.bit_length() - 1)
+
+
+def _check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    stretch = (size[1] / size[0]) / (picture[1] / picture[0])
+    if not 0.98 <= stretch <= 1.02:
+        height = round(size[1] * picture[0] / picture[1])
+        raise UsageError(
+            f"--size {size[1]}x{size[0]} would stretch the picture of {picture[1]}x{picture[0]} by {abs(stretch - 1):.0%}; "
+            f"use {size[1]}x{height}, or leave --size out"
+        )
+
+
+def _seam_error(stage: StagePlan, radius: int, profile: StageProfile | None) -> float | None:
+    if stage.tile_shape == stage.padded or stage.halo >= radius:
+        return 0.0
+    point = profile.at(stage.halo) if profile else None
+    return point.max if point else None
+
+
+def _stored_cut(plan: dict[str, Any]) -> tuple[list[int], str]:
+    """The cores of a stored plan and its executor; none when it is damaged, which is found when the plans are compared."""
+    try:
+        cores, executor = [stage["core"] for stage in plan["stages"]], str(plan["executor"])
+    except (KeyError, TypeError):
+        return [], ""
+    return (cores, executor) if all(type(core) is int and core > 0 for core in cores) else ([], "")
+
+
+def _with_cores(stages: Sequence[StagePlan], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+    return tuple(replace(s, core=c) for s, c in zip(stages, cores, strict=True))
+
+
+def _rounded(tile: int, stage: StagePlan) -> int:
+    """``--tile`` rounded up to the stage's window, and to an even output so that the pyramid halves it."""
+    step = stage.align if stage.align * stage.scale % 2 == 0 else 2 * stage.align
+    return -(-tile // step) * step
