@@ -76,6 +76,8 @@ class Planner:
         cores, executor = _stored_cut(stored)
         if self.request.tile is not None or len(cores) != len(self.stages) or executor not in self._executors:
             return None
+        if executor == BANDS and not bands.streamable(self._costs):
+            return None
         return self._plan(executor, cores)
 
     def project(self, plan: Plan, writes: Sequence[Box] | None = None) -> Projection:
@@ -164,22 +166,15 @@ class Planner:
                 StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
             )
             size = (size[0] * stage.scale, size[1] * stage.scale)
-        cut = self._strips if executor == BANDS else self._tiles
-        planned = cut(tuple(stages), cores)
+        choose = self._strips if executor == BANDS else self._tiles
+        planned = choose(tuple(stages), cores)
         strip = planned[-1].core * planned[-1].scale
-        whole = executor == BANDS and self.roi.width == self.canvas.size[1] <= strip
-        finished = tuple(
-            replace(s, seam_error=0.0 if whole else _seam_error(s, stage.radius, p))
-            for s, stage, p in zip(planned, self.stages, profiles, strict=True)
-        )
-        for stage_plan in finished:
-            stage_plan.check()
         shard, chunk = shard_of(strip) if executor == TILES else bands.shard_of_strips(strip, self.roi.width)
-        return Plan(
+        plan = Plan(
             canvas=self.canvas.size,
             roi=self.roi,
             base=self.canvas.base,
-            stages=finished,
+            stages=planned,
             shard=shard,
             chunk=chunk,
             seed=self.request.seed,
@@ -190,6 +185,14 @@ class Planner:
             executor=executor,
             init_digest=self.picture.digest if self.picture else None,
         )
+        for stage_plan in planned:
+            stage_plan.check()
+        cut = _cut_stages(plan)
+        errors = [
+            _seam_error(s, stage.radius, p) if is_cut else 0.0
+            for s, stage, p, is_cut in zip(planned, self.stages, profiles, cut, strict=True)
+        ]
+        return replace(plan, stages=tuple(replace(s, seam_error=e) for s, e in zip(planned, errors, strict=True)))
 
     def _tiles(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
         if cores:
@@ -204,7 +207,9 @@ class Planner:
             return bands.choose_strips(
                 stages, self._costs, self._structure_cost, self.budget, self.baseline, self.roi.width
             )
-        return bands.with_strips(stages, self._costs, core)
+        return bands.with_strips(
+            stages, self._costs, min(_rounded(core, stages[-1]), -(-self.roi.width // stages[-1].scale))
+        )
 
     def _roi(self, whole: Box) -> Box:
         roi = self.request.roi or whole
@@ -231,8 +236,17 @@ def _check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
         )
 
 
+def _cut_stages(plan: Plan) -> list[bool]:
+    """Of every stage, whether any of its tiles or strips has an edge inside the image."""
+    if plan.executor == TILES:
+        return [s.tile_shape != s.padded for s in plan.stages]
+    reads = [plan.reads(strip) for strip in plan.strips()]
+    return [any(read[i] != (0, s.padded[1]) for read in reads) for i, s in enumerate(plan.stages)]
+
+
 def _seam_error(stage: StagePlan, radius: int, profile: StageProfile | None) -> float | None:
-    if stage.tile_shape == stage.padded or stage.halo >= radius:
+    """Of a stage that is cut."""
+    if stage.halo >= radius:
         return 0.0
     point = profile.at(stage.halo) if profile else None
     return point.max if point else None

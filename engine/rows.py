@@ -53,12 +53,13 @@ class Taker:
 
     def take(self, rows: int) -> Tensor:
         """[3, rows, width]; fewer only where the image ends."""
-        parts, missing = [], rows
+        parts: list[Tensor] = []
+        missing = rows
         while missing and (block := self._left if self._left is not None else next(self._blocks, None)) is not None:
             parts.append(block[:, :missing])
             self._left = block[:, missing:] if block.shape[1] > missing else None
             missing -= parts[-1].shape[1]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return torch.cat(parts, 1) if parts else torch.empty(3, 0, 0)
 
 
 class StageRows:

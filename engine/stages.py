@@ -53,7 +53,8 @@ def check_precisions(names: Sequence[str], stages: int) -> None:
     """Raise UsageError unless there is a known precision for every stage."""
     if len(names) != stages or any(name not in PRECISIONS for name in names):
         raise UsageError(
-            f"--precision {','.join(names)}: use auto, one of {', '.join(PRECISIONS)}, or {stages} of them with commas"
+            f"--precision {','.join(dict.fromkeys(names))}: use auto, one of {', '.join(PRECISIONS)}, "
+            f"or {stages} of them with commas"
         )
 
 

@@ -15,9 +15,10 @@ import engine
 from engine.cli import main
 from engine.errors import BudgetError, InputError, RenderError, UsageError
 from engine.model import build, load
+from engine.planner import default_memory
 from engine.probe.content import structure_sample
 from engine.profile import SeamPoint, StageProfile
-from engine.render import Job, default_memory
+from engine.render import Job
 from engine.request import EXECUTORS, Request
 from engine.stages import Stage
 

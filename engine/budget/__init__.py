@@ -18,10 +18,6 @@ GIB = 1 << 30
 CHANNELS = 3
 FLOAT = 4
 
-ALLOCATOR_SHARE = 0.12
-"""What the parts do not see, besides a fixed amount: tables of the libraries, and holes in the heap. An upper bound of
-what benchmarks/bench_memory.py measures."""
-
 
 def readable(size: float) -> str:
     """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of that."""
@@ -85,9 +81,11 @@ class Projection:
         return {**asdict(self), "working": self.working, "host": self.host}
 
 
-def with_allocator(parts: dict[str, int], fixed: int) -> dict[str, int]:
-    """The parts of the host's memory and, last, what they do not see."""
-    return {**parts, "allocator": fixed + int(ALLOCATOR_SHARE * sum(parts.values()))}
+def with_allocator(parts: dict[str, int], fixed: int, share: float) -> dict[str, int]:
+    """The parts of the host's memory and, last, what they do not see: a fixed amount and a share of the rest for tables of
+    the libraries and holes in the heap, upper bounds of what benchmarks/bench_memory.py measures.
+    """
+    return {**parts, "allocator": fixed + int(share * sum(parts.values()))}
 
 
 def store_bytes(plan: Plan) -> int:

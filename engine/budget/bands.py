@@ -34,7 +34,7 @@ _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
-_ALLOCATOR_FIXED = 8 << 20
+_ALLOCATOR = (6 << 20, 0.05)
 """Less than with tiles: the large buffers are made once."""
 
 
@@ -66,10 +66,12 @@ def choose_strips(
         on_device = _device_bytes(chosen, costs, strip)
         if baseline + sum(parts.values()) <= budget.host and on_device <= (budget.device or 0):
             return chosen
-    need = readable(baseline + sum(parts.values()))
+    need, limit, what, flag = baseline + sum(parts.values()), budget.host, "memory", "--memory"
+    if need <= limit:
+        need, limit, what, flag = on_device, budget.device or 0, "VRAM", "--vram"
     raise BudgetError(
-        f"bands: the narrowest strip ({core * chosen[-1].scale} px) needs {need} of memory, --memory allows "
-        f"{readable(budget.host)}; raise it, or use --executor tiles"
+        f"bands: the narrowest strip ({core * chosen[-1].scale} px) needs {readable(need)} of {what}, {flag} allows "
+        f"{readable(limit)}; raise it, or use --executor tiles"
     )
 
 
@@ -103,15 +105,18 @@ def project(
     writes: Sequence[Box] | None = None,
 ) -> Projection:
     """Cost of ``plan`` for these writes, or for all. ``baseline``: resident bytes of the idle process with its model."""
-    runs = list(_runs(plan.writes() if writes is None else writes))
-    pixels = [0] * len(plan.stages)
+    runs = _strips(plan) if writes is None else list(_runs(writes))
+    pixels, ends = [0] * len(plan.stages), [0] * len(plan.stages)
     for run in runs:
         reads = plan.reads((run.x0, run.x1))
-        rows = run.height
+        first, last = run.y0 + plan.roi.y0, run.y1 + plan.roi.y0
+        at_the_end = last == plan.canvas[0]  # a canvas that was cropped is computed to the end of its frame
         for index in reversed(range(len(pixels))):
-            rows = min(plan.stages[index].height, -(-rows // plan.stages[index].scale))
-            pixels[index] += rows * (reads[index][1] - reads[index][0])
-    seconds = sum(n * _cost(c).seconds_per_pixel for n, c in zip(pixels, costs, strict=True))
+            stage, columns = plan.stages[index], reads[index][1] - reads[index][0]
+            first, last = first // stage.scale, stage.height if at_the_end else -(-last // stage.scale)
+            pixels[index] += (last - first) * columns
+            ends[index] += stage.band * columns  # the first and the last band are filled in part
+    seconds = sum((n + e) * _cost(c).seconds_per_pixel for n, e, c in zip(pixels, ends, costs, strict=True))
     if structure is not None:
         seconds += math.prod(plan.base) * structure.footprint.seconds_per_pixel
     strip = max((x1 - x0 for x0, x1 in plan.strips()), default=0)
@@ -132,7 +137,12 @@ def _cost(cost: StageCost) -> BandCost:
     return cost.bands
 
 
-def _runs(writes: Sequence[Box] | Iterator[Box]) -> Iterator[Box]:
+def _strips(plan: Plan) -> list[Box]:
+    """The whole of every strip, without listing what is written of it."""
+    return [Box(0, x0, plan.size[0], x1) for x0, x1 in plan.strips()]
+
+
+def _runs(writes: Sequence[Box]) -> Iterator[Box]:
     """Writes that follow on each other down a strip, as one box each."""
     run: Box | None = None
     for box in writes:
@@ -178,4 +188,4 @@ def _host_parts(
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
         "shards": _SHARDS_IN_HAND * SHARD**2 * CHANNELS,
     }
-    return with_allocator(parts, _ALLOCATOR_FIXED)
+    return with_allocator(parts, *_ALLOCATOR)

@@ -25,7 +25,7 @@ _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
-_ALLOCATOR_FIXED = 40 << 20
+_ALLOCATOR = (40 << 20, 0.12)
 
 
 def project(
@@ -71,7 +71,7 @@ def _host_parts(
         "tiles in hand": 2 * max(_tile_bytes(s, s is stages[-1]) for s in stages) + sum(_read_bytes(s) for s in stages),
         "shards": _shard_bytes(stages[-1]),
     }
-    return with_allocator(parts, _ALLOCATOR_FIXED)
+    return with_allocator(parts, *_ALLOCATOR)
 
 
 def cache_share(stages: int) -> int:

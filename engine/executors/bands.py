@@ -28,13 +28,16 @@ def run(plan: Plan, chain: Callable[[tuple[int, int]], RowSource], sink: Sink) -
             start = time.perf_counter()
             if taker is None or at != (box.x0, box.y0):
                 canvas = box.shift(plan.roi.y0, plan.roi.x0)
+                taker = None  # its rows are let go before the next ones are made
                 taker = Taker(chain((canvas.x0, canvas.x1)).rows(canvas.y0))
             rows = taker.take(box.height)
             at = (box.x0, box.y1)
             computed = time.perf_counter() - start
-            if pending is not None:
-                yield pending.result()
+            done = pending.result() if pending is not None else None
+            # Handed over before the caller learns of the one before, which is when it may stop.
             pending = writer.submit(_write, sink, box, rows, computed)
+            if done is not None:
+                yield done
         if pending is not None:
             yield pending.result()
 

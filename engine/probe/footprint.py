@@ -56,7 +56,7 @@ def measure_stream(stage: Stage) -> Footprint:
         if stage.device.type == "cuda":
             torch.cuda.synchronize(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
-    pixels = (stream.macs - before) / plan.macs(1) * plan.width
+    pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
     return Footprint(0, plan.nbytes / plan.width, seconds / pixels)
 
 

@@ -1,0 +1,652 @@
+"""Bands through ``Job``: the pixels of tiles, whatever stops or cuts them; strips and rows as planned, within memory."""
+
+import math
+import random
+import time
+from dataclasses import replace
+from weakref import WeakSet
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from contracts.plans import bands_of
+from contracts.stages import exact_halo, whole_image
+from PIL import Image
+from safetensors.torch import save_file
+from stores import attributes, files, pixels, shards
+from torch import nn
+
+from engine import probe
+from engine.archs.esrgan import RRDBNet
+from engine.bands.graph import read_graph
+from engine.bands.stream import RowStream
+from engine.budget import GIB, BandCost, Budget, StageCost, bands, check
+from engine.errors import BudgetError, RenderError, ResumeError, UsageError
+from engine.executors import bands as executor
+from engine.geometry import Box
+from engine.model import build, load
+from engine.plan import Plan, StagePlan, shard_of
+from engine.profile import Footprint
+from engine.render import Job
+from engine.request import Request
+from engine.rows import SourceRows, StageRows, Taker
+from engine.sinks import ZarrSink, halve
+from engine.sources import TensorSource
+from engine.stages import Stage
+
+SMALL = Request(size=(192, 256), stages=2, overlap="exact", executor="bands", precision="fp32")
+MODELS = ["rrdb", "swinir", "noisy"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, model_file, swin_model_file):
+    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages."""
+    path = tmp_path_factory.mktemp("noisy") / "noisy.safetensors"
+    checkpoint = str(model_file.parent / "sr.safetensors")
+    build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1]).save(path)
+    return {"rrdb": load(model_file), "swinir": load(swin_model_file), "noisy": load(path)}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """A single strip of these small images has many shards, too."""
+    monkeypatch.setattr(bands, "SHARD", 64)
+    monkeypatch.setattr(bands, "CHUNK", 64)
+
+
+def render(model, request, folder, resume=False, on_rows=lambda stage, pixels: None):
+    """Render to ``folder``/out.zarr: the job, and the boxes in the order in which they were written."""
+    job = Job(model, request, folder / "out.zarr")
+    return job, [done.box for done in job.run(job.open_sink(resume, overwrite=False), on_rows)]
+
+
+def picture_of(model, request, folder):
+    return pixels(render(model, request, folder)[0].out)
+
+
+def assert_same_but_for_rounding_ties(a, b):
+    """Sums in another order: a value that lies between two levels may go to either."""
+    difference = np.abs(a.astype(int) - b.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).sum() <= 1e-4 * difference.size
+
+
+# The pixels of tiles
+
+
+@pytest.mark.parametrize("size", [(192, 256), (187, 251)])
+@pytest.mark.parametrize("name", MODELS)
+def test_bands_equal_tiles(tmp_path, models, name, size):
+    request = replace(SMALL, size=size, seed=3)
+    mine = picture_of(models[name], request, tmp_path / "bands")
+    tiled = picture_of(models[name], replace(request, executor="tiles", tile=24), tmp_path / "tiles")
+    assert mine.std() > 10
+    assert_same_but_for_rounding_ties(mine, tiled)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_strips_equal_one_strip(tmp_path, models, name):
+    request = replace(SMALL, size=(60, 400))
+    one = picture_of(models[name], request, tmp_path / "one")
+    for tile, strips in ((64, 2), (37, 3), (9, 12)):
+        job, _ = render(models[name], replace(request, tile=tile), tmp_path / str(tile))
+        step = -(-tile // job.stages[-1].align) * job.stages[-1].align  # a strip is rounded to windows, as a tile is
+        assert len(list(job.plan.strips())) == (strips if step == tile else -(-100 // step))
+        assert job.plan.seam_error == 0
+        assert_same_but_for_rounding_ties(pixels(job.out), one)
+
+
+@pytest.mark.parametrize("name", ["rrdb", "swinir"])
+def test_strips_with_a_measured_halo_leave_at_most_the_promised_error(tmp_path, models, name):
+    measured = models[name].with_profiles(probe.probe(models[name], None, torch.device("cpu"), lambda _: None))
+    one = picture_of(models[name], SMALL, tmp_path / "one").astype(int)
+    for overlap in ("auto", "8"):
+        job, _ = render(measured, replace(SMALL, overlap=overlap, tile=16), tmp_path / overlap)
+        assert job.plan.stages[-1].halo < job.stages[-1].radius
+        assert job.plan.seam_error > 0
+        assert overlap == "8" or job.plan.seam_error <= SMALL.seam_tolerance
+        largest = np.abs(pixels(job.out).astype(int) - one).max()
+        assert 0 < largest <= 2 * len(job.stages) * (1 + job.plan.seam_error)
+
+
+def test_strips_with_too_small_a_halo_are_not_called_exact(tmp_path, models):
+    """Two strips of which each reads nearly all: a tile of that shape would hold the whole image, a strip does not."""
+    request = replace(SMALL, size=(64, 64), stages=1, overlap="2", tile=12)
+    job, _ = render(models["rrdb"], request, tmp_path / "strips")
+    assert job.plan.seam_error is None
+    one = picture_of(models["rrdb"], replace(request, tile=None), tmp_path / "one")
+    assert np.abs(pixels(job.out).astype(int) - one).max() > 2
+
+
+@pytest.mark.parametrize("tile", [None, 5])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_networks_that_fold_pixels_first(tmp_path, picture, scale, tile):
+    """Their first operation makes less than a row of a row; and an odd strip must leave the pyramid on whole pixels."""
+    network = RRDBNet(channels=16, blocks=1, growth=8, scale=scale)
+    torch.nn.init.constant_(network.conv_last.bias, 0.5)
+    save_file(network.state_dict(), tmp_path / "folding.safetensors")
+    Image.fromarray((picture(60, 50).permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "picture.png")
+    request = Request(init=tmp_path / "picture.png", overlap="exact", precision="fp32", executor="bands", tile=tile)
+    job, _ = render(load(tmp_path / "folding.safetensors"), request, tmp_path)
+    levels = [pixels(job.out, level) for level in range(len(job.plan.levels))]
+    assert len(levels) > 1 or tile is None
+    assert all(np.array_equal(smaller, halve(larger)) for larger, smaller in zip(levels, levels[1:], strict=False))
+
+
+def test_strips_of_two_widths_take_turns_with_the_memory(tmp_path, models, monkeypatch):
+    alive, most = WeakSet(), []
+
+    class Counted(RowStream):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr("engine.render.RowStream", Counted)
+    job, _ = render(models["rrdb"], replace(SMALL, tile=8, overlap="4"), tmp_path)
+    assert len(most) > len(job.stages)
+    assert max(most) == len(job.stages)
+
+
+def test_a_store_of_bands_is_refused_when_the_network_cannot_be_streamed(tmp_path, models, monkeypatch):
+    job = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+    job.open_sink(resume=False, overwrite=False)
+
+    def refuse(_stage):
+        raise UsageError("cannot be streamed")
+
+    monkeypatch.setattr(Stage, "graph", property(refuse))
+    with pytest.raises(ResumeError, match='executor: "bands" there, "tiles" here'):
+        Job(models["rrdb"], replace(SMALL, executor="auto"), job.out).open_sink(resume=True, overwrite=False)
+
+
+def test_a_stop_keeps_the_rows_that_are_computed(tmp_path, models, small_shards):
+    """Whoever stops after a row of shards has the next one written, too: its rows were there already."""
+    job = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+    work = job.run(job.open_sink(resume=False, overwrite=False))
+    next(work)
+    work.close()
+    assert shards(job.out, 0) == 2 * (256 // 64)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+def test_chained_stages_leave_nothing_on_the_disk(tmp_path, models, tile):
+    request = replace(SMALL, tile=tile)
+    job = Job(models["noisy"], request, tmp_path / "out.zarr")
+    assert job.projection.scratch == 0
+    for _ in job.run(job.open_sink(resume=False, overwrite=False)):
+        assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+# Stopped and resumed
+
+
+def lose(store, chance, level_0):
+    """Delete these shards and some of the pyramid, as if a render had been killed before it wrote them."""
+    for row, column in level_0:
+        (store / "0" / "c" / "0" / str(row) / str(column)).unlink()
+    for level in range(1, 9):
+        for shard in list(store.glob(f"{level}/c/0/*/*")):
+            if chance.random() < 0.5:
+                shard.unlink()
+    group = zarr.open_group(store, mode="r+")
+    group.attrs["ourgan"] = {**group.attrs["ourgan"], "complete": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "tile"), [("rrdb", None), ("noisy", None), ("swinir", None), ("swinir", 16), ("noisy", 24)]
+)
+def test_a_store_with_gaps_is_filled_to_the_same_bits(tmp_path, models, small_shards, name, tile):
+    request = replace(SMALL, size=(310, 180), tile=tile, overlap="8")
+    job, boxes = render(models[name], request, tmp_path)
+    expected = files(tmp_path)
+    chance, indices = random.Random(name), list(job.plan.grid().indices())
+    rows, columns = (1 + max(index[axis] for index in indices) for axis in (0, 1))
+    assert rows >= 4
+    gaps = {
+        "one in the middle": [(rows // 2, columns // 2)],
+        "a column of shards": [(row, columns - 1) for row in range(rows)],
+        "a row of shards, and the last": [(rows - 1, columns - 1), *((rows - 3, column) for column in range(columns))],
+        "at random": chance.sample(indices, len(indices) // 3),
+        "nothing but the first": indices[1:],
+    }
+    for label, gone in gaps.items():
+        lose(tmp_path / "out.zarr", chance, gone)
+        lost = {job.plan.grid().box(*index) for index in gone}
+        _, again = render(models[name], request, tmp_path, resume=True)
+        assert again == [box for box in boxes if any(box.clip(shard).area for shard in lost)], label
+        assert files(tmp_path) == expected, label
+
+
+@pytest.mark.parametrize("writes", [1, 5])
+def test_a_sink_that_fails_is_resumed_to_the_same_bits(tmp_path, models, monkeypatch, writes):
+    """The disk is full for a while. What was computed meanwhile is computed again."""
+    request = replace(SMALL, tile=16)
+    render(models["noisy"], request, tmp_path / "expected")
+    write, count = ZarrSink.write, 0
+
+    def failing(*arguments):
+        nonlocal count
+        count += 1
+        if count == writes:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZarrSink, "write", failing)
+        with pytest.raises(OSError, match="No space"):
+            render(models["noisy"], request, tmp_path / "out")
+    assert count == writes  # the first failure is the last write
+    assert shards(tmp_path / "out" / "out.zarr", 0) == writes - 1
+    render(models["noisy"], request, tmp_path / "out", resume=True)
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
+
+
+@pytest.mark.parametrize(
+    ("tile", "stage", "row", "value"),
+    [(None, 1, 40, torch.nan), (None, 2, 150, -torch.inf), (16, 1, 40, torch.inf), (16, 2, 150, torch.nan)],
+)
+def test_rows_with_nan_are_never_written(tmp_path, models, monkeypatch, small_shards, tile, stage, row, value):
+    """One value in the middle of a late band: named by its rows, which are missing, and the rows above are there."""
+    request = replace(SMALL, tile=tile)
+    job, _ = render(models["noisy"], request, tmp_path / "expected")
+    push, made = Stage.push, []
+
+    def poisoned(self, *arguments):
+        for y, rows in push(self, *arguments):
+            if made.index(self) == stage - 1 and y <= row < y + rows.shape[2]:
+                rows = rows.clone()
+                rows[0, 1, row - y, 20] = value
+            yield y, rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "push", poisoned)
+        failing = Job(models["noisy"], request, tmp_path / "out" / "out.zarr")
+        made.extend(failing.stages)
+        words = rf"stage {stage}: 1 values of rows \d+ to \d+ are NaN or infinite; they were not written; .*fp32"
+        with pytest.raises(RenderError, match=words) as caught:
+            for _ in failing.run(failing.open_sink(resume=False, overwrite=False)):
+                pass
+    first, last = (int(word) for word in str(caught.value).split() if word.isdecimal() and word != "1")
+    assert first <= row <= last < first + 64
+    found = files(tmp_path / "out")
+    there = {name for name, content in found.items() if name.startswith("out.zarr/0/c/0/") and content}
+    whole = files(tmp_path / "expected")
+    assert all(found[name] == whole[name] for name in there)
+    output_row = row * (4 if stage == 1 else 1)
+    written = {int(name.split("/")[4]) for name in there}
+    assert written <= set(range(output_row // 64))
+    if stage == 2:
+        assert written == set(range(output_row // 64))  # all that was finished before
+    assert attributes(tmp_path / "out" / "out.zarr")["complete"] is False
+    render(models["noisy"], request, tmp_path / "out", resume=True)
+    assert files(tmp_path / "out") == whole
+
+
+class Rows:
+    """A chain whose pixels say where they come from, with a record of the streams that were begun."""
+
+    def __init__(self, height, block):
+        self.height, self.block, self.begun = height, block, []
+
+    def __call__(self, columns):
+        self.columns = columns
+        return self
+
+    def rows(self, first):
+        columns = self.columns
+        self.begun.append((*columns, first))
+        for top in range(first, self.height, self.block):
+            y = torch.arange(top, min(top + self.block, self.height))
+            yield (y[:, None] * 1000 + torch.arange(*columns)).repeat(3, 1, 1)
+
+
+class Record:
+    """A sink that lacks these boxes."""
+
+    def __init__(self, boxes):
+        self.boxes, self.written = boxes, {}
+
+    def missing(self):
+        return iter(self.boxes)
+
+    def write(self, box, values):
+        self.written[box] = values
+
+
+@pytest.mark.parametrize("roi", [None, Box(13, 70, 300, 411)])
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_the_executor_begins_a_stream_after_every_gap_and_at_every_strip(roi, block):
+    plan = bands_of((310, 420), cores=(8, 16), roi=roi)
+    boxes = list(plan.writes())
+    missing = [box for i, box in enumerate(boxes) if i not in (0, 3, 4, 8)]
+    sink, chain = Record(missing), Rows(310, block)
+    done = [d.box for d in executor.run(plan, chain, sink)]
+    assert done == missing == list(sink.written)
+    for box, values in sink.written.items():
+        y, x = (torch.arange(*span) for span in ((box.y0, box.y1), (box.x0, box.x1)))
+        expected = (y[:, None] + plan.roi.y0) * 1000 + x + plan.roi.x0
+        np.testing.assert_array_equal(values, expected.repeat(3, 1, 1))
+    follows = [b for a, b in zip([None, *missing], missing, strict=False) if a is None or (a.x0, a.y1) != (b.x0, b.y0)]
+    canvas = [box.shift(plan.roi.y0, plan.roi.x0) for box in follows]
+    assert chain.begun == [(box.x0, box.x1, box.y0) for box in canvas]
+
+
+# Which executor
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(1e-8, "bands"), (8e-7, "bands"), (1e-4, "tiles")])
+def test_auto_takes_what_the_plan_says_is_faster(tmp_path, models, monkeypatch, seconds, chosen):
+    """Given speeds: those measured of networks as small as these lie within a few percent of each other."""
+    monkeypatch.setattr("engine.probe.stage_footprint", lambda *_: Footprint(0, 1000.0, 1e-6))
+    monkeypatch.setattr("engine.probe.band_cost", lambda *_: BandCost(16, 1000.0, seconds))
+    job = Job(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr")
+    assert job.plan.executor == chosen
+    asked = Job(models["rrdb"], replace(SMALL, executor=chosen), tmp_path / "out.zarr")
+    assert job.plan == asked.plan
+    assert (job.projection.pixels, job.projection.host_parts) == (asked.projection.pixels, asked.projection.host_parts)
+
+
+def test_a_tile_speaks_of_tiles_unless_bands_are_asked_for(tmp_path, models, monkeypatch):
+    monkeypatch.setattr("engine.probe.band_cost", lambda *_: BandCost(16, 1000.0, 1e-12))
+    for asked, chosen in (("auto", "tiles"), ("tiles", "tiles"), ("bands", "bands")):
+        job = Job(models["rrdb"], replace(SMALL, executor=asked, tile=16), tmp_path / "out.zarr")
+        assert job.plan.executor == chosen
+        assert job.plan.stages[-1].core == 16
+
+
+def test_what_does_not_fit_in_bands_is_rendered_in_tiles(tmp_path, models, monkeypatch):
+    monkeypatch.setattr("engine.probe.band_cost", lambda *_: BandCost(16, 1e12, 1e-12))
+    assert Job(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr").plan.executor == "tiles"
+    with pytest.raises(BudgetError, match=r"bands: the narrowest strip .* or use --executor tiles"):
+        Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("stage", [1, 2, None])
+def test_a_network_that_cannot_be_streamed_is_rendered_in_tiles(tmp_path, models, monkeypatch, stage):
+    """One that looks at the whole picture, as one or both of the stages."""
+    pooled = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 3, 1))
+    graph, seen = Stage.graph.func, []
+
+    def pools(self):
+        if self not in seen:
+            seen.append(self)
+        return read_graph(pooled, 1) if stage in (None, 1 + seen.index(self)) else graph(self)
+
+    monkeypatch.setattr(Stage, "graph", property(pools))
+    job, _ = render(models["rrdb"], replace(SMALL, executor="auto", overlap="4"), tmp_path)
+    assert job.plan.executor == "tiles"
+    assert attributes(job.out)["complete"]
+    seen.clear()
+    with pytest.raises(UsageError, match=r"AdaptiveAvgPool2d \(_1\) cannot be streamed in bands: .*--executor tiles"):
+        Job(models["rrdb"], SMALL, tmp_path / "other.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+# What it costs
+
+
+BASELINE = 300 << 20
+COST = StageCost(Footprint(0, 0.0, 0.0), False, BandCost(16, 200_000.0, 1e-6))
+STRUCTURE = StageCost(Footprint(5 << 20, 400.0, 1e-6), False)
+
+
+def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
+    stages, (height, width) = [], base
+    for index, scale in enumerate(scales):
+        stages.append(StagePlan(f"stage {index + 1}", height, width, scale, align, halo, align, 0.0, None))
+        height, width = height * scale, width * scale
+    return tuple(stages)
+
+
+def planned(stages, host, costs=None, size=None):
+    """The plan and the projection for this much memory, as a job makes them."""
+    costs, last = costs or [COST] * len(stages), stages[-1]
+    size = size or (last.height * last.scale, last.width * last.scale)
+    chosen = bands.choose_strips(stages, costs, STRUCTURE, Budget(host, None, 1 << 50), BASELINE, size[1])
+    shard, chunk = bands.shard_of_strips(chosen[-1].core * chosen[-1].scale, size[1])
+    base = (stages[0].height, stages[0].width)
+    plan = Plan(size, Box(0, 0, *size), base, chosen, shard, chunk, 0, "", "fp32", "auto", "cpu", "bands")
+    return plan, bands.project(plan, costs, STRUCTURE, BASELINE)
+
+
+@pytest.mark.parametrize("align", [1, 8])
+def test_less_memory_means_narrower_strips_that_fit(align):
+    widths = []
+    for host in (int(v) for v in np.geomspace(0.4, 8, 40) * GIB):
+        try:
+            plan, projection = planned(chain(align=align), host)
+        except BudgetError:
+            assert not widths, "a larger budget was refused where a smaller one was not"
+            continue
+        check(plan, projection, Budget(host, None, 1 << 50))
+        for stage in plan.stages:
+            stage.check()
+        strips = list(plan.strips())
+        assert len(strips) == 1 or plan.shard <= bands.SHARD
+        assert all(x % plan.shard == 0 for x, _ in strips)
+        assert projection.pieces == (len(strips),) * 3
+        widths.append(plan.stages[-1].core)
+    assert widths == sorted(widths)
+    assert widths[0] == bands.SHARD // 4
+    assert widths[-1] * 4 == 16384
+    assert len(set(widths)) > 5
+
+
+def test_the_narrowest_strip_is_refused_with_what_would_do():
+    """The number in the message is the truth: given that much, the same call succeeds."""
+    words = (
+        r"bands: the narrowest strip \(1024 px\) needs ([\d.]+) GiB of memory, --memory allows 0.35 GiB; raise it, or "
+    )
+    with pytest.raises(BudgetError, match=words) as caught:
+        planned(chain(), int(0.35 * GIB))
+    need = float(str(caught.value).split("needs ")[1].split()[0])
+    planned(chain(), int((need + 0.01) * GIB))
+    with pytest.raises(BudgetError):
+        planned(chain(), int((need - 0.01) * GIB))
+
+
+def test_narrower_strips_cost_their_halos_and_nothing_else():
+    (one, whole), (many, cut) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
+    strips = list(many.strips())
+    assert len(strips) > 1
+    assert whole.pixels == tuple(s.height * s.width for s in one.stages)
+    for index, stage in enumerate(many.stages):
+        extra = sum(last - first for first, last in (many.reads(strip)[index] for strip in strips)) - stage.width
+        assert extra > 0
+        assert cut.pixels[index] == whole.pixels[index] + stage.height * extra
+    assert cut.working < whole.working
+    assert cut.disk == whole.disk
+    assert cut.scratch == whole.scratch == 0
+
+
+def test_all_stages_hold_their_rows_at_the_same_time():
+    plan, projection = planned(chain(), 1 << 50)
+    assert projection.host_parts["network"] == sum(200_000 * stage.width for stage in plan.stages)
+    assert projection.device == 0
+    on_device = replace(COST, on_device=True)
+    stages = bands.with_strips(chain(), [on_device] * 3, 256)
+    found = bands.project(replace(plan, stages=stages), [on_device] * 3, None, BASELINE)
+    assert found.device >= 200_000 * (256 + 2 * 24)
+    assert found.host_parts["network"] == 0
+
+
+def test_the_widest_of_canvases_is_planned_at_once():
+    start = time.perf_counter()
+    plan, projection = planned(chain((540, 1024)), int(1.5 * GIB))
+    assert time.perf_counter() - start < 1
+    assert plan.size == (34560, 65536)
+    assert projection.host <= 1.5 * GIB
+    assert 1 < projection.pieces[0] <= 64
+    assert sum(box.area for box in plan.writes()) == 34560 * 65536
+
+
+@pytest.mark.parametrize("tile", [None, 24])
+@pytest.mark.parametrize("size", [(192, 256), (187, 251), (1, 1)])
+@pytest.mark.parametrize("name", ["rrdb", "swinir"])
+def test_the_projected_pixels_are_those_that_are_reported(tmp_path, models, name, size, tile):
+    """To the pixel where the canvas is the last stage's whole frame; a cropped one is computed to the frame's end."""
+    ran = [0, 0]
+
+    def on_rows(stage, count):
+        ran[stage] += count
+
+    job, _ = render(models[name], replace(SMALL, size=size, tile=tile, overlap="8"), tmp_path, on_rows=on_rows)
+    reads = [job.plan.reads(strip) for strip in job.plan.strips()]
+    frame = [s.height * sum(r[i][1] - r[i][0] for r in reads) for i, s in enumerate(job.plan.stages)]
+    assert all(p <= n <= f for p, n, f in zip(job.projection.pixels, ran, frame, strict=True))
+    if size[0] % 16 == 0:
+        assert tuple(ran) == job.projection.pixels == tuple(frame)
+
+
+# Plans, by brute force
+
+
+def random_plan(seed):
+    chance = random.Random(seed)
+    align = chance.choice([1, 2, 8])
+    scales = chance.choice([(4,), (2,), (4, 4), (2, 4), (4, 2, 2)])
+    halos = [align * chance.randrange(3) for _ in scales]
+    size = (chance.randrange(1, 500), chance.randrange(1, 700))
+    step = chance.choice([8, 16, 24, 40])
+    cores = [step] * len(scales)
+    if chance.random() < 0.5:
+        top, left = (chance.randrange(n) for n in size)
+        roi = Box(top, left, chance.randrange(top, size[0]) + 1, chance.randrange(left, size[1]) + 1)
+    else:
+        roi = None
+    shard, chunk = shard_of(step * scales[-1], 64)
+    return bands_of(
+        size, scales=scales, halos=halos, cores=cores, align=align, roi=roi, shard=shard, chunk=chunk, band=2 * align
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_strips_and_writes_cover_the_output_once(seed):
+    plan = random_plan(seed)
+    height, width = plan.size
+    assert [x for x0, x1 in plan.strips() for x in range(x0, x1)] == list(range(width))
+    counts = np.zeros(plan.size, np.uint8)
+    for box in plan.writes():
+        counts[box.slices] += 1
+        assert (box.y0 % plan.shard, box.x0 % plan.shard) == (0, 0)
+        assert box.y1 % plan.shard == 0 or box.y1 == height
+        assert (box.x0, box.x1) in set(plan.strips())
+        assert box.height <= plan.shard
+    assert (counts == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_strip_reads_its_columns_and_their_halos_in_every_stage(seed):
+    plan = random_plan(seed)
+    for strip in plan.strips():
+        wanted = {x + plan.roi.x0 for x in range(*strip)}
+        for stage, (first, last) in reversed(list(zip(plan.stages, plan.reads(strip), strict=True))):
+            frame = stage.padded[1]
+            reach = range(-stage.halo, stage.halo + 1)
+            needed = {x // stage.scale + d for x in wanted for d in reach} & set(range(frame))
+            assert first % stage.align == last % stage.align == 0
+            assert 0 <= first <= min(needed) < first + stage.align
+            assert last - stage.align <= max(needed) < last <= frame
+            padding = np.pad(np.arange(stage.width), (0, frame - stage.width), mode="reflect")
+            inside = stage.needs(Box(0, first, stage.padded[0], last))
+            assert set(padding[first:last]) <= set(range(inside.x0, inside.x1)) <= set(range(stage.width))
+            wanted = set(range(inside.x0, inside.x1))
+
+
+# Rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_blocks_are_taken_in_any_requests(seed):
+    chance = random.Random(seed)
+    rows = torch.arange(97).float().repeat(3, 2, 1).transpose(1, 2)
+    blocks, at = [], 0
+    while at < 97:
+        blocks.append(rows[:, at : at + chance.choice([1, 2, 5, 16, 64])])
+        at += blocks[-1].shape[1]
+    taker, at = Taker(iter(blocks)), 0
+    while at < 97:
+        count = chance.choice([1, 3, 16, 50])
+        taken = taker.take(count)
+        assert torch.equal(taken, rows[:, at : at + count])  # fewer where the image ends
+        at += count
+
+
+@pytest.fixture(params=["rrdb", "swinir"])
+def stage(request, small_rrdb, small_swinir):
+    network = {"rrdb": small_rrdb, "swinir": small_swinir}[request.param]
+    return Stage(network, torch.device("cpu"), "fp32")
+
+
+class Streamed:
+    """One stage over an image, for the HR columns ``columns``."""
+
+    def __init__(self, stage, image, columns=None, sigma=0.0, last=False):
+        height, width = image.shape[1:]
+        band, halo = stage.stream_plan(stage.align).band, exact_halo(stage)
+        plan = StagePlan("stage 1", height, width, stage.scale, stage.align, halo, width, sigma, None, band)
+        plan.check()
+        columns = columns or (0, width * stage.scale)
+        reads = plan.columns(*columns)
+        inside = plan.needs(Box(0, reads[0], plan.padded[0], reads[1]))
+        below = SourceRows(TensorSource(image), (inside.x0, inside.x1))
+        stream = RowStream(stage.stream_plan(reads[1] - reads[0]))
+        self.radius = stage.radius
+        self._rows = StageRows(plan, 0, 5, stage, stream, below, columns, reads, last, lambda *_: None)
+
+    def rows(self, first=0):
+        return torch.cat(list(self._rows.rows(first)), 1)
+
+
+SIZES = [(75, 40), (64, 48), (33, 51), (130, 9), (5, 70), (1, 1), (3, 2), (17, 8)]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_rows_from_anywhere_are_those_of_the_whole_stage(stage, picture, height, width, sigma):
+    image = picture(height, width)
+    streamed = Streamed(stage, image, sigma=sigma)
+    rows = streamed.rows()
+    whole = whole_image(stage.network, image, sigma=sigma, seed=5)
+    assert rows.shape == whole.shape
+    assert float((rows - whole).abs().max()) <= 2e-6
+    end = height * stage.scale
+    chance = random.Random(height)
+    for first in sorted({end - 1, min(end - 1, 4 * streamed.radius + 64), *(chance.randrange(end) for _ in range(4))}):
+        assert torch.equal(streamed.rows(first), rows[:, first:])
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize("columns", [(0, 1), (0, 160), (150, 333), (331, 332), (371, 372)])
+def test_rows_of_a_strip_with_an_exact_halo_are_those_of_the_whole_stage(stage, picture, columns, sigma):
+    image = picture(45, 93)
+    whole = whole_image(stage.network, image, sigma=sigma, seed=5)[:, :, slice(*columns)]
+    streamed = Streamed(stage, image, columns, sigma)
+    rows = streamed.rows()
+    assert float((rows - whole).abs().max()) <= 2e-6
+    assert torch.equal(streamed.rows(101), rows[:, 101:])
+
+
+def test_the_last_stage_gives_levels(stage, picture):
+    image = picture(21, 30)
+    levels, rows = Streamed(stage, image, last=True).rows(), Streamed(stage, image).rows()
+    assert levels.dtype == torch.uint8
+    assert torch.equal(levels, (rows * 255).round().to(torch.uint8))
+
+
+def test_a_source_is_read_inside_its_bounds_and_every_row_once(stage, picture):
+    seen = []
+
+    class Recording(TensorSource):
+        def read(self, box):
+            assert Box(0, 0, *self.size).contains(box)
+            seen.append(box)
+            return super().read(box)
+
+    image = picture(150, 20)
+    source = SourceRows(Recording(image), (3, 17))
+    assert torch.equal(torch.cat(list(source.rows(7)), 1), image[:, 7:, 3:17])
+    assert sum(box.area for box in seen) == 143 * 14
+    assert math.prod(seen[0].shape) < 143 * 14  # in blocks
