@@ -40,6 +40,7 @@ class SegmentPlan:
         self.groups = self._concatenated()
         self.groups.update({(value,): reads for value, reads in self._waiting()})
         self.buffers = [self._buffer(members, reads) for members, reads in self.groups.items()]
+        self.buffered = {slot.value for buffer in self.buffers for slot in buffer.slots}
         self.offsets, self.arena_bytes = share([b for b in self.buffers if not b.slides])
 
     @property
@@ -119,25 +120,34 @@ class SegmentPlan:
             last=max(r.position for r in reads),
         )
 
-    def passed_on(self) -> dict[str, int]:
+    @cached_property
+    def handed(self) -> dict[str, int]:
         """Values that are handed over as they are made: name -> the position of the last operation that takes them."""
         kept = {group[0] for group in self.groups if len(group) == 1}
         last = {n: max(p) for n, p in self._direct.items() if n not in kept and n not in self.graph.concatenations}
         return {**last, self.graph.output: len(self.graph.ops)}
 
+    def writes_in_place(self, op: Op) -> bool:
+        """Whether an operation's output goes straight to its buffer."""
+        return op.rule.into is not None and op.name in self.buffered and op.name not in self.handed
+
     @property
     def temporary_bytes(self) -> int:
-        """The largest sum of what is handed over, what an operation makes, and the copy that a convolution takes of its
-        input where that is part of a wider buffer.
+        """The largest sum of what is handed over, what an operation makes and takes while it runs, and the copy that a
+        convolution makes of its input where that is part of a wider buffer.
         """
-        ends, largest = self.passed_on(), 0
+        largest = 0
         for position, op in enumerate(self.graph.ops):
-            live = sum(self.nbytes(n) for n, end in ends.items() if self._position[n] < position <= end)
-            copied = sum(self.nbytes(v) for n in op.inputs if n in self.graph.concatenations for v in self.members(n))
             value = self.graph.values[op.name]
+            live = sum(self.nbytes(n) for n, end in self.handed.items() if self._position[n] < position <= end)
+            made = 0 if self.writes_in_place(op) else self.nbytes(op.name)
             pixels = self.nbytes(op.name) // (value.channels * value.dtype.itemsize)
-            largest = max(largest, live + copied + self.nbytes(op.name) + pixels * op.rule.workspace)
+            largest = max(largest, live + self._copied(op) + made + pixels * op.rule.workspace)
         return largest
+
+    def _copied(self, op: Op) -> int:
+        parts = [self.members(n) for n in op.inputs if n in self.graph.concatenations]
+        return sum(self.nbytes(v) for members in parts if members not in self.groups for v in members)
 
 
 class _Segment:
@@ -156,7 +166,7 @@ class _Segment:
             self._ends.setdefault(buffer.plan.last, []).append(buffer)
             for slot in buffer.plan.slots:
                 self._targets.setdefault(slot.value, []).append(buffer.new_rows(slot))
-        self._handed = plan.passed_on()
+        self._handed = plan.handed
         self._handing: dict[str, Tensor | None] = {}
         self.executed = [0] * len(plan.graph.ops)  # rows that each operation has made
 
@@ -210,8 +220,8 @@ class _Segment:
         self.executed[position] += made.count
         inputs = zip(op.inputs, op.axes, self._sources[position], strict=True)
         views = [_view(self._handing[n] if s is None else s, axis) for n, axis, s in inputs]
-        targets, axis = self._targets.get(op.name, ()), self._graph.values[op.name].axis
-        if op.rule.into is None or not targets or op.name in self._handed:
+        targets, axis = self._targets.get(op.name, []), self._graph.values[op.name].axis
+        if op.rule.into is None or not self.plan.writes_in_place(op):
             y = op.rule.run(views, made)
             y = _blank((y.permute(0, 2, 3, 1) if axis == PLANES else y)[0], made)
             self._give(op.name, y)
@@ -283,7 +293,7 @@ class StreamPlan:
     def nbytes(self) -> int:
         """What streaming takes above the weights: rows kept, rows at work, and what operations make on the way."""
         states = sum(s.state_bytes for s in self.segments)
-        passing = sum(s.nbytes(s.graph.output) for s in self.segments[:-1])
+        passing = sum(s.nbytes(s.graph.output) for s in self.segments)  # held while the next rows are made
         largest = max(s.arena_bytes for s in self.segments) + max(s.temporary_bytes for s in self.segments)
         return states + passing + largest
 
