@@ -34,9 +34,10 @@ class _Lines:
     spoken: float = field(default_factory=time.monotonic)
 
     def advance(self, amount: float, note: str = "") -> None:
+        was_done = self.done >= self.total
         self.done += amount
         now = time.monotonic()
-        if now - self.spoken < _LINE_SECONDS and self.done < self.total:
+        if now - self.spoken < _LINE_SECONDS and (was_done or self.done < self.total):
             return
         self.spoken = now
         spent = now - self.start

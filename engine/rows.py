@@ -103,14 +103,14 @@ class StageRows:
         start = max(0, first // scale - self._stage.radius) // band * band
         end = self._plan.height * scale
         self._stream.start(start, self._plan.padded[0])
-        for top, pixels in self._bands(start):
+        for pixels in self._bands(start):
             for y, output in self._stage.push(self._stream, pixels):
                 rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
                 if rows.height > 0:
+                    self._on_rows(self._position, (rows.y1 // scale - rows.y0 // scale) * pixels.shape[3])
                     yield self._trimmed(output, rows.y0 - y, rows.y1 - y, y)
                 if rows.y1 == end:
                     return
-            self._on_rows(self._position, max(0, min(band, self._plan.height - top)) * pixels.shape[3])
 
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
         x = self._columns[0] - self._reads[0] * self._plan.scale
@@ -123,7 +123,7 @@ class StageRows:
             )
         return trimmed.pixels.cpu()
 
-    def _bands(self, start: int) -> Iterator[tuple[int, Tensor]]:
+    def _bands(self, start: int) -> Iterator[Tensor]:
         """The network's input from row ``start`` on, [1, 3, band, width]: with noise, reflected past the image's lower and
         right border, zero below the frame, for ever.
         """
@@ -139,4 +139,4 @@ class StageRows:
             block = Box(bottom - known.shape[1], inside.x0, bottom, inside.x1)
             read = Box(top, self._reads[0], max(top, min(top + band, self._plan.padded[0])), self._reads[1])
             x = gather(known, block, read, (height, self._plan.width), noise, device=self._stage.device)
-            yield top, torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))
+            yield torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))

@@ -110,10 +110,9 @@ def project(
     for run in runs:
         reads = plan.reads((run.x0, run.x1))
         first, last = run.y0 + plan.roi.y0, run.y1 + plan.roi.y0
-        at_the_end = last == plan.canvas[0]  # a canvas that was cropped is computed to the end of its frame
         for index in reversed(range(len(pixels))):
             stage, columns = plan.stages[index], reads[index][1] - reads[index][0]
-            first, last = first // stage.scale, stage.height if at_the_end else -(-last // stage.scale)
+            first, last = first // stage.scale, -(-last // stage.scale)
             pixels[index] += (last - first) * columns
             ends[index] += stage.band * columns  # the first and the last band are filled in part
     seconds = sum((n + e) * _cost(c).seconds_per_pixel for n, e, c in zip(pixels, ends, costs, strict=True))
