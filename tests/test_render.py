@@ -261,8 +261,10 @@ def test_any_tile_can_be_asked_for(tmp_path, models, tile, executor):
         job = render(
             models[name], replace(SMALL, size=(45, 60), tile=tile, executor=executor), tmp_path / f"{name}.zarr"
         )
-        # Strips are as wide at the end; below it that is less.
-        assert all(stage.core >= tile for stage in job.plan.stages[-1 if executor == "bands" else 0 :])
+        if executor == "bands":  # a strip is no wider than the image
+            assert job.plan.stages[-1].core >= min(tile, job.plan.stages[-1].width)
+        else:
+            assert all(stage.core >= tile for stage in job.plan.stages)
         assert attributes(tmp_path / f"{name}.zarr")["complete"]
 
 
@@ -298,7 +300,8 @@ def test_a_store_is_not_complete_before_its_end(tmp_path, model, executor):
     for done in job.run(job.open_sink(resume=False, overwrite=False)):
         seen.append(done.box)
         assert attributes(tmp_path / "out.zarr")["complete"] is False
-        assert shards(tmp_path / "out.zarr", 0) == len(seen)
+        # Bands hand the next rows over before they speak of the last ones.
+        assert shards(tmp_path / "out.zarr", 0) - len(seen) in ((0, 1) if executor == "bands" else (0,))
     assert len(seen) == len(set(seen)) == 12
     assert attributes(tmp_path / "out.zarr")["complete"] is True
     assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]

@@ -319,10 +319,11 @@ def test_resuming_a_complete_store_changes_nothing(tmp_path, model, small, comma
 
 def test_only_what_is_missing_is_computed(tmp_path, model, small, expected):
     whole = begin(model, tmp_path, 5, small)
+    written = 5 + (small.executor == "bands")  # which have the next rows written, too, when they are stopped
     job = Job(model, small, tmp_path / "out.zarr")
     done = list(job.run(job.open_sink(resume=True, overwrite=False)))
-    assert len(done) == len(list(job.plan.writes())) - 5
-    assert job.projection.pieces[-1] == (len(done) if small.executor == "tiles" else 3)  # the strips that are left
+    assert len(done) == len(list(job.plan.writes())) - written
+    assert job.projection.pieces[-1] == (len(done) if small.executor == "tiles" else 2)  # the strips that are left
     assert job.projection.pixels[-1] < whole.projection.pixels[-1]
     assert files(tmp_path) == expected
 
