@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 HEIGHTS = ("1024x8192", "1024x32768", "1024x131072")
-WIDTHS = ("4096x4096", "8192x4096", "16384x4096")
+WIDTHS = ("4096x2048", "8192x2048", "16384x2048")
 SIZES = ("4096x2160", "8192x4320", "16384x8640", "32768x17280")
 TILE, BUDGET = 512, "3GiB"
 MIB = 1 << 20

@@ -34,7 +34,7 @@ _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
-_ALLOCATOR = (6 << 20, 0.05)
+_ALLOCATOR = (10 << 20, 0.10)
 """Less than with tiles: the large buffers are made once."""
 
 
