@@ -101,7 +101,7 @@ def main(kind):
             plot()
         else:
             picture = folder / "picture.png"  # step 1 must not be tiled: it would grow with the height
-            for size in (*HEIGHTS, *WIDTHS):
+            for size in (*WIDTHS, *HEIGHTS):
                 width, height = (int(n) // 16 for n in size.split("x"))
                 Image.fromarray(np.full((height, width, 3), 128, np.uint8)).save(picture)
                 options = ("--executor", "bands", "--stages", "2", "--init", str(picture))

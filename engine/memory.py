@@ -18,7 +18,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.002
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 
-_MAPPED, _MAPPED_IN_NETWORK, _MAPPED_IN_STREAM = 1 << 20, 16 << 20, 32 << 20
+_MAPPED, _MAPPED_IN_NETWORK = 1 << 20, 16 << 20
 """Blocks from this size on are taken from the kernel and leave no holes in the heap. Inside a network the limit is
 higher: RRDBNet on a 240 x 240 tile takes as long as with 32 MiB, but 1.1 to 1.25 times as long with 8 MiB (docs/log.md)."""
 
@@ -44,20 +44,7 @@ def network_heap() -> Iterator[None]:
     """The heap while a network runs: it starts without the freed pages of what ran before, which would add to the peak,
     and serves medium blocks itself, which a network frees and asks for again all the time."""
     release()
-    with _mapped_from(_MAPPED_IN_NETWORK):
-        yield
-
-
-@contextmanager
-def stream_heap() -> Iterator[None]:
-    """The heap while a network streams: every band asks for the same blocks as the one before, so none is given back."""
-    with _mapped_from(_MAPPED_IN_STREAM):
-        yield
-
-
-@contextmanager
-def _mapped_from(size: int) -> Iterator[None]:
-    _heap("mallopt", _M_MMAP_THRESHOLD, size)
+    _heap("mallopt", _M_MMAP_THRESHOLD, _MAPPED_IN_NETWORK)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from engine.archs import Upscaler
 from engine.bands.graph import RowGraph, read_graph
 from engine.bands.stream import RowStream, StreamPlan
 from engine.errors import UsageError
-from engine.memory import network_heap, stream_heap
+from engine.memory import network_heap
 
 BAND, TAIL_BAND = 16, 4
 """Rows at a time. Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of
@@ -93,7 +93,7 @@ class Stage:
         """Push float32 [1, 3, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
         complete.
         """
-        with _memory_errors(), stream_heap():
+        with _memory_errors(), network_heap():
             return [(y, rows.permute(2, 0, 1)[None]) for y, rows in stream.push(band)]
 
 
