@@ -46,7 +46,8 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	for script in bench_overhead bench_exact bench_memory bench_seams kill_test; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams kill_test bench_kernels bench_networks; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/bench_memory.py bands
 
 clean:
 	rm -rf build dist *.egg-info

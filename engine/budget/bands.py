@@ -34,7 +34,7 @@ _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
-_ALLOCATOR = (10 << 20, 0.10)
+_ALLOCATOR = (8 << 20, 0.07)
 """Less than with tiles: the large buffers are made once."""
 
 
