@@ -95,6 +95,11 @@ class StagePlan:
         last = -(-(-(-x1 // self.scale) + self.halo) // self.align) * self.align
         return max(0, first), min(last, self.padded[1])
 
+    def inside(self, columns: tuple[int, int]) -> tuple[int, int]:
+        """The columns of the level below, inside the image, that these LR columns of the padded frame are made of."""
+        needed = self.needs(Box(0, columns[0], self.padded[0], columns[1]))
+        return needed.x0, needed.x1
+
     def needs(self, read: Box) -> Box:
         """What a tile's input ``read`` (of the padded frame) takes from the level below, in LR pixels: the pixels inside
         the image and, where it reaches into the padding, those that are reflected there."""
@@ -178,8 +183,7 @@ class Plan:
         reads = []
         for stage in reversed(self.stages):
             reads.append(stage.columns(first, last))
-            needed = stage.needs(Box(0, reads[-1][0], stage.padded[0], reads[-1][1]))
-            first, last = needed.x0, needed.x1
+            first, last = stage.inside(reads[-1])
         return tuple(reversed(reads))
 
     def tiles_to_run(self, writes: Sequence[Box] | None = None) -> tuple[int, ...]:

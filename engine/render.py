@@ -19,7 +19,6 @@ from engine.cache import Scratch, TileCache
 from engine.errors import UsageError
 from engine.executors import bands, serial
 from engine.executors.serial import TileDone
-from engine.geometry import Box
 from engine.lazy import StageImage
 from engine.memory import release
 from engine.model import Model
@@ -93,7 +92,7 @@ class Job:
     def _rows(self, base: Source, columns: tuple[int, int], on_rows: Callable[[int, int], None]) -> RowSource:
         """The whole chain as a stream of rows of these columns of the canvas."""
         reads = self.plan.reads((columns[0] - self.plan.roi.x0, columns[1] - self.plan.roi.x0))
-        wanted = [self._inside(i, read) for i, read in enumerate(reads)]
+        wanted = [stage.inside(read) for stage, read in zip(self.plan.stages, reads, strict=True)]
         rows: RowSource = SourceRows(base, wanted[0])
         for index, stage in enumerate(self.stages):
             last = index == len(self.stages) - 1
@@ -103,12 +102,6 @@ class Job:
                 reads[index], last, on_rows,
             )  # fmt: skip
         return rows
-
-    def _inside(self, index: int, read: tuple[int, int]) -> tuple[int, int]:
-        """The columns inside the image that a stage takes from below when it reads these of the padded frame."""
-        stage = self.plan.stages[index]
-        box = stage.needs(Box(0, read[0], stage.padded[0], read[1]))
-        return box.x0, box.x1
 
     def _stream(self, index: int, read: tuple[int, int]) -> RowStream:
         """A stage's stream for so many columns; strips of one width take turns with it."""

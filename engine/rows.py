@@ -89,7 +89,7 @@ class StageRows:
         self._below = below
         self._columns = columns
         self._reads = reads
-        self._inside = plan.needs(Box(0, reads[0], plan.padded[0], reads[1]))
+        self._inside = plan.inside(reads)
         self._last = last
         self._on_rows = on_rows
 
@@ -127,16 +127,17 @@ class StageRows:
         """The network's input from row ``start`` on, [1, 3, band, width]: with noise, reflected past the image's lower and
         right border, zero below the frame, for ever.
         """
-        height, band, inside = self._plan.height, self._plan.band, self._inside
+        height, band = self._plan.height, self._plan.band
+        left, right = self._inside
         below = Taker(self._below.rows(start))
         noise = Noise(self._plan.sigma, self._seed, NOISE_STREAM + self._position) if self._plan.sigma else None
-        known = torch.empty(3, 0, inside.width)
+        known = torch.empty(3, 0, right - left)
         for top in count(start, band):
             if (fresh := min(band, height - top)) > 0:
                 # The rows before are what the border reflects.
                 known = torch.cat([known[:, -self._plan.align :], below.take(fresh)], 1)
             bottom = min(top + band, height)
-            block = Box(bottom - known.shape[1], inside.x0, bottom, inside.x1)
+            block = Box(bottom - known.shape[1], left, bottom, right)
             read = Box(top, self._reads[0], max(top, min(top + band, self._plan.padded[0])), self._reads[1])
             x = gather(known, block, read, (height, self._plan.width), noise, device=self._stage.device)
             yield torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))

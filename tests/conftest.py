@@ -138,3 +138,12 @@ def model_file(tmp_path_factory):
 def swin_model_file(tmp_path_factory):
     """The same with two SwinIR stages. Do not write to it."""
     return _bundle(tmp_path_factory.mktemp("swin_model"), _small_swinir())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, model_file, swin_model_file):
+    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages."""
+    path = tmp_path_factory.mktemp("noisy") / "noisy.safetensors"
+    checkpoint = str(model_file.parent / "sr.safetensors")
+    model.build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1]).save(path)
+    return {"rrdb": model.load(model_file), "swinir": model.load(swin_model_file), "noisy": model.load(path)}

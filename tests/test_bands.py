@@ -25,7 +25,7 @@ from engine.budget import GIB, BandCost, Budget, StageCost, bands, check
 from engine.errors import BudgetError, RenderError, ResumeError, UsageError
 from engine.executors import bands as executor
 from engine.geometry import Box
-from engine.model import build, load
+from engine.model import load
 from engine.plan import Plan, StagePlan, shard_of
 from engine.profile import Footprint
 from engine.render import Job
@@ -37,15 +37,6 @@ from engine.stages import Stage
 
 SMALL = Request(size=(192, 256), stages=2, overlap="exact", executor="bands", precision="fp32")
 MODELS = ["rrdb", "swinir", "noisy"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, model_file, swin_model_file):
-    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages."""
-    path = tmp_path_factory.mktemp("noisy") / "noisy.safetensors"
-    checkpoint = str(model_file.parent / "sr.safetensors")
-    build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1]).save(path)
-    return {"rrdb": load(model_file), "swinir": load(swin_model_file), "noisy": load(path)}
 
 
 @pytest.fixture

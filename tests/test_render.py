@@ -14,7 +14,7 @@ from stores import attributes, files, pixels, shards
 import engine
 from engine.cli import main
 from engine.errors import BudgetError, InputError, RenderError, UsageError
-from engine.model import build, load
+from engine.model import load
 from engine.planner import default_memory
 from engine.probe.content import structure_sample
 from engine.profile import SeamPoint, StageProfile
@@ -27,15 +27,6 @@ SMALL = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="tiles
 """12 writes: of tiles, or of rows of shards down 4 strips."""
 
 both = pytest.mark.parametrize("executor", ["tiles", "bands"])
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, model_file, swin_model_file):
-    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages."""
-    path = tmp_path_factory.mktemp("noisy") / "noisy.safetensors"
-    checkpoint = str(model_file.parent / "sr.safetensors")
-    build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1]).save(path)
-    return {"rrdb": load(model_file), "swinir": load(swin_model_file), "noisy": load(path)}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ Networks are written so that ``torch.fx`` traces them: no branch depends on a te
 weights, and what mixes rows in another way than a convolution is a module of its own kind (``WindowRows``).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def whole_windows(x: Tensor, window: int) -> Tensor:
     return x
 
 
-class WindowRows(nn.Module):
+class WindowRows(nn.Module, ABC):
     """A layer that mixes the rows of a window of ``window`` rows, on a grid that is shifted up by ``shift`` rows."""
 
     window: int
@@ -43,9 +44,9 @@ class WindowRows(nn.Module):
         """Bytes for each pixel that `attend` takes besides its input and output."""
         return 0
 
+    @abstractmethod
     def attend(self, x: Tensor, seams: Sequence[int]) -> Tensor:
         """[B, H, W, C] -> the same, H a multiple of the window and its first row on the layer's own grid.
 
         ``seams``: the rows of windows that straddle the picture's upper or lower border, whose two parts must not mix.
         """
-        raise NotImplementedError

@@ -18,6 +18,9 @@ GIB = 1 << 30
 CHANNELS = 3
 FLOAT = 4
 
+SHARDS_IN_HAND = 4
+"""A shard and its encoded form; its parent in the pyramid and one decoded child."""
+
 
 def readable(size: float) -> str:
     """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of that."""

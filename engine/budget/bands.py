@@ -12,6 +12,7 @@ from dataclasses import replace
 from engine.budget import (
     CHANNELS,
     FLOAT,
+    SHARDS_IN_HAND,
     BandCost,
     Budget,
     Projection,
@@ -29,9 +30,6 @@ SHARD, CHUNK = 1024, 512
 
 _ROWS_OF_SHARDS = 2
 """One that fills while the one before it is written."""
-
-_SHARDS_IN_HAND = 4
-"""A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
 _ALLOCATOR = (8 << 20, 0.07)
@@ -185,6 +183,6 @@ def _host_parts(
         "network": max(step_1, _stream_bytes(stages, costs, strip, on_device=False)),
         "base image": base * CHANNELS * FLOAT,
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
-        "shards": _SHARDS_IN_HAND * SHARD**2 * CHANNELS,
+        "shards": SHARDS_IN_HAND * SHARD**2 * CHANNELS,
     }
     return with_allocator(parts, *_ALLOCATOR)

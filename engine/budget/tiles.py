@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat
 
-from engine.budget import CHANNELS, FLOAT, Budget, Projection, StageCost, readable, store_bytes, with_allocator
+from engine.budget import (
+    CHANNELS,
+    FLOAT,
+    SHARDS_IN_HAND,
+    Budget,
+    Projection,
+    StageCost,
+    readable,
+    store_bytes,
+    with_allocator,
+)
 from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan import Plan, StagePlan, shard_of
@@ -20,9 +30,6 @@ WORK_SLACK = 1.15
 
 CACHE_BYTES = 32 << 20
 """Inner tiles held in memory; what does not fit goes to the scratch array beside the output."""
-
-_SHARDS_IN_HAND = 4
-"""A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
 _ALLOCATOR = (40 << 20, 0.12)
@@ -93,7 +100,7 @@ def _read_bytes(stage: StagePlan) -> int:
 
 def _shard_bytes(last: StagePlan) -> int:
     shard, _ = shard_of(last.core * last.scale)
-    return _SHARDS_IN_HAND * shard**2 * CHANNELS
+    return SHARDS_IN_HAND * shard**2 * CHANNELS
 
 
 def _level_bytes(stage: StagePlan) -> int:

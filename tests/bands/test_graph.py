@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from networks import Network
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,19 +14,6 @@ from engine.archs.layers import conv3
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.bands.graph import PLANES, TOKENS, Rows, read_graph, schedule, split
 from engine.errors import UsageError
-
-
-class Network(nn.Module):
-    """A network in a line: its forward pass as a function of itself and x, its layers by name."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self._forward = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 def chain(**layers):

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from networks import Network
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -39,19 +40,6 @@ def rrdb(scale=4):
 def swinir(window=4, scale=4):
     sizes = {"dim": 8, "depths": (3, 1), "heads": (2, 1), "hidden": 12, "features": 6}
     return lively(SwinIR(**sizes, window=window, scale=scale), 0.2)
-
-
-class Network(nn.Module):
-    """A network in a line: its forward pass as a function of itself and x, its layers by name."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self._forward = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 def compact():
