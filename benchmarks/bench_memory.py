@@ -70,13 +70,13 @@ def plot():
     figure.savefig(Path(__file__).parent.parent / "docs" / "memory.png", dpi=110)
 
 
-def row_of(size, report):
+def row_of(size, report, cut):
     width, height = (int(n) for n in size.split("x"))
     measured, projection = report["measured"], report["projection"]
     return {
         "size": size,
         "megapixels": round(width * height / 1e6, 1),
-        "tile": TILE,
+        **cut,
         "budget": BUDGET,
         "stages": len(report["plan"]["stages"]),
         "measured": round(measured["working_peak"] / MIB, 1),
@@ -85,9 +85,9 @@ def row_of(size, report):
     }
 
 
-def measure(table, model, folder, sizes, *options):
+def measure(table, model, folder, sizes, cut, *options):
     for size in sizes:
-        row = row_of(size, render(model, size, folder, *options))
+        row = row_of(size, render(model, size, folder, *options), cut)
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         add_row(table, row)
 
@@ -97,7 +97,7 @@ def main(kind):
         folder = Path(name)
         model = small_model(folder, 3, channels=16 if kind == "tiles" else 64, blocks=1, growth=16)
         if kind == "tiles":
-            measure("memory", model, folder, SIZES, "--executor", "tiles", "--tile", str(TILE))
+            measure("memory", model, folder, SIZES, {"tile": TILE}, "--executor", "tiles", "--tile", str(TILE))
             plot()
         else:
             picture = folder / "picture.png"  # step 1 must not be tiled: it would grow with the height
@@ -105,7 +105,7 @@ def main(kind):
                 width, height = (int(n) // 16 for n in size.split("x"))
                 Image.fromarray(np.full((height, width, 3), 128, np.uint8)).save(picture)
                 options = ("--executor", "bands", "--stages", "2", "--init", str(picture))
-                measure("bands_memory", model, folder, (size,), *options)
+                measure("bands_memory", model, folder, (size,), {"executor": "bands"}, *options)
 
 
 if __name__ == "__main__":

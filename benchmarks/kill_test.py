@@ -1,6 +1,6 @@
 """kill -9 at random moments: does a render that is killed 20 times end in the bytes of one that never was?
 
-    python benchmarks/kill_test.py [--kills 20] [--seed 0]
+    python benchmarks/kill_test.py [--kills 20] [--seed 0] [--executor tiles|bands]
 
 Renders once undisturbed. Then renders again with --resume and kills the process, twice while it starts, twice while it
 makes the store, once after the last shard, once after the store is marked complete, and otherwise at random numbers of
@@ -42,11 +42,11 @@ class Moment:
 class Render:
     """``engine render --resume`` in a process of its own, and what it has left on disk so far."""
 
-    def __init__(self, model: Path, store: Path) -> None:
+    def __init__(self, model: Path, store: Path, executor: str) -> None:
         self.store = store
         self.before = (self.entries, self.shards, self.complete)
         self.start = time.perf_counter()
-        command = [ENGINE, "render", model, *OPTIONS, "--out", store, "--resume"]
+        command = [ENGINE, "render", model, *OPTIONS, "--executor", executor, "--out", store, "--resume"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     @property
@@ -117,9 +117,9 @@ def noisy_model(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def undisturbed(model: Path, store: Path) -> tuple[float, float]:
+def undisturbed(model: Path, store: Path, executor: str) -> tuple[float, float]:
     """Seconds until something is on disk, and until the end."""
-    render = Render(model, store)
+    render = Render(model, store, executor)
     while render.running and not render.entries:
         time.sleep(POLL)
     starting = render.lived
@@ -127,9 +127,9 @@ def undisturbed(model: Path, store: Path) -> tuple[float, float]:
     return starting, render.lived
 
 
-def kill_at(moment: Moment, model: Path, store: Path, starting: float, total: int) -> str:
+def kill_at(moment: Moment, model: Path, store: Path, executor: str, starting: float, total: int) -> str:
     """Start a render, kill it at the moment, and say what it left."""
-    render = Render(model, store)
+    render = Render(model, store, executor)
     while render.running and not render.reached(moment, starting, total):
         time.sleep(POLL)
     end = time.perf_counter() + moment.pause
@@ -147,7 +147,7 @@ def files(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-def main(kills: int, seed: int) -> None:
+def main(kills: int, seed: int, executor: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
@@ -156,27 +156,32 @@ def main(kills: int, seed: int) -> None:
         model = noisy_model(folder)
         # The first plan on a machine measures the networks; the starts that are killed should all be alike.
         subprocess.run(
-            [ENGINE, "plan", model, *OPTIONS], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [ENGINE, "plan", model, *OPTIONS, "--executor", executor],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         stores = [folder / k / "out.zarr" for k in "ab"]
         for store in stores:
             store.parent.mkdir()
-        starting, whole = undisturbed(model, stores[0])
+        starting, whole = undisturbed(model, stores[0], executor)
         expected = files(stores[0].parent)
         total = len([name for name in expected if name.startswith("out.zarr/0/c/0/") and expected[name] is not None])
         size = sum(len(content) for content in expected.values() if content) / 1e6
         print(f"undisturbed: {whole:.1f} s, of which {starting:.1f} s to start; {total} shards, {size:.1f} MB")
         print("kill  moment      after   shards        half files  beside the store")
         for number, moment in enumerate(moments(kills, random.Random(seed), total), 1):
-            print(f"{number:4}  {kill_at(moment, model, stores[1], starting, total)}", flush=True)
-        Render(model, stores[1]).wait()
+            print(f"{number:4}  {kill_at(moment, model, stores[1], executor, starting, total)}", flush=True)
+        Render(model, stores[1], executor).wait()
         found = files(stores[1].parent)
         different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         print(
             f"{len(expected)} files and folders: {f'{len(different)} differ, {different[:5]}' if different else 'all equal'}"
         )
     seconds = round(time.perf_counter() - began, 1)
-    add_row("kill_test", {"kills": kills, "shards": total, "equal": not different, "seconds": seconds})
+    add_row(
+        "kill_test", {"executor": executor, "kills": kills, "shards": total, "equal": not different, "seconds": seconds}
+    )
     if different:
         raise SystemExit(1)
 
@@ -185,5 +190,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="kill -9 a render at random moments, resume it, compare its bytes")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--executor", choices=("tiles", "bands"), default="tiles")
     arguments = parser.parse_args()
-    main(arguments.kills, arguments.seed)
+    main(arguments.kills, arguments.seed, arguments.executor)
