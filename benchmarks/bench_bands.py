@@ -127,20 +127,19 @@ def seconds_of(call):
     return time.perf_counter() - start
 
 
-def band_seconds(stage, rows=48):
-    """A frame in one strip, from a picture of its width and so many rows: by what was executed."""
+def band_seconds(stage, count=3):
+    """A frame in one strip, again and again: by what so many bands in the middle of the picture took."""
     plan = stage.stream_plan(FRAME[1])
     stream = RowStream(plan)
-    picture = photo(rows, FRAME[1])[None]
-    bands = [
-        picture[:, :, y : y + plan.band].contiguous(memory_format=torch.channels_last)
-        for y in range(0, rows, plan.band)
-    ]
-    bands += [torch.zeros_like(bands[0])] * (plan.delay // plan.band + 1)
-    stream.start(0, rows)
-    seconds = seconds_of(lambda: [stage.push(stream, band) for band in bands])
+    band = photo(plan.band, FRAME[1])[None].contiguous(memory_format=torch.channels_last)
+    stream.start(0, FRAME[0])
+    for _ in range(plan.delay // plan.band + 1):
+        stage.push(stream, band)
     bands_of_rows = -(-FRAME[0] // plan.band) + 1
-    return seconds / stream.macs * plan.macs(bands_of_rows * plan.band)
+    while True:
+        before = stream.macs
+        seconds = seconds_of(lambda: [stage.push(stream, band) for _ in range(count)])
+        yield seconds / (stream.macs - before) * plan.macs(bands_of_rows * plan.band)
 
 
 def tile_seconds(stage, shape, count):
@@ -174,16 +173,20 @@ def timed(repeats=3):
     plain = archs.build(read_checkpoint(find_packaged("realsr")))
     plan = planned(full)
     print(f"tiles of {plan.tile_shape}, core {plan.core}, halo {plan.halo}, {len(plan.grid)} of them", flush=True)
+    half_bands, full_bands = band_seconds(half), band_seconds(full)
     ways = {
-        "bands bf16": lambda: band_seconds(half),
-        "bands fp32": lambda: band_seconds(full),
+        "bands bf16": lambda: next(half_bands),
+        "bands fp32": lambda: next(full_bands),
         "tiles bf16": lambda: tile_seconds(half, plan.tile_shape, len(plan.grid)),
         "tiles fp32": lambda: tile_seconds(full, plan.tile_shape, len(plan.grid)),
         "tiles of 512, pad 10, plain PyTorch fp32": lambda: customary_seconds(plain),
     }
     found = {name: [] for name in ways}
-    for _ in range(repeats):
+    for repeat in range(repeats + 1):
         for name, way in ways.items():
+            if repeat == 0:
+                way()  # libraries prepare themselves, bands fill
+                continue
             found[name].append(way())
             print(f"{name}: {found[name][-1]:.0f} s a frame", flush=True)
     median = {name: statistics.median(values) for name, values in found.items()}

@@ -100,10 +100,11 @@ def main(kind):
             measure("memory", model, folder, SIZES, {"tile": TILE}, "--executor", "tiles", "--tile", str(TILE))
             plot()
         else:
+            noise = np.random.default_rng(0)  # what does not compress takes the most memory
             picture = folder / "picture.png"  # step 1 must not be tiled: it would grow with the height
             for size in (*WIDTHS, *HEIGHTS):
                 width, height = (int(n) // 16 for n in size.split("x"))
-                Image.fromarray(np.full((height, width, 3), 128, np.uint8)).save(picture)
+                Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)).save(picture)
                 options = ("--executor", "bands", "--stages", "2", "--init", str(picture))
                 measure("bands_memory", model, folder, (size,), {"executor": "bands"}, *options)
 

@@ -53,13 +53,15 @@ class Taker:
 
     def take(self, rows: int) -> Tensor:
         """[3, rows, width]; fewer only where the image ends."""
-        parts: list[Tensor] = []
-        missing = rows
-        while missing and (block := self._left if self._left is not None else next(self._blocks, None)) is not None:
-            parts.append(block[:, :missing])
-            self._left = block[:, missing:] if block.shape[1] > missing else None
-            missing -= parts[-1].shape[1]
-        return torch.cat(parts, 1) if parts else torch.empty(3, 0, 0)
+        taken, result = 0, torch.empty(3, 0, 0)
+        while taken < rows and (block := self._left if self._left is not None else next(self._blocks, None)) is not None:
+            if taken == 0:  # filled as they come: a row of shards, held twice, would be felt
+                result = block.new_empty(3, rows, block.shape[2])
+            part = block[:, : rows - taken]
+            result[:, taken : taken + part.shape[1]] = part
+            self._left = block[:, part.shape[1] :] if block.shape[1] > part.shape[1] else None
+            taken += part.shape[1]
+        return result[:, :taken]
 
 
 class StageRows:

@@ -24,6 +24,10 @@ BAND, TAIL_BAND = 16, 4
 """Rows at a time. Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of
 the picture; the tail's rows are 16 times as large (docs/log.md has what was tried)."""
 
+BLOCK = 1024
+"""Columns that an operation makes at a time on a CPU: what it makes stays in the cache, and is not taken anew from the system
+for every operation (docs/log.md). Narrower ones cost more in the threads' waiting for each other."""
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -87,7 +91,8 @@ class Stage:
 
     def stream_plan(self, width: int) -> StreamPlan:
         """How ``width`` LR columns would be streamed."""
-        return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND)
+        block = BLOCK if self.device.type == "cpu" else None
+        return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, block)
 
     def push(self, stream: RowStream, band: Tensor) -> list[tuple[int, Tensor]]:
         """Push float32 [1, 3, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are

@@ -9,7 +9,8 @@ rows can stream; any other one is refused by name.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -93,20 +94,27 @@ Run = Callable[[Sequence[Tensor], Rows], Tensor]
 """Views of the inputs' rows in their own layout, and the output's rows -> the output in its layout."""
 
 Into = Callable[[Sequence[Tensor], Tensor], object]
-"""The same, written to the second argument."""
+"""The same without knowing rows, written to the second argument."""
+
+
+def _copy(views: Sequence[Tensor], out: Tensor) -> None:
+    out.copy_(views[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one kind of operation treats rows. ``factor``: output rows for each input row.
+    """How one kind of operation treats rows: ``run`` makes them, ``into`` takes them to where they belong; or ``into``
+    alone makes them there, which saves a pass over memory.
 
-    ``into``: a way to write the output where it belongs, which saves a pass over memory; the same numbers.
+    ``factor``: output rows for each input row; ``across``: how many columns on either side it reads, if its columns can
+    be made some at a time.
     """
 
-    run: Run
-    into: Into | None = None
+    run: Run | None
+    into: Into = _copy
     factor: Fraction = Fraction(1)
     reach: int = 0
+    across: int | None = None
     grid: tuple[int, int] = (1, 0)  # (period, residue) that the delay at which it reads must have
     macs: int = 0  # multiply-adds for each output pixel
     workspace: int = 0  # bytes that the operation itself takes for each output pixel while it runs
@@ -237,7 +245,23 @@ class _Reader:
             elif node.op != "get_attr":
                 self._add(node)
         output = self._alias[nodes[-1].args[0]][0]
-        return RowGraph(nodes[0].name, output, self._values, tuple(self._ops), self._concatenations)
+        return RowGraph(nodes[0].name, output, self._values, tuple(self._fused(output)), self._concatenations)
+
+    def _fused(self, output: str) -> Iterator[Op]:
+        """The operations, with one that ``into`` alone makes, of one value that nobody else reads, done on that value's way."""
+        readers = Counter(name for op in self._ops for name in op.inputs)
+        readers.update(name for parts in self._concatenations.values() for name in parts)
+        readers[output] += 1
+        following = {op.inputs: op for op in self._ops if op.rule.run is None and op.rule.factor == 1}
+        done: set[str] = set()
+        for op in self._ops:
+            if op.name in done:
+                continue
+            after = following.get((op.name,))
+            if op.rule.into is _copy and readers[op.name] == 1 and after and after.axes[0] == self._values[op.name].axis:
+                done.add(after.name)
+                op = replace(op, name=after.name, rule=replace(op.rule, into=after.rule.into))
+            yield op
 
     def _add(self, node: fx.Node) -> None:
         inputs = [n for n in node.all_input_nodes if n in self._alias]
@@ -294,8 +318,10 @@ class _Reader:
             return self._interpolation(node, module)
         if not self._is_row_by_row(node, module, axis):
             raise _refusal(node, module, "it looks at more than a bounded number of rows")
-        into = _into(node, module, len(inputs))
-        return Rule(self._call(node, inputs, module), into, macs=_linear_macs(module))
+        if (into := _into(node, module, len(inputs))) is not None:
+            return Rule(None, into, across=0)
+        across = None if node.target is whole_windows else 0  # it looks at the width
+        return Rule(self._call(node, inputs, module), across=across, macs=_linear_macs(module))
 
     def _interpolation(self, node: fx.Node, module: nn.Module | None) -> Rule:
         given = node.kwargs if module is None else {k: getattr(module, k) for k in ("size", "scale_factor", "mode")}
@@ -307,9 +333,7 @@ class _Reader:
             raise _refusal(node, module, "only whole factors, the same for rows and columns, can")
         scale = int(factor)
         if mode == "nearest":
-            return Rule(
-                lambda views, rows: F.interpolate(views[0], scale_factor=scale), _repeat_into(scale), Fraction(scale)
-            )
+            return Rule(None, _repeat_into(scale), Fraction(scale), across=0)
         if mode == "bilinear" and not corners:
             # The rows with their border, and the enlarged border that is cut off again.
             workspace = 2 * self._seen[node].shape[1] * self._seen[node].itemsize
@@ -358,7 +382,7 @@ def _refusal(node: fx.Node, module: nn.Module | None, reason: str) -> UsageError
 def _into(node: fx.Node, module: nn.Module | None, inputs: int) -> Into | None:
     """For what the engine's networks do between convolutions. ``inputs``: how many of its arguments are rows."""
     if node.target == "to":
-        return lambda views, out: out.copy_(views[0])
+        return _copy
     if node.target is F.leaky_relu or isinstance(module, nn.LeakyReLU):
         slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else node.kwargs.get("negative_slope", 0.01)
         return lambda views, out: torch.ops.aten.leaky_relu.out(views[0], slope, out=out)
@@ -371,8 +395,7 @@ def _into(node: fx.Node, module: nn.Module | None, inputs: int) -> Into | None:
 def _repeat_into(scale: int) -> Into:
     def into(views: Sequence[Tensor], out: Tensor) -> None:
         """Nearest-neighbour enlargement of [1, C, H, W]: every pixel to ``scale`` rows and columns."""
-        channels, height, width = out.shape[1:]
-        cells = out[0].view(channels, height // scale, scale, width // scale, scale)
+        cells = out[0].unflatten(2, (-1, scale)).unflatten(1, (-1, scale))
         cells.copy_(views[0][0, :, :, None, :, None].expand(cells.shape))
 
     return into
@@ -393,7 +416,7 @@ def _convolution(node: fx.Node, conv: nn.Conv2d) -> Rule:
         return F.conv2d(views[0], conv.weight, conv.bias, 1, (0, same[1]), conv.dilation, conv.groups)
 
     macs = conv.in_channels // conv.groups * conv.out_channels * height * width
-    return Rule(run, reach=same[0], macs=macs)
+    return Rule(run, reach=same[0], across=same[1], macs=macs)
 
 
 def _window_attention(layer: WindowRows) -> Rule:

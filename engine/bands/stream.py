@@ -23,6 +23,16 @@ _INPUT = -1
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns [first, last) of a value, made from [start, end) of its inputs, both in the value's own columns."""
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Read:
     """That the operation at ``position`` reads the first ``members`` values of a buffer."""
 
@@ -31,16 +41,18 @@ class _Read:
 
 
 class SegmentPlan:
-    """The buffers of a part of a network for bands of ``band`` rows and ``width`` columns. Holds no tensors."""
+    """The buffers of a part of a network for bands of ``band`` rows and ``width`` columns. Holds no tensors.
 
-    def __init__(self, graph: RowGraph, band: int, width: int) -> None:
-        self.graph, self.band, self.width = graph, band, width
+    ``block``: an operation makes at most so many columns at a time, where it can; None: all at once.
+    """
+
+    def __init__(self, graph: RowGraph, band: int, width: int, block: int | None) -> None:
+        self.graph, self.band, self.width, self.block = graph, band, width, block
         self.schedule = schedule(graph)
         self._position = {graph.input: _INPUT, **{op.name: i for i, op in enumerate(graph.ops)}}
         self.groups = self._concatenated()
-        self.groups.update({(value,): reads for value, reads in self._waiting()})
+        self.groups.update({(value,): reads for value, reads in self._alone()})
         self.buffers = [self._buffer(members, reads) for members, reads in self.groups.items()]
-        self.buffered = {slot.value for buffer in self.buffers for slot in buffer.slots}
         self.offsets, self.arena_bytes = share([b for b in self.buffers if not b.slides])
 
     @property
@@ -88,11 +100,10 @@ class SegmentPlan:
             groups.setdefault(group, []).extend(_Read(p, len(members)) for p in self._direct[name])
         return groups
 
-    def _waiting(self) -> Iterator[tuple[str, list[_Read]]]:
-        """Values that an operation reads late or with the rows around: they cannot be passed on as they are made."""
+    def _alone(self) -> Iterator[tuple[str, list[_Read]]]:
+        """Values that an operation reads by themselves."""
         for name, positions in self._direct.items():
-            late = any(self.schedule.read[self.graph.ops[p].name] > self.schedule.delay.get(name, 0) for p in positions)
-            if name not in self.graph.concatenations and late:
+            if name not in self.graph.concatenations:
                 yield name, [_Read(p, 1) for p in positions]
 
     def _reach_back(self, read: _Read) -> int:
@@ -120,45 +131,64 @@ class SegmentPlan:
             last=max(r.position for r in reads),
         )
 
-    @cached_property
-    def handed(self) -> dict[str, int]:
-        """Values that are handed over as they are made: name -> the position of the last operation that takes them."""
-        kept = {group[0] for group in self.groups if len(group) == 1}
-        last = {n: max(p) for n, p in self._direct.items() if n not in kept and n not in self.graph.concatenations}
-        return {**last, self.graph.output: len(self.graph.ops)}
+    def columns(self, op: Op) -> list[Columns]:
+        """What the operation makes at a time: equal parts that read equally much, so that a library which prepares itself
+        for a shape does it once.
 
-    def writes_in_place(self, op: Op) -> bool:
-        """Whether an operation's output goes straight to its buffer."""
-        return op.rule.into is not None and op.name in self.buffered and op.name not in self.handed
+        A part that touches the picture's side reads further inwards instead: the side stays the operation's own border.
+        """
+        value, across = self.graph.values[op.name], op.rule.across
+        width, step = int(self.width * value.rate), max(1, int(op.rule.factor))
+        if across is None or self.block is None or width <= self.block:
+            return [Columns(0, width, 0, width)]
+        part = -(-width // -(-width // self.block) // step) * step
+        read = min(width, part + 2 * across)
+        found = []
+        for first in range(0, width, part):
+            last = min(first + part, width)
+            start = max(0, min(first - across, width - read)) if across else first
+            found.append(Columns(first, last, start, start + read if across else last))
+        return found
 
     @property
     def temporary_bytes(self) -> int:
-        """The largest sum of what is handed over, what an operation makes and takes while it runs, and the copy that a
-        convolution makes of its input where that is part of a wider buffer.
+        """The most that an operation takes while it runs: what it makes before that goes to its place, and the dense
+        copy of its input that a convolution makes.
         """
-        largest = 0
-        for position, op in enumerate(self.graph.ops):
-            value = self.graph.values[op.name]
-            live = sum(self.nbytes(n) for n, end in self.handed.items() if self._position[n] < position <= end)
-            made = 0 if self.writes_in_place(op) else self.nbytes(op.name)
-            pixels = self.nbytes(op.name) // (value.channels * value.dtype.itemsize)
-            largest = max(largest, live + self._copied(op) + made + pixels * op.rule.workspace)
-        return largest
+        return max(self._temporary(op) for op in self.graph.ops)
 
-    def _copied(self, op: Op) -> int:
-        parts = [self.members(n) for n in op.inputs if n in self.graph.concatenations]
-        return sum(self.nbytes(v) for members in parts if members not in self.groups for v in members)
+    def _temporary(self, op: Op) -> int:
+        value, columns = self.graph.values[op.name], max(c.end - c.start for c in self.columns(op))
+        rows = int(self.band * value.rate)
+        made = value.channels * value.dtype.itemsize if op.rule.run is not None else 0
+        total = rows * columns * (made + op.rule.workspace)
+        if op.rule.across is not None and op.rule.macs:
+            for name in op.inputs:
+                read = self.graph.values[name]
+                total += (rows + 2 * op.rule.reach) * columns * read.channels * read.dtype.itemsize
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some columns of an operation: its inputs there, and which columns of what it makes are wanted."""
+
+    columns: Columns
+    views: list[Tensor]
 
 
 class _Segment:
-    """A part of a network at work. All of its views are made once."""
+    """A part of a network at work. All of its views are made once, and nothing is allocated but its output and what
+    operations make on the way.
+    """
 
     def __init__(self, plan: SegmentPlan, arena: Tensor) -> None:
         self.plan = plan
         self._graph = plan.graph
+        self._arena = arena
         self._buffers = _make(plan, arena)
-        self._sources = [tuple(self._source(op, name) for name in op.inputs) for op in plan.graph.ops]
         self._targets: dict[str, list[Tensor]] = {}
+        self._lasting: dict[str, list[Tensor]] = {}  # those that are read in a later band, too
         self._begins: dict[int, list[Buffer]] = {}
         self._ends: dict[int, list[Buffer]] = {}
         for buffer in self._buffers:
@@ -166,19 +196,30 @@ class _Segment:
             self._ends.setdefault(buffer.plan.last, []).append(buffer)
             for slot in buffer.plan.slots:
                 self._targets.setdefault(slot.value, []).append(buffer.new_rows(slot))
-        self._handed = plan.handed
-        self._handing: dict[str, Tensor | None] = {}
+                if buffer.plan.rows > buffer.plan.advance:
+                    self._lasting.setdefault(slot.value, []).append(buffer.new_rows(slot))
+        self._parts = [self._cut(op) for op in plan.graph.ops]
         self.executed = [0] * len(plan.graph.ops)  # rows that each operation has made
 
-    def _source(self, op: Op, name: str) -> Tensor | None:
-        """The window of a buffer that the operation reads; None when the value is handed over."""
+    def _cut(self, op: Op) -> list[_Part]:
+        """The operation's work of a band, some columns at a time."""
+        sources = [_view(self._source(op, name), axis) for name, axis in zip(op.inputs, op.axes, strict=True)]
+        parts = []
+        for columns in self.plan.columns(op):
+            start, end = (int(n / op.rule.factor) for n in (columns.start, columns.end))
+            views = [s.narrow(axis + 1, start, end - start) for s, axis in zip(sources, op.axes, strict=True)]
+            parts.append(_Part(columns, views))
+        return parts
+
+    def _source(self, op: Op, name: str) -> Tensor:
+        """The window of a buffer that the operation reads."""
         members = self.plan.members(name)
         alone = name not in self._graph.concatenations
-        for buffer in self._buffers:
-            if buffer.plan.starts_with(members) and (not alone or len(buffer.plan.slots) == 1):
-                channels = sum(self._graph.values[m].channels for m in members)
-                return buffer.window(self.plan.schedule.read[op.name], op.rule.reach, channels)
-        return None
+        buffer = next(
+            b for b in self._buffers if b.plan.starts_with(members) and (not alone or len(b.plan.slots) == 1)
+        )
+        channels = sum(self._graph.values[m].channels for m in members)
+        return buffer.window(self.plan.schedule.read[op.name], op.rule.reach, channels)
 
     def clear(self) -> None:
         for buffer in self._buffers:
@@ -187,16 +228,23 @@ class _Segment:
     def push(self, x: Tensor | None, rows: Rows) -> tuple[Tensor | None, Rows]:
         """``x``: [band, width, C] for these rows of the input -> the output's new rows; None where all lie outside."""
         self._begin(_INPUT, rows)
-        self._give(self._graph.input, x)
+        if x is None:
+            self._give_nothing(self._graph.input)
+        else:
+            for target in self._targets[self._graph.input]:
+                target.copy_(x)
+        output = None
         for position, op in enumerate(self._graph.ops):
             self._begin(position, rows)
             made = self._rows(op.name, rows)
             if made.outside:
-                self._give(op.name, None)
+                self._give_nothing(op.name)
             else:
-                self._run(position, op, made)
+                y = self._run(position, op, made)
+                if op.name == self._graph.output:
+                    output = y
             self._end(position, rows)
-        return self._handing.pop(self._graph.output), self._rows(self._graph.output, rows)
+        return output, self._rows(self._graph.output, rows)
 
     def _rows(self, name: str, rows: Rows) -> Rows:
         """The rows of a value that are new when these rows of the input are."""
@@ -212,41 +260,39 @@ class _Segment:
         for buffer in self._ends.get(position, ()):
             if buffer.plan.meets(rows):
                 buffer.finish()
-        for name in dict.fromkeys(self._graph.ops[position].inputs):
-            if self._handed.get(name) == position:
-                del self._handing[name]
 
-    def _run(self, position: int, op: Op, made: Rows) -> None:
+    def _run(self, position: int, op: Op, made: Rows) -> Tensor:
+        """Make the new rows of a value, [rows, width, C], where they belong."""
         self.executed[position] += made.count
-        inputs = zip(op.inputs, op.axes, self._sources[position], strict=True)
-        views = [_view(self._handing[n] if s is None else s, axis) for n, axis, s in inputs]
-        targets, axis = self._targets.get(op.name, []), self._graph.values[op.name].axis
-        if op.rule.into is None or not self.plan.writes_in_place(op):
-            y = op.rule.run(views, made)
-            y = _blank((y.permute(0, 2, 3, 1) if axis == PLANES else y)[0], made)
-            self._give(op.name, y)
-            return
-        op.rule.into(views, _view(targets[0], axis))
+        value, targets = self._graph.values[op.name], self._targets.get(op.name, [])
+        if op.name == self._graph.output:  # it outlives the band
+            shape = (made.count, int(self.plan.width * value.rate), value.channels)
+            targets = [torch.empty(shape, dtype=value.dtype, device=self._arena.device), *targets]
+        out = _view(targets[0], value.axis)
+        for part in self._parts[position]:
+            at = part.columns
+            place = out.narrow(value.axis + 1, at.first, at.last - at.first)
+            views = part.views
+            if op.rule.run is not None:
+                y = op.rule.run(views, made)
+                views = [y.narrow(value.axis + 1, at.first - at.start, at.last - at.first)]
+            op.rule.into(views, place)
         _blank(targets[0], made)
         for target in targets[1:]:
             target.copy_(targets[0])
+        return targets[0]
 
-    def _give(self, name: str, y: Tensor | None) -> None:
-        for target in self._targets.get(name, ()):
-            if y is None:
-                target.zero_()
-            else:
-                target.copy_(y)
-        if name in self._handed:
-            self._handing[name] = y
+    def _give_nothing(self, name: str) -> None:
+        """Rows outside the picture: zeros, unless whoever reads them reads none inside."""
+        for target in self._lasting.get(name, ()):
+            target.zero_()
 
 
-def _blank(y: Tensor, made: Rows) -> Tensor:
-    """``y`` [rows, width, C] with zeros in the rows that lie outside the picture."""
+def _blank(y: Tensor, made: Rows) -> None:
+    """Zeros in the rows of ``y`` [rows, width, C] that lie outside the picture."""
     if not made.inside:
         y[: max(0, made.low - made.top)] = 0
         y[max(0, made.high - made.top) :] = 0
-    return y
 
 
 def _make(plan: SegmentPlan, arena: Tensor) -> list[Buffer]:
@@ -257,9 +303,8 @@ def _make(plan: SegmentPlan, arena: Tensor) -> list[Buffer]:
     ]
 
 
-def _view(rows: Tensor | None, axis: int) -> Tensor:
+def _view(rows: Tensor, axis: int) -> Tensor:
     """[rows, width, C] as [1, C, H, W] or [1, H, W, C]."""
-    assert rows is not None
     return rows.permute(2, 0, 1)[None] if axis == PLANES else rows[None]
 
 
@@ -267,16 +312,19 @@ class StreamPlan:
     """How a network streams a picture ``width`` columns wide. Holds no tensors.
 
     ``band``: input rows at a time, a multiple of ``align``; after the first enlargement ``tail_band`` of them at a time,
-    since those rows are the largest.
+    since those rows are the largest. ``block``: columns that an operation makes at a time, so that what it makes stays
+    small and in the processor's cache; None: all.
     """
 
-    def __init__(self, graph: RowGraph, band: int, width: int, tail_band: int | None = None) -> None:
+    def __init__(
+        self, graph: RowGraph, band: int, width: int, tail_band: int | None = None, block: int | None = None
+    ) -> None:
         if tail_band and band % tail_band:
             raise ValueError(f"bands of {band} rows cannot be cut into tail bands of {tail_band}")
         self.band, self.width, self.scale = band, width, int(graph.scale)
         self.segments: list[SegmentPlan] = []
         for part in split(graph):
-            segment = SegmentPlan(part, band, width)
+            segment = SegmentPlan(part, band, width, block)
             self.segments.append(segment)
             width = int(width * part.scale)
             band = int((tail_band or band) * part.scale)

@@ -6,6 +6,7 @@ is too large, by how much, and what to do. ``tiles`` and ``bands`` choose what f
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,11 +39,20 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class BandCost:
-    """What streaming a network in bands of ``band`` rows costs: bytes for each LR column, seconds for each LR pixel."""
+    """What streaming a network in bands of ``band`` rows costs: bytes for each LR column, seconds for each LR pixel.
+
+    What operations make on the way is bounded (``fixed``) where the strip is wide, and grows with it where it is narrow.
+    """
 
     band: int
     bytes_per_column: float
     seconds_per_pixel: float
+    fixed: int = 0
+    narrow_bytes_per_column: float = math.inf
+
+    def bytes_at(self, columns: int) -> int:
+        """Of a strip of so many LR columns."""
+        return int(min(self.narrow_bytes_per_column * columns, self.fixed + self.bytes_per_column * columns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ _ROWS_OF_SHARDS = 2
 """One that fills while the one before it is written."""
 
 
-_ALLOCATOR = (8 << 20, 0.07)
+_ALLOCATOR = (4 << 20, 0.04)
 """Less than with tiles: the large buffers are made once."""
 
 
@@ -165,7 +165,7 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
 def _stream_bytes(stages: Sequence[StagePlan], costs: Sequence[StageCost], strip: int, on_device: bool) -> int:
     columns = _columns(stages, strip)
     return sum(
-        int(_cost(c).bytes_per_column * n) for c, n in zip(costs, columns, strict=True) if c.on_device == on_device
+        _cost(c).bytes_at(n) for c, n in zip(costs, columns, strict=True) if c.on_device == on_device
     )
 
 

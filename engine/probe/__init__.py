@@ -174,21 +174,27 @@ def _first_content(model: Model, image: Path | None) -> Tensor:
 
 def band_cost(model: Model, index: int, stage: Stage, tell: Callable[[str], None] = lambda _: None) -> BandCost:
     """Measured cost of streaming a stage in bands on this machine (cached). Raises UsageError when it cannot be streamed."""
-    plan = stage.stream_plan(stage.align)
+    narrow, wide, wider = (stage.stream_plan(columns * stage.align) for columns in (64, 4096, 8192))
     key = (
         "bands",
         model.weights_digest(index),
         str(stage.device),
         stage.precision,
-        str([s.band for s in plan.segments]),
+        str([(s.band, s.block) for s in narrow.segments]),
     )
 
     def measure() -> Footprint:
         tell(f"measuring the speed of stage {index + 1} in bands on this machine (once)")
         return footprint.measure_stream(stage)
 
-    cost = footprint.cached(key, measure)
-    return BandCost(plan.band, cost.per_pixel, cost.seconds_per_pixel)
+    per_column = (wider.nbytes - wide.nbytes) / (wider.width - wide.width)
+    return BandCost(
+        band=narrow.band,
+        bytes_per_column=per_column,
+        seconds_per_pixel=footprint.cached(key, measure).seconds_per_pixel,
+        fixed=int(wide.nbytes - per_column * wide.width),
+        narrow_bytes_per_column=narrow.nbytes / narrow.width,
+    )
 
 
 def structure_footprint(model: Model) -> Footprint:

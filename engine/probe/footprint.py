@@ -41,8 +41,9 @@ def measure(
 
 
 def measure_stream(stage: Stage) -> Footprint:
-    """Cost of streaming a stage: bytes for each column (counted) and seconds for each LR pixel (measured by what was
-    executed, since so small a picture is mostly border).
+    """Seconds of streaming a stage for each LR pixel, by what was executed, since so small a picture is mostly border.
+
+    Its bytes are counted, not measured: they are in the stage's stream plan.
     """
     plan = stage.stream_plan(_LARGE // stage.align * stage.align)
     stream = RowStream(plan, stage.device)
@@ -57,7 +58,7 @@ def measure_stream(stage: Stage) -> Footprint:
             torch.cuda.synchronize(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
     pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
-    return Footprint(0, plan.nbytes / plan.width, seconds / pixels)
+    return Footprint(0, 0.0, seconds / pixels)
 
 
 def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:

@@ -199,12 +199,12 @@ NETWORKS = [
 ]  # fmt: skip
 
 
-def plan(network, band, width, tail_band=None):
-    return StreamPlan(read_graph(network, getattr(network, "align", 1)), band, width, tail_band)
+def plan(network, band, width, tail_band=None, block=None):
+    return StreamPlan(read_graph(network, getattr(network, "align", 1)), band, width, tail_band, block)
 
 
-def stream(network, band, width, tail_band=None):
-    return RowStream(plan(network, band, width, tail_band))
+def stream(network, band, width, tail_band=None, block=None):
+    return RowStream(plan(network, band, width, tail_band, block))
 
 
 def bands(picture, band, low=0):
@@ -281,6 +281,32 @@ def test_swinir_in_bands_is_the_whole_image(picture, window, scale, shape):
 @pytest.mark.parametrize("make", NETWORKS)
 def test_any_network_of_known_operations_in_bands_is_the_whole_image(picture, make, shape):
     check(lively(make(), 0.3), picture, shape)
+
+
+@pytest.mark.parametrize("block", [1, 5, 8, 11, 29])
+@pytest.mark.parametrize("make", [rrdb, lambda: rrdb(2), swinir, *NETWORKS])
+def test_some_columns_at_a_time_are_the_same_columns(picture, make, block):
+    """Odd parts, parts narrower than a kernel, a last part that is smaller, both sides of the picture."""
+    network = lively(make())
+    image = picture(12, 36)
+    rows = stream(network, 4, 36, 2, block)
+    assert_equal(pour(rows, image), whole(network, image))
+    cut = [len(s.columns(op)) > 1 for s in rows.plan.segments for op in s.graph.ops]
+    assert any(cut)
+
+
+def test_columns_at_a_time_are_equal_parts_that_read_equally_much():
+    (segment,) = plan(lively(nn.Sequential(conv3(3, 3))), 4, 23, block=8).segments
+    found = [(c.first, c.last, c.start, c.end) for c in segment.columns(segment.graph.ops[0])]
+    assert found == [(0, 8, 0, 10), (8, 16, 7, 17), (16, 23, 13, 23)]
+
+
+def test_what_operations_make_on_the_way_does_not_grow_with_the_width():
+    graph = read_graph(rrdb(), 1)
+    wide, wider = (StreamPlan(graph, 8, width, 2, 64) for width in (1024, 2048))
+    assert [s.temporary_bytes for s in wide.segments] == [s.temporary_bytes for s in wider.segments]
+    unbounded = StreamPlan(graph, 8, 2048, 2)
+    assert max(s.temporary_bytes for s in wider.segments) < max(s.temporary_bytes for s in unbounded.segments) / 16
 
 
 def eight_bits(picture):
@@ -437,7 +463,7 @@ def test_rows_held_from_band_to_band_counted_by_hand():
     wide = nn.Conv2d(7, 3, 5, padding=2)
     network = Network(forward, a=conv3(3, 4), b=nn.Conv2d(4, 2, 1), wide=wide, narrow=nn.Conv2d(9, 3, 1))
     (segment,) = plan(lively(network), 8, 6).segments
-    kept = [{slot.value: slot.keep for slot in buffer.slots} for buffer in segment.buffers]
+    kept = [{slot.value: slot.keep for slot in buffer.slots} for buffer in segment.buffers if buffer.saved_bytes]
     assert kept == [{"x": 5, "a": 4, "b": 0}, {"x": 2}, {"narrow": 2}]
     assert segment.state_bytes == 4 * 6 * (5 * 3 + 4 * 4 + 2 * 3 + 2 * 3)
 
