@@ -1,0 +1,86 @@
+"""PSNR and SSIM against hand-made numbers and against a direct computation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import InputError
+from engine.metrics import images
+from engine.metrics.fidelity import compare
+from engine.sources import TensorSource
+
+
+def fidelity(a, b):
+    return compare(TensorSource(a), TensorSource(b))
+
+
+def test_equal_pictures(picture):
+    image = picture(80, 70)
+    found = fidelity(image, image)
+    assert (found.mse_rgb, found.mse_y) == (0, 0)
+    assert found.psnr_rgb == found.psnr_y == math.inf
+    assert (found.ssim_rgb, found.ssim_y) == (pytest.approx(1), pytest.approx(1))
+    assert found.to_json()["psnr_rgb"] is None
+
+
+def test_a_shift_of_ten_levels():
+    """MSE 100; Y spans 219 of the 255 levels."""
+    a = torch.full((3, 30, 40), 0.4)
+    found = fidelity(a + 10 / 255, a)
+    assert found.psnr_rgb == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
+    assert found.psnr_y == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)), abs=1e-4)
+
+
+def test_ssim_of_two_constants():
+    """Without variance only the means count: (2ab + C1) / (a^2 + b^2 + C1)."""
+    a, b, c = 0.4 * 255, 0.7 * 255, (0.01 * 255) ** 2
+    found = fidelity(torch.full((3, 30, 40), 0.4), torch.full((3, 30, 40), 0.7))
+    assert found.ssim_rgb == pytest.approx((2 * a * b + c) / (a * a + b * b + c), abs=1e-6)
+
+
+def ssim_by_definition(a, b):
+    """Window by window, in levels; a and b [H, W]."""
+    at = np.arange(11) - 5
+    kernel = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for y in range(a.shape[0] - 10):
+        for x in range(a.shape[1] - 10):
+            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+            mp, mq = (kernel * p).sum(), (kernel * q).sum()
+            vp, vq = (kernel * (p - mp) ** 2).sum(), (kernel * (q - mq) ** 2).sum()
+            cov = (kernel * (p - mp) * (q - mq)).sum()
+            values.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return np.mean(values)
+
+
+def luma(picture):
+    """As MATLAB's rgb2ycbcr."""
+    r, g, b = picture.double().numpy()
+    return 16 + 65.481 * r + 128.553 * g + 24.966 * b
+
+
+@pytest.mark.parametrize("band", [3, 16, 64])
+def test_ssim_and_psnr_by_definition_whatever_the_strips(monkeypatch, picture, band):
+    monkeypatch.setattr(images.bands, "__defaults__", (band,))
+    a, b = picture(37, 33), picture(37, 33, seed=1)
+    b = 0.7 * a + 0.3 * b
+    found = fidelity(b, a)
+    channels = [
+        ssim_by_definition(p.double().numpy() * 255, q.double().numpy() * 255) for p, q in zip(b, a, strict=True)
+    ]
+    assert found.ssim_rgb == pytest.approx(np.mean(channels), abs=1e-9)
+    assert found.ssim_y == pytest.approx(ssim_by_definition(luma(b), luma(a)), abs=1e-9)
+    assert found.mse_y == pytest.approx(((luma(b) - luma(a)) ** 2).mean())
+    assert found.mse_rgb == pytest.approx(float((255 * (b - a).double()).square().mean()))
+    assert 0.3 < found.ssim_y < 0.95
+
+
+def test_other_sizes_are_refused(picture):
+    with pytest.raises(InputError, match="picture: 30x20, but the reference is 31x20"):
+        fidelity(picture(20, 30), picture(20, 31))
+    with pytest.raises(InputError, match="30x10 is smaller than SSIM's window of 11"):
+        fidelity(picture(10, 30), picture(10, 30))
