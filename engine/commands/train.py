@@ -1,16 +1,40 @@
-"""engine train structure."""
+"""engine train, engine train structure, engine train sr, engine train distil and engine train preset."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine import report
 from engine.archs.hpvaegan import Config
+from engine.errors import UsageError
+from engine.model import load
 from engine.progress import clock, meter, tell
 from engine.stages import choose_device
-from engine.training.hpvaegan import train_structure
-from engine.training.log import CheckpointSaved, Event, IterationDone, ScaleFinished, ScaleStarted
+from engine.training.data import open_photo
+from engine.training.distil import Request as DistilRequest
+from engine.training.distil import distil as follow
+from engine.training.log import (
+    Event,
+    IterationDone,
+    Prepared,
+    Reviewed,
+    ScaleFinished,
+    ScaleStarted,
+    TrainingFinished,
+    TrainingStarted,
+)
+from engine.training.networks import Shape, architecture_of
+from engine.training.options import Options
+from engine.training.recipe import Preset, preset_text, read_file, read_preset
+from engine.training.sr import Request as StepRequest
+from engine.training.sr import Runtime, train_sr
+from engine.training.structure import train_structure
+from engine.training.tensorboard import writer
+from engine.training.whole import Request as WholeRequest
+from engine.training.whole import train_model, trained_steps
 
 
 def structure(
@@ -34,35 +58,141 @@ def structure(
     if iterations:
         given["iterations"] = iterations[0] if len(iterations) == 1 else iterations
     with meter("training", 1.0) as bar:
-        show = _Shown(bar.advance)
         train_structure(
             photo, out, device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
-            config=Config(**options), licence=licence, source=source, on_event=show, **given,  # type: ignore[arg-type]
+            config=Config(**options), licence=licence, source=source, on_event=_Shown(bar.advance), **given,  # type: ignore[arg-type]
         )  # fmt: skip
     report.line(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB; put a model together with engine model build --structure {out}"
     )
 
 
-class _Shown:
-    """Turns training events into words and progress; the bar's unit is the share of estimated time."""
+def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
+    """Train every part with progress, write the model and show it."""
+    request = WholeRequest(
+        preset=_preset(options), start=options.start, shape=_shape(options), vgg=vgg, precision=options.precision,
+        seed=options.seed, licence=licence, source=source,
+    )  # fmt: skip
+    parts = ["step 1", *(f"step {step}" for step in trained_steps(open_photo(photo).width))]
+    with meter("training", 1.0) as bar:
+        folder = train_model(photo, out, request, _runtime(options, bar.advance, parts))
+    report.print_model(load(out))
+    tell(f"the parts, their logs and samples are kept in {folder}")
 
-    def __init__(self, advance) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        self._advance = advance
-        self._share = 0.0
+
+def sr(photo: Path, out: Path, options: Options, sigma: float | None, **wanted: Any) -> None:  # noqa: ANN401 (as checked by StepRequest)
+    """Fine-tune one step with progress and an ETA, and say what was written."""
+    recipe = _preset(options).sr
+    if sigma is not None:
+        recipe = recipe.replace(sigma=sigma, render_sigma=sigma)
+    request = StepRequest(
+        recipe=recipe,
+        start=options.start,
+        shape=_shape(options),
+        precision=options.precision,
+        seed=options.seed,
+        **wanted,
+    )
+    with meter("training", 1.0) as bar:
+        train_sr(photo, out, request, _runtime(options, bar.advance))
+    _say_written(out)
+
+
+def distil(photos: Sequence[Path], out: Path, options: Options, teacher: str) -> None:
+    """Follow a teacher with progress and an ETA, and say what was written."""
+    request = DistilRequest(
+        recipe=_preset(options, "distil").sr, teacher=teacher, start=options.start, shape=_shape(options),
+        precision=options.precision, seed=options.seed,
+    )  # fmt: skip
+    with meter("training", 1.0) as bar:
+        follow(photos, out, request, _runtime(options, bar.advance))
+    _say_written(out)
+
+
+def preset(name: str) -> None:
+    """Print a preset."""
+    report.line(preset_text(name).rstrip())
+
+
+def _say_written(out: Path) -> None:
+    report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; put a model together with engine model build --sr {out}")
+
+
+def _preset(options: Options, default: str = "quick") -> Preset:
+    """A preset or a file, with what was asked for on the command line in place of its values."""
+    if options.preset is not None and options.config is not None:
+        raise UsageError("--preset and --config exclude each other: a file is a whole preset")
+    name = options.preset or default
+    if name == "paper":
+        name = f"paper-{architecture_of(options.start, _shape(options))}"
+    found = read_file(options.config) if options.config is not None else read_preset(name)
+    if options.iterations is None:
+        return found
+    return replace(found, sr=found.sr.replace(iterations=options.iterations))
+
+
+def _shape(options: Options) -> Shape:
+    return Shape(options.architecture, options.channels, options.blocks)
+
+
+def _runtime(options: Options, advance: Callable[[float, str], None], parts: Sequence[str] = ()) -> Runtime:
+    device = choose_device(options.device)
+    shown, board = _Shown(advance, parts), writer(options.tensorboard) if options.tensorboard is not None else None
+
+    def on_event(event: Event) -> None:
+        shown(event)
+        if board is not None:
+            board(event)
+
+    budget = options.memory if device.type == "cpu" else options.vram
+    return Runtime(device=str(device), resume=options.resume, budget=budget, on_event=on_event, tell=tell)
+
+
+class _Shown:
+    """Turns training events into words and progress; the bar's unit is the share of estimated time, part by part."""
+
+    def __init__(self, advance: Callable[[float, str], None], parts: Sequence[str] = ()) -> None:
+        self._advance, self._parts = advance, list(parts)
+        self._spent = self._share = 0.0
+        self._part = 0
+
+    def _begin(self, name: str) -> None:
+        """A part of a longer run; a run of one part has no names."""
+        if name in self._parts:
+            self._part, self._spent = self._parts.index(name), 0.0
+
+    def _progress(self, event: IterationDone) -> None:
+        self._spent += event.seconds
+        share = (self._part + self._spent / max(self._spent + event.eta, 1e-9)) / max(1, len(self._parts))
+        self._advance(max(0.0, share - self._share), f"{event.iteration}/{event.total}, {clock(event.eta)} left")
+        self._share = max(self._share, share)
 
     def __call__(self, event: Event) -> None:
         match event:
             case ScaleStarted():
                 height, width = event.size
+                if event.scale == 0:
+                    self._begin("step 1")
                 tell(f"scale {event.scale + 1} of {event.scales}: {width}x{height}, {event.kind}")
+            case TrainingStarted():
+                self._begin(event.name)
+                tell(f"{event.name}: {event.total - event.iteration} iterations")
+            case Prepared():
+                tell(f"{event.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.values.items()))
             case IterationDone():
-                share = event.seconds / max(event.seconds + event.eta, 1e-9)
-                self._advance(
-                    max(0.0, share - self._share), f"{event.iteration}/{event.total}, {clock(event.eta)} left"
-                )
-                self._share = max(self._share, share)
+                self._progress(event)
             case ScaleFinished():
                 tell(f"scale {event.scale + 1} done in {clock(event.seconds)}, samples in {event.sample}")
-            case CheckpointSaved():
+            case TrainingFinished():
+                tell(f"{event.name} done in {clock(event.seconds)}")
+            case Reviewed():
+                where = "held-out strip" if event.held_out else "the photograph itself"
+                tell(
+                    f"iteration {event.iteration}, {where}, bicubic / start / now: PSNR "
+                    + " / ".join(f"{event.psnr[k]:.2f}" for k in ("bicubic", "start", "now"))
+                    + " dB, texture distance "
+                    + " / ".join(f"{event.texture[k]:.4f}" for k in ("bicubic", "start", "now"))
+                    + f"; {event.sample}"
+                )
+            case _:
                 pass

@@ -38,7 +38,7 @@ def open_photo(path: Path, least_width: int = 256) -> Photo:
         header = pyvips.Image.new_from_file(str(path))
         width, height, turned = header.width, header.height, _turned(header)
     except pyvips.Error as error:
-        raise InputError(f"{path}: not a picture that libvips can read: {_first_line(error)}") from None
+        raise InputError(f"{path}: not a picture that libvips can read: {first_line(error)}") from None
     if turned:
         width, height = height, width
     if width < least_width:
@@ -73,7 +73,7 @@ def _thumbnail(photo: Photo, size: Size) -> np.ndarray[Any, np.dtype[np.uint8]]:
         image = image.extract_band(0, n=3) if image.bands > 3 else image
         return np.asarray(image.cast("uchar").numpy())
     except pyvips.Error as error:
-        raise InputError(f"{photo.path}: cannot be decoded: {_first_line(error)}") from None
+        raise InputError(f"{photo.path}: cannot be decoded: {first_line(error)}") from None
 
 
 def _to_tensor(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
@@ -86,6 +86,6 @@ def _turned(header: pyvips.Image) -> bool:
     return "orientation" in header.get_fields() and header.get("orientation") in (5, 6, 7, 8)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 else (lines or ["unknown cause"])[0]

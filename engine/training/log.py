@@ -28,11 +28,30 @@ class ScaleStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class IterationDone:
-    """`iteration` counts from 1 to `total` within the scale; `eta` is for the whole run, a rough guess."""
+class TrainingStarted:
+    """The training of a super-resolution network begins (or goes on at `iteration`); `name` says of which."""
 
-    scale: int
-    scales: int
+    name: str
+    iteration: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Something that the training needs is there; `what` says it in words, `values` in numbers."""
+
+    what: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class IterationDone:
+    """`iteration` counts from 1 to `total` within the phase (a scale of step 1, or the whole of a super-resolution step);
+    `eta` is for the whole run, a rough guess.
+    """
+
+    phase: int
+    phases: int
     iteration: int
     total: int
     losses: dict[str, float]
@@ -51,10 +70,33 @@ class ScaleFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Reviewed:
+    """How good the network is: PSNR in dB and texture distance (of 1.0) of a bicubic enlargement, of the start, and now
+    (with the input noise of a render).
+
+    Measured on a strip of the photograph that was not trained on, if `held_out`. `sample` shows the same in pictures.
+    """
+
+    iteration: int
+    held_out: bool
+    psnr: dict[str, float]
+    texture: dict[str, float]
+    sample: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFinished:
+    """A super-resolution network is trained."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSaved:
     """A run that stops now can go on from here."""
 
-    scale: int
+    phase: int
     iteration: int
     path: Path
 
@@ -68,7 +110,27 @@ class StructureSaved:
     seconds: float
 
 
-Event = ScaleStarted | IterationDone | ScaleFinished | CheckpointSaved | StructureSaved
+@dataclass(frozen=True, slots=True)
+class WeightsSaved:
+    """The weights of a super-resolution network are written and their checkpoint gone."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+Event = (
+    ScaleStarted
+    | TrainingStarted
+    | Prepared
+    | IterationDone
+    | ScaleFinished
+    | TrainingFinished
+    | Reviewed
+    | CheckpointSaved
+    | StructureSaved
+    | WeightsSaved
+)
 
 
 class JsonLines:

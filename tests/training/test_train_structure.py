@@ -14,9 +14,9 @@ from engine.archs.hpvaegan import Config, Structure
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
 from engine.training.checkpoint import checkpoint_path
 from engine.training.data import open_photo
-from engine.training.hpvaegan import train_structure
 from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
-from engine.training.trainer import Settings, Trainer, seeded_noise
+from engine.training.structure import train_structure
+from engine.training.structure_trainer import Settings, StructureTrainer, seeded_noise
 
 
 def tensors_equal(a, b):
@@ -25,7 +25,7 @@ def tensors_equal(a, b):
 
 def interrupt_at(scale, iteration):
     def on_event(event):
-        if isinstance(event, IterationDone) and (event.scale, event.iteration) == (scale, iteration):
+        if isinstance(event, IterationDone) and (event.phase, event.iteration) == (scale, iteration):
             raise KeyboardInterrupt
 
     return on_event
@@ -33,10 +33,11 @@ def interrupt_at(scale, iteration):
 
 def make_trainer(photo, options, **changes):
     settings = {"base_width": 32, "least_width": 12, "precision": "fp32", "batch": 1, "seed": 0} | changes
-    return Trainer(
+    return StructureTrainer(
         Settings(iterations=(1, 1, 1), config=options["config"], photo="", **settings),
         open_photo(photo, 32),
         {},
+        photo.parent,
         torch.device("cpu"),
     )
 
@@ -61,7 +62,7 @@ def test_run_writes_the_structure_and_its_record(photo, options, tmp_path):
     kinds = [e.kind for e in events if isinstance(e, ScaleStarted)]
     assert kinds == ["vae", "vae", "gan"]
     iterations = [e for e in events if isinstance(e, IterationDone)]
-    assert [(e.scale, e.iteration) for e in iterations[-5:]] == [(2, i) for i in range(1, 6)]
+    assert [(e.phase, e.iteration) for e in iterations[-5:]] == [(2, i) for i in range(1, 6)]
     assert iterations[-1].eta == 0
     assert set(iterations[-1].losses) == {"rec", "adv", "critic", "penalty"}
     for event in events:
@@ -81,7 +82,7 @@ def test_reconstruction_improves_at_every_scale(photo, options, tmp_path):
 
     def on_event(event):
         if isinstance(event, IterationDone):
-            errors[event.scale].append(event.losses["rec"])
+            errors[event.phase].append(event.losses["rec"])
 
     train_structure(photo, tmp_path / "s", **options, on_event=on_event)
     for values, share in zip(errors.values(), (0.5, 0.8, 0.95), strict=True):
@@ -126,7 +127,7 @@ def test_a_crash_goes_back_to_the_last_checkpoint(photo, options, tmp_path):
     whole = train_structure(photo, tmp_path / "whole", **options)
 
     def crash(event):
-        if isinstance(event, IterationDone) and (event.scale, event.iteration) == (2, 4):
+        if isinstance(event, IterationDone) and (event.phase, event.iteration) == (2, 4):
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
@@ -139,7 +140,7 @@ def test_a_crash_goes_back_to_the_last_checkpoint(photo, options, tmp_path):
 
 def test_ctrl_c_stops_after_the_iteration(photo, options, tmp_path):
     def press(event):
-        if isinstance(event, IterationDone) and (event.scale, event.iteration) == (1, 2):
+        if isinstance(event, IterationDone) and (event.phase, event.iteration) == (1, 2):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="scale 1, iteration 2"):
@@ -149,7 +150,7 @@ def test_ctrl_c_stops_after_the_iteration(photo, options, tmp_path):
 
 def test_a_second_interrupt_within_an_iteration_keeps_the_last_checkpoint(photo, options, tmp_path, monkeypatch):
     whole = train_structure(photo, tmp_path / "whole", **options)
-    step, calls = Trainer.step, []
+    step, calls = StructureTrainer.step, []
 
     def interrupted_step(self):
         calls.append(None)
@@ -158,7 +159,7 @@ def test_a_second_interrupt_within_an_iteration_keeps_the_last_checkpoint(photo,
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(Trainer, "step", interrupted_step)
+    monkeypatch.setattr(StructureTrainer, "step", interrupted_step)
     with pytest.raises(Interrupted, match=r"\(scale 0, iteration 0\)"):
         train_structure(photo, tmp_path / "cut", **options)
     monkeypatch.undo()
@@ -174,8 +175,8 @@ def test_runs_outside_the_main_thread(photo, options, tmp_path):
 
 
 def test_nan_stops_and_names_the_last_checkpoint(photo, options, tmp_path, monkeypatch):
-    original = Trainer._gradient_penalty
-    monkeypatch.setattr(Trainer, "_gradient_penalty", lambda *args: original(*args) * math.nan)
+    original = StructureTrainer._gradient_penalty
+    monkeypatch.setattr(StructureTrainer, "_gradient_penalty", lambda *args: original(*args) * math.nan)
     with pytest.raises(EngineError, match=r"scale 2, iteration 1.*'penalty'.*\(scale 2, iteration 0\)") as error:
         train_structure(photo, tmp_path / "s", **options)
     assert "\n" not in str(error.value)
@@ -184,7 +185,7 @@ def test_nan_stops_and_names_the_last_checkpoint(photo, options, tmp_path, monke
 
 
 def test_nan_weights_are_never_saved(photo, options, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.trainer.LEARNING_RATE", math.inf)
+    monkeypatch.setattr("engine.training.structure_trainer.LEARNING_RATE", math.inf)
     with pytest.raises(EngineError, match="weight is NaN") as error:
         train_structure(photo, tmp_path / "s", **options, checkpoint_every=1)
     assert "(scale 0, iteration 0)" in str(error.value)
@@ -208,7 +209,7 @@ def test_only_the_current_scale_trains(photo, options):
     modules |= {f"block{m}": block for m, block in enumerate(trainer.structure.blocks, 1)}
     expected = [{"decoder", "encoder"}, {"decoder", "encoder", "block1"}, {"block2", "critic"}]
     for moving in expected:
-        trainer.begin_scale()
+        trainer.begin()
         before = {name: [p.clone() for p in module.parameters()] for name, module in modules.items()}
         trainer.step()
         moved = {
@@ -217,25 +218,25 @@ def test_only_the_current_scale_trains(photo, options):
             if any(not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True))
         }
         assert moved == moving
-        trainer.end_scale()
+        trainer.end()
 
 
 def test_learning_rate_of_the_base_decays(photo, options):
     trainer = make_trainer(photo, options)
-    trainer.begin_scale()
+    trainer.begin()
     assert [g["lr"] for g in trainer._optimisers[0].param_groups] == [5e-4]
-    trainer.end_scale()
-    trainer.begin_scale()
+    trainer.end()
+    trainer.begin()
     assert [g["lr"] for g in trainer._optimisers[0].param_groups] == pytest.approx([5e-4, 1e-4])
 
 
 def test_a_new_block_starts_as_the_previous_one(photo, options):
     trainer = make_trainer(photo, options)
     for _ in range(2):
-        trainer.begin_scale()
+        trainer.begin()
         trainer.step()
-        trainer.end_scale()
-    trainer.begin_scale()
+        trainer.end()
+    trainer.begin()
     first, second = (block.state_dict() for block in trainer.structure.blocks)
     assert tensors_equal(first, second)
     assert 0 < trainer.structure.sigmas[2] < 0.05 * 2

@@ -6,18 +6,21 @@ then patch-GAN scales to M. Does not know files, events, or when to stop.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.archs.hpvaegan import Config, Discriminator, Encoder, Noise, Structure, scale_sizes
-from engine.training.data import Photo, pyramid
+from engine.training.data import Photo, pyramid, write_row
+from engine.training.log import Event, ScaleFinished, ScaleStarted
+from engine.training.loop import Step, Trainer
+from engine.training.precision import Precision, autocast
 
-Precision = Literal["bf16", "fp16", "fp32"]
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
+# Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
+OVERHEAD = 3000
 LEARNING_RATE = 5e-4
 VAE_DECAY = 0.2
 RECONSTRUCTION = 10.0
@@ -43,22 +46,16 @@ class Settings:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The losses of one iteration, as plain numbers."""
+class StructureTrainer(Trainer):
+    """The networks, the optimisers and the noise of a run; a phase is a scale."""
 
-    losses: dict[str, float]
+    phase_name = "scale"
 
-    def bad(self) -> str | None:
-        """The name of the first loss that is not finite."""
-        return next((name for name, value in self.losses.items() if not math.isfinite(value)), None)
-
-
-class Trainer:
-    """The networks, the optimisers and the noise of a run, one iteration at a time."""
-
-    def __init__(self, settings: Settings, photo: Photo, facts: dict[str, Any], device: torch.device) -> None:
-        self.settings, self.config, self.device = settings, settings.config, device
+    def __init__(
+        self, settings: Settings, photo: Photo, facts: dict[str, Any], samples: Path, device: torch.device
+    ) -> None:
+        self._settings, self.config, self.device, self.samples = settings, settings.config, device, samples
+        self.totals = settings.iterations
         size = (photo.height, photo.width)
         sizes = scale_sizes(size, self.config.last, settings.base_width, settings.least_width)
         self.reals = tuple(
@@ -72,9 +69,6 @@ class Trainer:
             self.discriminator = Discriminator(self.config).to(device)
         # All noise is drawn on the CPU, so that a seed means the same on every device.
         self.noise = torch.Generator().manual_seed(settings.seed)
-        self.scale = 0
-        self.iteration = 0
-        self.begun = False
         self._posterior: tuple[Tensor, Tensor] | None = None
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
@@ -83,9 +77,12 @@ class Trainer:
     def is_vae(self, m: int) -> bool:
         return m <= self.config.last_vae
 
-    def begin_scale(self) -> None:
+    def settings(self) -> dict[str, Any]:
+        return self._settings.as_dict()
+
+    def begin(self) -> None:
         """Set up what trains at this scale; unless it was begun before, copy the block and measure sigma."""
-        m = self.scale
+        m = self.phase
         if not self.begun and m >= 2:
             self.structure.blocks[m - 1].load_state_dict(self.structure.blocks[m - 2].state_dict())
         self._posterior = None if self.is_vae(m) else self._encode_frozen()
@@ -96,16 +93,17 @@ class Trainer:
 
     def step(self) -> Step:
         """One iteration of this scale."""
-        step = self._vae_step() if self.is_vae(self.scale) else self._gan_step()
+        step = self._vae_step() if self.is_vae(self.phase) else self._gan_step()
         self.iteration += 1
         return step
 
-    def end_scale(self) -> None:
-        self.scale, self.iteration, self.begun, self._optimisers = self.scale + 1, 0, False, []
+    def end(self) -> None:
+        super().end()
+        self._optimisers = []
 
     def state(self) -> dict[str, Any]:
         return {
-            "scale": self.scale,
+            "phase": self.phase,
             "iteration": self.iteration,
             "begun": self.begun,
             "structure": self.structure.state_dict(),
@@ -117,16 +115,31 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.scale, self.iteration, self.begun = state["scale"], state["iteration"], state["begun"]
+        self.phase, self.iteration, self.begun = state["phase"], state["iteration"], state["begun"]
         for name in ("structure", "encoder", "discriminator"):
             cast(nn.Module, getattr(self, name)).load_state_dict(state[name])
         self.noise.set_state(state["noise"])
         if self.begun:
-            self.begin_scale()
+            self.begin()
             for optimiser, kept in zip(self._optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(kept)
             for scaler, kept in zip(self._scalers, state["scalers"], strict=True):
                 scaler.load_state_dict(kept)
+
+    def started(self) -> Event:
+        m = self.phase
+        kind, sigma = "vae" if self.is_vae(m) else "gan", float(self.structure.sigmas[m])
+        return ScaleStarted(m, len(self.totals), self._size(m), kind, sigma, self.iteration, self.totals[m])
+
+    def finished(self, seconds: float) -> Event:
+        sample = self.samples / f"scale-{self.phase}.png"
+        write_row(self.show(self.phase), sample)
+        return ScaleFinished(self.phase, len(self.totals), seconds, sample)
+
+    def work(self, phase: int) -> float:
+        """A pixel costs the same at every scale, four times as much at a GAN scale."""
+        height, width = self._size(phase)
+        return OVERHEAD + height * width * (1 if self.is_vae(phase) else 4)
 
     def finite(self) -> bool:
         """Whether every weight is still a number."""
@@ -143,7 +156,7 @@ class Trainer:
         return [((picture.float().cpu() + 1) / 2).clamp(0, 1) for picture in pictures]
 
     def _vae_step(self) -> Step:
-        m, (real, smallest) = self.scale, (self.reals[self.scale], self.reals[0])
+        m, (real, smallest) = self.phase, (self.reals[self.phase], self.reals[0])
         with self._autocast():
             mean, log_variance = (t.float() for t in self.encoder(smallest))
             z = self._reparameterise(mean, log_variance)
@@ -159,7 +172,7 @@ class Trainer:
         return Step({"rec": reconstruction.item(), "kl": divergence.item()})
 
     def _gan_step(self) -> Step:
-        m, n, real = self.scale, self.settings.batch, self.reals[self.scale].expand(self.settings.batch, -1, -1, -1)
+        m, n, real = self.phase, self._settings.batch, self.reals[self.phase].expand(self._settings.batch, -1, -1, -1)
         with torch.no_grad(), self._autocast():
             entry = self._lower_pictures()
         with self._autocast():
@@ -195,7 +208,7 @@ class Trainer:
         """
         mix = torch.rand((), generator=self.noise).item()
         between = (mix * real + (1 - mix) * fake).requires_grad_(True)
-        with self._autocast(enabled=self.settings.precision == "bf16"):
+        with self._autocast(enabled=self._settings.precision == "bf16"):
             scores = self.discriminator(between).float().sum()
         (gradient,) = torch.autograd.grad(scores, between, create_graph=True)
         norm: Tensor = torch.linalg.vector_norm(gradient.float(), dim=1)
@@ -216,7 +229,7 @@ class Trainer:
 
     def _make_optimisers(self) -> list[torch.optim.Adam]:
         """Thaw what trains at this scale, freeze the rest."""
-        m, adam = self.scale, {"betas": (0.5, 0.999)}
+        m, adam = self.phase, {"betas": (0.5, 0.999)}
         for module in (self.structure, self.encoder, self.discriminator):
             module.requires_grad_(False)
         groups: list[dict[str, Any]] = []
@@ -240,10 +253,10 @@ class Trainer:
 
         The blocks below are frozen and normalise each sample alone, so both run as one batch.
         """
-        n, (mean, log_variance) = self.settings.batch, cast(tuple[Tensor, Tensor], self._posterior)
+        n, (mean, log_variance) = self._settings.batch, cast(tuple[Tensor, Tensor], self._posterior)
         code = self._reparameterise(mean, log_variance)
         picture = self.structure.base(torch.cat([code, self._normal(n, self.config.latent, *self._size(0))]))
-        for k in range(1, self.scale):
+        for k in range(1, self.phase):
             picture = self.structure.refine(k, picture, self._size(k), self._fake_noise(k))
         return picture
 
@@ -251,11 +264,11 @@ class Trainer:
         """sigma_m z_m for the samples of the batch, zero for the reconstructions."""
         if self.is_vae(m):
             return None
-        noise = self.structure.sigmas[m] * self._normal(self.settings.batch, 3, *self._size(m))
+        noise = self.structure.sigmas[m] * self._normal(self._settings.batch, 3, *self._size(m))
         return torch.cat([torch.zeros_like(noise), noise])
 
     def _reparameterise(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        noise = self._normal(self.settings.batch, *mean.shape[1:])
+        noise = self._normal(self._settings.batch, *mean.shape[1:])
         return mean + torch.exp(0.5 * log_variance) * noise
 
     @torch.no_grad()
@@ -273,8 +286,8 @@ class Trainer:
         with self._autocast():
             mean, log_variance = self._encode_frozen()
             z = mean + torch.exp(0.5 * log_variance) * self._normal(*mean.shape)
-            picture = self._reconstruct(z, self.scale)
-        return F.mse_loss(picture, self.reals[self.scale]).sqrt()
+            picture = self._reconstruct(z, self.phase)
+        return F.mse_loss(picture, self.reals[self.phase]).sqrt()
 
     def _reconstruct(self, z: Tensor, m: int) -> Tensor:
         picture = self.structure.base(z)
@@ -290,8 +303,7 @@ class Trainer:
         return self.structure.sizes[m]
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
-        half = _HALF.get(self.settings.precision)
-        return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=enabled and half is not None)
+        return autocast(self.device, self._settings.precision, enabled)
 
 
 def seeded_noise(seed: int) -> Noise:

@@ -1,0 +1,141 @@
+"""Step 1's training beside a plain implementation of the same algorithm, in turn, in one run.
+
+    python benchmarks/bench_training.py
+
+Plain: float32, contiguous tensors, one pass for the reconstruction and one for the sample, one pass of the discriminator
+for each picture, and gradients through every GAN scale below the one that trains, as HP-VAE-GAN's published code has it.
+Seconds an iteration at three scales of the example's photograph, and the losses of both after the same iterations of one
+of them, from the same weights. Writes results/training.csv.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from harness import PHOTOS, add_row
+
+from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config
+from engine.training.data import open_photo
+from engine.training.structure_trainer import CLIP, LEARNING_RATE, PENALTY, RECONSTRUCTION, Settings, StructureTrainer
+
+PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
+SCALES, REPEATS = (5, 7, 9), 7
+COMPARED, ITERATIONS, LAST = 5, 200, 50
+
+
+class Plain:
+    """The same networks and losses, written down as the algorithm says and no further."""
+
+    def __init__(self, trainer, m):
+        self.m, self.config, self.reals = m, trainer.config, [real.contiguous() for real in trainer.reals]
+        self.structure, self.encoder, self.discriminator = (
+            copy.deepcopy(part).to(memory_format=torch.contiguous_format)
+            for part in (trainer.structure, trainer.encoder, trainer.discriminator)
+        )
+        self.encoder.requires_grad_(False).eval()
+        self.structure.requires_grad_(False)
+        self.structure.blocks[self.config.last_vae : m].requires_grad_(True)
+        self.discriminator.requires_grad_(True)
+        rate = {"lr": LEARNING_RATE, "betas": (0.5, 0.999)}
+        self.generator_steps = torch.optim.Adam(self.structure.blocks[m - 1].parameters(), **rate)
+        self.discriminator_steps = torch.optim.Adam(self.discriminator.parameters(), **rate)
+
+    def picture(self, z, noisy):
+        with torch.no_grad():
+            picture = self.structure.base(z)
+            for k in range(1, self.config.last_vae + 1):
+                picture = self.structure.refine(k, picture, self.structure.sizes[k])
+        for k in range(self.config.last_vae + 1, self.m + 1):
+            size = self.structure.sizes[k]
+            noise = self.structure.sigmas[k] * torch.randn(1, 3, *size) if noisy else None
+            picture = self.structure.refine(k, picture, size, noise)
+        return picture
+
+    def step(self):
+        real = self.reals[self.m]
+        mean, log_variance = self.encoder(self.reals[0])
+        reconstructed = self.picture(mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean), False)
+        fake = self.picture(torch.randn_like(mean), True)
+        distance = self.discriminator(fake.detach()).mean() - self.discriminator(real).mean()
+        mix = torch.rand(())
+        between = (mix * real + (1 - mix) * fake.detach()).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(self.discriminator(between).sum(), between, create_graph=True)
+        penalty = ((gradient.norm(dim=1) - 1) ** 2).mean()
+        self.discriminator_steps.zero_grad()
+        (distance + PENALTY * penalty).backward()
+        self.discriminator_steps.step()
+        reconstruction = F.mse_loss(reconstructed, real)
+        self.structure.zero_grad()
+        (RECONSTRUCTION * reconstruction - self.discriminator(fake).mean()).backward()
+        torch.nn.utils.clip_grad_norm_([p for p in self.structure.parameters() if p.requires_grad], CLIP)
+        self.generator_steps.step()
+        return {"rec": reconstruction.item(), "critic": distance.item()}
+
+
+def begun(m):
+    """A trainer at scale m, whose blocks below are fresh: their values do not change what an iteration costs."""
+    config, photo = Config(), open_photo(PHOTO, BASE_WIDTH)
+    settings = Settings((ITERATIONS,) * (config.last + 1), config, BASE_WIDTH, LEAST_WIDTH, "bf16", 1, 0, photo.digest)
+    trainer = StructureTrainer(settings, photo, {}, Path(), torch.device("cpu"))
+    trainer.phase = m
+    trainer.begin()
+    return trainer
+
+
+def seconds(step):
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def timed():
+    for m in SCALES:
+        ours, spent = begun(m), {"ours": [], "plain": []}
+        plain = Plain(ours, m)
+        for repeat in range(REPEATS + 1):
+            pair = {"ours": seconds(ours.step), "plain": seconds(plain.step)}
+            if repeat:  # the first prepares the libraries
+                for name, value in pair.items():
+                    spent[name].append(value)
+        ours_s, plain_s = (statistics.median(spent[name]) for name in ("ours", "plain"))
+        height, width = ours.structure.sizes[m]
+        report(f"scale {m}, {width}x{height}", "seconds an iteration", ours_s, plain_s)
+
+
+def losses():
+    ours = begun(COMPARED)
+    plain = Plain(ours, COMPARED)
+    torch.manual_seed(0)
+    pairs = [(ours.step().losses, plain.step()) for _ in range(ITERATIONS)][-LAST:]
+    for name in ("rec", "critic"):
+        mine, theirs = ([pair[side][name] for pair in pairs] for side in (0, 1))
+        report(
+            f"scale {COMPARED}, loss {name}",
+            f"mean of the last {LAST} of {ITERATIONS}",
+            *map(statistics.mean, (mine, theirs)),
+        )
+        report(
+            f"scale {COMPARED}, loss {name}", f"deviation of the last {LAST}", *map(statistics.stdev, (mine, theirs))
+        )
+
+
+def report(case, what, ours, plain):
+    row = {
+        "case": case,
+        "what": what,
+        "ours": f"{ours:.4g}",
+        "plain": f"{plain:.4g}",
+        "plain_over_ours": f"{plain / ours:.2f}",
+    }
+    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    add_row("training", row)
+
+
+if __name__ == "__main__":
+    timed()
+    losses()

@@ -1,0 +1,132 @@
+"""`distil`: a small network learns to do what a large one does, on crops of any photographs.
+
+The target is the teacher's output, so there is no texture to invent and the pixel loss alone serves (Hinton et al. 2015,
+of pictures as in Gou et al. 2021, "response-based"). The loop, the trainer and the file are those of `train_sr`.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import InputError, UsageError
+from engine.stages import Stage
+from engine.training import loop, networks
+from engine.training.data import Photo, open_photo
+from engine.training.degradations import bicubic
+from engine.training.log import Prepared
+from engine.training.networks import Shape
+from engine.training.pairs import TeacherPairs
+from engine.training.picture import IN_MEMORY, open_picture
+from engine.training.precision import Precision, known_device, known_precision
+from engine.training.recipe import Recipe
+from engine.training.review import Review, fixed_crops
+from engine.training.sr import SCALE, Runtime, columns_trained_on, open_network, run
+from engine.training.sr_trainer import Settings, SRTrainer
+
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """`teacher` and `start`: packaged weights or a file (`start` also "scratch"); `shape` makes the start smaller."""
+
+    recipe: Recipe
+    teacher: str = "realsr"
+    start: str = "realsr"
+    shape: Shape = field(default_factory=Shape)
+    precision: Precision = "bf16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known_precision(self.precision)
+        recipe = self.recipe
+        for name in ("consistency", "perceptual", "texture", "adversarial", "chain"):
+            if getattr(recipe, name):
+                raise UsageError(
+                    f"{name} = {getattr(recipe, name):g}: a teacher is followed by the pixel loss alone: set 0"
+                )
+
+
+def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime) -> None:
+    """Train on crops of photographs (files, or folders of them) and write the weights to `out`.
+
+    Raises as `train_sr`. The quality that is logged is measured against the teacher's output.
+    """
+    started = time.monotonic()
+    loop.check_out(out, runtime.resume)
+    recipe, device = request.recipe, known_device(runtime.device)
+    opened = [open_photo(path, least_width=1) for path in _files(photos)]
+    start = open_network(request.start, request.shape, request.seed, recipe)
+    teacher = open_network(request.teacher, Shape(), 0, recipe)
+    stage = Stage(teacher.network.eval().requires_grad_(False), device, request.precision)
+
+    def enlarge(lr: Tensor) -> Tensor:
+        """inference_mode makes tensors that autograd refuses: a copy is an ordinary one."""
+        with torch.no_grad():
+            lr = lr.to(device).contiguous(memory_format=torch.channels_last)
+            return stage.run(lr).float().clamp(0, 1).clone()
+
+    scratches = [out.with_name(f"{out.name}.photo{i}") for i in range(len(opened))]
+    try:
+        pictures = [
+            open_picture(photo, (photo.height, photo.width), scratch, IN_MEMORY // len(opened))
+            for photo, scratch in zip(opened, scratches, strict=True)
+        ]
+        usable = [(picture, columns_trained_on(picture, recipe)) for picture in pictures]
+        pairs = TeacherPairs(usable, enlarge, recipe, SCALE, device)
+        crops, held_out = fixed_crops(*usable[0], SCALE * start.network.align)
+        lr = bicubic(crops, SCALE)
+        truth = torch.cat([enlarge(one).cpu() for one in torch.split(lr, 1)])
+        inputs = {"photos": [photo.digest for photo in opened], "start": start.digest, "teacher": teacher.digest}
+        trainer = SRTrainer(
+            Settings(recipe, "distillation", request.precision, request.seed, inputs),
+            start.network,
+            pairs,
+            Review(truth, lr, recipe.render_sigma, held_out),
+            None,
+            True,
+            out.with_name(out.stem + "-samples"),
+            runtime.bytes_for(device),
+            device,
+        )
+        megapixels = sum(photo.width * photo.height for photo in opened) / 1e6
+        prepared = [Prepared("photographs", {"number": len(opened), "megapixels": megapixels})]
+        run(trainer, out, recipe, _facts(opened, request, teacher), runtime, started, prepared)
+    finally:
+        for scratch in scratches:
+            scratch.unlink(missing_ok=True)
+
+
+def _files(photos: Sequence[Path]) -> list[Path]:
+    """Every picture of a folder, by name, and every file as it is."""
+    found: list[Path] = []
+    for path in photos:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path}: no photograph in this folder; {', '.join(PICTURES)} are looked for")
+        found += inside
+    if not found:
+        raise UsageError("no photographs to learn on: name files or folders")
+    return found
+
+
+def _facts(photos: Sequence[Photo], request: Request, teacher: networks.Start) -> dict[str, Any]:
+    return {
+        "licence": teacher.licence or "not stated",
+        "source": f"distilled from {teacher.source} on {len(photos)} photographs",
+        "sigma": request.recipe.render_sigma,
+        "photos": [{"name": photo.path.name, "sha256": photo.digest} for photo in photos],
+        "teacher": request.teacher,
+        "start": request.start,
+        "recipe": dataclasses.asdict(request.recipe),
+        "precision": request.precision,
+        "seed": request.seed,
+        "engine": version("ourgan-engine"),
+    }

@@ -1,0 +1,158 @@
+"""Where a super-resolution run starts and what it leaves: weights by name, by file, shallower or from scratch.
+
+Knows the community's names of tensors through engine.archs, and the facts that a weights file carries in its metadata.
+Does not know losses or photographs.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine import archs
+from engine.archs import Upscaler, esrgan, swinir
+from engine.checkpoints import FACTS_KEY, PACKAGED, find_packaged, read_checkpoint, read_facts
+from engine.errors import InputError, ModelError, UsageError
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A network's size, where it is not the start's own. None: as the start has it, or the architecture's default."""
+
+    architecture: str | None = None
+    channels: int | None = None
+    blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.architecture not in (None, "rrdbnet", esrgan.NAME, swinir.NAME):
+            raise UsageError(f"architecture {self.architecture!r} is unknown: choose rrdbnet or swinir")
+        for name in ("channels", "blocks"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} = {value}: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A network that can be trained (fp32), and where its weights came from. ``facts``: what their own training noted."""
+
+    network: Upscaler
+    name: str
+    source: str
+    licence: str
+    digest: str
+    sigma: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_start(name: str, shape: Shape, seed: int) -> Start:
+    """`name`: a packaged checkpoint, a file, or "scratch".
+
+    Raises:
+        UsageError: the shape contradicts the start.
+        ModelError: no such weights, or a file that is damaged or of an unknown architecture.
+    """
+    if name == SCRATCH:
+        # Networks draw their first weights from torch's global generator: seeded here, given back untouched.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
+    packaged = PACKAGED.get(name)
+    path = find_packaged(name) if packaged else Path(name)
+    raw = read_checkpoint(path)
+    architecture = archs.identify(raw, str(path))
+    state = architecture.canonical(raw)
+    if shape.architecture is not None and architecture.name != shape.architecture.replace("rrdbnet", esrgan.NAME):
+        raise UsageError(f"the start {name} is of architecture {architecture.name}, not {shape.architecture}")
+    if shape.blocks is not None:
+        state = _shallower(state, architecture.name, shape.blocks, name)
+    network = archs.build(state, str(path))
+    _check_width(network, shape, name)
+    facts = read_facts(path)
+    origin = (
+        packaged.provenance()
+        if packaged
+        else {
+            "source": str(facts.get("source") or path.name),
+            "licence": str(facts.get("licence") or "not stated"),
+        }
+    )
+    network.requires_grad_(True)
+    sigma = facts.get("sigma", 0.0)
+    sigma = sigma if isinstance(sigma, int | float) else 0.0
+    return Start(network, name, **origin, digest=_digest(state), sigma=sigma, facts=facts)
+
+
+def architecture_of(name: str, shape: Shape) -> str:
+    """What `open_start` would give, "esrgan" or "swinir"."""
+    if name == SCRATCH:
+        return swinir.NAME if shape.architecture == swinir.NAME else esrgan.NAME
+    path = find_packaged(name) if name in PACKAGED else Path(name)
+    return archs.identify(read_checkpoint(path), str(path)).name
+
+
+def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Write the weights under the community's names, whole or not at all, with `facts` as JSON in the metadata."""
+    part = path.with_name(path.name + ".part")
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    if bad := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+        raise ModelError(
+            f"{path}: the trained tensor {bad} holds NaN or infinity in {dtype}: store fp32 or train again"
+        )
+    try:
+        save_file(tensors, part, metadata={"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be written ({reason}); choose another place") from None
+
+
+def _fresh(shape: Shape) -> Upscaler:
+    """SwinIR-M or RRDBNet 64x23, or what the shape says; half as many channels grow in a dense block as come in."""
+    if shape.architecture == swinir.NAME:
+        dim, groups = shape.channels or 180, shape.blocks or 6
+        return swinir.SwinIR(dim, depths=(6,) * groups, heads=(6,) * groups, hidden=2 * dim)
+    channels = shape.channels or 64
+    return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2))
+
+
+def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
+    """Evenly spaced blocks of the trunk, the first and the last among them, and everything around the trunk."""
+    prefix = "body." if architecture == esrgan.NAME else "layers."
+    numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(prefix)})
+    if blocks > len(numbers):
+        raise UsageError(f"blocks = {blocks}: the start {name} has {len(numbers)}; take at most as many, or scratch")
+    kept = torch.linspace(0, len(numbers) - 1, blocks).round().int().tolist() if blocks > 1 else [len(numbers) // 2]
+    place = {numbers[old]: new for new, old in enumerate(kept)}
+    result = {}
+    for key, tensor in state.items():
+        if not key.startswith(prefix):
+            result[key] = tensor
+        elif (number := int(key.split(".")[1])) in place:
+            result[f"{prefix}{place[number]}.{key.split('.', 2)[2]}"] = tensor
+    return result
+
+
+def _check_width(network: Upscaler, shape: Shape, name: str) -> None:
+    """Channels cannot be taken from a trained network as blocks can."""
+    found = network.conv_first.out_channels
+    if shape.channels not in (None, found):
+        raise UsageError(
+            f"channels = {shape.channels}: the start {name} has {found}; leave it out, or start from scratch"
+        )
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        sha.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.float().contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,86 @@
+"""`train_structure`: a photograph becomes a structure file.
+
+Knows what a run is put together from; what happens within an iteration is the trainer's affair, the iterations' sequence
+the loop's, how photographs are decoded data's.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config, Structure
+from engine.errors import UsageError
+from engine.training import loop
+from engine.training.data import open_photo
+from engine.training.log import Event, StructureSaved
+from engine.training.precision import Precision, known_device, known_precision
+from engine.training.structure_trainer import Settings, StructureTrainer
+
+
+def train_structure(
+    photo: Path,
+    out: Path,
+    *,
+    iterations: int | Sequence[int] = 500,
+    device: str = "cpu",
+    precision: Precision = "bf16",
+    seed: int = 0,
+    resume: bool = False,
+    config: Config | None = None,
+    base_width: int = BASE_WIDTH,
+    least_width: int = LEAST_WIDTH,
+    batch: int = 1,
+    checkpoint_every: int = 100,
+    licence: str = "",
+    source: str = "",
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Structure:
+    """Train a structure on one photograph and write it to `out` (half-precision safetensors).
+
+    `iterations` is one number for every scale or one number per scale. Next to `out` stand the log, the samples and,
+    until the end, the checkpoint from which `resume` goes on.
+    """
+    config = config or Config()
+    opened = open_photo(photo, base_width)
+    settings = Settings(
+        _per_scale(iterations, config),
+        config,
+        base_width,
+        least_width,
+        known_precision(precision),
+        batch,
+        seed,
+        opened.digest,
+    )
+    if batch < 1:
+        raise UsageError(f"batch = {batch}: must be at least 1")
+    loop.check_every(checkpoint_every)
+    loop.check_out(out, resume)
+    facts = {
+        "photo": {"name": photo.name, "width": opened.width, "height": opened.height, "sha256": opened.digest},
+        "licence": licence,
+        "source": source,
+        "iterations": list(settings.iterations),
+        "precision": precision,
+        "seed": seed,
+        "engine": version("ourgan-engine"),
+    }
+    started = time.monotonic()
+    samples = out.with_name(out.stem + "-samples")
+    trainer = StructureTrainer(settings, opened, facts, samples, known_device(device))
+
+    def write() -> Event:
+        trainer.structure.cpu().requires_grad_(False).to_file(out)
+        return StructureSaved(out, out.stat().st_size, time.monotonic() - started)
+
+    loop.train(trainer, out, checkpoint_every=checkpoint_every, resume=resume, on_event=on_event, write=write)
+    return trainer.structure
+
+
+def _per_scale(iterations: int | Sequence[int], config: Config) -> tuple[int, ...]:
+    scales = config.last + 1
+    numbers = (iterations,) * scales if isinstance(iterations, int) else tuple(iterations)
+    if len(numbers) != scales or min(numbers) < 1:
+        raise UsageError(f"iterations = {iterations}: give one number, or {scales} numbers, each at least 1")
+    return numbers

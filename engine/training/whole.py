@@ -1,0 +1,153 @@
+"""`train_model`: one photograph becomes a model file: step 1, then every super-resolution step, then the bundle.
+
+Each part is a run of its own with its own checkpoint in the folder of work files; a part that is finished is its file.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine.archs.hpvaegan import BASE_WIDTH, Config
+from engine.errors import InputError, ResumeError, UsageError
+from engine.model import build
+from engine.training import checkpoint
+from engine.training.data import Photo, open_photo
+from engine.training.networks import Shape
+from engine.training.precision import Precision, known_precision
+from engine.training.recipe import Preset
+from engine.training.sr import SCALE, STEPS, Runtime, file_digest, train_sr
+from engine.training.sr import Request as StepRequest
+from engine.training.structure import train_structure
+
+_RECORD = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to train: the fields are those of `sr.Request`, for every step alike; `preset` has step 1's table too."""
+
+    preset: Preset
+    start: str = "realsr"
+    shape: Shape = field(default_factory=Shape)
+    vgg: Path | None = None
+    precision: Precision = "bf16"
+    seed: int = 0
+    licence: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        known_precision(self.precision)
+        if self.preset.structure is None:
+            raise UsageError("the preset has no table [structure]: take quick or paper, or add the table")
+
+
+def train_model(photo: Path, out: Path, request: Request, runtime: Runtime) -> Path:
+    """Train everything and write the model file `out`. Returns the folder of work files, which stays.
+
+    Steps 3 and 4 are trained only where the photograph has more pixels than the step before saw; otherwise they share
+    that step's weights, which the model file then holds once. With `runtime.resume` finished parts are skipped.
+
+    Raises as `train_structure` and `train_sr`; ResumeError if the folder belongs to another run.
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: a model file ends in .safetensors")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder to write {out.name} to")
+    opened = open_photo(photo, BASE_WIDTH)
+    folder = out.with_suffix(".training")
+    _claim(folder, _record(opened, request), runtime.resume)
+    structure = folder / "structure.safetensors"
+    if not structure.exists():
+        runtime.tell("step 1: the structure")
+        _train_structure(photo, structure, request, runtime)
+    trained: list[Path] = []
+    for step in STEPS:
+        if step not in trained_steps(opened.width):
+            runtime.tell(
+                f"step {step} shares the weights of step {step - 1}: the photograph has no more pixels to show it"
+            )
+            trained.append(trained[-1])
+            continue
+        weights = folder / f"step{step}.safetensors"
+        if not weights.exists():
+            wanted = StepRequest(
+                recipe=request.preset.sr,
+                step=step,
+                start=request.start,
+                shape=request.shape,
+                structure=structure,
+                previous=tuple(trained) if request.preset.sr.chain else (),
+                vgg=request.vgg,
+                precision=request.precision,
+                seed=request.seed,
+                licence=request.licence,
+                source=request.source,
+            )
+            train_sr(photo, weights, wanted, _resumed(weights, runtime))
+        trained.append(weights)
+    build(structure, [str(path) for path in trained]).save(out)
+    return folder
+
+
+def trained_steps(width: int) -> tuple[int, ...]:
+    """Which steps get weights of their own from a photograph of so many columns; the others share those of the last."""
+    return tuple(step for step in STEPS if step == STEPS[0] or width > _output_width(step - 1))
+
+
+def _train_structure(photo: Path, out: Path, request: Request, runtime: Runtime) -> None:
+    recipe = request.preset.structure
+    assert recipe is not None
+    train_structure(
+        photo,
+        out,
+        iterations=recipe.iterations,
+        device=runtime.device,
+        precision=request.precision,
+        seed=request.seed,
+        resume=_resumed(out, runtime).resume,
+        config=Config(padding=recipe.padding, coordinates=recipe.coordinates),
+        batch=recipe.batch,
+        checkpoint_every=recipe.checkpoint_every,
+        licence=request.licence,
+        source=request.source,
+        on_event=runtime.on_event,
+    )
+
+
+def _resumed(out: Path, runtime: Runtime) -> Runtime:
+    """A part is resumed where it has a checkpoint, and begun where it has none."""
+    return replace(runtime, resume=checkpoint.checkpoint_path(out).exists())
+
+
+def _output_width(step: int) -> int:
+    return BASE_WIDTH * int(SCALE ** (step - 1))
+
+
+def _record(photo: Photo, request: Request) -> dict[str, Any]:
+    """All that decides the outcome, as JSON gives it back."""
+    settings = dataclasses.asdict(request) | {"vgg": file_digest(request.vgg), "photo": photo.digest}
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found
+
+
+def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
+    """The folder of this run, new or its own."""
+    path = folder / _RECORD
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise ResumeError(f"{folder}: holds another run: resume it, delete the folder, or choose another output")
+        folder.mkdir(exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        os.replace(part, path)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ResumeError(f"{folder}: no run to resume: start without resume") from None
+    for key, value in record.items():
+        if found.get(key) != value:
+            raise ResumeError(f"{folder}: the run has {key} = {found.get(key)!r}, not {value!r}: use the same settings")

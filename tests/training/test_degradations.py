@@ -1,0 +1,357 @@
+"""Degradations against independent definitions, and their statistics over many seeds."""
+
+import io
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from engine.errors import UsageError
+from engine.training import degradations
+from engine.training.degradations import bicubic, blur, bsrgan, compress, draw_recipe, halve, jpeg, noise, shrink
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def ramp(height, width, axis):
+    """Pixel centres in units of the picture's size, along one axis."""
+    centres = (torch.arange((height, width)[axis - 2]) + 0.5) / (height, width)[axis - 2]
+    shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
+    return centres.view(shape).expand(1, 3, height, width).contiguous()
+
+
+# Bicubic
+
+
+def keys_cubic(x):
+    """Keys 1981, a = -1/2."""
+    x = abs(x)
+    if x <= 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
+
+
+def shrunk_row(row, scale):
+    """imresize, pixel by pixel: a wide cubic around each new pixel's centre, borders mirrored with the edge."""
+    size = len(row)
+    result = []
+    for i in range(size // scale):
+        centre = (i + 0.5) * scale - 0.5
+        at = range(math.floor(centre - 2 * scale), math.ceil(centre + 2 * scale) + 1)
+        weights = np.array([keys_cubic((centre - j) / scale) for j in at])
+        values = np.array([row[min(j % (2 * size), 2 * size - 1 - j % (2 * size))] for j in at])
+        result.append((weights * values).sum() / weights.sum())
+    return result
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"), [(1, (5, 6)), (2, (12, 18)), (3, (9, 15)), (4, (16, 24)), (4, (4, 8)), (8, (16, 8))]
+)
+def test_bicubic_is_imresize(scale, size):
+    hr = 0.3 + 0.4 * torch.rand(2, 3, *size, dtype=torch.float64)  # leaves room, so that nothing is clamped
+    expected = np.apply_along_axis(shrunk_row, 2, hr.numpy(), scale)
+    expected = np.apply_along_axis(shrunk_row, 3, expected, scale)
+    assert expected.shape == (2, 3, size[0] // scale, size[1] // scale)
+    np.testing.assert_allclose(bicubic(hr, scale).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(bicubic(hr.float(), scale).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_is_pillows_inside(scale):
+    """Pillow's antialiased cubic is the same one; only its borders are others."""
+    hr = 0.3 + 0.4 * torch.rand(1, 3, 48, 60)
+    picture = Image.fromarray(hr[0, 0].numpy(), "F")
+    expected = torch.from_numpy(np.array(picture.resize((60 // scale, 48 // scale), Image.Resampling.BICUBIC)))
+    torch.testing.assert_close(bicubic(hr, scale)[0, 0, 2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-5, rtol=0)
+
+
+def test_bicubic_stays_in_range():
+    edge = torch.zeros(1, 3, 32, 32)
+    edge[..., 16:] = 1
+    small = bicubic(edge, 4)
+    assert small.min() == 0
+    assert small.max() == 1
+    assert (shrunk_row(edge[0, 0, 0].tolist(), 4) > np.float64(1)).any()  # without the clamp it would not
+
+
+# The parts of the blind degradation
+
+
+def test_recipe_is_random_within_its_rules():
+    generator, draws = seeded(), 3000
+    recipes = [draw_recipe(4, generator) for _ in range(draws)]
+    halved = sum(recipe[0] == "halve" for recipe in recipes)
+    orders = [recipe[recipe[0] == "halve" : -1] for recipe in recipes]
+    kinds = Counter(tuple(sorted(order)) for order in orders)
+    assert kinds.keys() == {
+        ("blur", "blur", "fit", "noise", "shrink"),
+        ("blur", "blur", "fit", "jpeg", "noise", "shrink"),
+    }
+    # Four standard errors of a share of 3000.
+    assert halved / draws == pytest.approx(0.25, abs=0.032)
+    assert kinds["blur", "blur", "fit", "jpeg", "noise", "shrink"] / draws == pytest.approx(0.9, abs=0.022)
+    assert all(recipe[-1] == "jpeg" for recipe in recipes)
+    assert all(order.index("shrink") < order.index("fit") for order in orders)
+    six = [order for order in orders if "jpeg" in order]
+    first, last = Counter(order[0] for order in six), Counter(order[-1] for order in six)
+    for name in ("blur", "shrink", "noise", "jpeg", "fit"):
+        # "shrink" takes the place of either, if it is the first.
+        assert first[name] / len(six) == pytest.approx({"blur": 2, "shrink": 2, "fit": 0}.get(name, 1) / 6, abs=0.04)
+        assert last[name] / len(six) == pytest.approx({"blur": 2, "shrink": 0, "fit": 2}.get(name, 1) / 6, abs=0.04)
+
+
+def test_only_a_scale_of_four_is_halved():
+    generator = seeded()
+    assert not any("halve" in draw_recipe(scale, generator) for scale in (2, 3, 8) for _ in range(30))
+
+
+def test_noise_has_three_kinds_and_the_stated_levels():
+    generator, levels, kinds = seeded(), [], Counter()
+    for _ in range(300):
+        grain = (noise(torch.full((1, 3, 48, 48), 0.5), generator) - 0.5).flatten(2)[0] * 255
+        deviations, links = grain.std(1), torch.corrcoef(grain)
+        if torch.equal(grain[0], grain[1]) and torch.equal(grain[0], grain[2]):
+            kinds["grey"] += 1
+            levels.append(deviations.mean().item())
+        elif (links - torch.eye(3)).abs().max() < 0.1 and deviations.max() < 1.1 * deviations.min():
+            kinds["colour"] += 1
+            levels.append(deviations.mean().item())
+        else:
+            kinds["correlated"] += 1
+            assert links.min() > -0.1  # of |covariance|
+            assert deviations.max() < 25 * 1.1
+    # Four standard errors of a share of 300 draws.
+    assert kinds["grey"] / 300 == pytest.approx(0.4, abs=0.12)
+    assert kinds["colour"] / 300 == pytest.approx(0.4, abs=0.12)
+    assert kinds["correlated"] / 300 == pytest.approx(0.2, abs=0.1)
+    # Levels are whole: 2, 3, ..., 25, all of them met; a deviation is measured to some percent.
+    assert min(levels) == pytest.approx(2, rel=0.1)
+    assert max(levels) == pytest.approx(25, rel=0.1)
+    assert np.mean(levels) == pytest.approx((2 + 25) / 2, abs=2)
+
+
+def test_noise_is_clamped():
+    assert noise(torch.ones(1, 3, 8, 8), seeded()).max() == 1
+    assert noise(torch.zeros(1, 3, 8, 8), seeded()).min() == 0
+
+
+def moments(response):
+    """The covariance matrix of a kernel's response to one bright pixel."""
+    weights = response / response.sum()
+    at = torch.arange(weights.shape[0], dtype=torch.float64) - weights.shape[0] // 2
+    y, x = at[:, None].expand_as(weights), at[None].expand_as(weights)
+    return torch.tensor([[(weights * a * b).sum() for a in (x, y)] for b in (x, y)])
+
+
+def test_blur_is_a_gaussian_of_the_stated_width():
+    """Each kernel by its response to one bright pixel: sum one, centred, as wide and as often round as it should be."""
+    scale, generator, round_ones, widths, angles, sizes = 4, seeded(), [], [], [], set()
+    spot = torch.zeros(1, 3, 51, 51)
+    spot[..., 25, 25] = 1
+    for _ in range(300):
+        response = blur(spot, scale, generator)[0, 0].double()
+        assert response.sum().item() == pytest.approx(1, abs=1e-4)
+        torch.testing.assert_close(response, response.flip(0, 1), atol=1e-6, rtol=0)
+        filled = (response > 0).any(0).nonzero().flatten()
+        sizes.add(int(filled[-1] - filled[0] + 1))
+        values, vectors = torch.linalg.eigh(moments(response))
+        if values[1] - values[0] < 1e-4:
+            round_ones.append(values[1].item())
+        else:
+            angles.append(math.atan2(vectors[1, 1], vectors[0, 1]) % math.pi)
+        widths.append(values[1].item())
+    assert len(round_ones) / 300 == pytest.approx(0.5, abs=0.12)
+    assert max(widths) < 4 + scale  # the largest variance: 8, and (2 + 0.2 * 4)^2 = 7.84
+    assert min(max(widths), max(round_ones)) > 5
+    assert min(widths) < 0.2
+    assert np.histogram(angles, 4, (0, math.pi))[0].min() > len(angles) / 10
+    assert max(sizes) == 25
+    assert all(size % 2 for size in sizes)
+
+
+def test_kernels_have_7_to_25_pixels():
+    """Read off those that are too wide for their pixels, and so end abruptly."""
+    spot = torch.zeros(1, 3, 51, 51)
+    spot[..., 25, 25] = 1
+    sizes = set()
+    for seed in range(300):
+        row = blur(spot, 20, seeded(seed))[0, 0, 25]  # variances up to 36
+        size = int((row > 0).sum())
+        if row[25 - size // 2] > 0.02 * row[25]:
+            sizes.add(size)
+    assert sizes == set(range(7, 26, 2))
+
+
+def test_blur_mirrors_at_the_border(picture):
+    """As a convolution with its own response to one pixel, over a picture that is continued by its reflection."""
+    spot = torch.zeros(1, 3, 51, 51)
+    spot[..., 25, 25] = 1
+    rough = picture(30, 34)[None]
+    for seed in range(5):
+        kernel = blur(spot, 4, seeded(seed))[:, :1, 13:38, 13:38]
+        expected = F.conv2d(F.pad(rough, (12, 12, 12, 12), mode="reflect").transpose(0, 1), kernel).transpose(0, 1)
+        torch.testing.assert_close(blur(rough, 4, seeded(seed)), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_shrinking_keeps_things_where_they_are(scale, axis):
+    """A ramp stays a ramp over the same distance: a pixel's value is the place of its centre."""
+    picture, widths = ramp(80, 96, axis), []
+    for seed in range(60):
+        small = shrink(picture, scale, seeded(seed))
+        height, width = small.shape[2:]
+        assert (height <= 80, width <= 96, height >= 80 // (2 * scale), width >= 96 // (2 * scale)) == (True,) * 4
+        widths.append(width)
+        expected = ramp(height, width, axis)
+        rim = math.ceil(12 * width / 96) + 1  # as far as the mirrored border reaches
+        inner = (slice(None), slice(None), slice(rim, height - rim), slice(rim, width - rim))
+        if small[inner].numel():
+            torch.testing.assert_close(small[inner], expected[inner], atol=2e-3, rtol=0)
+    assert widths.count(96 // scale) / 60 == pytest.approx(0.25, abs=0.22)
+    assert min(widths) < 96 / (2 * scale) * 1.3
+    assert max(widths) > 96 / 1.5
+
+
+def test_halving():
+    for seed in range(20):
+        half = halve(ramp(40, 48, 3), seeded(seed))
+        assert half.shape == (1, 3, 20, 24)
+        torch.testing.assert_close(half[..., 4:-4], ramp(20, 24, 3)[..., 4:-4], atol=1e-5, rtol=0)
+    picture = torch.rand(1, 3, 8, 8, generator=seeded(1))
+    ways = Counter(str(halve(picture, seeded(seed)).mul(1000).round().tolist()) for seed in range(200))
+    # Four ways give three pictures: to one half, bilinear takes the mean of four pixels, as area does.
+    assert len(ways) == 3
+    assert ways[str(bicubic(picture, 2).mul(1000).round().tolist())] / 200 == pytest.approx(0.5, abs=0.14)
+
+
+@pytest.mark.parametrize("size", [(6, 10), (5, 7), (12, 20), (1, 1), (17, 33)])
+def test_area_weighs_pixels_by_what_is_covered(size):
+    """Each pixel cut into as many parts as the new size has pixels, which then divide evenly."""
+    picture = torch.rand(1, 3, 12, 20)
+    parts = picture.double().repeat_interleave(size[0], 2).repeat_interleave(size[1], 3)
+    expected = F.avg_pool2d(parts, (12, 20)).float()
+    torch.testing.assert_close(degradations._resize(picture, size, "area"), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("quality", [30, 60, 95])
+def test_jpeg_is_jpeg(picture, quality):
+    """Another encoder of the same standard, quality and subsampling loses the same."""
+    rough = picture(64, 88)[None]
+    ours = compress(rough, quality)
+    assert torch.equal(ours, (ours * 255).round() / 255)
+    file = io.BytesIO()
+    pixels = (rough[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    theirs = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] / 255
+    assert (ours - theirs).abs().mean() < 0.1 * (rough - theirs).abs().mean()
+
+
+def test_quality_counts(picture):
+    rough = picture(64, 64)[:1].expand(1, 3, -1, -1)  # grey: of colour, half the resolution is lost at any quality
+    errors = [(compress(rough, quality) - rough).abs().mean().item() for quality in (30, 50, 70, 95)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1.5 * errors[-1]
+
+
+def test_quality_is_30_to_95(picture):
+    rough = picture(24, 24)[None]
+
+    def pixels(x):
+        return x.numpy().tobytes()
+
+    names = {pixels(compress(rough, quality)): quality for quality in range(1, 101)}
+    met = {names[pixels(jpeg(rough, seeded(seed)))] for seed in range(300)}
+    assert min(met) in (30, 31, 32)
+    assert max(met) in (93, 94, 95)
+    assert len(met) > 55
+
+
+# The blind degradation
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"), [(2, (32, 48)), (4, (96, 64)), (4, (8, 8)), (4, (4, 8)), (3, (33, 30)), (1, (16, 16))]
+)
+def test_blind_pictures_have_the_size_and_are_8_bit(picture, scale, size):
+    hr = picture(*size)[None]
+    for seed in range(15):
+        lr = bsrgan(hr, scale, seeded(seed))
+        assert lr.shape == (1, 3, size[0] // scale, size[1] // scale)
+        assert lr.dtype == torch.float32
+        assert torch.equal(lr, (lr * 255).round().clamp(0, 255) / 255)
+
+
+def test_a_seed_is_a_picture(picture):
+    hr = torch.stack([picture(48, 48, seed=1)] * 3)
+    before = torch.random.get_rng_state()
+    first = bsrgan(hr, 4, seeded(5))
+    assert torch.equal(first, bsrgan(hr, 4, seeded(5)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first[:1], bsrgan(hr[:1], 4, seeded(5)))
+    assert not torch.equal(first[0], first[1])  # each picture of a batch has draws of its own
+    assert not torch.equal(first[1], first[2])
+    generator = seeded(5)
+    bsrgan(hr, 4, generator)
+    assert not torch.equal(first, bsrgan(hr, 4, generator))
+
+
+def test_last_comes_jpeg():
+    """Colours of noise alternate from pixel to pixel, unless JPEG halves their resolution afterwards."""
+    signs = (-1.0) ** (torch.arange(32)[:, None] + torch.arange(32)[None])
+
+    def alternating(pictures):
+        """The power of red minus blue that alternates in both directions, over that of the brightness."""
+        colour, light = pictures[:, 0] - pictures[:, 2], pictures.mean(1)
+        return (F.avg_pool2d(colour * signs, 2).square().sum() / F.avg_pool2d(light * signs, 2).square().sum()).item()
+
+    grey = torch.full((1, 3, 128, 128), 0.5)
+    raw = torch.cat([noise(grey[..., :32, :32], seeded(seed)) for seed in range(60)])
+    blind = torch.cat([bsrgan(grey, 4, seeded(seed)) for seed in range(60)])
+    assert alternating(raw) > 1
+    assert alternating(blind) < alternating(raw) / 10
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_nothing_moves(axis):
+    """The middle of a ramp is one half, whatever the blur; moved by half a pixel it would be 0.016 off."""
+    hr = ramp(128, 128, axis)
+    blind = torch.cat([bsrgan(hr, 4, seeded(seed)) for seed in range(60)])
+    middle = blind.narrow(axis, 15, 2).mean((1, 2, 3))
+    assert middle.mean().item() == pytest.approx(0.5, abs=0.004)
+    assert (middle - 0.5).abs().max() < 0.03
+
+
+def test_pictures_become_worse_to_a_varying_degree(picture):
+    hr = picture(96, 96, seed=2)[None]
+    blind = torch.cat([bsrgan(hr, 4, seeded(seed)) for seed in range(40)])
+    errors = (blind - bicubic(hr, 4)).abs().mean((1, 2, 3))
+    assert errors.min() > 0.01
+    assert errors.max() > 1.5 * errors.min()
+
+
+@pytest.mark.parametrize(
+    "shrink_by", [lambda hr, scale: bicubic(hr, scale), lambda hr, scale: bsrgan(hr, scale, seeded())]
+)
+@pytest.mark.parametrize(
+    ("shape", "scale", "message"),
+    [
+        ((1, 3, 30, 32), 4, "30 x 32 pixels: both sides must be multiples of the scale, 4"),
+        ((1, 3, 32, 2), 4, "32 x 2 pixels"),
+        ((1, 3, 0, 8), 4, "0 x 8 pixels"),
+        ((1, 3, 32, 32), 0, "the scale, 0"),
+        ((1, 1, 32, 32), 4, r"shape \(1, 1, 32, 32\)"),
+        ((3, 32, 32), 4, r"shape \(3, 32, 32\)"),
+        ((0, 3, 32, 32), 4, r"shape \(0, 3, 32, 32\)"),
+    ],
+)
+def test_refusals_are_one_line(shrink_by, shape, scale, message):
+    with pytest.raises(UsageError, match=message) as error:
+        shrink_by(torch.zeros(shape), scale)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,137 @@
+"""Batches: pairs show the same place, the held-out strip never shows, the seed decides everything."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.errors import InputError, UsageError
+from engine.training.chain import ChainPicture
+from engine.training.pairs import PhotographPairs, TeacherPairs, add_noise, check_grid
+from engine.training.picture import Picture, to_unit
+
+CPU = torch.device("cpu")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def coordinates():
+    """A picture whose red is its row and whose green is its column; from column 96 on blue is full."""
+    pixels = np.zeros((96, 128, 3), np.uint8)
+    pixels[..., 0] = np.arange(96)[:, None]
+    pixels[..., 1] = np.arange(128)
+    pixels[:, 96:, 2] = 255
+    return Picture.of(pixels)
+
+
+@pytest.fixture
+def plain(recipe):
+    return recipe.replace(flip=False, rotate=False, sigma=0.0)
+
+
+def reduced(picture):
+    whole = to_unit(picture.crop(0, 0, *picture.size))
+    return F.avg_pool2d(whole[None], 4)[0].half()
+
+
+def chained(coordinates):
+    small = reduced(coordinates)
+    return [ChainPicture(small, small, True), ChainPicture(small, small, False)]
+
+
+def test_rows_come_in_order_and_show_the_same_place(coordinates, plain):
+    pairs = PhotographPairs(coordinates, chained(coordinates), plain, 4, 96, CPU)
+    assert pairs.aligned
+    seen = set()
+    for seed in range(8):
+        batch = pairs.draw(generator(seed))
+        assert (batch.hr.shape, batch.lr.shape) == ((4, 3, 32, 32), (4, 3, 8, 8))
+        assert batch.coarse.shape == (3, 3, 8, 8)
+        assert batch.pairs == 1
+        seen.add(batch.matched)
+        exact = F.avg_pool2d(batch.hr, 4)
+        assert (batch.lr - exact)[: batch.matched, :, 1:-1, 1:-1].abs().max() < 2e-3
+        free = batch.hr[batch.matched :, 0].mean((1, 2)) - batch.lr[batch.matched :, 0].mean((1, 2))
+        assert free.abs().max() < 1e-2 if len(free) else True  # of the same height, wherever that is
+    assert len(seen) > 1
+
+
+def test_the_held_out_strip_is_never_seen(coordinates, plain):
+    pairs = PhotographPairs(coordinates, chained(coordinates)[:1], plain, 4, 96, CPU)
+    columns = set()
+    for seed in range(30):
+        batch = pairs.draw(generator(seed))
+        assert batch.hr[:, 2].max() == 0
+        assert batch.lr[: batch.matched, 2].max() == 0
+        columns |= set((batch.hr[:, 1] * 255).round().int().flatten().tolist())
+    assert max(columns) == 95
+
+
+def test_a_photograph_of_another_size_is_met_at_the_same_relative_place(coordinates, plain):
+    small = F.interpolate(reduced(coordinates)[None].float(), (48, 64), mode="bilinear")[0].half()
+    chain = [ChainPicture(small, small, True)]
+    pairs = PhotographPairs(coordinates, chain, plain.replace(chain=1.0), 4, 128, CPU)
+    assert not pairs.aligned
+    for seed in range(5):
+        batch = pairs.draw(generator(seed))
+        difference = batch.hr.mean((2, 3)) - batch.lr.mean((2, 3))
+        # The chain's crop covers 8 of 64 columns, the photograph's 32 of 128: at most 12 of the photograph's apart.
+        assert (difference[:, :2].abs() * 255).max() <= 12
+
+
+def test_turning_turns_all_parts_of_a_pair(coordinates, plain):
+    pairs = PhotographPairs(coordinates, chained(coordinates)[:1], plain.replace(flip=True, rotate=True), 4, 96, CPU)
+    across, down = set(), set()
+    for seed in range(20):
+        batch = pairs.draw(generator(seed))
+        assert (batch.lr - F.avg_pool2d(batch.hr, 4))[:, :, 1:-1, 1:-1].abs().max() < 2e-3
+        across |= set(torch.sign(batch.hr[:, 1, 0, -1] - batch.hr[:, 1, 0, 0]).tolist())
+        down |= set(torch.sign(batch.hr[:, 0, -1, 0] - batch.hr[:, 0, 0, 0]).tolist())
+    assert across == {-1, 0, 1} == down
+
+
+def test_the_seed_decides(coordinates, recipe):
+    pairs = PhotographPairs(coordinates, chained(coordinates), recipe.replace(degradation="bsrgan"), 4, 96, CPU)
+    one, same, other = (pairs.draw(generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one.lr, same.lr)
+    assert torch.equal(one.hr, same.hr)
+    assert not torch.equal(one.hr, other.hr)
+
+
+def test_noise_is_as_strong_as_the_recipe_says(recipe):
+    lr = torch.full((64, 3, 32, 32), 0.5)
+    fixed = (add_noise(lr, recipe.replace(noise="fixed", sigma=0.1), generator()) - lr).std((1, 2, 3))
+    assert (fixed - 0.1).abs().max() < 0.01
+    uniform = (add_noise(lr, recipe.replace(noise="uniform", sigma=0.1), generator()) - lr).std((1, 2, 3))
+    assert uniform.min() < 0.01
+    assert 0.09 < uniform.max() < 0.11
+    assert uniform.mean() == pytest.approx(0.05, abs=0.015)
+    assert add_noise(lr, recipe.replace(sigma=0.0), generator()) is lr
+
+
+def test_a_teacher_gives_the_target(coordinates, plain):
+    def enlarge(lr):
+        return F.interpolate(lr, scale_factor=4, mode="nearest")
+
+    tall = Picture.of(np.full((40, 32, 3), 255, np.uint8))
+    pairs = TeacherPairs([(coordinates, 96), (tall, 32)], enlarge, plain, 4, CPU)
+    white = 0
+    for seed in range(20):
+        batch = pairs.draw(generator(seed))
+        assert torch.equal(batch.hr, enlarge(batch.lr))
+        assert (batch.pairs, batch.matched, len(batch.coarse)) == (4, 4, 0)
+        white += int((batch.lr.mean((1, 2, 3)) > 0.99).sum())
+    assert white / 80 == pytest.approx(40 * 32 / (40 * 32 + 96 * 96), abs=0.1)
+
+
+def test_refusals(coordinates, plain):
+    with pytest.raises(InputError, match="24x96 pixels to train on, a crop 32x32"):
+        PhotographPairs(coordinates, [], plain, 4, 24, CPU)
+    small = reduced(coordinates)[:, :7]
+    with pytest.raises(InputError, match="a chain picture"):
+        PhotographPairs(coordinates, [ChainPicture(small, small, True)], plain, 4, 96, CPU)
+    with pytest.raises(UsageError, match="multiple of 32"):
+        check_grid(48, 4, 8)

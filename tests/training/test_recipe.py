@@ -1,0 +1,85 @@
+"""Presets are whole and right; a file that is not says so in one line."""
+
+import dataclasses
+
+import pytest
+
+from engine.errors import InputError, UsageError
+from engine.training.recipe import Recipe, parse, preset_names, preset_text, read_file, read_preset
+
+
+def test_presets_are_those_of_the_paper_and_ours():
+    assert preset_names() == ("distil", "paper-esrgan", "paper-swinir", "quick")
+    esrgan, swinir = read_preset("paper-esrgan"), read_preset("paper-swinir")
+    # Appendix H.2 and H.3.
+    assert (esrgan.sr.iterations, esrgan.sr.batch, esrgan.sr.crop) == (100_000, 16, 128)
+    assert (swinir.sr.iterations, swinir.sr.batch, swinir.sr.crop) == (130_000, 20, 96)
+    assert (esrgan.sr.perceptual, esrgan.sr.pixel, esrgan.sr.adversarial) == (1.0, 0.01, 0.005)
+    assert (swinir.sr.perceptual, swinir.sr.pixel, swinir.sr.adversarial) == (1.0, 1.0, 0.1)
+    assert (esrgan.sr.gan, esrgan.sr.discriminator, esrgan.sr.degradation) == ("ragan", "vgg", "bicubic")
+    assert (swinir.sr.gan, swinir.sr.discriminator, swinir.sr.degradation) == ("vanilla", "unet", "bsrgan")
+    for preset in (esrgan, swinir):
+        assert (preset.sr.learning_rate, preset.sr.decay, preset.sr.betas) == (1e-4, 0.5, (0.9, 0.999))
+        assert preset.sr.milestones == (30_000, 60_000, 90_000)
+        assert (preset.sr.sigma, preset.sr.render_sigma, preset.sr.noise) == (0.1, 0.1, "fixed")
+        assert preset.structure.iterations == (5000,) * 10
+        assert (preset.structure.batch, preset.structure.padding, preset.structure.coordinates) == (2, "zeros", True)
+    assert read_preset("quick").structure is not None
+    assert read_preset("distil").structure is None
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_value_of_a_preset_has_its_line(name):
+    text = preset_text(name)
+    for field in dataclasses.fields(Recipe):
+        assert f"\n{field.name} = " in text
+
+
+def test_an_edited_preset_is_read(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(preset_text("quick").replace("adversarial = 0.1", "adversarial = 0"))
+    assert read_file(path).sr == read_preset("quick").sr.replace(adversarial=0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch = 4 ", "bach = 4 ", r"\[sr\] 'bach' is no setting"),
+        ("batch = 4 ", "batch = 4.5 ", "batch = 4.5: expected a whole number"),
+        ("batch = 4 ", "batch = true ", "batch = True: expected a whole number"),
+        ("batch = 4 ", "batch = 0 ", "batch = 0: must be at least 1"),
+        ("flip = true", "flip = 1", "flip = 1: expected true or false"),
+        ('gan = "ragan"', 'gan = "wgan"', "gan = 'wgan': choose one of 'ragan'"),
+        ("betas = [0.9, 0.999]", "betas = 0.9", "expected a list"),
+        ("betas = [0.9, 0.999]", "betas = [0.9]", "two betas"),
+        ("ema = 0.99 ", "ema = 1.0 ", "ema = 1.0"),
+        ("chain = 0.5", "chain = 1.5", "chain = 1.5: must be at most 1"),
+        ("sigma = 0.1", "sigma = nan", "sigma = nan"),
+        ("sigma = 0.1", "sigma = inf", "sigma = inf"),
+        ("crop = 128 ", "", r"'crop' is missing|no valid TOML"),
+        ("[sr]", "[superresolution]", "is no table"),
+        ("[sr]", "[sr", "no valid TOML"),
+        ('padding = "reflect"', 'padding = "wrap"', "padding = 'wrap'"),
+        ("[1500, 1200,", "[0, 1200,", "must be at least 1"),
+    ],
+)
+def test_refusals_are_one_line(old, new, message):
+    text = preset_text("quick")
+    assert old in text
+    with pytest.raises(InputError, match=message) as error:
+        parse(text.replace(old, new), "mine.toml")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("mine.toml")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    for path in (tmp_path / "none.toml", tmp_path, tmp_path / "binary.toml"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_file(path)
+    with pytest.raises(UsageError, match="there are distil"):
+        read_preset("slow")
+    with pytest.raises(InputError, match=r"table \[sr\] is missing"):
+        parse("[structure]\n", "mine.toml")
+    with pytest.raises(InputError, match="expected a table"):
+        parse("sr = 3\n", "mine.toml")

@@ -1,0 +1,96 @@
+"""Starts: by name, by file, shallower, from scratch; and what a weights file tells."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import archs
+from engine.archs.esrgan import RRDBNet
+from engine.checkpoints import read_facts
+from engine.errors import InputError, ModelError, UsageError
+from engine.training.networks import Shape, architecture_of, open_start, save
+
+
+def test_a_file_is_opened_as_it_is(start_file):
+    start = open_start(str(start_file), Shape(), 0)
+    state = start.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in load_file(start_file).items())
+    assert all(p.requires_grad for p in start.network.parameters())
+    assert (start.source, start.licence, start.sigma) == ("start.safetensors", "not stated", 0.0)
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [(1, [2]), (2, [0, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4])])
+def test_fewer_blocks_are_evenly_spaced_ones(tmp_path, blocks, kept):
+    torch.manual_seed(1)
+    deep = RRDBNet(channels=8, blocks=5, growth=4)
+    save(tmp_path / "deep.safetensors", deep.state_dict(), {}, torch.float32)
+    network = open_start(str(tmp_path / "deep.safetensors"), Shape(blocks=blocks), 0).network
+    assert len(network.body) == blocks
+    for mine, old in enumerate(kept):
+        assert torch.equal(network.body[mine].rdb2.conv3.weight, deep.body[old].rdb2.conv3.weight)
+    assert torch.equal(network.conv_first.weight, deep.conv_first.weight)
+    assert torch.equal(network.conv_last.bias, deep.conv_last.bias)
+
+
+def test_scratch_is_what_the_shape_says_and_the_seed_decides():
+    sizes = Shape("rrdbnet", channels=16, blocks=2)
+    network, same, other = (open_start("scratch", sizes, seed).network for seed in (1, 1, 2))
+    assert (network.conv_first.out_channels, len(network.body)) == (16, 2)
+    assert network.body[0].rdb1.conv1.out_channels == 8
+    assert torch.equal(network.conv_last.weight, same.conv_last.weight)
+    assert not torch.equal(network.conv_last.weight, other.conv_last.weight)
+
+
+def test_the_defaults_of_scratch_are_the_published_sizes():
+    with torch.device("meta"):
+        esrgan = open_start("scratch", Shape(), 0).network
+        swinir = open_start("scratch", Shape("swinir"), 0).network
+    assert sum(p.numel() for p in esrgan.parameters()) == 16_697_987
+    assert sum(p.numel() for p in swinir.parameters()) == 11_715_559
+
+
+def test_the_architecture_is_known_before_the_network_is_made(start_file):
+    assert architecture_of(str(start_file), Shape()) == "esrgan"
+    assert architecture_of("scratch", Shape("swinir")) == "swinir"
+    assert architecture_of("scratch", Shape(blocks=2)) == "esrgan"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0), (torch.float16, 1e-3)])
+def test_saved_weights_tell_their_facts(tmp_path, start_file, dtype, tolerance):
+    path = tmp_path / "trained.safetensors"
+    state = load_file(start_file)
+    save(path, state, {"licence": "CC0-1.0", "source": "a test", "sigma": 0.05}, dtype)
+    start = open_start(str(path), Shape(), 0)
+    assert (start.licence, start.source, start.sigma) == ("CC0-1.0", "a test", 0.05)
+    assert load_file(path)["conv_last.weight"].dtype == dtype
+    for name, tensor in start.network.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=tolerance, atol=tolerance)
+    assert [p.name for p in tmp_path.iterdir() if "trained" in p.name] == ["trained.safetensors"]
+
+
+def test_files_of_others_have_no_facts(tmp_path, start_file):
+    assert read_facts(start_file) == {}
+    assert read_facts(tmp_path / "other.pth") == {}
+    (tmp_path / "cut.safetensors").write_bytes(start_file.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_facts(tmp_path / "cut.safetensors")
+
+
+def test_refusals(tmp_path, start_file):
+    state = load_file(start_file)
+    with pytest.raises(UsageError, match="'edsr' is unknown"):
+        Shape("edsr")
+    with pytest.raises(UsageError, match="blocks = 0"):
+        Shape(blocks=0)
+    with pytest.raises(InputError, match="cannot be written"):
+        save(tmp_path / "none" / "x.safetensors", state, {}, torch.float32)
+    state["conv_last.bias"] = torch.tensor([1e6, 0, 0])
+    with pytest.raises(ModelError, match="conv_last.bias holds NaN or infinity in torch.float16"):
+        save(tmp_path / "x.safetensors", state, {}, torch.float16)
+
+
+@pytest.mark.weights
+def test_packaged_weights_name_their_licence():
+    start = open_start("realsr", Shape(blocks=3), 0)
+    assert start.licence.startswith("MIT")
+    assert archs.identify(start.network.state_dict()).name == "esrgan"

@@ -1,0 +1,73 @@
+"""What an iteration takes is counted, and what is counted is what it takes."""
+
+import pytest
+import torch
+
+from engine.archs.esrgan import RRDBNet
+from engine.archs.swinir import SwinIR
+from engine.errors import BudgetError
+from engine.memory import PeakMemory, steady_heap
+from engine.training.discriminators import build
+from engine.training.footprint import compute_twice, estimate, fit
+
+NETWORKS = {
+    "rrdb": lambda: RRDBNet(channels=32, blocks=6, growth=16),
+    "swinir": lambda: SwinIR(dim=60, depths=(6, 6, 6), heads=(6, 6, 6), hidden=120),
+}
+
+
+def peak(network, batch, side):
+    """Bytes of a forward and a backward pass; the gradients of the weights are there before."""
+    network(torch.rand(1, 3, 8, 8)).sum().backward()
+    x = torch.rand(batch, 3, side, side)
+    with PeakMemory(torch.device("cpu")) as memory:
+        network(x).square().sum().backward()
+    return memory.host - memory.start
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_count_is_what_is_taken(recipe, name, twice):
+    steady_heap()
+    recipe = recipe.replace(batch=8, crop=128, adversarial=0.0)
+    network, judge = NETWORKS[name](), build("patch", 128, 8)
+    weights = sum(28 * p.numel() for p in network.parameters())
+    counted = estimate(network, judge, None, recipe, twice=twice) - weights
+    if twice:
+        compute_twice(network)
+    measured = peak(network, 8, 32)
+    assert 0.75 * measured < counted < 2 * measured
+
+
+def test_counting_leaves_no_trace(recipe):
+    network, judge = NETWORKS["rrdb"](), build("vgg", 32, 8)
+    before = {name: tensor.clone() for name, tensor in judge.state_dict().items()}
+    drawn = torch.get_rng_state()
+    estimate(network, judge, None, recipe, twice=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in judge.state_dict().items())
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_budget_decides(recipe):
+    network, judge = NETWORKS["rrdb"](), build("patch", 32, 8)
+    once, twice = (estimate(network, judge, None, recipe, twice=value) for value in (False, True))
+    assert twice < once
+    assert not fit(network, judge, None, recipe, once)
+    assert fit(network, judge, None, recipe, once - 1)
+    assert fit(network, judge, None, recipe, twice)
+    with pytest.raises(BudgetError, match="smaller batch than 4 or smaller crops than 32") as error:
+        fit(network, judge, None, recipe, twice - 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_the_same(name):
+    network = NETWORKS[name]()
+    x = torch.rand(1, 3, 16, 16)
+    network(x).square().sum().backward()
+    plain = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    compute_twice(network)
+    network(x).square().sum().backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(plain, network.parameters(), strict=True))
