@@ -20,7 +20,7 @@ from engine.archs.swinir import SwinIR
 from engine.cache import Scratch, TileCache
 from engine.checkpoints import find_packaged, read_checkpoint
 from engine.geometry import Box
-from engine.kernels.gather import gather_torch, reflect
+from engine.kernels.gather import gather
 from engine.lazy import StageImage
 from engine.plan import StagePlan
 from engine.sources import PictureSource, TensorSource
@@ -43,8 +43,8 @@ def networks():
 def whole_image(stage, image):
     """The reference: the frame padded once to the window, one run, cropped."""
     height, width = image.shape[1:]
-    rows, columns = (reflect(0, -(-n // stage.align) * stage.align, n) for n in (height, width))
-    output = stage.run(gather_torch(image, rows, columns, None, 0.0, "cpu"))[0]
+    padded = (-(-n // stage.align) * stage.align for n in (height, width))
+    output = stage.run(gather(image, Box(0, 0, height, width), Box(0, 0, *padded), (height, width)))[0]
     return output[:, : height * stage.scale, : width * stage.scale].clamp(0, 1)
 
 

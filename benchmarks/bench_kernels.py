@@ -3,8 +3,9 @@
     python benchmarks/bench_kernels.py [--only WORD]
 
 Question: does one pass pay, and what is left between it and a plain copy? Bytes are the least that must move: every
-input once, every output once. The ceiling is a copy of 1 GiB, measured in the same run. Appends to results/kernels.csv.
-Without CUDA nothing is timed or written; with TRITON_INTERPRET=1 the cases then run small in Triton's interpreter.
+input once, every output once. The ceilings, a copy of 1 GiB and a matrix product, are measured in the same run. Appends to
+results/kernels.csv. Without CUDA nothing is timed or written; with TRITON_INTERPRET=1 the cases then run small in Triton's
+interpreter.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from harness import add_row
+from harness import add_row, milliseconds
 
 from engine.geometry import Box
 from engine.kernels.blend import blend, blend_torch
 from engine.kernels.dense import dense, dense_torch
-from engine.kernels.gather import WHITE, Noise, gather, gather_box_torch
-from engine.kernels.launch import is_interpreting, triton
+from engine.kernels.gather import WHITE, Noise, gather, gather_torch
+from engine.kernels.launch import is_interpreting
 from engine.kernels.noise import noise, noise_torch
-from engine.kernels.trim import trim, trim_planes_torch
+from engine.kernels.trim import trim, trim_torch
 from engine.kernels.window_attention import window_attention, window_attention_torch
 
 
@@ -70,7 +72,7 @@ def gather_cases(device, side):
         values = torch.rand(3, side, side, device=device)
         block = (values * WHITE[source]).to(source) if source in WHITE else values
         extra = Noise(sigma, 1, 65_536) if sigma else None
-        run = pair(gather, gather_box_torch, block, frame, frame, frame.shape, extra, dtype=target)
+        run = pair(gather, gather_torch, block, frame, frame, frame.shape, extra, dtype=target)
         atol = (4e-7 if target == torch.float32 else 2**-10) if sigma else 0.0
         moved = 3 * frame.area * (source.itemsize + target.itemsize)
         yield Case(short(source, "->", target, "sigma", sigma, f"3x{side}x{side}"), run, moved, atol)
@@ -86,7 +88,7 @@ def trim_cases(device, side):
     ):
         output = (torch.rand(1, 3, side + 128, side + 128, device=device) * 1.4 - 0.2).to(source)
         output = output.contiguous(memory_format=layout)
-        run = pair(trim, trim_planes_torch, output, core, target, halve=halve, dither=halve)
+        run = pair(trim, trim_torch, output, core, target, halve=halve, dither=halve)
         moved = 3 * core.area * (source.itemsize + target.itemsize * (1.25 if halve else 1.0))
         kind = "planes" if layout == torch.contiguous_format else "channels-last"
         yield Case(short(source, kind, "->", target, "and half" if halve else "alone", f"3x{side}x{side}"), run, moved)
@@ -157,24 +159,28 @@ def check_addresses(device):
     output = torch.zeros(1, 3, 32_768, 24_576, dtype=torch.float16, device=device)
     output[:, :, -64:] = torch.rand(1, 3, 64, 24_576, device=device)
     whole = trim(output, Box(0, 0, *output.shape[2:]), torch.uint8, use_triton=True).pixels
-    part = trim_planes_torch(output[:, :, -64:], Box(0, 0, 64, 24_576), torch.uint8).pixels
+    part = trim_torch(output[:, :, -64:], Box(0, 0, 64, 24_576), torch.uint8).pixels
     assert torch.equal(whole[:, -64:], part)
     assert not whole[:, :-64].any()
 
 
-def milliseconds(call):
-    return triton.testing.do_bench(call, warmup=25, rep=100, return_mode="median")
-
-
-def copy_speed(device):
-    """GB/s, read and written, of a copy of 1 GiB."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+def copy_speed(device, size=1 << 30):
+    """GB/s, read and written, of a copy of so many bytes."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source)) / 1e6
+    return 2 * size / milliseconds(device, lambda: target.copy_(source), 20) / 1e6
 
 
-def measure(name, case, ceiling):
-    error, own, twin = largest_error(case), milliseconds(lambda: case.run(True)), milliseconds(lambda: case.run(False))
+def product_speed(device, side=8192, dtype=torch.float16):
+    """TFLOP/s of a product of two square matrices."""
+    first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / milliseconds(device, lambda: first @ second, 20) / 1e9
+
+
+def measure(name, case, device, copy, product, repeats=20):
+    """What a kernel takes, its shares of the ceilings ``copy`` (GB/s) and ``product`` (TFLOP/s), and its twin's time."""
+    error = largest_error(case)
+    own, twin = (milliseconds(device, partial(case.run, which), repeats) for which in (True, False))
     speed = case.moved / own / 1e6
     row = {
         "kernel": name,
@@ -182,12 +188,15 @@ def measure(name, case, ceiling):
         "mbytes": f"{case.moved / 1e6:.1f}",
         "ms": f"{own:.4f}",
         "gb_s": f"{speed:.0f}",
-        "of_copy": f"{speed / ceiling:.2f}",
-        "tflop_s": f"{case.operations / own / 1e9:.0f}" if case.operations else "",
+        "of_copy": f"{speed / copy:.2f}",
+        "tflop_s": "",
+        "of_product": "",
         "twin_ms": f"{twin:.4f}",
         "max_error": f"{error:.1e}",
     }
-    add_row("kernels", row)
+    if case.operations:
+        work = case.operations / own / 1e9
+        row |= {"tflop_s": f"{work:.0f}", "of_product": f"{work / product:.2f}"}
     return row
 
 
@@ -202,13 +211,14 @@ def main():
         print(f"no CUDA device: nothing is timed{errors}")
         return
     device = torch.device("cuda")
-    ceiling = copy_speed(device)
-    print(f"{torch.cuda.get_device_name()}: a copy moves {ceiling:.0f} GB/s")
+    copy, product = copy_speed(device), product_speed(device)
+    print(f"{torch.cuda.get_device_name()}: a copy moves {copy:.0f} GB/s, a matrix product makes {product:.0f} TFLOP/s")
     if "trim" in chosen:
         check_addresses(device)
     for name, (cases, side) in chosen.items():
         for case in cases(device, side):
-            row = measure(name, case, ceiling)
+            row = measure(name, case, device, copy, product)
+            add_row("kernels", row)
             print("  ".join(f"{key} {value}" for key, value in row.items() if value), flush=True)
 
 

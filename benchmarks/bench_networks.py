@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from harness import add_row
+from harness import add_row, milliseconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
+from engine.device import queue_of
 from engine.kernels.dense import by_input, dense, dense_by_input
+from engine.kernels.launch import is_interpreting
 from engine.kernels.window_attention import window_attention
+from engine.memory import PeakMemory
+
+OWN = True if torch.cuda.is_available() or is_interpreting() else None
+"""Insist on the kernels wherever they can run at all."""
 
 
 @torch.no_grad()
@@ -59,11 +64,11 @@ def weights_of(block):
 
 
 def dense_forward(block, x):
-    return dense(x, *weights_of(block), SLOPE, RESIDUAL, use_triton=True)
+    return dense(x, *weights_of(block), SLOPE, RESIDUAL, use_triton=OWN)
 
 
 def by_input_forward(block, x, sums_dtype=torch.float32):
-    options = {"packed": block.packed, "sums_dtype": sums_dtype, "use_triton": True}
+    options = {"packed": block.packed, "sums_dtype": sums_dtype, "use_triton": OWN}
     return dense_by_input(x, *weights_of(block), SLOPE, RESIDUAL, **options)
 
 
@@ -72,7 +77,7 @@ def half_sums_forward(block, x):
 
 
 def attention_forward(layer, x):
-    y = window_attention(layer.qkv(x), layer.matrix, layer.window, layer.shift, use_triton=True)
+    y = window_attention(layer.qkv(x), layer.matrix, layer.window, layer.shift, use_triton=OWN)
     return layer.proj(y)
 
 
@@ -95,7 +100,9 @@ def variants(name, network):
     yield "eager fp32", network, nullcontext()
     mixed = half(network)
     yield "eager fp16 channels-last", mixed, nullcontext()
-    yield "compiled fp16", torch.compile(mixed), nullcontext()
+    # Without a GPU the compiler itself is of no interest, and takes minutes.
+    compiled = partial(torch.compile, backend="inductor" if torch.cuda.is_available() else "eager")
+    yield "compiled fp16", compiled(mixed), nullcontext()
     if name == "esrgan":
         yield "fp16, dense", mixed, forwards(DenseBlock, dense_forward)
         yield "fp16, dense by input, fp32 sums", mixed, forwards(DenseBlock, by_input_forward)
@@ -103,7 +110,7 @@ def variants(name, network):
     else:
         yield "fp16, window attention", mixed, forwards(WindowAttention, attention_forward)
         torch.compiler.reset()  # what was compiled without the kernel must not be taken for it
-        yield "compiled fp16, window attention", torch.compile(mixed), forwards(WindowAttention, attention_forward)
+        yield "compiled fp16, window attention", compiled(mixed), forwards(WindowAttention, attention_forward)
 
 
 def flops_per_pixel(network):
@@ -112,26 +119,17 @@ def flops_per_pixel(network):
     return counter.get_total_flops() / 64**2
 
 
-def milliseconds(call, repeats):
-    """Median time of a call, by events on the device."""
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
 def replayed(network, x, repeats):
     """The same without the host's time for launches: the network recorded as a CUDA graph. NaN where that fails."""
-    graph = torch.cuda.CUDAGraph()
+    queue = queue_of(x.device)
+    output = torch.empty_like(network(x))
+
+    def work():
+        output.copy_(network(x))
+
     try:
-        with torch.cuda.graph(graph):
-            output = network(x)
-        time = milliseconds(graph.replay, repeats)
+        queue.warm(work)
+        time = milliseconds(x.device, queue.record(work), repeats)
         return time if output.isfinite().all() else float("nan")
     except RuntimeError as error:
         print(f"no CUDA graph: {str(error).splitlines()[0]}", flush=True)
@@ -139,27 +137,27 @@ def replayed(network, x, repeats):
 
 
 def measure(network, context, x, reference, repeats):
-    """(output in fp32 on the host, row). The peak is PyTorch's own, weights included, without the graph."""
+    """(output in fp32 on the host, row). The peak is what the process takes more of the device, without the graph."""
     with context:
         output = network(x).float().cpu()  # compiles and tunes
-        milliseconds(partial(network, x), 2)
-        torch.cuda.reset_peak_memory_stats()
-        row = {"ms": milliseconds(partial(network, x), repeats)}
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        with PeakMemory(x.device) as peak:
+            row = {"ms": milliseconds(x.device, partial(network, x), repeats)}
         row["graph_ms"] = replayed(network, x, repeats)
     error = (output - (output if reference is None else reference)).abs() * 255
-    return output, {**row, "max_error": float(error.max()), "mean_error": float(error.mean()), "peak_gib": peak}
+    more = (peak.device - peak.device_start) / 2**30
+    return output, {**row, "max_error": float(error.max()), "mean_error": float(error.mean()), "peak_gib": more}
 
 
-def run(name, network, tile, only, repeats):
-    x = torch.rand(1, 3, tile, tile, device="cuda").contiguous(memory_format=torch.channels_last)
+def rows(name, network, tile, device, only="", repeats=10):
+    """Yields a row for every variant; one that fails is said and does not hide the others."""
+    x = torch.rand(1, 3, tile, tile, device=device).contiguous(memory_format=torch.channels_last)
     flops, reference = flops_per_pixel(network), None
     for variant, candidate, context in variants(name, network):
         if only not in variant and reference is not None:
             continue
         try:
             output, row = measure(candidate, context, x, reference, repeats)
-        except Exception as error:  # one variant that fails must not hide the others
+        except Exception as error:
             print(f"{name} {tile} {variant}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
             if reference is None:
                 return
@@ -169,8 +167,30 @@ def run(name, network, tile, only, repeats):
         row |= {"px_per_s": tile**2 / best * 1000, "tflops": flops * tile**2 / best / 1e9}
         row = {key: float(f"{value:.4g}") for key, value in row.items()}
         print(f"{name} {tile} {variant}: {row}", flush=True)
-        add_row("networks", {"network": name, "tile": tile, "variant": variant, **row})
-        torch.cuda.empty_cache()
+        yield {"network": name, "tile": tile, "variant": variant, **row}
+
+
+@contextmanager
+def full_precision():
+    """fp32 without TF32; cuDNN may try its algorithms."""
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags
+
+
+def network_of(name, device, tiny=False):
+    """RRDBNet 64x23 or SwinIR-M, random; ``tiny``: the same in a size that an interpreter can bear."""
+    torch.manual_seed(0)
+    small = {
+        "esrgan": {"channels": 16, "blocks": 1, "growth": 16},
+        "swinir": {"dim": 32, "depths": (2,), "heads": (2,)},
+    }
+    kind = {"esrgan": RRDBNet, "swinir": SwinIR}[name]
+    return lively(kind(**(small[name] if tiny else {})).to(device))
 
 
 def main():
@@ -183,15 +203,14 @@ def main():
     if not torch.cuda.is_available():
         print("bench_networks: no CUDA device here; nothing was measured")
         return
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    device = torch.device("cuda")
     for name in arguments.networks:
-        torch.manual_seed(0)
-        network = lively((RRDBNet() if name == "esrgan" else SwinIR()).to("cuda"))
+        network = network_of(name, device)
         for tile in arguments.tiles:
             torch.compiler.reset()
-            with torch.inference_mode():
-                run(name, network, tile, arguments.only, arguments.repeats)
+            with full_precision(), torch.inference_mode():
+                for row in rows(name, network, tile, device, arguments.only, arguments.repeats):
+                    add_row("networks", row)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import csv
 import datetime
 import os
 import platform
+import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.device import finished
 from engine.model import Model, build
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,9 +30,9 @@ def machine() -> str:
     return f"{os.cpu_count()} cores {platform.machine()} {' '.join(names)}{gpu}"
 
 
-def add_row(name: str, row: dict[str, object]) -> None:
+def add_row(name: str, row: dict[str, object], folder: Path | None = None) -> None:
     """Append to results/<name>.csv, with the date, the machine and the version of torch in front."""
-    path = RESULTS / f"{name}.csv"
+    path = (folder or RESULTS) / f"{name}.csv"
     row = {"date": datetime.date.today().isoformat(), "machine": machine(), "torch": torch.__version__, **row}
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -37,6 +40,27 @@ def add_row(name: str, row: dict[str, object]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def milliseconds(device: torch.device, call, repeats: int) -> float:
+    """Median time of a call, after two that do not count: by events on a CUDA device, by the clock elsewhere."""
+    times = []
+    for k in range(repeats + 2):
+        finished(device)
+        start = time.perf_counter()
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            spent = begin.elapsed_time(end)
+        else:
+            call()
+            spent = (time.perf_counter() - start) * 1e3
+        if k > 1:
+            times.append(spent)
+    return statistics.median(times)
 
 
 def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2, growth: int = 8) -> Model:

@@ -1,20 +1,22 @@
 """A stage as a lazy image: asking it for a box pulls what it needs from the level below, runs the network and trims.
 
-Full render, resume and a region of interest are the same call on other boxes.
+Full render, resume and a region of interest are the same call on other boxes. How tiles are run, one by one or many at
+once on an accelerator, is a ``Runner``'s business; what a tile is made of and when it is accepted is decided here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from engine.cache import Array, TileCache
+from engine.cache import TileCache
 from engine.errors import RenderError
 from engine.geometry import Box
 from engine.kernels.gather import Noise, gather
-from engine.kernels.trim import trim
+from engine.kernels.trim import Trimmed, trim
 from engine.plan import StagePlan, Tile
 from engine.sources import Source
 from engine.stages import Stage
@@ -22,9 +24,19 @@ from engine.stages import Stage
 NOISE_STREAM = 1 << 16
 """Noise stream of the first super-resolution stage; the scales of step 1 use the small numbers."""
 
+Runner: TypeAlias = Callable[["StageImage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
+"""Computes tiles: yields each, in order, with its accepted pixels on the host, which the receiver may keep."""
+
+
+def one_by_one(image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+    """The reference ``Runner``."""
+    return ((tile, image.compute(tile)) for tile in tiles)
+
 
 class StageImage:
-    """The output of one stage. ``position``: its place in the chain, which selects its noise."""
+    """The output of one stage. ``position``: its place in the chain, which selects its noise. ``redone``: how many tiles
+    half precision could not make, so that they were computed again in float32.
+    """
 
     def __init__(
         self,
@@ -36,56 +48,76 @@ class StageImage:
         cache: TileCache,
         last: bool,
         on_tile: Callable[[int, int], None],
+        run: Runner = one_by_one,
     ) -> None:
         self.plan = plan
         self.size = (plan.grid.height, plan.grid.width)
-        self._position = position
-        self._seed = seed
-        self._stage = stage
+        self.position = position
+        self.stage = stage
+        self.dtype = torch.uint8 if last else torch.float32
+        self.redone = 0
+        self._noise = Noise(plan.sigma, seed, NOISE_STREAM + position) if plan.sigma else None
         self._below = below
         self._cache = cache
         self._last = last
         self._on_tile = on_tile
+        self._run = run
 
-    def read(self, box: Box) -> torch.Tensor:
+    def read(self, box: Box) -> Tensor:
         """Pixels of ``box``: uint8 for the last stage, float32 in [0, 1] otherwise. [C, h, w]."""
         tiles = list(self.plan.tiles(box))
-        if self._last and len(tiles) == 1 and tiles[0].write == box:
-            return torch.from_numpy(self._fresh(tiles[0]))
-        result = torch.empty(3, *box.shape, dtype=torch.uint8 if self._last else torch.float32)
+        missing = [t for t in tiles if (t.row, t.column) not in self._cache]
+        # A tile of the last stage that the box holds whole is used once; one of an inner stage is in its neighbours' halos.
+        once = {t: None for t in missing if self._last and box.contains(t.write)}
+        for tile, pixels in self._run(self, [t for t in missing if t not in once]):
+            self._cache.put((tile.row, tile.column), pixels.numpy())
+        fresh = self._run(self, once)
+        if [t.write for t in once] == [box]:
+            ((_, pixels),) = fresh
+            return pixels
+        result = torch.empty(3, *box.shape, dtype=self.dtype)
+        for tile, pixels in fresh:
+            result[(slice(None), *tile.write.relative_to(box).slices)] = pixels
         for tile in tiles:
-            part = tile.write.clip(box)
-            rows, columns = part.relative_to(box).slices
-            result[:, rows, columns] = torch.from_numpy(self._part(tile, part))
+            if tile not in once:
+                part = tile.write.clip(box)
+                kept = self._cache.read((tile.row, tile.column), part, tile.write)
+                result[(slice(None), *part.relative_to(box).slices)] = torch.from_numpy(kept)
         return result
 
-    def _fresh(self, tile: Tile) -> Array:
-        """A tile of the last stage that is asked for whole is used once: it bypasses the cache. One of an inner stage is
-        part of its neighbours' halos, too.
-        """
-        index = (tile.row, tile.column)
-        return self._cache.read(index, tile.write, tile.write) if index in self._cache else self._compute(tile)
+    def block(self, tile: Tile) -> Tensor:
+        """What a tile takes from the level below, on the host, float32 [C, h, w]."""
+        return self._below.read(self.plan.needs(tile.read))
 
-    def _part(self, tile: Tile, part: Box) -> Array:
-        index = (tile.row, tile.column)
-        if index not in self._cache:
-            self._cache.put(index, self._compute(tile))
-        return self._cache.read(index, part, tile.write)
-
-    def _compute(self, tile: Tile) -> Array:
-        pixels = self._input(tile)
-        output = self._stage.run(pixels)
-        trimmed = trim(output, tile.core, torch.uint8 if self._last else torch.float32)
-        if bad := trimmed.bad:
-            raise RenderError(
-                f"{self.plan.name}: {bad} values of tile (row {tile.row}, column {tile.column}) are NaN or infinite; "
-                "the tile was not written; render again with --precision fp32, or check the weights"
-            )
-        self._on_tile(self._position, tile.read.area)
-        result: Array = np.asarray(trimmed.pixels.cpu().numpy())
-        return result
-
-    def _input(self, tile: Tile) -> torch.Tensor:
+    def place(self, block: Tensor, tile: Tile, out: Tensor | None = None) -> Tensor:
+        """A tile's ``block`` as the network's input, on the stage's device, [1, C, h, w]; into ``out`` if it is given."""
         inside = self.plan.needs(tile.read)
-        noise = Noise(self.plan.sigma, self._seed, NOISE_STREAM + self._position) if self.plan.sigma else None
-        return gather(self._below.read(inside), inside, tile.read, self._below.size, noise, device=self._stage.device)
+        return gather(block, inside, tile.read, self._below.size, self._noise, device=self.stage.device, out=out)
+
+    def compute(self, tile: Tile) -> Tensor:
+        """The pixels of a tile, [C, h, w]."""
+        trimmed = self._through(self.stage, tile)
+        return self.accept(tile, trimmed.pixels.cpu(), trimmed.faults)
+
+    def accept(self, tile: Tile, pixels: Tensor, faults: Tensor) -> Tensor:
+        """The pixels of a tile if ``faults`` (``Trimmed.faults``) is clean. If not, and half precision may be to blame, the
+        tile alone is computed in float32. Raises RenderError when it is not finite in float32.
+        """
+        nans, infinities, saturated = faults.tolist()
+        if nans or infinities or saturated:
+            exact = self.stage.exact
+            if exact is not None:
+                trimmed = self._through(exact, tile)
+                nans, infinities, _ = trimmed.faults.tolist()
+                pixels, self.redone = trimmed.pixels.cpu(), self.redone + 1
+            if bad := nans + infinities:
+                advice = "render again with --precision fp32, or " if exact is None else ""
+                raise RenderError(
+                    f"{self.plan.name}: {bad} values of tile (row {tile.row}, column {tile.column}) are NaN or infinite"
+                    f"{' in fp32 too' if exact else ''}; the tile was not written; {advice}check the weights"
+                )
+        self._on_tile(self.position, tile.read.area)
+        return pixels
+
+    def _through(self, stage: Stage, tile: Tile) -> Trimmed:
+        return trim(stage.run(self.place(self.block(tile), tile)), tile.core, self.dtype)

@@ -22,7 +22,8 @@ MAX_SHARD = 2048
 MAX_CHUNK = 512
 """Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers."""
 
-TILES, BANDS = "tiles", "bands"
+TILES, BANDS, STREAM = "tiles", "bands", "stream"
+"""Executors. ``STREAM`` runs tiles, too; a name of its own because a GPU may round another way for a batch."""
 
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
@@ -213,8 +214,7 @@ class Plan:
     @property
     def seam_error(self) -> float | None:
         """Largest seam error of any stage in 8-bit levels; None when a halo was given by hand without a measurement."""
-        errors = [s.seam_error for s in self.stages]
-        return None if any(e is None for e in errors) else max(e for e in errors if e is not None)
+        return largest_seam_error(self.stages)
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
@@ -227,6 +227,12 @@ class Plan:
         """Names and values of the fields in which a stored plan differs from this one."""
         mine = self.to_json()
         return [f"{k}: {_difference(other.get(k), v)}" for k, v in mine.items() if other.get(k) != v]
+
+
+def largest_seam_error(stages: Sequence[StagePlan]) -> float | None:
+    """In 8-bit levels; None when one is not known."""
+    errors = [s.seam_error for s in stages]
+    return None if any(e is None for e in errors) else max(e for e in errors if e is not None)
 
 
 def _difference(there: object, here: object) -> str:

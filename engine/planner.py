@@ -5,10 +5,11 @@ Nothing is rendered and nothing is written but the user's cache of measurements.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 
 from engine import probe
 from engine.budget import GIB, BandCost, Budget, Projection, StageCost, bands, tiles
+from engine.device import full_float32, memory_errors
 from engine.errors import BudgetError, EngineError, InputError, UsageError
 from engine.geometry import Box
-from engine.memory import free_device, free_host, release, resident
+from engine.memory import device_api, device_limit, free_device, free_host, release, resident, resident_on
 from engine.model import Model
-from engine.plan import BANDS, TILES, Canvas, Plan, StagePlan, resolve_canvas, shard_of
+from engine.plan import BANDS, STREAM, TILES, Canvas, Plan, StagePlan, resolve_canvas, shard_of
 from engine.profile import PrecisionError, StageProfile
 from engine.request import AUTO, Request
 from engine.sources import PictureSource
@@ -31,23 +33,26 @@ _CLEARLY = 1.25
 
 
 class Planner:
-    """A request to a model, with everything that is measured to plan it. ``baseline``: resident bytes before the work."""
+    """A request to a model, with everything that is measured to plan it. ``baseline``: resident bytes before the work, and
+    ``resident`` those on the device.
+    """
 
     def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None]) -> None:
         self.model = model
         self.request = request
         self.device = choose_device(request.device)
+        if request.executor == STREAM and not self._may_stream:
+            tell("no GPU here: --executor stream runs as tiles on the CPU")
         self.picture = PictureSource(request.init) if request.init is not None else None
         self._out = out
         self._tell = tell
         self.canvas = self._canvas()
         self.roi = self._roi(Box(0, 0, *self.canvas.size))
-        self.precisions, self.precision_error = self._precision()
-        self.stages = [
-            Stage(model.network(i, precision, str(self.device)), self.device, precision)
-            for i, precision in enumerate(self.precisions)
-        ]
-        self._costs = [self._cost(index, stage) for index, stage in enumerate(self.stages)]
+        with memory_errors(), device_limit(self.device, request.vram), full_float32():
+            self.precisions, self.precision_error = self._precision()
+            self.stages = [self._stage(index, precision) for index, precision in enumerate(self.precisions)]
+            self._costs = [self._cost(index, stage) for index, stage in enumerate(self.stages)]
+            self.resident = self._resident()
         self._structure_cost = None if self.picture else StageCost(probe.structure_footprint(model), False)
         release()
         self.baseline = resident()
@@ -82,8 +87,39 @@ class Planner:
 
     def project(self, plan: Plan, writes: Sequence[Box] | None = None) -> Projection:
         """Cost of a plan for these writes, or for all."""
-        project = bands.project if plan.executor == BANDS else tiles.project
-        return project(plan, self._costs, self._structure_cost, self.baseline, writes)
+        known = (plan, self._costs, self._structure_cost, self.baseline, writes)
+        return bands.project(*known) if plan.executor == BANDS else tiles.project(*known, self.resident, self.budget)
+
+    def smaller(self, stages: Sequence[StagePlan], position: int) -> tuple[StagePlan, ...] | None:
+        """The stages of a plan with a smaller tile for one of them; None when its tile was asked for or is the smallest.
+
+        Another cut is another approximation, so only a tile that was the planner's choice may change.
+        """
+        core = tiles.smaller_core(stages[position]) if self.request.tile is None else None
+        return None if core is None else self.recut(stages, [*(s.core for s in stages[:position]), core])
+
+    def recut(self, stages: Sequence[StagePlan], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+        """The first stages with these cores and the seam errors that they then have."""
+        result = list(stages)
+        for position, core in enumerate(cores):
+            stage = replace(stages[position], core=core)
+            cut = stage.tile_shape != stage.padded
+            error = _seam_error(stage, self.stages[position].radius, self.profiles[position]) if cut else 0.0
+            result[position] = replace(stage, seam_error=error)
+        return tuple(result)
+
+    def _stage(self, index: int, precision: str) -> Stage:
+        place = str(self.device)
+        full = partial(self.model.network, index, "fp32", place)
+        return Stage(self.model.network(index, precision, place), self.device, precision, full)
+
+    def _resident(self) -> int:
+        """Bytes of the device that are held before the work. What libraries load in a first run is among them."""
+        if device_api(self.device) is not None:
+            for stage in self.stages:
+                side = math.lcm(64, stage.align)
+                stage.run(torch.zeros(1, 3, side, side, device=self.device))
+        return resident_on(self.device)
 
     def _precision(self) -> tuple[tuple[str, ...], PrecisionError | None]:
         """The precision of every stage and the measured error of the chain's end, None where it is float32's own."""
@@ -108,11 +144,12 @@ class Planner:
 
     def _cost(self, index: int, stage: Stage) -> StageCost:
         asked = (self.model, index, stage, self._tell)
-        return StageCost(probe.stage_footprint(*asked), self.device.type != "cpu", self._band_cost(*asked))
+        own_memory = device_api(self.device) is not None
+        return StageCost(probe.stage_footprint(*asked), own_memory, self._band_cost(*asked))
 
     def _band_cost(self, *asked: Any) -> BandCost | None:  # noqa: ANN401
         """None when bands are not wanted, or cannot be had and need not."""
-        if self._executors == (TILES,):
+        if BANDS not in self._executors:
             return None
         try:
             return probe.band_cost(*asked)
@@ -124,9 +161,19 @@ class Planner:
     @property
     def _executors(self) -> tuple[str, ...]:
         """What may be chosen from. A tile that is asked for speaks of tiles, unless bands are asked for, too."""
-        if self.request.executor != AUTO:
-            return (self.request.executor,)
+        asked = self.request.executor
+        if asked == STREAM and not self._may_stream:
+            return (TILES,)
+        if asked != AUTO:
+            return (asked,)
+        if self.device.type != "cpu":
+            return (STREAM,)
         return (TILES,) if self.request.tile else (BANDS, TILES)
+
+    @property
+    def _may_stream(self) -> bool:
+        """On a CPU, where it gains nothing, only when that is asked for by name."""
+        return self.device.type != "cpu" or self.request.device is not None
 
     def _canvas(self) -> Canvas:
         if self.picture is None and self.model.structure is None:
@@ -142,7 +189,7 @@ class Planner:
             raise InputError(f"{self._out}: {folder} is not a folder; choose another --out")
         return Budget(
             host=self.request.memory or default_memory(free_host()),
-            device=self.request.vram or free_device(self.device),
+            device=None if device_api(self.device) is None else self.request.vram or free_device(self.device),
             disk=shutil.disk_usage(folder).free,
         )
 
@@ -152,8 +199,9 @@ class Planner:
         stored = [s.profile for s in self.model.stages]
         if not self.request.halo_policy.needs_profile:
             return stored
-        profiles = probe.profiles_of(self.model, self.device, self._tell)
-        return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
+        with full_float32():
+            profiles = probe.profiles_of(self.model, self.device, self._tell)
+            return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
 
     def _plan(self, executor: str, cores: Sequence[int] = ()) -> Plan:
         """``cores``: of a stored plan that is to be continued."""
@@ -166,10 +214,13 @@ class Planner:
                 StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
             )
             size = (size[0] * stage.scale, size[1] * stage.scale)
-        choose = self._strips if executor == BANDS else self._tiles
-        planned = choose(tuple(stages), cores)
+        planned = (
+            self._strips(tuple(stages), cores)
+            if executor == BANDS
+            else self._tiles(tuple(stages), cores, streaming=executor == STREAM)
+        )
         strip = planned[-1].core * planned[-1].scale
-        shard, chunk = shard_of(strip) if executor == TILES else bands.shard_of_strips(strip, self.roi.width)
+        shard, chunk = bands.shard_of_strips(strip, self.roi.width) if executor == BANDS else shard_of(strip)
         plan = Plan(
             canvas=self.canvas.size,
             roi=self.roi,
@@ -194,11 +245,12 @@ class Planner:
         ]
         return replace(plan, stages=tuple(replace(s, seam_error=e) for s, e in zip(planned, errors, strict=True)))
 
-    def _tiles(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
+    def _tiles(self, stages: tuple[StagePlan, ...], cores: Sequence[int], streaming: bool) -> tuple[StagePlan, ...]:
         if cores:
             return _with_cores(stages, cores)
         if self.request.tile is None:
-            return tiles.choose_cores(stages, self._costs, self._structure_cost, self.budget, self.baseline)
+            known = (stages, self._costs, self._structure_cost, self.budget, self.baseline)
+            return tiles.choose_cores(*known, self.resident, streaming)
         return _with_cores(stages, [_rounded(self.request.tile, s) for s in stages])
 
     def _strips(self, stages: tuple[StagePlan, ...], cores: Sequence[int]) -> tuple[StagePlan, ...]:
@@ -238,7 +290,7 @@ def _check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
 
 def _cut_stages(plan: Plan) -> list[bool]:
     """Of every stage, whether any of its tiles or strips has an edge inside the image."""
-    if plan.executor == TILES:
+    if plan.executor != BANDS:
         return [s.tile_shape != s.padded for s in plan.stages]
     reads = [plan.reads(strip) for strip in plan.strips()]
     return [any(read[i] != (0, s.padded[1]) for read in reads) for i, s in enumerate(plan.stages)]

@@ -6,7 +6,7 @@ Making a ``Job`` measures and plans, and renders nothing; ``Job.run`` renders. I
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import numpy as np
 from engine.bands.stream import RowStream
 from engine.budget import check, tiles
 from engine.cache import Scratch, TileCache
-from engine.errors import UsageError
-from engine.executors import bands, serial
+from engine.device import OutOfDeviceMemory, queue_of
+from engine.errors import BudgetError, UsageError
+from engine.executors import bands, serial, stream
 from engine.executors.serial import TileDone
-from engine.lazy import StageImage
-from engine.memory import release
+from engine.lazy import Runner, StageImage, one_by_one
+from engine.memory import device_limit, release
 from engine.model import Model
-from engine.plan import BANDS
+from engine.plan import BANDS, STREAM, largest_seam_error
 from engine.planner import Planner
 from engine.probe.content import structure_sample
 from engine.request import Request
@@ -33,7 +34,11 @@ from engine.version import __version__
 
 
 class Job:
-    """A planned render. ``plan`` and ``projection`` may be looked at before ``run``."""
+    """A planned render. ``plan`` and ``projection`` may be looked at before ``run``.
+
+    ``executed``: the stages as they are really cut, which differs from the plan where a device ran out of memory.
+    ``redone``: how many tiles half precision could not make, so that float32 did.
+    """
 
     def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
         if not out.name or out.name == "..":
@@ -43,7 +48,15 @@ class Job:
         self.model, self.device, self.stages = model, planner.device, planner.stages
         self.baseline, self.budget, self.precision_error = planner.baseline, planner.budget, planner.precision_error
         self.plan, self.projection = planner.choose()
+        self.executed = self.plan.stages
+        self.redone = 0
         self._streams: dict[int, RowStream] = {}
+        self._tell = tell
+
+    @property
+    def seam_error(self) -> float | None:
+        """That of the plan, or of the cut that took its place."""
+        return largest_seam_error(self.executed)
 
     def check(self) -> None:
         """Raise BudgetError when the plan does not fit the budgets."""
@@ -58,7 +71,9 @@ class Job:
             shutil.rmtree(self._scratch_root, ignore_errors=True)
             return sink
         self.plan = self._planner.continued(stored or {}) or self.plan
+        self.executed = self.plan.stages
         sink = ZarrSink.resume(self.out, self.plan)
+        self._adopt_cut(sink)
         self.projection = self._planner.project(self.plan, list(sink.missing()))
         self.budget = replace(self.budget, disk=self.budget.disk + _size(self.out) + _size(self._scratch_root))
         self.check()
@@ -68,26 +83,79 @@ class Job:
         self, sink: ZarrSink, on_tile: Callable[[int, int], None] = lambda stage, pixels: None
     ) -> Iterator[TileDone]:
         """Render what is missing; yields after each write. ``on_tile(stage, LR pixels)`` is called after a network."""
-        if any(True for _ in sink.missing()):
-            if self.plan.executor == BANDS:
+        with device_limit(self.device, self._planner.request.vram):
+            if any(True for _ in sink.missing()):
                 base = self._base()
-                yield from bands.run(self.plan, lambda columns: self._rows(base, columns, on_tile), sink)
-            else:
-                yield from serial.run(self.plan, self._image(on_tile), sink)
+                if self.plan.executor == BANDS:
+                    yield from bands.run(self.plan, lambda columns: self._rows(base, columns, on_tile), sink)
+                elif self.plan.executor == STREAM:
+                    yield from self._streamed(base, sink, on_tile)
+                else:
+                    images = self._images(base, on_tile, [one_by_one] * len(self.stages))
+                    yield from self._counted(images, serial.run(self.plan, images[-1], sink))
         sink.finish()
         shutil.rmtree(self._scratch_root, ignore_errors=True)
 
-    def _image(self, on_tile: Callable[[int, int], None]) -> Source:
-        """The whole chain as one lazy image, in canvas coordinates."""
-        image: Source = self._base()
-        for index, stage in enumerate(self.stages):
-            stage_plan, last = self.plan.stages[index], index == len(self.stages) - 1
-            folder = self._scratch_root / self.plan.digest[:16] / str(index + 1)
-            cache = TileCache(
-                tiles.cache_share(len(self.stages)), Scratch(folder, stage_plan.grid, np.uint8 if last else np.float32)
-            )
-            image = StageImage(stage_plan, index, self.plan.seed, stage, image, cache, last, on_tile)
-        return image
+    def _streamed(self, base: Source, sink: ZarrSink, on_tile: Callable[[int, int], None]) -> Iterator[TileDone]:
+        """In smaller tiles where the device's memory does not suffice for those of the plan."""
+        queue = queue_of(self.device)
+        while True:
+            lanes = [
+                stream.Lane(queue, stage, cut, index, batch, index == len(self.stages) - 1)
+                for index, (stage, cut, batch) in enumerate(
+                    zip(self.stages, self.executed, self.projection.batches, strict=True)
+                )
+            ]
+            try:
+                images = self._images(base, on_tile, lanes)
+                yield from self._counted(images, stream.run(self.plan, images[-1], lanes, sink))
+                return
+            except OutOfDeviceMemory as error:
+                self._cut_smaller(error, sink)
+
+    def _counted(self, images: Sequence[StageImage], run: Iterator[TileDone]) -> Iterator[TileDone]:
+        try:
+            yield from run
+        finally:
+            self.redone += sum(image.redone for image in images)
+
+    def _cut_smaller(self, error: OutOfDeviceMemory, sink: ZarrSink) -> None:
+        """Another cut is another approximation of the whole image, within the same seam error: the store tells of it."""
+        position = error.position or 0
+        stage = self.executed[position]
+        smaller = self._planner.smaller(self.executed, position)
+        if smaller is None:
+            raise BudgetError(
+                f"{stage.name}: tiles of {stage.core} px do not fit the device's memory ({error}); what is finished is "
+                "kept; free some of it, raise --vram, or render with a smaller --tile"
+            ) from error
+        self.executed = smaller
+        sink.note({"cores": [s.core for s in smaller], "seam_error_levels": self.seam_error})
+        self._tell(f"{stage.name}: out of device memory; going on with tiles of {smaller[position].core} px")
+
+    def _adopt_cut(self, sink: ZarrSink) -> None:
+        """The cut that an earlier run ended with."""
+        cores = sink.facts.get("cores", [])
+        if len(cores) == len(self.executed):
+            self.executed = self._planner.recut(self.executed, cores)
+
+    def _images(self, base: Source, on_tile: Callable[[int, int], None], runners: Sequence[Runner]) -> list[StageImage]:
+        """The whole chain as lazy images, first stage first; the last one is in canvas coordinates."""
+        images: list[StageImage] = []
+        for index, (stage, cut, run) in enumerate(zip(self.stages, self.executed, runners, strict=True)):
+            last = index == len(self.stages) - 1
+            folder = self._scratch_root / self._cut_name / str(index + 1)
+            scratch = Scratch(folder, cut.grid, np.uint8 if last else np.float32)
+            cache = TileCache(tiles.cache_share(len(self.stages)), scratch)
+            below = images[-1] if images else base
+            images.append(StageImage(cut, index, self.plan.seed, stage, below, cache, last, on_tile, run))
+        return images
+
+    @property
+    def _cut_name(self) -> str:
+        """Of the folder that holds spilled tiles: those of another plan, or of another cut, are not these."""
+        changed = [str(s.core) for s in self.executed] if self.executed != self.plan.stages else []
+        return "-".join([self.plan.digest[:16], *changed])
 
     def _rows(self, base: Source, columns: tuple[int, int], on_rows: Callable[[int, int], None]) -> RowSource:
         """The whole chain as a stream of rows of these columns of the canvas."""

@@ -80,6 +80,8 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: Pr
             error, str(count), f"{pixels / (stage.height * stage.width):.2f}x",
         )  # fmt: skip
     _out.print(table)
+    if max(projection.batches, default=1) > 1:
+        line(f"batches of {', '.join(map(str, projection.batches))} tiles")
     if precision is not None:
         line(precision_text(precision))
     line(f"shards {plan.shard} px, chunks {plan.chunk} px, {len(plan.levels)} pyramid levels")

@@ -17,7 +17,7 @@ from engine.profile import SEAM_TOLERANCE, Overlap
 Size = tuple[int, int]
 
 AUTO = "auto"
-EXECUTORS = (AUTO, "tiles", "bands")
+EXECUTORS = (AUTO, "tiles", "bands", "stream")
 
 _UNITS = {
     "": 1,
@@ -89,7 +89,8 @@ class Request:
     executor: Annotated[
         str,
         Parameter(
-            help="tiles (core and halo), bands (rows; computes nothing twice), or auto: what the plan says is faster."
+            help="tiles (core and halo), bands (rows; computes nothing twice), stream (tiles in batches, for a GPU), or auto: "
+            "stream on a GPU, else what the plan says is faster."
         ),
     ] = AUTO
     tile: Annotated[

@@ -95,8 +95,17 @@ class ZarrSink:
 
     @property
     def complete(self) -> bool:
+        return bool(self.facts.get("complete"))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the store says of itself besides its image: its plan, where it comes from, what was noted."""
         attributes: Any = self._group.attrs[ATTRIBUTE]
-        return bool(attributes.get("complete"))
+        return dict(attributes)
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Record something that became known while rendering."""
+        self._group.attrs[ATTRIBUTE] = {**self.facts, **facts}
 
     def missing(self) -> Iterator[Box]:
         for box in self._plan.writes():
@@ -122,8 +131,7 @@ class ZarrSink:
         if self.complete:
             return
         os.sync()  # before "complete" is written, everything it speaks of is on the disk
-        attributes: Any = self._group.attrs[ATTRIBUTE]
-        self._group.attrs[ATTRIBUTE] = {**attributes, "complete": True}
+        self.note({"complete": True})
 
     def _has(self, level: int, index: tuple[int, int]) -> bool:
         """An empty file is what a loss of power can leave of a shard that was renamed but not yet on the disk."""

@@ -6,17 +6,17 @@ Knows nothing of images, grids or files: engine.lazy decides what a tile is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from engine.archs import Upscaler
+from engine.archs.layers import TAIL_REACH
 from engine.bands.graph import RowGraph, read_graph
 from engine.bands.stream import RowStream, StreamPlan
+from engine.device import full_float32, memory_errors
 from engine.errors import UsageError
 from engine.memory import network_heap
 
@@ -27,6 +27,10 @@ the picture; the tail's rows are 16 times as large (docs/log.md has what was tri
 BLOCK = 1024
 """Columns that an operation makes at a time on a CPU: what it makes stays in the cache, and is not taken anew from the system
 for every operation (docs/log.md). Narrower ones cost more in the threads' waiting for each other."""
+
+PIECES = 8
+"""On an accelerator the tail of a network runs in so many pieces: its maps, which are 16 times as large as the trunk's, then
+take no more memory than the trunk does."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,16 +68,25 @@ def check_precisions(names: Sequence[str], stages: int) -> None:
 
 class Stage:
     """A network moved to ``device`` and cast to ``precision`` (mixed: the first and last convolution and the residual
-    stream stay float32).
+    stream stay float32). ``full``: where to get its float32 form, for ``exact``.
     """
 
-    def __init__(self, network: Upscaler, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        network: Upscaler,
+        device: torch.device,
+        precision: str,
+        full: Callable[[], Upscaler] | None = None,
+    ) -> None:
         check_precisions((precision,), 1)
         self.scale = network.scale
         self.align = network.align
         self.radius = network.radius
         self.device = device
         self.precision = precision
+        self.pieces = 1 if device.type == "cpu" else PIECES
+        self._full = full
+        self._exact: Stage | None = None
         if precision != "fp32":
             network.to_mixed(PRECISIONS[precision])
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,8 +94,40 @@ class Stage:
     @torch.inference_mode()
     def run(self, tile: Tensor) -> Tensor:
         """``tile`` float32 [1, 3, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
-        with _memory_errors(), network_heap():
-            return cast(Tensor, self.network(tile))
+        if self.pieces > 1:
+            batch, channels, height, width = tile.shape
+            out = tile.new_empty(batch, channels, height * self.scale, width * self.scale)
+            self.fill(out, tile)
+            return out
+        with memory_errors(), network_heap(), full_float32():
+            result: Tensor = self.network(tile)
+            return result
+
+    @torch.inference_mode()
+    def fill(self, out: Tensor, tiles: Tensor) -> None:
+        """The output of ``tiles`` [B, 3, h, w] into ``out`` [B, 3, h * scale, w * scale], the tail in ``pieces``: strips of
+        rows of each image, or some of the images at a time.
+        """
+        with memory_errors(), network_heap(), full_float32():
+            features = self.network.trunk(tiles)
+            factor = out.shape[2] // features.shape[2]
+            for images, rows in _pieces(features.shape[0], features.shape[2], self.pieces):
+                seen = slice(max(0, rows.start - TAIL_REACH), rows.stop + TAIL_REACH)
+                output = self.network.tail(features[images, :, seen])
+                first = (rows.start - seen.start) * factor
+                height = (rows.stop - rows.start) * factor
+                target = slice(rows.start * factor, rows.stop * factor)
+                out[images, :, target] = output[:, :, first : first + height]
+
+    @property
+    def exact(self) -> Stage | None:
+        """The same stage in float32, made when it is first asked for; None when this is it, or nobody knows its network."""
+        if self.precision == "fp32" or self._full is None:
+            return None
+        if self._exact is None:
+            self._exact = Stage(self._full(), self.device, "fp32")
+        self._exact.pieces = self.pieces
+        return self._exact
 
     @cached_property
     def graph(self) -> RowGraph:
@@ -98,16 +143,14 @@ class Stage:
         """Push float32 [1, 3, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
         complete.
         """
-        with _memory_errors(), network_heap():
+        with memory_errors(), network_heap(), full_float32():
             return [(y, rows.permute(2, 0, 1)[None]) for y, rows in stream.push(band)]
 
 
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """torch has a class for an accelerator's memory and only words for the host's."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise MemoryError(str(error).splitlines()[0]) from error
-        raise
+def _pieces(images: int, rows: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """About ``count`` pieces of a batch: (images, rows)."""
+    step, strips = max(1, images // count), min(rows, max(1, count // images))
+    height = -(-rows // strips)
+    for image in range(0, images, step):
+        for row in range(0, rows, height):
+            yield slice(image, min(image + step, images)), slice(row, min(row + height, rows))

@@ -38,31 +38,12 @@ def reflect(start: int, stop: int, size: int) -> list[int]:
     return [min(p % period, period - p % period) if size > 1 else 0 for p in range(start, stop)]
 
 
-def gather_torch(
-    block: Tensor, rows: list[int], columns: list[int], noise: Tensor | None, sigma: float, device: torch.device | str
-) -> Tensor:
-    """``block`` [C, h, w] float in [0, 1]; ``rows``, ``columns``: positions in the block, one per output line.
-
-    ``noise`` [C, h, w] standard normal, scaled by ``sigma``; nothing is clipped before the network. Returns float32
-    [1, C, len(rows), len(columns)], channels-last, on ``device``.
-    """
-    tile = block.to(device)
-    if noise is not None and sigma:
-        tile = tile + sigma * noise
-    # Indexing copies; a tile that does not touch the padding is a plain view.
-    if rows != list(range(block.shape[1])):
-        tile = tile[:, rows]
-    if columns != list(range(block.shape[2])):
-        tile = tile[:, :, columns]
-    return tile[None].contiguous(memory_format=torch.channels_last)
-
-
 def fold(start: int, stop: int, size: int, wrap: bool = False) -> list[int]:
     """Positions [start, stop) brought into [0, size) by the border rule: around the torus, or by reflection."""
     return [p % size for p in range(start, stop)] if wrap else reflect(start, stop, size)
 
 
-def gather_box_torch(
+def gather_torch(
     block: Tensor,
     inside: Box,
     read: Box,
@@ -77,24 +58,28 @@ def gather_box_torch(
     """The input tile of ``read``, a box in the padded frame of a level of ``size`` (height, width).
 
     ``block`` [C, h, w]: the level's pixels of the box ``inside``; uint8, uint16 (both are divided by white) or float in
-    [0, 1], any strides. On a torus ``inside`` may leave the level, too. Returns [1, C, h, w] of ``dtype``, channels-last,
-    on ``device`` (by default the block's), or fills ``out`` of that shape and layout, as one image of a batch. Raises
-    ValueError when the block lacks a pixel.
+    [0, 1], any strides. On a torus ``inside`` may leave the level, too. Nothing is clipped before the network. Returns
+    [1, C, h, w] of ``dtype``, channels-last, on ``device`` (by default the block's), or fills ``out`` of that shape and
+    layout, as one image of a batch. Raises ValueError when the block lacks a pixel.
     """
     block = block if device is None else block.to(device)
     _check(block, inside, read, size, wrap, out)
-    picture = block.float() / WHITE.get(block.dtype, 1.0)
-    normals = None
+    tile = block.float() / WHITE.get(block.dtype, 1.0)
     if noise:
-        rows, columns = (
+        at_y, at_x = (
             torch.tensor(fold(start, stop, length, wrap), device=block.device)
             for (start, stop), length in zip(_spans(inside), size, strict=True)
         )
-        normals = noise_at_torch(noise.seed, noise.stream, rows, columns, block.shape[0])
-    rows_of, columns_of = _lines(inside, read, size, wrap)
-    sigma = noise.sigma if noise else 0.0
-    tile = gather_torch(picture, rows_of, columns_of, normals, sigma, block.device).to(dtype)
-    return tile if out is None else out.copy_(tile)
+        tile = tile + noise.sigma * noise_at_torch(noise.seed, noise.stream, at_y, at_x, block.shape[0])
+    rows, columns = _lines(inside, read, size, wrap)
+    # Indexing copies; a tile that does not touch the padding is a plain view.
+    if rows != list(range(block.shape[1])):
+        tile = tile[:, rows]
+    if columns != list(range(block.shape[2])):
+        tile = tile[:, :, columns]
+    if out is not None:
+        return out.copy_(tile)
+    return tile[None].to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _spans(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -211,10 +196,10 @@ def gather(
     out: Tensor | None = None,
     use_triton: bool | None = None,
 ) -> Tensor:
-    """As ``gather_box_torch``, in one pass where there is a kernel: neither the noise nor a float block is stored."""
+    """As ``gather_torch``, in one pass where there is a kernel: neither the noise nor a float block is stored."""
     block = block if device is None else block.to(device)
     if not takes_kernel(block.device, use_triton):
-        return gather_box_torch(block, inside, read, size, noise, wrap=wrap, dtype=dtype, out=out)
+        return gather_torch(block, inside, read, size, noise, wrap=wrap, dtype=dtype, out=out)
     _check(block, inside, read, size, wrap, out)
     channels = block.shape[0]
     if out is None:

@@ -41,16 +41,7 @@ class Trimmed(NamedTuple):
         return int(self.faults[:2].sum())
 
 
-def trim_torch(output: Tensor, core: Box, quantise: bool) -> tuple[Tensor, int]:
-    """``output`` [1, C, H, W]; ``core``: the kept rectangle in its coordinates.
-
-    Returns the core as uint8 (``quantise``) or float32 [C, h, w], and the number of values that were not finite.
-    """
-    trimmed = trim_planes_torch(output, core, torch.uint8 if quantise else torch.float32)
-    return trimmed.pixels, trimmed.bad
-
-
-def trim_planes_torch(
+def trim_torch(
     output: Tensor,
     core: Box,
     dtype: torch.dtype,
@@ -58,14 +49,16 @@ def trim_planes_torch(
     origin: tuple[int, int] = (0, 0),
     dither: bool = False,
     halve: bool = False,
+    out: Trimmed | None = None,
 ) -> Trimmed:
     """``output`` [1, C, H, W] of any float dtype and strides; ``core``: the kept rectangle in its coordinates.
 
     ``dtype``: uint8, uint16, or float32, which is neither quantised nor dithered. ``origin``: (y, x) of the core in the
     whole image, which addresses the dither and must be even for ``halve``; an odd last row or column is averaged with
-    itself. What is not a number becomes 0. Raises ValueError for another dtype or origin.
+    itself. What is not a number becomes 0. ``out``: contiguous tensors of the result's shapes to fill and return. Raises
+    ValueError for another dtype, origin or ``out``.
     """
-    _check(dtype, origin, halve)
+    _check(output, core, dtype, origin, halve, out)
     kept = output[0][:, core.y0 : core.y1, core.x0 : core.x1]
     faults = _faults(kept)
     values = kept.float()
@@ -73,20 +66,38 @@ def trim_planes_torch(
         values = values.nan_to_num(nan=0.0)
     values = values.clamp(0.0, 1.0)
     if not LEVELS[dtype]:
-        return Trimmed(values.contiguous(), _halve(values) * 0.25 if halve else None, faults)
+        return _given(Trimmed(values.contiguous(), _halve(values) * 0.25 if halve else None, faults), out)
     levels = values * float(LEVELS[dtype])
     if dither:
         levels = levels + _thresholds(origin, core, output.device)
     levels = levels.round()
     half = (_halve(levels.to(torch.int32)) + 2 >> 2).to(dtype) if halve else None
-    return Trimmed(levels.to(dtype).contiguous(), half, faults)
+    return _given(Trimmed(levels.to(dtype).contiguous(), half, faults), out)
 
 
-def _check(dtype: torch.dtype, origin: tuple[int, int], halve: bool) -> None:
+def _given(made: Trimmed, out: Trimmed | None) -> Trimmed:
+    """The result, in the tensors of ``out`` if there are any."""
+    for mine, wanted in zip(made, out or (), strict=False):
+        if mine is not None and wanted is not None:
+            wanted.copy_(mine)
+    return out or made
+
+
+def _check(
+    output: Tensor, core: Box, dtype: torch.dtype, origin: tuple[int, int], halve: bool, out: Trimmed | None
+) -> None:
     if dtype not in LEVELS:
         raise ValueError(f"cannot write {dtype}; use one of {', '.join(map(str, LEVELS))}")
     if halve and (origin[0] % 2 or origin[1] % 2):
         raise ValueError(f"a core at {origin} does not begin on a pixel of the halved level; both must be even")
+    if out is None:
+        return
+    shape = (output.shape[1], *core.shape)
+    halved = (shape[0], -(-shape[1] // 2), -(-shape[2] // 2)) if halve else None
+    wanted = ((shape, dtype), (halved, dtype) if halve else None, ((3,), torch.int64))
+    given = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in out)
+    if given != wanted or not all(t is None or t.is_contiguous() for t in out):
+        raise ValueError(f"out holds {given}; contiguous tensors of {wanted} were expected")
 
 
 def _faults(kept: Tensor) -> Tensor:
@@ -228,17 +239,17 @@ def trim(
     origin: tuple[int, int] = (0, 0),
     dither: bool = False,
     halve: bool = False,
+    out: Trimmed | None = None,
     use_triton: bool | None = None,
 ) -> Trimmed:
-    """As ``trim_planes_torch``, in one pass where there is a kernel: the output's core is read once."""
+    """As ``trim_torch``, in one pass where there is a kernel: the output's core is read once."""
     if not takes_kernel(output.device, use_triton):
-        return trim_planes_torch(output, core, dtype, origin=origin, dither=dither, halve=halve)
-    _check(dtype, origin, halve)
+        return trim_torch(output, core, dtype, origin=origin, dither=dither, halve=halve, out=out)
+    _check(output, core, dtype, origin, halve, out)
     kept = output[0][:, core.y0 : core.y1, core.x0 : core.x1]
     channels, height, width = kept.shape
-    pixels = torch.empty(kept.shape, dtype=dtype, device=kept.device)
-    half = torch.empty(channels, -(-height // 2), -(-width // 2), dtype=dtype, device=kept.device) if halve else None
-    faults = torch.zeros(3, dtype=torch.int64, device=kept.device)
+    pixels, half, faults = out or _new(kept, dtype, halve)
+    faults.zero_()
     (block_y, block_x), blocks = area(-(-height // 2), width, BLOCK)
     launch(
         _trim_kernel,
@@ -255,3 +266,10 @@ def trim(
         enable_fp_fusion=False,
     )
     return Trimmed(pixels, half, faults)
+
+
+def _new(kept: Tensor, dtype: torch.dtype, halve: bool) -> Trimmed:
+    """Tensors for what is made of ``kept`` [C, h, w]."""
+    channels, height, width = kept.shape
+    half = kept.new_empty(channels, -(-height // 2), -(-width // 2), dtype=dtype) if halve else None
+    return Trimmed(kept.new_empty(kept.shape, dtype=dtype), half, kept.new_empty(3, dtype=torch.int64))

@@ -125,11 +125,19 @@ class RRDBNet(nn.Module):
         self.conv_last = conv3(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.trunk(x))
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> features [B, C, H / align, W / align]."""
         if self.align > 1:
             x = F.pixel_unshuffle(x, self.align)
         x = self.conv_first(x)
         x = x + self.conv_body(as_of(self.conv_body, self.body(x)))
-        x = F.interpolate(as_of(self.conv_up1, x), scale_factor=2, mode="nearest")
+        return as_of(self.conv_up1, x)
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Features -> picture, ``TRUNK`` times as large; see `layers.TAIL_REACH`."""
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
         x = F.leaky_relu(self.conv_up1(x), SLOPE)
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         x = F.leaky_relu(self.conv_up2(x), SLOPE)

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from engine.errors import AlignmentError
 
+TAIL_REACH = 3
+"""Every upscaler is ``tail(trunk(x))``. The trunk runs at the input's resolution; the tail enlarges, and looks at most so
+many of the trunk's pixels to every side, so its large maps may be made a strip of rows at a time, exactly."""
+
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)

@@ -228,10 +228,18 @@ class SwinIR(nn.Module):
         self.apply(_start_linear)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.trunk(x))
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> features [B, dim, H, W]."""
         x = self.conv_first(whole_windows(x, self.align) - self.mean)
         y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
         x = x + self.conv_after_body(as_of(self.conv_after_body, planes(y)))
-        x = self._enlarge(self.conv_before_upsample(as_of(self.conv_before_upsample, x)))
+        return as_of(self.conv_before_upsample, x)
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Features -> picture, ``scale`` times as large; see `layers.TAIL_REACH`."""
+        x = self._enlarge(self.conv_before_upsample(x))
         result: Tensor = self.conv_last(as_of(self.conv_last, x))
         return result + self.mean
 

@@ -69,7 +69,7 @@ class StageCost:
 @dataclass(frozen=True, slots=True)
 class Projection:
     """What a plan is expected to cost. Bytes and seconds; ``pieces``: tiles or strips to run, ``pixels``: LR pixels that
-    the networks then take in, both per stage.
+    the networks then take in, ``batches``: tiles at a time (of the executor stream), all per stage.
     """
 
     baseline: int
@@ -80,6 +80,7 @@ class Projection:
     pieces: tuple[int, ...]
     pixels: tuple[int, ...]
     seconds: float
+    batches: tuple[int, ...] = ()
 
     @property
     def working(self) -> int:

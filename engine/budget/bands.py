@@ -164,9 +164,7 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
 
 def _stream_bytes(stages: Sequence[StagePlan], costs: Sequence[StageCost], strip: int, on_device: bool) -> int:
     columns = _columns(stages, strip)
-    return sum(
-        _cost(c).bytes_at(n) for c, n in zip(costs, columns, strict=True) if c.on_device == on_device
-    )
+    return sum(_cost(c).bytes_at(n) for c, n in zip(costs, columns, strict=True) if c.on_device == on_device)
 
 
 def _device_bytes(stages: Sequence[StagePlan], costs: Sequence[StageCost], strip: int) -> int:

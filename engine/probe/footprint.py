@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from engine.bands.stream import RowStream
-from engine.memory import PeakMemory
+from engine.device import OutOfDeviceMemory, finished
+from engine.memory import PeakMemory, device_api
 from engine.profile import Footprint
 from engine.stages import Stage
 
@@ -31,11 +32,22 @@ _METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
 def measure(
     run: Callable[[int, int], object], device: torch.device, align: int = 1, largest: int = _LARGE
 ) -> Footprint:
-    """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes."""
-    small, large = (max(align, n // align * align) for n in (min(_SMALL, largest // 2), largest))
-    large = max(large, 2 * small)
-    low, _ = _peak(run, small, device)
-    high, seconds = _peak(run, large, device)
+    """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes.
+
+    An accelerator takes memory in pieces of up to 20 MiB, so its shapes are larger, unless they do not fit.
+    """
+    own = device_api(device) is not None
+    small, large = min(_SMALL, largest // 2), largest
+    for factor in (2, 1) if own else (1,):
+        sides = [max(align, n * factor // align * align) for n in (small, large)]
+        sides[1] = max(sides[1], 2 * sides[0])
+        try:
+            (low, _), (high, seconds) = (_peak(run, side, device) for side in sides)
+            break
+        except OutOfDeviceMemory:
+            if factor == 1:
+                raise
+    small, large = sides
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
     return Footprint(max(0, int(high - per_pixel * large**2)), per_pixel, seconds / large**2)
 
@@ -54,8 +66,7 @@ def measure_stream(stage: Stage) -> Footprint:
         stream.start(0, _SMALL)
         for _ in range(0, _SMALL + plan.delay, plan.band):
             stage.push(stream, band)
-        if stage.device.type == "cuda":
-            torch.cuda.synchronize(stage.device)
+        finished(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
     pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
     return Footprint(0, 0.0, seconds / pixels)
@@ -66,10 +77,9 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
     with PeakMemory(device) as peak:
         start = time.perf_counter()
         run(side, side)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        finished(device)
         seconds = time.perf_counter() - start
-    return (peak.device if device.type == "cuda" else peak.host - peak.start), seconds
+    return (peak.host - peak.start if device_api(device) is None else peak.device - peak.device_start), seconds
 
 
 def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footprint:

@@ -7,7 +7,7 @@ from contracts.kernels import assert_close_to_twin, layouts, needs_triton, poiso
 from torch.nn import functional as F
 
 from engine.geometry import Box
-from engine.kernels.gather import WHITE, Noise, fold, gather, gather_box_torch, gather_torch, reflect
+from engine.kernels.gather import WHITE, Noise, fold, gather, gather_torch, reflect
 from engine.kernels.noise import noise_torch
 
 
@@ -40,49 +40,45 @@ def test_positions_inside_are_themselves():
 @pytest.mark.parametrize(("height", "width"), [(13, 21), (16, 24), (9, 15), (7, 5)])
 def test_tiles_of_the_padded_frame(height, width, picture):
     """With noise, which the reference adds before it pads: the reflected pixels carry the reflected noise."""
-    image, sigma = picture(height, width), 0.1
-    noise = noise_torch(5, 1, Box(0, 0, height, width), 3)
+    image, noise = picture(height, width), Noise(0.1, 5, 1)
+    normals = noise_torch(5, 1, Box(0, 0, height, width), 3)
     pad = (0, -width % 8, 0, -height % 8)
-    whole = F.pad((image + sigma * noise)[None], pad, mode="reflect")
+    whole = F.pad((image + noise.sigma * normals)[None], pad, mode="reflect")
     for y in range(0, whole.shape[2], 8):
         for x in range(0, whole.shape[3], 8):
             rows, columns = reflect(y, y + 8, height), reflect(x, x + 8, width)
-            top, left = min(rows), min(columns)
-            block = Box(top, left, max(rows) + 1, max(columns) + 1)
-            tile = gather_torch(
-                image[:, block.y0 : block.y1, block.x0 : block.x1],
-                [r - top for r in rows],
-                [c - left for c in columns],
-                noise_torch(5, 1, block, 3),
-                sigma,
-                "cpu",
-            )
-            assert torch.equal(tile, whole[:, :, y : y + 8, x : x + 8])
+            inside, read = Box(min(rows), min(columns), max(rows) + 1, max(columns) + 1), Box(y, x, y + 8, x + 8)
+            tile = gather_torch(image[(slice(None), *inside.slices)], inside, read, (height, width), noise)
+            assert torch.equal(tile, whole[(..., *read.slices)])
 
 
 def test_output_is_a_channels_last_batch_of_one(picture):
-    tile = gather_torch(picture(5, 6), positions(0, 5), positions(0, 6), None, 0.0, "cpu")
+    frame = Box(0, 0, 5, 6)
+    tile = gather_torch(picture(5, 6), frame, frame, frame.shape)
     assert tile.shape == (1, 3, 5, 6)
     assert tile.dtype == torch.float32
     assert tile.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_nothing_is_clipped_before_the_network(picture):
-    tile = gather_torch(picture(40, 40), positions(0, 40), positions(0, 40), torch.full((3, 40, 40), 9.0), 0.5, "cpu")
-    assert float(tile.min()) >= 4.5
+    frame = Box(0, 0, 40, 40)
+    tile = gather_torch(picture(40, 40) - 0.5, frame, frame, frame.shape, Noise(0.5, 1, 0))
+    assert float(tile.min()) < -1
+    assert float(tile.max()) > 1.3
 
 
 def test_the_block_is_left_as_it_was(picture):
-    block = picture(9, 9)
+    block, frame = picture(9, 9), Box(0, 0, 9, 9)
     before = block.clone()
-    gather_torch(block, reflect(0, 16, 9), reflect(0, 16, 9), torch.ones(3, 9, 9), 0.1, "cpu").zero_()
-    assert torch.equal(block, before)
+    for read, noise in ((Box(0, 0, 16, 16), Noise(0.1, 1, 0)), (Box(0, 0, 16, 16), None), (frame, None)):
+        gather_torch(block, frame, read, (9, 9), noise).zero_()
+        assert torch.equal(block, before)
 
 
-@pytest.mark.parametrize("noise", [None, torch.ones(3, 4, 4)])
+@pytest.mark.parametrize("noise", [None, Noise(0.0, 1, 0)])
 def test_without_sigma_there_is_no_noise(noise, picture):
-    block = picture(4, 4)
-    tile = gather_torch(block, positions(0, 4), positions(0, 4), noise, 0.0, "cpu")
+    block, frame = picture(4, 4), Box(0, 0, 4, 4)
+    tile = gather_torch(block, frame, frame, frame.shape, noise)
     assert torch.equal(tile[0], block)
 
 
@@ -129,7 +125,7 @@ def block_of(image, inside):
 def test_a_tile_is_a_part_of_the_padded_image(case, noise):
     read, inside, wrap = READS[case]
     image = pixels(torch.uint8, 37, 45)
-    tile = gather_box_torch(block_of(image, inside), inside, read, (37, 45), noise, wrap=wrap)
+    tile = gather_torch(block_of(image, inside), inside, read, (37, 45), noise, wrap=wrap)
     assert torch.equal(tile, whole(image, read, noise, "wrap" if wrap else "reflect"))
 
 
@@ -140,7 +136,7 @@ def test_the_kernel_knows_the_border_rules(case, noise):
     read, inside, wrap = READS[case]
     block = block_of(pixels(torch.float32, 37, 45), inside)
     tile = gather(block, inside, read, (37, 45), noise, wrap=wrap, use_triton=True)
-    twin = gather_box_torch(block, inside, read, (37, 45), noise, wrap=wrap)
+    twin = gather_torch(block, inside, read, (37, 45), noise, wrap=wrap)
     assert_close_to_twin(tile, twin, atol=2e-7 if noise else 0.0)
 
 
@@ -150,7 +146,7 @@ def test_the_kernel_knows_the_border_rules(case, noise):
 def test_the_kernel_takes_every_dtype_and_layout(source, target):
     read, inside = Box(8, 16, 40, 48), Box(5, 11, 37, 45)
     image = pixels(source, 32, 34)
-    twin = gather_box_torch(image, inside, read, (37, 45), NOISE, dtype=target)
+    twin = gather_torch(image, inside, read, (37, 45), NOISE, dtype=target)
     for _, block in layouts(image):
         tile = gather(block, inside, read, (37, 45), NOISE, dtype=target, use_triton=True)
         assert_close_to_twin(tile, twin, atol=ATOL[target])
@@ -164,14 +160,14 @@ def test_the_kernel_takes_odd_shapes(height, width, channels):
     block, frame = pixels(torch.uint8, height, width, channels), Box(0, 0, height, width)
     read = Box(0, 0, height + 7, width + 3)
     tile = gather(block, frame, read, (height, width), NOISE, use_triton=True)
-    assert_close_to_twin(tile, gather_box_torch(block, frame, read, (height, width), NOISE), atol=2e-7)
+    assert_close_to_twin(tile, gather_torch(block, frame, read, (height, width), NOISE), atol=2e-7)
 
 
 @needs_triton
 def test_the_kernels_blocks_fit_together(small_blocks):
     block, frame, read = pixels(torch.uint8, 37, 45), Box(0, 0, 37, 45), Box(24, 8, 48, 56)
     tile = gather(block, frame, read, (37, 45), NOISE, use_triton=True)
-    assert_close_to_twin(tile, gather_box_torch(block, frame, read, (37, 45), NOISE), atol=2e-7)
+    assert_close_to_twin(tile, gather_torch(block, frame, read, (37, 45), NOISE), atol=2e-7)
 
 
 @pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)])
@@ -181,7 +177,7 @@ def test_a_tile_goes_into_its_place_of_a_batch(use_triton):
     read = Box(0, 0, 16, 16)
     result = gather(block, frame, read, (9, 11), NOISE, out=batch[1:2], use_triton=use_triton)
     assert result.data_ptr() == batch[1].data_ptr()
-    torch.testing.assert_close(batch[1:2], gather_box_torch(block, frame, read, (9, 11), NOISE), atol=2e-7, rtol=0)
+    torch.testing.assert_close(batch[1:2], gather_torch(block, frame, read, (9, 11), NOISE), atol=2e-7, rtol=0)
     assert batch[0].isnan().all()
     assert batch[2].isnan().all()
 

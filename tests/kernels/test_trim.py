@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from contracts.kernels import assert_close_to_twin, layouts, needs_triton
+from contracts.kernels import assert_close_to_twin, layouts, needs_triton, poisoned
 
 from engine.geometry import Box
-from engine.kernels.trim import LEVELS, trim, trim_planes_torch, trim_torch
+from engine.kernels.trim import LEVELS, Trimmed, trim, trim_torch
 from engine.sinks import halve
 
 NAN, INF = float("nan"), float("inf")
+
+
+def cut(output, core, quantise):
+    """The kept pixels, as uint8 or float32, and the number of values that were not finite."""
+    trimmed = trim_torch(output, core, torch.uint8 if quantise else torch.float32)
+    return trimmed.pixels, trimmed.bad
 
 
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["planes", "channels last"])
@@ -19,7 +25,7 @@ def output(request):
 
 @pytest.mark.parametrize("core", [Box(0, 0, 12, 10), Box(3, 2, 9, 10), Box(5, 5, 6, 6)])
 def test_keeps_the_core(output, core):
-    kept, bad = trim_torch(output, core, quantise=False)
+    kept, bad = cut(output, core, quantise=False)
     assert torch.equal(kept, output[0, :, core.y0 : core.y1, core.x0 : core.x1].clamp(0, 1))
     assert bad == 0
     assert kept.dtype == torch.float32
@@ -28,7 +34,7 @@ def test_keeps_the_core(output, core):
 @pytest.mark.parametrize("quantise", [True, False])
 def test_the_core_owns_its_memory(output, quantise):
     """A kept view would keep the whole tile, halo included, in the cache."""
-    kept, _ = trim_torch(output, Box(1, 1, 5, 5), quantise)
+    kept, _ = cut(output, Box(1, 1, 5, 5), quantise)
     assert kept.is_contiguous()
     assert kept.untyped_storage().nbytes() == kept.numel() * kept.itemsize
 
@@ -40,7 +46,7 @@ def test_rounds_half_to_even_as_numpy_does():
     exact = values[values * 255.0 == levels]
     assert len(exact) > 50
     values = torch.cat([exact, torch.linspace(0, 1, 1000)])
-    kept, _ = trim_torch(values.view(1, 1, 1, -1), Box(0, 0, 1, len(values)), quantise=True)
+    kept, _ = cut(values.view(1, 1, 1, -1), Box(0, 0, 1, len(values)), quantise=True)
     expected = np.rint(values.numpy() * np.float32(255)).astype(np.uint8)
     np.testing.assert_array_equal(kept.flatten().numpy(), expected)
     assert (kept.flatten()[: len(exact)] % 2 == 0).all()
@@ -48,15 +54,15 @@ def test_rounds_half_to_even_as_numpy_does():
 
 def test_every_level_survives_the_round_trip():
     levels = torch.arange(256, dtype=torch.uint8)
-    kept, _ = trim_torch((levels.float() / 255).view(1, 1, 1, 256), Box(0, 0, 1, 256), quantise=True)
+    kept, _ = cut((levels.float() / 255).view(1, 1, 1, 256), Box(0, 0, 1, 256), quantise=True)
     assert torch.equal(kept.flatten(), levels)
 
 
 @pytest.mark.parametrize(("value", "level"), [(-0.0001, 0), (-9.0, 0), (1.0001, 255), (1e30, 255), (1.0, 255)])
 def test_clamps_to_the_range(value, level):
     output = torch.full((1, 3, 2, 2), value)
-    assert trim_torch(output, Box(0, 0, 2, 2), quantise=True)[0].unique().tolist() == [level]
-    assert trim_torch(output, Box(0, 0, 2, 2), quantise=False)[0].unique().tolist() == [min(max(value, 0.0), 1.0)]
+    assert cut(output, Box(0, 0, 2, 2), quantise=True)[0].unique().tolist() == [level]
+    assert cut(output, Box(0, 0, 2, 2), quantise=False)[0].unique().tolist() == [min(max(value, 0.0), 1.0)]
 
 
 @pytest.mark.parametrize("quantise", [True, False])
@@ -64,20 +70,20 @@ def test_clamps_to_the_range(value, level):
 def test_counts_numbers_that_are_not_finite(values, count, quantise):
     output = torch.rand(1, 3, 8, 8)
     output[0, 1, 3, 2 : 2 + len(values)] = torch.tensor(values)
-    assert trim_torch(output, Box(2, 2, 8, 8), quantise)[1] == count
+    assert cut(output, Box(2, 2, 8, 8), quantise)[1] == count
 
 
 def test_a_bad_number_in_the_halo_is_not_counted():
     output = torch.rand(1, 3, 8, 8)
     output[0, 0, 0, 0] = NAN
-    assert trim_torch(output, Box(1, 0, 8, 8), quantise=True)[1] == 0
+    assert cut(output, Box(1, 0, 8, 8), quantise=True)[1] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_output_is_quantised_in_float32(dtype):
     output = torch.rand(1, 3, 9, 9).to(dtype)
-    expected, _ = trim_torch(output.float(), Box(0, 0, 9, 9), quantise=True)
-    kept, _ = trim_torch(output, Box(0, 0, 9, 9), quantise=True)
+    expected, _ = cut(output.float(), Box(0, 0, 9, 9), quantise=True)
+    kept, _ = cut(output, Box(0, 0, 9, 9), quantise=True)
     assert torch.equal(kept, expected)
 
 
@@ -95,7 +101,7 @@ def test_the_halved_level_is_that_of_the_sink(height, width, use_triton):
 @BOTH
 def test_the_halves_of_tiles_are_the_half_of_the_image(use_triton):
     output = torch.rand(1, 3, 21, 30)
-    whole = trim_planes_torch(output, Box(0, 0, 21, 30), torch.uint8, dither=True, halve=True)
+    whole = trim_torch(output, Box(0, 0, 21, 30), torch.uint8, dither=True, halve=True)
     for core in (Box(0, 0, 8, 16), Box(8, 16, 21, 30)):
         options = {"origin": (core.y0, core.x0), "dither": True, "halve": True}
         part = trim(output, core, torch.uint8, **options, use_triton=use_triton)
@@ -131,7 +137,7 @@ def test_the_thresholds_are_bayers(use_triton):
 def test_the_kernel_takes_every_dtype_and_layout(target, source, dither):
     output = (torch.rand(1, 3, 40, 53) * 1.4 - 0.2).to(source)
     core, options = Box(3, 5, 38, 50), {"origin": (10, 16), "dither": dither, "halve": True}
-    twin = trim_planes_torch(output, core, target, **options)
+    twin = trim_torch(output, core, target, **options)
     for _, same in layouts(output):
         result = trim(same, core, target, **options, use_triton=True)
         for mine, theirs in zip(result, twin, strict=True):
@@ -143,7 +149,7 @@ def test_the_kernels_blocks_fit_together(small_blocks):
     output, core = torch.rand(1, 3, 40, 53), Box(3, 5, 38, 52)
     output[0, :, 20, ::9] = NAN
     options = {"origin": (6, 2), "dither": True, "halve": True}
-    twin = trim_planes_torch(output, core, torch.uint8, **options)
+    twin = trim_torch(output, core, torch.uint8, **options)
     for mine, theirs in zip(trim(output, core, torch.uint8, **options, use_triton=True), twin, strict=True):
         assert_close_to_twin(mine, theirs)
 
@@ -180,3 +186,28 @@ def test_what_cannot_be_written_is_refused(use_triton):
         trim(output, core, torch.int32, use_triton=use_triton)
     with pytest.raises(ValueError, match="must be even"):
         trim(output, core, torch.uint8, origin=(3, 0), halve=True, use_triton=use_triton)
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "halve"), [(torch.uint8, True), (torch.uint8, False), (torch.float32, False)])
+def test_the_result_goes_into_tensors_that_are_given(dtype, halve, use_triton):
+    output, core = torch.rand(1, 3, 20, 30) * 1.4 - 0.2, Box(2, 3, 19, 24)
+    expected = trim(output, core, dtype, halve=halve, use_triton=use_triton)
+    out = Trimmed(*(None if t is None else poisoned(t.shape, t.dtype) for t in expected))
+    result = trim(output, core, dtype, halve=halve, out=out, use_triton=use_triton)
+    for mine, given, wanted in zip(result, out, expected, strict=True):
+        assert mine is given is wanted is None or (mine.data_ptr() == given.data_ptr() and torch.equal(mine, wanted))
+
+
+@BOTH
+def test_tensors_that_do_not_fit_are_refused(use_triton):
+    output, core = torch.rand(1, 3, 8, 8), Box(0, 0, 8, 8)
+    fitting = trim(output, core, torch.uint8)
+    for wrong in (
+        fitting._replace(pixels=fitting.pixels[:, :7]),
+        fitting._replace(pixels=fitting.pixels.transpose(1, 2)),
+        fitting._replace(faults=fitting.faults.int()),
+        trim(output, core, torch.uint8, halve=True),
+    ):
+        with pytest.raises(ValueError, match="were expected"):
+            trim(output, core, torch.uint8, out=wrong, use_triton=use_triton)
