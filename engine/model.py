@@ -33,12 +33,17 @@ FORMAT = "ourgan-engine/1"
 _KEY = "ourgan"
 _STRUCTURE = "structure"
 
+DEFAULT = Path(__file__).parent / "models" / "picosdeeuropa.safetensors"
+"""The model that comes with the engine: small networks, trained on one photograph of mountains."""
+
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class SRStage:
-    """One super-resolution step as the manifest tells it. ``sigma``: standard deviation of its input noise, of 1.0."""
+    """One super-resolution step as the manifest tells it. ``sigma``: standard deviation of its input noise, of 1.0;
+    ``training``: what its training noted, if it was ours.
+    """
 
     weights: str
     architecture: str
@@ -47,6 +52,7 @@ class SRStage:
     source: str
     licence: str
     profile: StageProfile | None = None
+    training: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +211,8 @@ def build(
     """Put a bundle together.
 
     ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint.
-    ``sigmas``: input noise per stage (0 where not given: right for networks that were not trained with noise).
-    ``licence`` is recorded for checkpoints that are given as a path.
+    ``sigmas``: input noise per stage; where not given, what the network was trained with, as its file says, else 0.
+    ``licence`` is recorded for checkpoints that are given as a path and do not say theirs.
     """
     if not checkpoint_names:
         raise ModelError("a model needs at least one super-resolution checkpoint; give --sr PATH (or --sr realsr)")
@@ -228,7 +234,7 @@ def build(
         content = _digest({"w": state}, ())
         prefix = prefix_of.setdefault(content, f"sr{len(prefix_of)}")
         states[prefix] = state
-        stages.append(replace(stage, weights=prefix, sigma=sigmas[index] if index < len(sigmas) else 0.0))
+        stages.append(replace(stage, weights=prefix, sigma=sigmas[index] if index < len(sigmas) else stage.sigma))
     manifest = Manifest(metadata, tuple(stages), _digest(states, _decisive(metadata, stages)))
     return Model(Path("model.safetensors"), manifest, states)
 
@@ -240,8 +246,15 @@ def _read_stage(name: str, licence: str | None) -> tuple[State, SRStage]:
     architecture = archs.identify(raw, str(path))
     state = architecture.canonical(raw)
     network = archs.build(state, str(path))
-    origin = packaged.provenance() if packaged else {"source": path.name, "licence": licence or "not stated"}
-    return state, SRStage("", architecture.name, network.scale, 0.0, origin["source"], origin["licence"])
+    if packaged:
+        origin = packaged.provenance()
+        return state, SRStage("", architecture.name, network.scale, 0.0, origin["source"], origin["licence"])
+    facts = checkpoints.read_facts(path)
+    source, licence = str(facts.get("source") or path.name), str(licence or facts.get("licence") or "not stated")
+    sigma = facts.get("sigma", 0.0)
+    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
+        raise ModelError(f"{path}: its sigma, {sigma!r}, is no share of 1.0; the file is damaged, train it again")
+    return state, SRStage("", architecture.name, network.scale, sigma, source, licence, training=facts or None)
 
 
 def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:

@@ -54,7 +54,9 @@ class Taker:
     def take(self, rows: int) -> Tensor:
         """[3, rows, width]; fewer only where the image ends."""
         taken, result = 0, torch.empty(3, 0, 0)
-        while taken < rows and (block := self._left if self._left is not None else next(self._blocks, None)) is not None:
+        while (
+            taken < rows and (block := self._left if self._left is not None else next(self._blocks, None)) is not None
+        ):
             if taken == 0:  # filled as they come: a row of shards, held twice, would be felt
                 result = block.new_empty(3, rows, block.shape[2])
             part = block[:, : rows - taken]

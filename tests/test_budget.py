@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 
 from engine.budget import GIB, Budget, StageCost, check
-from engine.budget.tiles import CORES, WORK_SLACK, cache_share, choose_cores, project
+from engine.budget.tiles import (
+    CORES,
+    IN_FLIGHT,
+    LARGEST_BATCH,
+    SATURATING,
+    WORK_SLACK,
+    WRITERS,
+    cache_share,
+    choose_cores,
+    project,
+    smaller_core,
+)
 from engine.errors import BudgetError
 from engine.geometry import Box
-from engine.plan import Plan, StagePlan, shard_of
+from engine.plan import STREAM, Plan, StagePlan, shard_of
 from engine.profile import Footprint
 
 MIB = 1 << 20
@@ -127,6 +138,98 @@ def test_a_device_has_its_own_limit_and_the_host_keeps_its():
     small = choose_cores(stages, costs, STRUCTURE, Budget(host, 1 << 50, 1 << 50), BASELINE)
     plan, projection = projected(small, costs)
     check(plan, projection, Budget(host, 1 << 50, 1 << 50))
+
+
+# Batches on a device
+
+
+RESIDENT = 600 * MIB
+
+
+def streamed(stages, costs, budget, writes=None):
+    plan = dataclasses.replace(plan_of(stages), executor=STREAM)
+    return plan, project(plan, costs, STRUCTURE, BASELINE, writes, RESIDENT, budget)
+
+
+@pytest.mark.parametrize("footprint", [LARGE, SMALL], ids=["large", "small"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_is_chosen_for_a_device_passes_the_check(name, footprint):
+    stages = CHAINS[name]
+    costs = costs_of(stages, footprint, on_device=True)
+    found = []
+    for limit in BUDGETS:
+        budget = Budget(host=1 << 50, device=limit, disk=1 << 50)
+        try:
+            chosen = choose_cores(stages, costs, STRUCTURE, budget, BASELINE, RESIDENT, streaming=True)
+        except BudgetError:
+            assert not found, "a larger budget was refused where a smaller one was not"
+            continue
+        plan, projection = streamed(chosen, costs, budget)
+        check(plan, projection, budget)
+        assert projection.device > RESIDENT
+        found.append(work(chosen))
+    assert len(found) > len(BUDGETS) // 3
+    assert found == sorted(found, reverse=True)
+
+
+def test_small_tiles_are_put_together_until_they_fill_a_device():
+    stages = tuple(dataclasses.replace(s, core=c, halo=8) for s, c in zip(chain(), (64, 32, 480), strict=True))
+    _, projection = streamed(stages, costs_of(stages, on_device=True), PLENTY)
+    counts = projection.pieces
+    assert projection.batches == (min(counts[0], SATURATING // 80**2), min(LARGEST_BATCH, SATURATING // 48**2), 1)
+    # A CPU has nothing to be filled.
+    assert streamed(stages, costs_of(stages), PLENTY)[1].batches == (1, 1, 1)
+    # Nor are there more than what is left to do.
+    plan, _ = streamed(stages, costs_of(stages, on_device=True), PLENTY)
+    left = streamed(stages, costs_of(stages, on_device=True), PLENTY, list(plan.writes())[-1:])[1]
+    assert left.batches[1] <= left.pieces[1] < projection.batches[1]
+
+
+def test_batches_shrink_with_the_device_and_never_stand_in_the_way():
+    stages = tuple(dataclasses.replace(s, core=64) for s in chain())
+    costs = costs_of(stages, on_device=True)
+    alone = streamed(stages, costs, Budget(1 << 50, 0, 1 << 50))[1]
+    assert alone.batches == (1, 1, 1)
+    sizes = []
+    for room in np.geomspace(1, 64, 12):
+        budget = Budget(1 << 50, int(alone.device * room), 1 << 50)
+        plan, projection = streamed(stages, costs, budget)
+        check(plan, projection, budget)
+        sizes.append(sum(projection.batches))
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 3 < sizes[-1]
+    # The host's memory, which holds what comes out of them, limits them as well.
+    most = streamed(stages, costs, PLENTY)[1]
+    tight = Budget(alone.host + (most.host - alone.host) // 2, 1 << 50, 1 << 50)
+    plan, projection = streamed(stages, costs, tight)
+    check(plan, projection, tight)
+    assert sum(projection.batches) < sum(most.batches)
+
+
+def test_a_device_holds_the_largest_network_and_every_stages_buffers():
+    stages = tuple(dataclasses.replace(s, core=c) for s, c in zip(chain(), (64, 128, 256), strict=True))
+    _, projection = streamed(stages, costs_of(stages, on_device=True), Budget(1 << 50, 0, 1 << 50))
+    pixels = [math.prod(s.tile_shape) for s in stages]
+    largest = LARGE.bytes_at(max(pixels))
+    # The blocks that tiles are made of, inputs and outputs; those of the largest are in its footprint already.
+    buffers = [12 * n * (1 + 1 + 16) for n in pixels]
+    inner = sum(12 * (s.core * 4) ** 2 for s in stages[:2])
+    slots = (IN_FLIGHT + 1) * 3 * (stages[2].core * 4) ** 2
+    assert projection.device == RESIDENT + largest + sum(buffers) - max(buffers) + inner + slots
+    assert projection.host_parts["shards"] == WRITERS * 4 * 3 * plan_of(stages).shard ** 2
+
+
+def test_the_next_smaller_tile_is_smaller():
+    (stage,) = chain(base=(500, 700), scales=(4,), halo=24)
+    sizes, core = [], 2048
+    while core is not None:
+        stage = dataclasses.replace(stage, core=core)
+        stage.check()
+        sizes.append(math.prod(stage.tile_shape))
+        core = smaller_core(stage)
+    assert len(sizes) > 3
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert CORES[0] <= stage.core < 2 * CORES[0]
 
 
 # Refusals

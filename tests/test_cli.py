@@ -65,7 +65,8 @@ def everything(folder):
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob("*")}
 
 
-COMMANDS = ["", "render", "plan", "probe", "info", "export", "model", "model build", "train", "train structure"]
+COMMANDS = ["", "render", "plan", "probe", "info", "export", "model", "model build", "train", "train structure",
+            "train sr", "train distil", "train preset", "score"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -88,7 +89,7 @@ REFUSALS = [
     ("model paint", 2, 'Unknown command "paint"'),
     (render("--colour red"), 2, "--colour"),
     (f"render {MODEL}", 2, "--out requires"),
-    ("render --out out.zarr", 2, "MODEL requires"),
+    ("probe", 2, "MODEL requires"),
     (f"plan {MODEL} --resume", 2, "--resume"),
     (render("--size big"), 2, "size 'big': write WIDTHxHEIGHT"),
     (render("--size 0x100"), 2, "size '0x100'"),

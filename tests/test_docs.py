@@ -42,6 +42,8 @@ def test_all_commands_are_known_here():
         ("export",),
         ("model", "build"),
         ("train", "structure"),
+        ("train", "sr"),
+        ("score",),
     } <= set(COMMANDS)
 
 

@@ -14,6 +14,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+DEFAULT_MODEL = "engine/models/picosdeeuropa.safetensors"
+
+
 def packages_on_disk():
     """Dotted names of the folders with Python files below engine, through the links to kernels and exporters."""
     found, folders = set(), [ROOT / "engine"]
@@ -37,7 +40,7 @@ def modules_on_disk():
 def wheel(tmp_path_factory):
     """Built from a copy, so that no build folder is left in the tree, and without the network."""
     folder = tmp_path_factory.mktemp("tree")
-    for name in ("engine", "kernels", "exporters"):
+    for name in ("engine", "kernels", "exporters", "models"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -59,8 +62,8 @@ def test_every_package_has_an_init():
     assert [name for name in packages_on_disk() if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()] == []
 
 
-def test_kernels_and_exporters_are_links_inside_the_tree():
-    for name in ("kernels", "exporters"):
+def test_kernels_exporters_and_models_are_links_inside_the_tree():
+    for name in ("kernels", "exporters", "models"):
         assert (ROOT / "engine" / name).is_symlink()
         assert (ROOT / "engine" / name).readlink() == Path("..") / name
 
@@ -74,9 +77,16 @@ def test_the_wheel_has_one_top_level_name(wheel):
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     inside = {name for name in wheel.namelist() if name.startswith("engine/")}
-    assert inside == modules_on_disk() | {"engine/py.typed"}
+    presets = {f"engine/training/presets/{p.name}" for p in (ROOT / "engine/training/presets").glob("*.toml")}
+    assert presets
+    assert inside == modules_on_disk() | presets | {"engine/py.typed", DEFAULT_MODEL}
     for name in ("kernels/noise.py", "exporters/tiff.py", "probe/erf.py", "commands/render.py", "archs/esrgan.py"):
         assert f"engine/{name}" in inside
+
+
+def test_the_default_model_travels_and_is_small(wheel):
+    assert wheel.getinfo(DEFAULT_MODEL).file_size <= 16e6
+    assert wheel.read(DEFAULT_MODEL) == (ROOT / DEFAULT_MODEL).read_bytes()
 
 
 def test_the_wheel_says_what_it_is(wheel):

@@ -258,7 +258,12 @@ class _Reader:
             if op.name in done:
                 continue
             after = following.get((op.name,))
-            if op.rule.into is _copy and readers[op.name] == 1 and after and after.axes[0] == self._values[op.name].axis:
+            if (
+                op.rule.into is _copy
+                and readers[op.name] == 1
+                and after
+                and after.axes[0] == self._values[op.name].axis
+            ):
                 done.add(after.name)
                 op = replace(op, name=after.name, rule=replace(op.rule, into=after.rule.into))
             yield op
@@ -395,7 +400,8 @@ def _into(node: fx.Node, module: nn.Module | None, inputs: int) -> Into | None:
 def _repeat_into(scale: int) -> Into:
     def into(views: Sequence[Tensor], out: Tensor) -> None:
         """Nearest-neighbour enlargement of [1, C, H, W]: every pixel to ``scale`` rows and columns."""
-        cells = out[0].unflatten(2, (-1, scale)).unflatten(1, (-1, scale))
+        channels, height, width = out.shape[1:]
+        cells = out[0].view(channels, height // scale, scale, width // scale, scale)
         cells.copy_(views[0][0, :, :, None, :, None].expand(cells.shape))
 
     return into

@@ -215,9 +215,7 @@ class _Segment:
         """The window of a buffer that the operation reads."""
         members = self.plan.members(name)
         alone = name not in self._graph.concatenations
-        buffer = next(
-            b for b in self._buffers if b.plan.starts_with(members) and (not alone or len(b.plan.slots) == 1)
-        )
+        buffer = next(b for b in self._buffers if b.plan.starts_with(members) and (not alone or len(b.plan.slots) == 1))
         channels = sum(self._graph.values[m].channels for m in members)
         return buffer.window(self.plan.schedule.read[op.name], op.rule.reach, channels)
 

@@ -80,6 +80,9 @@ def _run(job: Job, sink: ZarrSink) -> dict[str, Any]:
         "host_peak": peak.host,
         "working_peak": peak.host - job.baseline,
         "device_peak": peak.device,
+        "tiles_redone_in_fp32": job.redone,
+        "cores": [stage.core for stage in job.executed],
+        "seam_error_levels": job.seam_error,
     }
 
 
@@ -104,7 +107,7 @@ def _interruptible() -> Iterator[list[int]]:
 
 def _show_result(job: Job, measured: dict[str, Any]) -> None:
     height, width = job.plan.size
-    seam = job.plan.seam_error
+    seam = job.seam_error
     error = "exact" if seam == 0 else "not measured" if seam is None else f"at most {seam:.2f} levels where measured"
     report.line(f"{job.out}: {width}x{height}, complete, {clock(measured['seconds'])}, seam error {error}")
     if job.precision_error is not None:
@@ -113,3 +116,13 @@ def _show_result(job: Job, measured: dict[str, Any]) -> None:
         f"peak memory {readable(measured['host_peak'])} measured, {readable(job.projection.host)} projected, "
         f"{readable(job.budget.host)} allowed"
     )
+    if job.budget.device is not None:
+        report.line(
+            f"peak device memory {readable(measured['device_peak'])} measured, {readable(job.projection.device)} projected, "
+            f"{readable(job.budget.device)} allowed"
+        )
+    if job.redone:
+        report.line(f"tiles redone in fp32: {job.redone}")
+    if job.executed != job.plan.stages:
+        cores = ", ".join(f"{cut.name} {cut.core}" for cut in job.executed)
+        report.line(f"out of device memory: tiles smaller than planned ({cores} px)")

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from engine.device import OutOfDeviceMemory
 from engine.memory import PeakMemory
 from engine.probe import footprint
 from engine.profile import Footprint
@@ -67,6 +68,24 @@ def test_shapes_are_whole_windows(align, largest):
     assert all(h == w and h % align == 0 for h, w in sides)
     assert len(set(sides)) == 2
     assert max(sides)[0] <= max(largest, 2 * align)
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(1000, [192, 384]), (200, [96, 192]), (100, None)])
+def test_an_accelerator_is_measured_at_larger_shapes_if_they_fit(monkeypatch, largest, expected):
+    monkeypatch.setattr("engine.probe.footprint.device_api", lambda device: torch.cpu)
+    sides = []
+
+    def run(height, width):
+        if height > largest:
+            raise OutOfDeviceMemory("CUDA out of memory")
+        sides.append(height)
+
+    if expected is None:
+        with pytest.raises(OutOfDeviceMemory):
+            footprint.measure(run, CPU)
+    else:
+        footprint.measure(run, CPU)
+        assert sides[-4:] == [side for side in expected for _ in range(2)]
 
 
 def test_the_peak_is_seen_after_it_is_gone():

@@ -1,0 +1,67 @@
+"""Crops of a sample at full size, before and after fine-tuning, beside the photograph.
+
+    python benchmarks/crops.py PHOTO NAME X,Y [X,Y ...]
+
+Of models/NAME.safetensors, seed 7, at 4096 columns: the places X,Y with RealSR-DF2K in all steps (before), with the model's own
+networks (after), and the photograph, enlarged to the same width, at the same place. Writes docs/crops-NAME.jpg.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import zarr
+from PIL import Image
+
+import engine
+from engine.geometry import Box
+from engine.model import build
+
+ROOT = Path(__file__).parent.parent
+SIDE, WIDTH, GAP = 384, 4096, 8
+
+
+def crop(model, place, folder):
+    """[SIDE, SIDE, 3] of the sample, rendered alone."""
+    base_height, base_width = model.base_size
+    size = (base_height * WIDTH // base_width, WIDTH)
+    job = engine.Job(
+        model,
+        engine.Request(
+            size=size, seed=7, roi=Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE), precision="fp32"
+        ),
+        folder / "crop.zarr",
+    )
+    for _ in job.run(job.open_sink(resume=False, overwrite=True)):
+        pass
+    return np.moveaxis(zarr.open_group(folder / "crop.zarr")["0"][:], 0, -1)
+
+
+def main(photo, name, *places):
+    after = engine.load(ROOT / "models" / f"{name}.safetensors")
+    photograph = Image.open(photo)
+    photograph = photograph.resize(
+        (WIDTH, round(photograph.height * WIDTH / photograph.width)), Image.Resampling.BICUBIC
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        after.structure.to_file(folder / "structure.safetensors")
+        before = build(folder / "structure.safetensors", ["realsr"] * len(after.stages))
+        for text in places:
+            x, y = (int(n) for n in text.split(","))
+            seen = np.asarray(photograph.crop((x, y, x + SIDE, y + SIDE)))
+            rows.append([crop(before, (x, y), folder), crop(after, (x, y), folder), seen])
+    step = SIDE + GAP
+    sheet = np.full((step * len(rows) - GAP, step * 3 - GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for k, picture in enumerate(row):
+            sheet[i * step : i * step + SIDE, k * step : k * step + SIDE] = picture
+    Image.fromarray(sheet).save(ROOT / "docs" / f"crops-{name}.jpg", quality=92)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
