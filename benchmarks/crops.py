@@ -31,7 +31,11 @@ def crop(model, place, folder):
     job = engine.Job(
         model,
         engine.Request(
-            size=size, seed=7, roi=Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE), precision="fp32"
+            size=size,
+            seed=7,
+            roi=Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE),
+            precision="fp32",
+            overlap="32",
         ),
         folder / "crop.zarr",
     )

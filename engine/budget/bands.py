@@ -32,7 +32,7 @@ _ROWS_OF_SHARDS = 2
 """One that fills while the one before it is written."""
 
 
-_ALLOCATOR = (4 << 20, 0.04)
+_ALLOCATOR = (3 << 20, 0.04)
 """Less than with tiles: the large buffers are made once."""
 
 
