@@ -1,6 +1,7 @@
 """Fixtures for every test: networks of a few weights whose outputs vary, files made of them, and isolation."""
 
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from engine import model
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
 from engine.archs.swinir import SwinIR
+from engine.cli import main
 
 pytest.register_assert_rewrite("contracts")
 
@@ -42,6 +44,20 @@ def interruptible():
 def float32(monkeypatch):
     """``--precision auto`` means float32 in tests, whatever the machine is good at; tests of the choice say otherwise."""
     monkeypatch.setattr("engine.planner.fast_half", lambda device: None)
+
+
+@pytest.fixture
+def call(capsys):
+    """call("render ...") -> (exit code, stdout, stderr) of the command line, in this process."""
+
+    def run(line):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(shlex.split(line))
+        said = capsys.readouterr()
+        return caught.value.code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.cli import main
 from engine.model import load
 from engine.render import Job
 from engine.request import Request
@@ -47,17 +45,9 @@ def folder(tmp_path, monkeypatch, measured, picture):
 
 
 @pytest.fixture
-def engine(folder, capsys):
-    """engine("render ...") -> (exit code, stdout, stderr), in this process."""
-
-    def run(line):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(shlex.split(line))
-        said = capsys.readouterr()
-        return caught.value.code, said.out, said.err
-
-    return run
+def engine(folder, call):
+    """The command line, in the working folder."""
+    return call
 
 
 def everything(folder):

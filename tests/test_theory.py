@@ -1,7 +1,6 @@
 """The paper's account of memory: its numbers from the networks themselves."""
 
 import json
-import shlex
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
 from engine.archs.swinir import SwinIR
-from engine.cli import main
 from engine.model import load
 from engine.theory import (
     GB,
@@ -110,18 +108,10 @@ def test_an_account_takes_the_network_that_needs_most():
 
 
 @pytest.fixture
-def engine(capsys, tmp_path, monkeypatch, model_file):
+def engine(call, tmp_path, monkeypatch, model_file):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.safetensors").symlink_to(model_file)
-
-    def run(line):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(shlex.split(line))
-        said = capsys.readouterr()
-        return caught.value.code, said.out, said.err
-
-    return run
+    return call
 
 
 def test_the_papers_configuration_as_a_table(engine):

@@ -1,7 +1,6 @@
 """engine score: what is printed, what is refused, what is left behind."""
 
 import json
-import shlex
 import signal
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import zarr
 from PIL import Image
 
-from engine.cli import main
 from engine.metrics import weights
 from engine.model import load
 from engine.render import Job
@@ -44,17 +42,9 @@ def folder(tmp_path, monkeypatch, measured, picture):
 
 
 @pytest.fixture
-def engine(folder, capsys):
-    """engine("score ...") -> (exit code, stdout, stderr), in this process."""
-
-    def run(line):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(shlex.split(line))
-        said = capsys.readouterr()
-        return caught.value.code, said.out, said.err
-
-    return run
+def engine(folder, call):
+    """The command line, in the working folder."""
+    return call
 
 
 def test_a_folder_against_the_photograph(engine):
