@@ -250,7 +250,7 @@ def train(
     *,
     out: Annotated[Path, Parameter(help="Model file to write; work files stay in NAME.training beside it.")],
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    vgg: Annotated[Path | None, Parameter(help="VGG-19 weights, for a preset with a perceptual loss.")] = None,
+    vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
     licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
     source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
 ) -> None:
@@ -274,7 +274,7 @@ def sr(
     structure: Annotated[Path | None, Parameter(help="Step 1: also train on what it and --previous make.")] = None,
     previous: Annotated[list[Path] | None, Parameter(help="Weights of a step below, from step 2 on; repeat.")] = None,
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    vgg: Annotated[Path | None, Parameter(help="VGG-19 weights, for a preset with a perceptual loss.")] = None,
+    vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
     licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
     source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
 ) -> None:

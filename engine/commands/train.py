@@ -31,8 +31,10 @@ from engine.training.options import Options
 from engine.training.recipe import Preset, preset_text, read_file, read_preset
 from engine.training.sr import Request as StepRequest
 from engine.training.sr import Runtime, train_sr
+from engine.training.sr_trainer import feature_layers
 from engine.training.structure import train_structure
 from engine.training.tensorboard import writer
+from engine.training.vgg import find_vgg
 from engine.training.whole import Request as WholeRequest
 from engine.training.whole import train_model, trained_steps
 
@@ -70,7 +72,7 @@ def structure(
 def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
     """Train every part with progress, write the model and show it."""
     request = WholeRequest(
-        preset=_preset(options), start=options.start, shape=_shape(options), vgg=vgg, precision=options.precision,
+        preset=_preset(options, _quick(vgg)), start=options.start, shape=_shape(options), vgg=vgg, precision=options.precision,
         seed=options.seed, licence=licence, source=source,
     )  # fmt: skip
     parts = ["step 1", *(f"step {step}" for step in trained_steps(open_photo(photo).width))]
@@ -80,9 +82,9 @@ def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence
     tell(f"the parts, their logs and samples are kept in {folder}")
 
 
-def sr(photo: Path, out: Path, options: Options, sigma: float | None, **wanted: Any) -> None:  # noqa: ANN401 (as checked by StepRequest)
+def sr(photo: Path, out: Path, options: Options, sigma: float | None, *, vgg: Path | None, **wanted: Any) -> None:  # noqa: ANN401 (as checked by StepRequest)
     """Fine-tune one step with progress and an ETA, and say what was written."""
-    recipe = _preset(options).sr
+    recipe = _preset(options, _quick(vgg)).sr
     if sigma is not None:
         recipe = recipe.replace(sigma=sigma, render_sigma=sigma)
     request = StepRequest(
@@ -91,6 +93,7 @@ def sr(photo: Path, out: Path, options: Options, sigma: float | None, **wanted: 
         shape=_shape(options),
         precision=options.precision,
         seed=options.seed,
+        vgg=vgg,
         **wanted,
     )
     with meter("training", 1.0) as bar:
@@ -118,11 +121,18 @@ def _say_written(out: Path) -> None:
     report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; put a model together with engine model build --sr {out}")
 
 
-def _preset(options: Options, default: str = "quick") -> Preset:
+def _quick(vgg: Path | None) -> str:
+    """The better of the quick presets for which everything is there."""
+    return "quick-vgg" if vgg is not None or find_vgg(feature_layers(read_preset("quick-vgg").sr)) else "quick"
+
+
+def _preset(options: Options, default: str) -> Preset:
     """A preset or a file, with what was asked for on the command line in place of its values."""
     if options.preset is not None and options.config is not None:
         raise UsageError("--preset and --config exclude each other: a file is a whole preset")
     name = options.preset or default
+    if options.preset is None and options.config is None:
+        tell(f"preset {name}" + (": better texture with VGG weights, --vgg FILE" if name == "quick" else ""))
     if name == "paper":
         name = f"paper-{architecture_of(options.start, _shape(options))}"
     found = read_file(options.config) if options.config is not None else read_preset(name)

@@ -1,23 +1,27 @@
-"""What tells enlarged crops from real ones: three discriminators behind one table.
+"""What tells enlarged crops from real ones: four discriminators behind one table.
 
-All take (N, 3, H, W) in [0, 1] and give scores without a sigmoid, larger for what looks real. Weights begin as PyTorch
-initialises them. Knows nothing of losses.
+Three take (N, 3, H, W) in [0, 1], "projected" takes VGG's maps of it; all give scores without a sigmoid, larger for what
+looks real. Weights begin as PyTorch initialises them. Knows nothing of losses.
 """
 
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from engine.errors import UsageError
+from engine.training.vgg import Maps
 
-Name = Literal["vgg", "unet", "patch"]
+Name = Literal["vgg", "unet", "patch", "projected"]
 
 SLOPE = 0.2
 VGG_STRIDE = 32  # five convolutions of stride 2
 UNET_STRIDE = PATCH_STRIDE = 8  # three
+# What "projected" looks at: VGG's layers (that VGG-16 and VGG-19 both have), their widths and how often they are halved.
+PROJECTED_LAYERS = {"relu1_2": (64, 0), "relu2_2": (128, 1), "relu3_3": (256, 2), "relu4_3": (512, 3)}
 
 
 def build(name: Name, crop: int, channels: int | None = None) -> nn.Module:
@@ -37,6 +41,9 @@ def build(name: Name, crop: int, channels: int | None = None) -> nn.Module:
         case "patch":
             _check_size((crop, crop), PATCH_STRIDE)
             return Patch(channels or 32)
+        case "projected":
+            _check_size((crop, crop), 1 << max(halvings for _, halvings in PROJECTED_LAYERS.values()))
+            return Projected(channels or 64)
     raise UsageError(f"no discriminator is called {name!r}; there are {', '.join(get_args(Name))}")
 
 
@@ -135,6 +142,43 @@ class Patch(nn.Module):
         return scores
 
 
+class Projected(nn.Module):
+    """Judges a picture by its frozen feature maps instead of its pixels, which it learns in a tenth of the iterations.
+
+    After Sauer et al. 2021, "Projected GANs Converge Faster"; with VGG's maps, without their random mixing. Each of four
+    maps has a head of its own: a 1 x 1 convolution to `channels`, 4 x 4 convolutions of stride 2 down to an eighth of the
+    picture, two 3 x 3 convolutions; spectral norm on all but the last. Maps are divided by their standard deviation over
+    the batch of the first call, which is kept. Maps of (N, 3, H, W) -> (N, 4, H / 8, W / 8).
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        deepest = max(halvings for _, halvings in PROJECTED_LAYERS.values())
+        self.heads = nn.ModuleDict(
+            {layer: _head(width, channels, deepest - halvings) for layer, (width, halvings) in PROJECTED_LAYERS.items()}
+        )
+        self.register_buffer("deviations", torch.zeros(len(self.heads)))
+        self.deviations: Tensor
+
+    def forward(self, maps: Maps) -> Tensor:
+        if not self.deviations.any():
+            found = [maps[layer].detach().float().std() for layer in self.heads]
+            self.deviations.copy_(torch.stack(found).clamp_min(1e-6))
+        scores = [
+            head(maps[layer] / deviation.to(maps[layer].dtype))
+            for (layer, head), deviation in zip(self.heads.items(), self.deviations, strict=True)
+        ]
+        return torch.cat(scores, 1)
+
+
+def _head(inputs: int, channels: int, halvings: int) -> nn.Sequential:
+    layers = [_spectral(inputs, channels, kernel=1, bias=True), _leaky()]
+    for _ in range(halvings):
+        layers += [_spectral(channels, channels, kernel=4, bias=True), _leaky()]
+    layers += [_spectral(channels, channels, kernel=3, bias=True), _leaky()]
+    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
+
+
 def _leaky() -> nn.Module:
     return nn.LeakyReLU(SLOPE, inplace=True)  # no layer in front of one needs its own output to go backwards
 
@@ -146,8 +190,9 @@ def _normalised(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
 
 
 def _spectral(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Module:
-    """3 x 3 with stride 1 or 4 x 4 with stride 2, its largest singular value (of the flattened kernel) held at one."""
-    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride=kernel - 2, padding=1, bias=bias))
+    """Its largest singular value (of the flattened kernel) is held at one; an even kernel halves the picture."""
+    stride = 1 if kernel % 2 else 2
+    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=bias))
 
 
 def _check_size(size: Sequence[int], stride: int) -> None:

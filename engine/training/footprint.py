@@ -46,11 +46,12 @@ def estimate(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, 
     if recipe.adversarial:
         judge = copy.deepcopy(discriminator)  # counting must not move its power iteration or its statistics
         total += sum(p.numel() * 16 for p in judge.parameters())
+        looking = judge if recipe.discriminator != "projected" else _OfMaps(judge, vgg)
         # Batches of two, since batch normalisation wants more than one value; real and fake are alive at once.
-        total += _saved(judge, judge, recipe.crop, batch=2) / 2 * recipe.batch * 2
+        total += _saved(judge, looking, recipe.crop, batch=2) / 2 * recipe.batch * 2
     if vgg is not None:
         total += sum(p.numel() * p.itemsize for p in vgg.parameters())
-        total += _saved(vgg, _Features(vgg), recipe.crop) * recipe.batch
+        total += _saved(vgg, vgg, recipe.crop) * recipe.batch
     return int(total)
 
 
@@ -69,13 +70,18 @@ class _Twice:
         return result
 
 
-class _Features(nn.Module):
-    def __init__(self, vgg: nn.Module) -> None:
+class _OfMaps(nn.Module):
+    """A discriminator of feature maps as one of pictures; what the feature network keeps is counted elsewhere."""
+
+    def __init__(self, judge: nn.Module, vgg: nn.Module | None) -> None:
         super().__init__()
-        self.features = vgg.features
+        self.judge, self.vgg = judge, vgg
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.features(x)  # type: ignore[operator]
+        assert self.vgg is not None
+        with torch.no_grad():
+            maps = self.vgg(x)
+        result: Tensor = self.judge(maps)
         return result
 
 

@@ -27,7 +27,10 @@ def _bytes_flag(text: str) -> Parameter:
 class Options:
     """Memory is in bytes; None means: choose."""
 
-    preset: Annotated[str | None, Parameter(help="quick (default) or paper; engine train preset prints them.")] = None
+    preset: Annotated[
+        str | None,
+        Parameter(help="quick, quick-vgg (default where VGG weights are) or paper; see engine train preset."),
+    ] = None
     config: Annotated[Path | None, Parameter(help="An edited preset as a TOML file, instead of --preset.")] = None
     iterations: Annotated[int | None, Parameter(help="Of super-resolution, instead of the preset's.")] = None
     start: Annotated[str, Parameter(help="First weights: realsr, x4plus, a checkpoint file, or scratch.")] = "realsr"

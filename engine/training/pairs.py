@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from engine.errors import InputError, UsageError
@@ -15,6 +16,8 @@ from engine.training import degradations
 from engine.training.chain import ChainPicture
 from engine.training.picture import Picture, to_unit
 from engine.training.recipe import Recipe
+
+CANDIDATES = 48
 
 Enlarge = Callable[[Tensor], Tensor]  # [N, 3, h, w] in [0, 1] -> [N, 3, scale h, scale w], clamped
 
@@ -24,7 +27,7 @@ class Batch:
     """`lr` [N, 3, h, w] and `hr` [N, 3, H, W], float32 in [0, 1], without input noise.
 
     The first `pairs` rows are exact pairs. The first `matched` show the same place, the ones after `pairs` only about
-    (reconstructions); rows from `matched` on (free samples) share no more than the height in the picture. `coarse`
+    (reconstructions); rows from `matched` on (free samples) stand beside crops with about their colours. `coarse`
     [N - pairs, 3, h, w] is what the output of the rows after `pairs` should reduce to.
     """
 
@@ -98,26 +101,42 @@ class PhotographPairs:
         return Crop(turn(self.photo.crop(y, x, side, side)))
 
     def _chained(self, paired: bool, generator: Generator) -> Crop:
-        """The crop of the photograph lies at the same relative place; a free sample's only at the same height."""
+        """The crop of the photograph lies at the same relative place; a free sample's is the one that looks most like it."""
         candidates = [one for one in self.chain if one.paired == paired]
         one = candidates[_below(len(candidates), generator)]
         side = self.recipe.crop
         small = side // self.scale
         down, right = one.picture.shape[1] - small, self._columns(one) - small
         y, x = _below(down + 1, generator), _below(right + 1, generator)
-        top = round(y / max(1, down) * (self.size[0] - side))
-        left = (
-            round(x / max(1, right) * (self.size[1] - side)) if paired else _below(self.size[1] - side + 1, generator)
-        )
-        if paired and self.aligned:
-            top, left = y * self.scale, x * self.scale
-        turn = _Turn.draw(self.recipe, generator)
         rows, columns = slice(y, y + small), slice(x, x + small)
-        return Crop(
-            turn(self.photo.crop(top, left, side, side)),
-            turn(one.picture[:, rows, columns]),
-            turn(one.target[:, rows, columns]),
-        )
+        picture, target = one.picture[:, rows, columns], one.target[:, rows, columns]
+        if not paired:
+            real = self._alike(picture, generator)
+        elif self.aligned:
+            real = self.photo.crop(y * self.scale, x * self.scale, side, side)
+        else:
+            top, left = (
+                round(y / max(1, down) * (self.size[0] - side)),
+                round(x / max(1, right) * (self.size[1] - side)),
+            )
+            real = self.photo.crop(top, left, side, side)
+        turn = _Turn.draw(self.recipe, generator)
+        return Crop(turn(real), turn(picture), turn(target))
+
+    def _alike(self, picture: Tensor, generator: Generator) -> Tensor:
+        """The crop, of `CANDIDATES` drawn ones, whose colours are distributed most like the small picture's: grass is to
+        learn its texture from grass, and rock from rock.
+        """
+        side, wanted = self.recipe.crop, _colours(picture.float())
+
+        def distance(crop: Tensor) -> float:
+            return float((_colours(F.avg_pool2d(to_unit(crop)[None], self.scale)[0]) - wanted).abs().mean())
+
+        places = [
+            (_below(self.size[0] - side + 1, generator), _below(self.size[1] - side + 1, generator))
+            for _ in range(CANDIDATES)
+        ]
+        return min((self.photo.crop(y, x, side, side) for y, x in places), key=distance)
 
     def _columns(self, one: ChainPicture) -> int:
         """How many of its columns show what may be trained on; a free sample shows all of it."""
@@ -201,6 +220,11 @@ def check_grid(crop: int, scale: int, align: int) -> None:
     """A crop's LR side is whole windows."""
     if crop % (scale * align):
         raise UsageError(f"crop = {crop}: must be a multiple of {scale * align} for this network")
+
+
+def _colours(picture: Tensor) -> Tensor:
+    """The sorted values of each channel: the mean difference of two is the 1-Wasserstein distance of their histograms."""
+    return picture.flatten(1).sort(-1).values
 
 
 def _below(limit: int, generator: Generator) -> int:

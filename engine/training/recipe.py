@@ -59,10 +59,11 @@ class Recipe:
     perceptual: float
     perceptual_layers: Literal["esrgan", "swinir"]
     texture: float
+    feature_texture: float
     adversarial: float
     gan: Literal["ragan", "vanilla", "hinge"]
     gan_from: int
-    discriminator: Literal["vgg", "unet", "patch"]
+    discriminator: Literal["vgg", "unet", "patch", "projected"]
     discriminator_channels: int
 
     learning_rate: float

@@ -88,7 +88,7 @@ class Review:
     def _measure(self, pictures: Tensor) -> Quality:
         errors = (pictures - self.hr).square().mean((1, 2, 3)).clamp_min(1e-10)
         psnr = float((-10 * errors.log10()).mean())
-        distance = SlicedWasserstein(per_image=True)(pictures, self.hr, torch.Generator().manual_seed(SEED))
+        distance = SlicedWasserstein()(pictures, self.hr, torch.Generator().manual_seed(SEED))
         return Quality(psnr, float(distance))
 
 

@@ -24,14 +24,14 @@ from engine.training.chain import Chain, Counts, Previous, Tell, keep_chain, mak
 from engine.training.data import Photo, Size, open_photo
 from engine.training.degradations import bicubic
 from engine.training.log import Event, Prepared, WeightsSaved
-from engine.training.losses import VGG19Perceptual, find_vgg19
 from engine.training.networks import Shape
 from engine.training.pairs import PhotographPairs, check_grid
 from engine.training.picture import Picture, open_picture
 from engine.training.precision import Precision, known_device, known_precision
 from engine.training.recipe import Recipe
 from engine.training.review import Review, fixed_crops
-from engine.training.sr_trainer import Settings, SRTrainer
+from engine.training.sr_trainer import Settings, SRTrainer, feature_layers
+from engine.training.vgg import VGGFeatures, open_vgg
 
 STEPS = (2, 3, 4)
 SCALE = 4
@@ -42,7 +42,7 @@ SHARE_OF_FREE = 0.8  # of the memory that is free, unless a budget is given: sin
 class Request:
     """What to train. `step`: 2, 3 or 4 of the paper. `width`: of the HR photograph in pixels; None for the step's output
     or the photograph's own, whichever is smaller. `structure` and `previous` (the weights of steps 2 to `step` - 1) make
-    chain pictures; `vgg` is a file with VGG-19's weights.
+    chain pictures; `vgg` is a file with the weights of VGG-19 or VGG-16.
     """
 
     recipe: Recipe
@@ -105,7 +105,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
     started = time.monotonic()
     loop.check_out(out, runtime.resume)
     device = known_device(runtime.device)
-    recipe, vgg = _perceptual(request, runtime.tell)
+    recipe, vgg = _feature_network(request, runtime.tell)
     opened = open_photo(photo, least_width=1)
     start = open_network(request.start, request.shape, request.seed, recipe)
     structure = Structure.from_file(request.structure) if request.structure is not None else None
@@ -118,7 +118,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             "start": start.digest,
             "structure": file_digest(request.structure),
             "previous": [file_digest(path) for path in request.previous],
-            "vgg": file_digest(vgg),
+            "vgg": file_digest(vgg.path) if vgg is not None else None,
         }
         chain = _chain(structure, opened, request, inputs, device, kept, runtime.tell)
         pictures = chain.pictures if chain is not None else ()
@@ -130,13 +130,15 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             start.network,
             pairs,
             Review(crops, bicubic(crops, SCALE), recipe.render_sigma, held_out, pictures),
-            VGG19Perceptual(vgg, recipe.perceptual_layers) if vgg is not None else None,
+            vgg,
             pairs.aligned,
             out.with_name(out.stem + "-samples"),
             runtime.bytes_for(device),
             device,
         )
         facts = _facts(opened, picture.size, request, recipe, start)
+        if vgg is not None:
+            facts["vgg"] = {"network": vgg.name, "sha256": inputs["vgg"]}
         run(trainer, out, recipe, facts, runtime, started, _prepared(picture.size, trained, chain))
         kept.unlink(missing_ok=True)
     finally:
@@ -254,17 +256,23 @@ def _previous(paths: Sequence[Path], precision: Precision, device: torch.device)
     return found
 
 
-def _perceptual(request: Request, tell: Tell) -> tuple[Recipe, Path | None]:
-    """The weights of VGG-19 if they are wanted and there; otherwise the recipe with patches in their place."""
+def _feature_network(request: Request, tell: Tell) -> tuple[Recipe, VGGFeatures | None]:
+    """VGG if the recipe asks for it and its weights are there; else, of the perceptual loss alone, patches in its place."""
     recipe = request.recipe
-    if recipe.perceptual == 0:
+    layers = feature_layers(recipe)
+    if not layers:
         return recipe, None
-    if (vgg := find_vgg19(request.vgg)) is not None:
+    if (vgg := open_vgg(request.vgg, layers)) is not None:
         return recipe, vgg
+    missing = "no VGG weights (--vgg FILE, or torchvision's vgg19 or vgg16 in the hub cache)"
+    if feature_layers(recipe.replace(perceptual=0.0)):
+        raise InputError(
+            f"{missing}, which feature_texture and the discriminator projected look with: take preset quick"
+        )
     texture = max(recipe.texture, recipe.perceptual)
     tell(
-        f"no VGG-19 weights (--vgg FILE, or torchvision's vgg19 in the hub cache): the perceptual loss of weight "
-        f"{recipe.perceptual:g} is left out, and the texture loss has weight {texture:g}"
+        f"{missing}: the perceptual loss of weight {recipe.perceptual:g} is left out, and the texture loss has weight "
+        f"{texture:g}"
     )
     return recipe.replace(perceptual=0.0, texture=texture), None
 

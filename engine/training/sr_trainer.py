@@ -21,11 +21,20 @@ from engine.archs import Upscaler
 from engine.training import discriminators, footprint
 from engine.training.log import Event, Reviewed, TrainingFinished, TrainingStarted
 from engine.training.loop import Step, Trainer
-from engine.training.losses import SlicedWasserstein, VGG19Perceptual, discriminator_loss, generator_loss
+from engine.training.losses import (
+    PERCEPTUAL_LAYERS,
+    TEXTURE_LAYERS,
+    FeatureWasserstein,
+    SlicedWasserstein,
+    discriminator_loss,
+    generator_loss,
+    perceptual_loss,
+)
 from engine.training.pairs import Batch, Source, add_noise
 from engine.training.precision import HALF, Precision, autocast
 from engine.training.recipe import Recipe
 from engine.training.review import Review
+from engine.training.vgg import Maps, VGGFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,33 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A batch of pictures [N, 3, H, W] in [0, 1] and VGG's maps of it, none if no loss asks for them."""
+
+    picture: Tensor
+    maps: Maps
+
+    def detach(self) -> "Look":
+        return Look(self.picture.detach(), {layer: maps.detach() for layer, maps in self.maps.items()})
+
+    def rows(self, count: int) -> Maps:
+        """The maps of the first pictures."""
+        return {layer: maps[:count] for layer, maps in self.maps.items()}
+
+
+def feature_layers(recipe: Recipe) -> tuple[str, ...]:
+    """The layers of VGG that the recipe's losses look at."""
+    wanted: list[str] = []
+    if recipe.perceptual:
+        wanted += PERCEPTUAL_LAYERS[recipe.perceptual_layers]
+    if recipe.feature_texture:
+        wanted += TEXTURE_LAYERS
+    if recipe.adversarial and recipe.discriminator == "projected":
+        wanted += discriminators.PROJECTED_LAYERS
+    return tuple(dict.fromkeys(wanted))
+
+
 class SRTrainer(Trainer):
     """The generator, its running mean, the discriminator, their optimisers and the run's one random generator."""
 
@@ -53,29 +89,30 @@ class SRTrainer(Trainer):
         network: Upscaler,
         source: Source,
         review: Review,
-        perceptual: VGG19Perceptual | None,
+        vgg: VGGFeatures | None,
         aligned: bool,
         samples: Path,
         budget: int,
         device: torch.device,
     ) -> None:
-        """`aligned`: chain crops match the photograph's pixel by pixel. `budget`: bytes that an iteration may take."""
+        """`vgg`: has the layers that `feature_layers` names, None if there are none. `aligned`: chain crops match the
+        photograph's pixel by pixel. `budget`: bytes that an iteration may take.
+        """
         self._settings, self.recipe, self.device = settings, settings.recipe, device
         self.totals = (settings.recipe.iterations,)
         self.source, self.review, self.samples, self.aligned = source, review, samples, aligned
         self.network: Upscaler = network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
         self.worker = self._make_worker()
         self.mean = [p.detach().clone() for p in self.network.parameters()]
-        self.perceptual = perceptual.to(device) if perceptual is not None else None
-        self.matched_texture = SlicedWasserstein(per_image=True, phases=network.scale)
-        self.free_texture = SlicedWasserstein(remove_mean=True, phases=network.scale)
+        self.vgg = vgg.to(device) if vgg is not None else None
+        self.texture, self.feature_texture = SlicedWasserstein(phases=network.scale), FeatureWasserstein()
         recipe = self.recipe
         # Networks draw their first weights from torch's global generator: seeded here, given back untouched.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(settings.seed)
             discriminator = discriminators.build(recipe.discriminator, recipe.crop, recipe.discriminator_channels)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.computes_twice = footprint.fit(self.worker, self.discriminator, self.perceptual, recipe, budget)
+        self.computes_twice = footprint.fit(self.worker, self.discriminator, self.vgg, recipe, budget)
         if self.computes_twice:
             footprint.compute_twice(self.worker)
         betas = (recipe.betas[0], recipe.betas[1])
@@ -103,15 +140,16 @@ class SRTrainer(Trainer):
         self._set_rates()
         batch = self.source.draw(self.generator)
         lr = add_noise(batch.lr, recipe, self.generator).contiguous(memory_format=torch.channels_last)
-        fake = self.worker(lr).float()
-        losses = self._supervised(fake, batch)
-        adversarial = recipe.adversarial > 0 and self.iteration >= recipe.gan_from
-        if adversarial:
-            losses["adv"] = self._fooling(fake, batch.hr)
+        fake = self._look(self.worker(lr).float())
+        with torch.no_grad():
+            real = self._look(batch.hr)
+        losses = self._supervised(fake, real, batch)
+        if recipe.adversarial > 0 and self.iteration >= recipe.gan_from:
+            losses["adv"] = self._fooling(fake, real)
         total = torch.stack([self._weight(name) * loss for name, loss in losses.items()]).sum()
         self._descend_generator(total)
         if recipe.adversarial > 0:
-            losses["d"] = self._train_discriminator(fake.detach(), batch.hr)
+            losses["d"] = self._train_discriminator(fake.detach(), real)
         self.iteration += 1
         return Step({name: loss.item() for name, loss in losses.items()})
 
@@ -169,47 +207,48 @@ class SRTrainer(Trainer):
         names = [name for name, _ in self.network.named_parameters()]
         return dict(zip(names, self.mean, strict=True))
 
-    def _supervised(self, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _look(self, picture: Tensor) -> Look:
+        if self.vgg is None:
+            return Look(picture, {})
+        with autocast(self.device, self._settings.precision):
+            return Look(picture, self.vgg(picture))
+
+    def _supervised(self, fake: Look, real: Look, batch: Batch) -> dict[str, Tensor]:
         """Every loss but the adversarial one whose weight is not zero and for which there are rows."""
-        recipe, pairs, matched = self.recipe, batch.pairs, batch.matched
+        recipe, pairs = self.recipe, batch.pairs
         losses: dict[str, Tensor] = {}
         if recipe.pixel and pairs:
-            losses["pixel"] = F.l1_loss(fake[:pairs], batch.hr[:pairs])
-        if recipe.consistency and len(batch.coarse):
-            reduced = F.avg_pool2d(fake[pairs:], fake.shape[2] // batch.lr.shape[2])
-            losses["consistency"] = F.l1_loss(reduced, batch.coarse)
-        comparable = matched if self.aligned else pairs
-        if self.perceptual is not None and comparable:
-            with autocast(self.device, self._settings.precision):
-                losses["perceptual"] = self.perceptual(fake[:comparable], batch.hr[:comparable])
+            losses["pixel"] = F.l1_loss(fake.picture[:pairs], real.picture[:pairs])
+        if recipe.consistency:
+            scale = self.network.scale
+            coarse = torch.cat([F.avg_pool2d(real.picture[:pairs], scale), batch.coarse])
+            losses["consistency"] = F.l1_loss(F.avg_pool2d(fake.picture, scale), coarse)
+        comparable = batch.matched if self.aligned else pairs
+        if recipe.perceptual and comparable:
+            weights = PERCEPTUAL_LAYERS[recipe.perceptual_layers]
+            losses["perceptual"] = perceptual_loss(fake.rows(comparable), real.rows(comparable), weights)
         if recipe.texture:
-            losses["texture"] = self._texture(fake, batch)
+            losses["texture"] = self.texture(fake.picture, real.picture, self.generator)
+        if recipe.feature_texture:
+            ours, theirs = ({layer: look.maps[layer] for layer in TEXTURE_LAYERS} for look in (fake, real))
+            losses["feature_texture"] = self.feature_texture(ours, theirs, self.generator)
         return losses
 
-    def _texture(self, fake: Tensor, batch: Batch) -> Tensor:
-        """Image by image where both show the same place; free samples as a batch, and without their mean colours."""
-        matched, parts = batch.matched, []
-        if matched:
-            share = matched / len(fake)
-            parts.append(share * self.matched_texture(fake[:matched], batch.hr[:matched], self.generator))
-        if matched < len(fake):
-            share = 1 - matched / len(fake)
-            parts.append(share * self.free_texture(fake[matched:], batch.hr[matched:], self.generator))
-        return torch.stack(parts).sum()
-
-    def _fooling(self, fake: Tensor, real: Tensor) -> Tensor:
-        self.discriminator.requires_grad_(False)
+    def _scores(self, look: Look) -> Tensor:
         with autocast(self.device, self._settings.precision):
-            scores = self.discriminator(fake)
-            with torch.no_grad():
-                real_scores = self.discriminator(real) if self.recipe.gan == "ragan" else None
+            scores: Tensor = self.discriminator(look.maps if self.recipe.discriminator == "projected" else look.picture)
+            return scores
+
+    def _fooling(self, fake: Look, real: Look) -> Tensor:
+        self.discriminator.requires_grad_(False)
+        scores = self._scores(fake)
+        with torch.no_grad():
+            real_scores = self._scores(real) if self.recipe.gan == "ragan" else None
         return generator_loss(self.recipe.gan, real_scores, scores)
 
-    def _train_discriminator(self, fake: Tensor, real: Tensor) -> Tensor:
+    def _train_discriminator(self, fake: Look, real: Look) -> Tensor:
         self.discriminator.requires_grad_(True)
-        with autocast(self.device, self._settings.precision):
-            real_scores, fake_scores = self.discriminator(real), self.discriminator(fake)
-        loss = discriminator_loss(self.recipe.gan, real_scores, fake_scores)
+        loss = discriminator_loss(self.recipe.gan, self._scores(real), self._scores(fake))
         optimiser, scaler = self.optimisers[1], self.scalers[1]
         optimiser.zero_grad(set_to_none=True)
         if math.isfinite(loss.item()):
@@ -259,6 +298,7 @@ class SRTrainer(Trainer):
             "consistency": recipe.consistency,
             "perceptual": recipe.perceptual,
             "texture": recipe.texture,
+            "feature_texture": recipe.feature_texture,
             "adv": recipe.adversarial,
         }[name]
 

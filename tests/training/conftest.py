@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_vgg import random_vgg
 from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
@@ -64,3 +65,17 @@ def structure_file(tmp_path, small_structure):
     path = tmp_path / "structure.safetensors"
     small_structure.to_file(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def vgg_file(tmp_path_factory):
+    """VGG-16 with random weights."""
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
+    save_file({name: value.half() for name, value in random_vgg("VGG-16").items()}, path)
+    return path
+
+
+@pytest.fixture
+def with_features(recipe):
+    """The recipe with both losses that look through VGG."""
+    return recipe.replace(feature_texture=0.1, discriminator="projected", gan="hinge")

@@ -1,12 +1,14 @@
 """Discriminators have the published shapes and sizes, judge what they claim to judge, and learn."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from engine.errors import UsageError
-from engine.training.discriminators import VGG, Patch, UNet, build
+from engine.training.discriminators import PROJECTED_LAYERS, VGG, Patch, UNet, build
 from engine.training.losses import discriminator_loss
 
 
@@ -133,6 +135,41 @@ def test_learns_to_tell_soft_from_sharp(name):
     assert sharp.mean() > soft.mean() + 1
 
 
+def of(x):
+    """Maps of the shapes of VGG's, made of the pixels' neighbourhoods."""
+    found = {}
+    for layer, (width, halvings) in PROJECTED_LAYERS.items():
+        kernel = torch.randn(width, 3, 3, 3, generator=torch.Generator().manual_seed(width))
+        found[layer] = F.conv2d(F.avg_pool2d(x, 1 << halvings), kernel, padding=1).relu()
+    return found
+
+
+def test_maps_are_judged_at_one_size_whatever_their_scale():
+    torch.manual_seed(0)
+    network = build("projected", 64, 4).eval()
+    other = copy.deepcopy(network)
+    found = of(torch.rand(2, 3, 64, 48))
+    scores = network(found)
+    assert scores.shape == (2, 4, 8, 6)
+    torch.testing.assert_close(other({layer: 1000 * maps for layer, maps in found.items()}), scores)
+    torch.testing.assert_close(network(of(torch.rand(1, 3, 64, 48))).shape, torch.Size((1, 4, 8, 6)))
+    kept = network.state_dict()["deviations"]
+    assert torch.equal(kept, torch.stack([maps.std() for maps in found.values()]))  # the first call's
+
+
+def test_it_learns_to_tell_maps_apart():
+    torch.manual_seed(0)
+    network = build("projected", 32, 8)
+    optimiser = torch.optim.Adam(network.parameters(), 2e-3)
+    for _ in range(30):
+        sharp = torch.rand(4, 3, 32, 32)
+        real, fake = network(of(sharp)), network(of(F.avg_pool2d(sharp, 3, 1, 1)))
+        optimiser.zero_grad()
+        discriminator_loss("hinge", real, fake).backward()
+        optimiser.step()
+    assert real.mean() > fake.mean() + 0.5
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -141,7 +178,8 @@ def test_learns_to_tell_soft_from_sharp(name):
         (lambda: build("patch", 4), "4 x 4 pixels: both sides must be multiples of 8"),
         (lambda: build("vgg", 0), "0 x 0 pixels"),
         (lambda: build("vgg", 128, 0), "channels = 0"),
-        (lambda: build("dcgan", 128), "'dcgan'; there are vgg, unet, patch"),
+        (lambda: build("projected", 100), "100 x 100 pixels: both sides must be multiples of 8"),
+        (lambda: build("dcgan", 128), "'dcgan'; there are vgg, unet, patch, projected"),
         (lambda: Patch(8, layers=0), "layers = 0"),
         (lambda: VGG(64, 4)(torch.rand(2, 3, 96, 64)), "64 x 64 pixels and got 96 x 64"),
         (lambda: UNet(4)(torch.rand(1, 3, 32, 36)), "32 x 36 pixels"),

@@ -9,7 +9,7 @@ from engine.training.recipe import Recipe, parse, preset_names, preset_text, rea
 
 
 def test_presets_are_those_of_the_paper_and_ours():
-    assert preset_names() == ("distil", "paper-esrgan", "paper-swinir", "quick")
+    assert preset_names() == ("distil", "paper-esrgan", "paper-swinir", "quick", "quick-vgg")
     esrgan, swinir = read_preset("paper-esrgan"), read_preset("paper-swinir")
     # Appendix H.2 and H.3.
     assert (esrgan.sr.iterations, esrgan.sr.batch, esrgan.sr.crop) == (100_000, 16, 128)

@@ -81,7 +81,21 @@ def test_distil(large_photo, start_file, tmp_path, capsys):
     assert not any(key.startswith("body.1.") for key in load_file(out))
 
 
-@pytest.mark.parametrize("name", ["quick", "paper-swinir"])
+def test_the_better_preset_is_chosen_where_vgg_is(large_photo, start_file, vgg_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    words = ("train", "sr", large_photo, "--out", tmp_path / "sr.safetensors", "--start", start_file, "--size", 40)
+    assert run(*words) == 4
+    assert "preset quick: better texture with VGG weights, --vgg FILE" in capsys.readouterr().err
+    assert run(*words, "--vgg", vgg_file) == 4
+    assert "preset quick-vgg\n" in capsys.readouterr().err
+    hub = tmp_path / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    (hub / "vgg16-397923af.pth").symlink_to(vgg_file)
+    assert run(*words) == 4
+    assert "preset quick-vgg\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["quick", "quick-vgg", "paper-swinir"])
 def test_a_printed_preset_is_read_again(name, capsys):
     assert run("train", "preset", name) == 0
     assert parse(capsys.readouterr().out, "stdout") == read_preset(name)

@@ -180,8 +180,38 @@ def test_without_vgg_weights_patches_take_the_place_of_features(large_photo, req
     lines = []
     wanted = request_(recipe=recipe.replace(perceptual=1.0, texture=0.0, iterations=1))
     events = train(large_photo, tmp_path / "sr.safetensors", wanted, tell=lines.append)
-    assert any("no VGG-19 weights" in line for line in lines)
+    assert any("no VGG weights" in line for line in lines)
     assert "texture" in next(e.losses for e in events if isinstance(e, IterationDone))
+
+
+@pytest.mark.parametrize("iteration", [1, 3])
+def test_a_run_that_looks_through_vgg_resumes_as_any_other(
+    large_photo, request_, with_features, vgg_file, tmp_path, iteration
+):
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    wanted = request_(recipe=with_features, vgg=vgg_file)
+    events = train(large_photo, whole, wanted)
+    losses = [set(e.losses) for e in events if isinstance(e, IterationDone)]
+    assert losses[-1] == {"pixel", "consistency", "texture", "feature_texture", "adv", "d"}
+    assert read_facts(whole)["vgg"]["network"] == "VGG-16"
+    with pytest.raises(Interrupted):
+        train(large_photo, cut, wanted, on_event=stop_after(iteration))
+    train(large_photo, cut, wanted, resume=True)
+    assert equal(whole, cut)
+
+
+def test_the_discriminator_of_maps_learns(large_photo, request_, with_features, vgg_file, tmp_path):
+    recipe = with_features.replace(iterations=20, adversarial=1e-9, discriminator_rate=2e-3, gan_from=99)
+    events = train(large_photo, tmp_path / "sr.safetensors", request_(recipe=recipe, vgg=vgg_file))
+    judged = [e.losses["d"] for e in events if isinstance(e, IterationDone)]
+    assert sum(judged[-3:]) / 3 < 0.8 * sum(judged[:3]) / 3
+
+
+def test_maps_cannot_be_had_without_weights(large_photo, request_, with_features, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match=r"no VGG weights \(--vgg FILE.*take preset quick") as error:
+        train(large_photo, tmp_path / "sr.safetensors", request_(recipe=with_features))
+    assert "\n" not in str(error.value)
 
 
 def test_nan_stops_and_names_the_last_checkpoint(large_photo, request_, tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ from engine.errors import BudgetError
 from engine.memory import PeakMemory, steady_heap
 from engine.training.discriminators import build
 from engine.training.footprint import compute_twice, estimate, fit
+from engine.training.sr_trainer import feature_layers
+from engine.training.vgg import VGGFeatures
 
 NETWORKS = {
     "rrdb": lambda: RRDBNet(channels=32, blocks=6, growth=16),
@@ -37,6 +39,32 @@ def test_the_count_is_what_is_taken(recipe, name, twice):
         compute_twice(network)
     measured = peak(network, 8, 32)
     assert 0.75 * measured < counted < 2 * measured
+
+
+def test_feature_maps_are_counted(with_features, vgg_file):
+    steady_heap()
+    recipe = with_features.replace(batch=4, crop=128)
+    network, judge = NETWORKS["rrdb"](), build("projected", 128, 32)
+    vgg = VGGFeatures(vgg_file, feature_layers(recipe))
+    counted = estimate(network, judge, vgg, recipe, twice=False) - estimate(
+        network, judge, None, plain(recipe), twice=False
+    )
+
+    def look(fake, real):
+        judge(vgg(fake)).mean().backward()
+        with torch.no_grad():
+            maps = vgg(real)
+        judge(maps).mean().backward()
+
+    look(torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32))
+    fake, real = torch.rand(4, 3, 128, 128, requires_grad=True), torch.rand(4, 3, 128, 128)
+    with PeakMemory(torch.device("cpu")) as memory:
+        look(fake, real)
+    assert 0.75 * (memory.host - memory.start) < counted < 2.5 * (memory.host - memory.start)
+
+
+def plain(recipe):
+    return recipe.replace(adversarial=0.0, feature_texture=0.0)
 
 
 def test_counting_leaves_no_trace(recipe):
