@@ -1,27 +1,39 @@
-"""Step 1's training beside a plain implementation of the same algorithm, in turn, in one run.
+"""Training: step 1's speed beside a plain implementation of the same algorithm, and the peak memory of every part.
 
-    python benchmarks/bench_training.py
+    python benchmarks/bench_training.py [speed | memory]
 
-Plain: float32, contiguous tensors, one pass for the reconstruction and one for the sample, one pass of the discriminator
-for each picture, and gradients through every GAN scale below the one that trains, as HP-VAE-GAN's published code has it.
-Seconds an iteration at three scales of the example's photograph, and the losses of both after the same iterations of one
-of them, from the same weights. Writes results/training.csv.
+Speed: both in turn, in one run. Plain: float32, contiguous tensors, one pass for the reconstruction and one for the
+sample, one pass of the discriminator for each picture, and gradients through every GAN scale below the one that trains, as
+HP-VAE-GAN's published code has it. Seconds an iteration at three scales of the example's photograph, and the losses of both
+after the same iterations of one of them, from the same weights. Writes results/training.csv.
+
+Memory: the peak resident memory of the whole process, of two iterations of every scale of step 1 and of two iterations of
+fine-tuning at the paper's crops and batches (VGG-19's weights are random, which memory does not know). Writes
+results/training_memory.csv.
 """
 
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import resource
 import statistics
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from harness import PHOTOS, add_row
+from safetensors.torch import save_file
+from torch import nn
 
 from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config
+from engine.cli import main as engine_command
 from engine.training.data import open_photo
 from engine.training.structure_trainer import CLIP, LEARNING_RATE, PENALTY, RECONSTRUCTION, Settings, StructureTrainer
+from engine.training.vgg import LAYOUTS, modules
 
 PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
 SCALES, REPEATS = (5, 7, 9), 7
@@ -136,6 +148,42 @@ def report(case, what, ours, plain):
     add_row("training", row)
 
 
+def memory():
+    with tempfile.TemporaryDirectory() as folder:
+        vgg = Path(folder, "vgg19.safetensors")
+        layers = nn.Sequential(*modules(LAYOUTS["VGG-19"]))
+        save_file({f"features.{name}": value for name, value in layers.state_dict().items()}, vgg)
+        sr = ("sr", "--step", "2", "--preset", "paper", "--vgg", vgg, "--iterations", "2")
+        cases = {
+            "structure, 256x192": ("structure", "--iterations", "2"),
+            "RRDBNet 64x23, 16 crops of 128": (*sr, "--start", "realsr"),
+            "SwinIR-M, 20 crops of 96": (*sr, "--start", "scratch", "--architecture", "swinir"),
+        }
+        for case, words in cases.items():
+            # A process of its own, begun afresh: the peak is of its whole life.
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                peak = pool.apply(peak_of, (["train", *map(str, words), "--device", "cpu"], folder))
+            row = {"case": case, "resident_MiB": round(peak / 2**20)}
+            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+            add_row("training_memory", row)
+
+
+def peak_of(words, folder):
+    """Bytes resident at most while the command runs."""
+    words[2:2] = [str(PHOTO), "--out", str(Path(folder, "trained.safetensors"))]
+    try:
+        engine_command(words)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    Path(folder, "trained.safetensors").unlink()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 if __name__ == "__main__":
-    timed()
-    losses()
+    what = sys.argv[1:] or ["speed", "memory"]
+    if "speed" in what:
+        timed()
+        losses()
+    if "memory" in what:
+        memory()

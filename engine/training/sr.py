@@ -302,7 +302,7 @@ def _facts(photo: Photo, size: Size, request: Request, recipe: Recipe, start: ne
             "sha256": photo.digest,
             "trained_at": [size[1], size[0]],
         },
-        "start": {"name": request.start, **start.facts},
+        "start": {"name": Path(request.start).name, **start.facts},
         "recipe": dataclasses.asdict(recipe),
         "precision": request.precision,
         "seed": request.seed,

@@ -140,9 +140,10 @@ class SRTrainer(Trainer):
         self._set_rates()
         batch = self.source.draw(self.generator)
         lr = add_noise(batch.lr, recipe, self.generator).contiguous(memory_format=torch.channels_last)
-        fake = self._look(self.worker(lr).float())
+        shift = self._draw_shift()
+        fake = self._look(self.worker(lr).float(), shift)
         with torch.no_grad():
-            real = self._look(batch.hr)
+            real = self._look(batch.hr, shift)
         losses = self._supervised(fake, real, batch)
         if recipe.adversarial > 0 and self.iteration >= recipe.gan_from:
             losses["adv"] = self._fooling(fake, real)
@@ -207,11 +208,20 @@ class SRTrainer(Trainer):
         names = [name for name, _ in self.network.named_parameters()]
         return dict(zip(names, self.mean, strict=True))
 
-    def _look(self, picture: Tensor) -> Look:
+    def _draw_shift(self) -> tuple[int, int]:
+        """By how many rows and columns VGG sees the crops moved around: their borders, where the network pads with zeros,
+        come to lie where VGG's own padding does not hide them. The perceptual loss takes the pictures as they are.
+        """
+        if self.vgg is None or self.recipe.perceptual:
+            return 0, 0
+        down, right = torch.randint(self.recipe.crop, (2,), generator=self.generator).tolist()
+        return down, right
+
+    def _look(self, picture: Tensor, shift: tuple[int, int]) -> Look:
         if self.vgg is None:
             return Look(picture, {})
         with autocast(self.device, self._settings.precision):
-            return Look(picture, self.vgg(picture))
+            return Look(picture, self.vgg(picture.roll(shift, (2, 3))))
 
     def _supervised(self, fake: Look, real: Look, batch: Batch) -> dict[str, Tensor]:
         """Every loss but the adversarial one whose weight is not zero and for which there are rows."""

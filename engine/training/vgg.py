@@ -51,7 +51,7 @@ class VGGFeatures(nn.Module):
         depth = 1 + max(names.index(layer) for layer in layers)
         self._wanted = {index: name for index, name in enumerate(names[:depth]) if name in layers}
         with torch.device("meta"):
-            self.features = nn.Sequential(*_modules(LAYOUTS[self.name])[:depth])
+            self.features = nn.Sequential(*modules(LAYOUTS[self.name])[:depth])
         used = {key.removeprefix("features."): value for key, value in state.items()}
         self.features.load_state_dict({key: used[key] for key in self.features.state_dict()}, assign=True)
         self.features.float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -100,7 +100,8 @@ def _layer_names(layout: Sequence[int]) -> list[str]:
     return names
 
 
-def _modules(layout: Sequence[int]) -> list[nn.Module]:
+def modules(layout: Sequence[int]) -> list[nn.Module]:
+    """The layers of a layout, in torchvision's order, so that a layer's place is its number there."""
     layers: list[nn.Module] = []
     inputs = 3
     for width in layout:
@@ -115,7 +116,7 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     for name, layout in LAYOUTS.items():
         with torch.device("meta"):
             shapes = {
-                f"features.{key}": value.shape for key, value in nn.Sequential(*_modules(layout)).state_dict().items()
+                f"features.{key}": value.shape for key, value in nn.Sequential(*modules(layout)).state_dict().items()
             }
         if shapes == {key: value.shape for key, value in state.items()}:
             return name, state

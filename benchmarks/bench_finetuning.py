@@ -1,0 +1,87 @@
+"""What fine-tuning changes, on the strip of the photograph that was never trained on: bicubic, start weights, fine-tuned.
+
+    python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [--vgg FILE]
+
+START and WEIGHTS are files (or names of packaged weights) of one step; WEIGHTS knows its size of the photograph and its input
+noise. PSNR, the distance of the distributions of 7x7 patches, and with --vgg (VGG-16) a perceptual distance: unit-length feature
+vectors' mean squared difference, averaged over five layers (LPIPS with equal weights in place of its learned heads; Zhang
+et al. 2018, "baseline"). Appends a row for each to results/finetuning.csv and writes docs/finetuning-NAME.jpg: three crops, each
+as bicubic, start, fine-tuned, photograph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import add_row
+from PIL import Image
+from torch.nn import functional as F
+
+from engine.checkpoints import read_facts
+from engine.stages import Stage
+from engine.training.data import open_photo
+from engine.training.degradations import bicubic
+from engine.training.networks import Shape, open_start
+from engine.training.picture import open_picture
+from engine.training.review import Review, fixed_crops
+from engine.training.vgg import open_vgg
+
+LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+SHOWN = (1, 4, 6)  # of the eight crops, from top to bottom
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@torch.no_grad()
+def perceptual(vgg, ours, truth):
+    """The mean over layers, positions and crops of |a / |a| - b / |b||^2."""
+    found = []
+    for a, b in zip(torch.split(ours, 1), torch.split(truth, 1), strict=True):
+        a, b = vgg(a), vgg(b)
+        found += [(F.normalize(a[layer]) - F.normalize(b[layer])).square().sum(1).mean() for layer in LAYERS]
+    return float(torch.stack(found).mean())
+
+
+def enlarger(network):
+    stage = Stage(network.eval().requires_grad_(False), torch.device("cpu"), "fp32")
+    return lambda lr: torch.cat([stage.run(one).clamp(0, 1) for one in torch.split(lr, 1)])
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("photo", "start", "weights", "name"):
+        words.add_argument(name)
+    words.add_argument("--vgg", type=Path)
+    given = words.parse_args()
+    facts, start = read_facts(Path(given.weights)), open_start(given.start, Shape(), 0)
+    tuned = open_start(given.weights, Shape(), 0)
+    width, height = facts["photo"]["trained_at"]
+    vgg = open_vgg(given.vgg, LAYERS) if given.vgg else None
+    with tempfile.TemporaryDirectory() as folder:
+        picture = open_picture(open_photo(Path(given.photo)), (height, width), Path(folder) / "photo")
+        trained = width - int(width * facts["recipe"]["held_out"])
+        hr, held_out = fixed_crops(picture, trained, 4 * tuned.network.align)
+    assert held_out
+    review = Review(hr, bicubic(hr, 4), tuned.sigma, held_out)
+    made = {
+        "bicubic": F.interpolate(review.lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1),
+        "start": enlarger(start.network)(review.lr),
+        "fine-tuned": enlarger(tuned.network)(review.lr + review.noise),
+    }
+    for way, pictures in made.items():
+        quality = review.quality(lambda lr, pictures=pictures: pictures, noise=False)
+        row = {"name": given.name, "step": facts["step"], "crops": len(hr), "way": way}
+        row |= {"psnr": f"{quality.psnr:.2f}", "patches": f"{quality.texture:.4f}"}
+        row["perceptual"] = f"{perceptual(vgg, pictures, hr):.4f}" if vgg else ""
+        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        add_row("finetuning", row)
+    columns = [torch.cat(list(pictures[list(SHOWN)]), 1) for pictures in (*made.values(), hr)]
+    sheet = torch.cat(columns, 2).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(np.ascontiguousarray(sheet)).save(DOCS / f"finetuning-{given.name}.jpg", quality=92)
+
+
+if __name__ == "__main__":
+    main()
