@@ -143,7 +143,7 @@ class Patch(nn.Module):
 
 
 class Projected(nn.Module):
-    """Judges a picture by its frozen feature maps instead of its pixels, which it learns in a tenth of the iterations.
+    """Judges a picture by its frozen feature maps instead of its pixels, which it learns in far fewer iterations.
 
     After Sauer et al. 2021, "Projected GANs Converge Faster"; with VGG's maps, without their random mixing. Each of four
     maps has a head of its own: a 1 x 1 convolution to `channels`, 4 x 4 convolutions of stride 2 down to an eighth of the
