@@ -3,10 +3,11 @@
     python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [--vgg FILE]
 
 START and WEIGHTS are files (or names of packaged weights) of one step; WEIGHTS knows its size of the photograph and its input
-noise. PSNR, the distance of the distributions of 7x7 patches, and with --vgg (VGG-16) a perceptual distance: unit-length feature
-vectors' mean squared difference, averaged over five layers (LPIPS with equal weights in place of its learned heads; Zhang
-et al. 2018, "baseline"). Appends a row for each to results/finetuning.csv and writes docs/finetuning-NAME.jpg: three crops, each
-as bicubic, start, fine-tuned, photograph.
+noise. PSNR, the distance of the distributions of 7x7 patches, and with --vgg (VGG-16) two perceptual distances. `pointwise`:
+unit-length feature vectors' mean squared difference at the same place, averaged over five layers (LPIPS with equal weights in
+place of its learned heads; Zhang et al. 2018, "baseline"). `frechet`: the Frechet distance of the vectors' distributions, as SIFID
+takes it, at relu4_3, divided by the photograph's own variance there. Appends a row for each to results/finetuning.csv and
+writes docs/finetuning-NAME.jpg: three crops, each as bicubic, start, fine-tuned, photograph.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from engine.checkpoints import read_facts
+from engine.metrics.frechet import Moments, frechet_distance
 from engine.stages import Stage
 from engine.training.data import open_photo
 from engine.training.degradations import bicubic
@@ -31,18 +33,29 @@ from engine.training.review import Review, fixed_crops
 from engine.training.vgg import open_vgg
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
-SHOWN = (1, 4, 6)  # of the eight crops, from top to bottom
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 @torch.no_grad()
-def perceptual(vgg, ours, truth):
+def pointwise(vgg, ours, truth):
     """The mean over layers, positions and crops of |a / |a| - b / |b||^2."""
     found = []
     for a, b in zip(torch.split(ours, 1), torch.split(truth, 1), strict=True):
         a, b = vgg(a), vgg(b)
         found += [(F.normalize(a[layer]) - F.normalize(b[layer])).square().sum(1).mean() for layer in LAYERS]
     return float(torch.stack(found).mean())
+
+
+@torch.no_grad()
+def frechet(vgg, ours, truth):
+    """Of the vectors of all crops together."""
+    gaussians = []
+    for pictures in (ours, truth):
+        moments = Moments(512)
+        for one in torch.split(pictures, 1):
+            moments.add(vgg(one)["relu4_3"])
+        gaussians.append(moments.gaussian())
+    return frechet_distance(*gaussians) / float(np.trace(gaussians[1].covariance))
 
 
 def enlarger(network):
@@ -75,10 +88,11 @@ def main():
         quality = review.quality(lambda lr, pictures=pictures: pictures, noise=False)
         row = {"name": given.name, "step": facts["step"], "crops": len(hr), "way": way}
         row |= {"psnr": f"{quality.psnr:.2f}", "patches": f"{quality.texture:.4f}"}
-        row["perceptual"] = f"{perceptual(vgg, pictures, hr):.4f}" if vgg else ""
+        row["pointwise"] = f"{pointwise(vgg, pictures, hr):.4f}" if vgg else ""
+        row["frechet"] = f"{frechet(vgg, pictures, hr):.4f}" if vgg else ""
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         add_row("finetuning", row)
-    columns = [torch.cat(list(pictures[list(SHOWN)]), 1) for pictures in (*made.values(), hr)]
+    columns = [torch.cat(list(pictures[[1, len(hr) // 2, -2]]), 1) for pictures in (*made.values(), hr)]
     sheet = torch.cat(columns, 2).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(np.ascontiguousarray(sheet)).save(DOCS / f"finetuning-{given.name}.jpg", quality=92)
 
