@@ -1,12 +1,12 @@
 """What vertical coordinates do for step 1: fifty samples of two structures that differ in nothing else.
 
-    engine train structure PHOTO --iterations 300 --out with.safetensors
-    engine train structure PHOTO --iterations 300 --no-coordinates --out without.safetensors
+    engine train structure PHOTO --padding reflect --iterations ... --out with.safetensors
+    engine train structure PHOTO --padding reflect --iterations ... --no-coordinates --out without.safetensors
     python benchmarks/bench_coordinates.py PHOTO with.safetensors without.safetensors
 
 The distance of the samples' vertical colour profile to the photograph's, how much samples differ from each other (the
 deviation of a pixel over samples divided by the photograph's own, as in SinGAN; RMS difference of pairs), and the distance of the
-distributions of 7x7 patches to the photograph's. Writes results/coordinates.csv and docs/coordinates.png: 25 samples
+distributions of 7x7 patches to the photograph's. Writes results/coordinates.csv and docs/coordinates.jpg: 25 samples
 with, 25 without.
 """
 
@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 from harness import add_row
+from PIL import Image
 
 from engine.archs.hpvaegan import Structure
 from engine.metrics.layout import colour_profile_distance, diversity, pairwise_rms
-from engine.training.data import open_photo, pyramid, write_row
+from engine.training.data import open_photo, pyramid
 from engine.training.losses import SlicedWasserstein
 
 SAMPLES, SIDE = 50, 5
@@ -69,7 +70,8 @@ def main(photo, with_path, without_path):
         add_row("coordinates", row)
         sheets.append(sheet(found))
     gap = torch.ones(3, sheets[0].shape[1], 16)
-    write_row([sheets[0], gap, sheets[1]], Path(__file__).parent.parent / "docs" / "coordinates.png")
+    both = torch.cat([sheets[0], gap, sheets[1]], 2).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    Image.fromarray(both.numpy()).save(Path(__file__).parent.parent / "docs" / "coordinates.jpg", quality=88)
 
 
 if __name__ == "__main__":
