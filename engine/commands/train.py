@@ -10,6 +10,7 @@ from typing import Any, Literal
 from engine import report
 from engine.archs.hpvaegan import Config
 from engine.errors import UsageError
+from engine.memory import steady_heap
 from engine.model import load
 from engine.progress import clock, meter, tell
 from engine.stages import choose_device
@@ -59,6 +60,7 @@ def structure(
     given: dict[str, int | list[int]] = {}
     if iterations:
         given["iterations"] = iterations[0] if len(iterations) == 1 else iterations
+    steady_heap()
     with meter("training", 1.0) as bar:
         train_structure(
             photo, out, device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
@@ -146,6 +148,7 @@ def _shape(options: Options) -> Shape:
 
 
 def _runtime(options: Options, advance: Callable[[float, str], None], parts: Sequence[str] = ()) -> Runtime:
+    steady_heap()
     device = choose_device(options.device)
     shown, board = _Shown(advance, parts), writer(options.tensorboard) if options.tensorboard is not None else None
 

@@ -5,6 +5,7 @@ then patch-GAN scales to M. Does not know files, events, or when to stop.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -168,7 +169,7 @@ class StructureTrainer(Trainer):
         if m > 0:
             reconstruction = reconstruction + F.mse_loss(picture, real.expand_as(picture))
         divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).mean()
-        self._descend(0, RECONSTRUCTION * reconstruction + divergence, clip=True)
+        self._descend(0, [RECONSTRUCTION * reconstruction + divergence], clip=True)
         return Step({"rec": reconstruction.item(), "kl": divergence.item()})
 
     def _gan_step(self) -> Step:
@@ -180,26 +181,28 @@ class StructureTrainer(Trainer):
         reconstructed, fake = both[:n], both[n:]
 
         self.discriminator.requires_grad_(True)
-        with self._autocast():
-            # One pass for both: nothing in the discriminator mixes the samples of a batch.
-            scores = self.discriminator(torch.cat([real, fake.detach()])).float()
-        distance = scores[n:].mean() - scores[:n].mean()
-        penalty = self._gradient_penalty(real, fake.detach())
-        self._descend(1, distance + PENALTY * penalty, clip=False)
+        critic: dict[str, float] = {}
+
+        def critic_losses() -> Iterator[Tensor]:
+            with self._autocast():
+                # One pass for both: nothing in the discriminator mixes the samples of a batch.
+                scores = self.discriminator(torch.cat([real, fake.detach()])).float()
+            distance = scores[n:].mean() - scores[:n].mean()
+            critic["critic"] = distance.item()
+            yield distance
+            del scores, distance
+            penalty = self._gradient_penalty(real, fake.detach())
+            critic["penalty"] = penalty.item()
+            yield PENALTY * penalty
+
+        self._descend(1, critic_losses(), clip=False)
 
         self.discriminator.requires_grad_(False)
         with self._autocast():
             adversarial = -self.discriminator(fake).float().mean()
         reconstruction = F.mse_loss(reconstructed, real)
-        self._descend(0, RECONSTRUCTION * reconstruction + adversarial, clip=True)
-        return Step(
-            {
-                "rec": reconstruction.item(),
-                "adv": adversarial.item(),
-                "critic": distance.item(),
-                "penalty": penalty.item(),
-            }
-        )
+        self._descend(0, [RECONSTRUCTION * reconstruction + adversarial], clip=True)
+        return Step({"rec": reconstruction.item(), "adv": adversarial.item(), **critic})
 
     def _gradient_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
         """(|gradient| - 1)^2, the norm taken over the three channels of each pixel.
@@ -214,13 +217,15 @@ class StructureTrainer(Trainer):
         norm: Tensor = torch.linalg.vector_norm(gradient.float(), dim=1)
         return ((norm - 1) ** 2).mean()
 
-    def _descend(self, which: int, loss: Tensor, *, clip: bool) -> None:
-        if not math.isfinite(loss.item()):
-            # The caller sees the loss in its record and stops; the weights stay as they were.
-            return
+    def _descend(self, which: int, losses: Iterable[Tensor], *, clip: bool) -> None:
+        """A step down the sum of the losses, whose graphs need not be alive together: one is asked for after the other."""
         optimiser, scaler = self._optimisers[which], self._scalers[which]
         optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for loss in losses:
+            if not math.isfinite(loss.item()):
+                # The caller sees the loss in its record and stops; the weights stay as they were.
+                return
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if clip:
             scaler.unscale_(optimiser)
             nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], CLIP)
