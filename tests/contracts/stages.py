@@ -80,7 +80,7 @@ class StageTests:
 
     @pytest.fixture
     def network(self):
-        raise NotImplementedError
+        raise NotImplementedError("every class that inherits these tests gives its own network")
 
     @pytest.fixture
     def tiled(self, network, tmp_path):
