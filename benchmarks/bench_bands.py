@@ -1,6 +1,6 @@
 """Rows streamed in bands against the whole image, against tiles, and against the customary tiling, with real weights.
 
-    python benchmarks/bench_bands.py [exact] [work] [time]
+    python benchmarks/bench_bands.py [exact] [work] [time] [beside]
 
 exact   RRDBNet 64x23 (RealSR-DF2K), SwinIR-M (amplified random weights) and a chain of two RRDBNets, in float32: one strip and
         strips with the exact halo, two heights of band, random rows to begin at. Writes results/bands_exact.csv.
@@ -9,6 +9,8 @@ work    Multiply-adds executed over those of the whole image, for a 16384x8640 f
 time    A 16384x8640 frame: bands in one strip, tiles as the planner cuts them for 3 GiB (auto halo), and tiles of 512 with 10
         pixels of padding as RealESRGANer runs them (plain PyTorch, float32). Seconds for each multiply-add of every way are
         measured in turn in one run, and multiplied by what the frame takes of them. Writes results/bands_time.csv.
+beside  Compression and writing beside computing: a render of noise, which compresses worst, by a network so small that writing
+        matters, beside the same loop with every shard written before the next is computed. Writes results/bands_beside.csv.
 """
 
 from __future__ import annotations
@@ -16,11 +18,16 @@ from __future__ import annotations
 import random
 import statistics
 import sys
+import tempfile
 import time
+import unittest.mock
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from bench_exact import networks, whole_image
-from harness import PHOTOS, add_row
+from harness import PHOTOS, add_row, small_model
+from PIL import Image
 
 from engine import archs, probe
 from engine.bands.stream import RowStream, StreamPlan
@@ -30,6 +37,8 @@ from engine.geometry import Box
 from engine.model import build
 from engine.plan import StagePlan
 from engine.profile import Overlap
+from engine.render import Job
+from engine.request import Request
 from engine.rows import SourceRows, StageRows
 from engine.sources import PictureSource, TensorSource
 from engine.stages import Stage
@@ -114,7 +123,7 @@ def work():
     stream.start(0, FRAME[0])
     band, given = torch.zeros(1, 3, plan.band, plan.width), 0
     while given < FRAME[0] * stage.scale:
-        given += sum(rows.shape[2] for _, rows in stage.push(stream, band))
+        given += push(stage, stream, band)
     row = {"network": "RRDBNet 64x23", "rows": FRAME[0], "band": plan.band}
     row |= {"executed": stream.macs, "whole": plan.macs(FRAME[0]), "ratio": round(stream.macs / plan.macs(FRAME[0]), 5)}
     print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
@@ -127,6 +136,10 @@ def seconds_of(call):
     return time.perf_counter() - start
 
 
+def push(stage, stream, band):
+    return sum(rows.shape[2] for _, rows in stage.push(stream, band))
+
+
 def band_seconds(stage, count=3):
     """A frame in one strip, again and again: by what so many bands in the middle of the picture took."""
     plan = stage.stream_plan(FRAME[1])
@@ -134,11 +147,11 @@ def band_seconds(stage, count=3):
     band = photo(plan.band, FRAME[1])[None].contiguous(memory_format=torch.channels_last)
     stream.start(0, FRAME[0])
     for _ in range(plan.delay // plan.band + 1):
-        stage.push(stream, band)
+        push(stage, stream, band)
     bands_of_rows = -(-FRAME[0] // plan.band) + 1
     while True:
         before = stream.macs
-        seconds = seconds_of(lambda: [stage.push(stream, band) for _ in range(count)])
+        seconds = seconds_of(lambda: [push(stage, stream, band) for _ in range(count)])
         yield seconds / (stream.macs - before) * plan.macs(bands_of_rows * plan.band)
 
 
@@ -198,6 +211,50 @@ def timed(repeats=3):
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
 
+class InTurn(Executor):
+    """What is handed over is done before anything else."""
+
+    def __init__(self, *_):
+        super().__init__()
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
+def rendered(model, picture, out, writer):
+    """Seconds of a render, and those of its parts."""
+    request = Request(init=picture, stages=1, executor="bands", precision="fp32")
+    with unittest.mock.patch("engine.executors.bands.ThreadPoolExecutor", writer):
+        job = Job(model, request, out)
+        sink = job.open_sink(resume=False, overwrite=True)
+        start = time.perf_counter()
+        done = list(job.run(sink))
+        seconds = time.perf_counter() - start
+    return seconds, sum(d.compute_seconds for d in done), sum(d.write_seconds for d in done)
+
+
+def beside(repeats=5):
+    ways = {"beside": ThreadPoolExecutor, "in turn": InTurn}
+    found = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = small_model(folder, 1, channels=16, blocks=1, growth=16)
+        noise = torch.rand(1024, 1024, 3).mul(255).to(torch.uint8).numpy()
+        Image.fromarray(noise).save(folder / "picture.png")
+        for _ in range(repeats):
+            for way, writer in ways.items():
+                found[way].append(rendered(model, folder / "picture.png", folder / "out.zarr", writer))
+    in_turn = statistics.median(seconds for seconds, _, _ in found["in turn"])
+    for way, runs in found.items():
+        seconds, compute, write = (statistics.median(values) for values in zip(*runs, strict=True))
+        row = {"way": way, "image": "4096x4096", "threads": torch.get_num_threads(), "seconds": round(seconds, 2)}
+        row |= {"compute": round(compute, 2), "write": round(write, 2), "of_in_turn": round(seconds / in_turn, 3)}
+        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        add_row("bands_beside", row)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("exact", "work", "time"):
-        {"exact": exact, "work": work, "time": timed}[name]()
+    for name in sys.argv[1:] or ("exact", "work", "time", "beside"):
+        {"exact": exact, "work": work, "time": timed, "beside": beside}[name]()

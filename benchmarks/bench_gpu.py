@@ -6,9 +6,9 @@ ceilings    What the machine can do: a copy on the device, from and to the host;
 kernels     Every kernel against its twin, checked and timed, with its shares of the ceilings (bench_kernels.py).
 networks    RRDBNet 64x23 and SwinIR-M: eager PyTorch, channels-last, compiled, with our kernels (bench_networks.py).
 precision   Error of fp16 and bf16 against fp32 on a photograph, in levels of 255.
-render      A photograph to 4096x2160 and 16384x8640 under --vram 1GiB, 1.25GiB and 8GiB, beside the same weights in half
-            precision in tiles of 512 with 10 pixels of padding (RealESRGANer's loop), and on the whole image where it fits.
-            Seconds, peaks of memory, projections, and the difference from the whole image in fp32.
+render      A photograph to 4096x2160 and 16384x8640 under --vram 1GiB, 1.25GiB and 8GiB, and in bands under 8GiB, beside the
+            same weights in half precision in tiles of 512 with 10 pixels of padding (RealESRGANer's loop), and on the whole
+            image where it fits. Seconds, peaks of memory, projections, and the difference from the whole image in fp32.
 busy        A render under torch's profiler: the share of the time that the device is busy; the trace's summary beside the CSV.
 
 Rows (section, case, quantity, value) are appended to results/gpu_<machine>.csv. Without a CUDA device nothing is measured,
@@ -55,7 +55,7 @@ from engine.request import Request
 from engine.stages import Stage
 
 GIB = 1 << 30
-BUDGETS = ("1GiB", "1.25GiB", "8GiB")
+RENDERS = (("stream", "1GiB"), ("stream", "1.25GiB"), ("stream", "8GiB"), ("bands", "8GiB"))
 HALO = 40  # of RealSR-DF2K, for a worst pixel within one level (benchmarks/results/seams.csv)
 RENDER = "import sys; from engine.cli import main; main(sys.argv[1:])"
 
@@ -236,10 +236,11 @@ def whole_exactly(bench, weights, picture, path):
     return True
 
 
-def engine_render(bench, folder, weights, picture, vram):
+def engine_render(bench, folder, weights, picture, executor, vram):
     """Our own render, by its command line in a process of its own: (store, report or the line that refused)."""
-    report, out = folder / f"{picture.stem} {vram}.json", folder / f"{picture.stem} {vram}.zarr"
-    command = ["render", str(weights), "--init", str(picture), "--vram", vram, "--executor", "stream"]
+    name = f"{picture.stem} {executor} {vram}"
+    report, out = folder / f"{name}.json", folder / f"{name}.zarr"
+    command = ["render", str(weights), "--init", str(picture), "--vram", vram, "--executor", executor]
     command += ["--device", str(bench.device), "--precision", "fp32" if bench.tiny else "fp16"]
     command += ["--overlap", str(4 if bench.tiny else HALO), "--out", str(out), "--report", str(report)]
     root = str(RESULTS.parent.parent)
@@ -264,7 +265,9 @@ def engine_rows(bench, case, out, told, expected):
         "host_projected_gib": projection["host"],
     }
     facts = {"seconds": measured["seconds"], **{name: size / GIB for name, size in sizes.items()}}
-    facts |= {"core": measured["cores"][-1], "batch": projection["batches"][-1], "tiles": projection["pieces"][-1]}
+    facts |= {"core": measured["cores"][-1], "pieces": projection["pieces"][-1]}
+    if projection["batches"]:  # bands have none
+        facts["batch"] = projection["batches"][-1]
     bench.rows("render", case, facts | {"redone": measured["tiles_redone_in_fp32"]})
     if expected is not None:
         differences(bench, case, zarr.open_group(out, mode="r")["0"], expected)
@@ -289,8 +292,8 @@ def plain(bench, case, network, picture, run, expected):
 def compare(bench, size, weights, picture, ours, exact):
     """Rows of our renders, and those of the other ways."""
     expected = np.load(exact, mmap_mode="r") if exact else None
-    for budget, result in ours.items():
-        engine_rows(bench, f"{size} engine --vram {budget}", *result, expected)
+    for (executor, vram), result in ours.items():
+        engine_rows(bench, f"{size} engine {executor} --vram {vram}", *result, expected)
     network, there = on_device(bench, weights, picture)
     dtype, tile = (torch.float32, 16) if bench.tiny else (torch.float16, 512)
     network, there = network.to(dtype), there.to(dtype)
@@ -306,7 +309,7 @@ def render(bench):
         for height, width in sizes:
             size = f"{width * 4}x{height * 4}"
             picture, exact = save_photo(folder / f"{size}.png", height, width), folder / f"{size}.npy"
-            ours = {budget: engine_render(bench, folder, weights, picture, budget) for budget in BUDGETS}
+            ours = {way: engine_render(bench, folder, weights, picture, *way) for way in RENDERS}
             fits = apart(whole_exactly, bench, weights, picture, exact)
             apart(compare, bench, size, weights, picture, ours, exact if fits else None)
 

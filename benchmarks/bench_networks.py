@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import torch
 from harness import add_row, milliseconds
@@ -76,17 +77,17 @@ def half_sums_forward(block, x):
     return by_input_forward(block, x, torch.float16)
 
 
-def attention_forward(layer, x):
-    y = window_attention(layer.qkv(x), layer.matrix, layer.window, layer.shift, use_triton=OWN)
-    return layer.proj(y)
+def attention(own):
+    """SwinIR's windows by our kernel, or by its twin in PyTorch."""
+    return mock.patch(
+        "engine.archs.swinir.window_attention", partial(window_attention, use_triton=OWN if own else False)
+    )
 
 
 def prepare(network):
-    """What the kernels want ready: the bias matrix of each attention, the weights of each dense block by input."""
+    """What a kernel wants ready: the weights of each dense block by input."""
     for module in network.modules():
-        if isinstance(module, WindowAttention):
-            module.matrix = module._bias().contiguous()
-        elif isinstance(module, DenseBlock):
+        if isinstance(module, DenseBlock):
             module.packed = by_input(weights_of(module)[0])
     return network
 
@@ -97,20 +98,20 @@ def half(network):
 
 def variants(name, network):
     """Name, network, context to run it in. The first is the reference."""
-    yield "eager fp32", network, nullcontext()
+    yield "eager fp32", network, attention(own=False)
     mixed = half(network)
-    yield "eager fp16 channels-last", mixed, nullcontext()
+    yield "eager fp16 channels-last", mixed, attention(own=False)
     # Without a GPU the compiler itself is of no interest, and takes minutes.
     compiled = partial(torch.compile, backend="inductor" if torch.cuda.is_available() else "eager")
-    yield "compiled fp16", compiled(mixed), nullcontext()
+    yield "compiled fp16", compiled(mixed), attention(own=False)
     if name == "esrgan":
         yield "fp16, dense", mixed, forwards(DenseBlock, dense_forward)
         yield "fp16, dense by input, fp32 sums", mixed, forwards(DenseBlock, by_input_forward)
         yield "fp16, dense by input, fp16 sums", mixed, forwards(DenseBlock, half_sums_forward)
     else:
-        yield "fp16, window attention", mixed, forwards(WindowAttention, attention_forward)
+        yield "fp16, window attention", mixed, attention(own=True)
         torch.compiler.reset()  # what was compiled without the kernel must not be taken for it
-        yield "compiled fp16, window attention", compiled(mixed), forwards(WindowAttention, attention_forward)
+        yield "compiled fp16, window attention", compiled(mixed), attention(own=True)
 
 
 def flops_per_pixel(network):

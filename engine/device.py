@@ -16,7 +16,7 @@ from torch import Tensor
 _cuda: Any = torch.cuda
 """Its classes have no types."""
 
-_WARM_UPS = 2
+WARM_UPS = 2
 """Runs before a launch is recorded: libraries choose their algorithms and make their workspaces in the first."""
 
 
@@ -139,7 +139,7 @@ class CudaQueue(Queue):
         # On the stream of the recording: libraries keep a workspace for each stream.
         self._recording.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._recording):
-            for _ in range(_WARM_UPS):
+            for _ in range(WARM_UPS):
                 work()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()

@@ -43,10 +43,11 @@ def steady_heap() -> None:
 
 
 @contextmanager
-def network_heap() -> Iterator[None]:
-    """The heap while a network runs: it starts without the freed pages of what ran before, which would add to the peak,
-    and serves medium blocks itself, which a network frees and asks for again all the time."""
-    release()
+def network_heap(anew: bool = True) -> Iterator[None]:
+    """The heap while a network runs: it serves medium blocks itself, which a network frees and asks for again all the time.
+    ``anew``: it starts without the freed pages of what ran before, which would add to the peak."""
+    if anew:
+        release()
     _heap("mallopt", _M_MMAP_THRESHOLD, _MAPPED_IN_NETWORK)
     try:
         yield

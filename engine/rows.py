@@ -18,6 +18,7 @@ from engine.geometry import Box
 from engine.kernels.gather import Noise, gather
 from engine.kernels.trim import trim
 from engine.lazy import NOISE_STREAM
+from engine.memory import release
 from engine.plan import StagePlan
 from engine.sources import Source
 from engine.stages import Stage
@@ -106,6 +107,7 @@ class StageRows:
         scale, band = self._plan.scale, self._plan.band
         start = max(0, first // scale - self._stage.radius) // band * band
         end = self._plan.height * scale
+        release()
         self._stream.start(start, self._plan.padded[0])
         for pixels in self._bands(start):
             for y, output in self._stage.push(self._stream, pixels):

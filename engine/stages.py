@@ -139,12 +139,18 @@ class Stage:
         block = BLOCK if self.device.type == "cpu" else None
         return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, block)
 
-    def push(self, stream: RowStream, band: Tensor) -> list[tuple[int, Tensor]]:
+    def push(self, stream: RowStream, band: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Push float32 [1, 3, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
-        complete.
+        complete, each to be used before the next is asked for. What operations make on the way is taken from pages that the
+        heap keeps from band to band.
         """
-        with memory_errors(), network_heap(), full_float32():
-            return [(y, rows.permute(2, 0, 1)[None]) for y, rows in stream.push(band)]
+        complete = stream.push(band)
+        while True:
+            with memory_errors(), network_heap(anew=False), full_float32():
+                made = next(complete, None)
+            if made is None:
+                return
+            yield made[0], made[1].permute(2, 0, 1)[None]
 
 
 def _pieces(images: int, rows: int, count: int) -> Iterator[tuple[slice, slice]]:

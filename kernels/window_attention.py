@@ -182,10 +182,11 @@ def window_attention(
 ) -> Tensor:
     """See ``window_attention_torch``. A last stride other than 1 costs a copy.
 
-    Windows of more than 64 pixels and heads of more than 64 channels take the twin unless the kernel is insisted on.
+    Windows of more than 64 pixels, heads of more than 64 channels and training (the kernel has no derivative) take the twin
+    unless the kernel is insisted on.
     """
     heads, d = _check(qkv, bias, window, shift)
-    if use_triton is None and max(window * window, d) > _LARGEST:
+    if use_triton is None and (max(window * window, d) > _LARGEST or torch.is_grad_enabled()):
         use_triton = False
     if not takes_kernel(qkv.device, use_triton):
         return window_attention_torch(qkv, bias, window, shift, scale, seams)

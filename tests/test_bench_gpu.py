@@ -46,7 +46,8 @@ def test_a_rehearsal_runs_every_section(tmp_path):
     assert not [r for r in rows if r["quantity"] in ("wrong", "refused")]
     assert {"esrgan", "swinir"} <= {r["case"].split()[0] for r in found["networks"]}
     ways = {r["case"].split(" ", 1)[1] for r in found["render"]}
-    assert ways == {*(f"engine --vram {n}" for n in ("1GiB", "1.25GiB", "8GiB")), "tiles of 16, pad 10", "whole image"}
+    ours = {f"engine stream --vram {n}" for n in ("1GiB", "1.25GiB", "8GiB")} | {"engine bands --vram 8GiB"}
+    assert ways == {*ours, "tiles of 16, pad 10", "whole image"}
     errors = {r["case"]: float(r["value"]) for r in found["render"] if r["quantity"] == "max_levels"}
     assert set(errors) == {f"144x96 {way}" for way in ways}
     assert max(errors.values()) <= 2

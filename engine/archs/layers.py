@@ -49,8 +49,9 @@ class WindowRows(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def attend(self, x: Tensor, seams: Sequence[int]) -> Tensor:
-        """[B, H, W, C] -> the same, H a multiple of the window and its first row on the layer's own grid.
+    def attend(self, x: Tensor, seams: Sequence[int] | None) -> Tensor:
+        """[B, H, W, C] -> the same, H a multiple of the window.
 
-        ``seams``: the rows of windows that straddle the picture's upper or lower border, whose two parts must not mix.
+        ``seams``: None for a whole picture. Of a band, whose first row is on the layer's own grid, the rows of windows that
+        straddle the picture's upper or lower border, whose two parts must not mix.
         """

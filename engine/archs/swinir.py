@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from engine.archs.layers import WindowRows, as_of, conv3, whole_windows
 from engine.errors import ModelError
+from engine.kernels.window_attention import window_attention
 
 NAME = "swinir"
 SLOPE = 0.2  # of the leaky ReLUs after the upsamplings; the one before them has PyTorch's default, as published
 MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K pictures, subtracted from every input
-MASKED = -100.0  # added to the logit of a pixel that is a neighbour only because the picture was rolled
 
 fx.wrap("whole_windows")  # a trace keeps the check as one call
 
@@ -39,20 +39,6 @@ def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if not key.endswith(_DERIVED) and key != "mean"}
 
 
-def split_windows(x: Tensor, window: int) -> Tensor:
-    """[B, H, W, C] -> [B, rows, columns, window * window, C]."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // window, window, width // window, window, channels)
-    return x.transpose(2, 3).flatten(3, 4)
-
-
-def join_windows(x: Tensor, window: int) -> Tensor:
-    """The inverse of `split_windows`."""
-    batch, rows, columns, _, channels = x.shape
-    x = x.reshape(batch, rows, columns, window, window, channels)
-    return x.transpose(2, 3).reshape(batch, rows * window, columns * window, channels)
-
-
 def relative_index(window: int) -> Tensor:
     """[N, N] for N = window * window: the row of the bias table for every pair of pixels in a window."""
     # The device is named because networks are sized on the meta device, and these values are not in the checkpoint.
@@ -62,26 +48,10 @@ def relative_index(window: int) -> Tensor:
     return (down + window - 1) * (2 * window - 1) + right + window - 1
 
 
-def seam_masks(window: int, shift: int) -> Tensor:
-    """[3, N, N]: what keeps rolled-in pixels apart in a window of the last row, of the last column, and of both.
-
-    No other window holds rolled-in pixels, so these three matrices serve pictures of every size.
-    """
-    rolled = torch.arange(window, device="cpu") >= window - shift
-    bottom, right = rolled.repeat_interleave(window), rolled.repeat(window)
-    kinds = torch.stack([bottom.int(), right.int(), bottom.int() * 2 + right.int()])
-    return (kinds[:, :, None] != kinds[:, None, :]).float() * MASKED
-
-
 class WindowAttention(WindowRows):
-    """Multi-head self-attention inside each window, with a learnt bias for each relative position.
-
-    The grid of windows is shifted by rolling the picture: the windows at the seam then hold pixels of opposite borders,
-    which a mask keeps apart.
-    """
+    """Multi-head self-attention inside each window, with a learnt bias for each relative position."""
 
     index: Tensor
-    masks: Tensor
 
     def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
@@ -92,49 +62,26 @@ class WindowAttention(WindowRows):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.register_buffer("index", relative_index(window), persistent=False)
-        self.register_buffer("masks", seam_masks(window, shift), persistent=False)
 
     @property
     def workspace(self) -> int:
-        """Queries, keys and values, once more in the order of the heads, and the logits before and after softmax."""
+        """Queries, keys and values, once more shifted and once in the order of the heads; the logits before and after
+        softmax."""
         logits = 2 * self.heads * self.window**2 * 4
-        return 2 * self.qkv.out_features * self.qkv.weight.itemsize + logits
+        return 3 * self.qkv.out_features * self.qkv.weight.itemsize + logits
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C], a whole picture or tile -> the same."""
-        if not self.shift:
-            return self.attend(x, ())
-        last = x.shape[1] // self.window - 1
-        x = self.attend(torch.roll(x, -self.shift, 1), (last,))
-        return torch.roll(x, self.shift, 1)
+        return self.attend(x, None)
 
-    def attend(self, x: Tensor, seams: Sequence[int]) -> Tensor:
-        if self.shift:
-            x = torch.roll(x, -self.shift, 2)
-        x = join_windows(self._mix(split_windows(x, self.window), seams), self.window)
-        return torch.roll(x, self.shift, 2) if self.shift else x
-
-    def _mix(self, x: Tensor, seams: Sequence[int]) -> Tensor:
-        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)  # [B, rows, columns, N, 3, heads, C / heads]
-        query, key, value = qkv.movedim(-3, 0).transpose(-3, -2).unbind(0)
-        # The bias is fp32, so in mixed precision the sum and the softmax are too.
-        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + self._bias()
-        if self.shift:
-            self._mask_seams(logits, seams)
-        y = logits.softmax(-1).to(value.dtype) @ value
-        result: Tensor = self.proj(y.transpose(-3, -2).flatten(-2))
+    def attend(self, x: Tensor, seams: Sequence[int] | None) -> Tensor:
+        result: Tensor = self.proj(window_attention(self.qkv(x), self.bias, self.window, self.shift, seams=seams))
         return result
 
-    def _bias(self) -> Tensor:
-        return self.relative_position_bias_table[self.index].permute(2, 0, 1)  # [heads, N, N]
-
-    def _mask_seams(self, logits: Tensor, seams: Sequence[int]) -> None:
-        """Add the masks in place to [B, rows, columns, heads, N, N]."""
-        bottom, right, corner = self.masks
-        for row in range(logits.shape[1]):
-            if row in seams:
-                logits[:, row, :-1] += bottom
-            logits[:, row, -1] += corner if row in seams else right
+    @property
+    def bias(self) -> Tensor:
+        """[heads, N, N]. It is fp32, so in mixed precision the logits and the softmax are too."""
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1)
 
 
 class Mlp(nn.Module):

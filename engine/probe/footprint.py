@@ -65,7 +65,8 @@ def measure_stream(stage: Stage) -> Footprint:
         before, start = stream.macs, time.perf_counter()
         stream.start(0, _SMALL)
         for _ in range(0, _SMALL + plan.delay, plan.band):
-            stage.push(stream, band)
+            for _ in stage.push(stream, band):
+                pass
         finished(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
     pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.archs.swinir import SwinIR, SwinLayer, canonical, detect, join_windows, split_windows
+from engine.archs.swinir import SwinIR, SwinLayer, canonical, detect
 from engine.errors import AlignmentError, ModelError
 
 SMALL = {"dim": 8, "depths": (2, 3), "heads": (2, 4), "window": 4, "hidden": 12, "features": 6}
@@ -79,18 +79,11 @@ def test_impossible_sizes(key, value, message):
         SwinIR(**SMALL | {key: value})
 
 
-def test_windows_come_back():
-    x = torch.arange(2 * 8 * 12 * 3).view(2, 8, 12, 3)
-    windows = split_windows(x, 4)
-    assert windows.shape == (2, 2, 3, 16, 3)
-    assert torch.equal(windows[1, 0, 2, :, 0].view(4, 4), x[1, :4, 8:, 0])
-    assert torch.equal(join_windows(windows, 4), x)
-
-
 def densely(layer, x, window, shift):
     """The same attention over all pixels of one picture: two see each other in the same cell of the shifted grid.
 
-    No roll and no wrap: at the border the cells are half ones. That the module agrees shows its masks right.
+    No roll and no wrap: at the border the cells are half ones. That the module agrees shows its masks, and the definition of
+    the kernel ``window_attention``, right.
     """
     attn, (height, width, dim) = layer.attn, x.shape
     y, x_at = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

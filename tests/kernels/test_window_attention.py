@@ -1,10 +1,12 @@
 """Window attention: the twin is SwinIR's own, the kernel is the twin, on every shape and layout."""
 
+from functools import partial
+
 import pytest
 import torch
 from contracts.kernels import assert_all_compile, assert_close_to_twin, needs_triton, poisoned
 
-from engine.archs.swinir import SwinLayer, join_windows
+from engine.archs.swinir import WindowAttention
 from engine.kernels import window_attention as op
 from engine.kernels.window_attention import window_attention, window_attention_torch
 
@@ -28,31 +30,30 @@ def inputs(batch, height, width, window, heads, d, dtype):
     return torch.randn(batch, height, width, 3 * heads * d).to(dtype), torch.randn(heads, window**2, window**2)
 
 
-# A CPU's fp16 product of batches rounds in an order that depends on the strides; the others are equal bit for bit.
-@pytest.mark.parametrize(("mixed", "atol"), [(None, 0.0), (torch.bfloat16, 0.0), (torch.float16, 2**-5)])
+@needs_triton
 @pytest.mark.parametrize("shift", [0, 4])
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 8), (24, 16)])
-def test_the_twin_is_swinirs_attention(height, width, shift, mixed, atol):
-    """A block's own qkv and what it hands to its projection, both back at their pixels."""
-    layer = SwinLayer(dim=60, heads=2, window=8, shift=shift, hidden=8).requires_grad_(False)
-    torch.nn.init.normal_(layer.attn.relative_position_bias_table)
-    torch.nn.init.normal_(layer.attn.qkv.weight, std=0.3)
-    if mixed is not None:
-        layer.attn.qkv.to(mixed)
-        layer.attn.proj.to(mixed)
-        layer.mlp.to(mixed)
-    x, seen = torch.randn(2, height, width, 60), {}
-    layer.attn.qkv.register_forward_hook(lambda _module, _inputs, output: seen.update(qkv=output))
-    layer.attn.proj.register_forward_pre_hook(lambda _module, inputs: seen.update(result=inputs[0]))
-    layer(x)
-    qkv, result = (torch.roll(join_windows(seen[name], 8), (shift, shift), (1, 2)) for name in ("qkv", "result"))
-    twin = window_attention_torch(qkv, layer.attn._bias(), 8, shift)
-    torch.testing.assert_close(twin, result, atol=atol, rtol=0.0)  # the dtype too
-    for seams in ((), (0,), (height // 8 - 1, 0)):
-        layer.attn.attend(x.to(qkv.dtype), seams)
-        qkv, result = (torch.roll(join_windows(seen[name], 8), shift, 2) for name in ("qkv", "result"))
-        twin = window_attention_torch(qkv, layer.attn._bias(), 8, shift, seams=seams)
-        torch.testing.assert_close(twin, result, atol=atol, rtol=0.0)
+@pytest.mark.parametrize("seams", [None, (), (0,), (1, 0)])
+def test_swinirs_layer_with_the_kernel(monkeypatch, shift, seams):
+    """As a network on a GPU has it: the twin is what tests/archs compares with attention over all pixels."""
+    layer = WindowAttention(dim=60, heads=2, window=8, shift=shift).requires_grad_(False)
+    torch.nn.init.normal_(layer.relative_position_bias_table)
+    x = torch.randn(2, 16, 24, 60)
+    plain = layer.attend(x, seams)
+    kernel = partial(window_attention, use_triton=True)
+    monkeypatch.setattr("engine.archs.swinir.window_attention", kernel)
+    assert_close_to_twin(layer.attend(x, seams), plain, atol=2e-6)
+
+
+def test_training_takes_the_twin(monkeypatch):
+    """The kernel has no derivative."""
+    choices = []
+    monkeypatch.setattr(op, "takes_kernel", lambda device, use_triton: choices.append(use_triton))
+    qkv, bias = inputs(1, 8, 8, 8, 1, 6, torch.float32)
+    window_attention(qkv.requires_grad_(), bias, 8).sum().backward()
+    assert qkv.grad is not None
+    with torch.no_grad():
+        window_attention(qkv, bias, 8)
+    assert choices == [False, None]
 
 
 @needs_triton

@@ -1,0 +1,46 @@
+"""A picture poured through a network in bands."""
+
+import torch
+from torch.nn import functional as F
+
+from engine.bands.graph import read_graph
+from engine.bands.stream import RowStream, StreamPlan
+
+
+def plan(network, band, width, tail_band=None, block=None):
+    return StreamPlan(read_graph(network, getattr(network, "align", 1)), band, width, tail_band, block)
+
+
+def stream(network, band, width, tail_band=None, block=None):
+    return RowStream(plan(network, band, width, tail_band, block))
+
+
+def bands(picture, band, low=0):
+    """[1, 3, band, W] from row ``low`` on, without end: zero below the picture."""
+    for top in range(low, 10**6, band):
+        part = picture[:, top : top + band]
+        yield F.pad(part, (0, 0, 0, band - part.shape[1]))[None]
+
+
+def pour(rows, picture, low=0, before_push=lambda: None):
+    """The picture's output from row ``low`` on, [3, H, W], of rows that come in order, each once, none outside."""
+    scale, height = rows.plan.scale, picture.shape[1]
+    rows.start(low, height)
+    parts, next_row = [], low * scale
+    for band in bands(picture, rows.plan.band, low):
+        if next_row == height * scale:
+            break
+        before_push()
+        for first, part in rows.push(band):
+            assert first == next_row
+            assert part.shape[0] > 0
+            assert part.shape[1] == picture.shape[2] * scale
+            next_row += part.shape[0]
+            parts.append(part.clone())
+        assert next_row <= height * scale
+    return torch.cat(parts).permute(2, 0, 1)
+
+
+@torch.inference_mode()
+def whole(network, picture):
+    return network(picture[None])[0]
