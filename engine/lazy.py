@@ -6,7 +6,8 @@ once on an accelerator, is a ``Runner``'s business; what a tile is made of and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ from engine.geometry import Box
 from engine.kernels.gather import Noise, gather
 from engine.kernels.trim import Trimmed, trim
 from engine.plan import StagePlan, Tile
+from engine.seams import Blender
 from engine.sources import Source
 from engine.stages import Stage
 
@@ -31,6 +33,17 @@ Runner: TypeAlias = Callable[["StageImage", Iterable[Tile]], Iterator[tuple[Tile
 def one_by_one(image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
     """The reference ``Runner``."""
     return ((tile, image.compute(tile)) for tile in tiles)
+
+
+def made_dtype(plan: StagePlan, last: bool) -> torch.dtype:
+    """Of what tiles make: tiles that are blended are rounded afterwards."""
+    return torch.uint8 if last and not plan.blend else torch.float32
+
+
+def trimmed(plan: StagePlan, tile: Tile, output: Tensor, last: bool, out: Trimmed | None = None) -> Trimmed:
+    """What a tile makes, out of the network's ``output`` [1, C, H, W]."""
+    origin, dtype = (tile.made.y0, tile.made.x0), made_dtype(plan, last)
+    return trim(output, tile.core, dtype, origin=origin, dither=plan.dither, out=out)
 
 
 class StageImage:
@@ -56,6 +69,7 @@ class StageImage:
         self.stage = stage
         self.dtype = torch.uint8 if last else torch.float32
         self.redone = 0
+        self._blender = Blender(plan, self.dtype) if plan.blend else None
         self._noise = Noise(plan.sigma, seed, NOISE_STREAM + position) if plan.sigma else None
         self._below = below
         self._cache = cache
@@ -69,9 +83,9 @@ class StageImage:
         missing = [t for t in tiles if (t.row, t.column) not in self._cache]
         # A tile of the last stage that the box holds whole is used once; one of an inner stage is in its neighbours' halos.
         once = {t: None for t in missing if self._last and box.contains(t.write)}
-        for tile, pixels in self._run(self, [t for t in missing if t not in once]):
+        for tile, pixels in self.cells([t for t in missing if t not in once]):
             self._cache.put((tile.row, tile.column), pixels.numpy())
-        fresh = self._run(self, once)
+        fresh = self.cells(list(once))
         if [t.write for t in once] == [box]:
             ((_, pixels),) = fresh
             return pixels
@@ -85,6 +99,12 @@ class StageImage:
                 result[(slice(None), *part.relative_to(box).slices)] = torch.from_numpy(kept)
         return result
 
+    def cells(self, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+        """Computes ``tiles``, from top to bottom and left to right: yields each with the pixels of its cell."""
+        if self._blender is None:
+            return self._run(self, tiles)
+        return self._blender.join(tiles, partial(self._run, self))
+
     def block(self, tile: Tile) -> Tensor:
         """What a tile takes from the level below, on the host, float32 [C, h, w]."""
         return self._below.read(self.plan.needs(tile.read))
@@ -95,21 +115,21 @@ class StageImage:
         return gather(block, inside, tile.read, self._below.size, self._noise, device=self.stage.device, out=out)
 
     def compute(self, tile: Tile) -> Tensor:
-        """The pixels of a tile, [C, h, w]."""
-        trimmed = self._through(self.stage, tile)
-        return self.accept(tile, trimmed.pixels.cpu(), trimmed.faults)
+        """What a tile makes, [C, h, w]."""
+        made = self._through(self.stage, tile)
+        return self.accept(tile, made.pixels.cpu(), made.faults)
 
     def accept(self, tile: Tile, pixels: Tensor, faults: Tensor) -> Tensor:
-        """The pixels of a tile if ``faults`` (``Trimmed.faults``) is clean. If not, and half precision may be to blame, the
+        """What a tile makes if ``faults`` (``Trimmed.faults``) is clean. If not, and half precision may be to blame, the
         tile alone is computed in float32. Raises RenderError when it is not finite in float32.
         """
         nans, infinities, saturated = faults.tolist()
         if nans or infinities or saturated:
             exact = self.stage.exact
             if exact is not None:
-                trimmed = self._through(exact, tile)
-                nans, infinities, _ = trimmed.faults.tolist()
-                pixels, self.redone = trimmed.pixels.cpu(), self.redone + 1
+                made = self._through(exact, tile)
+                nans, infinities, _ = made.faults.tolist()
+                pixels, self.redone = made.pixels.cpu(), self.redone + 1
             if bad := nans + infinities:
                 advice = "render again with --precision fp32, or " if exact is None else ""
                 raise RenderError(
@@ -120,4 +140,4 @@ class StageImage:
         return pixels
 
     def _through(self, stage: Stage, tile: Tile) -> Trimmed:
-        return trim(stage.run(self.place(self.block(tile), tile)), tile.core, self.dtype)
+        return trimmed(self.plan, tile, stage.run(self.place(self.block(tile), tile)), self._last)

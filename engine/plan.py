@@ -31,13 +31,14 @@ _MIN_CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One cell of a stage: ``read`` in LR pixels of the padded frame, ``write`` in HR pixels, ``core`` = write within
-    the output of read."""
+    """One cell of a stage: ``read`` in LR pixels of the padded frame, ``write`` in HR pixels. ``made``: what it makes, which is
+    its cell and, to the right and below, what is blended with its neighbours; ``core`` = made within the output of read."""
 
     row: int
     column: int
     read: Box
     write: Box
+    made: Box
     core: Box
 
 
@@ -47,7 +48,8 @@ class StagePlan:
 
     Tiles are ``core`` x ``core`` with ``halo`` on all sides. Bands (``band`` rows at a time, 0 for tiles) run down strips that
     are ``core`` wide, with ``halo`` on the left and on the right. ``seam_error``: 8-bit levels, 0.0 when exact, None when
-    it was not measured.
+    it was not measured. ``blend``: how far a tile, its halo besides, reaches into those to the right and below, to which it
+    fades along ``ramp``. ``dither``: of the last stage, before its values are rounded.
     """
 
     name: str
@@ -60,6 +62,9 @@ class StagePlan:
     sigma: float
     seam_error: float | None
     band: int = 0
+    blend: int = 0
+    ramp: str = "cosine"
+    dither: bool = False
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -69,7 +74,7 @@ class StagePlan:
     @property
     def tile_shape(self) -> tuple[int, int]:
         """(height, width) of every input tile: all are equal, so one mask and one graph serve them."""
-        full = self.core + 2 * self.halo
+        full = self.core + 2 * self.halo + self.blend
         return min(full, self.padded[0]), min(full, self.padded[1])
 
     @property
@@ -83,8 +88,21 @@ class StagePlan:
             for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
         )
         read = Box(y, x, y + self.tile_shape[0], x + self.tile_shape[1])
-        write = self.grid.box(row, column)
-        return Tile(row, column, read, write, write.relative_to(read.scale(self.scale)))
+        write, more = self.grid.box(row, column), self.blend * self.scale
+        made = Box(write.y0, write.x0, write.y1 + more, write.x1 + more).clip(self.grid.bounds)
+        return Tile(row, column, read, write, made, made.relative_to(read.scale(self.scale)))
+
+    def before(self, row: int, column: int) -> Iterator[tuple[int, int]]:
+        """The cells whose tiles reach into this one: to the left, above, and between them."""
+        if self.blend:
+            around = ((row - 1, column - 1), (row - 1, column), (row, column - 1))
+            yield from (index for index in around if min(index) >= 0)
+
+    @property
+    def strips_kept(self) -> int:
+        """Of how many tiles the strips are kept that others are blended with: two rows of cells, as a region's shards
+        straddle them, and a corner."""
+        return 2 * self.grid.columns + 3 if self.blend else 0
 
     def tiles(self, box: Box) -> Iterator[Tile]:
         """The tiles that together cover ``box`` (HR pixels)."""
@@ -109,14 +127,19 @@ class StagePlan:
         return Box(top, left, read.y1, read.x1).clip(Box(0, 0, self.height, self.width))
 
     def check(self) -> None:
-        """Raise AlignmentError unless every tile, or every strip and band, starts on the window grid."""
+        """Raise AlignmentError unless every tile, or every strip and band, starts on the window grid; UsageError where a
+        tile reaches further than its neighbours."""
         step = ("band", self.band) if self.band else ("tile core", self.core)
-        for what, value in (step, ("halo", self.halo)):
+        for what, value in (step, ("halo", self.halo), ("blend width", self.blend)):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
                 raise AlignmentError(
                     f"{self.name}: {what} {value} is not a multiple of the window {self.align}; use {limit}"
                 )
+        if self.blend > self.core:
+            raise UsageError(
+                f"{self.name}: a blend of {self.blend} reaches past the next tile of {self.core}; use at most {self.core}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +217,10 @@ class Plan:
         boxes = [w.shift(self.roi.y0, self.roi.x0) for w in (self.writes() if writes is None else writes)]
         counts = []
         for stage in reversed(self.stages):
-            tiles = {(t.row, t.column): t for box in boxes for t in stage.tiles(box)}
-            counts.append(len(tiles))
-            boxes = [stage.needs(t.read) for t in tiles.values()]
+            indices = {(t.row, t.column) for box in boxes for t in stage.tiles(box)}
+            indices |= {before for index in indices for before in stage.before(*index)}
+            counts.append(len(indices))
+            boxes = [stage.needs(stage.tile(*index).read) for index in indices]
         return tuple(reversed(counts))
 
     def _all_tiles(self) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ class Planner:
             return (asked,)
         if self.device.type != "cpu":
             return (STREAM,)
-        return (TILES,) if self.request.tile else (BANDS, TILES)
+        return (TILES,) if self.request.tile or self.request.blend else (BANDS, TILES)
 
     @property
     def _may_stream(self) -> bool:
@@ -214,6 +214,8 @@ class Planner:
                 StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
             )
             size = (size[0] * stage.scale, size[1] * stage.scale)
+        blend = -(-self.request.blend // stages[-1].align) * stages[-1].align
+        stages[-1] = replace(stages[-1], blend=blend, ramp=self.request.ramp, dither=self.request.dither)
         planned = (
             self._strips(tuple(stages), cores)
             if executor == BANDS

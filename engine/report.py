@@ -80,6 +80,9 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: Pr
             error, str(count), f"{pixels / (stage.height * stage.width):.2f}x",
         )  # fmt: skip
     _out.print(table)
+    last = plan.stages[-1]
+    if last.blend:
+        line(f"tiles of {last.name} fade into each other over {last.blend * last.scale} px ({last.ramp})")
     if max(projection.batches, default=1) > 1:
         line(f"batches of {', '.join(map(str, projection.batches))} tiles")
     if precision is not None:

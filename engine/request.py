@@ -18,6 +18,8 @@ Size = tuple[int, int]
 
 AUTO = "auto"
 EXECUTORS = (AUTO, "tiles", "bands", "stream")
+RAMPS = ("cosine", "linear")
+MOST_BLEND = 512
 
 _UNITS = {
     "": 1,
@@ -103,6 +105,17 @@ class Request:
         str,
         Parameter(help="auto (smallest halo within the tolerance), exact, erf:0.98 (the paper) or a number of pixels."),
     ] = "auto"
+    blend: Annotated[
+        int,
+        Parameter(
+            help="Let neighbouring tiles of the last stage fade into each other over so many low-resolution pixels, their halo "
+            "besides; tiles and stream only, as bands have no seams but a strip's."
+        ),
+    ] = 0
+    ramp: Annotated[str, Parameter(help="How they fade: cosine or linear.")] = "cosine"
+    dither: Annotated[
+        bool, Parameter(negative=(), help="Ordered dither before values are rounded to 8 bits: for gradients in print.")
+    ] = False
     seam_tolerance: Annotated[float, Parameter(help="For auto: largest seam error in levels of 255.")] = SEAM_TOLERANCE
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, ...; by default a GPU when there is one.")] = None
     precision: Annotated[
@@ -127,6 +140,14 @@ class Request:
             raise UsageError(f"--executor {self.executor}: use one of {', '.join(EXECUTORS)}")
         if self.tile is not None and self.tile < 1:
             raise UsageError(f"--tile {self.tile}: needs at least 1 low-resolution pixel")
+        if not 0 <= self.blend <= MOST_BLEND:
+            raise UsageError(f"--blend {self.blend}: needs 0 (no blending) to {MOST_BLEND} low-resolution pixels")
+        if self.blend and self.executor == "bands":
+            raise UsageError(
+                f"--blend {self.blend}: bands have no tiles to blend; use --executor tiles, or leave it out"
+            )
+        if self.ramp not in RAMPS:
+            raise UsageError(f"--ramp {self.ramp}: use one of {', '.join(RAMPS)}")
         _ = self.halo_policy
 
     @property

@@ -121,7 +121,8 @@ class StageRows:
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
         x = self._columns[0] - self._reads[0] * self._plan.scale
         core = Box(first, x, last, x + self._columns[1] - self._columns[0])
-        trimmed = trim(output, core, torch.uint8 if self._last else torch.float32)
+        dtype, origin = torch.uint8 if self._last else torch.float32, (y + first, self._columns[0])
+        trimmed = trim(output, core, dtype, origin=origin, dither=self._plan.dither)
         if bad := trimmed.bad:
             raise RenderError(
                 f"{self._plan.name}: {bad} values of rows {y + first} to {y + last - 1} are NaN or infinite; "

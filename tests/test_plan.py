@@ -33,6 +33,9 @@ NAMED = {
     "flat": stage_of(9, 500, 16, 5),
     "no halo": stage_of(31, 33, 8, 0, align=8),
     "halo larger than the core": stage_of(200, 100, 8, 40, align=8),
+    "blended": dataclasses.replace(stage_of(100, 130, 24, 8, align=8), blend=8),
+    "blended as wide as the core": dataclasses.replace(stage_of(70, 65, 16, 4), blend=16),
+    "blended and no halo": dataclasses.replace(stage_of(33, 50, 16, 0), blend=5),
 }
 
 
@@ -70,19 +73,38 @@ def test_writes_cover_every_output_pixel_once(stage):
     assert (counts == 1).all()
 
 
-def test_core_is_the_write_seen_from_the_tiles_output(stage):
+def test_core_is_what_is_made_seen_from_the_tiles_output(stage):
     for tile in tiles_of(stage):
         output = Box(0, 0, *(n * stage.scale for n in stage.tile_shape))
         assert output.contains(tile.core)
-        assert tile.core.shape == tile.write.shape
-        assert tile.core.shift(tile.read.y0 * stage.scale, tile.read.x0 * stage.scale) == tile.write
+        assert tile.core.shape == tile.made.shape
+        assert tile.core.shift(tile.read.y0 * stage.scale, tile.read.x0 * stage.scale) == tile.made
+
+
+def test_a_tile_reaches_into_those_after_it_by_the_blend_width(stage):
+    """And into no others: what meets its cell is made by the tiles that `before` names."""
+    reach, image = stage.blend * stage.scale, stage.grid.bounds
+    cells = {(t.row, t.column): t for t in tiles_of(stage)}
+    for index, tile in cells.items():
+        grown = Box(tile.write.y0, tile.write.x0, tile.write.y1 + reach, tile.write.x1 + reach)
+        assert tile.made == grown.clip(image)
+        met = {other for other, t in cells.items() if other != index and t.made.clip(tile.write).area}
+        assert met == set(stage.before(*index))
+
+
+def test_a_blend_reaches_no_further_than_the_next_tile():
+    dataclasses.replace(stage_of(100, 100, 16, 8), blend=16).check()
+    with pytest.raises(UsageError, match="stage 1: a blend of 17 reaches past the next tile of 16; use at most 16"):
+        dataclasses.replace(stage_of(100, 100, 16, 8), blend=17).check()
+    with pytest.raises(AlignmentError, match="stage 1: blend width 12 is not a multiple of the window 8; use 16"):
+        dataclasses.replace(stage_of(100, 100, 16, 8, align=8), blend=12).check()
 
 
 def test_inner_sides_have_the_whole_halo(stage):
     """On a side that is the frame's own border no halo is needed: the network pads there as on the whole image."""
     height, width = stage.padded
     for tile in tiles_of(stage):
-        kept = tile.write.cover(stage.scale)
+        kept = tile.made.cover(stage.scale)
         read = tile.read
         for margin, at_border in (
             (kept.y0 - read.y0, read.y0 == 0),
@@ -289,6 +311,9 @@ OTHER_STAGE_VALUES = {
     "sigma": 0.1,
     "seam_error": 0.5,
     "band": 16,
+    "blend": 8,
+    "ramp": "linear",
+    "dither": True,
 }
 
 
@@ -324,7 +349,7 @@ def test_plans_made_alike_are_equal_and_survive_json():
 
 def test_the_digest_is_the_same_in_every_process_and_version():
     """A stored plan names its scratch folder by this: a change here must be a decision."""
-    assert plan_of().digest[:16] == "c14692c655abc9e3"
+    assert plan_of().digest[:16] == "63929bfdbc7af5fa"
 
 
 def test_differences_name_both_values():

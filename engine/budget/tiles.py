@@ -134,6 +134,8 @@ def _host_parts(
         "tiles in hand": hand,
         "shards": shards,
     }
+    if strips := sum(_strip_bytes(s) for s in stages):
+        parts["strips"] = strips
     return with_allocator(parts, *_ALLOCATOR)
 
 
@@ -178,7 +180,15 @@ def cache_share(stages: int) -> int:
 
 
 def _tile_bytes(stage: StagePlan, last: bool) -> int:
-    return (stage.core * stage.scale) ** 2 * CHANNELS * (1 if last else FLOAT)
+    """What a tile makes; of tiles that are blended, the levels are rounded afterwards."""
+    side = (stage.core + stage.blend) * stage.scale
+    return side**2 * CHANNELS * (1 if last and not stage.blend else FLOAT)
+
+
+def _strip_bytes(stage: StagePlan) -> int:
+    """What is kept of tiles for those that are blended with them."""
+    core, blend = stage.core * stage.scale, stage.blend * stage.scale
+    return stage.strips_kept * blend * (2 * core + blend) * CHANNELS * FLOAT
 
 
 def _read_bytes(stage: StagePlan) -> int:
@@ -208,7 +218,7 @@ def choose_cores(
     What the stages need together depends on all of their tiles: a limit on every single tile is lowered until the whole
     fits. ``streaming``: for the executor stream, here in batches of one. ``resident``: bytes that the device holds anyway.
     """
-    candidates = [[replace(s, core=c) for c in CORES if c % s.align == 0] for s in stages]
+    candidates = [[replace(s, core=c) for c in CORES if c % s.align == 0 and c >= s.blend] for s in stages]
     smallest = [options[0] for options in candidates]
     batches = [1] * len(stages) if streaming else None
 
@@ -238,7 +248,7 @@ def choose_cores(
 def smaller_core(stage: StagePlan) -> int | None:
     """The next smaller core that makes the stage's tile smaller; None when it is as small as tiles get."""
     core = stage.core // 2 // stage.align * stage.align
-    while core >= max(CORES[0], stage.align):
+    while core >= max(CORES[0], stage.align, stage.blend):
         if math.prod(replace(stage, core=core).tile_shape) < math.prod(stage.tile_shape):
             return core
         core = core // 2 // stage.align * stage.align

@@ -22,8 +22,8 @@ from engine.budget.tiles import IN_FLIGHT, WRITERS
 from engine.device import Event, OutOfDeviceMemory, Queue, memory_errors
 from engine.executors.serial import TileDone
 from engine.geometry import Box
-from engine.kernels.trim import Trimmed, trim
-from engine.lazy import StageImage
+from engine.kernels.trim import Trimmed
+from engine.lazy import StageImage, made_dtype, trimmed
 from engine.plan import Plan, StagePlan, Tile
 from engine.sinks import Sink
 from engine.stages import Stage
@@ -52,7 +52,7 @@ class Slot:
         return self._part(self._host, k)
 
     def _part(self, values: Tensor, k: int) -> Tensor:
-        height, width = self.tiles[k].write.shape
+        height, width = self.tiles[k].made.shape
         return values[k * self._values :][: 3 * height * width].view(3, height, width)
 
     def download(self, queue: Queue) -> None:
@@ -72,7 +72,7 @@ class Lane:
         self._stage = stage
         self._plan = plan
         self._position = position
-        self._dtype = torch.uint8 if last else torch.float32
+        self._last = last
         self._count = IN_FLIGHT + 1 if last else 1
         self._slots: deque[Slot] = deque()
         self._input = self._output = self._blocks = self._staging = torch.empty(0)
@@ -102,7 +102,7 @@ class Lane:
     def make(self) -> None:
         """Make the buffers and run once: the network's memory is then known to suffice."""
         height, width = self._plan.tile_shape
-        cell = self._plan.grid.box(0, 0)
+        made, dtype = self._plan.tile(0, 0).made.area, made_dtype(self._plan, self._last)
         scale, device = self._plan.scale, self.queue.device
         with self._tagged():
             self._staging = self.queue.pinned(self.batch * 3 * height * width, torch.float32).view(self.batch, -1)
@@ -110,7 +110,7 @@ class Lane:
             self._input = torch.zeros(self.batch, 3, height, width, device=device)
             self._input = self._input.contiguous(memory_format=torch.channels_last)
             self._output = torch.empty(self.batch, 3, height * scale, width * scale, device=device)
-            slots = (Slot(self.queue, self.batch, 3 * cell.area, self._dtype) for _ in range(self._count))
+            slots = (Slot(self.queue, self.batch, 3 * made, dtype) for _ in range(self._count))
             self._slots = deque(slots)
             self.queue.warm(self._work)
 
@@ -161,7 +161,7 @@ class Lane:
             self._uploaded = self.queue.mark()
             self._replay()
             for k, tile in enumerate(tiles):
-                trim(self._output[k : k + 1], tile.core, self._dtype, out=slot.on_device(k))
+                trimmed(self._plan, tile, self._output[k : k + 1], self._last, slot.on_device(k))
             slot.download(self.queue)
         return slot
 
@@ -259,12 +259,21 @@ def _prepare(lanes: Sequence[Lane]) -> None:
         lane.record()
 
 
+def _last_pixels(
+    image: StageImage, lane: Lane, tiles: Iterator[Tile]
+) -> Iterator[tuple[Tile, Tensor, list[Future[TileDone]]]]:
+    """As ``Lane.stream``; what is blended is no slot's."""
+    if image.plan.blend:
+        return ((tile, pixels, []) for tile, pixels in image.cells(list(tiles)))
+    return lane.stream(image, tiles)
+
+
 def _render(plan: Plan, image: StageImage, lane: Lane, sink: Sink) -> Iterator[TileDone]:
     with Writers(sink) as writers:
         try:
             if plan.is_whole and image.plan.core == plan.stages[-1].core:  # what is written in one go is one tile
                 tiles = (image.plan.tile(*index) for box in sink.missing() for index in image.plan.grid.indices(box))
-                for tile, pixels, readers in lane.stream(image, tiles):
+                for tile, pixels, readers in _last_pixels(image, lane, tiles):
                     readers.append(writers.submit(tile.write, pixels))
                     yield from writers.done(lane.batch * (IN_FLIGHT + 1))
             else:

@@ -1,6 +1,7 @@
 """What a super-resolution network must keep so that it can be tiled: inherit ``StageTests``, give it a ``network``."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def exact_halo(network):
 class Chain:
     """Stages over an image as a render builds them, with a record of what ran: ``runs[i]`` boxes of stage i."""
 
-    def __init__(self, folder, network, image, cores, halos, sigma=0.0, seed=0, limit=1 << 30, last=True):
+    def __init__(self, folder, network, image, cores, halos, sigma=0.0, seed=0, limit=1 << 30, last=True, blend=0):
         self.runs = [[] for _ in cores]
         self.caches = []
         self.stages = []
@@ -48,6 +49,7 @@ class Chain:
             height, width = source.size
             is_last = last and index == len(cores) - 1
             plan = StagePlan(f"stage {index + 1}", height, width, network.scale, network.align, halo, core, sigma, None)
+            plan = replace(plan, blend=blend)
             plan.check()
             scratch = Scratch(folder / str(index), plan.grid, np.uint8 if is_last else np.float32)
             cache = TileCache(limit, scratch)
