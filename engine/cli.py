@@ -229,7 +229,7 @@ def structure(
     device: Annotated[str, Parameter(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[Literal["bf16", "fp16", "fp32"], Parameter(help="Precision of the convolutions.")] = "bf16",
     seed: Annotated[int, Parameter(help="Seed of the weights and the noise.")] = 0,
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint, if there is one.")] = False,
     padding: Annotated[
         str | None, Parameter(help="Border of the convolutions: zeros (the paper), reflect or replicate.")
     ] = None,

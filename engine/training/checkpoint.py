@@ -34,8 +34,6 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The state of a run with exactly these settings; tensors and plain values only, never code."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ResumeError(f"{path}: no checkpoint to resume from: start without resume") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         raise ResumeError(f"{path}: the checkpoint is damaged: delete it and start without resume") from None
     if not isinstance(found, dict) or found.get("format") != _FORMAT:

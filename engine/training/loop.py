@@ -107,17 +107,19 @@ def train(
     write: Callable[[], Event],
     prepared: Iterable[Event] = (),
 ) -> None:
-    """Run to the end and then `write` the result, which says so by its event. `prepared` is logged first.
+    """Run to the end and then `write` the result, which says so by its event. `prepared` is logged first. `resume`: go on
+    from the checkpoint, if there is one.
 
     Raises:
         Interrupted: on Ctrl-C, after the checkpoint was written.
         EngineError: a loss or a weight is NaN or infinite; the last good checkpoint stays.
-        ResumeError: there is no checkpoint, or it belongs to another run.
+        ResumeError: the checkpoint belongs to another run.
     """
     path = checkpoint.checkpoint_path(out)
-    if resume:
+    resumed = resume and path.exists()
+    if resumed:
         trainer.restore(checkpoint.load(path, trainer.settings()))
-    with JsonLines(out.with_name(out.name + ".log.jsonl"), append=resume) as log, _deferred_interrupt() as interrupted:
+    with JsonLines(out.with_name(out.name + ".log.jsonl"), append=resumed) as log, _deferred_interrupt() as interrupted:
         run = _Run(trainer, path, checkpoint_every, interrupted, _both(log.write, on_event))
         for event in prepared:
             run.emit(event)
@@ -138,8 +140,13 @@ def check_out(out: Path, resume: bool) -> None:
         raise InputError(f"{out.parent}: no such folder to write {out.name} to")
     if out.is_dir():
         raise InputError(f"{out}: is a folder: name a file to write to")
-    if (path := checkpoint.checkpoint_path(out)).exists() and not resume:
+    unfinished = (path := checkpoint.checkpoint_path(out)).exists()
+    if unfinished and not resume:
         raise ResumeError(f"{path}: a run to {out.name} is unfinished: resume it or delete that file")
+    if resume and out.exists() and not unfinished:
+        raise ResumeError(
+            f"{out}: is finished: there is nothing to resume; train anew without resume, or to another file"
+        )
 
 
 class _Run:

@@ -47,5 +47,5 @@ class Options:
     ] = None
     vram: Annotated[int | None, _bytes_flag("The same of a GPU's memory.")] = None
     seed: Annotated[int, Parameter(help="Seed of crops and noise.")] = 0
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint.")] = False
+    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint, if there is one.")] = False
     tensorboard: Annotated[Path | None, Parameter(help="Also write TensorBoard's files into this folder.")] = None

@@ -13,7 +13,6 @@ from typing import Any
 from engine.archs.hpvaegan import BASE_WIDTH, Config
 from engine.errors import InputError, ResumeError, UsageError
 from engine.model import build
-from engine.training import checkpoint
 from engine.training.data import Photo, open_photo
 from engine.training.networks import Shape
 from engine.training.precision import Precision, known_precision
@@ -48,7 +47,8 @@ def train_model(photo: Path, out: Path, request: Request, runtime: Runtime) -> P
     """Train everything and write the model file `out`. Returns the folder of work files, which stays.
 
     Steps 3 and 4 are trained only where the photograph has more pixels than the step before saw; otherwise they share
-    that step's weights, which the model file then holds once. With `runtime.resume` finished parts are skipped.
+    that step's weights, which the model file then holds once. With `runtime.resume` a run that was begun goes on: finished
+    parts are skipped.
 
     Raises as `train_structure` and `train_sr`; ResumeError if the folder belongs to another run.
     """
@@ -86,7 +86,7 @@ def train_model(photo: Path, out: Path, request: Request, runtime: Runtime) -> P
                 licence=request.licence,
                 source=request.source,
             )
-            train_sr(photo, weights, wanted, _resumed(weights, runtime))
+            train_sr(photo, weights, wanted, replace(runtime, resume=True))
         trained.append(weights)
     build(structure, [str(path) for path in trained]).save(out)
     return folder
@@ -107,7 +107,7 @@ def _train_structure(photo: Path, out: Path, request: Request, runtime: Runtime)
         device=runtime.device,
         precision=request.precision,
         seed=request.seed,
-        resume=_resumed(out, runtime).resume,
+        resume=True,
         config=Config(padding=recipe.padding, coordinates=recipe.coordinates),
         batch=recipe.batch,
         checkpoint_every=recipe.checkpoint_every,
@@ -115,11 +115,6 @@ def _train_structure(photo: Path, out: Path, request: Request, runtime: Runtime)
         source=request.source,
         on_event=runtime.on_event,
     )
-
-
-def _resumed(out: Path, runtime: Runtime) -> Runtime:
-    """A part is resumed where it has a checkpoint, and begun where it has none."""
-    return replace(runtime, resume=checkpoint.checkpoint_path(out).exists())
 
 
 def _output_width(step: int) -> int:
@@ -136,8 +131,9 @@ def _record(photo: Photo, request: Request) -> dict[str, Any]:
 def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
     """The folder of this run, new or its own."""
     path = folder / _RECORD
-    if not resume:
-        if folder.exists() and any(folder.iterdir()):
+    is_new = not folder.exists() or not any(folder.iterdir())
+    if is_new or not resume:
+        if not is_new:
             raise ResumeError(f"{folder}: holds another run: resume it, delete the folder, or choose another output")
         folder.mkdir(exist_ok=True)
         part = path.with_name(path.name + ".part")
@@ -147,7 +143,7 @@ def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ResumeError(f"{folder}: no run to resume: start without resume") from None
+        raise ResumeError(f"{folder}: no run to resume in this folder: delete it or choose another output") from None
     for key, value in record.items():
         if found.get(key) != value:
             raise ResumeError(f"{folder}: the run has {key} = {found.get(key)!r}, not {value!r}: use the same settings")

@@ -27,8 +27,6 @@ def test_a_failed_write_keeps_the_old_one(tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     path = tmp_path / "c"
-    with pytest.raises(ResumeError, match="no checkpoint"):
-        checkpoint.load(path, {})
     path.write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(ResumeError, match="damaged"):
         checkpoint.load(path, {})

@@ -114,7 +114,6 @@ def test_a_printed_preset_is_read_again(name, capsys):
         (("--structure", "none.safetensors"), 4, "none.safetensors"),
         (("--blocks", "0"), 2, "blocks = 0"),
         (("--iterations", "0"), 2, "iterations = 0"),
-        (("--resume",), 4, "no checkpoint"),
     ],
 )
 def test_wrong_words_are_one_line(large_photo, start_file, config, tmp_path, capsys, words, code, message):

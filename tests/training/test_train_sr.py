@@ -225,14 +225,21 @@ def test_nan_stops_and_names_the_last_checkpoint(large_photo, request_, tmp_path
 
 def test_resume_refuses_other_settings(large_photo, request_, tmp_path):
     out = tmp_path / "sr.safetensors"
-    with pytest.raises(ResumeError, match="no checkpoint"):
-        train(large_photo, out, request_(), resume=True)
     with pytest.raises(Interrupted):
         train(large_photo, out, request_(), on_event=stop_after(2))
     with pytest.raises(ResumeError, match="unfinished"):
         train(large_photo, out, request_())
     with pytest.raises(ResumeError, match="seed = 0, not 5"):
         train(large_photo, out, request_(seed=5), resume=True)
+
+
+def test_resume_begins_where_nothing_was_begun_and_refuses_what_is_finished(large_photo, request_, tmp_path):
+    """So one command, repeated until it succeeds, is a whole run."""
+    train(large_photo, tmp_path / "a.safetensors", request_())
+    train(large_photo, tmp_path / "b.safetensors", request_(), resume=True)
+    assert equal(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    with pytest.raises(ResumeError, match="b.safetensors: is finished"):
+        train(large_photo, tmp_path / "b.safetensors", request_(), resume=True)
 
 
 def test_a_checkpoint_is_saved_before_the_first_iteration(large_photo, request_, tmp_path):

@@ -107,11 +107,15 @@ def test_refusals(large_photo, photo, request_, tmp_path):
         run(large_photo, tmp_path / "model.pth", request_())
     with pytest.raises(InputError, match="no such folder"):
         run(large_photo, tmp_path / "none" / "model.safetensors", request_())
-    with pytest.raises(ResumeError, match="no run to resume"):
-        run(large_photo, out, request_(), resume=True)
     with pytest.raises(UsageError, match=r"no table \[structure\]"):
         Request(preset=read_preset("distil"))
-    run(large_photo, out, request_())
+    stranger = tmp_path / "model.training" / "notes.txt"
+    stranger.parent.mkdir()
+    stranger.touch()
+    with pytest.raises(ResumeError, match="no run to resume in this folder"):
+        run(large_photo, out, request_(), resume=True)
+    stranger.unlink()
+    run(large_photo, out, request_(), resume=True)
     with pytest.raises(ResumeError, match="holds another run"):
         run(large_photo, out, request_())
     with pytest.raises(ResumeError, match="seed = 0, not 1"):

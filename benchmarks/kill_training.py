@@ -1,0 +1,108 @@
+"""kill -9 at random moments: do weights whose training was killed three times equal those of a run that never was?
+
+    python benchmarks/kill_training.py PHOTO --vgg FILE [--start FILE] [--structure FILE] [--iterations 40] [--kills 3]
+
+Fine-tunes a network of step 2 as the preset quick-vgg does, with a checkpoint every 10 iterations: once undisturbed, and
+once with --resume, killed at random iterations of that many parts of the run. Compares every tensor and appends a row to
+results/kill_training.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import add_row
+from safetensors.torch import load_file
+
+from engine.training.recipe import preset_text
+
+ENGINE = Path(sys.executable).parent / "engine"
+EVERY = 10
+POLL = 0.02
+SPREAD = 6.0  # seconds after an iteration in the log, which tells every tenth, within which the process is killed
+
+
+class Training:
+    """``engine train sr --resume`` in a process of its own; its log tells where it is."""
+
+    def __init__(self, words, out):
+        self._log = out.with_name(out.name + ".log.jsonl")
+        command = [ENGINE, "train", "sr", *words, "--out", out, "--device", "cpu", "--resume"]
+        self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def iteration(self):
+        """The last one that the log tells of; -1 before the first checkpoint."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        return max((event["iteration"] for event in events if "iteration" in event), default=-1)
+
+    def kill_after(self, iteration, seconds):
+        while self.iteration() < iteration:
+            if self.process.poll() is not None:
+                raise SystemExit(f"the run ended before its kill: {self.process.stderr.read().decode()[-500:]}")
+            time.sleep(POLL)
+        time.sleep(seconds)
+        self.process.kill()
+        self.process.communicate()
+        return self.iteration()
+
+    def end(self):
+        _, said = self.process.communicate()
+        if self.process.returncode:
+            raise SystemExit(said.decode()[-1000:])
+
+
+def recipe(folder, iterations):
+    text = preset_text("quick-vgg")
+    text, changed = re.subn(r"(?m)^(\[sr\]\n)iterations = \d+", rf"\g<1>iterations = {iterations}", text)
+    text, also = re.subn(r"(?m)^milestones = .*$", f"milestones = [{iterations // 2}]", text)
+    head, tail = text.split("[sr]")
+    tail, last = re.subn(r"(?m)^checkpoint_every = \d+", f"checkpoint_every = {EVERY}", tail)
+    assert changed == also == last == 1
+    path = folder / "recipe.toml"
+    path.write_text(head + "[sr]" + tail)
+    return path
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("photo", type=Path)
+    words.add_argument("--vgg", type=Path, required=True)
+    words.add_argument("--start", default="realsr")
+    words.add_argument("--structure", type=Path)
+    for name, value in (("iterations", 40), ("kills", 3), ("seed", 0)):
+        words.add_argument(f"--{name}", type=int, default=value)
+    given = words.parse_args()
+    random.seed(given.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        asked = [given.photo, "--step", 2, "--start", given.start, "--vgg", given.vgg]
+        asked += ["--structure", given.structure] if given.structure else []
+        asked += ["--config", recipe(folder, given.iterations)]
+        whole, cut = folder / "whole.safetensors", folder / "cut.safetensors"
+        Training(asked, whole).end()
+        killed = []
+        for k in range(given.kills):
+            first, end = ((given.iterations - EVERY) * n // given.kills for n in (k, k + 1))
+            killed.append(Training(asked, cut).kill_after(random.randrange(first, end), SPREAD * random.random()))
+            print(f"killed after iteration {killed[-1]}", flush=True)
+        Training(asked, cut).end()
+        a, b = load_file(whole), load_file(cut)
+        equal = a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+    row = {"preset": "quick-vgg", "iterations": given.iterations, "checkpoint_every": EVERY, "kills": given.kills}
+    row |= {"killed_after": " ".join(map(str, killed)), "tensors": len(a), "equal": equal}
+    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    add_row("kill_training", row)
+    raise SystemExit(0 if equal else 1)
+
+
+if __name__ == "__main__":
+    main()
