@@ -76,8 +76,9 @@ def vertical_coordinates(height: int) -> Tensor:
 class VerticalCoordConv2d(nn.Conv2d):
     """A 3x3 convolution of the same size that also sees how high in the picture it is.
 
-    The coordinate is concatenated before padding, so with zero padding it reads 0 (mid-picture) outside the border,
-    as in the usual CoordConv code.
+    The coordinate is a channel more, padded as the others are, so with zero padding it reads 0 (mid-picture) outside the
+    border, as in the usual CoordConv code. It is the same in all columns, so its share of the sum is made for one of them
+    and added: 65 channels take a library of blocks of 16 a sixth longer than 64.
     """
 
     def __init__(
@@ -88,15 +89,40 @@ class VerticalCoordConv2d(nn.Conv2d):
         self.border: Padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        n, _, height, width = x.shape
-        if self.coordinates:
-            y = vertical_coordinates(height).to(x).view(1, 1, height, 1)
-            x = torch.cat([x, y.expand(n, 1, height, width)], 1)
+        return self.convolve(x, self.weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`forward` with this value of `self.weight`, which under spectral normalisation changes with every look at it."""
+        if not self.coordinates:
+            return self._padded(x, weight, self.bias)
+        height, width = x.shape[2:]
+        y = vertical_coordinates(height).to(x).view(1, 1, height, 1)
+        # As few columns as there are kinds: those at the left and right border differ where there are zeros beyond.
+        share = self._padded(y.expand(1, 1, height, min(width, 3)), weight[:, -1:], self.bias)
+        if self.border != "zeros":
+            share = share[..., :1]
+        elif width > 3:
+            share = torch.cat([share[..., :1], share[..., 1:2].expand(-1, -1, -1, width - 2), share[..., 2:]], 3)
+        return self._padded(x, weight[:, :-1], None) + share
+
+    def _padded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.border == "zeros":
-            return F.conv2d(x, self.weight, self.bias, padding=1)
-        # One row or column has nothing to mirror.
-        mode = "replicate" if min(height, width) == 1 else self.border
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), self.weight, self.bias)
+            return F.conv2d(x, weight, bias, padding=1)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=self._mode(x)), weight, bias)
+
+    def _mode(self, x: Tensor) -> str:
+        """One row or column has nothing to mirror."""
+        return "replicate" if min(x.shape[2:]) == 1 else self.border
+
+    def input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The gradient by the input, of that by the output: an expression of ``weight`` that can be differentiated."""
+        turned = weight[:, : weight.shape[1] - self.coordinates].flip(2, 3).transpose(0, 1)
+        if self.border == "zeros":
+            return F.conv2d(gradient, turned, padding=1)
+        padded = F.conv2d(gradient, turned, padding=2)
+        kind = "reflection" if self._mode(gradient) == "reflect" else "replication"
+        fold = getattr(torch.ops.aten, f"{kind}_pad2d_backward")
+        return cast(Tensor, fold(padded, padded[:, :, 1:-1, 1:-1], (1, 1, 1, 1)))
 
 
 class SpatialNorm(nn.Module):
@@ -138,9 +164,8 @@ class SpectralConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, coordinates: bool, padding: Padding) -> None:
         super().__init__()
-        self.conv = spectral_norm(
-            VerticalCoordConv2d(in_channels, out_channels, coordinates=coordinates, padding=padding)
-        )
+        conv = VerticalCoordConv2d(in_channels, out_channels, coordinates=coordinates, padding=padding)
+        self.conv = cast(VerticalCoordConv2d, spectral_norm(conv))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.conv(x), _SLOPE)
@@ -196,6 +221,25 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.tail(self.body(x)))
+
+    def input_gradient(self, x: Tensor) -> Tensor:
+        """The gradient of the sum of the scores by ``x``, which can be differentiated by the weights once more.
+
+        Between the kinks of the leaky ReLUs a score is linear, so it is a chain of convolutions. Autograd's double backward
+        yields the same, but takes the weights' gradients by convolutions whose channels are the batch, 7 times as slow.
+        """
+        convolutions = [cast(SpectralConv, layer).conv for layer in self.body]
+        weights, before = [conv.weight for conv in convolutions], []
+        with torch.no_grad():
+            for conv, weight in zip(convolutions, weights, strict=True):
+                before.append(conv.convolve(x, weight))
+                x = F.leaky_relu(before[-1], _SLOPE)
+        ones = torch.ones_like(x[:, :1])
+        gradient = self.tail.input_gradient(ones, self.tail.weight)
+        for conv, weight, value in zip(reversed(convolutions), reversed(weights), reversed(before), strict=True):
+            slope = torch.ops.aten.leaky_relu_backward(gradient, value, _SLOPE, False)
+            gradient = conv.input_gradient(slope, weight)
+        return gradient
 
 
 class Structure(nn.Module):

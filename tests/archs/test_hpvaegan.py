@@ -1,5 +1,6 @@
 """Step 1's networks: sizes, counts, coordinates, sampling and files. Training is in tests/training."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 from engine.archs.hpvaegan import (
     METADATA_KEY,
@@ -107,6 +109,61 @@ def test_convolution_keeps_any_size(padding, coordinates):
     conv = VerticalCoordConv2d(2, 4, coordinates=coordinates, padding=padding)
     for size in [(1, 1), (1, 6), (6, 1), (2, 2), (5, 7)]:
         assert conv(torch.zeros(1, 2, *size)).shape == (1, 4, *size)
+
+
+def concatenated(conv, x):
+    """The convolution as CoordConv is usually written: the coordinate is one channel more of the input."""
+    n, _, height, width = x.shape
+    y = vertical_coordinates(height).to(x).view(1, 1, height, 1).expand(n, 1, height, width)
+    x = torch.cat([x, y], 1) if conv.coordinates else x
+    mode = {"zeros": "constant"}.get(conv.border, conv.border)
+    mode = "replicate" if mode == "reflect" and min(height, width) == 1 else mode
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), conv.weight, conv.bias)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
+@pytest.mark.parametrize("size", [(7, 9), (2, 2), (5, 1), (1, 4), (6, 3)])
+def test_the_coordinates_share_of_a_convolution_is_added(padding, size):
+    """In values and in the gradients of everything, at the borders too."""
+    conv = VerticalCoordConv2d(3, 4, padding=padding).double()
+    x = torch.randn(2, 3, *size).double().requires_grad_()
+    wanted, made = concatenated(conv, x), conv(x)
+    torch.testing.assert_close(made, wanted)
+    towards = torch.randn_like(wanted)
+    sources = (x, conv.weight, conv.bias)
+    expected = torch.autograd.grad(wanted, sources, towards)
+    for mine, theirs in zip(torch.autograd.grad(made, sources, towards), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(conv.input_gradient(towards, conv.weight), expected[0])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
+@pytest.mark.parametrize("coordinates", [True, False])
+def test_the_critics_gradient_is_autograds_and_so_is_its_own_gradient(padding, coordinates):
+    config = dataclasses.replace(TINY, padding=padding, coordinates=coordinates)
+    critic = Discriminator(config).double().eval()  # whose weights stay the same from look to look
+    x = torch.randn(2, 3, 9, 7).double().requires_grad_()
+    (expected,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    made = critic.input_gradient(x.detach())
+    torch.testing.assert_close(made, expected)
+    for _, weight in (named for named in critic.named_parameters() if not named[0].endswith("bias")):
+        ours, theirs = (
+            torch.autograd.grad(((g.norm(dim=1) - 1) ** 2).mean(), weight, retain_graph=True)[0]
+            for g in (made, expected)
+        )
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_critics_gradient_looks_at_each_weight_once():
+    """Under spectral normalisation every look goes on with the power iteration, as one pass of the critic does."""
+    looked, passed = Discriminator(TINY), Discriminator(TINY)
+    passed.load_state_dict(looked.state_dict())
+    x = torch.randn(1, 3, 8, 8)
+    looked.input_gradient(x)
+    passed(x)
+    for mine, theirs in zip(looked.buffers(), passed.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_vanilla_convolution_is_torch_convolution():
