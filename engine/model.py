@@ -25,7 +25,7 @@ from torch import Tensor
 
 from engine import archs, checkpoints
 from engine.archs import Upscaler
-from engine.archs.hpvaegan import Structure
+from engine.archs.hpvaegan import METADATA_KEY, Structure
 from engine.errors import InputError, ModelError, UsageError
 from engine.profile import StageProfile
 
@@ -195,8 +195,13 @@ def load(path: Path | str) -> Model:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(_KEY)
-                if text is not None:
+                about = file.metadata() or {}
+                if '"kind": "structure"' in about.get(METADATA_KEY, ""):
+                    raise ModelError(
+                        f"{path}: step 1 alone; engine model build --structure {path.name} --sr WEIGHTS --out MODEL.safetensors "
+                        "makes a model of it"
+                    )
+                if (text := about.get(_KEY)) is not None:
                     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
                     return _open_bundle(path, Manifest.from_json(text, path), tensors)
         except SafetensorError as error:

@@ -360,6 +360,12 @@ def test_what_is_no_file_of_a_model_is_refused(tmp_path, monkeypatch, capsys, na
     assert name in refusal(name, capsys, *command)
 
 
+def test_step_1_alone_is_refused_with_what_makes_a_model_of_it(tmp_path, small_structure):
+    small_structure.to_file(tmp_path / "structure.safetensors")
+    with pytest.raises(ModelError, match="step 1 alone; engine model build --structure structure.safetensors --sr"):
+        load(tmp_path / "structure.safetensors")
+
+
 @pytest.mark.parametrize("out", ["file/model.safetensors", "/proc/model.safetensors"])
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys, checkpoint, out):
     monkeypatch.chdir(tmp_path)
