@@ -7,7 +7,7 @@ of pictures as in Gou et al. 2021, "response-based"). The loop, the trainer and 
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from engine.training.log import Prepared
 from engine.training.networks import Shape
 from engine.training.pairs import TeacherPairs
 from engine.training.picture import IN_MEMORY, open_picture
-from engine.training.precision import Precision, known_device, known_precision
+from engine.training.precision import known_device
 from engine.training.recipe import Recipe
+from engine.training.request import Common
 from engine.training.review import Review, fixed_crops
 from engine.training.sr import SCALE, Runtime, columns_trained_on, open_network, run
 from engine.training.sr_trainer import Settings, SRTrainer
@@ -34,18 +35,14 @@ PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """`teacher` and `start`: packaged weights or a file (`start` also "scratch"); `shape` makes the start smaller."""
+class Request(Common):
+    """`teacher`: packaged weights or a file."""
 
     recipe: Recipe
     teacher: str = "realsr"
-    start: str = "realsr"
-    shape: Shape = field(default_factory=Shape)
-    precision: Precision = "bf16"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        known_precision(self.precision)
+        Common.__post_init__(self)
         recipe = self.recipe
         for name in ("consistency", "perceptual", "texture", "adversarial", "chain"):
             if getattr(recipe, name):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from engine.training.log import Event, Prepared, WeightsSaved
 from engine.training.networks import Shape
 from engine.training.pairs import PhotographPairs, check_grid
 from engine.training.picture import Picture, open_picture
-from engine.training.precision import Precision, known_device, known_precision
+from engine.training.precision import Precision, known_device
 from engine.training.recipe import Recipe
+from engine.training.request import OfPhotograph
 from engine.training.review import Review, fixed_crops
 from engine.training.sr_trainer import Settings, SRTrainer, feature_layers
 from engine.training.vgg import VGGFeatures, open_vgg
@@ -39,27 +40,20 @@ SHARE_OF_FREE = 0.8  # of the memory that is free, unless a budget is given: sin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(OfPhotograph):
     """What to train. `step`: 2, 3 or 4 of the paper. `width`: of the HR photograph in pixels; None for the step's output
     or the photograph's own, whichever is smaller. `structure` and `previous` (the weights of steps 2 to `step` - 1) make
-    chain pictures; `vgg` is a file with the weights of VGG-19 or VGG-16.
+    chain pictures.
     """
 
     recipe: Recipe
     step: int = 2
     width: int | None = None
-    start: str = "realsr"
-    shape: Shape = field(default_factory=Shape)
     structure: Path | None = None
     previous: tuple[Path, ...] = ()
-    vgg: Path | None = None
-    precision: Precision = "bf16"
-    seed: int = 0
-    licence: str = ""
-    source: str = ""
 
     def __post_init__(self) -> None:
-        known_precision(self.precision)
+        OfPhotograph.__post_init__(self)
         if self.step not in STEPS:
             raise UsageError(f"step = {self.step}: choose 2, 3 or 4 (step 1 is the structure)")
         if self.width is not None and self.width < 1:

@@ -6,7 +6,7 @@ Each part is a run of its own with its own checkpoint in the folder of work file
 import dataclasses
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from engine.archs.hpvaegan import BASE_WIDTH, Config
 from engine.errors import InputError, ResumeError, UsageError
 from engine.model import build
 from engine.training.data import Photo, open_photo
-from engine.training.networks import Shape
-from engine.training.precision import Precision, known_precision
 from engine.training.recipe import Preset
+from engine.training.request import OfPhotograph
 from engine.training.sr import SCALE, STEPS, Runtime, file_digest, train_sr
 from engine.training.sr import Request as StepRequest
 from engine.training.structure import train_structure
@@ -25,20 +24,13 @@ _RECORD = "run.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What to train: the fields are those of `sr.Request`, for every step alike; `preset` has step 1's table too."""
+class Request(OfPhotograph):
+    """What to train, for every step alike; `preset` has step 1's table too."""
 
     preset: Preset
-    start: str = "realsr"
-    shape: Shape = field(default_factory=Shape)
-    vgg: Path | None = None
-    precision: Precision = "bf16"
-    seed: int = 0
-    licence: str = ""
-    source: str = ""
 
     def __post_init__(self) -> None:
-        known_precision(self.precision)
+        OfPhotograph.__post_init__(self)
         if self.preset.structure is None:
             raise UsageError("the preset has no table [structure]: take quick or paper, or add the table")
 
@@ -76,15 +68,9 @@ def train_model(photo: Path, out: Path, request: Request, runtime: Runtime) -> P
             wanted = StepRequest(
                 recipe=request.preset.sr,
                 step=step,
-                start=request.start,
-                shape=request.shape,
                 structure=structure,
                 previous=tuple(trained) if request.preset.sr.chain else (),
-                vgg=request.vgg,
-                precision=request.precision,
-                seed=request.seed,
-                licence=request.licence,
-                source=request.source,
+                **{field.name: getattr(request, field.name) for field in dataclasses.fields(OfPhotograph)},
             )
             train_sr(photo, weights, wanted, replace(runtime, resume=True))
         trained.append(weights)
