@@ -14,6 +14,7 @@ from stores import attributes, files, pixels, shards
 import engine
 from engine.cli import main
 from engine.errors import BudgetError, InputError, RenderError, UsageError
+from engine.geometry import Box
 from engine.model import load
 from engine.planner import default_memory
 from engine.probe.content import structure_sample
@@ -519,3 +520,19 @@ def test_a_model_is_measured_on_the_picture_once(tmp_path, model_file, picture_f
     assert len(calls) == 1
     assert job.plan.stages[0].halo == 4
     assert [StageProfile.from_json(p) for p in attributes(tmp_path / "out.zarr")["profiles"]] == [profile]
+
+
+@pytest.mark.parametrize("executor", ["bands", "stream"])
+def test_a_dithered_level_depends_on_its_place_alone(tmp_path, model, executor):
+    """Exact halos, so that every executor rounds the same values: the same thresholds, in regions too; and none is lost."""
+    request = replace(SMALL, overlap="exact", precision="fp32", device="cpu", dither=True)
+    tiled = pixels(render(model, request, tmp_path / "tiles.zarr").out)
+    other = pixels(render(model, replace(request, executor=executor, tile=None), tmp_path / "other.zarr").out)
+    assert (tiled != other).mean() < 1e-3
+    roi = Box(33, 17, 180, 200)
+    part = pixels(render(model, replace(request, roi=roi), tmp_path / "part.zarr").out)
+    assert (part != tiled[(slice(None), *roi.slices)]).mean() < 1e-3
+    plain = pixels(render(model, replace(request, dither=False), tmp_path / "plain.zarr").out).astype(int)
+    assert np.abs(tiled - plain).max() == 1
+    assert 0.2 < (tiled != plain).mean() < 0.8
+    assert abs((tiled - plain).mean()) < 0.02

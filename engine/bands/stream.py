@@ -208,7 +208,8 @@ class _Segment:
                     self._lasting.setdefault(slot.value, []).append(buffer.new_rows(slot))
         self._targets.setdefault(plan.graph.output, []).insert(0, self._output)
         self._parts = [self._cut(op) for op in plan.graph.ops]
-        self.executed = [0] * len(plan.graph.ops)  # rows that each operation has made
+        self._executed = [0] * len(plan.graph.ops)  # rows that each operation has made at the picture's ends
+        self._inner_bands = 0
 
     def _cut(self, op: Op) -> list[_Part]:
         """The operation's work of a band, some columns at a time."""
@@ -244,13 +245,20 @@ class _Segment:
                 target.copy_(x)
         if self._is_inner(rows):
             self._repeat(rows)
+            self._inner_bands += 1
         else:
             self._make(rows)
-        for position, op in enumerate(self._graph.ops):
-            made = self._rows(op.name, rows)
-            self.executed[position] += 0 if made.outside else made.count
+            for position, op in enumerate(self._graph.ops):
+                made = self._rows(op.name, rows)
+                self._executed[position] += 0 if made.outside else made.count
         made = self._rows(self._graph.output, rows)
         return None if made.outside else self._output, made
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds executed so far."""
+        inner = self._inner_bands * self.plan.band
+        return sum(self.plan.macs(i, rows + int(inner * self.plan.rate(i))) for i, rows in enumerate(self._executed))
 
     @cached_property
     def _margins(self) -> tuple[Fraction, Fraction]:
@@ -395,9 +403,9 @@ class RowStream:
 
     def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu") -> None:
         self.plan = plan
-        self._queue = queue_of(torch.device(device))
+        queue = queue_of(torch.device(device))
         arena = torch.empty(max(s.arena_bytes for s in plan.segments), dtype=torch.uint8, device=device)
-        self._segments = [_Segment(s, arena, self._queue) for s in plan.segments]
+        self._segments = [_Segment(s, arena, queue) for s in plan.segments]
         self.start(0, 0)
 
     def start(self, low: int, high: int) -> None:
@@ -434,4 +442,4 @@ class RowStream:
     @property
     def macs(self) -> int:
         """Multiply-adds executed since the stream was made."""
-        return sum(s.plan.macs(i, rows) for s in self._segments for i, rows in enumerate(s.executed))
+        return sum(s.macs for s in self._segments)
