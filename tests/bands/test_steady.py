@@ -117,8 +117,7 @@ def test_an_inner_band_takes_no_memory_from_the_system(picture):
         for _ in stage.push(rows, band):
             pass
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(faults) > 1000
-    assert max(faults[-4:]) < 20
+    assert max(faults[-4:]) < 20  # thousands when the heap is given back in between
 
 
 @needs_gpu
