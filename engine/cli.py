@@ -207,7 +207,9 @@ def build(
         list[str],
         Parameter(help="Checkpoint of a stage (.safetensors, .pth, ncnn .param), or realsr, x4plus; once per stage."),
     ],
-    structure: Annotated[Path | None, Parameter(help="Step 1, as engine train structure writes it.")] = None,
+    structure: Annotated[
+        Path | None, Parameter(help="Step 1: what engine train structure wrote, or a model whose step 1 is taken.")
+    ] = None,
     sigma: Annotated[list[float] | None, Parameter(help="Input noise of a stage, of 1.0; once per stage.")] = None,
     licence: Annotated[str | None, Parameter(help="Licence of checkpoints that are given as files.")] = None,
 ) -> None:

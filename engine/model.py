@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -196,7 +196,7 @@ def load(path: Path | str) -> Model:
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
-                if '"kind": "structure"' in about.get(METADATA_KEY, ""):
+                if _is_structure(about):
                     raise ModelError(
                         f"{path}: step 1 alone; engine model build --structure {path.name} --sr WEIGHTS --out MODEL.safetensors "
                         "makes a model of it"
@@ -210,11 +210,27 @@ def load(path: Path | str) -> Model:
     return _open_checkpoint(path)
 
 
+def open_structure(path: Path) -> Structure:
+    """Step 1, of a file of its own or of a model bundle. Raises ModelError."""
+    with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+        if _is_structure(file.metadata() or {}):
+            return Structure.from_file(path)
+    structure = load(path).structure
+    if structure is None:
+        raise ModelError(f"{path}: holds no step 1; name a model bundle with one, or what engine train structure wrote")
+    return structure
+
+
+def _is_structure(metadata: Mapping[str, str]) -> bool:
+    return '"kind": "structure"' in metadata.get(METADATA_KEY, "")
+
+
 def build(
     structure: Path | None, checkpoint_names: Sequence[str], sigmas: Sequence[float] = (), licence: str | None = None
 ) -> Model:
     """Put a bundle together.
 
+    ``structure``: a file of step 1, or a bundle whose step 1 is taken.
     ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint.
     ``sigmas``: input noise per stage; where not given, what the network was trained with, as its file says, else 0.
     ``licence`` is recorded for checkpoints that are given as a path and do not say theirs.
@@ -231,7 +247,7 @@ def build(
     prefix_of: dict[str, str] = {}
     metadata: dict[str, Any] | None = None
     if structure is not None:
-        network = Structure.from_file(structure)
+        network = open_structure(structure)
         states[_STRUCTURE], metadata = network.state(), network.metadata()
     stages = []
     for index, name in enumerate(checkpoint_names):

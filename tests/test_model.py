@@ -386,3 +386,12 @@ def test_a_file_in_the_way_is_kept_until_the_new_one_is_whole(tmp_path, monkeypa
         load(model_file).save(path)
     assert path.read_text() == "the old one"
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_step_1_is_taken_from_a_model_as_from_its_own_file(tmp_path, model_file, small_structure, checkpoint):
+    alone = tmp_path / "structure.safetensors"
+    small_structure.to_file(alone)
+    taken, own = (build(path, [str(checkpoint)]) for path in (model_file, alone))
+    assert taken.digest == own.digest
+    with pytest.raises(ModelError, match="holds no step 1"):
+        build(checkpoint, [str(checkpoint)])

@@ -18,6 +18,7 @@ import torch
 from engine.archs.hpvaegan import BASE_WIDTH, Structure
 from engine.errors import InputError, UsageError
 from engine.memory import free_device, free_host
+from engine.model import open_structure
 from engine.stages import Stage
 from engine.training import loop, networks
 from engine.training.chain import Chain, Counts, Previous, Tell, keep_chain, make_chain
@@ -102,7 +103,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
     recipe, vgg = _feature_network(request, runtime.tell)
     opened = open_photo(photo, least_width=1)
     start = open_network(request.start, request.shape, request.seed, recipe)
-    structure = Structure.from_file(request.structure) if request.structure is not None else None
+    structure = open_structure(request.structure) if request.structure is not None else None
     scratch, kept = (out.with_name(out.name + suffix) for suffix in (".photo", ".chain"))
     try:
         picture = open_picture(opened, _size(opened, structure, request), scratch)
