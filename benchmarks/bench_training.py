@@ -4,9 +4,9 @@
 
 Speed: both in turn, in one run. Plain: float32, contiguous tensors, the coordinate concatenated to every convolution's
 input, one pass for the reconstruction and one for the sample, one pass of the discriminator for each picture, autograd's
-double backward for the penalty, and gradients through every GAN scale below the one that trains, as HP-VAE-GAN's published
-code has it. Seconds an iteration at three scales of the example's photograph, and the losses of both after the same
-iterations of one of them, from the same weights. Writes results/training.csv.
+double backward for the penalty, and every scale below the one that trains computed again with gradients. Seconds an
+iteration at three scales of the example's photograph, and the losses of both after the same iterations of one of them, from
+the same weights. Writes results/training.csv.
 
 Memory: the peak resident memory of the whole process, of two iterations of every scale of step 1 and of two iterations of
 fine-tuning at the paper's crops and batches (VGG-19's weights are random, which memory does not know). Writes
@@ -59,21 +59,17 @@ class Plain:
             for part in (trainer.structure, trainer.encoder, trainer.discriminator)
         )
         self.encoder.requires_grad_(False).eval()
-        self.structure.requires_grad_(False)
-        self.structure.blocks[self.config.last_vae : m].requires_grad_(True)
+        self.structure.requires_grad_(True)
         self.discriminator.requires_grad_(True)
         rate = {"lr": LEARNING_RATE, "betas": (0.5, 0.999)}
         self.generator_steps = torch.optim.Adam(self.structure.blocks[m - 1].parameters(), **rate)
         self.discriminator_steps = torch.optim.Adam(self.discriminator.parameters(), **rate)
 
     def picture(self, z, noisy):
-        with torch.no_grad():
-            picture = self.structure.base(z)
-            for k in range(1, self.config.last_vae + 1):
-                picture = self.structure.refine(k, picture, self.structure.sizes[k])
-        for k in range(self.config.last_vae + 1, self.m + 1):
-            size = self.structure.sizes[k]
-            noise = self.structure.sigmas[k] * torch.randn(1, 3, *size) if noisy else None
+        picture = self.structure.base(z)
+        for k in range(1, self.m + 1):
+            size, has_noise = self.structure.sizes[k], noisy and k > self.config.last_vae
+            noise = self.structure.sigmas[k] * torch.randn(1, 3, *size) if has_noise else None
             picture = self.structure.refine(k, picture, size, noise)
         return picture
 
@@ -97,7 +93,7 @@ class Plain:
         reconstruction = F.mse_loss(reconstructed, real)
         self.structure.zero_grad()
         (RECONSTRUCTION * reconstruction - self.discriminator(fake).mean()).backward()
-        torch.nn.utils.clip_grad_norm_([p for p in self.structure.parameters() if p.requires_grad], CLIP)
+        torch.nn.utils.clip_grad_norm_(self.structure.blocks[self.m - 1].parameters(), CLIP)
         self.generator_steps.step()
         return {"rec": reconstruction.item(), "critic": distance.item()}
 
