@@ -30,6 +30,11 @@ from engine.errors import InputError, ModelError, UsageError
 from engine.profile import StageProfile
 
 FORMAT = "ourgan-engine/1"
+
+MARGIN, MOST_MARGIN = 8, 64
+"""Pixels of step 1 beyond the image's sides: what networks make of a border, be it padded with zeros or mirrored, reaches 7
+pixels into it (docs/decisions/0011)."""
+
 _KEY = "ourgan"
 _STRUCTURE = "structure"
 
@@ -57,12 +62,15 @@ class SRStage:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the file holds. ``structure``: metadata of step 1, if any; ``digest``: sha256 of what decides pixels."""
+    """What the file holds. ``structure``: metadata of step 1, if any; ``digest``: sha256 of what decides pixels;
+    ``margin``: so many pixels along the sides of step 1's image are context for what follows and not enlarged to the end.
+    """
 
     structure: dict[str, Any] | None
     stages: tuple[SRStage, ...]
     digest: str
     colour: str = "sRGB"
+    margin: int = 0
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
@@ -91,6 +99,8 @@ class Manifest:
         texts = [self.digest, *(t for s in self.stages for t in (s.weights, s.architecture, s.source, s.licence))]
         if wrong := [t for t in texts if not isinstance(t, str)]:
             raise TypeError(f"{wrong[0]!r} stands where a text is expected")
+        if type(self.margin) is not int or self.margin < 0:
+            raise TypeError(f"'margin' is {self.margin!r}")
         if not isinstance(self.structure, dict | None):
             raise TypeError(f"'structure' is {self.structure!r}")
 
@@ -226,14 +236,19 @@ def _is_structure(metadata: Mapping[str, str]) -> bool:
 
 
 def build(
-    structure: Path | None, checkpoint_names: Sequence[str], sigmas: Sequence[float] = (), licence: str | None = None
+    structure: Path | None,
+    checkpoint_names: Sequence[str],
+    sigmas: Sequence[float] = (),
+    licence: str | None = None,
+    margin: int | None = None,
 ) -> Model:
     """Put a bundle together.
 
     ``structure``: a file of step 1, or a bundle whose step 1 is taken.
     ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint.
     ``sigmas``: input noise per stage; where not given, what the network was trained with, as its file says, else 0.
-    ``licence`` is recorded for checkpoints that are given as a path and do not say theirs.
+    ``licence`` is recorded for checkpoints that are given as a path and do not say theirs. ``margin``: of step 1's image, in
+    pixels; ``MARGIN`` if there is a step 1.
     """
     if not checkpoint_names:
         raise ModelError("a model needs at least one super-resolution checkpoint; give --sr PATH (or --sr realsr)")
@@ -243,12 +258,15 @@ def build(
         )
     if bad := [s for s in sigmas if not (math.isfinite(s) and s >= 0)]:
         raise UsageError(f"sigma {bad[0]:g}: must be 0 or more, as a share of 1.0; leave it out for no input noise")
+    if margin is not None and (structure is None or not 0 <= margin <= MOST_MARGIN):
+        raise UsageError(f"--margin {margin}: must be 0 to {MOST_MARGIN} pixels of step 1, which a model with one has")
     states: dict[str, State] = {}
     prefix_of: dict[str, str] = {}
     metadata: dict[str, Any] | None = None
     if structure is not None:
         network = open_structure(structure)
         states[_STRUCTURE], metadata = network.state(), network.metadata()
+        margin = MARGIN if margin is None else margin
     stages = []
     for index, name in enumerate(checkpoint_names):
         state, stage = _read_stage(name, licence)
@@ -256,8 +274,8 @@ def build(
         prefix = prefix_of.setdefault(content, f"sr{len(prefix_of)}")
         states[prefix] = state
         stages.append(replace(stage, weights=prefix, sigma=sigmas[index] if index < len(sigmas) else stage.sigma))
-    manifest = Manifest(metadata, tuple(stages), _digest(states, _decisive(metadata, stages)))
-    return Model(Path("model.safetensors"), manifest, states)
+    manifest = Manifest(metadata, tuple(stages), "", margin=margin or 0)
+    return Model(Path("model.safetensors"), replace(manifest, digest=_digest(states, _decisive(manifest))), states)
 
 
 def _read_stage(name: str, licence: str | None) -> tuple[State, SRStage]:
@@ -290,7 +308,7 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
     _ = model.structure
     for index in range(len(model.stages)):
         model.network(index)
-    actual = _digest(states, _decisive(manifest.structure, manifest.stages))
+    actual = _digest(states, _decisive(manifest))
     if actual != manifest.digest:
         raise ModelError(f"{path}: contents {actual[:12]} do not match the manifest's {manifest.digest[:12]}: damaged")
     return model
@@ -299,12 +317,15 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
 def _open_checkpoint(path: Path) -> Model:
     state, stage = _read_stage(str(path), None)
     stages = (replace(stage, weights="sr0"),)
-    return Model(path, Manifest(None, stages, _digest({"sr0": state}, _decisive(None, stages))), {"sr0": state})
+    manifest, states = Manifest(None, stages, ""), {"sr0": state}
+    return Model(path, replace(manifest, digest=_digest(states, _decisive(manifest))), states)
 
 
-def _decisive(structure: dict[str, Any] | None, stages: Sequence[SRStage]) -> tuple[Any, ...]:
+def _decisive(manifest: Manifest) -> tuple[Any, ...]:
     """The part of the manifest that changes pixels: not the halo profiles, which the plan records itself."""
-    return structure, [(s.weights, s.architecture, s.scale, s.sigma) for s in stages]
+    stages = [(s.weights, s.architecture, s.scale, s.sigma) for s in manifest.stages]
+    margin = (manifest.margin,) if manifest.margin else ()  # files that know of none keep their digest
+    return manifest.structure, stages, *margin
 
 
 def _digest(states: dict[str, State], extra: tuple[Any, ...]) -> str:

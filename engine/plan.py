@@ -49,7 +49,8 @@ class StagePlan:
     Tiles are ``core`` x ``core`` with ``halo`` on all sides. Bands (``band`` rows at a time, 0 for tiles) run down strips that
     are ``core`` wide, with ``halo`` on the left and on the right. ``seam_error``: 8-bit levels, 0.0 when exact, None when
     it was not measured. ``blend``: how far a tile, its halo besides, reaches into those to the right and below, to which it
-    fades along ``ramp``. ``dither``: of the last stage, before its values are rounded.
+    fades along ``ramp``. ``dither``: of the last stage, before its values are rounded. ``margin``: so many pixels along the
+    sides of the last stage's input are context and not enlarged; what is made, and the grid, begin behind them.
     """
 
     name: str
@@ -65,6 +66,7 @@ class StagePlan:
     blend: int = 0
     ramp: str = "cosine"
     dither: bool = False
+    margin: int = 0
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -79,18 +81,21 @@ class StagePlan:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.height * self.scale, self.width * self.scale, self.core * self.scale)
+        """The cells of the output, whose origin lies ``margin`` LR pixels inside the frame."""
+        height, width = ((n - 2 * self.margin) * self.scale for n in (self.height, self.width))
+        return Grid(height, width, self.core * self.scale)
 
     def tile(self, row: int, column: int) -> Tile:
         """Tile of a cell. Its origin is clamped into the frame: a deeper inner halo instead of a synthetic outer one."""
         y, x = (
-            min(max(k * self.core - self.halo, 0), frame - size)
+            min(max(self.margin + k * self.core - self.halo, 0), frame - size)
             for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
         )
         read = Box(y, x, y + self.tile_shape[0], x + self.tile_shape[1])
         write, more = self.grid.box(row, column), self.blend * self.scale
         made = Box(write.y0, write.x0, write.y1 + more, write.x1 + more).clip(self.grid.bounds)
-        return Tile(row, column, read, write, made, made.relative_to(read.scale(self.scale)))
+        seen = read.shift(-self.margin, -self.margin).scale(self.scale)
+        return Tile(row, column, read, write, made, made.relative_to(seen))
 
     def before(self, row: int, column: int) -> Iterator[tuple[int, int]]:
         """The cells whose tiles reach into this one: to the left, above, and between them."""
@@ -109,10 +114,16 @@ class StagePlan:
         return (self.tile(*index) for index in self.grid.indices(box))
 
     def columns(self, x0: int, x1: int) -> tuple[int, int]:
-        """What a strip that makes the HR columns [x0, x1) reads of the padded frame: [first, last) LR columns."""
-        first = (x0 // self.scale - self.halo) // self.align * self.align
-        last = -(-(-(-x1 // self.scale) + self.halo) // self.align) * self.align
-        return max(0, first), min(last, self.padded[1])
+        """What a strip that makes the HR columns [x0, x1) reads of the padded frame: [first, last) LR columns. Of the
+        margin all, so that a strip as wide as the image has no edge.
+        """
+        first = (self.margin + x0 // self.scale - self.halo) // self.align * self.align
+        last = -(-(self.margin + -(-x1 // self.scale) + self.halo) // self.align) * self.align
+        return (
+            first if first > self.margin else 0,
+            # An image that was cropped at the end leaves up to another margin.
+            last if last < self.padded[1] - 2 * self.margin else self.padded[1],
+        )
 
     def inside(self, columns: tuple[int, int]) -> tuple[int, int]:
         """The columns of the level below, inside the image, that these LR columns of the padded frame are made of."""
@@ -130,7 +141,7 @@ class StagePlan:
         """Raise AlignmentError unless every tile, or every strip and band, starts on the window grid; UsageError where a
         tile reaches further than its neighbours."""
         step = ("band", self.band) if self.band else ("tile core", self.core)
-        for what, value in (step, ("halo", self.halo), ("blend width", self.blend)):
+        for what, value in (step, ("halo", self.halo), ("blend width", self.blend), ("margin", self.margin)):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
                 raise AlignmentError(
@@ -225,14 +236,16 @@ class Plan:
 
     def _all_tiles(self) -> tuple[int, ...]:
         """Without listing them, so that an absurd size is refused and not counted: what a whole image needs of the
-        level below begins in its corner and ends with its last tile.
+        level below begins with its first tile and ends with its last.
         """
-        counts, (height, width) = [], self.canvas
+        counts, box = [], Box(0, 0, *self.canvas)
         for stage in reversed(self.stages):
-            met = Grid(height, width, stage.grid.cell)
-            counts.append(len(met))
-            last = stage.needs(stage.tile(met.rows - 1, met.columns - 1).read)
-            height, width = last.y1, last.x1
+            met = box.cover(stage.grid.cell)
+            counts.append(met.area)
+            first, last = (
+                stage.needs(stage.tile(*index).read) for index in ((met.y0, met.x0), (met.y1 - 1, met.x1 - 1))
+            )
+            box = Box(first.y0, first.x0, last.y1, last.x1)
         return tuple(reversed(counts))
 
     @property
@@ -276,11 +289,18 @@ def _brief(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The size that was asked for and the base image that leads to it: base * scales >= size, cropped at the end."""
+    """The size that was asked for and the base image that leads to it: base * scales >= size, cropped at the end.
+    ``margin``: so many pixels along the base's sides are context alone.
+    """
 
     size: tuple[int, int]
     base: tuple[int, int]
     stages: int
+    margin: int = 0
+
+    def with_margin(self, margin: int) -> Canvas:
+        height, width = self.base
+        return Canvas(self.size, (height + 2 * margin, width + 2 * margin), self.stages, margin)
 
 
 def resolve_canvas(

@@ -181,7 +181,15 @@ class Planner:
         native = self.picture.size if self.picture else self.model.base_size
         if self.picture and self.request.size:
             _check_aspect(self.picture.size, self.request.size)
-        return resolve_canvas(self.request.size, native, [s.scale for s in self.model.stages], self.request.stages)
+        canvas = resolve_canvas(self.request.size, native, [s.scale for s in self.model.stages], self.request.stages)
+        return canvas if self.picture else canvas.with_margin(self._margin(canvas.stages))
+
+    def _margin(self, stages: int) -> int:
+        """The model's, or as much more as lets what is made begin on the last stage's window."""
+        factor = math.prod(s.scale for s in self.model.stages[: stages - 1])
+        align = self.model.network(stages - 1).align
+        step = align // math.gcd(align, factor)
+        return -(-self.model.manifest.margin // step) * step
 
     def _budget(self) -> Budget:
         folder = next(p for p in self._out.absolute().parents if p.exists())
@@ -214,8 +222,14 @@ class Planner:
                 StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
             )
             size = (size[0] * stage.scale, size[1] * stage.scale)
-        blend = -(-self.request.blend // stages[-1].align) * stages[-1].align
-        stages[-1] = replace(stages[-1], blend=blend, ramp=self.request.ramp, dither=self.request.dither)
+        last = stages[-1]
+        stages[-1] = replace(
+            last,
+            blend=-(-self.request.blend // last.align) * last.align,
+            ramp=self.request.ramp,
+            dither=self.request.dither,
+            margin=self.canvas.margin * (last.height // self.canvas.base[0]),
+        )
         planned = (
             self._strips(tuple(stages), cores)
             if executor == BANDS

@@ -116,7 +116,7 @@ def print_model(model: Model) -> None:
         facts = model.structure.metadata()
         line(
             f"step 1: {facts['architecture']}, {len(model.structure.sizes)} scales up to {width}x{height}, "
-            f"{model.parameters('structure'):,} parameters"
+            f"{model.parameters('structure'):,} parameters, margin {model.manifest.margin} px"
         )
     table = Table(
         "stage", "architecture", "scale", "parameters", "weights", "noise", "auto halo", box=None, pad_edge=False

@@ -104,13 +104,14 @@ class StageRows:
         The stream starts at least the receptive field above, on a multiple of its band: the rows that are given are
         those of a stream from the top, bit for bit.
         """
-        scale, band = self._plan.scale, self._plan.band
-        start = max(0, first // scale - self._stage.radius) // band * band
-        end = self._plan.height * scale
+        scale, band, margin = self._plan.scale, self._plan.band, self._plan.margin
+        start = max(0, margin + first // scale - self._stage.radius) // band * band
+        end = self._plan.grid.height
         release()
         self._stream.start(start, self._plan.padded[0])
         for pixels in self._bands(start):
-            for y, output in self._stage.push(self._stream, pixels):
+            for top, output in self._stage.push(self._stream, pixels):
+                y = top - margin * scale
                 rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
                 if rows.height > 0:
                     self._on_rows(self._position, (rows.y1 // scale - rows.y0 // scale) * pixels.shape[3])
@@ -119,7 +120,7 @@ class StageRows:
                     return
 
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
-        x = self._columns[0] - self._reads[0] * self._plan.scale
+        x = self._columns[0] - (self._reads[0] - self._plan.margin) * self._plan.scale
         core = Box(first, x, last, x + self._columns[1] - self._columns[0])
         dtype, origin = torch.uint8 if self._last else torch.float32, (y + first, self._columns[0])
         trimmed = trim(output, core, dtype, origin=origin, dither=self._plan.dither)

@@ -136,10 +136,11 @@ def small_structure():
 
 
 def _bundle(folder: Path, network, sigmas=()):
+    """Without a margin, so that sizes are easily told; tests/test_margin.py has models with one."""
     _small_structure().to_file(folder / "structure.safetensors")
     save_file(network.state_dict(), folder / "sr.safetensors")
     checkpoint = str(folder / "sr.safetensors")
-    bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], sigmas, licence="CC0-1.0")
+    bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], sigmas, "CC0-1.0", margin=0)
     bundle.save(folder / "model.safetensors")
     return folder / "model.safetensors"
 
@@ -161,5 +162,5 @@ def models(tmp_path_factory, model_file, swin_model_file):
     """Bundles by name: convolutions, windows, and convolutions with input noise in both stages."""
     path = tmp_path_factory.mktemp("noisy") / "noisy.safetensors"
     checkpoint = str(model_file.parent / "sr.safetensors")
-    model.build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1]).save(path)
+    model.build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1], margin=0).save(path)
     return {"rrdb": model.load(model_file), "swinir": model.load(swin_model_file), "noisy": model.load(path)}

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import engine
 from engine.cli import main
 from engine.errors import ModelError, UsageError
-from engine.model import build, load
+from engine.model import MARGIN, build, load
 from engine.probe import profiles_of, remember
 from engine.profile import SeamPoint, StageProfile
 
@@ -137,6 +137,38 @@ def test_the_structure_is_in_the_digest(tmp_path, checkpoint, small_structure):
         build(path, [str(checkpoint)]).digest for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     }
     assert len(digests) == 2
+
+
+def test_the_margin_is_in_the_digest_and_in_the_file(tmp_path, checkpoint, small_structure, call):
+    small_structure.to_file(tmp_path / "structure.safetensors")
+    parts = (tmp_path / "structure.safetensors", [str(checkpoint)])
+    models = [build(*parts, margin=margin) for margin in (None, 8, 0, 3)]
+    assert [model.manifest.margin for model in models] == [MARGIN, 8, 0, 3]
+    assert len({model.digest for model in models}) == 3
+    models[-1].save(tmp_path / "model.safetensors")
+    assert load(tmp_path / "model.safetensors").manifest.margin == 3
+    assert "margin 3 px" in call(f"info {tmp_path / 'model.safetensors'}")
+    assert build(None, [str(checkpoint)]).manifest.margin == 0
+
+
+def test_a_file_that_knows_of_no_margin_has_none(tmp_path, model_file):
+    """And keeps the digest that it was written with."""
+    old = rewritten(model_file, tmp_path / "old.safetensors", lambda tensors, manifest: manifest.pop("margin"))
+    assert load(old).manifest == load(model_file).manifest
+
+
+@pytest.mark.parametrize("margin", [-1, 65])
+def test_an_absurd_margin_is_refused(model_file, checkpoint, margin):
+    with pytest.raises(UsageError, match=f"--margin {margin}: must be 0 to 64 pixels of step 1"):
+        build(model_file, [str(checkpoint)], margin=margin)
+    with pytest.raises(UsageError, match="--margin 8: must be 0 to 64 pixels of step 1, which a model with one has"):
+        build(None, [str(checkpoint)], margin=8)
+
+
+@pytest.mark.parametrize("margin", [-1, "8", 8.0, None])
+def test_a_damaged_margin_is_refused(tmp_path, model_file, capsys, margin):
+    damaged = rewritten(model_file, tmp_path / "m.safetensors", lambda _, manifest: manifest.update(margin=margin))
+    assert "damaged manifest" in refusal(damaged, capsys)
 
 
 def test_sigma_belongs_to_its_stage(tmp_path, checkpoint):

@@ -36,6 +36,11 @@ NAMED = {
     "blended": dataclasses.replace(stage_of(100, 130, 24, 8, align=8), blend=8),
     "blended as wide as the core": dataclasses.replace(stage_of(70, 65, 16, 4), blend=16),
     "blended and no halo": dataclasses.replace(stage_of(33, 50, 16, 0), blend=5),
+    "margin wider than the halo": dataclasses.replace(stage_of(100, 130, 16, 4), margin=12),
+    "margin narrower than the halo": dataclasses.replace(stage_of(99, 131, 24, 16, align=8), margin=8),
+    "margin, and smaller than a tile": dataclasses.replace(stage_of(70, 90, 64, 8), margin=16),
+    "margin around a pixel": dataclasses.replace(stage_of(33, 33, 16, 8), margin=16),
+    "blended within a margin": dataclasses.replace(stage_of(100, 130, 24, 8, align=8), blend=8, margin=16),
 }
 
 
@@ -67,7 +72,7 @@ def test_tiles_start_on_the_window_grid_and_are_whole_windows(stage):
 
 
 def test_writes_cover_every_output_pixel_once(stage):
-    counts = np.zeros((stage.height * stage.scale, stage.width * stage.scale), np.uint8)
+    counts = np.zeros((stage.grid.height, stage.grid.width), np.uint8)
     for tile in tiles_of(stage):
         counts[tile.write.slices] += 1
     assert (counts == 1).all()
@@ -78,7 +83,8 @@ def test_core_is_what_is_made_seen_from_the_tiles_output(stage):
         output = Box(0, 0, *(n * stage.scale for n in stage.tile_shape))
         assert output.contains(tile.core)
         assert tile.core.shape == tile.made.shape
-        assert tile.core.shift(tile.read.y0 * stage.scale, tile.read.x0 * stage.scale) == tile.made
+        y, x = (n - stage.margin for n in (tile.read.y0, tile.read.x0))
+        assert tile.core.shift(y * stage.scale, x * stage.scale) == tile.made
 
 
 def test_a_tile_reaches_into_those_after_it_by_the_blend_width(stage):
@@ -104,15 +110,32 @@ def test_inner_sides_have_the_whole_halo(stage):
     """On a side that is the frame's own border no halo is needed: the network pads there as on the whole image."""
     height, width = stage.padded
     for tile in tiles_of(stage):
-        kept = tile.made.cover(stage.scale)
+        kept = tile.made.cover(stage.scale).shift(stage.margin, stage.margin)
         read = tile.read
-        for margin, at_border in (
+        for context, at_border in (
             (kept.y0 - read.y0, read.y0 == 0),
             (kept.x0 - read.x0, read.x0 == 0),
             (read.y1 - kept.y1, read.y1 == height),
             (read.x1 - kept.x1, read.x1 == width),
         ):
-            assert margin >= stage.halo or at_border
+            assert context >= stage.halo or at_border
+
+
+def test_a_strip_as_wide_as_the_image_has_no_edge(stage):
+    """Nor has it where the image was cropped by up to the margin. The sides of others have their halo."""
+    width, scale, frame = stage.grid.width, stage.scale, stage.padded[1]
+    for cropped in (0, min(width - 1, stage.margin * scale)):
+        assert stage.columns(0, width - cropped) == (0, frame)
+    for x0, x1 in ((width // 3, width // 3 + 1), (0, width // 2 + 1), (width // 2, width)):
+        first, last = stage.columns(x0, x1)
+        assert first == 0 or first <= stage.margin + x0 // scale - stage.halo
+        assert last == frame or last >= stage.margin + -(-x1 // scale) + stage.halo
+        assert first % stage.align == last % stage.align == 0
+
+
+def test_a_margin_begins_on_the_window_grid():
+    with pytest.raises(AlignmentError, match="stage 1: margin 4 is not a multiple of the window 8; use 8"):
+        dataclasses.replace(stage_of(100, 100, 16, 8, align=8), margin=4).check()
 
 
 def test_needs_is_inside_the_image_and_holds_all_that_is_reflected(stage):
@@ -196,6 +219,11 @@ def test_without_a_size_every_stage_runs_on_the_native_image():
     assert resolve_canvas(None, (135, 256), [4, 4, 4], 1).size == (540, 1024)
 
 
+def test_a_margin_adds_to_the_base_and_not_to_the_canvas():
+    canvas = resolve_canvas((8640, 16384), (135, 256), [4, 4, 4], None).with_margin(8)
+    assert (canvas.size, canvas.base, canvas.stages, canvas.margin) == ((8640, 16384), (151, 272), 3, 8)
+
+
 def test_a_size_needs_no_native_image():
     assert resolve_canvas((1000, 1000), None, [4, 4], None).stages == 2
 
@@ -262,6 +290,17 @@ def test_tiles_to_run_counts_what_is_pulled(roi, halos):
     assert plan.tiles_to_run(list(plan.writes())) == tuple(len(w) for w in wanted)
 
 
+@pytest.mark.parametrize("margin", [0, 8, 40])
+@pytest.mark.parametrize("cores", [(16, 32), (8, 8)])
+def test_tiles_are_counted_without_listing_them(margin, cores):
+    """Of a canvas with a margin, too, whose first tile need not begin in the corner of the level below."""
+    plan = plan_of((256, 320), base=(16 + margin // 2, 20 + margin // 2), cores=cores, halos=(2, 2))
+    last = dataclasses.replace(plan.stages[-1], margin=margin)
+    plan = dataclasses.replace(plan, stages=(*plan.stages[:-1], last))
+    assert plan.is_whole
+    assert plan.tiles_to_run() == plan.tiles_to_run(list(plan.writes()))
+
+
 def test_a_region_runs_fewer_tiles_than_the_canvas():
     whole, part = plan_of(), plan_of(roi=Box(0, 0, 100, 100))
     all_tiles = whole.tiles_to_run(list(whole.writes()))
@@ -314,6 +353,7 @@ OTHER_STAGE_VALUES = {
     "blend": 8,
     "ramp": "linear",
     "dither": True,
+    "margin": 8,
 }
 
 
@@ -349,7 +389,7 @@ def test_plans_made_alike_are_equal_and_survive_json():
 
 def test_the_digest_is_the_same_in_every_process_and_version():
     """A stored plan names its scratch folder by this: a change here must be a decision."""
-    assert plan_of().digest[:16] == "63929bfdbc7af5fa"
+    assert plan_of().digest[:16] == "01e4fea4ffaff458"
 
 
 def test_differences_name_both_values():

@@ -154,10 +154,11 @@ def _runs(writes: Sequence[Box]) -> Iterator[Box]:
 
 
 def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
-    """The LR columns that every stage reads for an inner strip of so many output columns."""
+    """The LR columns that every stage reads for a strip of so many output columns, at most."""
     found, columns = [], strip
     for stage in reversed(stages):
-        columns = min(stage.padded[1], -(-columns // stage.scale) + 2 * stage.halo + 2 * stage.align)
+        context = max(stage.halo, stage.margin) + stage.align
+        columns = min(stage.padded[1], -(-columns // stage.scale) + 2 * context)
         found.append(columns)
     return found[::-1]
 

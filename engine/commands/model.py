@@ -15,11 +15,18 @@ from engine.progress import tell
 from engine.stages import choose_device
 
 
-def build(out: Path, structure: Path | None, sr: Sequence[str], sigmas: Sequence[float], licence: str | None) -> None:
+def build(
+    out: Path,
+    structure: Path | None,
+    sr: Sequence[str],
+    sigmas: Sequence[float],
+    licence: str | None,
+    margin: int | None,
+) -> None:
     """Write a bundle and show it."""
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: a model file ends in .safetensors")
-    build_model(structure, sr, sigmas, licence).save(out)
+    build_model(structure, sr, sigmas, licence, margin).save(out)
     report.print_model(load(out))
 
 
