@@ -212,11 +212,18 @@ def build(
     ] = None,
     sigma: Annotated[list[float] | None, Parameter(help="Input noise of a stage, of 1.0; once per stage.")] = None,
     licence: Annotated[str | None, Parameter(help="Licence of checkpoints that are given as files.")] = None,
+    margin: Annotated[
+        int | None,
+        Parameter(
+            help="So many pixels of step 1 along its sides are made and cut off, for they show what networks make of a border; "
+            "8 by default, 0 as in the paper."
+        ),
+    ] = None,
 ) -> None:
     """Put a model file together from a structure file and super-resolution checkpoints."""
     from engine.commands import model as run
 
-    run.build(out, structure, sr, sigma or [], licence)
+    run.build(out, structure, sr, sigma or [], licence, margin)
 
 
 @train_app.command
@@ -225,24 +232,38 @@ def structure(
     /,
     *,
     out: Annotated[Path, Parameter(help="Structure file to write.")],
+    preset: Annotated[
+        Literal["quick", "quick-vgg", "paper"], Parameter(help="Whose table [structure]; see engine train preset.")
+    ] = "quick",
+    config: Annotated[Path | None, Parameter(help="An edited preset as a TOML file, instead of --preset.")] = None,
     iterations: Annotated[
-        list[int] | None, Parameter(help="Iterations per scale: one number, or one per scale.", consume_multiple=True)
+        list[int] | None,
+        Parameter(
+            help="Iterations per scale: one number, or one per scale; and so on: instead of the preset's.",
+            consume_multiple=True,
+        ),
     ] = None,
-    device: Annotated[str, Parameter(help="cpu, cuda, ...")] = "cpu",
-    precision: Annotated[Literal["bf16", "fp16", "fp32"], Parameter(help="Precision of the convolutions.")] = "bf16",
-    seed: Annotated[int, Parameter(help="Seed of the weights and the noise.")] = 0,
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint, if there is one.")] = False,
     padding: Annotated[
         str | None, Parameter(help="Border of the convolutions: zeros (the paper), reflect or replicate.")
     ] = None,
-    coordinates: Annotated[bool, Parameter(help="Vertical coordinate convolution (off: the vanilla baseline).")] = True,
+    coordinates: Annotated[
+        bool | None, Parameter(help="Vertical coordinate convolution (off: the vanilla baseline).")
+    ] = None,
+    ema: Annotated[
+        float | None, Parameter(help="Decay of the running mean of weights that is kept; 0: the last ones (the paper).")
+    ] = None,
+    device: Annotated[str | None, Parameter(help="cpu, cuda, ...; by default a GPU when there is one.")] = None,
+    precision: Annotated[Literal["bf16", "fp16", "fp32"], Parameter(help="Precision of the convolutions.")] = "bf16",
+    seed: Annotated[int, Parameter(help="Seed of the weights and the noise.")] = 0,
+    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint, if there is one.")] = False,
     licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
     source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
 ) -> None:
     """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph."""
     from engine.commands import train as run
 
-    run.structure(photo, out, iterations, device, precision, seed, resume, padding, coordinates, licence, source)
+    run.structure(photo, out, preset, config, device, precision, seed, resume, licence, source,
+                  iterations=iterations, padding=padding, coordinates=coordinates, ema=ema)  # fmt: skip
 
 
 @train_app.default

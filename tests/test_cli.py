@@ -142,6 +142,9 @@ REFUSALS = [
     ("train structure absent.jpg --out s.safetensors", 4, "absent.jpg"),
     ("train structure picture.png --out s.safetensors", 4, "at least 256 are needed"),
     ("train structure picture.png --out s.safetensors --precision x", 2, "--precision"),
+    ("train structure picture.png --out s.safetensors --preset x", 2, "--preset"),
+    ("train structure picture.png --out s.safetensors --config absent.toml", 4, "absent.toml"),
+    ("train structure picture.png --out s.safetensors --iterations 0", 2, "iterations"),
 ]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine import report
-from engine.archs.hpvaegan import Config
 from engine.errors import UsageError
 from engine.memory import steady_heap
 from engine.model import load
@@ -28,7 +27,7 @@ from engine.training.log import (
     TrainingStarted,
 )
 from engine.training.networks import Shape, architecture_of
-from engine.training.options import Options
+from engine.training.options import Options, Precision
 from engine.training.recipe import Preset, preset_text, read_file, read_preset
 from engine.training.sr import Request as StepRequest
 from engine.training.sr import Runtime, train_sr
@@ -39,32 +38,34 @@ from engine.training.vgg import find_vgg
 from engine.training.whole import Request as WholeRequest
 from engine.training.whole import train_model, trained_steps
 
+PAPER = "paper-esrgan"
+"""Step 1 is the same in both of the paper's."""
+
 
 def structure(
     photo: Path,
     out: Path,
-    iterations: list[int] | None,
-    device: str,
-    precision: Literal["bf16", "fp16", "fp32"],
+    preset: str,
+    config: Path | None,
+    device: str | None,
+    precision: Precision,
     seed: int,
     resume: bool,
-    padding: str | None,
-    coordinates: bool,
     licence: str,
     source: str,
+    **changes: Any,  # noqa: ANN401 (as checked by StructureRecipe)
 ) -> None:
-    """Train step 1 with progress and an ETA, and say what was written."""
-    options: dict[str, object] = {"coordinates": coordinates}
-    if padding is not None:
-        options["padding"] = padding
-    given: dict[str, int | list[int]] = {}
-    if iterations:
-        given["iterations"] = iterations[0] if len(iterations) == 1 else iterations
+    """Train step 1 with progress and an ETA, and say what was written. ``changes``: of the preset, None for its own value."""
+    found = read_file(config) if config is not None else read_preset(PAPER if preset == "paper" else preset)
+    recipe = found.structure
+    if recipe is None:
+        raise UsageError(f"{config or preset}: has no table [structure]; take quick or paper, or add the table")
+    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     steady_heap()
     with meter("training", 1.0) as bar:
         train_structure(
-            photo, out, device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
-            config=Config(**options), licence=licence, source=source, on_event=_Shown(bar.advance), **given,  # type: ignore[arg-type]
+            photo, out, **recipe.run(), device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
+            licence=licence, source=source, on_event=_Shown(bar.advance),
         )  # fmt: skip
     report.line(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB; put a model together with engine model build --structure {out}"

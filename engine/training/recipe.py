@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from engine.archs.hpvaegan import Padding
+from engine.archs.hpvaegan import Config, Padding
 from engine.errors import InputError, UsageError
 
 
@@ -24,6 +24,7 @@ class StructureRecipe:
     batch: int
     padding: Padding
     coordinates: bool
+    ema: float
     checkpoint_every: int
 
     def __post_init__(self) -> None:
@@ -32,6 +33,11 @@ class StructureRecipe:
                 f"iterations = {list(self.iterations)}, batch = {self.batch} and "
                 f"checkpoint_every = {self.checkpoint_every} must be at least 1"
             )
+
+    def run(self) -> dict[str, Any]:
+        """These as `train_structure` takes them."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {"config": Config(padding=values.pop("padding"), coordinates=values.pop("coordinates"))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

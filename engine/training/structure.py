@@ -31,6 +31,7 @@ def train_structure(
     base_width: int = BASE_WIDTH,
     least_width: int = LEAST_WIDTH,
     batch: int = 1,
+    ema: float = 0.0,
     checkpoint_every: int = 100,
     licence: str = "",
     source: str = "",
@@ -38,7 +39,8 @@ def train_structure(
 ) -> Structure:
     """Train a structure on one photograph and write it to `out` (half-precision safetensors).
 
-    `iterations` is one number for every scale or one number per scale. Next to `out` stand the log, the samples and,
+    `iterations` is one number for every scale or one number per scale. `ema`: each patch-GAN is left as the running mean of
+    its weights, with this decay (0: the last ones, as in the paper). Next to `out` stand the log, the samples and,
     until the end, the checkpoint from which `resume` goes on.
     """
     config = config or Config()
@@ -50,11 +52,14 @@ def train_structure(
         least_width,
         known_precision(precision),
         batch,
+        ema,
         seed,
         opened.digest,
     )
     if batch < 1:
         raise UsageError(f"batch = {batch}: must be at least 1")
+    if not 0 <= ema < 1:
+        raise UsageError(f"ema = {ema}: must lie in 0..1, below 1")
     loop.check_every(checkpoint_every)
     loop.check_out(out, resume)
     facts = {
@@ -63,6 +68,7 @@ def train_structure(
         "source": source,
         "iterations": list(settings.iterations),
         "precision": precision,
+        "ema": ema,
         "seed": seed,
         "engine": version("ourgan-engine"),
     }
@@ -80,7 +86,8 @@ def train_structure(
 
 def _per_scale(iterations: int | Sequence[int], config: Config) -> tuple[int, ...]:
     scales = config.last + 1
-    numbers = (iterations,) * scales if isinstance(iterations, int) else tuple(iterations)
+    given = (iterations,) if isinstance(iterations, int) else tuple(iterations)
+    numbers = given * scales if len(given) == 1 else given
     if len(numbers) != scales or min(numbers) < 1:
         raise UsageError(f"iterations = {iterations}: give one number, or {scales} numbers, each at least 1")
     return numbers

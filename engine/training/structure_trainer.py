@@ -40,6 +40,7 @@ class Settings:
     least_width: int
     precision: Precision
     batch: int
+    ema: float
     seed: int
     photo: str
 
@@ -48,7 +49,11 @@ class Settings:
 
 
 class StructureTrainer(Trainer):
-    """The networks, the optimisers and the noise of a run; a phase is a scale."""
+    """The networks, the optimisers and the noise of a run; a phase is a scale.
+
+    A patch-GAN's block is left as the running mean of its last weights: from iteration to iteration colours swing, and the
+    scales above would build upon the swing of the last one.
+    """
 
     phase_name = "scale"
 
@@ -74,6 +79,7 @@ class StructureTrainer(Trainer):
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
         self._optimisers: list[torch.optim.Adam] = []
+        self._mean: list[Tensor] = []
 
     def is_vae(self, m: int) -> bool:
         return m <= self.config.last_vae
@@ -90,17 +96,19 @@ class StructureTrainer(Trainer):
         if not self.begun and m >= 1:
             self.structure.sigmas[m] = SIGMA * self._error_before_training()
         self._optimisers = self._make_optimisers()
+        self._mean = [] if self.is_vae(m) else [p.detach().clone() for p in self.structure.blocks[m - 1].parameters()]
         self.begun = True
 
     def step(self) -> Step:
         """One iteration of this scale."""
         step = self._vae_step() if self.is_vae(self.phase) else self._gan_step()
         self.iteration += 1
+        self._follow()
         return step
 
     def end(self) -> None:
         super().end()
-        self._optimisers = []
+        self._optimisers, self._mean = [], []
 
     def state(self) -> dict[str, Any]:
         return {
@@ -112,6 +120,7 @@ class StructureTrainer(Trainer):
             "discriminator": self.discriminator.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "scalers": [scaler.state_dict() for scaler in self._scalers],
+            "mean": self._mean,
             "noise": self.noise.get_state(),
         }
 
@@ -126,6 +135,8 @@ class StructureTrainer(Trainer):
                 optimiser.load_state_dict(kept)
             for scaler, kept in zip(self._scalers, state["scalers"], strict=True):
                 scaler.load_state_dict(kept)
+            for mean, kept in zip(self._mean, state["mean"], strict=True):
+                mean.copy_(kept)
 
     def started(self) -> Event:
         m = self.phase
@@ -230,6 +241,20 @@ class StructureTrainer(Trainer):
             nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], CLIP)
         scaler.step(optimiser)
         scaler.update()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the running mean (at first the plain mean, so that the start has no weight); leave it in the block's
+        place after the last iteration.
+        """
+        if not self._mean:
+            return
+        share = max(1 - self._settings.ema, 1 / self.iteration)
+        last = self.iteration == self.totals[self.phase]
+        for mean, weight in zip(self._mean, self.structure.blocks[self.phase - 1].parameters(), strict=True):
+            mean.lerp_(weight, share)
+            if last:
+                weight.copy_(mean)
 
     def _make_optimisers(self) -> list[torch.optim.Adam]:
         """Thaw what trains at this scale, freeze the rest."""

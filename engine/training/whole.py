@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.archs.hpvaegan import BASE_WIDTH, Config
+from engine.archs.hpvaegan import BASE_WIDTH
 from engine.errors import InputError, ResumeError, UsageError
 from engine.model import build
 from engine.training.data import Photo, open_photo
@@ -89,14 +89,11 @@ def _train_structure(photo: Path, out: Path, request: Request, runtime: Runtime)
     train_structure(
         photo,
         out,
-        iterations=recipe.iterations,
+        **recipe.run(),
         device=runtime.device,
         precision=request.precision,
         seed=request.seed,
         resume=True,
-        config=Config(padding=recipe.padding, coordinates=recipe.coordinates),
-        batch=recipe.batch,
-        checkpoint_every=recipe.checkpoint_every,
         licence=request.licence,
         source=request.source,
         on_event=runtime.on_event,

@@ -38,7 +38,8 @@ def large_photo(tmp_path, picture):
 def options():
     """Three scales (two VAE, one GAN) that train in a second."""
     config = Config(last=2, last_vae=1, channels=8, latent=6, layers=1)
-    return {"config": config, "base_width": 32, "least_width": 12, "precision": "fp32", "iterations": (6, 4, 5)}
+    sizes = {"base_width": 32, "least_width": 12}
+    return {"config": config, **sizes, "precision": "fp32", "iterations": (6, 4, 5), "ema": 0.9}
 
 
 @pytest.fixture

@@ -31,10 +31,10 @@ def interrupt_at(scale, iteration):
     return on_event
 
 
-def make_trainer(photo, options, **changes):
-    settings = {"base_width": 32, "least_width": 12, "precision": "fp32", "batch": 1, "seed": 0} | changes
+def make_trainer(photo, options, iterations=(1, 1, 1), **changes):
+    settings = {"base_width": 32, "least_width": 12, "precision": "fp32", "batch": 1, "ema": 0.0, "seed": 0} | changes
     return StructureTrainer(
-        Settings(iterations=(1, 1, 1), config=options["config"], photo="", **settings),
+        Settings(iterations=iterations, config=options["config"], photo="", **settings),
         open_photo(photo, 32),
         {},
         photo.parent,
@@ -242,6 +242,28 @@ def test_a_new_block_starts_as_the_previous_one(photo, options):
     assert 0 < trainer.structure.sigmas[2] < 0.05 * 2
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.75])
+def test_a_gan_block_is_left_as_the_running_mean_of_its_weights(photo, options, ema):
+    """Of 0.75: at first the plain mean, so that where it began has no weight. A longer run shows the weights on the way."""
+    short, longer = (make_trainer(photo, options, (1, 1, count), ema=ema) for count in (6, 7))
+    for trainer in (short, longer):
+        for _ in range(2):
+            trainer.begin()
+            trainer.step()
+            trainer.end()
+        trainer.begin()
+    assert tensors_equal(short.structure.state_dict(), longer.structure.state_dict())
+    mean = [torch.zeros_like(p) for p in longer.structure.blocks[1].parameters()]
+    for count in range(1, 7):
+        short.step()
+        longer.step()
+        for kept, weight in zip(mean, longer.structure.blocks[1].parameters(), strict=True):
+            kept.lerp_(weight.detach(), max(1 - ema, 1 / count))
+    for kept, left, last in zip(mean, *(t.structure.blocks[1].parameters() for t in (short, longer)), strict=True):
+        assert torch.equal(left, kept)
+        assert torch.equal(left, last) == (not ema)
+
+
 def test_gradient_penalty_is_per_pixel(photo, options, monkeypatch):
     trainer = make_trainer(photo, options)
     # A gradient of 2 in the first channel of every pixel: (2 - 1)^2.
@@ -272,6 +294,8 @@ def test_resume_refuses_other_settings(photo, options, tmp_path):
         ({"precision": "int8"}, UsageError, "int8"),
         ({"device": "abacus"}, UsageError, "abacus"),
         ({"batch": 0}, UsageError, "batch = 0"),
+        ({"ema": 1.0}, UsageError, "ema = 1.0"),
+        ({"ema": -0.1}, UsageError, "ema = -0.1"),
         ({"checkpoint_every": 0}, UsageError, "checkpoint_every = 0"),
         ({"base_width": 256}, InputError, "64 px wide"),
     ],
