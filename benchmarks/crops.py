@@ -54,7 +54,7 @@ def main(photo, name, *places):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         after.structure.to_file(folder / "structure.safetensors")
-        before = build(folder / "structure.safetensors", ["realsr"] * len(after.stages))
+        before = build(folder / "structure.safetensors", ["realsr"] * len(after.stages), margin=after.manifest.margin)
         for text in places:
             x, y = (int(n) for n in text.split(","))
             seen = np.asarray(photograph.crop((x, y, x + SIDE, y + SIDE)))

@@ -169,6 +169,10 @@ class Model:
         stages = tuple(replace(s, profile=p) for s, p in zip(self.stages, profiles, strict=True))
         return Model(self.path, replace(self.manifest, stages=stages), self._states)
 
+    def with_margin(self, margin: int) -> Model:
+        """The same with another margin, in pixels of step 1: other images."""
+        return _sealed(self.path, replace(self.manifest, margin=margin), self._states)
+
     def save(self, path: Path) -> None:
         """Write the bundle: to a temporary name first, so that a file of the final name is always whole."""
         tensors = {f"{p}.{key}": t.contiguous() for p, state in self._states.items() for key, t in state.items()}
@@ -274,8 +278,7 @@ def build(
         prefix = prefix_of.setdefault(content, f"sr{len(prefix_of)}")
         states[prefix] = state
         stages.append(replace(stage, weights=prefix, sigma=sigmas[index] if index < len(sigmas) else stage.sigma))
-    manifest = Manifest(metadata, tuple(stages), "", margin=margin or 0)
-    return Model(Path("model.safetensors"), replace(manifest, digest=_digest(states, _decisive(manifest))), states)
+    return _sealed(Path("model.safetensors"), Manifest(metadata, tuple(stages), "", margin=margin or 0), states)
 
 
 def _read_stage(name: str, licence: str | None) -> tuple[State, SRStage]:
@@ -317,7 +320,11 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
 def _open_checkpoint(path: Path) -> Model:
     state, stage = _read_stage(str(path), None)
     stages = (replace(stage, weights="sr0"),)
-    manifest, states = Manifest(None, stages, ""), {"sr0": state}
+    return _sealed(path, Manifest(None, stages, ""), {"sr0": state})
+
+
+def _sealed(path: Path, manifest: Manifest, states: dict[str, State]) -> Model:
+    """The model with the digest of its contents."""
     return Model(path, replace(manifest, digest=_digest(states, _decisive(manifest))), states)
 
 

@@ -147,7 +147,7 @@ def test_the_margin_is_in_the_digest_and_in_the_file(tmp_path, checkpoint, small
     assert len({model.digest for model in models}) == 3
     models[-1].save(tmp_path / "model.safetensors")
     assert load(tmp_path / "model.safetensors").manifest.margin == 3
-    assert "margin 3 px" in call(f"info {tmp_path / 'model.safetensors'}")
+    assert "margin 3 px" in call(f"info {tmp_path / 'model.safetensors'}")[1]
     assert build(None, [str(checkpoint)]).manifest.margin == 0
 
 
