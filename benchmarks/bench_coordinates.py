@@ -1,7 +1,7 @@
 """What vertical coordinates do for step 1: fifty samples of two structures that differ in nothing else.
 
-    engine train structure PHOTO --padding reflect --iterations ... --out with.safetensors
-    engine train structure PHOTO --padding reflect --iterations ... --no-coordinates --out without.safetensors
+    engine train structure PHOTO --ema 0 --iterations ... --out with.safetensors
+    engine train structure PHOTO --ema 0 --iterations ... --no-coordinates --out without.safetensors
     python benchmarks/bench_coordinates.py PHOTO with.safetensors without.safetensors
 
 The distance of the samples' vertical colour profile to the photograph's, how much samples differ from each other (the

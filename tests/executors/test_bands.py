@@ -1,8 +1,6 @@
-"""Bands through ``Job``: the pixels of tiles, whatever stops or cuts them; strips and rows as planned, within memory."""
+"""Bands through ``Job``: the pixels of tiles, whatever stops or cuts them, and when they are chosen."""
 
-import math
 import random
-import time
 from dataclasses import replace
 from weakref import WeakSet
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 import zarr
 from contracts.plans import bands_of
-from contracts.stages import exact_halo, whole_image
 from PIL import Image
 from safetensors.torch import save_file
 from stores import attributes, files, pixels, shards
@@ -21,18 +18,15 @@ from engine import probe
 from engine.archs.esrgan import RRDBNet
 from engine.bands.graph import read_graph
 from engine.bands.stream import RowStream
-from engine.budget import GIB, BandCost, Budget, StageCost, bands, check
+from engine.budget import BandCost, bands
 from engine.errors import BudgetError, RenderError, ResumeError, UsageError
 from engine.executors import bands as executor
 from engine.geometry import Box
 from engine.model import load
-from engine.plan import Plan, StagePlan, shard_of
 from engine.profile import Footprint
 from engine.render import Job
 from engine.request import Request
-from engine.rows import SourceRows, StageRows, Taker
 from engine.sinks import ZarrSink, halve
-from engine.sources import TensorSource
 from engine.stages import Stage
 
 SMALL = Request(size=(192, 256), stages=2, overlap="exact", executor="bands", precision="fp32")
@@ -375,104 +369,6 @@ def test_a_network_that_cannot_be_streamed_is_rendered_in_tiles(tmp_path, models
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
-# What it costs
-
-
-BASELINE = 300 << 20
-COST = StageCost(Footprint(0, 0.0, 0.0), False, BandCost(16, 200_000.0, 1e-6))
-STRUCTURE = StageCost(Footprint(5 << 20, 400.0, 1e-6), False)
-
-
-def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
-    stages, (height, width) = [], base
-    for index, scale in enumerate(scales):
-        stages.append(StagePlan(f"stage {index + 1}", height, width, scale, align, halo, align, 0.0, None))
-        height, width = height * scale, width * scale
-    return tuple(stages)
-
-
-def planned(stages, host, costs=None, size=None):
-    """The plan and the projection for this much memory, as a job makes them."""
-    costs, last = costs or [COST] * len(stages), stages[-1]
-    size = size or (last.height * last.scale, last.width * last.scale)
-    chosen = bands.choose_strips(stages, costs, STRUCTURE, Budget(host, None, 1 << 50), BASELINE, size[1])
-    shard, chunk = bands.shard_of_strips(chosen[-1].core * chosen[-1].scale, size[1])
-    base = (stages[0].height, stages[0].width)
-    plan = Plan(size, Box(0, 0, *size), base, chosen, shard, chunk, 0, "", "fp32", "auto", "cpu", "bands")
-    return plan, bands.project(plan, costs, STRUCTURE, BASELINE)
-
-
-@pytest.mark.parametrize("align", [1, 8])
-def test_less_memory_means_narrower_strips_that_fit(align):
-    widths = []
-    for host in (int(v) for v in np.geomspace(0.4, 8, 40) * GIB):
-        try:
-            plan, projection = planned(chain(align=align), host)
-        except BudgetError:
-            assert not widths, "a larger budget was refused where a smaller one was not"
-            continue
-        check(plan, projection, Budget(host, None, 1 << 50))
-        for stage in plan.stages:
-            stage.check()
-        strips = list(plan.strips())
-        assert len(strips) == 1 or plan.shard <= bands.SHARD
-        assert all(x % plan.shard == 0 for x, _ in strips)
-        assert projection.pieces == (len(strips),) * 3
-        widths.append(plan.stages[-1].core)
-    assert widths == sorted(widths)
-    assert widths[0] == bands.SHARD // 4
-    assert widths[-1] * 4 == 16384
-    assert len(set(widths)) > 5
-
-
-def test_the_narrowest_strip_is_refused_with_what_would_do():
-    """The number in the message is the truth: given that much, the same call succeeds."""
-    words = (
-        r"bands: the narrowest strip \(1024 px\) needs ([\d.]+) GiB of memory, --memory allows 0.35 GiB; raise it, or "
-    )
-    with pytest.raises(BudgetError, match=words) as caught:
-        planned(chain(), int(0.35 * GIB))
-    need = float(str(caught.value).split("needs ")[1].split()[0])
-    planned(chain(), int((need + 0.01) * GIB))
-    with pytest.raises(BudgetError):
-        planned(chain(), int((need - 0.01) * GIB))
-
-
-def test_narrower_strips_cost_their_halos_and_nothing_else():
-    (one, whole), (many, cut) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
-    strips = list(many.strips())
-    assert len(strips) > 1
-    assert whole.pixels == tuple(s.height * s.width for s in one.stages)
-    for index, stage in enumerate(many.stages):
-        extra = sum(last - first for first, last in (many.reads(strip)[index] for strip in strips)) - stage.width
-        assert extra > 0
-        assert cut.pixels[index] == whole.pixels[index] + stage.height * extra
-    assert cut.working < whole.working
-    assert cut.disk == whole.disk
-    assert cut.scratch == whole.scratch == 0
-
-
-def test_all_stages_hold_their_rows_at_the_same_time():
-    plan, projection = planned(chain(), 1 << 50)
-    assert projection.host_parts["network"] == sum(200_000 * stage.width for stage in plan.stages)
-    assert projection.device == 0
-    on_device = replace(COST, on_device=True)
-    stages = bands.with_strips(chain(), [on_device] * 3, 256)
-    found = bands.project(replace(plan, stages=stages), [on_device] * 3, None, BASELINE)
-    assert found.device >= 200_000 * (256 + 2 * 24)
-    assert found.host_parts["network"] == 0
-
-
-def test_the_widest_of_canvases_is_planned_at_once():
-    start = time.perf_counter()
-    plan, projection = planned(chain((540, 1024)), int(1.5 * GIB))
-    assert time.perf_counter() - start < 1
-    assert plan.size == (34560, 65536)
-    assert projection.host <= 1.5 * GIB
-    assert 1 < projection.pieces[0] <= 64
-    assert sum(box.area for box in plan.writes()) == 34560 * 65536
-
-
 @pytest.mark.parametrize("tile", [None, 24])
 @pytest.mark.parametrize("size", [(192, 256), (187, 251), (1, 1)])
 @pytest.mark.parametrize("name", ["rrdb", "swinir"])
@@ -491,155 +387,3 @@ def test_the_projected_pixels_are_those_that_are_reported(tmp_path, models, name
     if size[0] % 16 == 0:
         frame = tuple(s.height * width for s, width in zip(job.plan.stages, columns, strict=True))
         assert tuple(ran) == job.projection.pixels == frame
-
-
-# Plans, by brute force
-
-
-def random_plan(seed):
-    chance = random.Random(seed)
-    align = chance.choice([1, 2, 8])
-    scales = chance.choice([(4,), (2,), (4, 4), (2, 4), (4, 2, 2)])
-    halos = [align * chance.randrange(3) for _ in scales]
-    size = (chance.randrange(1, 500), chance.randrange(1, 700))
-    step = chance.choice([8, 16, 24, 40])
-    cores = [step] * len(scales)
-    if chance.random() < 0.5:
-        top, left = (chance.randrange(n) for n in size)
-        roi = Box(top, left, chance.randrange(top, size[0]) + 1, chance.randrange(left, size[1]) + 1)
-    else:
-        roi = None
-    shard, chunk = shard_of(step * scales[-1], 64)
-    return bands_of(
-        size, scales=scales, halos=halos, cores=cores, align=align, roi=roi, shard=shard, chunk=chunk, band=2 * align
-    )
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_strips_and_writes_cover_the_output_once(seed):
-    plan = random_plan(seed)
-    height, width = plan.size
-    assert [x for x0, x1 in plan.strips() for x in range(x0, x1)] == list(range(width))
-    counts = np.zeros(plan.size, np.uint8)
-    for box in plan.writes():
-        counts[box.slices] += 1
-        assert (box.y0 % plan.shard, box.x0 % plan.shard) == (0, 0)
-        assert box.y1 % plan.shard == 0 or box.y1 == height
-        assert (box.x0, box.x1) in set(plan.strips())
-        assert box.height <= plan.shard
-    assert (counts == 1).all()
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_strip_reads_its_columns_and_their_halos_in_every_stage(seed):
-    plan = random_plan(seed)
-    for strip in plan.strips():
-        wanted = {x + plan.roi.x0 for x in range(*strip)}
-        for stage, (first, last) in reversed(list(zip(plan.stages, plan.reads(strip), strict=True))):
-            frame = stage.padded[1]
-            reach = range(-stage.halo, stage.halo + 1)
-            needed = {x // stage.scale + d for x in wanted for d in reach} & set(range(frame))
-            assert first % stage.align == last % stage.align == 0
-            assert 0 <= first <= min(needed) < first + stage.align
-            assert last - stage.align <= max(needed) < last <= frame
-            padding = np.pad(np.arange(stage.width), (0, frame - stage.width), mode="reflect")
-            inside = stage.needs(Box(0, first, stage.padded[0], last))
-            assert set(padding[first:last]) <= set(range(inside.x0, inside.x1)) <= set(range(stage.width))
-            wanted = set(range(inside.x0, inside.x1))
-
-
-# Rows
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_any_blocks_are_taken_in_any_requests(seed):
-    chance = random.Random(seed)
-    rows = torch.arange(97).float().repeat(3, 2, 1).transpose(1, 2)
-    blocks, at = [], 0
-    while at < 97:
-        blocks.append(rows[:, at : at + chance.choice([1, 2, 5, 16, 64])])
-        at += blocks[-1].shape[1]
-    taker, at = Taker(iter(blocks)), 0
-    while at < 97:
-        count = chance.choice([1, 3, 16, 50])
-        taken = taker.take(count)
-        assert torch.equal(taken, rows[:, at : at + count])  # fewer where the image ends
-        at += count
-
-
-@pytest.fixture(params=["rrdb", "swinir"])
-def stage(request, small_rrdb, small_swinir):
-    network = {"rrdb": small_rrdb, "swinir": small_swinir}[request.param]
-    return Stage(network, torch.device("cpu"), "fp32")
-
-
-class Streamed:
-    """One stage over an image, for the HR columns ``columns``."""
-
-    def __init__(self, stage, image, columns=None, sigma=0.0, last=False):
-        height, width = image.shape[1:]
-        band, halo = stage.stream_plan(stage.align).band, exact_halo(stage)
-        plan = StagePlan("stage 1", height, width, stage.scale, stage.align, halo, width, sigma, None, band)
-        plan.check()
-        columns = columns or (0, width * stage.scale)
-        reads = plan.columns(*columns)
-        inside = plan.needs(Box(0, reads[0], plan.padded[0], reads[1]))
-        below = SourceRows(TensorSource(image), (inside.x0, inside.x1))
-        stream = RowStream(stage.stream_plan(reads[1] - reads[0]))
-        self.radius = stage.radius
-        self._rows = StageRows(plan, 0, 5, stage, stream, below, columns, reads, last, lambda *_: None)
-
-    def rows(self, first=0):
-        return torch.cat(list(self._rows.rows(first)), 1)
-
-
-SIZES = [(75, 40), (64, 48), (33, 51), (130, 9), (5, 70), (1, 1), (3, 2), (17, 8)]
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.1])
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_rows_from_anywhere_are_those_of_the_whole_stage(stage, picture, height, width, sigma):
-    image = picture(height, width)
-    streamed = Streamed(stage, image, sigma=sigma)
-    rows = streamed.rows()
-    whole = whole_image(stage.network, image, sigma=sigma, seed=5)
-    assert rows.shape == whole.shape
-    assert float((rows - whole).abs().max()) <= 2e-6
-    end = height * stage.scale
-    chance = random.Random(height)
-    for first in sorted({end - 1, min(end - 1, 4 * streamed.radius + 64), *(chance.randrange(end) for _ in range(4))}):
-        assert torch.equal(streamed.rows(first), rows[:, first:])
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.1])
-@pytest.mark.parametrize("columns", [(0, 1), (0, 160), (150, 333), (331, 332), (371, 372)])
-def test_rows_of_a_strip_with_an_exact_halo_are_those_of_the_whole_stage(stage, picture, columns, sigma):
-    image = picture(45, 93)
-    whole = whole_image(stage.network, image, sigma=sigma, seed=5)[:, :, slice(*columns)]
-    streamed = Streamed(stage, image, columns, sigma)
-    rows = streamed.rows()
-    assert float((rows - whole).abs().max()) <= 2e-6
-    assert torch.equal(streamed.rows(101), rows[:, 101:])
-
-
-def test_the_last_stage_gives_levels(stage, picture):
-    image = picture(21, 30)
-    levels, rows = Streamed(stage, image, last=True).rows(), Streamed(stage, image).rows()
-    assert levels.dtype == torch.uint8
-    assert torch.equal(levels, (rows * 255).round().to(torch.uint8))
-
-
-def test_a_source_is_read_inside_its_bounds_and_every_row_once(stage, picture):
-    seen = []
-
-    class Recording(TensorSource):
-        def read(self, box):
-            assert Box(0, 0, *self.size).contains(box)
-            seen.append(box)
-            return super().read(box)
-
-    image = picture(150, 20)
-    source = SourceRows(Recording(image), (3, 17))
-    assert torch.equal(torch.cat(list(source.rows(7)), 1), image[:, 7:, 3:17])
-    assert sum(box.area for box in seen) == 143 * 14
-    assert math.prod(seen[0].shape) < 143 * 14  # in blocks
