@@ -18,7 +18,7 @@ import torch
 from engine import probe
 from engine.budget import GIB, BandCost, Budget, Projection, StageCost, bands, tiles
 from engine.device import full_float32, memory_errors
-from engine.errors import BudgetError, EngineError, InputError, UsageError
+from engine.errors import BudgetError, InputError, UsageError
 from engine.geometry import Box
 from engine.memory import device_api, device_limit, free_device, free_host, release, resident, resident_on
 from engine.model import Model
@@ -27,9 +27,6 @@ from engine.profile import PrecisionError, StageProfile
 from engine.request import AUTO, Request
 from engine.sources import PictureSource
 from engine.stages import Stage, check_precisions, choose_device, fast_half
-
-_CLEARLY = 1.25
-"""Bands leave nothing to a tolerance: tiles must be this much faster to be chosen."""
 
 
 class Planner:
@@ -59,9 +56,8 @@ class Planner:
         self.budget = self._budget()
 
     def choose(self) -> tuple[Plan, Projection]:
-        """The plan of the executor that was asked for; of both, the one that should be faster within the budget."""
-        options: list[tuple[Plan, Projection]] = []
-        refusal: EngineError | None = None
+        """The plan of the executor that was asked for; else of the first that can make the image within the budget."""
+        refusal: BudgetError | None = None
         for executor in self._executors:
             if executor == BANDS and not bands.streamable(self._costs):
                 continue
@@ -70,11 +66,9 @@ class Planner:
             except BudgetError as error:
                 refusal = error
             else:
-                options.append((plan, self.project(plan)))
-        if not options:
-            assert refusal is not None
-            raise refusal
-        return min(options, key=lambda option: option[1].seconds * (_CLEARLY if option[0].executor == TILES else 1.0))
+                return plan, self.project(plan)
+        assert refusal is not None
+        raise refusal
 
     def continued(self, stored: dict[str, Any]) -> Plan | None:
         """The plan with the cut of a stored one that is to be continued; None when nothing is to be taken from it."""
@@ -160,7 +154,9 @@ class Planner:
 
     @property
     def _executors(self) -> tuple[str, ...]:
-        """What may be chosen from. A tile that is asked for speaks of tiles, unless bands are asked for, too."""
+        """What may be chosen from, the best first: on a CPU bands, which leave nothing to a tolerance, take a fraction of the
+        memory and are as fast. A tile that is asked for speaks of tiles, unless bands are asked for, too.
+        """
         asked = self.request.executor
         if asked == STREAM and not self._may_stream:
             return (TILES,)

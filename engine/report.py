@@ -57,7 +57,9 @@ def precision_text(error: PrecisionError) -> str:
 
 def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: PrecisionError | None) -> None:
     height, width = plan.size
-    base = f"{plan.base[1]}x{plan.base[0]}"
+    last = plan.stages[-1]
+    margin = f" (margin {last.margin * plan.base[0] // last.height})" if last.margin else ""
+    base = f"{plan.base[1]}x{plan.base[0]}{margin}"
     stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
     line(
         f"{width}x{height} from a base of {base} in {stages} by {plan.executor}, seed {plan.seed}, "
@@ -80,7 +82,6 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: Pr
             error, str(count), f"{pixels / (stage.height * stage.width):.2f}x",
         )  # fmt: skip
     _out.print(table)
-    last = plan.stages[-1]
     if last.blend:
         line(f"tiles of {last.name} fade into each other over {last.blend * last.scale} px ({last.ramp})")
     if max(projection.batches, default=1) > 1:

@@ -92,7 +92,7 @@ class Request:
         str,
         Parameter(
             help="tiles (core and halo), bands (rows; computes nothing twice), stream (tiles in batches, for a GPU), or auto: "
-            "stream on a GPU, else what the plan says is faster."
+            "stream on a GPU, else bands where they can be had."
         ),
     ] = AUTO
     tile: Annotated[

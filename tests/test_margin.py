@@ -91,6 +91,22 @@ def test_any_size_is_filled(tmp_path, framed, executor, size):
     assert min(made[:, -4:].std(), made[:, :, -4:].std(), made[:, :4].std(), made[:, :, :4].std()) > 1
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_is_projected_is_what_is_reported(tmp_path, framed, executor):
+    """Progress ends at 100 %: to a band of rows, or to the tile."""
+    ran = [0, 0]
+
+    def on_tile(stage, count):
+        ran[stage] += count
+
+    job = Job(framed("rrdb"), replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="4"), tmp_path / "o.zarr")
+    for _ in job.run(job.open_sink(resume=False, overwrite=False), on_tile):
+        pass
+    for stage, projected, reported in zip(job.plan.stages, job.projection.pixels, ran, strict=True):
+        assert abs(projected - reported) <= stage.band * stage.width * len(list(job.plan.strips()))
+        assert reported
+
+
 def test_a_picture_that_is_given_has_no_margin(tmp_path, framed, picture):
     from PIL import Image
 

@@ -112,7 +112,9 @@ def project(
             stage, columns = plan.stages[index], reads[index][1] - reads[index][0]
             first, last = first // stage.scale, -(-last // stage.scale)
             pixels[index] += (last - first) * columns
-            ends[index] += stage.band * columns  # the first and the last band are filled in part
+            # The first and the last band are filled in part; what comes of a margin is dropped.
+            ends[index] += (stage.band + 2 * stage.margin) * columns
+            first, last = first + stage.margin if first else 0, min(last + 2 * stage.margin, stage.height)
     seconds = sum((n + e) * _cost(c).seconds_per_pixel for n, e, c in zip(pixels, ends, costs, strict=True))
     if structure is not None:
         seconds += math.prod(plan.base) * structure.footprint.seconds_per_pixel

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -113,18 +112,18 @@ def remember(model: Model, profiles: list[StageProfile]) -> None:
 
 def stage_footprint(model: Model, index: int, stage: Stage, tell: Callable[[str], None] = lambda _: None) -> Footprint:
     """Measured cost of a stage on this machine (cached)."""
+
+    def run(height: int, width: int) -> Tensor:
+        tile = torch.rand(1, 3, height, width, device=stage.device)
+        return stage.run(tile.contiguous(memory_format=torch.channels_last))
+
     key = ("sr", model.weights_digest(index), str(stage.device), stage.precision)
 
     def measure() -> Footprint:
         tell(f"measuring memory and speed of stage {index + 1} on this machine (once)")
-        return footprint.measure(partial(_tile, stage), stage.device, stage.align)
+        return footprint.measure(run, stage.device, stage.align)
 
     return footprint.cached(key, measure)
-
-
-def _tile(stage: Stage, height: int, width: int) -> Tensor:
-    tile = torch.rand(1, 3, height, width, device=stage.device)
-    return stage.run(tile.contiguous(memory_format=torch.channels_last))
 
 
 def precision_errors(
@@ -186,7 +185,7 @@ def band_cost(model: Model, index: int, stage: Stage, tell: Callable[[str], None
 
     def measure() -> Footprint:
         tell(f"measuring the speed of stage {index + 1} in bands on this machine (once)")
-        return footprint.measure_stream(stage, partial(_tile, stage), stage_footprint(model, index, stage, tell))
+        return footprint.measure_stream(stage)
 
     per_column = (wider.nbytes - wide.nbytes) / (wider.width - wide.width)
     return BandCost(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -24,9 +25,7 @@ from engine.stages import Stage
 
 _SMALL, _LARGE = 96, 192
 
-_TURNS = 3
-
-_METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB; bands and tiles in turn"
+_METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
 """Part of the cache's key: numbers of another way to measure are not comparable."""
 
 
@@ -53,41 +52,34 @@ def measure(
     return Footprint(max(0, int(high - per_pixel * large**2)), per_pixel, seconds / large**2)
 
 
-def measure_stream(stage: Stage, run: Callable[[int, int], object], tile: Footprint) -> Footprint:
+def measure_stream(stage: Stage) -> Footprint:
     """Seconds of streaming a stage for each LR pixel, by what was executed, since so small a picture is mostly border.
 
-    Measured in turn with ``run``, whose cost is ``tile``, and as a multiple of it: whatever else the machine does meets both,
-    so the faster way stays the faster. Bytes are counted, not measured: they are in the stage's stream plan.
+    Its bytes are counted, not measured: they are in the stage's stream plan.
     """
-    side = _LARGE // stage.align * stage.align
-    plan = stage.stream_plan(side)
+    plan = stage.stream_plan(_LARGE // stage.align * stage.align)
     stream = RowStream(plan, stage.device)
     band = torch.rand(1, 3, plan.band, plan.width, device=stage.device)
-
-    def push() -> None:
+    seconds = math.inf
+    for _ in range(3):  # the first time makes the primitives of these shapes
+        before, start = stream.macs, time.perf_counter()
         stream.start(0, _SMALL)
         for _ in range(0, _SMALL + plan.delay, plan.band):
             for _ in stage.push(stream, band):
                 pass
-
-    push()  # makes the primitives of these shapes, as a tile's are made
-    pixels = stream.macs / plan.macs(plan.band) * plan.band * plan.width
-    turns = [[_seconds(way, stage.device) for way in (push, lambda: run(side, side))] for _ in range(_TURNS)]
-    streaming, tiling = (min(times) for times in zip(*turns, strict=True))
-    return Footprint(0, 0.0, tile.seconds_per_pixel * (streaming / pixels) / (tiling / side**2))
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    finished(device)
-    return time.perf_counter() - start
+        finished(stage.device)
+        seconds = min(seconds, time.perf_counter() - start)
+    pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
+    return Footprint(0, 0.0, seconds / pixels)
 
 
 def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:
     run(side, side)  # buffers and primitives of this shape
     with PeakMemory(device) as peak:
-        seconds = _seconds(lambda: run(side, side), device)
+        start = time.perf_counter()
+        run(side, side)
+        finished(device)
+        seconds = time.perf_counter() - start
     return (peak.host - peak.start if device_api(device) is None else peak.device - peak.device_start), seconds
 
 

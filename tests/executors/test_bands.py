@@ -321,14 +321,14 @@ def test_the_executor_begins_a_stream_after_every_gap_and_at_every_strip(roi, bl
 # Which executor
 
 
-@pytest.mark.parametrize(("seconds", "chosen"), [(1e-8, "bands"), (8e-7, "bands"), (1e-4, "tiles")])
-def test_auto_takes_what_the_plan_says_is_faster(tmp_path, models, monkeypatch, seconds, chosen):
-    """Given speeds: those measured of networks as small as these lie within a few percent of each other."""
+@pytest.mark.parametrize("seconds", [1e-8, 1e-4])
+def test_auto_takes_bands_whatever_was_measured_of_their_speed(tmp_path, models, monkeypatch, seconds):
+    """Speeds that were measured while the machine was busy must not cost ten times the memory."""
     monkeypatch.setattr("engine.probe.stage_footprint", lambda *_: Footprint(0, 1000.0, 1e-6))
     monkeypatch.setattr("engine.probe.band_cost", lambda *_: BandCost(16, 1000.0, seconds))
     job = Job(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr")
-    assert job.plan.executor == chosen
-    asked = Job(models["rrdb"], replace(SMALL, executor=chosen), tmp_path / "out.zarr")
+    assert job.plan.executor == "bands"
+    asked = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
     assert job.plan == asked.plan
     assert (job.projection.pixels, job.projection.host_parts) == (asked.projection.pixels, asked.projection.host_parts)
 

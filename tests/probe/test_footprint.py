@@ -7,12 +7,10 @@ import time
 import pytest
 import torch
 
-from engine.bands.stream import RowStream
 from engine.device import OutOfDeviceMemory
 from engine.memory import PeakMemory
 from engine.probe import footprint
 from engine.profile import Footprint
-from engine.stages import Stage
 
 CPU = torch.device("cpu")
 
@@ -60,29 +58,6 @@ def test_time_is_that_of_the_larger_shape():
             pass
 
     assert footprint.measure(run, CPU, largest=96).seconds_per_pixel == pytest.approx(1e-6, rel=0.5)
-
-
-def test_bands_are_a_multiple_of_tiles_that_are_run_in_turn_with_them(monkeypatch, small_rrdb):
-    """So that a machine that is busy meanwhile, or was when the tiles were measured, does not decide which is faster."""
-    stage, clock = Stage(small_rrdb, CPU, "fp32"), iter([15.0, 5.0, 3.0, 1.0, 6.0, 2.0])
-    sides = []
-
-    def seconds(way, device):
-        way()
-        return next(clock)
-
-    monkeypatch.setattr(footprint, "_seconds", seconds)
-    tile = Footprint(0, 0.0, 7e-6)
-    measured = footprint.measure_stream(stage, lambda h, w: sides.append((h, w)), tile)
-    assert sides == [(192, 192)] * 3
-    assert next(clock, None) is None
-    plan = stage.stream_plan(192)
-    stream = RowStream(plan)
-    stream.start(0, 96)
-    for _ in range(0, 96 + plan.delay, plan.band):
-        for _ in stage.push(stream, torch.rand(1, 3, plan.band, 192)):
-            pass
-    assert measured.seconds_per_pixel == pytest.approx(3 * 7e-6 * 192**2 / (stream.macs / plan.macs(1) * 192), rel=0.2)
 
 
 @pytest.mark.parametrize("align", [1, 8, 12, 48])
