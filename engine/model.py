@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine import archs, checkpoints
@@ -28,6 +26,7 @@ from engine.archs import Upscaler
 from engine.archs.hpvaegan import METADATA_KEY, Structure
 from engine.errors import InputError, ModelError, UsageError
 from engine.profile import StageProfile
+from engine.tensors import write_tensors
 
 FORMAT = "ourgan-engine/1"
 
@@ -183,17 +182,11 @@ class Model:
             "modelspec.architecture": "our-gan",
             "modelspec.license": "; ".join(self.manifest.licences),
         }
-        part = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata=metadata)
-            os.replace(part, path)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{path}: cannot be written ({reason}); choose another place") from error
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        write_tensors(path, tensors, metadata)
 
 
 def load(path: Path | str) -> Model:

@@ -1,6 +1,7 @@
 """The model file: what is stored once, what the digest covers, and that every damaged file is refused in one line."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -413,7 +414,7 @@ def test_a_file_in_the_way_is_kept_until_the_new_one_is_whole(tmp_path, monkeypa
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.model.save_file", fail)
+    monkeypatch.setattr("engine.tensors.save_file", fail)
     with pytest.raises(engine.errors.InputError, match="No space left"):
         load(model_file).save(path)
     assert path.read_text() == "the old one"
@@ -427,3 +428,13 @@ def test_step_1_is_taken_from_a_model_as_from_its_own_file(tmp_path, model_file,
     assert taken.digest == own.digest
     with pytest.raises(ModelError, match="holds no step 1"):
         build(checkpoint, [str(checkpoint)])
+
+
+def test_others_may_read_a_model(tmp_path, checkpoint):
+    """As any file: by the umask."""
+    mask = os.umask(0o027)
+    try:
+        build(None, [str(checkpoint)]).save(tmp_path / "model.safetensors")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640

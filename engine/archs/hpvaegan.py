@@ -8,7 +8,6 @@ Sizes are (height, width) throughout; pictures inside the networks are in [-1, 1
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from typing import Any, Literal, Self, cast, get_args
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from engine.errors import ModelError, UsageError
+from engine.tensors import write_tensors
 
 Padding = Literal["zeros", "reflect", "replicate"]
 Size = tuple[int, int]
@@ -329,9 +328,7 @@ class Structure(nn.Module):
 
     def to_file(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write one safetensors file, whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        save_file(self.state(dtype), part, metadata={METADATA_KEY: json.dumps(self.metadata(), sort_keys=True)})
-        os.replace(part, path)
+        write_tensors(path, self.state(dtype), {METADATA_KEY: json.dumps(self.metadata(), sort_keys=True)})
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:

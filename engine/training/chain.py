@@ -6,7 +6,6 @@ photograph through the VAE scales, and the GAN scales above draw their noise afr
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.archs.hpvaegan import Structure
 from engine.bands.stream import RowStream
 from engine.stages import Stage
+from engine.tensors import write_tensors
 from engine.training.data import Photo, Size
 from engine.training.picture import open_picture
 
@@ -135,9 +134,7 @@ def keep_chain(path: Path, key: str, make: Callable[[], Chain]) -> Chain:
         tensors["photograph"] = chain.pictures[0].target
     paired = [one.paired for one in chain.pictures]
     about = {"key": key, "psnr_fitted": chain.psnr_fitted, "psnr": chain.psnr, "paired": paired}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"chain": json.dumps(about)})
-    os.replace(part, path)
+    write_tensors(path, tensors, {"chain": json.dumps(about)})
     return chain
 
 

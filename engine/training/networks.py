@@ -6,21 +6,19 @@ Does not know losses or photographs.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine import archs
 from engine.archs import Upscaler, esrgan, swinir
 from engine.checkpoints import FACTS_KEY, PACKAGED, find_packaged, read_checkpoint, read_facts
-from engine.errors import InputError, ModelError, UsageError
+from engine.errors import ModelError, UsageError
+from engine.tensors import write_tensors
 
 SCRATCH = "scratch"
 
@@ -102,18 +100,12 @@ def architecture_of(name: str, shape: Shape) -> str:
 
 def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Write the weights under the community's names, whole or not at all, with `facts` as JSON in the metadata."""
-    part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     if bad := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
         raise ModelError(
             f"{path}: the trained tensor {bad} holds NaN or infinity in {dtype}: store fp32 or train again"
         )
-    try:
-        save_file(tensors, part, metadata={"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be written ({reason}); choose another place") from None
+    write_tensors(path, tensors, {"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
 
 
 def _fresh(shape: Shape) -> Upscaler:
