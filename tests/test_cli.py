@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine import cli
 from engine.model import load
 from engine.render import Job
 from engine.request import Request
@@ -399,3 +400,21 @@ def test_ctrl_c_before_the_render_is_one_line(engine, monkeypatch):
     assert (code, out) == (130, "")
     assert len(err.splitlines()) == 1
     assert "--resume" in err
+
+
+@pytest.mark.parametrize(
+    ("set_before", "spins"),
+    [({}, str(cli.SPINS)), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_wait_briefly_unless_the_user_wants_otherwise(set_before, spins):
+    """In a process of its own: the library reads it when torch is loaded, which the command line must not have done."""
+    program = (
+        "import os, sys\nfrom engine import cli\n"
+        "try: cli.main(['--version'])\nexcept SystemExit: pass\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=clean | set_before, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines()[-1] == f"{spins} False"
