@@ -67,7 +67,8 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: Pr
     )
     cut = ("band", "strips") if plan.executor == BANDS else ("tile", "tiles")
     table = Table("stage", "input", cut[0], "core", "halo", "seam error", cut[1], "recompute", box=None, pad_edge=False)
-    for stage, count, pixels in zip(plan.stages, projection.pieces, projection.pixels, strict=True):
+    read = plan.reads(next(plan.strips())) if plan.executor == BANDS else ()
+    for index, (stage, count, pixels) in enumerate(zip(plan.stages, projection.pieces, projection.pixels, strict=True)):
         error = (
             "exact"
             if stage.seam_error == 0
@@ -75,8 +76,8 @@ def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: Pr
             if stage.seam_error is None
             else f"{stage.seam_error:.2f} levels"
         )
-        height, width = stage.tile_shape
-        shape = f"{width}x{stage.band or height}"
+        height, width = (stage.band, read[index][1] - read[index][0]) if read else stage.tile_shape
+        shape = f"{width}x{height}"
         table.add_row(
             stage.name, f"{stage.width}x{stage.height}", shape, str(stage.core), str(stage.halo),
             error, str(count), f"{pixels / (stage.height * stage.width):.2f}x",
