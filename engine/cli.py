@@ -239,7 +239,7 @@ def structure(
     iterations: Annotated[
         list[int] | None,
         Parameter(
-            help="Iterations per scale: one number, or one per scale; and so on: instead of the preset's.",
+            help="Iterations of each scale, instead of the preset's: one number, or one for each.",
             consume_multiple=True,
         ),
     ] = None,

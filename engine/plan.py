@@ -50,7 +50,7 @@ class StagePlan:
     are ``core`` wide, with ``halo`` on the left and on the right. ``seam_error``: 8-bit levels, 0.0 when exact, None when
     it was not measured. ``blend``: how far a tile, its halo besides, reaches into those to the right and below, to which it
     fades along ``ramp``. ``dither``: of the last stage, before its values are rounded. ``margin``: so many pixels along the
-    sides of the last stage's input are context and not enlarged; what is made, and the grid, begin behind them.
+    sides of the input are context and not enlarged; what is made, and the grid, begin behind them.
     """
 
     name: str
@@ -180,6 +180,14 @@ class Plan:
     def is_whole(self) -> bool:
         """Whether the whole canvas is written, not a region of it."""
         return self.roi == Box(0, 0, *self.canvas)
+
+    @property
+    def margin(self) -> int:
+        """Pixels of the base along its sides that lie outside the canvas."""
+        pixels = 0
+        for stage in reversed(self.stages):
+            pixels = stage.margin + pixels // stage.scale
+        return pixels
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:

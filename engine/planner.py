@@ -28,6 +28,10 @@ from engine.request import AUTO, Request
 from engine.sources import PictureSource
 from engine.stages import Stage, check_precisions, choose_device, fast_half
 
+_CONTEXT = 32
+"""LR pixels of context that an inner stage makes beyond the image for the next one: a margin of 8 of step 1, enlarged once.
+Enlarged further, a margin would cost as large a share of the last stage's work as of step 1's."""
+
 
 class Planner:
     """A request to a model, with everything that is measured to plan it. ``baseline``: resident bytes before the work, and
@@ -210,21 +214,22 @@ class Planner:
     def _plan(self, executor: str, cores: Sequence[int] = ()) -> Plan:
         """``cores``: of a stored plan that is to be continued."""
         profiles = self.profiles[: self.canvas.stages]
-        stages, size = [], self.canvas.base
+        stages, size, margin = [], self.canvas.base, self.canvas.margin
         for index, (stage, profile) in enumerate(zip(self.stages, profiles, strict=True)):
             halo = self.request.halo_policy.choose(profile, stage.radius, stage.align)
             sigma = self.model.stages[index].sigma
+            spare = margin if index == len(self.stages) - 1 else _spare(margin, stage)
+            name, core = f"stage {index + 1}", stage.align
             stages.append(
-                StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, stage.align, sigma, None)
+                StagePlan(name, *size, stage.scale, stage.align, halo, core, sigma, seam_error=None, margin=spare)
             )
-            size = (size[0] * stage.scale, size[1] * stage.scale)
+            size, margin = stages[-1].grid.bounds.shape, (margin - spare) * stage.scale
         last = stages[-1]
         stages[-1] = replace(
             last,
             blend=-(-self.request.blend // last.align) * last.align,
             ramp=self.request.ramp,
             dither=self.request.dither,
-            margin=self.canvas.margin * (last.height // self.canvas.base[0]),
         )
         planned = (
             self._strips(tuple(stages), cores)
@@ -282,6 +287,11 @@ class Planner:
                 f"--roi {roi.x0},{roi.y0},{roi.width},{roi.height}: not inside the canvas of {whole.width}x{whole.height}"
             )
         return roi
+
+
+def _spare(margin: int, stage: Stage) -> int:
+    """Of a stage's margin what need not be enlarged, for the next one to have ``_CONTEXT`` still."""
+    return max(0, margin - -(-_CONTEXT // stage.scale)) // stage.align * stage.align
 
 
 def default_memory(free: int) -> int:

@@ -58,7 +58,7 @@ def precision_text(error: PrecisionError) -> str:
 def print_plan(plan: Plan, projection: Projection, budget: Budget, precision: PrecisionError | None) -> None:
     height, width = plan.size
     last = plan.stages[-1]
-    margin = f" (margin {last.margin * plan.base[0] // last.height})" if last.margin else ""
+    margin = f" (margin {plan.margin})" if plan.margin else ""
     base = f"{plan.base[1]}x{plan.base[0]}{margin}"
     stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
     line(

@@ -128,6 +128,27 @@ def test_one_stage_of_windows_takes_a_whole_window(tmp_path, framed):
         replace(job.plan.stages[-1], margin=MARGIN).check()
 
 
+@pytest.mark.parametrize("name", ["rrdb", "swinir"])
+def test_of_three_stages_the_last_reads_no_more_than_the_one_before(tmp_path, framed, name):
+    """What a margin has grown to beyond the context is cut off on the way; however it is cut, the pixels are the same."""
+    model, made = framed(name, stages=3, margin=8), {}
+    for executor, asked in EXECUTORS.items():
+        if executor == "blended":
+            continue
+        asked = replace(asked, size=(256, 320), stages=3, overlap="exact", precision="fp32")
+        job = rendered(model, asked, tmp_path / f"{executor}.zarr")
+        assert [s.margin for s in job.plan.stages] == [0, 24, 32]
+        assert [(s.height, s.width) for s in job.plan.stages] == [(20, 21), (80, 84), (128, 144)]
+        assert (job.plan.margin, job.plan.base) == (8, (20, 21))
+        assert job.seam_error == 0.0
+        made[executor] = pixels(job.out).astype(int)
+    for executor, values in made.items():
+        difference = np.abs(values - made["one tile"])
+        assert difference.max() <= 1, executor
+        assert (difference > 0).mean() < 0.001, executor
+    assert made["bands"].std() > 5
+
+
 def test_a_margin_is_resumed(tmp_path, framed):
     asked = replace(EXECUTORS["tiles"], size=SIZE, stages=2, overlap="4")
     full = pixels(rendered(framed("rrdb"), asked, tmp_path / "full.zarr").out)

@@ -159,7 +159,7 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
     """The LR columns that every stage reads for a strip of so many output columns, at most."""
     found, columns = [], strip
     for stage in reversed(stages):
-        context = max(stage.halo, stage.margin) + stage.align
+        context = stage.halo + stage.margin + stage.align
         columns = min(stage.padded[1], -(-columns // stage.scale) + 2 * context)
         found.append(columns)
     return found[::-1]
