@@ -7,6 +7,7 @@ is, and an operation whose rows all lie outside is skipped.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -277,7 +278,9 @@ class _Segment:
 
     def _repeat(self, rows: Rows) -> None:
         if self._replay is None and self._alike == WARM_UPS:
-            self._replay = self._queue.record(lambda: self._make(rows))
+            # A record that held the segment would keep its buffers until the next collection of garbage.
+            segment = weakref.proxy(self)
+            self._replay = self._queue.record(lambda: segment._make(rows))
         if self._replay is None:
             self._alike += 1
             self._make(rows)

@@ -1,5 +1,6 @@
 """Bands through ``Job``: the pixels of tiles, whatever stops or cuts them, and when they are chosen."""
 
+import gc
 import random
 from dataclasses import replace
 from weakref import WeakSet
@@ -132,6 +133,26 @@ def test_strips_of_two_widths_take_turns_with_the_memory(tmp_path, models, monke
     job, _ = render(models["rrdb"], replace(SMALL, tile=8, overlap="4"), tmp_path)
     assert len(most) > len(job.stages)
     assert max(most) == len(job.stages)
+
+
+def test_a_render_that_is_done_holds_no_memory(tmp_path, models, monkeypatch):
+    """At once, not at the next collection of garbage: many images may be rendered one after the other (--count)."""
+    alive, make = WeakSet(), RowStream.__init__
+
+    def counted(self, *args):
+        make(self, *args)
+        alive.add(self)
+        for segment in self._segments:
+            alive.add(segment)
+
+    monkeypatch.setattr(RowStream, "__init__", counted)
+    gc.collect()
+    gc.disable()
+    try:
+        render(models["rrdb"], replace(SMALL, size=(640, 64)), tmp_path)
+        assert not list(alive)
+    finally:
+        gc.enable()
 
 
 def test_a_store_of_bands_is_refused_when_the_network_cannot_be_streamed(tmp_path, models, monkeypatch):
