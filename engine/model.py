@@ -31,8 +31,8 @@ from engine.tensors import write_tensors
 FORMAT = "ourgan-engine/1"
 
 MARGIN, MOST_MARGIN = 8, 64
-"""Pixels of step 1 beyond the image's sides: what networks make of a border, be it padded with zeros or mirrored, reaches 7
-pixels into it (docs/decisions/0011)."""
+"""Pixels of step 1 beyond the image's sides: what networks make of a border, be it padded with zeros or mirrored, reaches more
+than 4 and less than 8 pixels into it (docs/decisions/0011)."""
 
 _KEY = "ourgan"
 _STRUCTURE = "structure"

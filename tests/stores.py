@@ -1,6 +1,17 @@
-"""What tests ask of a store on disk."""
+"""How tests make a store, and what they ask of it on disk."""
 
 import zarr
+
+from engine.render import Job
+
+
+def render(model, request, out, *, resume=False, overwrite=False, most=None):
+    """Render to ``out``, or ``most`` writes of it, and return the job."""
+    job = Job(model, request, out)
+    for count, _ in enumerate(job.run(job.open_sink(resume, overwrite)), 1):
+        if count == most:
+            break
+    return job
 
 
 def files(folder):

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from contracts.plans import chain
 
 from engine.budget import GIB, Budget, StageCost, check
 from engine.budget.tiles import (
@@ -22,7 +23,7 @@ from engine.budget.tiles import (
 )
 from engine.errors import BudgetError
 from engine.geometry import Box
-from engine.plan import STREAM, Plan, StagePlan, shard_of
+from engine.plan import STREAM, Plan, shard_of
 from engine.profile import Footprint
 
 MIB = 1 << 20
@@ -33,14 +34,6 @@ PLENTY = Budget(host=1 << 50, device=1 << 50, disk=1 << 50)
 LARGE = Footprint(20 * MIB, 12_000.0, 1e-5)
 SMALL = Footprint(3 * MIB, 700.0, 1e-6)
 STRUCTURE = StageCost(Footprint(5 * MIB, 400.0, 1e-6), on_device=False)
-
-
-def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
-    stages, (height, width) = [], base
-    for index, scale in enumerate(scales):
-        stages.append(StagePlan(f"stage {index + 1}", height, width, scale, align, halo, align, 0.0, None))
-        height, width = height * scale, width * scale
-    return tuple(stages)
 
 
 def costs_of(stages, footprint=LARGE, on_device=False):

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from stores import pixels
+from stores import pixels, render
 
 from engine import model
 from engine.errors import AlignmentError
@@ -44,25 +44,18 @@ def framed(tmp_path_factory, model_file, swin_model_file):
     return make
 
 
-def rendered(name, request, out):
-    job = Job(name, request, out)
-    for _ in job.run(job.open_sink(resume=False, overwrite=False)):
-        pass
-    return job
-
-
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", ["rrdb", "swinir"])
 def test_what_is_made_is_the_inner_part_of_a_larger_image(tmp_path, framed, name, executor):
     """With exact halos, and to ties of rounding: another tile is another sum."""
     asked = replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="exact", precision="fp32")
-    job = rendered(framed(name), asked, tmp_path / "inner.zarr")
+    job = render(framed(name), asked, tmp_path / "inner.zarr")
     # SwinIR's windows are 8 pixels of the last stage, which are 2 of step 1's.
     factor, margin = 16, 4 if name == "swinir" else MARGIN
     assert job.plan.base == tuple(n // factor + 2 * margin for n in SIZE)
     assert job.seam_error == 0.0
     whole = replace(asked, size=tuple(n + 2 * margin * factor for n in SIZE), executor="tiles", tile=512, blend=0)
-    larger = pixels(rendered(framed(name, margin=0), whole, tmp_path / "larger.zarr").out)
+    larger = pixels(render(framed(name, margin=0), whole, tmp_path / "larger.zarr").out)
     expected = larger[:, margin * factor : -margin * factor, margin * factor : -margin * factor]
     difference = np.abs(pixels(job.out).astype(int) - expected)
     assert difference.max() <= 1
@@ -74,9 +67,9 @@ def test_what_is_made_is_the_inner_part_of_a_larger_image(tmp_path, framed, name
 def test_a_region_is_the_crop_and_its_corner_is_the_images(tmp_path, framed, executor):
     """The canvas begins behind the margin: where a region lies does not depend on it."""
     asked = replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="exact", precision="fp32")
-    full = pixels(rendered(framed("rrdb"), asked, tmp_path / "full.zarr").out)
+    full = pixels(render(framed("rrdb"), asked, tmp_path / "full.zarr").out)
     for index, box in enumerate((Box(0, 0, 40, 50), Box(33, 65, 90, 190), Box(150, 200, 192, 256))):
-        job = rendered(framed("rrdb"), replace(asked, roi=box), tmp_path / f"{index}.zarr")
+        job = render(framed("rrdb"), replace(asked, roi=box), tmp_path / f"{index}.zarr")
         difference = np.abs(pixels(job.out).astype(int) - full[(slice(None), *box.slices)])
         assert difference.max() <= (1 if executor == "bands" else 0)
 
@@ -85,7 +78,7 @@ def test_a_region_is_the_crop_and_its_corner_is_the_images(tmp_path, framed, exe
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_any_size_is_filled(tmp_path, framed, executor, size):
     """A size that the scales do not divide is cropped at its end, inside the margin."""
-    job = rendered(framed("rrdb"), replace(EXECUTORS[executor], size=size, stages=2, overlap="4"), tmp_path / "o.zarr")
+    job = render(framed("rrdb"), replace(EXECUTORS[executor], size=size, stages=2, overlap="4"), tmp_path / "o.zarr")
     made = pixels(job.out)
     assert made.shape == (3, *size)
     assert min(made[:, -4:].std(), made[:, :, -4:].std(), made[:, :4].std(), made[:, :, :4].std()) > 1
@@ -136,7 +129,7 @@ def test_of_three_stages_the_last_reads_no_more_than_the_one_before(tmp_path, fr
         if executor == "blended":
             continue
         asked = replace(asked, size=(256, 320), stages=3, overlap="exact", precision="fp32")
-        job = rendered(model, asked, tmp_path / f"{executor}.zarr")
+        job = render(model, asked, tmp_path / f"{executor}.zarr")
         assert [s.margin for s in job.plan.stages] == [0, 24, 32]
         assert [(s.height, s.width) for s in job.plan.stages] == [(20, 21), (80, 84), (128, 144)]
         assert (job.plan.margin, job.plan.base) == (8, (20, 21))
@@ -151,10 +144,7 @@ def test_of_three_stages_the_last_reads_no_more_than_the_one_before(tmp_path, fr
 
 def test_a_margin_is_resumed(tmp_path, framed):
     asked = replace(EXECUTORS["tiles"], size=SIZE, stages=2, overlap="4")
-    full = pixels(rendered(framed("rrdb"), asked, tmp_path / "full.zarr").out)
-    job = Job(framed("rrdb"), asked, tmp_path / "cut.zarr")
-    next(job.run(job.open_sink(resume=False, overwrite=False)))
-    again = Job(framed("rrdb"), asked, tmp_path / "cut.zarr")
-    for _ in again.run(again.open_sink(resume=True, overwrite=False)):
-        pass
+    full = pixels(render(framed("rrdb"), asked, tmp_path / "full.zarr").out)
+    render(framed("rrdb"), asked, tmp_path / "cut.zarr", most=1)
+    again = render(framed("rrdb"), asked, tmp_path / "cut.zarr", resume=True)
     np.testing.assert_array_equal(pixels(again.out), full)

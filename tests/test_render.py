@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stores import attributes, files, pixels, shards
+from stores import attributes, files, pixels, render, shards
 
 import engine
 from engine.cli import main
@@ -45,14 +45,6 @@ def picture_file(tmp_path, picture):
         return tmp_path / name
 
     return write
-
-
-def render(model, request, out, overwrite=False):
-    """Render to ``out`` and return the job."""
-    job = Job(model, request, out)
-    for _ in job.run(job.open_sink(resume=False, overwrite=overwrite)):
-        pass
-    return job
 
 
 def whole(network, image):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from contracts.plans import stage_of
 from contracts.stages import Chain, whole_image
-from stores import files, pixels
+from stores import files, pixels, render
 
 from engine.budget import tiles
 from engine.errors import UsageError
@@ -157,14 +157,6 @@ def test_a_step_becomes_a_slope(tmp_path, small_rrdb, picture):
 SMALL = Request(
     size=(192, 256), stages=2, tile=16, overlap="4", executor="tiles", device="cpu", precision="fp32", blend=8
 )
-
-
-def render(model, request, out, resume=False, most=None):
-    job = Job(model, request, out)
-    for count, _ in enumerate(job.run(job.open_sink(resume=resume, overwrite=False)), 1):
-        if count == most:
-            break
-    return job
 
 
 def image_files(folder):

@@ -6,25 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from contracts.plans import bands_of
+from contracts.plans import bands_of, chain
 
 from engine.budget import GIB, BandCost, Budget, StageCost, bands, check
 from engine.errors import BudgetError
 from engine.geometry import Box
-from engine.plan import Plan, StagePlan, shard_of
+from engine.plan import Plan, shard_of
 from engine.profile import Footprint
 
 BASELINE = 300 << 20
 COST = StageCost(Footprint(0, 0.0, 0.0), False, BandCost(16, 200_000.0, 1e-6))
 STRUCTURE = StageCost(Footprint(5 << 20, 400.0, 1e-6), False)
-
-
-def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
-    stages, (height, width) = [], base
-    for index, scale in enumerate(scales):
-        stages.append(StagePlan(f"stage {index + 1}", height, width, scale, align, halo, align, 0.0, None))
-        height, width = height * scale, width * scale
-    return tuple(stages)
 
 
 def planned(stages, host, costs=None, size=None):

@@ -11,6 +11,15 @@ def stage_of(height, width, core, halo, align=1, scale=4, name="stage 1", sigma=
     return StagePlan(name, height, width, scale, align, halo, core, sigma, None)
 
 
+def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
+    """The stages of a render, of the smallest cores: what a budget chooses from."""
+    stages, (height, width) = [], base
+    for index, scale in enumerate(scales):
+        stages.append(stage_of(height, width, align, halo, align, scale, f"stage {index + 1}"))
+        height, width = height * scale, width * scale
+    return tuple(stages)
+
+
 def plan_of(size=(700, 1000), base=None, cores=(16, 32), halos=(8, 4), roi=None, scales=(4, 4), align=1, **changes):
     height, width = base or tuple(-(-n // math.prod(scales)) for n in size)
     base = (height, width)
