@@ -1,8 +1,9 @@
 """What a super-resolution network is trained with beside the pixel difference.
 
-Three kinds: the distance between two distributions (of patches, or of the vectors of feature maps: texture without
-correspondence), the difference of feature maps, and the adversarial losses, which see only scores. Feature maps may come
-in half precision; all differences are taken in fp32, for they are small and what they are taken of is large.
+Four kinds: the distance between two distributions (of patches, or of the vectors of feature maps: texture without
+correspondence), the difference of feature maps, the unevenness of a picture's phases, and the adversarial losses, which see
+only scores. Feature maps may come in half precision; all differences are taken in fp32, for they are small and what they are
+taken of is large.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ PERCEPTUAL_LAYERS: Mapping[str, Mapping[str, float]] = {
     },  # BSRGAN's and SwinIR's code
 }
 TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3")  # that VGG-16 and VGG-19 both have
+_FAINT = 2.5e-4  # texture of a sixteenth of a level, and less, is none
 _POSITIONS = 32  # of a feature map, down and across, whose vectors are compared at a time
 
 
@@ -132,6 +134,44 @@ class FeatureWasserstein(nn.Module):
         directions = directions / deviation.clamp_min(torch.finfo(fake.dtype).tiny)[:, None]
         projected = (torch.einsum("nchw,cp->nphw", maps, directions).flatten(2) for maps in (fake, real))
         return _sorted_difference(*projected).square().mean()
+
+
+class Checkerboard(nn.Module):
+    """How unevenly a network that enlarges `scale` times spreads fine texture over the scale x scale pixels it makes of one.
+
+    A texture that lies where it likes varies as much at each of those places, its phases; one that is made within the
+    squares weaves their borders into the picture (checkerboard artefacts, Odena et al. 2016). Random 3x3 filters whose
+    weights add up to zero in each colour, and which are therefore blind to colour itself, answer to texture; the mean size of
+    their answers at a phase, divided by its mean over the phases, should be 1. The loss is the mean squared difference from
+    1, over phases and filters; unlike a patch distance it needs no real picture, and small, weak textures count as much as
+    strong ones, in which a distance drowns them.
+    """
+
+    def __init__(self, scale: int, filters: int = 32) -> None:
+        super().__init__()
+        self.scale, self.filters = scale, filters
+
+    def forward(self, fake: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, 3, H, W) in [0, 1], the first pixel at phase 0 -> scalar, fp32; fp64 of fp64.
+
+        The filters are drawn anew for every call, from `generator`, on the CPU. Raises UsageError for pictures that hold no
+        whole square inside their outermost pixels.
+        """
+        height, width = ((n - 2) // self.scale for n in fake.shape[2:])
+        if min(height, width) < 1:
+            raise UsageError(
+                f"pictures of {fake.shape[2]} x {fake.shape[3]} pixels hold no square of {self.scale} x {self.scale} with "
+                f"a pixel around it: take larger crops"
+            )
+        with torch.autocast(fake.device.type, enabled=False):
+            filters = torch.randn(self.filters, 3, 3, 3, generator=generator)
+            filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1)).view_as(filters)
+            answers = F.conv2d(_at_least_fp32(fake), filters.to(_at_least_fp32(fake))).abs()
+            squares = answers[:, :, : height * self.scale, : width * self.scale]
+            squares = squares.reshape(len(fake), self.filters, height, self.scale, width, self.scale)
+            phases = squares.mean((2, 4)) + _FAINT
+            even: Tensor = phases / phases.mean((2, 3), keepdim=True)
+            return even.mean(0).sub(1).square().mean()
 
 
 def perceptual_loss(fake: Maps, real: Maps, weights: Mapping[str, float]) -> Tensor:

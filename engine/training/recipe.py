@@ -66,6 +66,7 @@ class Recipe:
     perceptual_layers: Literal["esrgan", "swinir"]
     texture: float
     feature_texture: float
+    checkerboard: float
     adversarial: float
     gan: Literal["ragan", "vanilla", "hinge"]
     gan_from: int

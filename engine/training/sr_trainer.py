@@ -24,6 +24,7 @@ from engine.training.loop import Step, Trainer
 from engine.training.losses import (
     PERCEPTUAL_LAYERS,
     TEXTURE_LAYERS,
+    Checkerboard,
     FeatureWasserstein,
     SlicedWasserstein,
     discriminator_loss,
@@ -106,6 +107,7 @@ class SRTrainer(Trainer):
         self.mean = [p.detach().clone() for p in self.network.parameters()]
         self.vgg = vgg.to(device) if vgg is not None else None
         self.texture, self.feature_texture = SlicedWasserstein(phases=network.scale), FeatureWasserstein()
+        self.checkerboard = Checkerboard(network.scale)
         recipe = self.recipe
         # Networks draw their first weights from torch's global generator: seeded here, given back untouched.
         with torch.random.fork_rng(devices=[]):
@@ -242,6 +244,8 @@ class SRTrainer(Trainer):
         if recipe.feature_texture:
             ours, theirs = ({layer: look.maps[layer] for layer in TEXTURE_LAYERS} for look in (fake, real))
             losses["feature_texture"] = self.feature_texture(ours, theirs, self.generator)
+        if recipe.checkerboard:
+            losses["checkerboard"] = self.checkerboard(fake.picture, self.generator)
         return losses
 
     def _scores(self, look: Look) -> Tensor:
@@ -309,6 +313,7 @@ class SRTrainer(Trainer):
             "perceptual": recipe.perceptual,
             "texture": recipe.texture,
             "feature_texture": recipe.feature_texture,
+            "checkerboard": recipe.checkerboard,
             "adv": recipe.adversarial,
         }[name]
 

@@ -78,5 +78,5 @@ def vgg_file(tmp_path_factory):
 
 @pytest.fixture
 def with_features(recipe):
-    """The recipe with both losses that look through VGG."""
-    return recipe.replace(feature_texture=0.1, discriminator="projected", gan="hinge")
+    """The recipe with both losses that look through VGG, and the one that looks at phases."""
+    return recipe.replace(feature_texture=0.1, checkerboard=1.0, discriminator="projected", gan="hinge")

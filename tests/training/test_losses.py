@@ -8,6 +8,7 @@ import torch
 
 from engine.errors import UsageError
 from engine.training.losses import (
+    Checkerboard,
     FeatureWasserstein,
     SlicedWasserstein,
     discriminator_loss,
@@ -136,6 +137,87 @@ def test_autocast_does_not_reach_the_distance():
 def test_distance_refuses(options, fake, real, message):
     with pytest.raises(UsageError, match=message) as error:
         SlicedWasserstein(**options)(torch.zeros(fake), torch.zeros(real), seeded())
+    assert "\n" not in str(error.value)
+
+
+# Checkerboards
+
+
+def enlarged(factor, *shape, sigma=0.1):
+    """White noise, every value in a square of its own."""
+    return noise(sigma, *shape).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def test_white_noise_lies_evenly():
+    """What is left is chance: a mean of n sizes of normal numbers has the relative variance (pi / 2 - 1) / n. At one phase
+    filters of 3x3 do not overlap, and the mean over 16 phases, which they share a part of, takes some of it away.
+    """
+    found = Checkerboard(4)(noise(0.1, 4, 3, 130, 130), seeded())
+    chance = (math.pi / 2 - 1) / (4 * 32 * 32)
+    assert 0.8 * chance < found.item() < 1.1 * chance
+
+
+def test_squares_of_one_colour_by_hand():
+    """A filter inside a square sees one colour and answers nothing, at four of the phases; at the others it crosses a border
+    or two. Its answer to squares of independent colours has the deviation sqrt(sum of b^2), where b are the sums of its
+    weights in each of the squares that it touches, colour by colour; the mean size of a normal number is in proportion.
+    """
+    found = Checkerboard(4, filters=400)(enlarged(4, 4, 3, 33, 33, sigma=10)[:, :, :130, :130], seeded())
+    generator = torch.Generator().manual_seed(7)
+    weights = torch.randn(4000, 3, 3, 3, generator=generator)
+    weights -= weights.mean((2, 3), keepdim=True)
+    sizes = torch.zeros(4000, 4, 4)
+    for y in range(4):
+        for x in range(4):
+            blocks = [part.sum((2, 3)) for rows in _cut(weights, 2, y) for part in _cut(rows, 3, x)]
+            sizes[:, y, x] = torch.stack([b.square().sum(1) for b in blocks]).sum(0).sqrt()
+    assert sizes[:, :2, :2].abs().max() < 1e-4
+    expected = (sizes / sizes.mean((1, 2), keepdim=True) - 1).square().mean()
+    assert found.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def _cut(weights, dim, phase):
+    """The parts of a filter's 3 rows, the first at this phase, that lie in one square of 4 and in the next."""
+    inside = min(3, 4 - phase)
+    return [part for part in weights.split([inside, 3 - inside], dim) if part.shape[dim]]
+
+
+def test_strength_and_colour_of_a_texture_do_not_matter():
+    loss, weave = Checkerboard(4), enlarged(4, 2, 3, 20, 20)
+    expected = loss(weave, seeded()).item()
+    assert loss(0.5 + 0.5 * (weave - 0.5), seeded()).item() == pytest.approx(expected, rel=0.02)
+    assert loss(0.3 + weave, seeded()).item() == pytest.approx(expected, rel=1e-3)
+    assert loss(torch.full((2, 3, 20, 20), 0.7), seeded()) < 1e-9
+    assert loss(weave.clamp(0.5, 0.5001), seeded()) < 0.1 * expected  # a texture that nobody sees
+
+
+def test_an_image_that_was_not_enlarged_is_even():
+    assert Checkerboard(1)(noise(0.1, 1, 3, 20, 20), seeded()) == 0
+
+
+def test_gradient_of_the_checkerboard():
+    fake = noise(0.2, 2, 3, 10, 11, seed=1, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: Checkerboard(4, 3)(x, seeded()), (fake,), eps=1e-7)
+
+
+def test_descending_makes_a_weave_even():
+    weave = enlarged(4, 2, 3, 17, 17).requires_grad_()
+    loss, optimiser = Checkerboard(4), torch.optim.Adam([weave], lr=0.01)
+    before = loss(weave, seeded()).item()
+    for index in range(60):
+        optimiser.zero_grad()
+        loss(weave, seeded(index)).backward()
+        optimiser.step()
+    assert loss(weave, seeded(99)).item() < 0.05 * before
+
+
+def test_the_checkerboard_is_measured_in_full_precision():
+    x, loss = enlarged(4, 1, 3, 8, 8), Checkerboard(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(x, seeded()) == loss(x, seeded(0)) == loss(x.float(), seeded())
+        assert loss(x.bfloat16(), seeded()).dtype == torch.float32
+    with pytest.raises(UsageError, match="pictures of 5 x 40 pixels hold no square of 4 x 4") as error:
+        loss(torch.zeros(1, 3, 5, 40), seeded())
     assert "\n" not in str(error.value)
 
 

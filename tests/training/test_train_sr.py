@@ -192,7 +192,7 @@ def test_a_run_that_looks_through_vgg_resumes_as_any_other(
     wanted = request_(recipe=with_features, vgg=vgg_file)
     events = train(large_photo, whole, wanted)
     losses = [set(e.losses) for e in events if isinstance(e, IterationDone)]
-    assert losses[-1] == {"pixel", "consistency", "texture", "feature_texture", "adv", "d"}
+    assert losses[-1] == {"pixel", "consistency", "texture", "feature_texture", "checkerboard", "adv", "d"}
     assert read_facts(whole)["vgg"]["network"] == "VGG-16"
     with pytest.raises(Interrupted):
         train(large_photo, cut, wanted, on_event=stop_after(iteration))
