@@ -205,7 +205,10 @@ def build(
     out: Annotated[Path, Parameter(help="Model file to write.")],
     sr: Annotated[
         list[str],
-        Parameter(help="Checkpoint of a stage (.safetensors, .pth, ncnn .param), or realsr, x4plus; once per stage."),
+        Parameter(
+            help="Checkpoint of a stage (.safetensors, .pth, ncnn .param), a model whose stage of this place is taken, or realsr, "
+            "x4plus; once per stage."
+        ),
     ],
     structure: Annotated[
         Path | None, Parameter(help="Step 1: what engine train structure wrote, or a model whose step 1 is taken.")
@@ -295,7 +298,9 @@ def sr(
     ] = None,
     sigma: Annotated[float | None, Parameter(help="Input noise, of 1.0, in training and for the render.")] = None,
     structure: Annotated[Path | None, Parameter(help="Step 1: also train on what it and --previous make.")] = None,
-    previous: Annotated[list[Path] | None, Parameter(help="Weights of a step below, from step 2 on; repeat.")] = None,
+    previous: Annotated[
+        list[Path] | None, Parameter(help="Weights of a step below (or a model that has them), from step 2 on; repeat.")
+    ] = None,
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
     vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
     licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
@@ -323,7 +328,7 @@ def distil(
 
 @train_app.command
 def preset(name: str = "quick", /) -> None:
-    """Print a preset (quick, paper-esrgan, paper-swinir, distil) as TOML, to be edited and given to --config."""
+    """Print a preset (quick, quick-vgg, paper-esrgan, paper-swinir, distil) as TOML, to be edited and given to --config."""
     from engine.commands import train as run
 
     run.preset(name)

@@ -228,8 +228,45 @@ def open_structure(path: Path) -> Structure:
     return structure
 
 
+def read_stage(name: str, place: int = 0, licence: str | None = None) -> tuple[State, SRStage]:
+    """A super-resolution network's tensors under our names and what is known of them.
+
+    ``name``: of a packaged checkpoint, a checkpoint file, or a model bundle, whose stage at this ``place`` (from 0; the last if
+    it has fewer) is taken. ``licence``: instead of what a file says. The result's ``weights`` is empty, and it has no profile.
+
+    Raises:
+        ModelError: no such weights, or a file that is damaged or of an unknown architecture.
+    """
+    packaged = checkpoints.PACKAGED.get(name)
+    path = checkpoints.find_packaged(name) if packaged else Path(name)
+    if _is_model(path):
+        model = load(path)
+        stage = model.stages[min(place, len(model.stages) - 1)]
+        taken = replace(stage, weights="", profile=None, licence=licence or stage.licence)
+        return model._states[stage.weights], taken
+    raw = checkpoints.read_checkpoint(path)
+    architecture = archs.identify(raw, str(path))
+    state = architecture.canonical(raw)
+    scale = archs.build(state, str(path)).scale
+    if packaged:
+        origin = packaged.provenance()
+        return state, SRStage("", architecture.name, scale, 0.0, origin["source"], origin["licence"])
+    facts = checkpoints.read_facts(path)
+    source, licence = str(facts.get("source") or path.name), str(licence or facts.get("licence") or "not stated")
+    sigma = facts.get("sigma", 0.0)
+    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
+        raise ModelError(f"{path}: its sigma, {sigma!r}, is no share of 1.0; the file is damaged, train it again")
+    return state, SRStage("", architecture.name, scale, sigma, source, licence, training=facts or None)
+
+
 def _is_structure(metadata: Mapping[str, str]) -> bool:
     return '"kind": "structure"' in metadata.get(METADATA_KEY, "")
+
+
+def _is_model(path: Path) -> bool:
+    with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+        return _KEY in (file.metadata() or {})
+    return False
 
 
 def build(
@@ -242,7 +279,7 @@ def build(
     """Put a bundle together.
 
     ``structure``: a file of step 1, or a bundle whose step 1 is taken.
-    ``checkpoint_names``: one per super-resolution stage, each a path or the name of a packaged checkpoint.
+    ``checkpoint_names``: one per super-resolution stage, each as ``read_stage`` takes it.
     ``sigmas``: input noise per stage; where not given, what the network was trained with, as its file says, else 0.
     ``licence`` is recorded for checkpoints that are given as a path and do not say theirs. ``margin``: of step 1's image, in
     pixels; ``MARGIN`` if there is a step 1.
@@ -266,30 +303,12 @@ def build(
         margin = MARGIN if margin is None else margin
     stages = []
     for index, name in enumerate(checkpoint_names):
-        state, stage = _read_stage(name, licence)
+        state, stage = read_stage(name, index, licence)
         content = _digest({"w": state}, ())
         prefix = prefix_of.setdefault(content, f"sr{len(prefix_of)}")
         states[prefix] = state
         stages.append(replace(stage, weights=prefix, sigma=sigmas[index] if index < len(sigmas) else stage.sigma))
     return _sealed(Path("model.safetensors"), Manifest(metadata, tuple(stages), "", margin=margin or 0), states)
-
-
-def _read_stage(name: str, licence: str | None) -> tuple[State, SRStage]:
-    packaged = checkpoints.PACKAGED.get(name)
-    path = checkpoints.find_packaged(name) if packaged else Path(name)
-    raw = checkpoints.read_checkpoint(path)
-    architecture = archs.identify(raw, str(path))
-    state = architecture.canonical(raw)
-    network = archs.build(state, str(path))
-    if packaged:
-        origin = packaged.provenance()
-        return state, SRStage("", architecture.name, network.scale, 0.0, origin["source"], origin["licence"])
-    facts = checkpoints.read_facts(path)
-    source, licence = str(facts.get("source") or path.name), str(licence or facts.get("licence") or "not stated")
-    sigma = facts.get("sigma", 0.0)
-    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
-        raise ModelError(f"{path}: its sigma, {sigma!r}, is no share of 1.0; the file is damaged, train it again")
-    return state, SRStage("", architecture.name, network.scale, sigma, source, licence, training=facts or None)
 
 
 def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
@@ -311,7 +330,7 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
 
 
 def _open_checkpoint(path: Path) -> Model:
-    state, stage = _read_stage(str(path), None)
+    state, stage = read_stage(str(path))
     stages = (replace(stage, weights="sr0"),)
     return _sealed(path, Manifest(None, stages, ""), {"sr0": state})
 

@@ -430,6 +430,19 @@ def test_step_1_is_taken_from_a_model_as_from_its_own_file(tmp_path, model_file,
         build(checkpoint, [str(checkpoint)])
 
 
+def test_a_stage_is_taken_from_a_model_by_its_place(tmp_path, checkpoint, other_checkpoint):
+    """The last one where there are fewer; with its noise, source and licence, and without a profile of other content."""
+    path = tmp_path / "model.safetensors"
+    whole = build(None, [str(checkpoint), str(other_checkpoint)], [0.05, 0.1], licence="CC0-1.0")
+    whole.with_profiles([PROFILE] * 2).save(path)
+    again = build(None, [str(path)] * 3)
+    assert [s.sigma for s in again.stages] == [0.05, 0.1, 0.1]
+    assert [s.source for s in again.stages] == ["net.safetensors", "other.safetensors", "other.safetensors"]
+    assert {s.licence for s in again.stages} == {"CC0-1.0"}
+    assert [s.profile for s in again.stages] == [None] * 3
+    assert [again.weights_digest(i) for i in range(3)] == [whole.weights_digest(i) for i in (0, 1, 1)]
+
+
 def test_others_may_read_a_model(tmp_path, checkpoint):
     """As any file: by the umask."""
     mask = os.umask(0o027)

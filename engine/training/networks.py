@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine import archs
 from engine.archs import Upscaler, esrgan, swinir
-from engine.checkpoints import FACTS_KEY, PACKAGED, find_packaged, read_checkpoint, read_facts
+from engine.checkpoints import FACTS_KEY
 from engine.errors import ModelError, UsageError
+from engine.model import read_stage
 from engine.tensors import write_tensors
 
 SCRATCH = "scratch"
@@ -52,8 +53,8 @@ class Start:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_start(name: str, shape: Shape, seed: int) -> Start:
-    """`name`: a packaged checkpoint, a file, or "scratch".
+def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
+    """`name`: a packaged checkpoint, a file, a model bundle (its enlargement at this `place`, from 0), or "scratch".
 
     Raises:
         UsageError: the shape contradicts the start.
@@ -64,38 +65,23 @@ def open_start(name: str, shape: Shape, seed: int) -> Start:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
-    packaged = PACKAGED.get(name)
-    path = find_packaged(name) if packaged else Path(name)
-    raw = read_checkpoint(path)
-    architecture = archs.identify(raw, str(path))
-    state = architecture.canonical(raw)
-    if shape.architecture is not None and architecture.name != shape.architecture.replace("rrdbnet", esrgan.NAME):
-        raise UsageError(f"the start {name} is of architecture {architecture.name}, not {shape.architecture}")
+    state, stage = read_stage(name, place)
+    if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
+        raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
     if shape.blocks is not None:
-        state = _shallower(state, architecture.name, shape.blocks, name)
-    network = archs.build(state, str(path))
+        state = _shallower(state, stage.architecture, shape.blocks, name)
+    network = archs.build(state, name)
     _check_width(network, shape, name)
-    facts = read_facts(path)
-    origin = (
-        packaged.provenance()
-        if packaged
-        else {
-            "source": str(facts.get("source") or path.name),
-            "licence": str(facts.get("licence") or "not stated"),
-        }
-    )
     network.requires_grad_(True)
-    sigma = facts.get("sigma", 0.0)
-    sigma = sigma if isinstance(sigma, int | float) else 0.0
-    return Start(network, name, **origin, digest=_digest(state), sigma=sigma, facts=facts)
+    facts = stage.training or {}
+    return Start(network, name, stage.source, stage.licence, _digest(state), stage.sigma, facts)
 
 
 def architecture_of(name: str, shape: Shape) -> str:
     """What `open_start` would give, "esrgan" or "swinir"."""
     if name == SCRATCH:
         return swinir.NAME if shape.architecture == swinir.NAME else esrgan.NAME
-    path = find_packaged(name) if name in PACKAGED else Path(name)
-    return archs.identify(read_checkpoint(path), str(path)).name
+    return read_stage(name)[1].architecture
 
 
 def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtype: torch.dtype) -> None:

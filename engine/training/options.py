@@ -33,7 +33,12 @@ class Options:
     ] = None
     config: Annotated[Path | None, Parameter(help="An edited preset as a TOML file, instead of --preset.")] = None
     iterations: Annotated[int | None, Parameter(help="Of super-resolution, instead of the preset's.")] = None
-    start: Annotated[str, Parameter(help="First weights: realsr, x4plus, a checkpoint file, or scratch.")] = "realsr"
+    start: Annotated[
+        str,
+        Parameter(
+            help="First weights: realsr, x4plus, a checkpoint, a model file (its enlargement of this step), or scratch."
+        ),
+    ] = "realsr"
     architecture: Annotated[Literal["rrdbnet", "swinir"] | None, Parameter(help="Of a start from scratch.")] = None
     channels: Annotated[int | None, Parameter(help="Of a start from scratch.")] = None
     blocks: Annotated[

@@ -102,7 +102,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
     device = known_device(runtime.device)
     recipe, vgg = _feature_network(request, runtime.tell)
     opened = open_photo(photo, least_width=1)
-    start = open_network(request.start, request.shape, request.seed, recipe)
+    start = open_network(request.start, request.shape, request.seed, recipe, request.step - 2)
     structure = open_structure(request.structure) if request.structure is not None else None
     scratch, kept = (out.with_name(out.name + suffix) for suffix in (".photo", ".chain"))
     try:
@@ -169,9 +169,9 @@ def run(
     )
 
 
-def open_network(name: str, shape: Shape, seed: int, recipe: Recipe) -> networks.Start:
+def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, place: int = 0) -> networks.Start:
     """The start, checked against what a step and a crop must be."""
-    start = networks.open_start(name, shape, seed)
+    start = networks.open_start(name, shape, seed, place)
     if start.network.scale != SCALE:
         raise UsageError(f"the start {name} enlarges {start.network.scale} times: a step enlarges {SCALE} times")
     check_grid(recipe.crop, SCALE, start.network.align)
@@ -244,8 +244,8 @@ def _chain(
 
 def _previous(paths: Sequence[Path], precision: Precision, device: torch.device) -> list[Previous]:
     found = []
-    for path in paths:
-        start = networks.open_start(str(path), Shape(), 0)
+    for place, path in enumerate(paths):
+        start = networks.open_start(str(path), Shape(), 0, place)
         network = start.network.eval().requires_grad_(False)
         found.append(Previous(Stage(network, device, precision), start.sigma))
     return found

@@ -8,6 +8,7 @@ from engine import archs
 from engine.archs.esrgan import RRDBNet
 from engine.checkpoints import read_facts
 from engine.errors import InputError, ModelError, UsageError
+from engine.model import build
 from engine.training.networks import Shape, architecture_of, open_start, save
 
 
@@ -17,6 +18,20 @@ def test_a_file_is_opened_as_it_is(start_file):
     assert all(torch.equal(state[name], tensor) for name, tensor in load_file(start_file).items())
     assert all(p.requires_grad for p in start.network.parameters())
     assert (start.source, start.licence, start.sigma) == ("start.safetensors", "not stated", 0.0)
+
+
+def test_a_model_lends_its_enlargement_of_the_same_place(tmp_path, start_file):
+    state, path = load_file(start_file), tmp_path / "model.safetensors"
+    state["conv_last.bias"] = state["conv_last.bias"] + 1
+    save(
+        tmp_path / "other.safetensors", state, {"licence": "CC0-1.0", "source": "a test", "sigma": 0.05}, torch.float32
+    )
+    build(None, [str(start_file), str(tmp_path / "other.safetensors")]).save(path)
+    first, second, third = (open_start(str(path), Shape(), 0, place) for place in range(3))
+    assert torch.equal(second.network.conv_last.bias, first.network.conv_last.bias + 1)
+    assert (second.digest, second.facts["source"], second.sigma) == (third.digest, "a test", 0.05)
+    assert (second.licence, second.source, first.facts) == ("CC0-1.0", "a test", {})
+    assert architecture_of(str(path), Shape()) == "esrgan"
 
 
 @pytest.mark.parametrize(("blocks", "kept"), [(1, [2]), (2, [0, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4])])
