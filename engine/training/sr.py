@@ -284,10 +284,12 @@ def _prepared(size: Size, trained: int, chain: Chain | None) -> list[Event]:
 
 def _facts(photo: Photo, size: Size, request: Request, recipe: Recipe, start: networks.Start) -> dict[str, Any]:
     """What the weights file says about itself."""
-    licences = [text for text in (request.licence, start.licence) if text]
+    licences = [one for text in (request.licence, start.licence) if text for one in text.split("; ")]
+    origin = f"fine-tuned on {request.source or photo.path.name}, started from "
+    again = start.source.startswith(origin)  # a second run on the same photograph
     return {
         "licence": "; ".join(dict.fromkeys(licences)) or "not stated",
-        "source": f"fine-tuned on {request.source or photo.path.name}, started from {start.source}",
+        "source": start.source if again else origin + start.source,
         "sigma": recipe.render_sigma,
         "step": request.step,
         "photo": {

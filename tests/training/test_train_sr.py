@@ -168,6 +168,20 @@ def test_swinir_trains(large_photo, request_, recipe, tmp_path):
     assert archs.identify(load_file(out)).name == "swinir"
 
 
+def test_what_is_trained_again_says_so_once(large_photo, request_, recipe, tmp_path):
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "third"))
+    wanted = {"recipe": recipe.replace(iterations=1, chain=0.0), "licence": "CC0-1.0", "structure": None}
+    train(large_photo, first, request_(**wanted, source="a tree"))
+    train(large_photo, second, request_(**wanted, source="a tree", start=str(first)))
+    train(large_photo, third, request_(**wanted, source="a lake", start=str(second)))
+    origin = "fine-tuned on a tree, started from start.safetensors"
+    assert [read_facts(path)["source"] for path in (second, third)] == [
+        origin,
+        f"fine-tuned on a lake, started from {origin}",
+    ]
+    assert read_facts(third)["licence"] == "CC0-1.0; not stated"
+
+
 def test_a_photograph_alone_is_enough(large_photo, request_, recipe, tmp_path):
     recipe = recipe.replace(degradation="bsrgan", rotate=True, held_out=0.0, iterations=2)
     events = train(large_photo, tmp_path / "sr.safetensors", request_(recipe=recipe, structure=None))
