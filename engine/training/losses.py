@@ -31,7 +31,6 @@ PERCEPTUAL_LAYERS: Mapping[str, Mapping[str, float]] = {
 }
 TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3")  # that VGG-16 and VGG-19 both have
 _FAINT = 2.5e-4  # texture of a sixteenth of a level, and less, is none
-_SQUARES = 8  # down and across, in which a repeated pattern is looked for
 _POSITIONS = 32  # of a feature map, down and across, whose vectors are compared at a time
 
 
@@ -138,19 +137,14 @@ class FeatureWasserstein(nn.Module):
 
 
 class Checkerboard(nn.Module):
-    """How much a network that enlarges `scale` times lets the squares show, scale x scale pixels, that it makes of one.
+    """How unevenly a network that enlarges `scale` times spreads fine texture over the scale x scale pixels it makes of one.
 
-    A texture that lies where it likes varies as much at each of a square's places, its phases, and does not repeat from square
-    to square; one that is made within the squares weaves them into the picture (checkerboard artefacts, Odena et al. 2016).
-    Random 3x3 filters whose weights add up to zero in each colour, and which are therefore blind to colour itself, answer to
-    texture. Two things are added up, each a mean over filters:
-
-    * the mean size of the answers at each phase, divided by its mean over the phases, should be 1: the squared difference;
-    * in windows of 8 x 8 squares, the share of the answers' energy that repeats, which is 1 / 64 by chance. Where sizes alone
-      are made even, answers of one size line up and become a mesh or a comb.
-
-    Unlike a patch distance this needs no real picture, and small, weak textures count as much as strong ones, in which a
-    distance drowns them.
+    A texture that lies where it likes varies as much at each of those places, its phases; one that is made within the
+    squares weaves their borders into the picture (checkerboard artefacts, Odena et al. 2016). Random 3x3 filters whose
+    weights add up to zero in each colour, and which are therefore blind to colour itself, answer to texture; the mean size of
+    their answers at a phase, divided by its mean over the phases, should be 1. The loss is the mean squared difference from
+    1, over phases and filters; unlike a patch distance it needs no real picture, and small, weak textures count as much as
+    strong ones, in which a distance drowns them.
     """
 
     def __init__(self, scale: int, filters: int = 32) -> None:
@@ -161,35 +155,23 @@ class Checkerboard(nn.Module):
         """(N, 3, H, W) in [0, 1], the first pixel at phase 0 -> scalar, fp32; fp64 of fp64.
 
         The filters are drawn anew for every call, from `generator`, on the CPU. Raises UsageError for pictures that hold no
-        whole square inside their outermost pixels. Smaller windows are taken of pictures with fewer squares than 8.
+        whole square inside their outermost pixels.
         """
-        if min(fake.shape[2:]) < self.scale + 2:
+        height, width = ((n - 2) // self.scale for n in fake.shape[2:])
+        if min(height, width) < 1:
             raise UsageError(
                 f"pictures of {fake.shape[2]} x {fake.shape[3]} pixels hold no square of {self.scale} x {self.scale} with "
                 f"a pixel around it: take larger crops"
             )
         with torch.autocast(fake.device.type, enabled=False):
-            phases = self._answers(_at_least_fp32(fake), generator)
-            sizes = phases.abs().mean((3, 4)) + _FAINT
-            even = (sizes / sizes.mean(2, keepdim=True)).mean(0).sub(1).square().mean()
-            window = min(_SQUARES, *phases.shape[3:])
-            pattern, energy = (_in_windows(x, window) for x in (phases, phases.square()))
-            repeated = pattern.square().mean(2) / (energy.mean(2) + _FAINT**2)
-            return even + repeated.mean()
-
-    def _answers(self, fake: Tensor, generator: torch.Generator) -> Tensor:
-        """Pictures -> (N, filters, phases, rows of squares, columns of squares)."""
-        filters = torch.randn(self.filters, 3, 3, 3, generator=generator)
-        filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1)).view_as(filters).to(fake)
-        answers = F.conv2d(fake, filters)
-        height, width = (n // self.scale * self.scale for n in answers.shape[2:])
-        return F.pixel_unshuffle(answers[:, :, :height, :width], self.scale).unflatten(1, (self.filters, -1))  # type: ignore[no-untyped-call,no-any-return]
-
-
-def _in_windows(x: Tensor, side: int) -> Tensor:
-    """Means of (N, K, P, H, W) over windows of side x side that overlap by half."""
-    means = F.avg_pool2d(x.flatten(0, 1), side, stride=max(1, side // 2))
-    return means.unflatten(0, x.shape[:2])  # type: ignore[no-untyped-call,no-any-return]
+            filters = torch.randn(self.filters, 3, 3, 3, generator=generator)
+            filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1)).view_as(filters)
+            answers = F.conv2d(_at_least_fp32(fake), filters.to(_at_least_fp32(fake))).abs()
+            squares = answers[:, :, : height * self.scale, : width * self.scale]
+            squares = squares.reshape(len(fake), self.filters, height, self.scale, width, self.scale)
+            phases = squares.mean((2, 4)) + _FAINT
+            even: Tensor = phases / phases.mean((2, 3), keepdim=True)
+            return even.mean(0).sub(1).square().mean()
 
 
 def perceptual_loss(fake: Maps, real: Maps, weights: Mapping[str, float]) -> Tensor:

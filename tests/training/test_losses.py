@@ -148,45 +148,19 @@ def enlarged(factor, *shape, sigma=0.1):
     return noise(sigma, *shape).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
-def test_white_noise_is_what_chance_makes():
-    """At one phase filters of 3x3 do not overlap: the mean of 64 answers has a 64th of their energy, and a mean of n sizes of
-    normal numbers has the relative variance (pi / 2 - 1) / n.
+def test_white_noise_lies_evenly():
+    """What is left is chance: a mean of n sizes of normal numbers has the relative variance (pi / 2 - 1) / n. At one phase
+    filters of 3x3 do not overlap, and the mean over 16 phases, which they share a part of, takes some of it away.
     """
-    found = Checkerboard(4)(noise(0.1, 4, 3, 130, 130), seeded()).item()
-    assert found == pytest.approx(1 / 64 + (math.pi / 2 - 1) / (4 * 32 * 32), rel=0.1)
-
-
-def test_a_repeated_pattern_by_hand():
-    """All of a filter's energy repeats, and its sizes at the phases are the sums of one square."""
-    square = noise(0.1, 1, 3, 4, 4).double()
-    found = Checkerboard(4, filters=3)(square.tile(1, 1, 20, 20), seeded()).item()
-    filters = torch.randn(3, 3, 3, 3, generator=seeded()).double()
-    filters = filters - filters.mean((2, 3), keepdim=True)
-    filters = filters / filters.square().sum((1, 2, 3), keepdim=True).sqrt()
-    uneven = []
-    for weights in filters:
-        cut = [[square.roll((-y, -x), (2, 3))[0, :, :3, :3] for x in range(4)] for y in range(4)]
-        sizes = torch.tensor([[(weights * part).sum().abs() for part in row] for row in cut])
-        uneven.append((sizes / sizes.mean() - 1).square().mean())
-    assert found == pytest.approx(1 + torch.stack(uneven).mean().item(), rel=0.01)
-
-
-def test_a_comb_whose_teeth_are_of_one_size_is_seen():
-    """Rows that alternate: steps of the same size everywhere. The same rows in a random order are a texture: what repeats of
-    8 of them is chance.
-    """
-    comb = torch.tensor([0.4, 0.6]).tile(64)[None, None, :, None].expand(2, 3, 128, 128)
-    comb = comb + noise(0.01, 2, 3, 128, 128) - 0.5
-    shuffled = comb[:, :, torch.randperm(128, generator=seeded())]
-    assert Checkerboard(4)(comb, seeded()) > 0.8
-    assert Checkerboard(4)(shuffled, seeded()) < 1 / 8 + 0.1
+    found = Checkerboard(4)(noise(0.1, 4, 3, 130, 130), seeded())
+    chance = (math.pi / 2 - 1) / (4 * 32 * 32)
+    assert 0.8 * chance < found.item() < 1.1 * chance
 
 
 def test_squares_of_one_colour_by_hand():
     """A filter inside a square sees one colour and answers nothing, at four of the phases; at the others it crosses a border
     or two. Its answer to squares of independent colours has the deviation sqrt(sum of b^2), where b are the sums of its
-    weights in each of the squares that it touches, colour by colour; the mean size of a normal number is in proportion. What
-    repeats is chance.
+    weights in each of the squares that it touches, colour by colour; the mean size of a normal number is in proportion.
     """
     found = Checkerboard(4, filters=400)(enlarged(4, 4, 3, 33, 33, sigma=10)[:, :, :130, :130], seeded())
     generator = torch.Generator().manual_seed(7)
@@ -199,7 +173,7 @@ def test_squares_of_one_colour_by_hand():
             sizes[:, y, x] = torch.stack([b.square().sum(1) for b in blocks]).sum(0).sqrt()
     assert sizes[:, :2, :2].abs().max() < 1e-4
     expected = (sizes / sizes.mean((1, 2), keepdim=True) - 1).square().mean()
-    assert found.item() - 1 / 64 == pytest.approx(expected.item(), rel=0.06)
+    assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 
 def _cut(weights, dim, phase):
@@ -213,13 +187,12 @@ def test_strength_and_colour_of_a_texture_do_not_matter():
     expected = loss(weave, seeded()).item()
     assert loss(0.5 + 0.5 * (weave - 0.5), seeded()).item() == pytest.approx(expected, rel=0.02)
     assert loss(0.3 + weave, seeded()).item() == pytest.approx(expected, rel=1e-3)
-    assert loss(torch.full((2, 3, 20, 20), 0.7), seeded()) < 1e-6
+    assert loss(torch.full((2, 3, 20, 20), 0.7), seeded()) < 1e-9
     assert loss(weave.clamp(0.5, 0.5001), seeded()) < 0.1 * expected  # a texture that nobody sees
 
 
 def test_an_image_that_was_not_enlarged_is_even():
-    """Of one phase, and by chance."""
-    assert Checkerboard(1)(noise(0.1, 1, 3, 200, 200), seeded()).item() < 1 / 64
+    assert Checkerboard(1)(noise(0.1, 1, 3, 20, 20), seeded()) == 0
 
 
 def test_gradient_of_the_checkerboard():
