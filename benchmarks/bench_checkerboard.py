@@ -5,9 +5,9 @@
 Renders samples of 1024x540 and 4096x2160, three seeds each, and takes the steps between neighbouring pixels, across and down.
 
 `across`, `down`: their mean size by their place in the squares (the last one leads to the next square), divided by the mean of
-all. 1 is even. `pattern`: of windows of 8 x 8 squares, the mean square of the part that repeats with the period 2, 3, ... 6 over what chance
-leaves of steps that do not repeat; neighbouring steps are alike, therefore values are to be compared with other periods and
-with the photograph, not with 1. The mean and the 99th percentile over the windows that hold any texture.
+all. 1 is even. `pattern`: of windows of 8 x 8 squares, the mean square of the part that repeats with the period 2, 3, ... 6 over
+what chance leaves of steps that do not repeat; neighbouring steps are alike, therefore values are to be compared with other
+periods and with the photograph, not with 1. The mean and the 99th percentile over the windows that hold any texture.
 
 The photograph itself stands beside the samples (JPEG has a faint grid of 8 pixels). Writes results/checkerboard.csv.
 """
