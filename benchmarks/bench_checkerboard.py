@@ -15,16 +15,13 @@ The photograph itself stands beside the samples (JPEG has a faint grid of 8 pixe
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
-import zarr
-from harness import add_row
+from harness import PHOTOS, add_row, render
 from PIL import Image
 
 from engine.model import DEFAULT, load
-from engine.render import Job
 from engine.request import Request
 
 SEEDS = range(3)
@@ -32,7 +29,7 @@ SIZES = ((540, 1024), (2160, 4096))
 PERIODS = (2, 3, 4, 5, 6)
 SQUARES = 8
 FAINT = 0.3  # squared levels: less than the rounding of pixels makes
-PHOTO = Path(__file__).parent / "photos" / "picosdeeuropa-crop.jpg"
+PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
 
 
 def differences(image):
@@ -76,19 +73,11 @@ def show(row, images, scale):
     add_row("checkerboard", row)
 
 
-def render(model, size, seed):
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(model, Request(size=size, seed=seed), Path(folder) / "out.zarr")
-        for _ in job.run(job.open_sink(resume=False, overwrite=False)):
-            pass
-        return zarr.open_array(job.out / "0", mode="r")[:].mean(0, dtype=np.float32)
-
-
 def main(*paths):
     for path, photo in zip(paths[::2], paths[1::2], strict=True):
         model = load(path)
         for size, stage in zip(SIZES, model.manifest.stages, strict=False):
-            images = [render(model, size, seed) for seed in SEEDS]
+            images = [render(model, Request(size=size, seed=seed)).mean(0, dtype=np.float32) for seed in SEEDS]
             show({"of": Path(path).stem, "width": size[1]}, images, stage.scale)
         image = np.asarray(Image.open(photo).convert("RGB"), dtype=np.float32).mean(2)
         show({"of": Path(photo).name, "width": image.shape[1]}, [image], stage.scale)

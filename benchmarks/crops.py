@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import zarr
+from harness import render
 from PIL import Image
 
 import engine
@@ -24,24 +24,12 @@ ROOT = Path(__file__).parent.parent
 SIDE, WIDTH, GAP = 384, 4096, 8
 
 
-def crop(model, place, folder):
+def crop(model, place):
     """[SIDE, SIDE, 3] of the sample, rendered alone."""
     base_height, base_width = model.base_size
     size = (base_height * WIDTH // base_width, WIDTH)
-    job = engine.Job(
-        model,
-        engine.Request(
-            size=size,
-            seed=7,
-            roi=Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE),
-            precision="fp32",
-            overlap="32",
-        ),
-        folder / "crop.zarr",
-    )
-    for _ in job.run(job.open_sink(resume=False, overwrite=True)):
-        pass
-    return np.moveaxis(zarr.open_group(folder / "crop.zarr")["0"][:], 0, -1)
+    roi = Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE)
+    return np.moveaxis(render(model, engine.Request(size=size, seed=7, roi=roi, precision="fp32", overlap="32")), 0, -1)
 
 
 def main(photo, name, *places):
@@ -58,7 +46,7 @@ def main(photo, name, *places):
         for text in places:
             x, y = (int(n) for n in text.split(","))
             seen = np.asarray(photograph.crop((x, y, x + SIDE, y + SIDE)))
-            rows.append([crop(before, (x, y), folder), crop(after, (x, y), folder), seen])
+            rows.append([crop(before, (x, y)), crop(after, (x, y)), seen])
     step = SIDE + GAP
     sheet = np.full((step * len(rows) - GAP, step * 3 - GAP, 3), 255, np.uint8)
     for i, row in enumerate(rows):

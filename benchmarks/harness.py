@@ -1,4 +1,4 @@
-"""What every benchmark shares: rows that are appended to benchmarks/results, and small models made on the spot."""
+"""What every benchmark shares: rows that are appended to benchmarks/results, small models made on the spot, and renders."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import datetime
 import os
 import platform
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+import zarr
 from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
 from engine.device import finished
 from engine.model import Model, build
+from engine.render import Job
+from engine.request import Request
 
 RESULTS = Path(__file__).parent / "results"
 PHOTOS = Path(__file__).parent / "photos"
@@ -61,6 +66,15 @@ def milliseconds(device: torch.device, call, repeats: int) -> float:
         if k > 1:
             times.append(spent)
     return statistics.median(times)
+
+
+def render(model: Model, request: Request) -> np.ndarray:
+    """The whole image, (3, height, width), of a store that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(model, request, Path(folder) / "out.zarr")
+        for _ in job.run(job.open_sink(resume=False, overwrite=False)):
+            pass
+        return zarr.open_array(job.out / "0", mode="r")[:]
 
 
 def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2, growth: int = 8) -> Model:

@@ -156,13 +156,17 @@ class Model:
 
     def new_network(self, index: int) -> Upscaler:
         """The same, but nobody else's: it is gone when the caller is done with it."""
-        return archs.build(self._states[self.stages[index].weights], str(self.path))
+        return archs.build(self.state(index), str(self.path))
+
+    def state(self, index: int) -> State:
+        """The tensors of stage ``index``, as they are stored."""
+        return self._states[self.stages[index].weights]
 
     def parameters(self, prefix: str) -> int:
         return sum(t.numel() for t in self._states[prefix].values())
 
     def weights_digest(self, index: int) -> str:
-        return _digest({"w": self._states[self.stages[index].weights]}, ())
+        return _digest({"w": self.state(index)}, ())
 
     def with_profiles(self, profiles: Sequence[StageProfile | None]) -> Model:
         stages = tuple(replace(s, profile=p) for s, p in zip(self.stages, profiles, strict=True))
@@ -219,9 +223,8 @@ def load(path: Path | str) -> Model:
 
 def open_structure(path: Path) -> Structure:
     """Step 1, of a file of its own or of a model bundle. Raises ModelError."""
-    with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-        if _is_structure(file.metadata() or {}):
-            return Structure.from_file(path)
+    if _is_structure(_metadata(path)):
+        return Structure.from_file(path)
     structure = load(path).structure
     if structure is None:
         raise ModelError(f"{path}: holds no step 1; name a model bundle with one, or what engine train structure wrote")
@@ -239,11 +242,11 @@ def read_stage(name: str, place: int = 0, licence: str | None = None) -> tuple[S
     """
     packaged = checkpoints.PACKAGED.get(name)
     path = checkpoints.find_packaged(name) if packaged else Path(name)
-    if _is_model(path):
+    if _KEY in _metadata(path):
         model = load(path)
-        stage = model.stages[min(place, len(model.stages) - 1)]
-        taken = replace(stage, weights="", profile=None, licence=licence or stage.licence)
-        return model._states[stage.weights], taken
+        index = min(place, len(model.stages) - 1)
+        stage = model.stages[index]
+        return model.state(index), replace(stage, weights="", profile=None, licence=licence or stage.licence)
     raw = checkpoints.read_checkpoint(path)
     architecture = archs.identify(raw, str(path))
     state = architecture.canonical(raw)
@@ -263,10 +266,11 @@ def _is_structure(metadata: Mapping[str, str]) -> bool:
     return '"kind": "structure"' in metadata.get(METADATA_KEY, "")
 
 
-def _is_model(path: Path) -> bool:
+def _metadata(path: Path) -> dict[str, str]:
+    """Of a safetensors file; nothing of what is none."""
     with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-        return _KEY in (file.metadata() or {})
-    return False
+        return file.metadata() or {}
+    return {}
 
 
 def build(

@@ -166,7 +166,8 @@ class Checkerboard(nn.Module):
         with torch.autocast(fake.device.type, enabled=False):
             filters = torch.randn(self.filters, 3, 3, 3, generator=generator)
             filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1)).view_as(filters)
-            answers = F.conv2d(_at_least_fp32(fake), filters.to(_at_least_fp32(fake))).abs()
+            fake = _at_least_fp32(fake)
+            answers = F.conv2d(fake, filters.to(fake)).abs()
             squares = answers[:, :, : height * self.scale, : width * self.scale]
             squares = squares.reshape(len(fake), self.filters, height, self.scale, width, self.scale)
             phases = squares.mean((2, 4)) + _FAINT
