@@ -78,11 +78,11 @@ def main():
         trained = width - int(width * facts["recipe"]["held_out"])
         hr, held_out = fixed_crops(picture, trained, 4 * tuned.network.align)
     assert held_out
-    review = Review(hr, bicubic(hr, 4), tuned.sigma, held_out)
+    review = Review(hr, bicubic(hr, 4), tuned.sigma, tuned.network.noise_channels, held_out)
     made = {
         "bicubic": F.interpolate(review.lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1),
         "start": enlarger(start.network)(review.lr),
-        "fine-tuned": enlarger(tuned.network)(review.lr + review.noise),
+        "fine-tuned": enlarger(tuned.network)(review.inputs(noise=True)),
     }
     for way, pictures in made.items():
         quality = review.quality(lambda lr, pictures=pictures: pictures, noise=False)

@@ -30,6 +30,13 @@ Runner: TypeAlias = Callable[["StageImage", Iterable[Tile]], Iterator[tuple[Tile
 """Computes tiles: yields each, in order, with its accepted pixels on the host, which the receiver may keep."""
 
 
+def input_noise(plan: StagePlan, position: int, seed: int, stage: Stage) -> Noise | None:
+    """What a stage's input takes besides the picture; None without any. ``position``: its place in the chain."""
+    if not plan.sigma and not stage.noise_channels:
+        return None
+    return Noise(plan.sigma, seed, NOISE_STREAM + position, stage.noise_channels)
+
+
 def one_by_one(image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
     """The reference ``Runner``."""
     return ((tile, image.compute(tile)) for tile in tiles)
@@ -70,7 +77,7 @@ class StageImage:
         self.dtype = torch.uint8 if last else torch.float32
         self.redone = 0
         self._blender = Blender(plan, self.dtype) if plan.blend else None
-        self._noise = Noise(plan.sigma, seed, NOISE_STREAM + position) if plan.sigma else None
+        self._noise = input_noise(plan, position, seed, stage)
         self._below = below
         self._cache = cache
         self._last = last
@@ -110,7 +117,7 @@ class StageImage:
         return self._below.read(self.plan.needs(tile.read))
 
     def place(self, block: Tensor, tile: Tile, out: Tensor | None = None) -> Tensor:
-        """A tile's ``block`` as the network's input, on the stage's device, [1, C, h, w]; into ``out`` if it is given."""
+        """A tile's ``block`` as the network's input, on the stage's device, [1, inputs, h, w]; into ``out`` if it is given."""
         inside = self.plan.needs(tile.read)
         return gather(block, inside, tile.read, self._below.size, self._noise, device=self.stage.device, out=out)
 

@@ -116,7 +116,7 @@ class Planner:
         if device_api(self.device) is not None:
             for stage in self.stages:
                 side = math.lcm(64, stage.align)
-                stage.run(torch.zeros(1, 3, side, side, device=self.device))
+                stage.run(torch.zeros(1, stage.inputs, side, side, device=self.device))
         return resident_on(self.device)
 
     def _precision(self) -> tuple[tuple[str, ...], PrecisionError | None]:
@@ -143,7 +143,7 @@ class Planner:
     def _cost(self, index: int, stage: Stage) -> StageCost:
         asked = (self.model, index, stage, self._tell)
         own_memory = device_api(self.device) is not None
-        return StageCost(probe.stage_footprint(*asked), own_memory, self._band_cost(*asked))
+        return StageCost(probe.stage_footprint(*asked), own_memory, self._band_cost(*asked), stage.inputs)
 
     def _band_cost(self, *asked: Any) -> BandCost | None:  # noqa: ANN401
         """None when bands are not wanted, or cannot be had and need not."""

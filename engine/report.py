@@ -134,11 +134,15 @@ def print_model(model: Model) -> None:
         )
         table.add_row(
             str(index + 1), stage.architecture, f"x{stage.scale}", f"{model.parameters(stage.weights):,}", stage.weights,
-            f"{stage.sigma:g}", halo,
+            _noise(stage.sigma, model.network(index).noise_channels), halo,
         )  # fmt: skip
     _out.print(table)
     for licence in model.manifest.licences:
         line(f"licence: {licence}")
+
+
+def _noise(sigma: float, channels: int) -> str:
+    return f"{sigma:g}" + (f", {channels} channels" if channels else "")
 
 
 def profiles_json(model: Model, profiles: list[StageProfile]) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from engine.bands.stream import RowStream
 from engine.errors import RenderError
 from engine.geometry import Box
-from engine.kernels.gather import Noise, gather
+from engine.kernels.gather import gather
 from engine.kernels.trim import trim
-from engine.lazy import NOISE_STREAM
+from engine.lazy import input_noise
 from engine.memory import release
 from engine.plan import StagePlan
 from engine.sources import Source
@@ -132,13 +132,13 @@ class StageRows:
         return trimmed.pixels.cpu()
 
     def _bands(self, start: int) -> Iterator[Tensor]:
-        """The network's input from row ``start`` on, [1, 3, band, width]: with noise, reflected past the image's lower and
+        """The network's input from row ``start`` on, [1, inputs, band, width]: with noise, reflected past the image's lower and
         right border, zero below the frame, for ever.
         """
         height, band = self._plan.height, self._plan.band
         left, right = self._inside
         below = Taker(self._below.rows(start))
-        noise = Noise(self._plan.sigma, self._seed, NOISE_STREAM + self._position) if self._plan.sigma else None
+        noise = input_noise(self._plan, self._position, self._seed, self._stage)
         known = torch.empty(3, 0, right - left)
         for top in count(start, band):
             if (fresh := min(band, height - top)) > 0:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.archs import Upscaler
-from engine.archs.layers import TAIL_REACH
+from engine.archs.layers import RGB, TAIL_REACH
 from engine.bands.graph import RowGraph, read_graph
 from engine.bands.stream import RowStream, StreamPlan
 from engine.device import full_float32, memory_errors
@@ -82,6 +82,7 @@ class Stage:
         self.scale = network.scale
         self.align = network.align
         self.radius = network.radius
+        self.noise_channels = network.noise_channels
         self.device = device
         self.precision = precision
         self.pieces = 1 if device.type == "cpu" else PIECES
@@ -91,12 +92,17 @@ class Stage:
             network.to_mixed(PRECISIONS[precision])
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def inputs(self) -> int:
+        """Channels that the network takes: the picture's and its own noise."""
+        return RGB + self.noise_channels
+
     @torch.inference_mode()
     def run(self, tile: Tensor) -> Tensor:
-        """``tile`` float32 [1, 3, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
+        """``tile`` float32 [1, inputs, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
         if self.pieces > 1:
-            batch, channels, height, width = tile.shape
-            out = tile.new_empty(batch, channels, height * self.scale, width * self.scale)
+            batch, _, height, width = tile.shape
+            out = tile.new_empty(batch, RGB, height * self.scale, width * self.scale)
             self.fill(out, tile)
             return out
         with memory_errors(), network_heap(), full_float32():
@@ -105,7 +111,7 @@ class Stage:
 
     @torch.inference_mode()
     def fill(self, out: Tensor, tiles: Tensor) -> None:
-        """The output of ``tiles`` [B, 3, h, w] into ``out`` [B, 3, h * scale, w * scale], the tail in ``pieces``: strips of
+        """The output of ``tiles`` [B, inputs, h, w] into ``out`` [B, 3, h * scale, w * scale], the tail in ``pieces``: strips of
         rows of each image, or some of the images at a time.
         """
         with memory_errors(), network_heap(), full_float32():
@@ -132,7 +138,7 @@ class Stage:
     @cached_property
     def graph(self) -> RowGraph:
         """What the network does to rows; raises UsageError when it cannot be streamed."""
-        return read_graph(self.network, self.align)
+        return read_graph(self.network, self.align, self.inputs)
 
     def stream_plan(self, width: int) -> StreamPlan:
         """How ``width`` LR columns would be streamed."""
@@ -140,7 +146,7 @@ class Stage:
         return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, block)
 
     def push(self, stream: RowStream, band: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Push float32 [1, 3, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
+        """Push float32 [1, inputs, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
         complete, each to be used before the next is asked for. What operations make on the way is taken from pages that the
         heap keeps from band to band.
         """

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from engine.archs import Upscaler
 from engine.archs.hpvaegan import Structure
+from engine.archs.layers import RGB
 
 FLOAT = 4
 GB = 10**9
@@ -113,7 +114,7 @@ def largest_layer(network: Upscaler) -> Layer:
     side = max(8, network.align)
     shapes = {name: t.to(_META) for name, t in (*network.named_parameters(), *network.named_buffers())}
     with _features(network) as seen, torch.no_grad():
-        functional_call(network, shapes, (torch.empty(1, 3, side, side, device=_META),))
+        functional_call(network, shapes, (torch.empty(1, RGB + network.noise_channels, side, side, device=_META),))
     name = max(seen, key=lambda n: seen[n])
     return Layer(name, seen[name], side * side)
 

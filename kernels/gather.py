@@ -1,7 +1,7 @@
 """gather: from a block of the source level to a network's input tile.
 
-Normalises to [0, 1], adds the noise, applies the border rule and casts, giving [1, C, h, w] channels-last in the stage's
-dtype.
+Normalises to [0, 1], adds the noise, puts the noise channels behind the picture's, applies the border rule and casts,
+giving [1, C, h, w] channels-last in the stage's dtype.
 
 Border rule (no synthetic halo outside the true border): a tile reaches past the image only at the right and
 the bottom, by less than one window, where the frame was padded to a multiple of the window. There the image is
@@ -25,11 +25,14 @@ WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 class Noise(NamedTuple):
-    """What is added to every pixel that is read: ``sigma`` times the normal number of (seed, stream, position)."""
+    """The normal numbers of (seed, stream, position, channel): ``sigma`` times the first are added to the picture's
+    channels, the next are ``channels`` of their own.
+    """
 
     sigma: float
     seed: int
     stream: int
+    channels: int = 0
 
 
 def reflect(start: int, stop: int, size: int) -> list[int]:
@@ -59,18 +62,21 @@ def gather_torch(
 
     ``block`` [C, h, w]: the level's pixels of the box ``inside``; uint8, uint16 (both are divided by white) or float in
     [0, 1], any strides. On a torus ``inside`` may leave the level, too. Nothing is clipped before the network. Returns
-    [1, C, h, w] of ``dtype``, channels-last, on ``device`` (by default the block's), or fills ``out`` of that shape and
-    layout, as one image of a batch. Raises ValueError when the block lacks a pixel.
+    [1, C + noise channels, h, w] of ``dtype``, channels-last, on ``device`` (by default the block's), or fills ``out`` of
+    that shape and layout, as one image of a batch. Raises ValueError when the block lacks a pixel.
     """
     block = block if device is None else block.to(device)
-    _check(block, inside, read, size, wrap, out)
+    channels = block.shape[0] + (noise.channels if noise else 0)
+    _check(block, inside, read, size, wrap, out, channels)
     tile = block.float() / WHITE.get(block.dtype, 1.0)
     if noise:
         at_y, at_x = (
             torch.tensor(fold(start, stop, length, wrap), device=block.device)
             for (start, stop), length in zip(_spans(inside), size, strict=True)
         )
-        tile = tile + noise.sigma * noise_at_torch(noise.seed, noise.stream, at_y, at_x, block.shape[0])
+        normals = noise_at_torch(noise.seed, noise.stream, at_y, at_x, channels)
+        normals[: len(tile)] = tile + noise.sigma * normals[: len(tile)]
+        tile = normals
     rows, columns = _lines(inside, read, size, wrap)
     # Indexing copies; a tile that does not touch the padding is a plain view.
     if rows != list(range(block.shape[1])):
@@ -96,14 +102,16 @@ def _lines(inside: Box, read: Box, size: tuple[int, int], wrap: bool) -> tuple[l
     return rows, columns
 
 
-def _check(block: Tensor, inside: Box, read: Box, size: tuple[int, int], wrap: bool, out: Tensor | None) -> None:
+def _check(
+    block: Tensor, inside: Box, read: Box, size: tuple[int, int], wrap: bool, out: Tensor | None, channels: int
+) -> None:
     """Raise ValueError unless the block has the shape of ``inside`` and holds all that ``read`` needs, and ``out`` fits."""
     if block.shape[1:] != inside.shape:
         raise ValueError(f"a block of {tuple(block.shape[1:])} is not the pixels of {inside}")
     for name, lines, count in zip(("row", "column"), _lines(inside, read, size, wrap), inside.shape, strict=True):
         if lines and not 0 <= min(lines) <= max(lines) < count:
             raise ValueError(f"{read} of a level of {size} needs a {name} that {inside} does not hold")
-    shape = (1, block.shape[0], *read.shape)
+    shape = (1, channels, *read.shape)
     if out is not None and (out.shape != shape or not out.is_contiguous(memory_format=torch.channels_last)):
         raise ValueError(f"out of shape {tuple(out.shape)} is not {shape}, channels-last")
 
@@ -155,6 +163,7 @@ def _gather_kernel(
     k0: tl.tensor,
     k1: tl.tensor,
     stream: tl.tensor,
+    pictures: tl.constexpr,
     channels: tl.constexpr,
     white: tl.constexpr,
     noisy: tl.constexpr,
@@ -162,7 +171,9 @@ def _gather_kernel(
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
-    """One block of pixels with all its channels: the four normals of a pixel are made once."""
+    """One block of pixels with all its ``channels``, of which the first ``pictures`` are the picture's: the normals of four
+    channels are made once.
+    """
     row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
     column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
     y, x = _fold(read_y + row, level_h, wrap), _fold(read_x + column, level_w, wrap)
@@ -171,14 +182,18 @@ def _gather_kernel(
     put = target + (row.to(tl.int64) * width + column) * channels
     valid = (row < height) & (column < width)
     for c in tl.static_range(channels):
-        value = tl.load(taken, mask=valid, other=0).to(tl.float32)
-        taken += stride_c
-        if white != 1.0:
-            value = tl.div_rn(value, white)
+        if noisy and c % 4 == 0:
+            n0, n1, n2, n3 = normals_at(y, x, c // 4, stream, k0, k1, False)
+        if c < pictures:
+            value = tl.load(taken, mask=valid, other=0).to(tl.float32)
+            taken += stride_c
+            if white != 1.0:
+                value = tl.div_rn(value, white)
+            if noisy:
+                value += sigma * n0
+        else:
+            value = n0
         if noisy:
-            if c % 4 == 0:
-                n0, n1, n2, n3 = normals_at(y, x, c // 4, stream, k0, k1, False)
-            value += sigma * n0
             n0, n1, n2 = n1, n2, n3
         tl.store(put + c, value.to(target.dtype.element_ty), mask=valid)
 
@@ -200,17 +215,18 @@ def gather(
     block = block if device is None else block.to(device)
     if not takes_kernel(block.device, use_triton):
         return gather_torch(block, inside, read, size, noise, wrap=wrap, dtype=dtype, out=out)
-    _check(block, inside, read, size, wrap, out)
-    channels = block.shape[0]
+    channels = block.shape[0] + (noise.channels if noise else 0)
+    _check(block, inside, read, size, wrap, out, channels)
     if out is None:
         out = torch.empty(1, channels, *read.shape, dtype=dtype, device=block.device, memory_format=torch.channels_last)
-    sigma, seed, stream = noise or (0.0, 0, 0)
+    sigma, seed, stream, _ = noise or Noise(0.0, 0, 0)
     (block_y, block_x), blocks = area(*read.shape)
     launch(
         _gather_kernel,
         blocks,
         *(block, out, *block.stride(), *read.shape, read.y0, read.x0, *size, inside.y0, inside.x0),
         *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(stream)),
+        pictures=block.shape[0],
         channels=channels,
         white=WHITE.get(block.dtype, 1.0),
         noisy=noise is not None,

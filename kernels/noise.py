@@ -39,15 +39,14 @@ def _uniform(word: Tensor) -> Tensor:
     return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
-def words_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channels: int) -> list[Tensor]:
-    """The four words of every counter of ``rows`` x ``columns`` (int64 [h], [w]).
+def words_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, group: int) -> tuple[Tensor, ...]:
+    """The four words of every counter of ``rows`` x ``columns`` (int64 [h], [w]), for channels 4 group .. 4 group + 3.
 
-    Returns int64 [ceil(C / 4), h, w] each, holding uint32 values.
+    Returns int64 [h, w] each, holding uint32 values.
     """
-    shape = (-(-channels // 4), len(rows), len(columns))
+    shape = (len(rows), len(columns))
     x, y = columns.expand(shape), rows[:, None].expand(shape)
-    group = torch.arange(shape[0], device=rows.device)[:, None, None].expand(shape)
-    return list(philox_torch(seed, (x, y, group, torch.full_like(x, stream))))
+    return philox_torch(seed, (x, y, torch.full_like(x, group), torch.full_like(x, stream)))
 
 
 def noise_at_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
@@ -55,13 +54,18 @@ def noise_at_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channe
 
     ``stream`` separates the uses of one seed (scales of step 1, super-resolution steps). Returns float32 [C, h, w].
     """
-    words = words_torch(seed, stream, rows, columns, channels)
-    normals = []
-    for first, second in (words[:2], words[2:]):
-        radius = torch.sqrt(-2.0 * torch.log(_uniform(first)))
-        angle = 2.0 * math.pi * _uniform(second)
-        normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(normals, 1).flatten(0, 1)[:channels]
+    result = torch.empty(channels, len(rows), len(columns), device=rows.device)
+    # The words of a counter are int64 here: four channels at a time, or they would take more memory than the normals.
+    for group in range(-(-channels // 4)):
+        words = words_torch(seed, stream, rows, columns, group)
+        normals = []
+        for first, second in (words[:2], words[2:]):
+            radius = torch.sqrt(-2.0 * torch.log(_uniform(first)))
+            angle = 2.0 * math.pi * _uniform(second)
+            normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
+        for target, values in zip(result[4 * group :], normals, strict=False):
+            target.copy_(values)
+    return result
 
 
 def noise_torch(seed: int, stream: int, box: Box, channels: int, device: torch.device | str = "cpu") -> Tensor:

@@ -88,16 +88,17 @@ def _lively(network, noise):
     for parameter in network.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
     network = network.eval().requires_grad_(False)
-    output = network(_picture(48, 48)[None])
+    x = torch.cat([_picture(48, 48), torch.randn(network.noise_channels, 48, 48, generator=generator)])[None]
+    output = network(x)
     network.conv_last.weight.mul_(0.15 / output.std())
-    output = network(_picture(48, 48)[None])
+    output = network(x)
     network.conv_last.bias.add_(0.5 - output.mean(dim=(0, 2, 3)))
     return network
 
 
-def _small_rrdb():
+def _small_rrdb(**options):
     torch.manual_seed(0)
-    return _lively(RRDBNet(channels=16, blocks=2, growth=8), 0.08)
+    return _lively(RRDBNet(channels=16, blocks=2, growth=8, **options), 0.08)
 
 
 def _small_swinir():
@@ -109,6 +110,12 @@ def _small_swinir():
 def small_rrdb():
     """x4, align 1. Fresh for every test: a stage may cast it in place."""
     return _small_rrdb()
+
+
+@pytest.fixture
+def small_noisy_rrdb():
+    """The same with five noise channels."""
+    return _small_rrdb(noise_channels=5)
 
 
 @pytest.fixture
@@ -159,8 +166,10 @@ def swin_model_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, model_file, swin_model_file):
-    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages."""
-    path = tmp_path_factory.mktemp("noisy") / "noisy.safetensors"
-    checkpoint = str(model_file.parent / "sr.safetensors")
-    model.build(model_file.parent / "structure.safetensors", [checkpoint] * 2, [0.05, 0.1], margin=0).save(path)
+    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages and noise channels in one."""
+    folder, given = tmp_path_factory.mktemp("noisy"), model_file.parent
+    path, channels = folder / "noisy.safetensors", folder / "channels.safetensors"
+    save_file(_small_rrdb(noise_channels=5).state_dict(), channels)
+    checkpoints = [str(given / "sr.safetensors"), str(channels)]
+    model.build(given / "structure.safetensors", checkpoints, [0.05, 0.1], margin=0).save(path)
     return {"rrdb": model.load(model_file), "swinir": model.load(swin_model_file), "noisy": model.load(path)}

@@ -16,6 +16,12 @@ class TestRRDBNet(StageTests):
         return small_rrdb
 
 
+class TestRRDBNetWithNoiseChannels(StageTests):
+    @pytest.fixture
+    def network(self, small_noisy_rrdb):
+        return small_noisy_rrdb
+
+
 class TestSwinIR(StageTests):
     @pytest.fixture
     def network(self, small_swinir):

@@ -31,9 +31,9 @@ def test_any_blocks_are_taken_in_any_requests(seed):
         at += count
 
 
-@pytest.fixture(params=["rrdb", "swinir"])
-def stage(request, small_rrdb, small_swinir):
-    network = {"rrdb": small_rrdb, "swinir": small_swinir}[request.param]
+@pytest.fixture(params=["rrdb", "noise channels", "swinir"])
+def stage(request, small_rrdb, small_noisy_rrdb, small_swinir):
+    network = {"rrdb": small_rrdb, "noise channels": small_noisy_rrdb, "swinir": small_swinir}[request.param]
     return Stage(network, torch.device("cpu"), "fp32")
 
 

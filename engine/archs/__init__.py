@@ -16,8 +16,8 @@ from engine.archs import esrgan, swinir
 from engine.errors import ModelError
 
 State: TypeAlias = Mapping[str, Tensor]
-# Every network has `scale`, `align` (the grid of tile origins), `radius` (its receptive field), `to_mixed(dtype)`, and
-# `trunk` and `tail` (layers.TAIL_REACH).
+# Every network has `scale`, `align` (the grid of tile origins), `radius` (its receptive field), `noise_channels`,
+# `to_mixed(dtype)`, and `trunk` and `tail` (layers.TAIL_REACH).
 Upscaler: TypeAlias = esrgan.RRDBNet | swinir.SwinIR
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.archs.layers import as_of, conv3
+from engine.archs.layers import RGB, as_of, conv3, conv_of_noise, noise_channels_of, picture_of, plus_noise
 from engine.errors import ModelError
 
 NAME = "esrgan"
@@ -104,34 +104,41 @@ class ResidualGroup(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """[B, 3, H, W] in 0..1 -> [B, 3, scale H, scale W] in about 0..1.
+    """[B, 3 + noise channels, H, W], the picture in 0..1 -> [B, 3, scale H, scale W] in about 0..1.
 
     The trunk always enlarges four times. Scales 2 and 1 are BasicSR's variants, which first fold 2 x 2 or 4 x 4 pixels
-    into channels; the origin of a tile must then sit on that grid, `align`.
+    into channels; the origin of a tile must then sit on that grid, `align`. Noise channels are this engine's own.
     """
 
-    def __init__(self, channels: int = 64, blocks: int = 23, growth: int = 32, scale: int = 4) -> None:
+    def __init__(
+        self, channels: int = 64, blocks: int = 23, growth: int = 32, scale: int = 4, noise_channels: int = 0
+    ) -> None:
         super().__init__()
         if scale not in (1, 2, 4):
             raise ModelError(f"an RRDBNet enlarges 1, 2 or 4 times, not {scale} times")
+        if noise_channels and scale != TRUNK:
+            raise ModelError(f"an RRDBNet with noise channels enlarges {TRUNK} times, not {scale} times")
         self.scale = scale
         self.align = TRUNK // scale
-        self.conv_first = conv3(3 * self.align**2, channels)
+        self.noise_channels = noise_channels
+        self.conv_first = conv3(RGB * self.align**2, channels)
+        self.conv_noise = conv_of_noise(noise_channels, channels)
         self.body = nn.Sequential(*(ResidualGroup(channels, growth) for _ in range(blocks)))
         self.conv_body = conv3(channels, channels)
         self.conv_up1 = conv3(channels, channels)
         self.conv_up2 = conv3(channels, channels)
         self.conv_hr = conv3(channels, channels)
-        self.conv_last = conv3(channels, 3)
+        self.conv_last = conv3(channels, RGB)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.trunk(x))
 
     def trunk(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> features [B, C, H / align, W / align]."""
+        """[B, 3 + noise channels, H, W] -> features [B, C, H / align, W / align]."""
+        picture = picture_of(x, self.noise_channels)
         if self.align > 1:
-            x = F.pixel_unshuffle(x, self.align)
-        x = self.conv_first(x)
+            picture = F.pixel_unshuffle(picture, self.align)
+        x = plus_noise(self.conv_first(picture), self.conv_noise, x)
         x = x + self.conv_body(as_of(self.conv_body, self.body(x)))
         return as_of(self.conv_up1, x)
 
@@ -146,13 +153,13 @@ class RRDBNet(nn.Module):
         return result
 
     def to_mixed(self, dtype: torch.dtype) -> Self:
-        """Cast, in place, every convolution but the first and the last.
+        """Cast, in place, every convolution but the ones at both ends.
 
-        Those two and the residual stream stay in fp32: the 8 bits of mantissa that bf16 has are all that an 8-bit
+        Those and the residual stream stay in fp32: the 8 bits of mantissa that bf16 has are all that an 8-bit
         picture has, so rounding the input costs more than everything else together (0.97 levels; this way 0.26).
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and name not in ("conv_first", "conv_last"):
+            if isinstance(module, nn.Conv2d) and name not in ("conv_first", "conv_noise", "conv_last"):
                 module.to(dtype)
         return self
 
@@ -181,7 +188,7 @@ class RRDBNet(nn.Module):
             raise ModelError(f"conv_first.weight takes {inputs} channels; an RRDBNet of RGB pictures takes 3, 12 or 48")
         growth = state["body.0.rdb1.conv1.weight"].shape[0]
         blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
-        return cls(channels, blocks, growth, scales[inputs])
+        return cls(channels, blocks, growth, scales[inputs], noise_channels_of(state))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:

@@ -5,7 +5,7 @@ weights, and what mixes rows in another way than a convolution is a module of it
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -16,8 +16,44 @@ TAIL_REACH = 3
 many of the trunk's pixels to every side, so its large maps may be made a strip of rows at a time, exactly."""
 
 
+RGB = 3
+"""Channels of a picture. A network's input has them first, and then its noise channels, if it has any."""
+
+NOISE_KEY = "conv_noise.weight"
+_NOISE_START = 0.007
+
+
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+def conv_of_noise(channels: int, outputs: int) -> nn.Conv2d | None:
+    """What the noise ``channels`` add to the features of the first convolution; None without any.
+
+    A network that is deterministic at the resolution of its output repeats itself where its input is even (docs/decisions,
+    0014). It starts small, and not at zero: noise is as likely as its negative, so zero is a place where no gradient leads
+    away from.
+    """
+    if not channels:
+        return None
+    conv = nn.Conv2d(channels, outputs, kernel_size=3, padding=1, bias=False)
+    nn.init.uniform_(conv.weight, -_NOISE_START, _NOISE_START)
+    return conv
+
+
+def noise_channels_of(state: Mapping[str, Tensor]) -> int:
+    """How many noise channels the network of these tensors takes."""
+    return state[NOISE_KEY].shape[1] if NOISE_KEY in state else 0
+
+
+def picture_of(x: Tensor, noise_channels: int) -> Tensor:
+    """The picture in a network's input [B, 3 + noise channels, H, W]."""
+    return x.narrow(1, 0, RGB) if noise_channels else x
+
+
+def plus_noise(features: Tensor, conv_noise: nn.Conv2d | None, x: Tensor) -> Tensor:
+    """``features`` of the picture and what the noise in the network's input ``x`` adds to them."""
+    return features if conv_noise is None else features + conv_noise(x.narrow(1, RGB, conv_noise.in_channels))
 
 
 def as_of(module: nn.Module, x: Tensor) -> Tensor:

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from engine.archs.layers import WindowRows, as_of, conv3, whole_windows
+from engine.archs.layers import (
+    RGB,
+    WindowRows,
+    as_of,
+    conv3,
+    conv_of_noise,
+    noise_channels_of,
+    picture_of,
+    plus_noise,
+    whole_windows,
+)
 from engine.errors import ModelError
 from engine.kernels.window_attention import window_attention
 
@@ -138,7 +148,8 @@ def planes(x: Tensor) -> Tensor:
 
 
 class SwinIR(nn.Module):
-    """[B, 3, H, W] in 0..1 -> [B, 3, scale H, scale W] in about 0..1; H and W are multiples of the window.
+    """[B, 3 + noise channels, H, W], the picture in 0..1 -> [B, 3, scale H, scale W] in about 0..1; H and W are multiples
+    of the window.
 
     The windows start at the tile's origin, so that origin must sit on the window grid of the whole picture (`align`):
     no halo repairs a misaligned tile. The defaults are SwinIR-M of the paper.
@@ -155,13 +166,16 @@ class SwinIR(nn.Module):
         hidden: int = 360,
         features: int = 64,
         scale: int = 4,
+        noise_channels: int = 0,
     ) -> None:
         super().__init__()
         if scale not in (2, 4):
             raise ModelError(f"a SwinIR with nearest-neighbour upsampling enlarges 2 or 4 times, not {scale} times")
         self.scale, self.align, self.depths = scale, window, tuple(depths)
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
-        self.conv_first = conv3(3, dim)
+        self.noise_channels = noise_channels
+        self.conv_first = conv3(RGB, dim)
+        self.conv_noise = conv_of_noise(noise_channels, dim)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
         groups = zip(depths, heads, strict=True)
         self.layers = nn.Sequential(*(SwinGroup(dim, depth, n, window, hidden) for depth, n in groups))
@@ -171,15 +185,16 @@ class SwinIR(nn.Module):
         self.conv_up1 = conv3(features, features)
         self.conv_up2 = conv3(features, features) if scale == 4 else None
         self.conv_hr = conv3(features, features)
-        self.conv_last = conv3(features, 3)
+        self.conv_last = conv3(features, RGB)
         self.apply(_start_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.trunk(x))
 
     def trunk(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> features [B, dim, H, W]."""
-        x = self.conv_first(whole_windows(x, self.align) - self.mean)
+        """[B, 3 + noise channels, H, W] -> features [B, dim, H, W]."""
+        x = whole_windows(x, self.align)
+        x = plus_noise(self.conv_first(picture_of(x, self.noise_channels) - self.mean), self.conv_noise, x)
         y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
         x = x + self.conv_after_body(as_of(self.conv_after_body, planes(y)))
         return as_of(self.conv_before_upsample, x)
@@ -197,13 +212,13 @@ class SwinIR(nn.Module):
         return F.leaky_relu(self.conv_hr(x), SLOPE)
 
     def to_mixed(self, dtype: torch.dtype) -> Self:
-        """Cast, in place, every linear map and convolution but the first and the last convolution.
+        """Cast, in place, every linear map and convolution but the convolutions at both ends.
 
         LayerNorm, softmax and the residual stream stay in fp32: the stream grows from group to group and overflows
         fp16, and the input loses most to rounding.
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) and name not in ("conv_first", "conv_last"):
+            if isinstance(module, nn.Linear | nn.Conv2d) and name not in ("conv_first", "conv_noise", "conv_last"):
                 module.to(dtype)
         return self
 
@@ -251,6 +266,7 @@ class SwinIR(nn.Module):
             hidden=state[block.format(0) + "0.mlp.fc1.weight"].shape[0],
             features=state["conv_up1.weight"].shape[0],
             scale=4 if "conv_up2.weight" in state else 2,
+            noise_channels=noise_channels_of(state),
         )
 
     @classmethod

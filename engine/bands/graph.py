@@ -25,6 +25,9 @@ from engine.errors import UsageError
 PLANES, TOKENS = 2, 1
 """The axis of the rows: of [1, C, H, W] and of [1, H, W, C]. In memory both are [H, W, C]."""
 
+_CHANNELS = ((PLANES, 1), (TOKENS, 3))
+"""The axis of the rows and, in that layout, of the channels."""
+
 _PERMUTED: dict[tuple[int, ...], tuple[int, int]] = {(0, 2, 3, 1): (PLANES, TOKENS), (0, 3, 1, 2): (TOKENS, PLANES)}
 
 _FUNCTIONS = {
@@ -213,8 +216,9 @@ class _Recorder(fx.Interpreter):
 
 
 @torch.inference_mode()
-def read_graph(network: nn.Module, align: int) -> RowGraph:
-    """The rows that ``network`` ([1, 3, H, W] -> [1, 3, scale H, scale W]) needs; ``align``: what H and W are multiples of.
+def read_graph(network: nn.Module, align: int, inputs: int = 3) -> RowGraph:
+    """The rows that ``network`` ([1, inputs, H, W] -> [1, 3, scale H, scale W]) needs; ``align``: what H and W are multiples
+    of.
 
     Raises UsageError, by name, for an operation that looks at more than a bounded number of rows.
     """
@@ -222,7 +226,7 @@ def read_graph(network: nn.Module, align: int) -> RowGraph:
     recorder = _Recorder(network, graph)
     side = max(8, 2 * align) // align * align
     device = next(network.parameters()).device
-    recorder.run(torch.zeros(1, 3, side, side, device=device))
+    recorder.run(torch.zeros(1, inputs, side, side, device=device))
     return _Reader(network, recorder.seen).read(graph)
 
 
@@ -304,7 +308,7 @@ class _Reader:
         parts: Any
         dim: Any
         parts, dim = (*node.args, *node.kwargs.values(), 0)[:2]
-        if (axis, dim % 4) not in ((PLANES, 1), (TOKENS, 3)):
+        if (axis, dim % 4) not in _CHANNELS:
             raise _refusal(node, None, "it does not concatenate channels")
         self._concatenations[node.name] = tuple(self._alias[n][0] for n in parts)
 
@@ -349,6 +353,8 @@ class _Reader:
         if getattr(module, "inplace", False) or node.kwargs.get("inplace"):
             # It writes on what others may read; the engine's own networks and most of the community's do without.
             return len(node.all_input_nodes[0].users) == 1
+        if node.target == "narrow":
+            return len(node.args) > 1 and (axis, int(node.args[1]) % 4) in _CHANNELS  # type: ignore[arg-type]
         if isinstance(module, nn.LayerNorm):
             return axis == TOKENS and len(module.normalized_shape) == 1
         if isinstance(module, nn.Linear):

@@ -58,12 +58,13 @@ class BandCost:
 @dataclass(frozen=True, slots=True)
 class StageCost:
     """What is known about running a stage's network, and whether it runs on an accelerator. ``bands``: None when it
-    cannot be streamed.
+    cannot be streamed. ``inputs``: channels that it takes.
     """
 
     footprint: Footprint
     on_device: bool
     bands: BandCost | None = None
+    inputs: int = CHANNELS
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,21 +146,23 @@ def _network_peak(
     holds already, are there all the time.
     """
     used = [
-        (s, c.footprint, b, s is stages[-1])
+        (s, c, b, s is stages[-1])
         for s, c, b in zip(stages, costs, batches or [1] * len(stages), strict=True)
         if c.on_device == on_device
     ]
     if batches is None:
-        return max((f.bytes_at(_batch_pixels(s, b)) for s, f, b, _ in used), default=0)
-    temporary = max((f.bytes_at(_batch_pixels(s, b)) - _seen_bytes(s, b) for s, f, b, _ in used), default=0)
+        return max((c.footprint.bytes_at(_batch_pixels(s, b)) for s, c, b, _ in used), default=0)
+    temporary = max(
+        (c.footprint.bytes_at(_batch_pixels(s, b)) - _seen_bytes(s, c, b) for s, c, b, _ in used), default=0
+    )
     slots = sum(_slots(last) * b * _tile_bytes(s, last) for s, _, b, last in used)
-    inputs = sum(_seen_bytes(s, b) for s, _, b, _ in used)
+    inputs = sum(_seen_bytes(s, c, b) for s, c, b, _ in used)
     return max(0, temporary) + inputs + slots
 
 
-def _seen_bytes(stage: StagePlan, batch: int) -> int:
+def _seen_bytes(stage: StagePlan, cost: StageCost, batch: int) -> int:
     """What a batch is made of and its input and output: buffers that are there when a footprint is measured, too."""
-    return _batch_pixels(stage, batch) * CHANNELS * FLOAT * (2 + stage.scale**2)
+    return _batch_pixels(stage, batch) * FLOAT * (CHANNELS * (1 + stage.scale**2) + cost.inputs)
 
 
 def _slots(last: bool) -> int:

@@ -107,7 +107,7 @@ class Lane:
         with self._tagged():
             self._staging = self.queue.pinned(self.batch * 3 * height * width, torch.float32).view(self.batch, -1)
             self._blocks = torch.empty(self._staging.shape, device=device)
-            self._input = torch.zeros(self.batch, 3, height, width, device=device)
+            self._input = torch.zeros(self.batch, self._stage.inputs, height, width, device=device)
             self._input = self._input.contiguous(memory_format=torch.channels_last)
             self._output = torch.empty(self.batch, 3, height * scale, width * scale, device=device)
             slots = (Slot(self.queue, self.batch, 3 * made, dtype) for _ in range(self._count))

@@ -14,10 +14,9 @@ from torch import Tensor
 from engine.budget import BandCost
 from engine.errors import UsageError
 from engine.geometry import Box
-from engine.kernels.noise import noise_torch
 from engine.model import Model
 from engine.probe import footprint, precision
-from engine.probe.content import detailed_crops, photograph_crops, structure_sample
+from engine.probe.content import detailed_crops, photograph_crops, structure_sample, with_noise
 from engine.probe.erf import effective_radius
 from engine.probe.seam import seam_curve
 from engine.profile import Footprint, PrecisionError, StageProfile
@@ -77,9 +76,7 @@ def _content(model: Model, index: int, align: int, image: Path | None, outputs: 
 def _measure(
     stage: Stage, content: list[Tensor], name: str, sigma: float, index: int
 ) -> tuple[StageProfile, list[Tensor]]:
-    if sigma:
-        content = [c + sigma * noise_torch(_SEED, index, Box(0, 0, *c.shape[2:]), 3) for c in content]
-    content = [c.to(stage.device).contiguous(memory_format=torch.channels_last) for c in content]
+    content = [with_noise(c.to(stage.device), sigma, stage.noise_channels, index) for c in content]
     absolute, square = effective_radius(stage.network, content, stage.scale, stage.align)
     seam, outputs = seam_curve(stage.network, content, stage.scale, stage.align)
     return StageProfile(name, absolute, square, seam), [o.cpu() for o in outputs]
@@ -114,7 +111,7 @@ def stage_footprint(model: Model, index: int, stage: Stage, tell: Callable[[str]
     """Measured cost of a stage on this machine (cached)."""
 
     def run(height: int, width: int) -> Tensor:
-        tile = torch.rand(1, 3, height, width, device=stage.device)
+        tile = torch.rand(1, stage.inputs, height, width, device=stage.device)
         return stage.run(tile.contiguous(memory_format=torch.channels_last))
 
     key = ("sr", model.weights_digest(index), str(stage.device), stage.precision)

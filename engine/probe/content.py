@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.archs.hpvaegan import Structure
 from engine.errors import InputError
 from engine.geometry import Box
+from engine.kernels.gather import Noise, gather_torch
 from engine.kernels.noise import noise_torch
 from engine.sources import PictureSource, TensorSource
 
@@ -33,6 +34,12 @@ def structure_sample(structure: Structure, seed: int, size: tuple[int, int] | No
         return noise_torch(seed, scale, Box(0, 0, height, width), channels)
 
     return structure.sample(noise, size)
+
+
+def with_noise(picture: Tensor, sigma: float, noise_channels: int, position: int) -> Tensor:
+    """``picture`` [1, 3, h, w] as the input of the network at this position, on the same device, channels-last."""
+    box, noise = Box(0, 0, *picture.shape[2:]), Noise(sigma, _SEED, position, noise_channels)
+    return gather_torch(picture[0], box, box, box.shape, noise if sigma or noise_channels else None)
 
 
 def photograph_crops(path: Path, align: int) -> list[Tensor]:

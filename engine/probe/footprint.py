@@ -59,7 +59,7 @@ def measure_stream(stage: Stage) -> Footprint:
     """
     plan = stage.stream_plan(_LARGE // stage.align * stage.align)
     stream = RowStream(plan, stage.device)
-    band = torch.rand(1, 3, plan.band, plan.width, device=stage.device)
+    band = torch.rand(1, stage.inputs, plan.band, plan.width, device=stage.device)
     seconds = math.inf
     for _ in range(3):  # the first time makes the primitives of these shapes
         before, start = stream.macs, time.perf_counter()

@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from engine.archs import Upscaler
 from engine.geometry import Box
-from engine.kernels.noise import noise_torch
+from engine.probe.content import with_noise
 from engine.profile import PrecisionError
 
 CROP = 64
 """Side of a crop in LR pixels: 196,608 values of output."""
 
-_SEED = 0
-
 
 @torch.inference_mode()
 def chain_errors(
-    full: Sequence[nn.Module], half: Sequence[nn.Module], sigmas: Sequence[float], content: Tensor, align: int
+    full: Sequence[Upscaler], half: Sequence[Upscaler], sigmas: Sequence[float], content: Tensor, align: int
 ) -> list[PrecisionError]:
     """The error of the last stage's output when the stages from k on run in half precision: one for every k.
 
@@ -34,10 +33,8 @@ def chain_errors(
     paths: list[Tensor] = []
     for index, (network, fast, sigma) in enumerate(zip(full, half, sigmas, strict=True)):
         crop = _most_detailed(exact, align)
-        inputs = [_cut(x, crop) for x in (exact, *paths, exact)]  # the last one begins to be half precision here
-        if sigma:
-            noise = sigma * noise_torch(_SEED, index, Box(0, 0, crop.height, crop.width), 3, content.device)
-            inputs = [x + noise for x in inputs]
+        # The last one begins to be half precision here.
+        inputs = [with_noise(_cut(x, crop), sigma, network.noise_channels, index) for x in (exact, *paths, exact)]
         exact, *paths = network(inputs[0]).clamp(0, 1), *(fast(x).float().clamp(0, 1) for x in inputs[1:])
     return [_error((path - exact).abs().flatten() * 255) for path in paths]
 

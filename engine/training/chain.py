@@ -198,6 +198,9 @@ def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tens
         band = padded[:, :, top : top + plan.band].float()
         if step.sigma:
             band = band + step.sigma * _normal(band.shape, generator, band.device)
+        if stage.noise_channels:
+            noise = _normal((1, stage.noise_channels, *band.shape[2:]), generator, band.device)
+            band = torch.cat([band, noise], 1)
         for first, pixels in stage.push(stream, F.pad(band, (0, 0, 0, plan.band - band.shape[2]))):
             done = first + pixels.shape[2]
             result[:, first:done] = pixels[0].float().clamp(0, 1)

@@ -44,7 +44,7 @@ class Request(Common):
     def __post_init__(self) -> None:
         Common.__post_init__(self)
         recipe = self.recipe
-        for name in ("consistency", "perceptual", "texture", "adversarial", "chain"):
+        for name in ("consistency", "perceptual", "texture", "adversarial", "chain", "noise_channels"):
             if getattr(recipe, name):
                 raise UsageError(
                     f"{name} = {getattr(recipe, name):g}: a teacher is followed by the pixel loss alone: set 0"
@@ -86,7 +86,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             Settings(recipe, "distillation", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(truth, lr, recipe.render_sigma, held_out),
+            Review(truth, lr, recipe.render_sigma, recipe.noise_channels, held_out),
             None,
             True,
             out.with_name(out.stem + "-samples"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.archs import Upscaler, esrgan
+from engine.archs.layers import RGB
 from engine.errors import BudgetError
 from engine.training.recipe import Recipe
 
@@ -102,7 +103,7 @@ def _saved_by_trunk(worker: Upscaler, side: int) -> float:
 
 
 def _saved(owner: nn.Module, network: nn.Module, side: int, batch: int = 1, x: Tensor | None = None) -> float:
-    """Bytes that the backward pass would keep of an input [batch, 3, side, side] (or of `x`), weights not among them."""
+    """Bytes that the backward pass would keep of an input [batch, channels, side, side] (or of `x`), weights not among them."""
     parameter = next(owner.parameters())
     weights = {p.untyped_storage().data_ptr() for p in (*owner.parameters(), *owner.buffers())}
     kept: dict[int, int] = {}
@@ -114,7 +115,8 @@ def _saved(owner: nn.Module, network: nn.Module, side: int, batch: int = 1, x: T
         return tensor
 
     if x is None:
-        x = torch.full((batch, 3, side, side), 0.5, device=parameter.device)
+        channels = RGB + (owner.noise_channels if isinstance(owner, Upscaler) else 0)
+        x = torch.full((batch, channels, side, side), 0.5, device=parameter.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y = network(x.requires_grad_(True))
     del y  # alive until here, so that no storage was given out twice

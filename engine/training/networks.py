@@ -6,7 +6,8 @@ Does not know losses or photographs.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from engine import archs
-from engine.archs import Upscaler, esrgan, swinir
+from engine.archs import State, Upscaler, esrgan, swinir
+from engine.archs.layers import NOISE_KEY, conv_of_noise, noise_channels_of
 from engine.checkpoints import FACTS_KEY
 from engine.errors import ModelError, UsageError
 from engine.model import read_stage
@@ -26,11 +28,15 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A network's size, where it is not the start's own. None: as the start has it, or the architecture's default."""
+    """A network's size, where it is not the start's own. None: as the start has it, or the architecture's default.
+
+    A start without noise channels is given some; it makes nearly the same picture with them.
+    """
 
     architecture: str | None = None
     channels: int | None = None
     blocks: int | None = None
+    noise_channels: int | None = None
 
     def __post_init__(self) -> None:
         if self.architecture not in (None, "rrdbnet", esrgan.NAME, swinir.NAME):
@@ -61,20 +67,29 @@ def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
         ModelError: no such weights, or a file that is damaged or of an unknown architecture.
     """
     if name == SCRATCH:
-        # Networks draw their first weights from torch's global generator: seeded here, given back untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with _seeded(seed):
             return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
     state, stage = read_stage(name, place)
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
         raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
     if shape.blocks is not None:
         state = _shallower(state, stage.architecture, shape.blocks, name)
+    if shape.noise_channels is not None:
+        with _seeded(seed):
+            state = _noisy(state, shape.noise_channels, name)
     network = archs.build(state, name)
     _check_width(network, shape, name)
     network.requires_grad_(True)
     facts = stage.training or {}
     return Start(network, name, stage.source, stage.licence, _digest(state), stage.sigma, facts)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Networks draw their first weights from torch's global generator: seeded here, given back untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def architecture_of(name: str, shape: Shape) -> str:
@@ -98,9 +113,10 @@ def _fresh(shape: Shape) -> Upscaler:
     """SwinIR-M or RRDBNet 64x23, or what the shape says; half as many channels grow in a dense block as come in."""
     if shape.architecture == swinir.NAME:
         dim, groups = shape.channels or 180, shape.blocks or 6
-        return swinir.SwinIR(dim, depths=(6,) * groups, heads=(6,) * groups, hidden=2 * dim)
+        noise = shape.noise_channels or 0
+        return swinir.SwinIR(dim, (6,) * groups, (6,) * groups, hidden=2 * dim, noise_channels=noise)
     channels = shape.channels or 64
-    return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2))
+    return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2), noise_channels=shape.noise_channels or 0)
 
 
 def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
@@ -118,6 +134,16 @@ def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name
         elif (number := int(key.split(".")[1])) in place:
             result[f"{prefix}{place[number]}.{key.split('.', 2)[2]}"] = tensor
     return result
+
+
+def _noisy(state: State, channels: int, name: str) -> dict[str, Tensor]:
+    """The state with so many noise channels, new ones if it has none."""
+    if (found := noise_channels_of(state)) not in (0, channels):
+        raise UsageError(
+            f"noise_channels = {channels}: the start {name} has {found}; set {found}, or start from scratch"
+        )
+    conv = conv_of_noise(channels - found, state["conv_first.weight"].shape[0])
+    return dict(state) if conv is None else {**state, NOISE_KEY: conv.weight.detach()}
 
 
 def _check_width(network: Upscaler, shape: Shape, name: str) -> None:

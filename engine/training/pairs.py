@@ -19,7 +19,7 @@ from engine.training.recipe import Recipe
 
 CANDIDATES = 48
 
-Enlarge = Callable[[Tensor], Tensor]  # [N, 3, h, w] in [0, 1] -> [N, 3, scale h, scale w], clamped
+Enlarge = Callable[[Tensor], Tensor]  # a network's input [N, inputs, h, w] -> [N, 3, scale h, scale w], clamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +200,18 @@ def degrade(hr: Tensor, recipe: Recipe, scale: int, generator: Generator) -> Ten
 
 
 def add_noise(lr: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
-    """Input noise of the recipe's strength; never clipped before the network."""
-    if recipe.sigma == 0:
-        return lr
-    sigma = torch.full((lr.shape[0], 1, 1, 1), recipe.sigma)
-    if recipe.noise == "uniform":
-        sigma *= torch.rand(sigma.shape, generator=generator)
-    return lr + (sigma * torch.randn(lr.shape, generator=generator)).to(lr.device)
+    """[N, 3, h, w] -> the network's input [N, 3 + noise channels, h, w]: noise of the recipe's strength in the picture,
+    which is never clipped before the network, and channels of normal numbers behind it.
+    """
+    if recipe.sigma:
+        sigma = torch.full((lr.shape[0], 1, 1, 1), recipe.sigma)
+        if recipe.noise == "uniform":
+            sigma *= torch.rand(sigma.shape, generator=generator)
+        lr = lr + (sigma * torch.randn(lr.shape, generator=generator)).to(lr.device)
+    if recipe.noise_channels:
+        shape = (lr.shape[0], recipe.noise_channels, *lr.shape[2:])
+        lr = torch.cat([lr, torch.randn(shape, generator=generator).to(lr)], 1)
+    return lr
 
 
 def check_crop(size: tuple[int, int], side: int, what: str) -> None:

@@ -59,6 +59,7 @@ class Recipe:
     sigma: float
     noise: Literal["fixed", "uniform"]
     render_sigma: float
+    noise_channels: int
 
     pixel: float
     consistency: float

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.archs.layers import RGB
 from engine.training.chain import ChainPicture
 from engine.training.data import write_row
 from engine.training.losses import SlicedWasserstein
@@ -31,22 +32,35 @@ class Quality:
 
 
 class Review:
-    """Fixed crops: `hr` [N, 3, H, W] in [0, 1] is the truth, `lr` its reduction, `sigma` the input noise of a render.
+    """Fixed crops: `hr` [N, 3, H, W] in [0, 1] is the truth, `lr` its reduction; `sigma` and `noise_channels`: the input
+    noise of a render.
 
     `held_out`: whether the crops were never trained on; otherwise they are for the eye only.
     """
 
     def __init__(
-        self, hr: Tensor, lr: Tensor, sigma: float, held_out: bool, chain: Sequence[ChainPicture] = ()
+        self,
+        hr: Tensor,
+        lr: Tensor,
+        sigma: float,
+        noise_channels: int,
+        held_out: bool,
+        chain: Sequence[ChainPicture] = (),
     ) -> None:
         self.hr, self.lr, self.held_out = hr, lr, held_out
         self.scale = hr.shape[2] // lr.shape[2]
-        self.noise = sigma * torch.randn(lr.shape, generator=torch.Generator().manual_seed(SEED))
+        shape = (lr.shape[0], RGB + noise_channels, *lr.shape[2:])
+        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+        self.noise[:, :RGB] *= sigma
         self.chain = _middle(chain, lr.shape[2])
         self._start: Tensor | None = None
 
+    def inputs(self, *, noise: bool) -> Tensor:
+        """What a network takes to make the crops."""
+        return self._with_noise(self.lr, noise)
+
     def quality(self, enlarge: Enlarge, *, noise: bool) -> Quality:
-        return self._measure(enlarge(self.lr + self.noise if noise else self.lr))
+        return self._measure(enlarge(self.inputs(noise=noise)))
 
     def bicubic(self) -> Quality:
         return self._measure(self._enlarged(self.lr))
@@ -73,9 +87,12 @@ class Review:
         rows = self._shown(self.lr)
         if self.chain is not None:
             rows = torch.cat([rows, self.chain[None]])
-        if noise:
-            rows = rows + self.noise[torch.arange(len(rows)) % len(self.noise)]
-        return enlarge(rows)
+        return enlarge(self._with_noise(rows, noise))
+
+    def _with_noise(self, pictures: Tensor, noise: bool) -> Tensor:
+        """[n, 3, h, w] -> [n, 3 + noise channels, h, w]; without `noise` its numbers are all zero."""
+        values = noise * self.noise[torch.arange(len(pictures)) % len(self.noise)]
+        return torch.cat([pictures + values[:, :RGB], values[:, RGB:]], 1)
 
     @staticmethod
     def _shown(crops: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             Settings(recipe, f"step {request.step}", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(crops, bicubic(crops, SCALE), recipe.render_sigma, held_out, pictures),
+            Review(crops, bicubic(crops, SCALE), recipe.render_sigma, recipe.noise_channels, held_out, pictures),
             vgg,
             pairs.aligned,
             out.with_name(out.stem + "-samples"),
@@ -171,6 +171,7 @@ def run(
 
 def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, place: int = 0) -> networks.Start:
     """The start, checked against what a step and a crop must be."""
+    shape = dataclasses.replace(shape, noise_channels=recipe.noise_channels)
     start = networks.open_start(name, shape, seed, place)
     if start.network.scale != SCALE:
         raise UsageError(f"the start {name} enlarges {start.network.scale} times: a step enlarges {SCALE} times")

@@ -102,6 +102,32 @@ def test_grey_pictures_are_refused(net):
         RRDBNet.like(state)
 
 
+def test_noise_has_weights_of_its_own_that_files_of_others_lack(net):
+    noisy = RRDBNet(channels=8, blocks=2, growth=4, noise_channels=3).eval().requires_grad_(False)
+    assert noisy.state_dict().keys() - net.state_dict().keys() == {"conv_noise.weight"}
+    noisy.load_state_dict({**net.state_dict(), "conv_noise.weight": torch.randn(8, 3, 3, 3)})
+    x, noise = torch.rand(1, 3, 9, 12), torch.randn(1, 3, 9, 12)
+    torch.testing.assert_close(noisy(torch.cat([x, 0 * noise], 1)), net(x), rtol=0, atol=1e-6)
+    assert (noisy(torch.cat([x, noise], 1)) - net(x)).abs().max() > 0.01
+    again = RRDBNet.from_state(noisy.state_dict())
+    assert again.noise_channels == 3
+    assert torch.equal(again(torch.cat([x, noise], 1)), noisy(torch.cat([x, noise], 1)))
+
+
+def test_new_noise_channels_hardly_show_but_have_a_gradient():
+    net = RRDBNet(channels=64, blocks=1, noise_channels=16)
+    x, noise = torch.full((1, 3, 16, 16), 0.5), torch.randn(1, 16, 16, 16)
+    with_noise, without = (net(torch.cat([x, part], 1)) for part in (noise, 0 * noise))
+    assert 0 < (with_noise - without).std() < 0.1
+    with_noise.square().mean().backward()
+    assert net.conv_noise.weight.grad.abs().max() > 0
+
+
+def test_folded_pixels_take_no_noise_channels():
+    with pytest.raises(ModelError, match="with noise channels enlarges 4 times, not 2 times"):
+        RRDBNet(8, 1, 4, scale=2, noise_channels=3)
+
+
 def test_impossible_scale():
     with pytest.raises(ModelError, match="not 3 times"):
         RRDBNet(8, 1, 4, scale=3)

@@ -58,6 +58,17 @@ def test_size_is_read_from_the_tensors(scale):
     assert torch.equal(again(x), net(x))
 
 
+def test_noise_has_weights_of_its_own_that_files_of_others_lack(net):
+    noisy = lively(SwinIR(**SMALL, noise_channels=3))
+    assert noisy.state_dict().keys() - net.state_dict().keys() == {"conv_noise.weight"}
+    noisy.load_state_dict({**net.state_dict(), "conv_noise.weight": torch.randn(8, 3, 3, 3)})
+    x, noise = torch.rand(1, 3, 8, 12), torch.randn(1, 3, 8, 12)
+    torch.testing.assert_close(noisy(torch.cat([x, 0 * noise], 1)), net(x), rtol=0, atol=1e-5)
+    assert (noisy(torch.cat([x, noise], 1)) - net(x)).abs().max() > 0.01
+    again = SwinIR.from_state(noisy.state_dict()).eval()
+    assert torch.equal(again(torch.cat([x, noise], 1)), noisy(torch.cat([x, noise], 1)))
+
+
 def test_buffers_of_official_files_are_dropped(net):
     state = net.state_dict()
     block = "layers.0.residual_group.blocks.1."

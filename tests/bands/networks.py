@@ -34,13 +34,13 @@ def lively(network, noise=0.1):
     return network.eval().requires_grad_(False)
 
 
-def rrdb(scale=4):
-    return lively(RRDBNet(channels=8, blocks=1, growth=4, scale=scale))
+def rrdb(scale=4, **options):
+    return lively(RRDBNet(channels=8, blocks=1, growth=4, scale=scale, **options))
 
 
-def swinir(window=4, scale=4):
+def swinir(window=4, scale=4, **options):
     sizes = {"dim": 8, "depths": (3, 1), "heads": (2, 1), "hidden": 12, "features": 6}
-    return lively(SwinIR(**sizes, window=window, scale=scale), 0.2)
+    return lively(SwinIR(**sizes, window=window, scale=scale, **options), 0.2)
 
 
 def compact():

@@ -7,8 +7,14 @@ from engine.bands.graph import read_graph
 from engine.bands.stream import RowStream, StreamPlan
 
 
+def noise_channels(network):
+    return getattr(network, "noise_channels", 0)
+
+
 def plan(network, band, width, tail_band=None, block=None):
-    return StreamPlan(read_graph(network, getattr(network, "align", 1)), band, width, tail_band, block)
+    return StreamPlan(
+        read_graph(network, getattr(network, "align", 1), 3 + noise_channels(network)), band, width, tail_band, block
+    )
 
 
 def stream(network, band, width, tail_band=None, block=None):

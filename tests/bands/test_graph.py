@@ -231,6 +231,7 @@ FORWARDS = [
     ("mean", lambda net, x: net.b(net.a(x) * net.a(x).mean((2, 3), keepdim=True)), BOUNDED),
     ("flip", lambda net, x: net.b(net.a(x).flip(2)), BOUNDED),
     ("roll", lambda net, x: net.b(torch.roll(net.a(x), 1, 2)), BOUNDED),
+    ("narrow", lambda net, x: net.b(net.a(x).narrow(2, 1, 4)), BOUNDED),
     ("pad", lambda net, x: net.b(F.pad(net.a(x), (1, 1, 1, 1), "reflect")), BOUNDED),
     ("permute", lambda net, x: net.b(net.a(x).permute(0, 1, 3, 2)), "it moves other axes"),
     ("cat", lambda net, x: net.b(torch.cat([net.a(x), net.a(x)], 2)), "it does not concatenate channels"),

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from networks import NETWORKS, Network, lively, per_token, rrdb, swinir
-from streams import bands, plan, pour, stream, whole
+from streams import bands, noise_channels, plan, pour, stream, whole
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -43,6 +43,7 @@ def check(network, picture, shape):
     height, width, band, tail_band = shape
     align = getattr(network, "align", 1)
     image = picture(height * align, width * align)
+    image = torch.cat([image, torch.randn(noise_channels(network), *image.shape[1:])])
     rows = stream(network, band * align, width * align, tail_band and tail_band * align)
     assert_equal(pour(rows, image), whole(network, image))
 
@@ -57,6 +58,12 @@ def test_rrdb_in_bands_is_the_whole_image(picture, scale, shape):
 @pytest.mark.parametrize(("window", "scale"), [(4, 4), (4, 2), (8, 4), (5, 4), (7, 2)])
 def test_swinir_in_bands_is_the_whole_image(picture, window, scale, shape):
     check(swinir(window, scale), picture, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [rrdb, swinir])
+def test_noise_channels_in_bands_are_those_of_the_whole_image(picture, make, shape):
+    check(make(noise_channels=5), picture, shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -20,11 +20,17 @@ EXACT = 1e-4
 """Of full scale: what float32 leaves when the same sums are made in another order."""
 
 
+def as_input(network, image, sigma=0.0, seed=0, position=0):
+    """[3, h, w] -> [3 + noise channels, h, w]: the noise of the full map."""
+    _, height, width = image.shape
+    noise = noise_torch(seed, NOISE_STREAM + position, Box(0, 0, height, width), 3 + network.noise_channels)
+    return torch.cat([image + sigma * noise[:3], noise[3:]])
+
+
 def whole_image(network, image, sigma=0.0, seed=0, position=0):
     """The reference: noise on the full map, reflected once to whole windows, run in one piece, cropped, clamped."""
     _, height, width = image.shape
-    if sigma:
-        image = image + sigma * noise_torch(seed, NOISE_STREAM + position, Box(0, 0, height, width), 3)
+    image = as_input(network, image, sigma, seed, position)
     pad = ((0, 0), (0, -height % network.align), (0, -width % network.align))
     # As torch's reflection, but it goes on where the image is smaller than the padding.
     padded = torch.from_numpy(np.pad(image.numpy(), pad, mode="reflect"))
@@ -128,7 +134,7 @@ class StageTests:
     def test_error_at_a_measured_halo_is_within_the_bound(self, network, tiled, picture, tolerance):
         """Measured on this picture at other cuts than the tiles': a bound, with room for where the cut falls."""
         image = picture(96, 144)
-        points, _ = seam_curve(network, [image[None]], network.scale, network.align)
+        points, _ = seam_curve(network, [as_input(network, image)[None]], network.scale, network.align)
         point = next(p for p in points if p.max <= tolerance)
         assert point.halo < exact_halo(network)
         errors = (tiled(image, 24, point.halo) - whole_image(network, image)).abs() * 255
@@ -143,7 +149,7 @@ class StageTests:
     def test_half_precision_keeps_the_picture(self, network, picture):
         image = picture(48, 48)
         exact = whole_image(network, image)
-        mixed = Stage(network, torch.device("cpu"), "bf16").run(image[None])[0].float().clamp(0, 1)
+        mixed = Stage(network, torch.device("cpu"), "bf16").run(as_input(network, image)[None])[0].float().clamp(0, 1)
         difference = (mixed - exact).abs()
         assert 0 < float(difference.mean()) < 2 / 255
         assert math.isfinite(float(mixed.sum()))

@@ -83,6 +83,9 @@ def test_without_sigma_there_is_no_noise(noise, picture):
 
 
 NOISE = Noise(0.1, 5, 65_537)
+NOISES = pytest.mark.parametrize(
+    "noise", [None, NOISE, NOISE._replace(channels=6)], ids=["no noise", "noise", "noise channels"]
+)
 DTYPES = [torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32]
 
 # What one unit in the last place is worth near 1; Triton's interpreter cuts bfloat16 off where a GPU rounds.
@@ -99,7 +102,8 @@ def whole(image, read, noise, mode):
     image = image.float() / WHITE.get(image.dtype, 1.0)
     _, height, width = image.shape
     if noise:
-        image = image + noise.sigma * noise_torch(noise.seed, noise.stream, Box(0, 0, height, width), image.shape[0])
+        normals = noise_torch(noise.seed, noise.stream, Box(0, 0, height, width), len(image) + noise.channels)
+        image = torch.cat([image + noise.sigma * normals[: len(image)], normals[len(image) :]])
     pad = ((0, 0), (40, 40), (40, 40))
     padded = torch.from_numpy(np.pad(image.numpy(), pad, mode=mode))
     rows, columns = read.shift(40, 40).slices
@@ -120,7 +124,7 @@ def block_of(image, inside):
     return torch.from_numpy(image.numpy()[:, rows][:, :, columns])
 
 
-@pytest.mark.parametrize("noise", [None, NOISE], ids=["no noise", "noise"])
+@NOISES
 @pytest.mark.parametrize("case", READS)
 def test_a_tile_is_a_part_of_the_padded_image(case, noise):
     read, inside, wrap = READS[case]
@@ -130,7 +134,7 @@ def test_a_tile_is_a_part_of_the_padded_image(case, noise):
 
 
 @needs_triton
-@pytest.mark.parametrize("noise", [None, NOISE], ids=["no noise", "noise"])
+@NOISES
 @pytest.mark.parametrize("case", READS)
 def test_the_kernel_knows_the_border_rules(case, noise):
     read, inside, wrap = READS[case]
@@ -161,6 +165,14 @@ def test_the_kernel_takes_odd_shapes(height, width, channels):
     read = Box(0, 0, height + 7, width + 3)
     tile = gather(block, frame, read, (height, width), NOISE, use_triton=True)
     assert_close_to_twin(tile, gather_torch(block, frame, read, (height, width), NOISE), atol=2e-7)
+
+
+@pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)])
+def test_noise_channels_are_there_without_noise_in_the_picture(use_triton):
+    block, frame = pixels(torch.uint8, 9, 11), Box(0, 0, 9, 11)
+    tile = gather(block, frame, frame, (9, 11), Noise(0.0, 7, 3, 2), use_triton=use_triton)[0]
+    assert torch.equal(tile[:3], block / 255)
+    torch.testing.assert_close(tile[3:], noise_torch(7, 3, frame, 5)[3:], atol=2e-6, rtol=0)
 
 
 @needs_triton

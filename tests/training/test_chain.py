@@ -75,6 +75,13 @@ def test_input_noise_is_that_of_the_step(small_rrdb, picture):
     assert not torch.equal(one, other)
 
 
+def test_noise_channels_are_filled_anew_for_every_picture(small_noisy_rrdb, picture):
+    stage, x = Stage(small_noisy_rrdb, torch.device("cpu"), "fp32"), picture(24, 32)
+    one, same, other = (enlarge(Previous(stage, 0.0), x, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert (one - other).abs().max() > 0.02
+
+
 def test_large_pictures_are_fewer():
     counts = Counts(8, 8)
     assert counts.within((192, 256)) == counts

@@ -125,6 +125,15 @@ def test_noise_is_as_strong_as_the_recipe_says(recipe):
     assert add_noise(lr, recipe.replace(sigma=0.0), generator()) is lr
 
 
+def test_noise_channels_are_normal_and_the_picture_is_left(recipe):
+    lr = torch.full((8, 3, 32, 32), 0.5)
+    made = add_noise(lr, recipe.replace(sigma=0.0, noise_channels=4), generator())
+    assert made.shape == (8, 7, 32, 32)
+    assert torch.equal(made[:, :3], lr)
+    assert made[:, 3:].std() == pytest.approx(1, abs=0.02)
+    assert made[:, 3:].flatten(0, 1).flatten(1).corrcoef().fill_diagonal_(0).abs().max() < 0.15
+
+
 def test_a_teacher_gives_the_target(coordinates, plain):
     def enlarge(lr):
         return F.interpolate(lr, scale_factor=4, mode="nearest")

@@ -47,6 +47,27 @@ def test_fewer_blocks_are_evenly_spaced_ones(tmp_path, blocks, kept):
     assert torch.equal(network.conv_last.bias, deep.conv_last.bias)
 
 
+def test_a_start_without_noise_channels_is_given_some(tmp_path, start_file):
+    first, same, other = (open_start(str(start_file), Shape(noise_channels=3), seed) for seed in (1, 1, 2))
+    state = first.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in load_file(start_file).items())
+    assert state["conv_noise.weight"].shape == (8, 3, 3, 3)
+    assert first.digest == same.digest != other.digest
+    save(tmp_path / "noisy.safetensors", state, {}, torch.float32)
+    for shape in (Shape(), Shape(noise_channels=3)):
+        again = open_start(str(tmp_path / "noisy.safetensors"), shape, 2)
+        assert torch.equal(again.network.conv_noise.weight, first.network.conv_noise.weight)
+    for wanted in (0, 4):
+        with pytest.raises(UsageError, match=f"noise_channels = {wanted}: the start .* has 3; set 3"):
+            open_start(str(tmp_path / "noisy.safetensors"), Shape(noise_channels=wanted), 0)
+
+
+@pytest.mark.parametrize("architecture", ["rrdbnet", "swinir"])
+def test_scratch_has_the_noise_channels_it_is_told(architecture):
+    with torch.device("meta"):
+        assert open_start("scratch", Shape(architecture, noise_channels=3), 0).network.noise_channels == 3
+
+
 def test_scratch_is_what_the_shape_says_and_the_seed_decides():
     sizes = Shape("rrdbnet", channels=16, blocks=2)
     network, same, other = (open_start("scratch", sizes, seed).network for seed in (1, 1, 2))

@@ -87,6 +87,19 @@ def test_run_writes_weights_that_others_open_and_its_record(large_photo, request
     assert json.loads((tmp_path / "sr.safetensors.log.jsonl").read_text().splitlines()[-1])["event"] == "WeightsSaved"
 
 
+def test_noise_channels_are_trained_and_kept(large_photo, request_, recipe, start_file, tmp_path):
+    """And a step above trains behind them."""
+    wanted = request_(recipe=recipe.replace(noise_channels=4))
+    out, same, above = (tmp_path / f"{name}.safetensors" for name in ("sr", "same", "above"))
+    train(large_photo, out, wanted)
+    assert load_file(out).keys() == {*load_file(start_file), "conv_noise.weight"}
+    with pytest.raises(Interrupted):
+        train(large_photo, same, wanted, on_event=stop_after(3))
+    train(large_photo, same, wanted, resume=True)
+    assert equal(out, same)
+    train(large_photo, above, request_(step=3, previous=(out,), width=128))
+
+
 def test_it_learns(large_photo, request_, recipe, tmp_path):
     recipe = recipe.replace(iterations=60, adversarial=0.0, ema=0.8, milestones=(), checkpoint_every=60)
     *_, review, _, _ = train(large_photo, tmp_path / "sr.safetensors", request_(recipe=recipe))

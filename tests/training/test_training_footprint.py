@@ -14,14 +14,15 @@ from engine.training.vgg import VGGFeatures
 
 NETWORKS = {
     "rrdb": lambda: RRDBNet(channels=32, blocks=6, growth=16),
+    "noise": lambda: RRDBNet(channels=32, blocks=6, growth=16, noise_channels=16),
     "swinir": lambda: SwinIR(dim=60, depths=(6, 6, 6), heads=(6, 6, 6), hidden=120),
 }
 
 
 def peak(network, batch, side):
     """Bytes of a forward and a backward pass; the gradients of the weights are there before."""
-    network(torch.rand(1, 3, 8, 8)).sum().backward()
-    x = torch.rand(batch, 3, side, side)
+    network(torch.rand(1, 3 + network.noise_channels, 8, 8)).sum().backward()
+    x = torch.rand(batch, 3 + network.noise_channels, side, side)
     with PeakMemory(torch.device("cpu")) as memory:
         network(x).square().sum().backward()
     return memory.host - memory.start
@@ -92,7 +93,7 @@ def test_the_budget_decides(recipe):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_the_same(name):
     network = NETWORKS[name]()
-    x = torch.rand(1, 3, 16, 16)
+    x = torch.rand(1, 3 + network.noise_channels, 16, 16)
     network(x).square().sum().backward()
     plain = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
