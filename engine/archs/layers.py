@@ -30,8 +30,8 @@ def conv3(inputs: int, outputs: int) -> nn.Conv2d:
 def conv_of_noise(channels: int, outputs: int) -> nn.Conv2d | None:
     """What the noise ``channels`` add to the features of the first convolution; None without any.
 
-    A network that is deterministic at the resolution of its output repeats itself where its input is even (docs/decisions,
-    0014). It starts small, and not at zero: noise is as likely as its negative, so zero is a place where no gradient leads
+    A network without randomness at the resolution of its output repeats itself where its input is even (docs/decisions,
+    0012). It starts small, and not at zero: noise is as likely as its negative, so zero is a place where no gradient leads
     away from.
     """
     if not channels:

@@ -62,6 +62,8 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     opened = [open_photo(path, least_width=1) for path in _files(photos)]
     start = open_network(request.start, request.shape, request.seed, recipe)
     teacher = open_network(request.teacher, Shape(), 0, recipe)
+    if channels := teacher.network.noise_channels:
+        raise UsageError(f"the teacher {request.teacher} has {channels} noise channels: what it draws cannot be followed")
     stage = Stage(teacher.network.eval().requires_grad_(False), device, request.precision)
 
     def enlarge(lr: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             Settings(recipe, "distillation", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(truth, lr, recipe.render_sigma, recipe.noise_channels, held_out),
+            Review(truth, lr, recipe.render_sigma, start.network.noise_channels, held_out),
             None,
             True,
             out.with_name(out.stem + "-samples"),

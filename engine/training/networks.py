@@ -30,13 +30,13 @@ SCRATCH = "scratch"
 class Shape:
     """A network's size, where it is not the start's own. None: as the start has it, or the architecture's default.
 
-    A start without noise channels is given some; it makes nearly the same picture with them.
+    `noise_channels` are given to a start that has none; it makes nearly the same picture with them.
     """
 
     architecture: str | None = None
     channels: int | None = None
     blocks: int | None = None
-    noise_channels: int | None = None
+    noise_channels: int = 0
 
     def __post_init__(self) -> None:
         if self.architecture not in (None, "rrdbnet", esrgan.NAME, swinir.NAME):
@@ -69,14 +69,15 @@ def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
     if name == SCRATCH:
         with _seeded(seed):
             return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
+    state: State
     state, stage = read_stage(name, place)
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
         raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
     if shape.blocks is not None:
         state = _shallower(state, stage.architecture, shape.blocks, name)
-    if shape.noise_channels is not None:
+    if not noise_channels_of(state):
         with _seeded(seed):
-            state = _noisy(state, shape.noise_channels, name)
+            state = _with_noise_channels(state, shape.noise_channels)
     network = archs.build(state, name)
     _check_width(network, shape, name)
     network.requires_grad_(True)
@@ -113,10 +114,10 @@ def _fresh(shape: Shape) -> Upscaler:
     """SwinIR-M or RRDBNet 64x23, or what the shape says; half as many channels grow in a dense block as come in."""
     if shape.architecture == swinir.NAME:
         dim, groups = shape.channels or 180, shape.blocks or 6
-        noise = shape.noise_channels or 0
-        return swinir.SwinIR(dim, (6,) * groups, (6,) * groups, hidden=2 * dim, noise_channels=noise)
+        layers = (6,) * groups
+        return swinir.SwinIR(dim, layers, layers, hidden=2 * dim, noise_channels=shape.noise_channels)
     channels = shape.channels or 64
-    return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2), noise_channels=shape.noise_channels or 0)
+    return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2), noise_channels=shape.noise_channels)
 
 
 def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
@@ -136,14 +137,10 @@ def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name
     return result
 
 
-def _noisy(state: State, channels: int, name: str) -> dict[str, Tensor]:
-    """The state with so many noise channels, new ones if it has none."""
-    if (found := noise_channels_of(state)) not in (0, channels):
-        raise UsageError(
-            f"noise_channels = {channels}: the start {name} has {found}; set {found}, or start from scratch"
-        )
-    conv = conv_of_noise(channels - found, state["conv_first.weight"].shape[0])
-    return dict(state) if conv is None else {**state, NOISE_KEY: conv.weight.detach()}
+def _with_noise_channels(state: State, channels: int) -> State:
+    """The state with so many of them."""
+    conv = conv_of_noise(channels, state["conv_first.weight"].shape[0])
+    return state if conv is None else {**state, NOISE_KEY: conv.weight.detach()}
 
 
 def _check_width(network: Upscaler, shape: Shape, name: str) -> None:

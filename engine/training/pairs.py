@@ -199,17 +199,17 @@ def degrade(hr: Tensor, recipe: Recipe, scale: int, generator: Generator) -> Ten
     return degradations.bsrgan(hr, scale, generator)
 
 
-def add_noise(lr: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
-    """[N, 3, h, w] -> the network's input [N, 3 + noise channels, h, w]: noise of the recipe's strength in the picture,
-    which is never clipped before the network, and channels of normal numbers behind it.
+def add_noise(lr: Tensor, recipe: Recipe, channels: int, generator: Generator) -> Tensor:
+    """[N, 3, h, w] -> a network's input [N, 3 + channels, h, w]: noise of the recipe's strength in the picture, which is
+    never clipped before the network, and `channels` of normal numbers behind it.
     """
     if recipe.sigma:
         sigma = torch.full((lr.shape[0], 1, 1, 1), recipe.sigma)
         if recipe.noise == "uniform":
             sigma *= torch.rand(sigma.shape, generator=generator)
         lr = lr + (sigma * torch.randn(lr.shape, generator=generator)).to(lr.device)
-    if recipe.noise_channels:
-        shape = (lr.shape[0], recipe.noise_channels, *lr.shape[2:])
+    if channels:
+        shape = (lr.shape[0], channels, *lr.shape[2:])
         lr = torch.cat([lr, torch.randn(shape, generator=generator).to(lr)], 1)
     return lr
 

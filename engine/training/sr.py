@@ -124,7 +124,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             Settings(recipe, f"step {request.step}", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(crops, bicubic(crops, SCALE), recipe.render_sigma, recipe.noise_channels, held_out, pictures),
+            Review(crops, bicubic(crops, SCALE), recipe.render_sigma, start.network.noise_channels, held_out, pictures),
             vgg,
             pairs.aligned,
             out.with_name(out.stem + "-samples"),

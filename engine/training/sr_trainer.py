@@ -141,7 +141,8 @@ class SRTrainer(Trainer):
         recipe = self.recipe
         self._set_rates()
         batch = self.source.draw(self.generator)
-        lr = add_noise(batch.lr, recipe, self.generator).contiguous(memory_format=torch.channels_last)
+        lr = add_noise(batch.lr, recipe, self.network.noise_channels, self.generator)
+        lr = lr.contiguous(memory_format=torch.channels_last)
         shift = self._draw_shift()
         fake = self._look(self.worker(lr).float(), shift)
         with torch.no_grad():

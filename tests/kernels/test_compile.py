@@ -12,9 +12,9 @@ from engine.kernels.noise import noise
 from engine.kernels.trim import trim
 
 
-def gather_of(source, target):
+def gather_of(source, target, channels=0):
     frame = Box(0, 0, 32, 512)
-    gather(torch.empty(3, 32, 512, dtype=source), frame, frame, (32, 512), Noise(0.1, 1, 2), dtype=target)
+    gather(torch.empty(3, 32, 512, dtype=source), frame, frame, (32, 512), Noise(0.1, 1, 2, channels), dtype=target)
 
 
 def trim_of(source, target, memory_format=torch.contiguous_format):
@@ -30,6 +30,7 @@ def blend_of(source, target, axis):
 CALLS = {
     "noise": lambda: noise(1, 2, Box(0, 0, 32, 512), 3),
     "gather u8 -> fp16": lambda: gather_of(torch.uint8, torch.float16),
+    "gather fp32 with noise channels": lambda: gather_of(torch.float32, torch.float32, 16),
     "gather u16 -> bf16": lambda: gather_of(torch.uint16, torch.bfloat16),
     "trim fp16 -> u8": lambda: trim_of(torch.float16, torch.uint8),
     "trim fp32 channels-last -> u8": lambda: trim_of(torch.float32, torch.uint8, torch.channels_last),

@@ -80,6 +80,13 @@ def test_folders_hold_photographs_and_a_run_resumes(large_photo, small, teacher,
     assert not list(tmp_path.glob("*.photo*"))
 
 
+def test_a_teacher_that_draws_noise_is_refused(large_photo, small, small_noisy_rrdb, tmp_path):
+    save_file(small_noisy_rrdb.state_dict(), tmp_path / "noisy.safetensors")
+    request = Request(recipe=small, teacher=str(tmp_path / "noisy.safetensors"))
+    with pytest.raises(UsageError, match="noisy.safetensors has 5 noise channels"):
+        run([large_photo], tmp_path / "x.safetensors", request)
+
+
 def test_refusals(large_photo, small, teacher, tmp_path):
     request = Request(recipe=small, teacher=teacher, start=teacher)
     (tmp_path / "empty").mkdir()

@@ -116,18 +116,18 @@ def test_the_seed_decides(coordinates, recipe):
 
 def test_noise_is_as_strong_as_the_recipe_says(recipe):
     lr = torch.full((64, 3, 32, 32), 0.5)
-    fixed = (add_noise(lr, recipe.replace(noise="fixed", sigma=0.1), generator()) - lr).std((1, 2, 3))
+    fixed = (add_noise(lr, recipe.replace(noise="fixed", sigma=0.1), 0, generator()) - lr).std((1, 2, 3))
     assert (fixed - 0.1).abs().max() < 0.01
-    uniform = (add_noise(lr, recipe.replace(noise="uniform", sigma=0.1), generator()) - lr).std((1, 2, 3))
+    uniform = (add_noise(lr, recipe.replace(noise="uniform", sigma=0.1), 0, generator()) - lr).std((1, 2, 3))
     assert uniform.min() < 0.01
     assert 0.09 < uniform.max() < 0.11
     assert uniform.mean() == pytest.approx(0.05, abs=0.015)
-    assert add_noise(lr, recipe.replace(sigma=0.0), generator()) is lr
+    assert add_noise(lr, recipe.replace(sigma=0.0), 0, generator()) is lr
 
 
 def test_noise_channels_are_normal_and_the_picture_is_left(recipe):
     lr = torch.full((8, 3, 32, 32), 0.5)
-    made = add_noise(lr, recipe.replace(sigma=0.0, noise_channels=4), generator())
+    made = add_noise(lr, recipe.replace(sigma=0.0), 4, generator())
     assert made.shape == (8, 7, 32, 32)
     assert torch.equal(made[:, :3], lr)
     assert made[:, 3:].std() == pytest.approx(1, abs=0.02)
