@@ -121,7 +121,9 @@ def print_model(model: Model) -> None:
             f"{model.parameters('structure'):,} parameters, margin {model.manifest.margin} px"
         )
     table = Table(
-        "stage", "architecture", "scale", "parameters", "weights", "noise", "auto halo", box=None, pad_edge=False
+        *("stage", "architecture", "parameters", "weights", "noise", "+ channels", "auto halo"),
+        box=None,
+        pad_edge=False,
     )
     for index, stage in enumerate(model.stages):
         point = stage.profile.halo_within(Overlap().tolerance) if stage.profile else None
@@ -133,16 +135,12 @@ def print_model(model: Model) -> None:
             else f"{point.halo} ({point.max:.2f} levels)"
         )
         table.add_row(
-            str(index + 1), stage.architecture, f"x{stage.scale}", f"{model.parameters(stage.weights):,}", stage.weights,
-            _noise(stage.sigma, model.network(index).noise_channels), halo,
+            str(index + 1), f"{stage.architecture} x{stage.scale}", f"{model.parameters(stage.weights):,}", stage.weights,
+            f"{stage.sigma:g}", str(model.network(index).noise_channels), halo,
         )  # fmt: skip
     _out.print(table)
     for licence in model.manifest.licences:
         line(f"licence: {licence}")
-
-
-def _noise(sigma: float, channels: int) -> str:
-    return f"{sigma:g}" + (f", {channels} channels" if channels else "")
 
 
 def profiles_json(model: Model, profiles: list[StageProfile]) -> list[dict[str, Any]]:

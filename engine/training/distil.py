@@ -63,7 +63,9 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     start = open_network(request.start, request.shape, request.seed, recipe)
     teacher = open_network(request.teacher, Shape(), 0, recipe)
     if channels := teacher.network.noise_channels:
-        raise UsageError(f"the teacher {request.teacher} has {channels} noise channels: what it draws cannot be followed")
+        raise UsageError(
+            f"the teacher {request.teacher} has {channels} noise channels: what it draws cannot be followed"
+        )
     stage = Stage(teacher.network.eval().requires_grad_(False), device, request.precision)
 
     def enlarge(lr: Tensor) -> Tensor:
