@@ -39,7 +39,7 @@ def structure_sample(structure: Structure, seed: int, size: tuple[int, int] | No
 def with_noise(picture: Tensor, sigma: float, noise_channels: int, position: int) -> Tensor:
     """``picture`` [1, 3, h, w] as the input of the network at this position, on the same device, channels-last."""
     box, noise = Box(0, 0, *picture.shape[2:]), Noise(sigma, _SEED, position, noise_channels)
-    return gather_torch(picture[0], box, box, box.shape, noise if sigma or noise_channels else None)
+    return gather_torch(picture[0], box, box, box.shape, noise)
 
 
 def photograph_crops(path: Path, align: int) -> list[Tensor]:

@@ -6,8 +6,7 @@ Does not know losses or photographs.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import torch
 from torch import Tensor
 
 from engine import archs
-from engine.archs import State, Upscaler, esrgan, swinir
+from engine.archs import Upscaler, esrgan, swinir
 from engine.archs.layers import NOISE_KEY, conv_of_noise, noise_channels_of
 from engine.checkpoints import FACTS_KEY
 from engine.errors import ModelError, UsageError
 from engine.model import read_stage
 from engine.tensors import write_tensors
+from engine.training.seed import seeded
 
 SCRATCH = "scratch"
 
@@ -67,30 +67,21 @@ def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
         ModelError: no such weights, or a file that is damaged or of an unknown architecture.
     """
     if name == SCRATCH:
-        with _seeded(seed):
+        with seeded(seed):
             return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
-    state: State
     state, stage = read_stage(name, place)
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
         raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
     if shape.blocks is not None:
         state = _shallower(state, stage.architecture, shape.blocks, name)
     if not noise_channels_of(state):
-        with _seeded(seed):
+        with seeded(seed):
             state = _with_noise_channels(state, shape.noise_channels)
     network = archs.build(state, name)
     _check_width(network, shape, name)
     network.requires_grad_(True)
     facts = stage.training or {}
     return Start(network, name, stage.source, stage.licence, _digest(state), stage.sigma, facts)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Networks draw their first weights from torch's global generator: seeded here, given back untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def architecture_of(name: str, shape: Shape) -> str:
@@ -137,7 +128,7 @@ def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name
     return result
 
 
-def _with_noise_channels(state: State, channels: int) -> State:
+def _with_noise_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
     """The state with so many of them."""
     conv = conv_of_noise(channels, state["conv_first.weight"].shape[0])
     return state if conv is None else {**state, NOISE_KEY: conv.weight.detach()}

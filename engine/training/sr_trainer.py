@@ -35,6 +35,7 @@ from engine.training.pairs import Batch, Source, add_noise
 from engine.training.precision import HALF, Precision, autocast
 from engine.training.recipe import Recipe
 from engine.training.review import Review
+from engine.training.seed import seeded
 from engine.training.vgg import Maps, VGGFeatures
 
 
@@ -109,9 +110,7 @@ class SRTrainer(Trainer):
         self.texture, self.feature_texture = SlicedWasserstein(phases=network.scale), FeatureWasserstein()
         self.checkerboard = Checkerboard(network.scale)
         recipe = self.recipe
-        # Networks draw their first weights from torch's global generator: seeded here, given back untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
+        with seeded(settings.seed):
             discriminator = discriminators.build(recipe.discriminator, recipe.crop, recipe.discriminator_channels)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.computes_twice = footprint.fit(self.worker, self.discriminator, self.vgg, recipe, budget)

@@ -19,6 +19,7 @@ from engine.training.data import Photo, pyramid, write_row
 from engine.training.log import Event, ScaleFinished, ScaleStarted
 from engine.training.loop import Step, Trainer
 from engine.training.precision import Precision, autocast
+from engine.training.seed import seeded
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
 OVERHEAD = 3000
@@ -68,8 +69,7 @@ class StructureTrainer(Trainer):
             real.to(device).contiguous(memory_format=torch.channels_last) for real in pyramid(photo, sizes)
         )
         # The networks draw their first weights from torch's global generator: seeded here, given back untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
+        with seeded(settings.seed):
             self.structure = Structure(self.config, sizes, facts).to(device)
             self.encoder = Encoder(self.config).to(device)
             self.discriminator = Discriminator(self.config).to(device)
