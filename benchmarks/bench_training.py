@@ -101,7 +101,18 @@ class Plain:
 def begun(m):
     """A trainer at scale m, whose blocks below are fresh: their values do not change what an iteration costs."""
     config, photo = Config(), open_photo(PHOTO, BASE_WIDTH)
-    settings = Settings((ITERATIONS,) * (config.last + 1), config, BASE_WIDTH, LEAST_WIDTH, "bf16", 1, 0, photo.digest)
+    settings = Settings(
+        iterations=(ITERATIONS,) * (config.last + 1),
+        config=config,
+        base_width=BASE_WIDTH,
+        least_width=LEAST_WIDTH,
+        precision="bf16",
+        batch=1,
+        texture=0.0,
+        ema=0.0,
+        seed=0,
+        photo=photo.digest,
+    )
     trainer = StructureTrainer(settings, photo, {}, Path(), torch.device("cpu"))
     trainer.phase = m
     trainer.begin()

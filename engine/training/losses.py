@@ -47,14 +47,20 @@ class SlicedWasserstein(nn.Module):
     `phases` compares, in each call, the patches at every `phases`-th row and column alone, from a place drawn anew. Together
     the patches of a regular grid may have the distribution of a photograph's; at one phase they do not. A network that
     enlarges 4 times and has no texture to give makes such a grid, of 4 pixels.
+
+    `heights` makes a patch's height a part of it, as a fourth channel that grows from 0 at the top to `heights` at the bottom:
+    leaves should then be found above and water below. With 1 the whole way down is as far as from black to white.
     """
 
-    def __init__(self, patch: int = 7, projections: int = 64, scales: int = 2, *, phases: int = 1) -> None:
+    def __init__(
+        self, patch: int = 7, projections: int = 64, scales: int = 2, *, phases: int = 1, heights: float = 0.0
+    ) -> None:
         super().__init__()
         for name, value in (("patch", patch), ("projections", projections), ("scales", scales), ("phases", phases)):
             if value < 1:
                 raise UsageError(f"{name} = {value}: at least 1 is needed")
         self.patch, self.projections, self.scales, self.phases = patch, projections, scales, phases
+        self.heights = heights
 
     def forward(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
         """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; fp64 of fp64.
@@ -66,11 +72,13 @@ class SlicedWasserstein(nn.Module):
         with torch.autocast(fake.device.type, enabled=False):
             fake = _at_least_fp32(fake)
             real = real.to(fake)
+            if self.heights:
+                fake, real = self._with_heights(fake), self._with_heights(real)
             distances = []
             for scale in range(self.scales):
                 if scale:
                     fake, real = F.avg_pool2d(fake, 2), F.avg_pool2d(real, 2)
-                filters = self._draw_directions(generator).to(fake)
+                filters = self._draw_directions(fake.shape[1], generator).to(fake)
                 stride = max(1, self.phases >> scale)
                 phase = _draw_phase(stride, generator)
                 projected = (
@@ -92,8 +100,13 @@ class SlicedWasserstein(nn.Module):
                 f"least {least} x {least}: take larger crops or fewer scales"
             )
 
-    def _draw_directions(self, generator: torch.Generator) -> Tensor:
-        filters = torch.randn(self.projections, 3, self.patch, self.patch, generator=generator)
+    def _with_heights(self, batch: Tensor) -> Tensor:
+        pictures, _, height, width = batch.shape
+        down = torch.linspace(0, self.heights, height).to(batch)
+        return torch.cat([batch, down[:, None].expand(pictures, 1, height, width)], 1)
+
+    def _draw_directions(self, channels: int, generator: torch.Generator) -> Tensor:
+        filters = torch.randn(self.projections, channels, self.patch, self.patch, generator=generator)
         return F.normalize(filters.flatten(1)).view_as(filters)
 
     def _from(self, phase: Sequence[int], batch: Tensor) -> Tensor:

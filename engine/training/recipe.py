@@ -24,6 +24,8 @@ class StructureRecipe:
     batch: int
     padding: Padding
     coordinates: bool
+    last_vae: int
+    texture: float
     ema: float
     checkpoint_every: int
 
@@ -37,7 +39,8 @@ class StructureRecipe:
     def run(self) -> dict[str, Any]:
         """These as `train_structure` takes them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"config": Config(padding=values.pop("padding"), coordinates=values.pop("coordinates"))}
+        looks = {name: values.pop(name) for name in ("padding", "coordinates", "last_vae")}
+        return values | {"config": Config(**looks)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

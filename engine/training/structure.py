@@ -4,6 +4,7 @@ Knows what a run is put together from; what happens within an iteration is the t
 the loop's, how photographs are decoded data's.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -31,6 +32,7 @@ def train_structure(
     base_width: int = BASE_WIDTH,
     least_width: int = LEAST_WIDTH,
     batch: int = 1,
+    texture: float = 0.0,
     ema: float = 0.0,
     checkpoint_every: int = 100,
     licence: str = "",
@@ -39,7 +41,8 @@ def train_structure(
 ) -> Structure:
     """Train a structure on one photograph and write it to `out` (half-precision safetensors).
 
-    `iterations` is one number for every scale or one number per scale. `ema`: each patch-GAN is left as the running mean of
+    `iterations` is one number for every scale or one number per scale. `texture`: weight of the distance of samples' patches
+    from the photograph's (0: as in the paper). `ema`: each patch-GAN is left as the running mean of
     its weights, with this decay (0: the last ones, as in the paper). Next to `out` stand the log, the samples and,
     until the end, the checkpoint from which `resume` goes on.
     """
@@ -52,12 +55,15 @@ def train_structure(
         least_width,
         known_precision(precision),
         batch,
+        texture,
         ema,
         seed,
         opened.digest,
     )
     if batch < 1:
         raise UsageError(f"batch = {batch}: must be at least 1")
+    if not 0 <= texture < math.inf:
+        raise UsageError(f"texture = {texture}: must be a number of at least 0")
     if not 0 <= ema < 1:
         raise UsageError(f"ema = {ema}: must lie in 0..1, below 1")
     loop.check_every(checkpoint_every)
@@ -68,6 +74,7 @@ def train_structure(
         "source": source,
         "iterations": list(settings.iterations),
         "precision": precision,
+        "texture": texture,
         "ema": ema,
         "seed": seed,
         "engine": version("ourgan-engine"),

@@ -18,6 +18,7 @@ from engine.archs.hpvaegan import Config, Discriminator, Encoder, Noise, Structu
 from engine.training.data import Photo, pyramid, write_row
 from engine.training.log import Event, ScaleFinished, ScaleStarted
 from engine.training.loop import Step, Trainer
+from engine.training.losses import SlicedWasserstein
 from engine.training.precision import Precision, autocast
 from engine.training.seed import seeded
 
@@ -29,6 +30,10 @@ RECONSTRUCTION = 10.0
 PENALTY = 0.1
 CLIP = 5.0
 SIGMA = 0.05
+PATCH, PATCH_SCALES = (
+    7,
+    3,
+)  # side of the patches of the texture loss, and at how many sizes of the picture they are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Settings:
     least_width: int
     precision: Precision
     batch: int
+    texture: float
     ema: float
     seed: int
     photo: str
@@ -51,6 +57,9 @@ class Settings:
 
 class StructureTrainer(Trainer):
     """The networks, the optimisers and the noise of a run; a phase is a scale.
+
+    Beside the paper's losses a patch-GAN may have one of texture: the patches of its samples should be distributed as the
+    photograph's, height by height (docs/decisions/0013).
 
     A patch-GAN's block is left as the running mean of its last weights: from iteration to iteration colours swing, and the
     scales above would build upon the swing of the last one.
@@ -76,6 +85,7 @@ class StructureTrainer(Trainer):
         # All noise is drawn on the CPU, so that a seed means the same on every device.
         self.noise = torch.Generator().manual_seed(settings.seed)
         self._posterior: tuple[Tensor, Tensor] | None = None
+        self._texture = [_texture(size) for size in sizes] if settings.texture else []
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
         self._optimisers: list[torch.optim.Adam] = []
@@ -211,9 +221,13 @@ class StructureTrainer(Trainer):
         self.discriminator.requires_grad_(False)
         with self._autocast():
             adversarial = -self.discriminator(fake).float().mean()
-        reconstruction = F.mse_loss(reconstructed, real)
-        self._descend(0, [RECONSTRUCTION * reconstruction + adversarial], clip=True)
-        return Step({"rec": reconstruction.item(), "adv": adversarial.item(), **critic})
+        losses = {"rec": F.mse_loss(reconstructed, real), "adv": adversarial}
+        total = RECONSTRUCTION * losses["rec"] + adversarial
+        if self._texture:
+            losses["texture"] = self._texture[m]((fake + 1) / 2, (real + 1) / 2, self.noise)
+            total = total + self._settings.texture * losses["texture"]
+        self._descend(0, [total], clip=True)
+        return Step({name: loss.item() for name, loss in losses.items()} | critic)
 
     def _gradient_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
         """(|gradient| - 1)^2, the norm taken over the three channels of each pixel.
@@ -333,6 +347,12 @@ class StructureTrainer(Trainer):
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         return autocast(self.device, self._settings.precision, enabled)
+
+
+def _texture(size: tuple[int, int]) -> SlicedWasserstein:
+    """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
+    patch = min(PATCH, *size)
+    return SlicedWasserstein(patch, scales=min(PATCH_SCALES, (min(size) // patch).bit_length()), phases=2, heights=1.0)
 
 
 def seeded_noise(seed: int) -> Noise:

@@ -95,6 +95,16 @@ def test_against_unfolded_patches():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_with_heights_what_lies_above_and_below_matters():
+    """Upside down a picture has the same patches of single pixels, but not at the same heights."""
+    dark_above = torch.linspace(0, 1, 24)[None, None, :, None].expand(1, 3, 24, 20)
+    upside_down = dark_above.flip(2)
+    plain, high = (SlicedWasserstein(patch=1, scales=1, heights=heights) for heights in (0.0, 1.0))
+    assert plain(upside_down, dark_above, seeded()) < 1e-6
+    assert high(upside_down, dark_above, seeded()) > 0.1
+    assert high(dark_above.flip(3), dark_above, seeded()) == 0
+
+
 def test_gradient_of_the_distance():
     loss = SlicedWasserstein(patch=3, projections=4)
     fake = noise(0.2, 2, 3, 9, 8, seed=1, dtype=torch.float64).requires_grad_()

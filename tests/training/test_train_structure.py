@@ -15,6 +15,7 @@ from engine.errors import EngineError, InputError, Interrupted, ResumeError, Usa
 from engine.training.checkpoint import checkpoint_path
 from engine.training.data import open_photo
 from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
+from engine.training.losses import SlicedWasserstein
 from engine.training.structure import train_structure
 from engine.training.structure_trainer import Settings, StructureTrainer, seeded_noise
 
@@ -32,7 +33,8 @@ def interrupt_at(scale, iteration):
 
 
 def make_trainer(photo, options, iterations=(1, 1, 1), **changes):
-    settings = {"base_width": 32, "least_width": 12, "precision": "fp32", "batch": 1, "ema": 0.0, "seed": 0} | changes
+    settings = {"base_width": 32, "least_width": 12, "precision": "fp32"}
+    settings |= {"batch": 1, "texture": 0.0, "ema": 0.0, "seed": 0} | changes
     return StructureTrainer(
         Settings(iterations=iterations, config=options["config"], photo="", **settings),
         open_photo(photo, 32),
@@ -203,6 +205,25 @@ def test_batch_of_two(photo, options, tmp_path):
     assert Structure.from_file(tmp_path / "s").base_size == (24, 32)
 
 
+def test_texture_brings_samples_patches_near_the_photographs(photo, options):
+    """The same scale, from the same weights and with the same noise, with the loss and without."""
+
+    def distance(weight):
+        trainer = make_trainer(photo, options, iterations=(1, 1, 60), texture=weight)
+        for _ in range(2):
+            trainer.begin()
+            trainer.step()
+            trainer.end()
+        trainer.begin()
+        found = [trainer.step().losses for _ in range(60)]
+        assert ("texture" in found[0]) == (weight > 0)
+        sample = trainer.structure.sample(seeded_noise(0))[None]
+        real = (trainer.reals[2] + 1) / 2
+        return float(SlicedWasserstein(heights=1.0)(sample, real, torch.Generator().manual_seed(0)))
+
+    assert distance(60.0) < 0.8 * distance(0.0)
+
+
 def test_only_the_current_scale_trains(photo, options):
     trainer = make_trainer(photo, options)
     modules = {"decoder": trainer.structure.decoder, "encoder": trainer.encoder, "critic": trainer.discriminator}
@@ -294,6 +315,8 @@ def test_resume_refuses_other_settings(photo, options, tmp_path):
         ({"precision": "int8"}, UsageError, "int8"),
         ({"device": "abacus"}, UsageError, "abacus"),
         ({"batch": 0}, UsageError, "batch = 0"),
+        ({"texture": -1.0}, UsageError, "texture = -1.0"),
+        ({"texture": float("nan")}, UsageError, "texture = nan"),
         ({"ema": 1.0}, UsageError, "ema = 1.0"),
         ({"ema": -0.1}, UsageError, "ema = -0.1"),
         ({"checkpoint_every": 0}, UsageError, "checkpoint_every = 0"),

@@ -1,11 +1,12 @@
-"""What the running mean of step 1's weights does: fifty samples of structures that differ in nothing else.
+"""What a value of step 1's recipe does: fifty samples of each of some structures, or models.
 
-    engine train structure PHOTO --ema 0 --out last.safetensors
-    engine train structure PHOTO --out mean.safetensors
-    python benchmarks/bench_ema.py PHOTO last.safetensors mean.safetensors
+    engine train preset quick > one.toml                      # edit a value of [structure], such as ema or texture
+    engine train structure PHOTO --config one.toml --out one.safetensors
+    engine train structure PHOTO --preset quick --out other.safetensors
+    python benchmarks/bench_structure.py PHOTO one.safetensors other.safetensors
 
 The measures of bench_coordinates.py, and the share of pixels whose colour, in steps of 16 levels, the photograph does not
-have at all. Writes results/ema.csv.
+have at all. Writes results/structure.csv.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def main(photo, *paths):
         row = {
             "photo": Path(photo).name,
             "ema": structure.facts.get("ema", 0.0),
+            "last_vae": structure.config.last_vae,
+            "texture": structure.facts.get("texture", 0.0),
             "iterations": " ".join(map(str, structure.facts["iterations"])),
             "samples": SAMPLES,
             "profile": f"{statistics.mean(colour_profile_distance(one, photograph) for one in found):.2f}",
@@ -49,7 +52,7 @@ def main(photo, *paths):
             "foreign": f"{statistics.mean(float((~known[colours(one)]).float().mean()) for one in found):.4f}",
         }
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        add_row("ema", row)
+        add_row("structure", row)
 
 
 if __name__ == "__main__":
