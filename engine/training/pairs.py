@@ -18,7 +18,8 @@ from engine.training.picture import Picture, to_unit
 from engine.training.recipe import Recipe
 
 CANDIDATES = 48
-DETAIL = 3.0  # steps differ a fifth as much between places as colours do; down and across together they then count as much
+DETAIL = 3.0
+"""How much steps count: they differ between places a fifth as much as colours; those down and across then weigh as much."""
 
 Enlarge = Callable[[Tensor], Tensor]  # a network's input [N, inputs, h, w] -> [N, 3, scale h, scale w], clamped
 
