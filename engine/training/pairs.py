@@ -18,8 +18,6 @@ from engine.training.picture import Picture, to_unit
 from engine.training.recipe import Recipe
 
 CANDIDATES = 48
-DETAIL = 3.0
-"""How much steps count: they differ between places a fifth as much as colours; those down and across then weigh as much."""
 
 Enlarge = Callable[[Tensor], Tensor]  # a network's input [N, inputs, h, w] -> [N, 3, scale h, scale w], clamped
 
@@ -126,13 +124,13 @@ class PhotographPairs:
         return Crop(turn(real), turn(picture), turn(target))
 
     def _alike(self, picture: Tensor, generator: Generator) -> Tensor:
-        """The crop, of `CANDIDATES` drawn ones, whose colours and steps are distributed most like the small picture's: grass
-        is to learn its texture from grass, and bright stone from bright stone and not from water.
+        """The crop, of `CANDIDATES` drawn ones, whose colours are distributed most like the small picture's: grass is to
+        learn its texture from grass, and rock from rock.
         """
-        side, wanted = self.recipe.crop, _looks(picture.float())
+        side, wanted = self.recipe.crop, _colours(picture.float())
 
         def distance(crop: Tensor) -> float:
-            return float((_looks(F.avg_pool2d(to_unit(crop)[None], self.scale)[0]) - wanted).abs().mean())
+            return float((_colours(F.avg_pool2d(to_unit(crop)[None], self.scale)[0]) - wanted).abs().mean())
 
         places = [
             (_below(self.size[0] - side + 1, generator), _below(self.size[1] - side + 1, generator))
@@ -229,13 +227,9 @@ def check_grid(crop: int, scale: int, align: int) -> None:
         raise UsageError(f"crop = {crop}: must be a multiple of {scale * align} for this network")
 
 
-def _looks(picture: Tensor) -> Tensor:
-    """The sorted values of each channel and of its steps down and across, which count `DETAIL` times: the mean difference of
-    two of these is the 1-Wasserstein distance of their histograms.
-    """
-    corner, below, beside = picture[:, :-1, :-1], picture[:, 1:, :-1], picture[:, :-1, 1:]
-    values = torch.cat([corner, DETAIL * (below - corner), DETAIL * (beside - corner)])
-    return values.flatten(1).sort(-1).values
+def _colours(picture: Tensor) -> Tensor:
+    """The sorted values of each channel: the mean difference of two is the 1-Wasserstein distance of their histograms."""
+    return picture.flatten(1).sort(-1).values
 
 
 def _below(limit: int, generator: Generator) -> int:

@@ -83,20 +83,6 @@ def test_a_free_sample_stands_beside_what_looks_like_it(plain):
         assert ((batch.hr.mean((2, 3)) * 255 - torch.tensor(colour)).abs().amax(1) < 8).all()
 
 
-def test_smooth_and_striped_places_of_one_colour_are_told_apart(plain):
-    """Both halves have the same values, one in broad stripes and one in narrow ones; each sample meets its own."""
-    y = np.arange(96)[:, None].repeat(96, 1)
-    broad, narrow = (np.where(y // width % 2, 200, 80) for width in (16, 4))
-    photo = Picture.of(np.concatenate([broad, narrow], 1)[..., None].repeat(3, 2).astype(np.uint8))
-    recipe = plain.replace(chain=1.0, samples=1, reconstructions=0)
-    for half, steps in ((slice(0, 24), 2), (slice(24, 48), 8)):
-        picture = reduced(photo)[:, :, half]
-        pairs = PhotographPairs(photo, [ChainPicture(picture, picture, False)], recipe, 4, 192, CPU)
-        made = pairs.draw(generator(1)).hr
-        found = (made.diff(dim=2).abs() > 0.3).float().mean(3).sum(2).mean(1)
-        assert (found - steps).abs().max() <= 1
-
-
 def test_a_photograph_of_another_size_is_met_at_the_same_relative_place(coordinates, plain):
     small = F.interpolate(reduced(coordinates)[None].float(), (48, 64), mode="bilinear")[0].half()
     chain = [ChainPicture(small, small, True)]
