@@ -107,7 +107,7 @@ class VerticalCoordConv2d(nn.Conv2d):
     def _padded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.border == "zeros":
             return F.conv2d(x, weight, bias, padding=1)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=self._mode(x)), weight, bias)
+        return F.conv2d(cast(Tensor, _Padded.apply(x, self._mode(x))), weight, bias)  # type: ignore[no-untyped-call]
 
     def _mode(self, x: Tensor) -> str:
         """One row or column has nothing to mirror."""
@@ -118,10 +118,29 @@ class VerticalCoordConv2d(nn.Conv2d):
         turned = weight[:, : weight.shape[1] - self.coordinates].flip(2, 3).transpose(0, 1)
         if self.border == "zeros":
             return F.conv2d(gradient, turned, padding=1)
-        padded = F.conv2d(gradient, turned, padding=2)
-        kind = "reflection" if self._mode(gradient) == "reflect" else "replication"
-        fold = getattr(torch.ops.aten, f"{kind}_pad2d_backward")
-        return cast(Tensor, fold(padded, padded[:, :, 1:-1, 1:-1], (1, 1, 1, 1)))
+        return _folded(F.conv2d(gradient, turned, padding=2), self._mode(gradient))
+
+
+class _Padded(torch.autograd.Function):
+    """A pixel more on every side. PyTorch's own keeps its input for the gradient, of which it only wants the shape, and under
+    autocast copies in float32: a third more memory for training a block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mode: str) -> Tensor:  # noqa: ANN401 (as PyTorch has it)
+        ctx.mode = mode
+        with torch.autocast(x.device.type, enabled=False):
+            return F.pad(x, (1, 1, 1, 1), mode=mode)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return _folded(gradient, ctx.mode), None
+
+
+def _folded(gradient: Tensor, mode: str) -> Tensor:
+    """The gradient by what was padded, of that by the padded."""
+    fold = getattr(torch.ops.aten, f"{'reflection' if mode == 'reflect' else 'replication'}_pad2d_backward")
+    return cast(Tensor, fold(gradient, gradient[:, :, 1:-1, 1:-1], (1, 1, 1, 1)))
 
 
 class SpatialNorm(nn.Module):

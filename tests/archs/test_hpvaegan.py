@@ -363,3 +363,22 @@ def test_the_committed_structure():
     top, bottom = picture[:, :48].mean((1, 2)), picture[:, -48:].mean((1, 2))
     assert top[2] > top[0]  # a blue sky
     assert bottom[1] > bottom[2]  # above a green and brown meadow
+
+
+@pytest.mark.parametrize("padding", ["reflect", "replicate"])
+def test_padding_has_the_gradients_of_pytorchs_own_and_keeps_less(padding):
+    conv = VerticalCoordConv2d(2, 3, padding=padding).double()
+    x = torch.rand(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(conv, (x,))
+    assert torch.autograd.gradgradcheck(conv, (x,))
+    kept = []
+    conv = VerticalCoordConv2d(8, 8, coordinates=False, padding=padding)
+    x = torch.rand(1, 8, 32, 32, dtype=torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), torch.autocast("cpu"):
+        made = conv(x.requires_grad_())
+        expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode=padding), conv.weight, conv.bias)
+    assert torch.equal(made, expected)
+    assert [(t.dtype, tuple(t.shape)) for t in kept[:2]] == [
+        (torch.bfloat16, (1, 8, 34, 34)),
+        (torch.bfloat16, (8, 8, 3, 3)),
+    ]
