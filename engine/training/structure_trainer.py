@@ -30,10 +30,8 @@ RECONSTRUCTION = 10.0
 PENALTY = 0.1
 CLIP = 5.0
 SIGMA = 0.05
-PATCH, PATCH_SCALES = (
-    7,
-    3,
-)  # side of the patches of the texture loss, and at how many sizes of the picture they are compared
+PATCH = 7  # side of the patches that the texture loss compares ...
+PATCH_SCALES = 3  # ... at so many sizes of the picture, each half as large as the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class StructureTrainer(Trainer):
         # All noise is drawn on the CPU, so that a seed means the same on every device.
         self.noise = torch.Generator().manual_seed(settings.seed)
         self._posterior: tuple[Tensor, Tensor] | None = None
-        self._texture = [_texture(size) for size in sizes] if settings.texture else []
+        self._texture = [_texture_loss(size) for size in sizes] if settings.texture else []
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
         self._optimisers: list[torch.optim.Adam] = []
@@ -349,7 +347,7 @@ class StructureTrainer(Trainer):
         return autocast(self.device, self._settings.precision, enabled)
 
 
-def _texture(size: tuple[int, int]) -> SlicedWasserstein:
+def _texture_loss(size: tuple[int, int]) -> SlicedWasserstein:
     """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
     patch = min(PATCH, *size)
     return SlicedWasserstein(patch, scales=min(PATCH_SCALES, (min(size) // patch).bit_length()), phases=2, heights=1.0)
