@@ -44,6 +44,8 @@ def main(photo, *paths):
             "ema": structure.facts.get("ema", 0.0),
             "last_vae": structure.config.last_vae,
             "texture": structure.facts.get("texture", 0.0),
+            "feature_texture": structure.facts.get("feature_texture", 0.0),
+            "discriminator": structure.facts.get("discriminator", "wgan"),
             "iterations": " ".join(map(str, structure.facts["iterations"])),
             "samples": SAMPLES,
             "profile": f"{statistics.mean(colour_profile_distance(one, photograph) for one in found):.2f}",

@@ -34,7 +34,8 @@ from torch import nn
 from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config, VerticalCoordConv2d, vertical_coordinates
 from engine.cli import main as engine_command
 from engine.training.data import open_photo
-from engine.training.structure_trainer import CLIP, LEARNING_RATE, PENALTY, RECONSTRUCTION, Settings, StructureTrainer
+from engine.training.structure_losses import PENALTY, Losses
+from engine.training.structure_trainer import CLIP, LEARNING_RATE, RECONSTRUCTION, Settings, StructureTrainer
 from engine.training.vgg import LAYOUTS, modules
 
 PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
@@ -108,7 +109,7 @@ def begun(m):
         least_width=LEAST_WIDTH,
         precision="bf16",
         batch=1,
-        texture=0.0,
+        losses=Losses(),
         ema=0.0,
         seed=0,
         photo=photo.digest,
@@ -175,7 +176,8 @@ def memory():
         save_file({f"features.{name}": value for name, value in layers.state_dict().items()}, vgg)
         sr = ("sr", "--step", "2", "--preset", "paper", "--vgg", vgg, "--iterations", "2")
         cases = {
-            "structure, 256x192": ("structure", "--iterations", "2"),
+            "structure, 256x192": ("structure", "--preset", "quick", "--iterations", "2"),
+            "structure seen by VGG, 256x192": ("structure", "--preset", "quick-vgg", "--vgg", vgg, "--iterations", "2"),
             "RRDBNet 64x23, 16 crops of 128": (*sr, "--start", "realsr"),
             "SwinIR-M, 20 crops of 96": (*sr, "--start", "scratch", "--architecture", "swinir"),
         }

@@ -236,8 +236,9 @@ def structure(
     *,
     out: Annotated[Path, Parameter(help="Structure file to write.")],
     preset: Annotated[
-        Literal["quick", "quick-vgg", "paper"], Parameter(help="Whose table [structure]; see engine train preset.")
-    ] = "quick",
+        Literal["quick", "quick-vgg", "paper"] | None,
+        Parameter(help="quick, quick-vgg (default where VGG weights are) or paper; see engine train preset."),
+    ] = None,
     config: Annotated[Path | None, Parameter(help="An edited preset as a TOML file, instead of --preset.")] = None,
     iterations: Annotated[
         list[int] | None,
@@ -255,6 +256,7 @@ def structure(
     ema: Annotated[
         float | None, Parameter(help="Decay of the running mean of weights that is kept; 0: the last ones (the paper).")
     ] = None,
+    vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
     device: Annotated[str | None, Parameter(help="cpu, cuda, ...; by default a GPU when there is one.")] = None,
     precision: Annotated[Literal["bf16", "fp16", "fp32"], Parameter(help="Precision of the convolutions.")] = "bf16",
     seed: Annotated[int, Parameter(help="Seed of the weights and the noise.")] = 0,
@@ -265,7 +267,7 @@ def structure(
     """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph."""
     from engine.commands import train as run
 
-    run.structure(photo, out, preset, config, device, precision, seed, resume, licence, source,
+    run.structure(photo, out, preset, config, vgg, device, precision, seed, resume, licence, source,
                   iterations=iterations, padding=padding, coordinates=coordinates, ema=ema)  # fmt: skip
 
 

@@ -45,8 +45,9 @@ PAPER = "paper-esrgan"
 def structure(
     photo: Path,
     out: Path,
-    preset: str,
+    preset: str | None,
     config: Path | None,
+    vgg: Path | None,
     device: str | None,
     precision: Precision,
     seed: int,
@@ -56,15 +57,14 @@ def structure(
     **changes: Any,  # noqa: ANN401 (as checked by StructureRecipe)
 ) -> None:
     """Train step 1 with progress and an ETA, and say what was written. ``changes``: of the preset, None for its own value."""
-    found = read_file(config) if config is not None else read_preset(PAPER if preset == "paper" else preset)
-    recipe = found.structure
+    recipe = _read(preset, config, _quick(vgg), lambda: PAPER).structure
     if recipe is None:
         raise UsageError(f"{config or preset}: has no table [structure]; take quick or paper, or add the table")
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     steady_heap()
     with meter("training", 1.0) as bar:
         train_structure(
-            photo, out, **recipe.run(), device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
+            photo, out, **recipe.run(), vgg=vgg, device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
             licence=licence, source=source, on_event=_Shown(bar.advance),
         )  # fmt: skip
     report.line(
@@ -131,17 +131,22 @@ def _quick(vgg: Path | None) -> str:
 
 def _preset(options: Options, default: str) -> Preset:
     """A preset or a file, with what was asked for on the command line in place of its values."""
-    if options.preset is not None and options.config is not None:
-        raise UsageError("--preset and --config exclude each other: a file is a whole preset")
-    name = options.preset or default
-    if options.preset is None and options.config is None:
-        tell(f"preset {name}" + (": better texture with VGG weights, --vgg FILE" if name == "quick" else ""))
-    if name == "paper":
-        name = f"paper-{architecture_of(options.start, _shape(options))}"
-    found = read_file(options.config) if options.config is not None else read_preset(name)
+    shape = _shape(options)
+    found = _read(options.preset, options.config, default, lambda: f"paper-{architecture_of(options.start, shape)}")
     if options.iterations is None:
         return found
     return replace(found, sr=found.sr.replace(iterations=options.iterations))
+
+
+def _read(preset: str | None, config: Path | None, default: str, paper: Callable[[], str]) -> Preset:
+    """A preset by name, the file in its place, or the default. ``paper``: which of the paper's is meant."""
+    if config is not None:
+        if preset is not None:
+            raise UsageError("--preset and --config exclude each other: a file is a whole preset")
+        return read_file(config)
+    if preset is None:
+        tell(f"preset {default}" + (": better texture with VGG weights, --vgg FILE" if default == "quick" else ""))
+    return read_preset(paper() if preset == "paper" else preset or default)
 
 
 def _shape(options: Options) -> Shape:

@@ -122,31 +122,41 @@ class FeatureWasserstein(nn.Module):
     real pictures (and a tenth of that of the whole map, for components that hardly vary), so that every layer and every
     component counts alike; and the differences of the sorted values are squared. Of maps larger than 32 x 32 every second,
     fourth, ... row and column is taken, from a place drawn anew.
+
+    `heights` makes a vector's height a component of it, from -`heights` at the top to `heights` at the bottom; with 1 it
+    counts as much as all other components together.
     """
 
-    def __init__(self, projections: int = 64) -> None:
+    def __init__(self, projections: int = 64, *, heights: float = 0.0) -> None:
         super().__init__()
-        self.projections = projections
+        self.projections, self.heights = projections, heights
 
-    def forward(self, fake: Maps, real: Maps, generator: torch.Generator) -> Tensor:
-        """Maps (N, C, H, W) of the same layers, twice -> scalar, fp32; `real` gets no gradient."""
+    def forward(self, fake: Maps, real: Maps, generator: torch.Generator, *, moved: float = 0.0) -> Tensor:
+        """Maps (N, C, H, W) of the same layers, twice -> scalar, fp32; `real` gets no gradient. `moved`: the pictures were
+        moved around downwards by this share of their height.
+        """
         distances = []
         for layer, ours in fake.items():
             theirs = real[layer].detach()
             _check_equal(ours, theirs)
             with torch.autocast(ours.device.type, enabled=False):
-                distances.append(self._distance(ours, theirs, generator))
+                distances.append(self._distance(ours, theirs, generator, moved))
         return torch.stack(distances).mean()
 
-    def _distance(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
+    def _distance(self, fake: Tensor, real: Tensor, generator: torch.Generator, moved: float) -> Tensor:
+        rows = fake.shape[2]
         stride = max(1, min(fake.shape[2:]) // _POSITIONS)
         y, x = _draw_phase(stride, generator)
         fake, real = (_at_least_fp32(maps[:, :, y::stride, x::stride]) for maps in (fake, real))
         deviation = real.std((0, 2, 3)) + 0.1 * real.std()
         directions = F.normalize(torch.randn(fake.shape[1], self.projections, generator=generator), dim=0).to(fake)
         directions = directions / deviation.clamp_min(torch.finfo(fake.dtype).tiny)[:, None]
-        projected = (torch.einsum("nchw,cp->nphw", maps, directions).flatten(2) for maps in (fake, real))
-        return _sorted_difference(*projected).square().mean()
+        projected = [torch.einsum("nchw,cp->nphw", maps, directions) for maps in (fake, real)]
+        if self.heights:
+            slopes = self.heights * torch.randn(self.projections, 1, 1, generator=generator).to(fake)
+            down = ((torch.arange(rows).to(fake) + 0.5) / rows - moved) % 1 * 2 - 1
+            projected = [maps + slopes * down[y::stride, None] for maps in projected]
+        return _sorted_difference(*(maps.flatten(2) for maps in projected)).square().mean()
 
 
 class Checkerboard(nn.Module):

@@ -14,10 +14,12 @@ from torch import Generator, Tensor
 from engine.errors import InputError, UsageError
 from engine.training import degradations
 from engine.training.chain import ChainPicture
+from engine.training.look import maps_of
 from engine.training.picture import Picture, to_unit
 from engine.training.recipe import Recipe
+from engine.training.vgg import VGGFeatures
 
-CANDIDATES = 48
+CANDIDATES, SHORTLIST = 96, 8
 
 Enlarge = Callable[[Tensor], Tensor]  # a network's input [N, inputs, h, w] -> [N, 3, scale h, scale w], clamped
 
@@ -56,7 +58,7 @@ class Crop:
 class PhotographPairs:
     """Crops of one photograph with their reductions, and crops of chain pictures with the photograph's at their place.
 
-    `trained`: how many columns, from the left, may be seen.
+    `trained`: how many columns, from the left, may be seen. `vgg` helps to find crops that look alike.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class PhotographPairs:
         scale: int,
         trained: int,
         device: torch.device,
+        vgg: VGGFeatures | None = None,
     ) -> None:
         self.photo, self.recipe, self.scale, self.device = photo, recipe, scale, device
+        self.vgg = vgg
         self.size = (photo.size[0], trained)
         self.chained = round(recipe.chain * recipe.batch) if chain else 0
         self.chain = list(chain)
@@ -124,19 +128,24 @@ class PhotographPairs:
         return Crop(turn(real), turn(picture), turn(target))
 
     def _alike(self, picture: Tensor, generator: Generator) -> Tensor:
-        """The crop, of `CANDIDATES` drawn ones, whose colours are distributed most like the small picture's: grass is to
-        learn its texture from grass, and rock from rock.
+        """The crop, of `CANDIDATES` drawn ones, that looks most like the small picture: grass is to learn its texture from
+        grass, and rock from rock.
+
+        By the distribution of colours; where there is a VGG, of the best by colours the one whose maps are most alike in the mean,
+        for bright stones and bright water have the same colours.
         """
-        side, wanted = self.recipe.crop, _colours(picture.float())
-
-        def distance(crop: Tensor) -> float:
-            return float((_colours(F.avg_pool2d(to_unit(crop)[None], self.scale)[0]) - wanted).abs().mean())
-
+        side, small = self.recipe.crop, picture.float()
         places = [
             (_below(self.size[0] - side + 1, generator), _below(self.size[1] - side + 1, generator))
             for _ in range(CANDIDATES)
         ]
-        return min((self.photo.crop(y, x, side, side) for y, x in places), key=distance)
+        crops = [self.photo.crop(y, x, side, side) for y, x in places]
+        reduced = F.avg_pool2d(to_unit(torch.stack(crops)), self.scale)
+        far = torch.stack([(_colours(one) - _colours(small)).abs().mean() for one in reduced])
+        if self.vgg is None:
+            return crops[int(far.argmin())]
+        best = far.topk(SHORTLIST, largest=False).indices
+        return crops[int(best[_unlike(torch.cat([small[None], reduced[best]]).to(self.device), self.vgg).argmin()])]
 
     def _columns(self, one: ChainPicture) -> int:
         """How many of its columns show what may be trained on; a free sample shows all of it."""
@@ -230,6 +239,13 @@ def check_grid(crop: int, scale: int, align: int) -> None:
 def _colours(picture: Tensor) -> Tensor:
     """The sorted values of each channel: the mean difference of two is the 1-Wasserstein distance of their histograms."""
     return picture.flatten(1).sort(-1).values
+
+
+@torch.no_grad()
+def _unlike(pictures: Tensor, vgg: VGGFeatures) -> Tensor:
+    """How far the means of the maps of all but the first of [N, 3, h, w] are from those of the first, layer by layer alike."""
+    means = [maps.float().mean((2, 3)) for maps in maps_of(pictures, vgg, (0, 0), "bf16").values()]
+    return torch.stack([(mean[1:] - mean[0]).norm(dim=1) / mean.norm(dim=1).mean() for mean in means]).mean(0).cpu()
 
 
 def _below(limit: int, generator: Generator) -> int:

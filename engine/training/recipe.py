@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from engine.archs.hpvaegan import Config, Padding
 from engine.errors import InputError, UsageError
+from engine.training.structure_losses import Kind, Losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,9 @@ class StructureRecipe:
     coordinates: bool
     last_vae: int
     texture: float
+    feature_texture: float
+    adversarial: float
+    discriminator: Kind
     ema: float
     checkpoint_every: int
 
@@ -36,11 +40,15 @@ class StructureRecipe:
                 f"checkpoint_every = {self.checkpoint_every} must be at least 1"
             )
 
+    @property
+    def losses(self) -> Losses:
+        return Losses(self.texture, self.feature_texture, self.adversarial, self.discriminator)
+
     def run(self) -> dict[str, Any]:
         """These as `train_structure` takes them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        looks = {name: values.pop(name) for name in ("padding", "coordinates", "last_vae")}
-        return values | {"config": Config(**looks)}
+        config = Config(padding=self.padding, coordinates=self.coordinates, last_vae=self.last_vae)
+        alike = {name: getattr(self, name) for name in ("iterations", "batch", "ema", "checkpoint_every")}
+        return alike | {"config": config, "losses": self.losses}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

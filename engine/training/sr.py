@@ -33,7 +33,7 @@ from engine.training.recipe import Recipe
 from engine.training.request import OfPhotograph
 from engine.training.review import Review, fixed_crops
 from engine.training.sr_trainer import Settings, SRTrainer, feature_layers
-from engine.training.vgg import VGGFeatures, open_vgg
+from engine.training.vgg import ABSENT, VGGFeatures, absent, open_vgg
 
 STEPS = (2, 3, 4)
 SCALE = 4
@@ -113,12 +113,12 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             "start": start.digest,
             "structure": file_digest(request.structure),
             "previous": [file_digest(path) for path in request.previous],
-            "vgg": file_digest(vgg.path) if vgg is not None else None,
+            "vgg": vgg.digest if vgg is not None else None,
         }
         chain = _chain(structure, opened, request, inputs, device, kept, runtime.tell)
         pictures = chain.pictures if chain is not None else ()
         trained = columns_trained_on(picture, recipe)
-        pairs = PhotographPairs(picture, pictures, recipe, SCALE, trained, device)
+        pairs = PhotographPairs(picture, pictures, recipe, SCALE, trained, device, vgg)
         crops, held_out = fixed_crops(picture, trained, SCALE * start.network.align)
         trainer = SRTrainer(
             Settings(recipe, f"step {request.step}", request.precision, request.seed, inputs),
@@ -260,14 +260,11 @@ def _feature_network(request: Request, tell: Tell) -> tuple[Recipe, VGGFeatures 
         return recipe, None
     if (vgg := open_vgg(request.vgg, layers)) is not None:
         return recipe, vgg
-    missing = "no VGG weights (--vgg FILE, or torchvision's vgg19 or vgg16 in the hub cache)"
     if feature_layers(recipe.replace(perceptual=0.0)):
-        raise InputError(
-            f"{missing}, which feature_texture and the discriminator projected look with: take preset quick"
-        )
+        raise absent()
     texture = max(recipe.texture, recipe.perceptual)
     tell(
-        f"{missing}: the perceptual loss of weight {recipe.perceptual:g} is left out, and the texture loss has weight "
+        f"{ABSENT}: the perceptual loss of weight {recipe.perceptual:g} is left out, and the texture loss has weight "
         f"{texture:g}"
     )
     return recipe.replace(perceptual=0.0, texture=texture), None

@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.archs import Upscaler
 from engine.training import discriminators, footprint
 from engine.training.log import Event, Reviewed, TrainingFinished, TrainingStarted
+from engine.training.look import Look, Shift, draw_shift, maps_of
 from engine.training.loop import Step, Trainer
 from engine.training.losses import (
     PERCEPTUAL_LAYERS,
@@ -36,7 +37,7 @@ from engine.training.precision import HALF, Precision, autocast
 from engine.training.recipe import Recipe
 from engine.training.review import Review
 from engine.training.seed import seeded
-from engine.training.vgg import Maps, VGGFeatures
+from engine.training.vgg import VGGFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,6 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A batch of pictures [N, 3, H, W] in [0, 1] and VGG's maps of it, none if no loss asks for them."""
-
-    picture: Tensor
-    maps: Maps
-
-    def detach(self) -> "Look":
-        return Look(self.picture.detach(), {layer: maps.detach() for layer, maps in self.maps.items()})
-
-    def rows(self, count: int) -> Maps:
-        """The maps of the first pictures."""
-        return {layer: maps[:count] for layer, maps in self.maps.items()}
 
 
 def feature_layers(recipe: Recipe) -> tuple[str, ...]:
@@ -210,20 +196,14 @@ class SRTrainer(Trainer):
         names = [name for name, _ in self.network.named_parameters()]
         return dict(zip(names, self.mean, strict=True))
 
-    def _draw_shift(self) -> tuple[int, int]:
-        """By how many rows and columns VGG sees the crops moved around: their borders, where the network pads with zeros,
-        come to lie where VGG's own padding does not hide them. The perceptual loss takes the pictures as they are.
-        """
+    def _draw_shift(self) -> Shift:
+        """How VGG sees the crops moved around. The perceptual loss takes the pictures as they are."""
         if self.vgg is None or self.recipe.perceptual:
             return 0, 0
-        down, right = torch.randint(self.recipe.crop, (2,), generator=self.generator).tolist()
-        return down, right
+        return draw_shift((self.recipe.crop, self.recipe.crop), self.generator)
 
-    def _look(self, picture: Tensor, shift: tuple[int, int]) -> Look:
-        if self.vgg is None:
-            return Look(picture, {})
-        with autocast(self.device, self._settings.precision):
-            return Look(picture, self.vgg(picture.roll(shift, (2, 3))))
+    def _look(self, picture: Tensor, shift: Shift) -> Look:
+        return Look(picture, maps_of(picture, self.vgg, shift, self._settings.precision))
 
     def _supervised(self, fake: Look, real: Look, batch: Batch) -> dict[str, Tensor]:
         """Every loss but the adversarial one whose weight is not zero and for which there are rows."""

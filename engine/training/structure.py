@@ -4,9 +4,9 @@ Knows what a run is put together from; what happens within an iteration is the t
 the loop's, how photographs are decoded data's.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from engine.training import loop
 from engine.training.data import open_photo
 from engine.training.log import Event, StructureSaved
 from engine.training.precision import Precision, known_device, known_precision
+from engine.training.structure_losses import Losses
 from engine.training.structure_trainer import Settings, StructureTrainer
+from engine.training.vgg import VGGFeatures, absent, open_vgg
 
 
 def train_structure(
@@ -32,7 +34,8 @@ def train_structure(
     base_width: int = BASE_WIDTH,
     least_width: int = LEAST_WIDTH,
     batch: int = 1,
-    texture: float = 0.0,
+    losses: Losses | None = None,
+    vgg: Path | None = None,
     ema: float = 0.0,
     checkpoint_every: int = 100,
     licence: str = "",
@@ -41,13 +44,16 @@ def train_structure(
 ) -> Structure:
     """Train a structure on one photograph and write it to `out` (half-precision safetensors).
 
-    `iterations` is one number for every scale or one number per scale. `texture`: weight of the distance of samples' patches
-    from the photograph's (0: as in the paper). `ema`: each patch-GAN is left as the running mean of
-    its weights, with this decay (0: the last ones, as in the paper). Next to `out` stand the log, the samples and,
-    until the end, the checkpoint from which `resume` goes on.
+    `iterations` is one number for every scale or one number per scale. `losses`: those of the patch-GANs, by default the
+    paper's; `vgg`: a file with the weights of VGG-16 or VGG-19 for those that look through it. `ema`: each patch-GAN is left as
+    the running mean of its weights, with this decay (0: the last ones, as in the paper). Next to `out` stand the log, the
+    samples and, until the end, the checkpoint from which `resume` goes on.
+
+    Raises InputError for a file that cannot be used or weights of VGG that are not there, and as `loop.train`.
     """
-    config = config or Config()
+    config, losses = config or Config(), losses or Losses()
     opened = open_photo(photo, base_width)
+    features = _features(vgg, losses)
     settings = Settings(
         _per_scale(iterations, config),
         config,
@@ -55,15 +61,14 @@ def train_structure(
         least_width,
         known_precision(precision),
         batch,
-        texture,
+        losses,
         ema,
         seed,
         opened.digest,
+        features.digest if features is not None else None,
     )
     if batch < 1:
         raise UsageError(f"batch = {batch}: must be at least 1")
-    if not 0 <= texture < math.inf:
-        raise UsageError(f"texture = {texture}: must be a number of at least 0")
     if not 0 <= ema < 1:
         raise UsageError(f"ema = {ema}: must lie in 0..1, below 1")
     loop.check_every(checkpoint_every)
@@ -74,14 +79,16 @@ def train_structure(
         "source": source,
         "iterations": list(settings.iterations),
         "precision": precision,
-        "texture": texture,
+        **asdict(losses),
         "ema": ema,
         "seed": seed,
         "engine": version("ourgan-engine"),
     }
     started = time.monotonic()
     samples = out.with_name(out.stem + "-samples")
-    trainer = StructureTrainer(settings, opened, facts, samples, known_device(device))
+    if features is not None:
+        facts["vgg"] = {"network": features.name, "sha256": features.digest}
+    trainer = StructureTrainer(settings, opened, facts, samples, known_device(device), features)
 
     def write() -> Event:
         trainer.structure.cpu().requires_grad_(False).to_file(out)
@@ -89,6 +96,16 @@ def train_structure(
 
     loop.train(trainer, out, checkpoint_every=checkpoint_every, resume=resume, on_event=on_event, write=write)
     return trainer.structure
+
+
+def _features(path: Path | None, losses: Losses) -> VGGFeatures | None:
+    """The network that the losses look through, if any does."""
+    if not losses.layers:
+        return None
+    found = open_vgg(path, losses.layers)
+    if found is None:
+        raise absent()
+    return found
 
 
 def _per_scale(iterations: int | Sequence[int], config: Config) -> tuple[int, ...]:

@@ -14,24 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.archs.hpvaegan import Config, Discriminator, Encoder, Noise, Structure, scale_sizes
+from engine.archs.hpvaegan import Config, Encoder, Noise, Structure, scale_sizes
 from engine.training.data import Photo, pyramid, write_row
 from engine.training.log import Event, ScaleFinished, ScaleStarted
+from engine.training.look import Look, Shift, draw_shift, maps_of
 from engine.training.loop import Step, Trainer
-from engine.training.losses import SlicedWasserstein
+from engine.training.losses import TEXTURE_LAYERS
 from engine.training.precision import Precision, autocast
 from engine.training.seed import seeded
+from engine.training.structure_losses import Losses, feature_distance, make_adversary, patch_distance
+from engine.training.vgg import VGGFeatures
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
 OVERHEAD = 3000
 LEARNING_RATE = 5e-4
 VAE_DECAY = 0.2
 RECONSTRUCTION = 10.0
-PENALTY = 0.1
 CLIP = 5.0
 SIGMA = 0.05
-PATCH = 7  # side of the patches that the texture loss compares ...
-PATCH_SCALES = 3  # ... at so many sizes of the picture, each half as large as the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,11 @@ class Settings:
     least_width: int
     precision: Precision
     batch: int
-    texture: float
+    losses: Losses
     ema: float
     seed: int
     photo: str
+    vgg: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,8 +57,8 @@ class Settings:
 class StructureTrainer(Trainer):
     """The networks, the optimisers and the noise of a run; a phase is a scale.
 
-    Beside the paper's losses a patch-GAN may have one of texture: the patches of its samples should be distributed as the
-    photograph's, height by height (docs/decisions/0013).
+    Beside the paper's losses a patch-GAN may have some of texture: the patches of its samples, and the vectors of VGG's maps of
+    them, should be distributed as the photograph's, height by height (docs/decisions/0013 and 0014).
 
     A patch-GAN's block is left as the running mean of its last weights: from iteration to iteration colours swing, and the
     scales above would build upon the swing of the last one.
@@ -66,8 +67,15 @@ class StructureTrainer(Trainer):
     phase_name = "scale"
 
     def __init__(
-        self, settings: Settings, photo: Photo, facts: dict[str, Any], samples: Path, device: torch.device
+        self,
+        settings: Settings,
+        photo: Photo,
+        facts: dict[str, Any],
+        samples: Path,
+        device: torch.device,
+        vgg: VGGFeatures | None = None,
     ) -> None:
+        """`vgg`: has the layers that the settings' losses name, None if they name none."""
         self._settings, self.config, self.device, self.samples = settings, settings.config, device, samples
         self.totals = settings.iterations
         size = (photo.height, photo.width)
@@ -79,11 +87,14 @@ class StructureTrainer(Trainer):
         with seeded(settings.seed):
             self.structure = Structure(self.config, sizes, facts).to(device)
             self.encoder = Encoder(self.config).to(device)
-            self.discriminator = Discriminator(self.config).to(device)
+            self.adversary = make_adversary(settings.losses.discriminator, self.config, settings.precision, device)
+        self.discriminator = self.adversary.network
+        self.vgg = vgg.to(device) if vgg is not None else None
         # All noise is drawn on the CPU, so that a seed means the same on every device.
         self.noise = torch.Generator().manual_seed(settings.seed)
         self._posterior: tuple[Tensor, Tensor] | None = None
-        self._texture = [_texture_loss(size) for size in sizes] if settings.texture else []
+        self._patches = [patch_distance(size) for size in sizes] if settings.losses.texture else []
+        self._features = feature_distance()
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
         self._optimisers: list[torch.optim.Adam] = []
@@ -198,46 +209,51 @@ class StructureTrainer(Trainer):
         with self._autocast():
             both = self.structure.refine(m, entry, self._size(m), self._fake_noise(m))
         reconstructed, fake = both[:n], both[n:]
+        shift = draw_shift(self._size(m), self.noise) if self.vgg is not None else (0, 0)
+        ours = self._look(fake, shift)
+        with torch.no_grad():
+            theirs = self._look(real, shift)
 
         self.discriminator.requires_grad_(True)
         critic: dict[str, float] = {}
 
         def critic_losses() -> Iterator[Tensor]:
-            with self._autocast():
-                # One pass for both: nothing in the discriminator mixes the samples of a batch.
-                scores = self.discriminator(torch.cat([real, fake.detach()])).float()
-            distance = scores[n:].mean() - scores[:n].mean()
-            critic["critic"] = distance.item()
-            yield distance
-            del scores, distance
-            penalty = self._gradient_penalty(real, fake.detach())
-            critic["penalty"] = penalty.item()
-            yield PENALTY * penalty
+            for name, weight, loss in self.adversary.losses(theirs, ours.detach(), self.noise):
+                critic[name] = loss.item()
+                yield weight * loss
+                del loss  # and with it its graph
 
         self._descend(1, critic_losses(), clip=False)
 
         self.discriminator.requires_grad_(False)
-        with self._autocast():
-            adversarial = -self.discriminator(fake).float().mean()
-        losses = {"rec": F.mse_loss(reconstructed, real), "adv": adversarial}
-        total = RECONSTRUCTION * losses["rec"] + adversarial
-        if self._texture:
-            losses["texture"] = self._texture[m]((fake + 1) / 2, (real + 1) / 2, self.noise)
-            total = total + self._settings.texture * losses["texture"]
-        self._descend(0, [total], clip=True)
+        losses = {"rec": F.mse_loss(reconstructed, real), "adv": self.adversary.fooling(ours)}
+        losses |= self._texture(ours, theirs, shift)
+        self._descend(0, [torch.stack([self._weight(name) * loss for name, loss in losses.items()]).sum()], clip=True)
         return Step({name: loss.item() for name, loss in losses.items()} | critic)
 
-    def _gradient_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
-        """(|gradient| - 1)^2, the norm taken over the three channels of each pixel.
+    def _look(self, picture: Tensor, shift: Shift) -> Look:
+        return Look(picture, maps_of((picture + 1) / 2, self.vgg, shift, self._settings.precision))
 
-        fp16 would overflow in the gradient's own gradient, so it leaves autocast; bf16 has the range and stays.
-        """
-        mix = torch.rand((), generator=self.noise).item()
-        between = mix * real + (1 - mix) * fake
-        with self._autocast(enabled=self._settings.precision == "bf16"):
-            gradient = self.discriminator.input_gradient(between)
-        norm: Tensor = torch.linalg.vector_norm(gradient.float(), dim=1)
-        return ((norm - 1) ** 2).mean()
+    def _texture(self, ours: Look, theirs: Look, shift: Shift) -> dict[str, Tensor]:
+        """The distances whose weight is not zero."""
+        found = {}
+        if self._patches:
+            fake, real = ((look.picture + 1) / 2 for look in (ours, theirs))
+            found["texture"] = self._patches[self.phase](fake, real, self.noise)
+        if self._settings.losses.feature_texture:
+            fakes, reals = ({layer: look.maps[layer] for layer in TEXTURE_LAYERS} for look in (ours, theirs))
+            moved = shift[0] / self._size(self.phase)[0]
+            found["feature_texture"] = self._features(fakes, reals, self.noise, moved=moved)
+        return found
+
+    def _weight(self, name: str) -> float:
+        weights = self._settings.losses
+        return {
+            "rec": RECONSTRUCTION,
+            "adv": weights.adversarial,
+            "texture": weights.texture,
+            "feature_texture": weights.feature_texture,
+        }[name]
 
     def _descend(self, which: int, losses: Iterable[Tensor], *, clip: bool) -> None:
         """A step down the sum of the losses, whose graphs need not be alive together: one is asked for after the other."""
@@ -285,7 +301,8 @@ class StructureTrainer(Trainer):
         optimisers = [torch.optim.Adam(groups, **adam)]  # type: ignore[arg-type]
         if not self.is_vae(m):
             self.discriminator.requires_grad_(True)
-            optimisers.append(torch.optim.Adam(self.discriminator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999)))
+            of_critic = {"lr": self.adversary.rate, "betas": self.adversary.betas}
+            optimisers.append(torch.optim.Adam(self.discriminator.parameters(), **of_critic))  # type: ignore[arg-type]
         return optimisers
 
     @torch.no_grad()
@@ -345,12 +362,6 @@ class StructureTrainer(Trainer):
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         return autocast(self.device, self._settings.precision, enabled)
-
-
-def _texture_loss(size: tuple[int, int]) -> SlicedWasserstein:
-    """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
-    patch = min(PATCH, *size)
-    return SlicedWasserstein(patch, scales=min(PATCH_SCALES, (min(size) // patch).bit_length()), phases=2, heights=1.0)
 
 
 def seeded_noise(seed: int) -> Noise:

@@ -3,7 +3,9 @@
 The weights are the user's own files. Knows where they are looked for and how they are read, no loss.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +24,8 @@ HUB_FILES = {
     "VGG-19": "vgg19-*.pth",
     "VGG-16": "vgg16-*.pth",
 }  # torchvision's, in the order in which they are looked for
+LEAST = 16  # pixels of a side
+ABSENT = "no VGG weights (--vgg FILE, or torchvision's vgg19 or vgg16 in the hub cache)"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -59,10 +63,18 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
         self.requires_grad_(False)
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) in [0, 1] -> a map (N, C, H / 2^n, W / 2^n) for each layer, n being the poolings before it."""
-        if min(x.shape[-2:]) < 16:
-            raise UsageError(f"a picture of {x.shape[-2]} x {x.shape[-1]} pixels: {self.name} halves at least 16 x 16")
+        if min(x.shape[-2:]) < LEAST:
+            raise UsageError(
+                f"a picture of {x.shape[-2]} x {x.shape[-1]} pixels: {self.name} halves at least {LEAST} x {LEAST}"
+            )
         x = (x - self.mean) / self.std
         found = {}
         for index, layer in enumerate(self.features):
@@ -79,6 +91,11 @@ def open_vgg(path: Path | None, layers: Sequence[str]) -> VGGFeatures | None:
     """
     path = path or find_vgg(layers)
     return VGGFeatures(path, layers) if path is not None else None
+
+
+def absent() -> InputError:
+    """What is wrong where `open_vgg` finds none and some loss cannot do without."""
+    return InputError(f"{ABSENT}, which feature_texture and the discriminator projected look with: take preset quick")
 
 
 def find_vgg(layers: Sequence[str]) -> Path | None:

@@ -90,6 +90,7 @@ def _train_structure(photo: Path, out: Path, request: Request, runtime: Runtime)
         photo,
         out,
         **recipe.run(),
+        vgg=request.vgg,
         device=runtime.device,
         precision=request.precision,
         seed=request.seed,

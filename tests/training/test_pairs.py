@@ -9,6 +9,7 @@ from engine.errors import InputError, UsageError
 from engine.training.chain import ChainPicture
 from engine.training.pairs import PhotographPairs, TeacherPairs, add_noise, check_grid
 from engine.training.picture import Picture, to_unit
+from engine.training.vgg import VGGFeatures
 
 CPU = torch.device("cpu")
 
@@ -81,6 +82,26 @@ def test_a_free_sample_stands_beside_what_looks_like_it(plain):
         batch = pairs.draw(generator(1))
         assert batch.matched == 0
         assert ((batch.hr.mean((2, 3)) * 255 - torch.tensor(colour)).abs().amax(1) < 8).all()
+
+
+def test_with_vgg_it_looks_like_it_in_texture_too(plain, vgg_file):
+    """Stripes across on the left, stripes down on the right, of the same two greys."""
+    stripes = np.where(np.arange(96) // 8 % 2, 180, 60).astype(np.uint8)
+    across, down = np.broadcast_to(stripes[:, None], (96, 96)), np.broadcast_to(stripes, (96, 96))
+    photo = Picture.of(np.concatenate([across, down], 1)[..., None].repeat(3, 2))
+    recipe = plain.replace(chain=1.0, samples=1, reconstructions=0)
+    for texture, axis in ((across, 2), (down, 3)):
+        picture = reduced(Picture.of(texture[..., None].repeat(3, 2)))
+        chain = [ChainPicture(picture, picture, False)]
+
+        def share(vgg, chain=chain, axis=axis):
+            pairs = PhotographPairs(photo, chain, recipe, 4, 192, CPU, vgg)
+            steps = [pairs.draw(generator(seed)).hr for seed in range(6)]
+            along, other = (torch.stack([hr.diff(dim=d).abs().mean() for hr in steps]) for d in (axis, 5 - axis))
+            return float((along / (along + other)).mean())
+
+        assert share(None) < 0.7
+        assert share(VGGFeatures(vgg_file, ("relu1_2", "relu2_2", "relu3_3"))) > 0.9
 
 
 def test_a_photograph_of_another_size_is_met_at_the_same_relative_place(coordinates, plain):

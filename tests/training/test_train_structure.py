@@ -15,9 +15,11 @@ from engine.errors import EngineError, InputError, Interrupted, ResumeError, Usa
 from engine.training.checkpoint import checkpoint_path
 from engine.training.data import open_photo
 from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
-from engine.training.losses import SlicedWasserstein
+from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.structure import train_structure
+from engine.training.structure_losses import Losses, Wasserstein
 from engine.training.structure_trainer import Settings, StructureTrainer, seeded_noise
+from engine.training.vgg import VGGFeatures
 
 
 def tensors_equal(a, b):
@@ -32,16 +34,27 @@ def interrupt_at(scale, iteration):
     return on_event
 
 
-def make_trainer(photo, options, iterations=(1, 1, 1), **changes):
+def make_trainer(photo, options, iterations=(1, 1, 1), vgg=None, **changes):
     settings = {"base_width": 32, "least_width": 12, "precision": "fp32"}
-    settings |= {"batch": 1, "texture": 0.0, "ema": 0.0, "seed": 0} | changes
+    settings |= {"batch": 1, "losses": Losses(), "ema": 0.0, "seed": 0} | changes
     return StructureTrainer(
         Settings(iterations=iterations, config=options["config"], photo="", **settings),
         open_photo(photo, 32),
         {},
         photo.parent,
         torch.device("cpu"),
+        vgg,
     )
+
+
+def at_the_last_scale(trainer):
+    """One iteration of each scale below, and the last one begun."""
+    for _ in range(2):
+        trainer.begin()
+        trainer.step()
+        trainer.end()
+    trainer.begin()
+    return trainer
 
 
 def test_run_writes_the_structure_and_its_record(photo, options, tmp_path):
@@ -177,8 +190,8 @@ def test_runs_outside_the_main_thread(photo, options, tmp_path):
 
 
 def test_nan_stops_and_names_the_last_checkpoint(photo, options, tmp_path, monkeypatch):
-    original = StructureTrainer._gradient_penalty
-    monkeypatch.setattr(StructureTrainer, "_gradient_penalty", lambda *args: original(*args) * math.nan)
+    original = Wasserstein.penalty
+    monkeypatch.setattr(Wasserstein, "penalty", lambda *args: original(*args) * math.nan)
     with pytest.raises(EngineError, match=r"scale 2, iteration 1.*'penalty'.*\(scale 2, iteration 0\)") as error:
         train_structure(photo, tmp_path / "s", **options)
     assert "\n" not in str(error.value)
@@ -209,12 +222,7 @@ def test_texture_brings_samples_patches_near_the_photographs(photo, options):
     """The same scale, from the same weights and with the same noise, with the loss and without."""
 
     def distance(weight):
-        trainer = make_trainer(photo, options, iterations=(1, 1, 60), texture=weight)
-        for _ in range(2):
-            trainer.begin()
-            trainer.step()
-            trainer.end()
-        trainer.begin()
+        trainer = at_the_last_scale(make_trainer(photo, options, (1, 1, 60), losses=Losses(texture=weight)))
         found = [trainer.step().losses for _ in range(60)]
         assert ("texture" in found[0]) == (weight > 0)
         sample = trainer.structure.sample(seeded_noise(0))[None]
@@ -222,6 +230,57 @@ def test_texture_brings_samples_patches_near_the_photographs(photo, options):
         return float(SlicedWasserstein(heights=1.0)(sample, real, torch.Generator().manual_seed(0)))
 
     assert distance(60.0) < 0.8 * distance(0.0)
+
+
+def test_feature_texture_brings_samples_maps_near_the_photographs(photo, options, vgg_file):
+    vgg = VGGFeatures(vgg_file, TEXTURE_LAYERS)
+
+    def distance(weight):
+        losses = Losses(feature_texture=weight)
+        trainer = at_the_last_scale(make_trainer(photo, options, (1, 1, 60), vgg, losses=losses))
+        for _ in range(60):
+            trainer.step()
+        sample = trainer.structure.sample(seeded_noise(0))[None]
+        maps = (vgg(picture) for picture in (sample, (trainer.reals[2] + 1) / 2))
+        return float(FeatureWasserstein(heights=1.0)(*maps, torch.Generator().manual_seed(0)))
+
+    assert distance(20.0) < 0.8 * distance(0.0)
+
+
+def test_a_projected_discriminator_learns_to_tell_samples(photo, options, vgg_file):
+    losses = Losses(adversarial=0.0, discriminator="projected")
+    trainer = at_the_last_scale(
+        make_trainer(photo, options, (1, 1, 40), VGGFeatures(vgg_file, losses.layers), losses=losses)
+    )
+    found = [trainer.step().losses["critic"] for _ in range(40)]
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+
+
+def test_a_long_photograph_is_seen_by_vgg(options, vgg_file, tmp_path):
+    """Of 32 x 5 pixels at the last scale, which VGG could not halve three times."""
+    losses = Losses(feature_texture=20.0, discriminator="projected")
+    Image.effect_noise((128, 20), 80).convert("RGB").save(tmp_path / "long.png")
+    train_structure(tmp_path / "long.png", tmp_path / "s", **options | {"iterations": 2}, losses=losses, vgg=vgg_file)
+    assert Structure.from_file(tmp_path / "s").base_size == (5, 32)
+
+
+def test_what_looks_through_vgg_resumes_bit_for_bit(photo, options, vgg_file, tmp_path):
+    options |= {"losses": Losses(60.0, 20.0, 0.3, "projected"), "vgg": vgg_file}
+    whole = train_structure(photo, tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        train_structure(photo, tmp_path / "cut", **options, on_event=interrupt_at(2, 3))
+    resumed = train_structure(photo, tmp_path / "cut", **options, resume=True)
+    assert tensors_equal(whole.state_dict(), resumed.state_dict())
+    assert resumed.facts["discriminator"] == "projected"
+    assert resumed.facts["vgg"]["network"] == "VGG-16"
+
+
+def test_losses_that_need_vgg_say_so(photo, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for losses in (Losses(feature_texture=1.0), Losses(discriminator="projected")):
+        with pytest.raises(InputError, match="no VGG weights"):
+            train_structure(photo, tmp_path / "s", **options, losses=losses)
+    assert not list(tmp_path.glob("s*"))
 
 
 def test_only_the_current_scale_trains(photo, options):
@@ -252,12 +311,7 @@ def test_learning_rate_of_the_base_decays(photo, options):
 
 
 def test_a_new_block_starts_as_the_previous_one(photo, options):
-    trainer = make_trainer(photo, options)
-    for _ in range(2):
-        trainer.begin()
-        trainer.step()
-        trainer.end()
-    trainer.begin()
+    trainer = at_the_last_scale(make_trainer(photo, options))
     first, second = (block.state_dict() for block in trainer.structure.blocks)
     assert tensors_equal(first, second)
     assert 0 < trainer.structure.sigmas[2] < 0.05 * 2
@@ -266,13 +320,7 @@ def test_a_new_block_starts_as_the_previous_one(photo, options):
 @pytest.mark.parametrize("ema", [0.0, 0.75])
 def test_a_gan_block_is_left_as_the_running_mean_of_its_weights(photo, options, ema):
     """Of 0.75: at first the plain mean, so that where it began has no weight. A longer run shows the weights on the way."""
-    short, longer = (make_trainer(photo, options, (1, 1, count), ema=ema) for count in (6, 7))
-    for trainer in (short, longer):
-        for _ in range(2):
-            trainer.begin()
-            trainer.step()
-            trainer.end()
-        trainer.begin()
+    short, longer = (at_the_last_scale(make_trainer(photo, options, (1, 1, count), ema=ema)) for count in (6, 7))
     assert tensors_equal(short.structure.state_dict(), longer.structure.state_dict())
     mean = [torch.zeros_like(p) for p in longer.structure.blocks[1].parameters()]
     for count in range(1, 7):
@@ -292,7 +340,7 @@ def test_gradient_penalty_is_per_pixel(photo, options, monkeypatch):
         trainer.discriminator, "input_gradient", lambda x: x * 0 + torch.tensor([2.0, 0, 0]).view(3, 1, 1)
     )
     real, fake = torch.rand(1, 3, 5, 6), torch.rand(1, 3, 5, 6)
-    assert trainer._gradient_penalty(real, fake).item() == pytest.approx(1.0)
+    assert trainer.adversary.penalty(real, fake, trainer.noise).item() == pytest.approx(1.0)
 
 
 def test_resume_refuses_other_settings(photo, options, tmp_path):
@@ -315,8 +363,6 @@ def test_resume_refuses_other_settings(photo, options, tmp_path):
         ({"precision": "int8"}, UsageError, "int8"),
         ({"device": "abacus"}, UsageError, "abacus"),
         ({"batch": 0}, UsageError, "batch = 0"),
-        ({"texture": -1.0}, UsageError, "texture = -1.0"),
-        ({"texture": float("nan")}, UsageError, "texture = nan"),
         ({"ema": 1.0}, UsageError, "ema = 1.0"),
         ({"ema": -0.1}, UsageError, "ema = -0.1"),
         ({"checkpoint_every": 0}, UsageError, "checkpoint_every = 0"),
@@ -338,3 +384,18 @@ def test_wrong_places(photo, options, tmp_path):
 
 def test_defaults_are_the_papers():
     assert Config() == Config(last=9, last_vae=3, coordinates=True, padding="zeros", channels=64, latent=128, layers=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"texture": -1.0}, "texture = -1.0"),
+        ({"texture": float("nan")}, "texture = nan"),
+        ({"feature_texture": float("inf")}, "feature_texture = inf"),
+        ({"adversarial": -0.5}, "adversarial = -0.5"),
+        ({"discriminator": "vgg"}, "'vgg': choose one of wgan, projected"),
+    ],
+)
+def test_wrong_losses(change, message):
+    with pytest.raises(UsageError, match=message):
+        Losses(**change)

@@ -1,0 +1,49 @@
+"""Pictures as a loss sees them: their pixels and, for losses that look through VGG, its feature maps of them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from engine.training.precision import Precision, autocast
+from engine.training.vgg import LEAST, Maps, VGGFeatures
+
+Shift = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A batch of pictures [N, 3, H, W] and VGG's maps of it, none if no loss asks for them."""
+
+    picture: Tensor
+    maps: Maps
+
+    def detach(self) -> "Look":
+        return Look(self.picture.detach(), {layer: maps.detach() for layer, maps in self.maps.items()})
+
+    def rows(self, count: int) -> Maps:
+        """The maps of the first pictures."""
+        return {layer: maps[:count] for layer, maps in self.maps.items()}
+
+
+def maps_of(picture: Tensor, vgg: VGGFeatures | None, shift: Shift, precision: Precision) -> Maps:
+    """VGG's maps of pictures in [0, 1] that are moved around by so many rows and columns, and are enlarged where VGG could not
+    halve them often enough; none without a VGG.
+    """
+    if vgg is None:
+        return {}
+    moved, zoom = picture.roll(shift, (2, 3)), -(-LEAST // min(picture.shape[2:]))
+    if zoom > 1:
+        moved = F.interpolate(moved, scale_factor=zoom)
+    with autocast(picture.device, precision):
+        found: dict[str, Tensor] = vgg(moved)
+    return found
+
+
+def draw_shift(size: tuple[int, int], generator: Generator) -> Shift:
+    """Any of the ways to move a picture around: its borders, where a network pads, come to lie where VGG's own padding does
+    not hide them.
+    """
+    down, right = (int(torch.randint(limit, (), generator=generator)) for limit in size)
+    return down, right
