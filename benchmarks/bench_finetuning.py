@@ -47,13 +47,13 @@ def pointwise(vgg, ours, truth):
 
 
 @torch.no_grad()
-def frechet(vgg, ours, truth):
+def frechet(vgg, ours, truth, layer="relu4_3"):
     """Of the vectors of all crops together."""
     gaussians = []
     for pictures in (ours, truth):
         moments = Moments(512)
         for one in torch.split(pictures, 1):
-            moments.add(vgg(one)["relu4_3"])
+            moments.add(vgg(one)[layer])
         gaussians.append(moments.gaussian())
     return frechet_distance(*gaussians) / float(np.trace(gaussians[1].covariance))
 

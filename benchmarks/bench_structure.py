@@ -3,27 +3,32 @@
     engine train preset quick > one.toml                      # edit a value of [structure], such as ema or texture
     engine train structure PHOTO --config one.toml --out one.safetensors
     engine train structure PHOTO --preset quick --out other.safetensors
-    python benchmarks/bench_structure.py PHOTO one.safetensors other.safetensors
+    python benchmarks/bench_structure.py PHOTO one.safetensors other.safetensors [--vgg FILE]
 
 The measures of bench_coordinates.py, and the share of pixels whose colour, in steps of 16 levels, the photograph does not
-have at all. Writes results/structure.csv.
+have at all. With the weights of VGG-16 also the Frechet distance of feature vectors, as bench_finetuning.py has it, of each
+sample at relu5_3, where no loss looks. Writes results/structure.csv and with --sheet FILE a picture: a row for each structure,
+the photograph and three samples, at twice their size.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from pathlib import Path
 
 import torch
 from bench_coordinates import SAMPLES, patches, samples
+from bench_finetuning import frechet
 from harness import add_row
+from PIL import Image
 
 from engine.metrics.layout import colour_profile_distance, diversity
 from engine.model import open_structure
 from engine.training.data import open_photo, pyramid
+from engine.training.vgg import open_vgg
 
-STEP = 16
+STEP, LAYER, SHOWN, GAP = 16, "relu5_3", 3, 8
 
 
 def colours(image):
@@ -32,13 +37,27 @@ def colours(image):
     return (red * STEP + green) * STEP + blue
 
 
-def main(photo, *paths):
-    for path in paths:
+def write_sheet(rows, path):
+    cells = [[torch.nn.functional.pad(one, (0, GAP, 0, GAP), value=1.0) for one in row] for row in rows]
+    sheet = torch.cat([torch.cat(row, 2) for row in cells], 1)
+    Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy()).save(path, quality=90)
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("photo")
+    words.add_argument("paths", nargs="+")
+    words.add_argument("--vgg", type=Path)
+    words.add_argument("--sheet", type=Path)
+    given, rows = words.parse_args(), []
+    photo, vgg = given.photo, open_vgg(given.vgg, (LAYER,)) if given.vgg else None
+    for path in given.paths:
         structure = open_structure(Path(path)).eval()
         photograph = (pyramid(open_photo(Path(photo)), [structure.base_size])[0][0] + 1) / 2
         known = torch.zeros(STEP**3, dtype=torch.bool)
         known[colours(photograph).unique()] = True
         found = samples(structure)
+        rows.append([one.repeat_interleave(2, 1).repeat_interleave(2, 2) for one in (photograph, *found[:SHOWN])])
         row = {
             "photo": Path(photo).name,
             "ema": structure.facts.get("ema", 0.0),
@@ -53,9 +72,13 @@ def main(photo, *paths):
             "patches": f"{patches(found, photograph):.4f}",
             "foreign": f"{statistics.mean(float((~known[colours(one)]).float().mean()) for one in found):.4f}",
         }
+        distances = [frechet(vgg, one[None], photograph[None], LAYER) for one in found] if vgg else []
+        row["frechet"] = f"{statistics.mean(distances):.4f}" if distances else ""
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         add_row("structure", row)
+    if given.sheet:
+        write_sheet(rows, given.sheet)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -10,6 +10,7 @@ from engine.training.precision import Precision, autocast
 from engine.training.vgg import LEAST, Maps, VGGFeatures
 
 Shift = tuple[int, int]
+WIDTH = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +48,33 @@ def draw_shift(size: tuple[int, int], generator: Generator) -> Shift:
     """
     down, right = (int(torch.randint(limit, (), generator=generator)) for limit in size)
     return down, right
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """So many rows and columns of its mirror image around a picture, for the same purpose. Unlike moving it around it brings no
+    edge into a whole picture: a landscape's two sides do not meet.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @classmethod
+    def draw(cls, size: tuple[int, int], generator: Generator) -> "Frame":
+        """Of `WIDTH` rows and columns in all, fewer around a tiny picture, a third to two thirds of them on one side."""
+        sides = []
+        for length in size:
+            total = min(WIDTH, length - 1)
+            before = int(torch.randint(total // 3, total - total // 3 + 1, (), generator=generator))
+            sides += [before, total - before]
+        return cls(*sides)
+
+    def around(self, pictures: Tensor) -> Tensor:
+        """[N, C, H, W]"""
+        return F.pad(pictures, (self.left, self.right, self.top, self.bottom), "reflect")
+
+    def heights(self, rows: int) -> Tensor:
+        """-1 at the picture's top to 1 at its bottom, for every row of the framed picture."""
+        return F.pad(torch.linspace(-1, 1, rows)[None, None], (self.top, self.bottom), "reflect")[0, 0]

@@ -122,28 +122,27 @@ class FeatureWasserstein(nn.Module):
     real pictures (and a tenth of that of the whole map, for components that hardly vary), so that every layer and every
     component counts alike; and the differences of the sorted values are squared. Of maps larger than 32 x 32 every second,
     fourth, ... row and column is taken, from a place drawn anew.
-
-    `heights` makes a vector's height a component of it, from -`heights` at the top to `heights` at the bottom; with 1 it
-    counts as much as all other components together.
     """
 
-    def __init__(self, projections: int = 64, *, heights: float = 0.0) -> None:
+    def __init__(self, projections: int = 64) -> None:
         super().__init__()
-        self.projections, self.heights = projections, heights
+        self.projections = projections
 
-    def forward(self, fake: Maps, real: Maps, generator: torch.Generator, *, moved: float = 0.0) -> Tensor:
-        """Maps (N, C, H, W) of the same layers, twice -> scalar, fp32; `real` gets no gradient. `moved`: the pictures were
-        moved around downwards by this share of their height.
+    def forward(self, fake: Maps, real: Maps, generator: torch.Generator, *, heights: Tensor | None = None) -> Tensor:
+        """Maps (N, C, H, W) of the same layers, twice -> scalar, fp32; `real` gets no gradient.
+
+        `heights` of the pictures' rows make a vector's height a component of it; a height of 1 counts as much as a deviation of
+        all other components together.
         """
         distances = []
         for layer, ours in fake.items():
             theirs = real[layer].detach()
             _check_equal(ours, theirs)
             with torch.autocast(ours.device.type, enabled=False):
-                distances.append(self._distance(ours, theirs, generator, moved))
+                distances.append(self._distance(ours, theirs, generator, heights))
         return torch.stack(distances).mean()
 
-    def _distance(self, fake: Tensor, real: Tensor, generator: torch.Generator, moved: float) -> Tensor:
+    def _distance(self, fake: Tensor, real: Tensor, generator: torch.Generator, heights: Tensor | None) -> Tensor:
         rows = fake.shape[2]
         stride = max(1, min(fake.shape[2:]) // _POSITIONS)
         y, x = _draw_phase(stride, generator)
@@ -152,10 +151,10 @@ class FeatureWasserstein(nn.Module):
         directions = F.normalize(torch.randn(fake.shape[1], self.projections, generator=generator), dim=0).to(fake)
         directions = directions / deviation.clamp_min(torch.finfo(fake.dtype).tiny)[:, None]
         projected = [torch.einsum("nchw,cp->nphw", maps, directions) for maps in (fake, real)]
-        if self.heights:
-            slopes = self.heights * torch.randn(self.projections, 1, 1, generator=generator).to(fake)
-            down = ((torch.arange(rows).to(fake) + 0.5) / rows - moved) % 1 * 2 - 1
-            projected = [maps + slopes * down[y::stride, None] for maps in projected]
+        if heights is not None:
+            slopes = torch.randn(self.projections, 1, 1, generator=generator).to(fake)
+            down = F.adaptive_avg_pool1d(heights.to(fake)[None], rows)[0, y::stride, None]
+            projected = [maps + slopes * down for maps in projected]
         return _sorted_difference(*(maps.flatten(2) for maps in projected)).square().mean()
 
 

@@ -18,7 +18,6 @@ from engine.training.discriminators import PROJECTED_LAYERS, Projected
 from engine.training.look import Look
 from engine.training.losses import (
     TEXTURE_LAYERS,
-    FeatureWasserstein,
     SlicedWasserstein,
     discriminator_loss,
     generator_loss,
@@ -146,7 +145,3 @@ def patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
     """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
     patch = min(PATCH, *size)
     return SlicedWasserstein(patch, scales=min(PATCH_SCALES, (min(size) // patch).bit_length()), phases=2, heights=1.0)
-
-
-def feature_distance() -> FeatureWasserstein:
-    return FeatureWasserstein(heights=1.0)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from engine.archs.hpvaegan import Config, Encoder, Noise, Structure, scale_sizes
 from engine.training.data import Photo, pyramid, write_row
 from engine.training.log import Event, ScaleFinished, ScaleStarted
-from engine.training.look import Look, Shift, draw_shift, maps_of
+from engine.training.look import Frame, Look, maps_of
 from engine.training.loop import Step, Trainer
-from engine.training.losses import TEXTURE_LAYERS
+from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein
 from engine.training.precision import Precision, autocast
 from engine.training.seed import seeded
-from engine.training.structure_losses import Losses, feature_distance, make_adversary, patch_distance
+from engine.training.structure_losses import Losses, make_adversary, patch_distance
 from engine.training.vgg import VGGFeatures
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
@@ -94,7 +94,7 @@ class StructureTrainer(Trainer):
         self.noise = torch.Generator().manual_seed(settings.seed)
         self._posterior: tuple[Tensor, Tensor] | None = None
         self._patches = [patch_distance(size) for size in sizes] if settings.losses.texture else []
-        self._features = feature_distance()
+        self._features = FeatureWasserstein()
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
         self._optimisers: list[torch.optim.Adam] = []
@@ -209,10 +209,10 @@ class StructureTrainer(Trainer):
         with self._autocast():
             both = self.structure.refine(m, entry, self._size(m), self._fake_noise(m))
         reconstructed, fake = both[:n], both[n:]
-        shift = draw_shift(self._size(m), self.noise) if self.vgg is not None else (0, 0)
-        ours = self._look(fake, shift)
+        frame = Frame.draw(self._size(m), self.noise) if self.vgg is not None else Frame(0, 0, 0, 0)
+        ours = self._look(fake, frame)
         with torch.no_grad():
-            theirs = self._look(real, shift)
+            theirs = self._look(real, frame)
 
         self.discriminator.requires_grad_(True)
         critic: dict[str, float] = {}
@@ -227,14 +227,14 @@ class StructureTrainer(Trainer):
 
         self.discriminator.requires_grad_(False)
         losses = {"rec": F.mse_loss(reconstructed, real), "adv": self.adversary.fooling(ours)}
-        losses |= self._texture(ours, theirs, shift)
+        losses |= self._texture(ours, theirs, frame)
         self._descend(0, [torch.stack([self._weight(name) * loss for name, loss in losses.items()]).sum()], clip=True)
         return Step({name: loss.item() for name, loss in losses.items()} | critic)
 
-    def _look(self, picture: Tensor, shift: Shift) -> Look:
-        return Look(picture, maps_of((picture + 1) / 2, self.vgg, shift, self._settings.precision))
+    def _look(self, picture: Tensor, frame: Frame) -> Look:
+        return Look(picture, maps_of(frame.around((picture + 1) / 2), self.vgg, (0, 0), self._settings.precision))
 
-    def _texture(self, ours: Look, theirs: Look, shift: Shift) -> dict[str, Tensor]:
+    def _texture(self, ours: Look, theirs: Look, frame: Frame) -> dict[str, Tensor]:
         """The distances whose weight is not zero."""
         found = {}
         if self._patches:
@@ -242,8 +242,8 @@ class StructureTrainer(Trainer):
             found["texture"] = self._patches[self.phase](fake, real, self.noise)
         if self._settings.losses.feature_texture:
             fakes, reals = ({layer: look.maps[layer] for layer in TEXTURE_LAYERS} for look in (ours, theirs))
-            moved = shift[0] / self._size(self.phase)[0]
-            found["feature_texture"] = self._features(fakes, reals, self.noise, moved=moved)
+            heights = frame.heights(self._size(self.phase)[0])
+            found["feature_texture"] = self._features(fakes, reals, self.noise, heights=heights)
         return found
 
     def _weight(self, name: str) -> float:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.look import Look, draw_shift, maps_of
+from engine.training.look import Frame, Look, draw_shift, maps_of
 from engine.training.vgg import VGGFeatures
 
 
@@ -38,6 +38,27 @@ def test_half_precision_is_used(vgg):
 def test_every_shift_is_drawn():
     generator = torch.Generator().manual_seed(0)
     assert {draw_shift((2, 3), generator) for _ in range(200)} == {(y, x) for y in range(2) for x in range(3)}
+
+
+@pytest.mark.parametrize("size", [(30, 100), (5, 32), (1, 2)])
+def test_a_frame_is_the_picture_mirrored(size):
+    generator, x = torch.Generator().manual_seed(0), torch.rand(1, 3, *size)
+    frames = [Frame.draw(size, generator) for _ in range(100)]
+    assert len({(one.top, one.left) for one in frames}) > 1 or min(size) < 3
+    for frame in frames:
+        framed = frame.around(x)
+        assert framed.shape[2:] == tuple(length + min(24, length - 1) for length in size)
+        down, right = slice(frame.top, frame.top + size[0]), slice(frame.left, frame.left + size[1])
+        assert torch.equal(framed[:, :, down, right], x)
+        if size[0] > 24:
+            assert 8 <= frame.top <= 16
+            assert torch.equal(framed[0, :, frame.top - 3, right], x[0, :, 3])
+            assert torch.equal(framed[0, :, frame.top + size[0], right], x[0, :, -2])
+
+
+def test_heights_follow_the_picture_into_its_frame():
+    heights = Frame(3, 2, 9, 9).heights(11)
+    assert heights.tolist() == pytest.approx([-0.4, -0.6, -0.8, *(k / 5 - 1 for k in range(11)), 0.8, 0.6], abs=1e-6)
 
 
 def test_a_detached_look_has_no_gradient(vgg):
