@@ -212,7 +212,9 @@ class SRTrainer(Trainer):
         if recipe.pixel and pairs:
             losses["pixel"] = F.l1_loss(fake.picture[:pairs], real.picture[:pairs])
         if recipe.consistency:
-            losses["consistency"] = self._consistency(fake.picture, real.picture[:pairs], batch)
+            scale = self.network.scale
+            coarse = torch.cat([F.avg_pool2d(real.picture[:pairs], scale), batch.coarse])
+            losses["consistency"] = F.l1_loss(F.avg_pool2d(fake.picture, scale), coarse)
         comparable = batch.matched if self.aligned else pairs
         if recipe.perceptual and comparable:
             weights = PERCEPTUAL_LAYERS[recipe.perceptual_layers]
@@ -225,14 +227,6 @@ class SRTrainer(Trainer):
         if recipe.checkerboard:
             losses["checkerboard"] = self.checkerboard(fake.picture, self.generator)
         return losses
-
-    def _consistency(self, fake: Tensor, real: Tensor, batch: Batch) -> Tensor:
-        """Colours of the input's pixels; of chain pictures, whose single pixels may be artefacts, of squares of 2 x 2."""
-        scale, pairs = self.network.scale, batch.pairs
-        parts = [F.l1_loss(F.avg_pool2d(fake[:pairs], scale), F.avg_pool2d(real, scale), reduction="none").mean((1, 2, 3))]
-        coarse = F.avg_pool2d(batch.coarse, 2)
-        parts += [F.l1_loss(F.avg_pool2d(fake[pairs:], 2 * scale), coarse, reduction="none").mean((1, 2, 3))]
-        return torch.cat(parts).mean()
 
     def _scores(self, look: Look) -> Tensor:
         with autocast(self.device, self._settings.precision):
