@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import report
+from engine.archs.hpvaegan import BASE_WIDTH
 from engine.errors import UsageError
 from engine.memory import steady_heap
 from engine.model import load
@@ -57,10 +58,13 @@ def structure(
     **changes: Any,  # noqa: ANN401 (as checked by StructureRecipe)
 ) -> None:
     """Train step 1 with progress and an ETA, and say what was written. ``changes``: of the preset, None for its own value."""
-    recipe = _read(preset, config, _quick(vgg), lambda: PAPER).structure
+    default = _quick(vgg)
+    recipe = _read(preset, config, default, lambda: PAPER).structure
     if recipe is None:
         raise UsageError(f"{config or preset}: has no table [structure]; take quick or paper, or add the table")
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    open_photo(photo, BASE_WIDTH)  # what is wrong with it is said alone
+    _say_default(preset, config, default)
     steady_heap()
     with meter("training", 1.0) as bar:
         train_structure(
@@ -132,6 +136,7 @@ def _quick(vgg: Path | None) -> str:
 def _preset(options: Options, default: str) -> Preset:
     """A preset or a file, with what was asked for on the command line in place of its values."""
     shape = _shape(options)
+    _say_default(options.preset, options.config, default)
     found = _read(options.preset, options.config, default, lambda: f"paper-{architecture_of(options.start, shape)}")
     if options.iterations is None:
         return found
@@ -144,9 +149,12 @@ def _read(preset: str | None, config: Path | None, default: str, paper: Callable
         if preset is not None:
             raise UsageError("--preset and --config exclude each other: a file is a whole preset")
         return read_file(config)
-    if preset is None:
-        tell(f"preset {default}" + (": better texture with VGG weights, --vgg FILE" if default == "quick" else ""))
     return read_preset(paper() if preset == "paper" else preset or default)
+
+
+def _say_default(preset: str | None, config: Path | None, default: str) -> None:
+    if preset is None and config is None:
+        tell(f"preset {default}" + (": better texture with VGG weights, --vgg FILE" if default == "quick" else ""))
 
 
 def _shape(options: Options) -> Shape:

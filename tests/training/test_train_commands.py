@@ -95,14 +95,17 @@ def test_the_better_preset_is_chosen_where_vgg_is(large_photo, start_file, vgg_f
     assert "preset quick-vgg\n" in capsys.readouterr().err
 
 
-def test_step_1_takes_the_better_preset_too(large_photo, vgg_file, tmp_path, capsys, monkeypatch):
+def test_step_1_takes_the_better_preset_too(picture, vgg_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    words = ("train", "structure", large_photo, "--out", tmp_path / "s.safetensors", "--device", "cpu")
+    write_row([picture(192, 256)], tmp_path / "photo.png")
+    out = tmp_path / "s.safetensors"
+    out.with_name("s.safetensors.checkpoint").touch()  # an unfinished run, which is refused before anything is trained
+    words = ("train", "structure", tmp_path / "photo.png", "--out", out, "--device", "cpu")
     for extra, said in (
         ((), "preset quick: better texture with VGG weights, --vgg FILE"),
         (("--vgg", vgg_file), "preset quick-vgg\n"),
     ):
-        assert run(*words, *extra) == 4  # the photograph is too small
+        assert run(*words, *extra) == 4
         assert said in capsys.readouterr().err
     assert run(*words, "--preset", "quick", "--config", "x.toml") == 2
     assert "exclude each other" in capsys.readouterr().err
