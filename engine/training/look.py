@@ -10,7 +10,7 @@ from engine.training.precision import Precision, autocast
 from engine.training.vgg import LEAST, Maps, VGGFeatures
 
 Shift = tuple[int, int]
-WIDTH = 24
+WIDTH = 24  # of a frame, both sides together: 8 at least on one, as many as the step of the deepest maps that losses look at
 
 
 @dataclass(frozen=True, slots=True)
