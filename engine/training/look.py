@@ -1,5 +1,6 @@
 """Pictures as a loss sees them: their pixels and, for losses that look through VGG, its feature maps of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ class Look:
 
     def detach(self) -> "Look":
         return Look(self.picture.detach(), {layer: maps.detach() for layer, maps in self.maps.items()})
+
+    def layers(self, names: Sequence[str]) -> Maps:
+        return {name: self.maps[name] for name in names}
 
     def rows(self, count: int) -> Maps:
         """The maps of the first pictures."""

@@ -222,7 +222,7 @@ class SRTrainer(Trainer):
         if recipe.texture:
             losses["texture"] = self.texture(fake.picture, real.picture, self.generator)
         if recipe.feature_texture:
-            ours, theirs = ({layer: look.maps[layer] for layer in TEXTURE_LAYERS} for look in (fake, real))
+            ours, theirs = (look.layers(TEXTURE_LAYERS) for look in (fake, real))
             losses["feature_texture"] = self.feature_texture(ours, theirs, self.generator)
         if recipe.checkerboard:
             losses["checkerboard"] = self.checkerboard(fake.picture, self.generator)

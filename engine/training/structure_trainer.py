@@ -232,6 +232,8 @@ class StructureTrainer(Trainer):
         return Step({name: loss.item() for name, loss in losses.items()} | critic)
 
     def _look(self, picture: Tensor, frame: Frame) -> Look:
+        if self.vgg is None:
+            return Look(picture, {})
         return Look(picture, maps_of(frame.around((picture + 1) / 2), self.vgg, (0, 0), self._settings.precision))
 
     def _texture(self, ours: Look, theirs: Look, frame: Frame) -> dict[str, Tensor]:
@@ -241,7 +243,7 @@ class StructureTrainer(Trainer):
             fake, real = ((look.picture + 1) / 2 for look in (ours, theirs))
             found["texture"] = self._patches[self.phase](fake, real, self.noise)
         if self._settings.losses.feature_texture:
-            fakes, reals = ({layer: look.maps[layer] for layer in TEXTURE_LAYERS} for look in (ours, theirs))
+            fakes, reals = (look.layers(TEXTURE_LAYERS) for look in (ours, theirs))
             heights = frame.heights(self._size(self.phase)[0])
             found["feature_texture"] = self._features(fakes, reals, self.noise, heights=heights)
         return found
