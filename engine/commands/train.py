@@ -78,11 +78,12 @@ def structure(
 
 def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
     """Train every part with progress, write the model and show it."""
+    width = open_photo(photo).width  # what is wrong with it is said alone
     request = WholeRequest(
         preset=_preset(options, _quick(vgg)), start=options.start, shape=_shape(options), vgg=vgg, precision=options.precision,
         seed=options.seed, licence=licence, source=source,
     )  # fmt: skip
-    parts = ["step 1", *(f"step {step}" for step in trained_steps(open_photo(photo).width))]
+    parts = ["step 1", *(f"step {step}" for step in trained_steps(width))]
     with meter("training", 1.0) as bar:
         folder = train_model(photo, out, request, _runtime(options, bar.advance, parts))
     report.print_model(load(out))
@@ -91,6 +92,7 @@ def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence
 
 def sr(photo: Path, out: Path, options: Options, sigma: float | None, *, vgg: Path | None, **wanted: Any) -> None:  # noqa: ANN401 (as checked by StepRequest)
     """Fine-tune one step with progress and an ETA, and say what was written."""
+    open_photo(photo, least_width=1)
     recipe = _preset(options, _quick(vgg)).sr
     if sigma is not None:
         recipe = recipe.replace(sigma=sigma, render_sigma=sigma)
