@@ -296,7 +296,8 @@ def sr(
     out: Annotated[Path, Parameter(help="Weights file to write (.safetensors, the community's tensor names).")],
     step: Annotated[Literal[2, 3, 4], Parameter(help="Which enlargement: to 1K, to 4K or to 16K.")] = 2,
     size: Annotated[
-        int | None, Parameter(help="Width of the photograph in training; default: the step's output, or its own.")
+        int | None,
+        Parameter(help="Width of the photograph in training; default: the step's output, or its own if far smaller."),
     ] = None,
     sigma: Annotated[float | None, Parameter(help="Input noise, of 1.0, in training and for the render.")] = None,
     structure: Annotated[Path | None, Parameter(help="Step 1: also train on what it and --previous make.")] = None,

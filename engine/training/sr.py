@@ -37,14 +37,17 @@ from engine.training.vgg import ABSENT, VGGFeatures, absent, open_vgg
 
 STEPS = (2, 3, 4)
 SCALE = 4
+MOST_ENLARGED = (
+    1.5  # a photograph, so that what it shows is as large as what the steps below draw; more would teach blur
+)
 SHARE_OF_FREE = 0.8  # of the memory that is free, unless a budget is given: single operations need room as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(OfPhotograph):
-    """What to train. `step`: 2, 3 or 4 of the paper. `width`: of the HR photograph in pixels; None for the step's output
-    or the photograph's own, whichever is smaller. `structure` and `previous` (the weights of steps 2 to `step` - 1) make
-    chain pictures.
+    """What to train. `step`: 2, 3 or 4 of the paper. `width`: of the HR photograph in pixels; None for the step's output,
+    or the photograph's own where that is less than two thirds of it. `structure` and `previous` (the weights of steps 2 to
+    `step` - 1) make chain pictures.
     """
 
     recipe: Recipe
@@ -196,19 +199,20 @@ def file_digest(path: Path | None) -> str | None:
 
 
 def _size(photo: Photo, structure: Structure | None, request: Request) -> Size:
-    """(height, width) of the HR photograph: the step's output, or less if the photograph has less.
+    """(height, width) of the HR photograph: the step's output, or the photograph's own where that is much smaller.
 
-    Where the structure is known and the photograph is large enough, exactly the size of the chain's output, so that both
-    agree pixel by pixel.
+    A photograph that is smaller by little is enlarged: at its own size stones and leaves would be smaller than those that the
+    step is given to enlarge. Where the structure is known, exactly the size of the chain's output, so that both agree pixel by
+    pixel.
     """
     factor = SCALE ** (request.step - 1)
     base_height, base_width = structure.base_size if structure is not None else (0, BASE_WIDTH)
-    output = base_width * factor
-    width = min(output, photo.width) if request.width is None else request.width
-    if width > photo.width:
+    output, most = base_width * factor, int(MOST_ENLARGED * photo.width)
+    width = request.width if request.width is not None else output if output <= most else photo.width
+    if width > most:
         raise InputError(
-            f"size = {width}: the photograph is only {photo.width} px wide, and enlarging it would teach blur: "
-            "take a smaller size or a larger photograph"
+            f"size = {width}: the photograph is {photo.width} px wide, and enlarging it more than {MOST_ENLARGED:g} times would "
+            f"teach blur: take at most {most} or a larger photograph"
         )
     if structure is not None and width == output:
         return base_height * factor, width

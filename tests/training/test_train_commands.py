@@ -126,7 +126,7 @@ def test_a_printed_preset_is_read_again(name, capsys):
         (("--memory", "lots"), 2, "memory 'lots'"),
         (("--memory", "1MB"), 3, "smaller batch"),
         (("--step", "1"), 2, "--step"),
-        (("--size", "5000"), 4, "only 160 px wide"),
+        (("--size", "5000"), 4, "take at most 240"),
         (("--structure", "none.safetensors"), 4, "none.safetensors"),
         (("--blocks", "0"), 2, "blocks = 0"),
         (("--iterations", "0"), 2, "iterations = 0"),

@@ -13,6 +13,7 @@ from engine import archs
 from engine.checkpoints import read_facts
 from engine.errors import BudgetError, EngineError, InputError, Interrupted, ResumeError, UsageError
 from engine.training.checkpoint import checkpoint_path
+from engine.training.data import write_row
 from engine.training.discriminators import Patch
 from engine.training.footprint import estimate
 from engine.training.log import CheckpointSaved, IterationDone, Prepared, Reviewed, WeightsSaved
@@ -106,6 +107,18 @@ def test_it_learns(large_photo, request_, recipe, tmp_path):
     assert review.psnr["now"] > review.psnr["start"] + 3
 
 
+@pytest.mark.parametrize(
+    ("given", "trained_at"),
+    [((192, 144), [128, 96]), ((120, 90), [128, 96]), ((86, 64), [128, 96]), ((85, 64), [85, 64])],
+    ids=["larger", "a little smaller", "the smallest that is enlarged", "too small"],
+)
+def test_a_photograph_is_brought_to_the_size_of_the_output(request_, recipe, picture, tmp_path, given, trained_at):
+    width, height = given
+    write_row([picture(height, width)], tmp_path / "photo.png")
+    events = train(tmp_path / "photo.png", tmp_path / "sr.safetensors", request_(recipe=recipe.replace(iterations=2)))
+    assert [events[0].values[side] for side in ("width", "height")] == trained_at
+
+
 @pytest.mark.parametrize("iteration", [1, 2, 5])
 def test_resumed_run_equals_uninterrupted_run(large_photo, request_, tmp_path, iteration):
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
@@ -169,7 +182,7 @@ def test_step_three_trains_on_what_the_weights_of_step_two_make(large_photo, req
     first, second = tmp_path / "sr2.safetensors", tmp_path / "sr3.safetensors"
     train(large_photo, first, request_())
     events = train(large_photo, second, request_(step=3, previous=(first,)))
-    assert events[0].values["width"] == 160  # the photograph has no more; a render makes 512
+    assert events[0].values["width"] == 160  # the photograph has too little to be enlarged; a render makes 512
     assert (events[1].values["height"], events[1].values["width"]) == (96, 128)
     assert read_facts(second)["step"] == 3
 
@@ -278,7 +291,7 @@ def test_a_checkpoint_is_saved_before_the_first_iteration(large_photo, request_,
     ("change", "error", "message"),
     [
         ({"step": 5}, UsageError, "step = 5"),
-        ({"width": 161}, InputError, "only 160 px wide"),
+        ({"width": 241}, InputError, "160 px wide, .* take at most 240"),
         ({"width": 40}, InputError, "30x30 pixels to train on, a crop 32x32"),
         ({"precision": "int8"}, UsageError, "int8"),
         ({"step": 3}, UsageError, "takes 1 files"),
