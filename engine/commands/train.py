@@ -90,14 +90,24 @@ def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence
     tell(f"the parts, their logs and samples are kept in {folder}")
 
 
-def sr(photo: Path, out: Path, options: Options, sigma: float | None, *, vgg: Path | None, **wanted: Any) -> None:  # noqa: ANN401 (as checked by StepRequest)
+def sr(
+    photo: Path,
+    out: Path,
+    options: Options,
+    sigma: float | None,
+    *,
+    step: int,
+    vgg: Path | None,
+    **wanted: Any,  # noqa: ANN401 (as checked by StepRequest)
+) -> None:
     """Fine-tune one step with progress and an ETA, and say what was written."""
     open_photo(photo, least_width=1)
-    recipe = _preset(options, _quick(vgg)).sr
+    recipe = _preset(options, _quick(vgg)).step(step)
     if sigma is not None:
         recipe = recipe.replace(sigma=sigma, render_sigma=sigma)
     request = StepRequest(
         recipe=recipe,
+        step=step,
         start=options.start,
         shape=_shape(options),
         precision=options.precision,
@@ -140,9 +150,7 @@ def _preset(options: Options, default: str) -> Preset:
     shape = _shape(options)
     _say_default(options.preset, options.config, default)
     found = _read(options.preset, options.config, default, lambda: f"paper-{architecture_of(options.start, shape)}")
-    if options.iterations is None:
-        return found
-    return replace(found, sr=found.sr.replace(iterations=options.iterations))
+    return found if options.iterations is None else found.replace(iterations=options.iterations)
 
 
 def _read(preset: str | None, config: Path | None, default: str, paper: Callable[[], str]) -> Preset:

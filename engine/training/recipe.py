@@ -1,12 +1,13 @@
 """How to train: frozen dataclasses are the schema of the TOML presets and of `--config`.
 
 Knows names, types and limits; knows no network. A preset has a table [sr] and, where step 1 is trained too, a table
-[structure]; every value is in it, and its comments say what each does.
+[structure]; every value is in it, and its comments say what each does. What differs at a step stands in a table [sr.step3].
 """
 
 import dataclasses
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from engine.archs.hpvaegan import Config, Padding
 from engine.errors import InputError, UsageError
 from engine.training.structure_losses import Kind, Losses
+
+STEP_TABLES = ("step2", "step3", "step4")  # within [sr]: what differs at that step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +116,19 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The two tables of a file; a run that needs step 1's refuses a file without it."""
+    """The tables of a file; a run that needs step 1's refuses a file without it. `steps`: the recipes of those that differ."""
 
     sr: Recipe
     structure: StructureRecipe | None
+    steps: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
+
+    def step(self, step: int) -> Recipe:
+        return self.steps.get(f"step{step}", self.sr)
+
+    def replace(self, **changes: Any) -> Self:  # noqa: ANN401 (each is checked by the schema)
+        """Other values of super-resolution, at every step."""
+        steps = {name: recipe.replace(**changes) for name, recipe in self.steps.items()}
+        return dataclasses.replace(self, sr=self.sr.replace(**changes), steps=steps)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -153,18 +165,32 @@ def parse(text: str, source: str) -> Preset:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: no valid TOML: {error}") from None
-    schema: dict[str, type] = {"sr": Recipe, "structure": StructureRecipe}
-    if unknown := sorted(tables.keys() - schema.keys()):
+    if unknown := sorted(tables.keys() - {"sr", "structure"}):
         raise InputError(f"{source}: {unknown[0]!r} is no table; there are [sr] and [structure]")
     if "sr" not in tables:
         raise InputError(f"{source}: the table [sr] is missing; take a whole preset and edit it")
-    found = {name: _fill(schema[name], values, f"{source}: [{name}]") for name, values in tables.items()}
-    return Preset(found["sr"], found.get("structure"))
+    sr = _table(tables["sr"], f"{source}: [sr]")
+    different = {name: sr.pop(name) for name in STEP_TABLES if name in sr}
+    steps = {}
+    for name, values in different.items():
+        where = f"{source}: [sr.{name}]"
+        steps[name] = _fill(Recipe, sr | _table(values, where), where)
+    structure = tables.get("structure")
+    return Preset(
+        _fill(Recipe, sr, f"{source}: [sr]"),
+        _fill(StructureRecipe, structure, f"{source}: [structure]") if structure is not None else None,
+        steps,
+    )
+
+
+def _table(values: object, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise InputError(f"{where} = {values!r}: expected a table")
+    return values
 
 
 def _fill(schema: type, values: object, where: str) -> Any:  # noqa: ANN401 (an object of the schema)
-    if not isinstance(values, dict):
-        raise InputError(f"{where} = {values!r}: expected a table")
+    values = _table(values, where)
     hints = get_type_hints(schema)
     if unknown := sorted(values.keys() - hints.keys()):
         raise InputError(f"{where} {unknown[0]!r} is no setting; there are {', '.join(hints)}")

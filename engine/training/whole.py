@@ -65,11 +65,12 @@ def train_model(photo: Path, out: Path, request: Request, runtime: Runtime) -> P
             continue
         weights = folder / f"step{step}.safetensors"
         if not weights.exists():
+            recipe = request.preset.step(step)
             wanted = StepRequest(
-                recipe=request.preset.sr,
+                recipe=recipe,
                 step=step,
                 structure=structure,
-                previous=tuple(trained) if request.preset.sr.chain else (),
+                previous=tuple(trained) if recipe.chain else (),
                 **{field.name: getattr(request, field.name) for field in dataclasses.fields(OfPhotograph)},
             )
             train_sr(photo, weights, wanted, replace(runtime, resume=True))

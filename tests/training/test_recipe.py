@@ -41,6 +41,14 @@ def test_an_edited_preset_is_read(tmp_path):
     assert read_file(path).sr == read_preset("quick").sr.replace(adversarial=0.0)
 
 
+def test_a_step_may_differ():
+    """And what is asked for on the command line holds for all."""
+    preset = parse(preset_text("quick") + "\n[sr.step3]\niterations = 7\n", "mine.toml")
+    usual = read_preset("quick").sr
+    assert [preset.step(step) for step in (2, 3, 4)] == [usual, usual.replace(iterations=7), usual]
+    assert {preset.replace(iterations=5).step(step).iterations for step in (2, 3, 4)} == {5}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -61,6 +69,10 @@ def test_an_edited_preset_is_read(tmp_path):
         ("[sr]", "[sr", "no valid TOML"),
         ('padding = "reflect"', 'padding = "wrap"', "padding = 'wrap'"),
         ("[1500, 1200,", "[0, 1200,", "must be at least 1"),
+        ("[sr]", "[sr]\nstep3 = 900", r"\[sr.step3\] = 900: expected a table"),
+        ("[sr]", "[sr.step3]\ncrops = 64\n[sr]", r"\[sr.step3\] 'crops' is no setting"),
+        ("[sr]", "[sr.step3]\nema = 1.0\n[sr]", r"\[sr.step3\] ema = 1.0"),
+        ("[sr]", "[sr.step1]\nema = 0.9\n[sr]", r"\[sr\] 'step1' is no setting"),
     ],
 )
 def test_refusals_are_one_line(old, new, message):

@@ -36,7 +36,7 @@ def request_(recipe, start_file):
         iterations=(3, 2, 2), batch=1, padding="reflect", coordinates=True, last_vae=1, texture=5.0, feature_texture=0.0,
         adversarial=1.0, discriminator="wgan", ema=0.9, checkpoint_every=2
     )  # fmt: skip
-    preset = Preset(recipe.replace(iterations=3), structure)
+    preset = Preset(recipe.replace(iterations=3), structure, {"step3": recipe.replace(iterations=2)})
     return lambda **changes: Request(**{"preset": preset, "start": str(start_file), "precision": "fp32"} | changes)
 
 
@@ -50,14 +50,14 @@ def test_everything_is_trained_and_bundled(large_photo, request_, tmp_path):
     out = tmp_path / "model.safetensors"
     events = []
     lines = run(large_photo, out, request_(licence="CC0-1.0"), on_event=events.append)
-    names = {event.name for event in events if isinstance(event, TrainingStarted)}
+    begun = {event.name: event.total for event in events if isinstance(event, TrainingStarted)}
     model = load(out)
     assert model.base_size == (24, 32)
     assert [stage.sigma for stage in model.stages] == [0.03, 0.03, 0.03]
     # 160 pixels are more than step 2 makes, and not more than step 3 makes: two sets of weights.
     assert [stage.weights for stage in model.stages] == ["sr0", "sr1", "sr1"]
     assert any("step 4 shares the weights of step 3" in line for line in lines)
-    assert names == {"step 2", "step 3"}
+    assert begun == {"step 2": 3, "step 3": 2}
     left = {p.name for p in (tmp_path / "model.training").iterdir()}
     assert {"structure.safetensors", "step2.safetensors", "step3.safetensors", "run.json"} <= left
     assert not [name for name in left if name.endswith((".checkpoint", ".chain", ".photo", ".part"))]
