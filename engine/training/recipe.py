@@ -171,16 +171,15 @@ def parse(text: str, source: str) -> Preset:
         raise InputError(f"{source}: the table [sr] is missing; take a whole preset and edit it")
     sr = _table(tables["sr"], f"{source}: [sr]")
     different = {name: sr.pop(name) for name in STEP_TABLES if name in sr}
+    usual, structure = _fill(Recipe, sr, f"{source}: [sr]"), None
+    if "structure" in tables:
+        where = f"{source}: [structure]"
+        structure = _fill(StructureRecipe, _table(tables["structure"], where), where)
     steps = {}
     for name, values in different.items():
         where = f"{source}: [sr.{name}]"
         steps[name] = _fill(Recipe, sr | _table(values, where), where)
-    structure = tables.get("structure")
-    return Preset(
-        _fill(Recipe, sr, f"{source}: [sr]"),
-        _fill(StructureRecipe, structure, f"{source}: [structure]") if structure is not None else None,
-        steps,
-    )
+    return Preset(usual, structure, steps)
 
 
 def _table(values: object, where: str) -> dict[str, Any]:
@@ -189,8 +188,7 @@ def _table(values: object, where: str) -> dict[str, Any]:
     return values
 
 
-def _fill(schema: type, values: object, where: str) -> Any:  # noqa: ANN401 (an object of the schema)
-    values = _table(values, where)
+def _fill(schema: type, values: dict[str, Any], where: str) -> Any:  # noqa: ANN401 (an object of the schema)
     hints = get_type_hints(schema)
     if unknown := sorted(values.keys() - hints.keys()):
         raise InputError(f"{where} {unknown[0]!r} is no setting; there are {', '.join(hints)}")

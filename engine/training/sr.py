@@ -37,9 +37,7 @@ from engine.training.vgg import ABSENT, VGGFeatures, absent, open_vgg
 
 STEPS = (2, 3, 4)
 SCALE = 4
-MOST_ENLARGED = (
-    1.5  # a photograph, so that what it shows is as large as what the steps below draw; more would teach blur
-)
+MOST_ENLARGED = 1.5  # times, a photograph that is smaller than the step's output; more would teach blur
 SHARE_OF_FREE = 0.8  # of the memory that is free, unless a budget is given: single operations need room as well
 
 
