@@ -1,14 +1,15 @@
 """What a value of step 1's recipe does: fifty samples of each of some structures, or models.
 
-    engine train preset quick > one.toml                      # edit a value of [structure], such as ema or texture
+    engine train preset quick > one.toml                      # edit a value of [structure], such as sigma or texture
     engine train structure PHOTO --config one.toml --out one.safetensors
     engine train structure PHOTO --preset quick --out other.safetensors
     python benchmarks/bench_structure.py PHOTO one.safetensors other.safetensors [--vgg FILE]
 
-The measures of bench_coordinates.py, and the share of pixels whose colour, in steps of 16 levels, the photograph does not
-have at all. With the weights of VGG-16 also the Frechet distance of feature vectors, as bench_finetuning.py has it, of each
-sample at relu5_3, where no loss looks. Writes results/structure.csv and with --sheet FILE a picture: a row for each structure,
-the photograph and three samples, at twice their size.
+The measures of bench_coordinates.py; the share of pixels whose colour, in steps of 16 levels, the photograph does not have
+at all (foreign); and what the last scale's own noise changes over all that this scale changes (chance). With the weights of
+VGG-16 also the Frechet distance of feature vectors, as bench_finetuning.py has it, of each sample at relu5_3, where no loss
+looks. Writes results/structure.csv and with --sheet FILE a picture: a row for each structure, the photograph and three
+samples, at twice their size.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from PIL import Image
 from engine.metrics.layout import colour_profile_distance, diversity
 from engine.model import open_structure
 from engine.training.data import open_photo, pyramid
+from engine.training.structure_trainer import seeded_noise
 from engine.training.vgg import open_vgg
 
 STEP, LAYER, SHOWN, GAP = 16, "relu5_3", 3, 8
@@ -35,6 +37,21 @@ def colours(image):
     """The bin of every pixel of [3, H, W] in [0, 1]."""
     red, green, blue = (image.clamp(0, 1) * 255).round().long() // STEP
     return (red * STEP + green) * STEP + blue
+
+
+def chance(structure, seeds=4):
+    """How much of the last scale's detail is its noise's: the deviation of two samples that differ in that noise alone,
+    over the deviation from the scale below, enlarged; mean over the seeds.
+    """
+    last, found = len(structure.sizes) - 1, []
+    for seed in range(seeds):
+        usual, others = seeded_noise(seed), seeded_noise(seed + seeds)
+        a = structure.sample(usual)
+        b = structure.sample(lambda m, shape, n=usual, o=others: (o if m == last else n)(m, shape))
+        below = structure.sample(usual, last=last - 1)[None]
+        detail = a - torch.nn.functional.interpolate(below, a.shape[1:], mode="bilinear", align_corners=True)[0]
+        found.append(float((a - b).std() / 2**0.5 / detail.std()))
+    return statistics.mean(found)
 
 
 def write_sheet(rows, path):
@@ -64,6 +81,7 @@ def main():
             "last_vae": structure.config.last_vae,
             "texture": structure.facts.get("texture", 0.0),
             "feature_texture": structure.facts.get("feature_texture", 0.0),
+            "sigma": structure.facts.get("sigma", 0.05),
             "discriminator": structure.facts.get("discriminator", "wgan"),
             "iterations": " ".join(map(str, structure.facts["iterations"])),
             "samples": SAMPLES,
@@ -72,6 +90,7 @@ def main():
             "patches": f"{patches(found, photograph):.4f}",
             "foreign": f"{statistics.mean(float((~known[colours(one)]).float().mean()) for one in found):.4f}",
         }
+        row["chance"] = f"{chance(structure):.2f}"
         distances = [frechet(vgg, one[None], photograph[None], LAYER) for one in found] if vgg else []
         row["frechet"] = f"{statistics.mean(distances):.4f}" if distances else ""
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)

@@ -110,6 +110,7 @@ def begun(m):
         precision="bf16",
         batch=1,
         losses=Losses(),
+        sigma=0.05,
         ema=0.0,
         seed=0,
         photo=photo.digest,

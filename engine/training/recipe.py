@@ -33,6 +33,7 @@ class StructureRecipe:
     feature_texture: float
     adversarial: float
     discriminator: Kind
+    sigma: float
     ema: float
     checkpoint_every: int
 
@@ -50,7 +51,7 @@ class StructureRecipe:
     def run(self) -> dict[str, Any]:
         """These as `train_structure` takes them."""
         config = Config(padding=self.padding, coordinates=self.coordinates, last_vae=self.last_vae)
-        alike = {name: getattr(self, name) for name in ("iterations", "batch", "ema", "checkpoint_every")}
+        alike = {name: getattr(self, name) for name in ("iterations", "batch", "sigma", "ema", "checkpoint_every")}
         return alike | {"config": config, "losses": self.losses}
 
 

@@ -4,6 +4,7 @@ Knows what a run is put together from; what happens within an iteration is the t
 the loop's, how photographs are decoded data's.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -36,6 +37,7 @@ def train_structure(
     batch: int = 1,
     losses: Losses | None = None,
     vgg: Path | None = None,
+    sigma: float = 0.05,
     ema: float = 0.0,
     checkpoint_every: int = 100,
     licence: str = "",
@@ -45,9 +47,10 @@ def train_structure(
     """Train a structure on one photograph and write it to `out` (half-precision safetensors).
 
     `iterations` is one number for every scale or one number per scale. `losses`: those of the patch-GANs, by default the
-    paper's; `vgg`: a file with the weights of VGG-16 or VGG-19 for those that look through it. `ema`: each patch-GAN is left as
-    the running mean of its weights, with this decay (0: the last ones, as in the paper). Next to `out` stand the log, the
-    samples and, until the end, the checkpoint from which `resume` goes on.
+    paper's; `vgg`: a file with the weights of VGG-16 or VGG-19 for those that look through it. `sigma`: the noise that a
+    patch-GAN makes its detail of, in RMSEs of what the scales below leave to it (Gur et al. 2020: 0.05). `ema`: each patch-GAN
+    is left as the running mean of its weights, with this decay (0: the last ones, as in the paper). Next to `out` stand the
+    log, the samples and, until the end, the checkpoint from which `resume` goes on.
 
     Raises InputError for a file that cannot be used or weights of VGG that are not there, and as `loop.train`.
     """
@@ -62,6 +65,7 @@ def train_structure(
         known_precision(precision),
         batch,
         losses,
+        sigma,
         ema,
         seed,
         opened.digest,
@@ -69,6 +73,8 @@ def train_structure(
     )
     if batch < 1:
         raise UsageError(f"batch = {batch}: must be at least 1")
+    if not 0 <= sigma < math.inf:
+        raise UsageError(f"sigma = {sigma}: must be a number of at least 0")
     if not 0 <= ema < 1:
         raise UsageError(f"ema = {ema}: must lie in 0..1, below 1")
     loop.check_every(checkpoint_every)
@@ -80,6 +86,7 @@ def train_structure(
         "iterations": list(settings.iterations),
         "precision": precision,
         **asdict(losses),
+        "sigma": sigma,
         "ema": ema,
         "seed": seed,
         "engine": version("ourgan-engine"),

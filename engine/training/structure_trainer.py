@@ -31,7 +31,6 @@ LEARNING_RATE = 5e-4
 VAE_DECAY = 0.2
 RECONSTRUCTION = 10.0
 CLIP = 5.0
-SIGMA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,7 @@ class Settings:
     precision: Precision
     batch: int
     losses: Losses
+    sigma: float
     ema: float
     seed: int
     photo: str
@@ -113,7 +113,7 @@ class StructureTrainer(Trainer):
             self.structure.blocks[m - 1].load_state_dict(self.structure.blocks[m - 2].state_dict())
         self._posterior = None if self.is_vae(m) else self._encode_frozen()
         if not self.begun and m >= 1:
-            self.structure.sigmas[m] = SIGMA * self._error_before_training()
+            self.structure.sigmas[m] = self._settings.sigma * self._error_before_training()
         self._optimisers = self._make_optimisers()
         self._mean = [] if self.is_vae(m) else [p.detach().clone() for p in self.structure.blocks[m - 1].parameters()]
         self.begun = True

@@ -36,7 +36,7 @@ def interrupt_at(scale, iteration):
 
 def make_trainer(photo, options, iterations=(1, 1, 1), vgg=None, **changes):
     settings = {"base_width": 32, "least_width": 12, "precision": "fp32"}
-    settings |= {"batch": 1, "losses": Losses(), "ema": 0.0, "seed": 0} | changes
+    settings |= {"batch": 1, "losses": Losses(), "sigma": 0.05, "ema": 0.0, "seed": 0} | changes
     return StructureTrainer(
         Settings(iterations=iterations, config=options["config"], photo="", **settings),
         open_photo(photo, 32),
@@ -315,7 +315,12 @@ def test_a_new_block_starts_as_the_previous_one(photo, options):
     trainer = at_the_last_scale(make_trainer(photo, options))
     first, second = (block.state_dict() for block in trainer.structure.blocks)
     assert tensors_equal(first, second)
-    assert 0 < trainer.structure.sigmas[2] < 0.05 * 2
+
+
+def test_noise_is_a_share_of_what_the_scales_below_have_left(photo, options):
+    usual, ten = (at_the_last_scale(make_trainer(photo, options, sigma=sigma)).structure for sigma in (0.05, 0.5))
+    assert 0 < usual.sigmas[2] < 0.05 * 2
+    assert ten.sigmas[2] == pytest.approx(10 * usual.sigmas[2].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.75])
@@ -364,6 +369,8 @@ def test_resume_refuses_other_settings(photo, options, tmp_path):
         ({"precision": "int8"}, UsageError, "int8"),
         ({"device": "abacus"}, UsageError, "abacus"),
         ({"batch": 0}, UsageError, "batch = 0"),
+        ({"sigma": -0.1}, UsageError, "sigma = -0.1"),
+        ({"sigma": float("inf")}, UsageError, "sigma = inf"),
         ({"ema": 1.0}, UsageError, "ema = 1.0"),
         ({"ema": -0.1}, UsageError, "ema = -0.1"),
         ({"checkpoint_every": 0}, UsageError, "checkpoint_every = 0"),
