@@ -2,7 +2,8 @@
 
 At render time a step enlarges the output of the steps below, with its artefacts, not a reduced photograph. A structure
 file has no encoder, so a picture that resembles the photograph is found by inverting it: the code z_0 is fitted to the
-photograph through the VAE scales, and the GAN scales above draw their noise afresh. The steps between are then run on it.
+photograph through the VAE scales, and the noise that the GAN scales draw is led towards it. The steps between are then run
+on it.
 """
 
 import json
@@ -27,6 +28,10 @@ RATE = 0.05
 PRIOR = 0.1
 """Weight of (mean square of the code - 1)^2 beside the mean square error of the pictures (in [-1, 1]). A render draws
 codes from N(0, 1), whose mean square is 1: fitted without it, the code shrinks to values that no render sees."""
+LED = 10
+"""Steps that lead the noise of each GAN scale. As drawn, what these scales invent lies elsewhere than in the photograph, and a
+network that is asked to make the one of the other learns to blur (docs/decisions/0016)."""
+LED_RATE = 0.1
 MOST_BYTES = 512 << 20  # of all pictures together; where one is large there are fewer
 
 Tell = Callable[[str], None]
@@ -97,9 +102,10 @@ def make_chain(
 ) -> Chain:
     """Fit the code, draw the pictures and run the steps below on each. `scratch`: a file for the photograph's pixels."""
     structure = structure.to(device)
-    reals = [_photograph(photo, size, scratch)[None].to(device) * 2 - 1 for size in _fitted_sizes(structure)]
-    code = invert(structure, reals, generator)
-    fitted = _psnr((_scale(structure, code, len(reals) - 1) + 1) / 2, (reals[-1] + 1) / 2)
+    reals = [_photograph(photo, size, scratch)[None].to(device) * 2 - 1 for size in structure.sizes]
+    last_vae = structure.config.last_vae
+    code = invert(structure, reals[: last_vae + 1], generator)
+    fitted = _psnr(_unit(_scale(structure, code, last_vae)), _unit(reals[last_vae]))
     tell(f"step 1 inverted: PSNR {fitted:.1f} dB, code of mean square {float(code.square().mean()):.2f}")
     factor = 1
     for step in previous:
@@ -111,7 +117,7 @@ def make_chain(
     pictures, errors = [], []
     for number in range(total):
         paired = number < counts.reconstructions
-        picture = draw(structure, code if paired else _normal(code.shape, generator, device), generator)
+        picture = reconstruct(structure, code, reals, generator) if paired else draw(structure, generator)
         for step in previous:
             picture = enlarge(step, picture, generator)
         picture = picture.half().cpu()
@@ -156,30 +162,33 @@ def _read(path: Path, key: str) -> Chain | None:
 
 def invert(structure: Structure, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """The code [1, latent, h, w] whose pictures at the first scales are closest to `reals` [1, 3, h, w], by Adam."""
-    like = reals[0]
-    z = _normal((1, structure.config.latent, *structure.sizes[0]), generator, like.device)
-    z.requires_grad_(True)
-    adam = torch.optim.Adam([z], lr=RATE)
-    for _ in range(ITERATIONS):
+
+    def error(z: Tensor) -> Tensor:
         picture = structure.base(z)
-        loss = F.mse_loss(picture, reals[0]) + PRIOR * (z.square().mean() - 1) ** 2
+        loss = F.mse_loss(picture, reals[0])
         for m, real in enumerate(reals[1:], 1):
             picture = structure.refine(m, picture, structure.sizes[m])
             loss = loss + F.mse_loss(picture, real)
-        adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-    return z.detach()
+        return loss
+
+    z = _normal((1, structure.config.latent, *structure.sizes[0]), generator, reals[0].device)
+    return _fit(z, error, ITERATIONS, RATE)
 
 
-@torch.no_grad()
-def draw(structure: Structure, z: Tensor, generator: torch.Generator) -> Tensor:
-    """The whole picture [3, H, W] in [0, 1] of a code, with fresh noise at the GAN scales."""
+def reconstruct(structure: Structure, code: Tensor, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """The whole picture [3, H, W] in [0, 1] of a fitted code; the noise of each GAN scale is drawn, and then led so that the
+    scale's picture comes closer to the photograph, `reals` [1, 3, h, w] at every scale in [-1, 1].
+    """
+    first = structure.config.last_vae + 1
+    picture = _scale(structure, code, first - 1)
+    for m, real in enumerate(reals[first:], first):
+        picture = _led(structure, m, picture, real, _normal(real.shape, generator, real.device))
+    return _unit(picture[0])
 
-    def noise(m: int, shape: tuple[int, int, int]) -> Tensor:
-        return z[0] if m == 0 else _normal(shape, generator, z.device)
 
-    return structure.sample(noise)
+def draw(structure: Structure, generator: torch.Generator) -> Tensor:
+    """The whole picture [3, H, W] in [0, 1] of a random code."""
+    return structure.sample(lambda _, shape: torch.randn(shape, generator=generator))
 
 
 @torch.no_grad()
@@ -208,9 +217,27 @@ def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tens
     return result[:, : height * scale, : width * scale].contiguous()
 
 
-def _fitted_sizes(structure: Structure) -> Sequence[Size]:
-    """Of scale 0 and of the VAE scales, where a reconstruction has no noise of its own."""
-    return structure.sizes[: structure.config.last_vae + 1]
+def _led(structure: Structure, m: int, below: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+    """The picture of scale m upon the one below, its noise led towards the photograph."""
+
+    def refined(noise: Tensor) -> Tensor:
+        return structure.refine(m, below, structure.sizes[m], structure.sigmas[m] * noise)
+
+    noise = _fit(noise, lambda z: F.mse_loss(refined(z), real), LED, LED_RATE)
+    with torch.no_grad():
+        return refined(noise)
+
+
+def _fit(z: Tensor, error: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
+    """`z`, by Adam moved to where the error is small and its mean square still 1."""
+    z = z.detach().requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=rate)
+    for _ in range(steps):
+        loss = error(z) + PRIOR * (z.square().mean() - 1) ** 2
+        adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    return z.detach()
 
 
 def _photograph(photo: Photo, size: Size, scratch: Path) -> Tensor:
@@ -228,6 +255,11 @@ def _scale(structure: Structure, z: Tensor, m: int) -> Tensor:
 
 def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.randn(tuple(shape), generator=generator).to(device)
+
+
+def _unit(picture: Tensor) -> Tensor:
+    """From [-1, 1], where step 1 computes, to [0, 1]."""
+    return ((picture + 1) / 2).clamp(0, 1)
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:
