@@ -1,5 +1,7 @@
 """What an iteration takes is counted, and what is counted is what it takes."""
 
+from multiprocessing import get_context
+
 import pytest
 import torch
 
@@ -18,11 +20,13 @@ NETWORKS = {
     "swinir": lambda: SwinIR(dim=60, depths=(6, 6, 6), heads=(6, 6, 6), hidden=120),
 }
 
-LEAST = 0.65  # of what is measured; the holes that other tests leave in the heap add up to a quarter to it
 
-
-def peak(network, batch, side):
+def peak(name, twice, batch, side):
     """Bytes of a forward and a backward pass; the gradients of the weights are there before."""
+    steady_heap()
+    network = NETWORKS[name]()
+    if twice:
+        compute_twice(network)
     network(torch.rand(1, 3 + network.noise_channels, 8, 8)).sum().backward()
     x = torch.rand(batch, 3 + network.noise_channels, side, side)
     with PeakMemory(torch.device("cpu")) as memory:
@@ -33,15 +37,14 @@ def peak(network, batch, side):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("twice", [False, True])
 def test_the_count_is_what_is_taken(recipe, name, twice):
-    steady_heap()
+    """Measured in a process of its own, for in the holes that other tests leave in the heap it takes up to a quarter more."""
     recipe = recipe.replace(batch=8, crop=128, adversarial=0.0)
     network, judge = NETWORKS[name](), build("patch", 128, 8)
     weights = sum(28 * p.numel() for p in network.parameters())
     counted = estimate(network, judge, None, recipe, twice=twice) - weights
-    if twice:
-        compute_twice(network)
-    measured = peak(network, 8, 32)
-    assert LEAST * measured < counted < 2 * measured
+    with get_context("spawn").Pool(1) as alone:
+        measured = alone.apply(peak, (name, twice, 8, 32))
+    assert 0.75 * measured < counted < 2 * measured
 
 
 def test_feature_maps_are_counted(with_features, vgg_file):
@@ -63,7 +66,7 @@ def test_feature_maps_are_counted(with_features, vgg_file):
     fake, real = torch.rand(4, 3, 128, 128, requires_grad=True), torch.rand(4, 3, 128, 128)
     with PeakMemory(torch.device("cpu")) as memory:
         look(fake, real)
-    assert LEAST * (memory.host - memory.start) < counted < 2.5 * (memory.host - memory.start)
+    assert 0.75 * (memory.host - memory.start) < counted < 2.5 * (memory.host - memory.start)
 
 
 def plain(recipe):
