@@ -1,12 +1,13 @@
 """What a super-resolution network is trained with beside the pixel difference.
 
-Four kinds: the distance between two distributions (of patches, or of the vectors of feature maps: texture without
-correspondence), the difference of feature maps, the unevenness of a picture's phases, and the adversarial losses, which see
-only scores. Feature maps may come in half precision; all differences are taken in fp32, for they are small and what they are
-taken of is large.
+Five kinds: the distance between two distributions (of patches, or of the vectors of feature maps: texture without
+correspondence), the difference of reduced pictures, that of feature maps, the unevenness of a picture's phases, and the
+adversarial losses, which see only scores. Feature maps may come in half precision; all differences are taken in fp32, for they
+are small and what they are taken of is large.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,20 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import UsageError
+from engine.training.degradations import bicubic
 from engine.training.vgg import Maps
 
 Adversarial = Literal["ragan", "vanilla", "hinge"]
 
-# Which convolutions' outputs are compared, before their ReLU, and with what weight.
-PERCEPTUAL_LAYERS: Mapping[str, Mapping[str, float]] = {
-    "esrgan": {"conv5_4": 1.0},  # Wang et al. 2018
-    "swinir": {
-        "conv1_2": 0.1,
-        "conv2_2": 0.1,
-        "conv3_4": 1.0,
-        "conv4_4": 1.0,
-        "conv5_4": 1.0,
-    },  # BSRGAN's and SwinIR's code
+
+@dataclass(frozen=True, slots=True)
+class Perceptual:
+    """Which convolutions' outputs are compared, before their ReLU, and with what weight.
+
+    `relative`: a difference counts as a share of the real maps' mean size, so that weights serve that make maps of another
+    size. The published VGGs' are a hundred times as large as torchvision's.
+    """
+
+    weights: Mapping[str, float]
+    relative: bool = False
+
+
+PERCEPTUAL: Mapping[str, Perceptual] = {
+    "esrgan": Perceptual({"conv5_4": 1.0}),  # Wang et al. 2018
+    # BSRGAN's and SwinIR's code
+    "swinir": Perceptual({"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}),
+    "forms": Perceptual({"conv4_3": 0.5, "conv5_3": 1.5}, relative=True),  # that VGG-16 and VGG-19 both have
 }
 TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3")  # that VGG-16 and VGG-19 both have
 _FAINT = 2.5e-4  # texture of a sixteenth of a level, and less, is none
@@ -48,19 +58,30 @@ class SlicedWasserstein(nn.Module):
     the patches of a regular grid may have the distribution of a photograph's; at one phase they do not. A network that
     enlarges 4 times and has no texture to give makes such a grid, of 4 pixels.
 
+    `detail` takes directions that are blind to colour and to slopes of it, which leaves at each scale the finest texture, and
+    divides their distance by the mean size of the real patches' values along them, crop by crop. Without, what varies slowly
+    drowns fine texture, and a bright crop a dark one.
+
     `heights` makes a patch's height a part of it, as a fourth channel that grows from 0 at the top to `heights` at the bottom:
     leaves should then be found above and water below. With 1 the whole way down is as far as from black to white.
     """
 
     def __init__(
-        self, patch: int = 7, projections: int = 64, scales: int = 2, *, phases: int = 1, heights: float = 0.0
+        self,
+        patch: int = 7,
+        projections: int = 64,
+        scales: int = 2,
+        *,
+        phases: int = 1,
+        heights: float = 0.0,
+        detail: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("patch", patch), ("projections", projections), ("scales", scales), ("phases", phases)):
             if value < 1:
                 raise UsageError(f"{name} = {value}: at least 1 is needed")
         self.patch, self.projections, self.scales, self.phases = patch, projections, scales, phases
-        self.heights = heights
+        self.heights, self.detail = heights, detail
 
     def forward(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
         """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; fp64 of fp64.
@@ -81,10 +102,13 @@ class SlicedWasserstein(nn.Module):
                 filters = self._draw_directions(fake.shape[1], generator).to(fake)
                 stride = max(1, self.phases >> scale)
                 phase = _draw_phase(stride, generator)
-                projected = (
+                ours, theirs = (
                     F.conv2d(self._from(phase, batch), filters, stride=stride).flatten(2) for batch in (fake, real)
                 )
-                distances.append(_sorted_difference(*projected).abs().mean())
+                distance = _sorted_difference(ours, theirs).abs()
+                if self.detail:
+                    distance = distance / (theirs.abs().mean(-1, keepdim=True) + _FAINT)
+                distances.append(distance.mean())
             return torch.stack(distances).mean()
 
     def _check(self, fake: Tensor, real: Tensor) -> None:
@@ -107,6 +131,8 @@ class SlicedWasserstein(nn.Module):
 
     def _draw_directions(self, channels: int, generator: torch.Generator) -> Tensor:
         filters = torch.randn(self.projections, channels, self.patch, self.patch, generator=generator)
+        if self.detail:
+            filters = _without_slopes(filters - filters.mean((2, 3), keepdim=True))
         return F.normalize(filters.flatten(1)).view_as(filters)
 
     def _from(self, phase: Sequence[int], batch: Tensor) -> Tensor:
@@ -197,9 +223,35 @@ class Checkerboard(nn.Module):
             return even.mean(0).sub(1).square().mean()
 
 
-def perceptual_loss(fake: Maps, real: Maps, weights: Mapping[str, float]) -> Tensor:
+def consistency_loss(fake: Tensor, coarse: Tensor, scale: int) -> Tensor:
+    """The mean absolute difference of crops [N, 3, H, W], reduced, from [N, 3, H / scale, W / scale] -> scalar.
+
+    Reduced as the photograph is, by a cubic. The mean of the squares of pixels is softer: held to the photograph by it, a picture
+    must have more contrast than the photograph in the finest structures that the input shows (docs/decisions/0017). A border
+    pixel is made partly of what lies outside the crop and does not count.
+    """
+    inner = slice(1, -1) if min(coarse.shape[2:]) > 2 else slice(None)
+    return F.l1_loss(bicubic(fake, scale)[:, :, inner, inner], coarse[:, :, inner, inner])
+
+
+def perceptual_loss(fake: Maps, real: Maps, layers: Perceptual) -> Tensor:
     """The mean absolute difference of feature maps, layer by layer, weighted -> scalar, fp32; `real` gets no gradient."""
-    return torch.stack([w * F.l1_loss(fake[n].float(), real[n].detach().float()) for n, w in weights.items()]).sum()
+    losses = []
+    for name, weight in layers.weights.items():
+        ours, theirs = fake[name].float(), real[name].detach().float()
+        size = theirs.abs().mean().clamp_min(torch.finfo(theirs.dtype).tiny) if layers.relative else 1.0
+        losses.append(weight * F.l1_loss(ours, theirs) / size)
+    return torch.stack(losses).sum()
+
+
+def _without_slopes(filters: Tensor) -> Tensor:
+    """Without what answers to a colour that grows evenly, across or down; of filters whose weights add up to zero."""
+    ramp = torch.linspace(-1, 1, filters.shape[-1])
+    for slope in (ramp.expand_as(filters), ramp[:, None].expand_as(filters)):
+        filters = (
+            filters - (filters * slope).sum((2, 3), keepdim=True) / slope.square().sum((2, 3), keepdim=True) * slope
+        )
+    return filters
 
 
 def _draw_phase(stride: int, generator: torch.Generator) -> list[int]:

@@ -75,12 +75,14 @@ class Recipe:
     noise: Literal["fixed", "uniform"]
     render_sigma: float
     noise_channels: int
+    blocks: int
 
     pixel: float
     consistency: float
     perceptual: float
-    perceptual_layers: Literal["esrgan", "swinir"]
+    perceptual_layers: Literal["esrgan", "swinir", "forms"]
     texture: float
+    detail: float
     feature_texture: float
     checkerboard: float
     adversarial: float

@@ -19,15 +19,17 @@ from torch import Tensor
 
 from engine.archs import Upscaler
 from engine.training import discriminators, footprint
+from engine.training.degradations import bicubic
 from engine.training.log import Event, Reviewed, TrainingFinished, TrainingStarted
 from engine.training.look import Look, Shift, draw_shift, maps_of
 from engine.training.loop import Step, Trainer
 from engine.training.losses import (
-    PERCEPTUAL_LAYERS,
+    PERCEPTUAL,
     TEXTURE_LAYERS,
     Checkerboard,
     FeatureWasserstein,
     SlicedWasserstein,
+    consistency_loss,
     discriminator_loss,
     generator_loss,
     perceptual_loss,
@@ -58,7 +60,7 @@ def feature_layers(recipe: Recipe) -> tuple[str, ...]:
     """The layers of VGG that the recipe's losses look at."""
     wanted: list[str] = []
     if recipe.perceptual:
-        wanted += PERCEPTUAL_LAYERS[recipe.perceptual_layers]
+        wanted += PERCEPTUAL[recipe.perceptual_layers].weights
     if recipe.feature_texture:
         wanted += TEXTURE_LAYERS
     if recipe.adversarial and recipe.discriminator == "projected":
@@ -94,6 +96,7 @@ class SRTrainer(Trainer):
         self.mean = [p.detach().clone() for p in self.network.parameters()]
         self.vgg = vgg.to(device) if vgg is not None else None
         self.texture, self.feature_texture = SlicedWasserstein(phases=network.scale), FeatureWasserstein()
+        self.detail = SlicedWasserstein(3, scales=3, phases=network.scale, detail=True)
         self.checkerboard = Checkerboard(network.scale)
         recipe = self.recipe
         with seeded(settings.seed):
@@ -197,8 +200,9 @@ class SRTrainer(Trainer):
         return dict(zip(names, self.mean, strict=True))
 
     def _draw_shift(self) -> Shift:
-        """How VGG sees the crops moved around. The perceptual loss takes the pictures as they are."""
-        if self.vgg is None or self.recipe.perceptual:
+        """How VGG sees the crops moved around. The papers' perceptual losses take the pictures as they are."""
+        recipe = self.recipe
+        if self.vgg is None or (recipe.perceptual and recipe.perceptual_layers != "forms"):
             return 0, 0
         return draw_shift((self.recipe.crop, self.recipe.crop), self.generator)
 
@@ -213,12 +217,14 @@ class SRTrainer(Trainer):
             losses["pixel"] = F.l1_loss(fake.picture[:pairs], real.picture[:pairs])
         if recipe.consistency:
             scale = self.network.scale
-            coarse = torch.cat([F.avg_pool2d(real.picture[:pairs], scale), batch.coarse])
-            losses["consistency"] = F.l1_loss(F.avg_pool2d(fake.picture, scale), coarse)
+            coarse = torch.cat([bicubic(real.picture[:pairs], scale), batch.coarse])
+            losses["consistency"] = consistency_loss(fake.picture, coarse, scale)
         comparable = batch.matched if self.aligned else pairs
         if recipe.perceptual and comparable:
-            weights = PERCEPTUAL_LAYERS[recipe.perceptual_layers]
-            losses["perceptual"] = perceptual_loss(fake.rows(comparable), real.rows(comparable), weights)
+            layers = PERCEPTUAL[recipe.perceptual_layers]
+            losses["perceptual"] = perceptual_loss(fake.rows(comparable), real.rows(comparable), layers)
+        if recipe.detail:
+            losses["detail"] = self.detail(fake.picture, real.picture, self.generator)
         if recipe.texture:
             losses["texture"] = self.texture(fake.picture, real.picture, self.generator)
         if recipe.feature_texture:
@@ -292,6 +298,7 @@ class SRTrainer(Trainer):
             "consistency": recipe.consistency,
             "perceptual": recipe.perceptual,
             "texture": recipe.texture,
+            "detail": recipe.detail,
             "feature_texture": recipe.feature_texture,
             "checkerboard": recipe.checkerboard,
             "adv": recipe.adversarial,

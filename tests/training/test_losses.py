@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from engine.errors import UsageError
+from engine.training.degradations import bicubic
 from engine.training.losses import (
     Checkerboard,
     FeatureWasserstein,
+    Perceptual,
     SlicedWasserstein,
+    consistency_loss,
     discriminator_loss,
     generator_loss,
     perceptual_loss,
@@ -299,6 +302,46 @@ def test_half_precision_maps_are_compared_in_full():
         FeatureWasserstein()(fake, maps(1.0, (2, 6, 8, 8)), seeded())
 
 
+def test_detail_is_blind_to_colours_and_slopes_and_to_how_strong_a_texture_is():
+    detail, plain = SlicedWasserstein(3, scales=3, detail=True), SlicedWasserstein(3, scales=3)
+    real = noise(0.2, 2, 3, 64, 64)
+    slope = torch.linspace(-0.2, 0.2, 64)
+    other = real + torch.tensor([0.1, 0.0, -0.1])[:, None, None] + slope + slope[:, None]
+    assert detail(other, real, seeded()) < 1e-3 < plain(other, real, seeded())
+    rough = noise(0.4, 2, 3, 64, 64, seed=1)
+    strong = detail(rough, real, seeded()).item()
+    assert strong == pytest.approx(1.0, abs=0.1)  # answers twice as large: as far as the real ones are large
+    faint = detail(0.5 + (rough - 0.5) / 5, 0.5 + (real - 0.5) / 5, seeded()).item()
+    assert faint == pytest.approx(strong, rel=0.05)
+    assert detail(real, real, seeded()) == 0
+
+
+def test_detail_sees_what_is_missing_at_the_finest_scale_alone():
+    """Of a picture of coarse and fine texture the fine one is taken away: patches hardly differ, detail does."""
+    coarse = torch.nn.functional.interpolate(noise(0.2, 1, 3, 8, 8), scale_factor=16, mode="bilinear")
+    real = coarse + noise(0.01, 1, 3, 128, 128) - 0.5
+    assert SlicedWasserstein(3, scales=1)(coarse, real, seeded()) < 0.02
+    assert SlicedWasserstein(3, scales=1, detail=True)(coarse, real, seeded()) > 0.5
+
+
+def test_a_photograph_is_consistent_with_its_own_reduction():
+    real = noise(0.2, 1, 3, 32, 32).clamp(0, 1)
+    coarse = bicubic(real, 4)
+    border = coarse.clone()
+    border[:, :, 0] = border[:, :, :, -1] = 0
+    assert consistency_loss(real, coarse, 4) == consistency_loss(real, border, 4) == 0
+    assert consistency_loss(real, coarse + 0.1, 4).item() == pytest.approx(0.1)
+    assert consistency_loss(real[:, :, :8, :8], coarse[:, :, :2, :2], 4) > 0  # nothing but border
+
+
+def test_consistency_asks_for_no_more_contrast_than_there_is():
+    """As the means of squares would, which flatten waves of 24 pixels four times as much."""
+    waves = 0.5 + 0.3 * torch.sin(torch.arange(192) * torch.pi / 12).expand(1, 3, 192, 192)
+    coarse = waves[:, :, ::4, 1::4] / 2 + waves[:, :, ::4, 2::4] / 2  # what is in the middle of each square
+    by_means = (torch.nn.functional.avg_pool2d(waves, 4) - coarse).abs().mean()
+    assert consistency_loss(waves, coarse, 4) < 0.4 * by_means
+
+
 def test_perceptual_loss_weighs_layers():
     fake = {
         "conv1_2": torch.tensor([1.0, 2.0]),
@@ -306,9 +349,19 @@ def test_perceptual_loss_weighs_layers():
         "relu3_3": torch.ones(1),
     }
     real = {name: torch.zeros_like(value).requires_grad_() for name, value in fake.items()}
-    loss = perceptual_loss(fake, real, {"conv1_2": 0.1, "conv2_2": 1.0})
+    loss = perceptual_loss(fake, real, Perceptual({"conv1_2": 0.1, "conv2_2": 1.0}))
     assert loss.item() == pytest.approx(0.1 * 1.5 + 2.0)
     assert not loss.requires_grad
+
+
+def test_a_relative_perceptual_loss_does_not_see_how_large_maps_are():
+    fake, real = {"conv4_3": torch.tensor([1.0, 2.0])}, {"conv4_3": torch.tensor([4.0, -2.0])}
+    layers = Perceptual({"conv4_3": 0.5}, relative=True)
+    assert perceptual_loss(fake, real, layers).item() == pytest.approx(0.5 * 3.5 / 3)
+    larger = ({name: 100 * value for name, value in maps.items()} for maps in (fake, real))
+    assert perceptual_loss(*larger, layers).item() == pytest.approx(0.5 * 3.5 / 3)
+    black = {"conv4_3": torch.zeros(2)}
+    assert perceptual_loss(black, black, layers).item() == 0
 
 
 # Adversarial losses

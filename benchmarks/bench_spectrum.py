@@ -1,0 +1,72 @@
+"""Where a model's pictures have more or less texture than the photograph: its energy octave by octave.
+
+    python benchmarks/bench_spectrum.py MODEL PHOTO [MODEL PHOTO ...]
+
+Renders, 4096 columns wide and with the photograph's proportions, three samples (`samples`) and the photograph itself reduced to
+step 1's size (`reduced`), whose content is the photograph's, so that what differs is the enlargements' doing. Of each the energy
+of the structures of 16 to 32, 8 to 16, 4 to 8 and 2 to 4 pixels, over that of the photograph at this size: 1 is equal. Much
+energy in coarse octaves and little in fine ones is what a painting has. A photograph of fewer than 4096 columns has little in
+the last one itself. Writes results/spectrum.csv.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from harness import add_row, render
+from PIL import Image
+
+from engine.model import load
+from engine.request import Request
+from engine.training.data import open_photo
+from engine.training.picture import open_picture
+
+SEEDS = range(3)
+WIDTH = 4096
+PERIODS = (32, 16, 8, 4, 2)  # pixels
+
+
+def energies(image):
+    """Of an image [3, H, W], for each octave; the mean of the colours."""
+    grey = image.mean(0, dtype=np.float64)
+    window = np.hanning(grey.shape[0])[:, None] * np.hanning(grey.shape[1])
+    energy = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
+    frequency = np.maximum(np.abs(np.fft.fftfreq(grey.shape[0]))[:, None], np.abs(np.fft.fftfreq(grey.shape[1])))
+    octaves = zip(PERIODS, PERIODS[1:], strict=False)
+    return np.array([energy[(frequency >= 1 / low) & (frequency < 1 / high)].sum() for low, high in octaves])
+
+
+def show(name, what, values, images):
+    row = {"model": name, "of": what, "images": images}
+    row |= {
+        f"{high} to {low} px": f"{value:.2f}" for low, high, value in zip(PERIODS, PERIODS[1:], values, strict=False)
+    }
+    print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    add_row("spectrum", row)
+
+
+def main(*paths):
+    for path, picture in zip(paths[::2], paths[1::2], strict=True):
+        model, photo = load(path), open_photo(Path(picture))
+        size = (round(WIDTH * photo.height / photo.width), WIDTH)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+
+            def at(size, photo=photo, folder=folder):
+                return open_picture(photo, size, folder / "pixels").crop(0, 0, *size).numpy()
+
+            truth = energies(at(size))
+            found = [energies(render(model, Request(size=size, seed=seed))) for seed in SEEDS]
+            show(Path(path).stem, "samples", np.mean(found, 0) / truth, len(found))
+            small = (round(model.base_size[1] * photo.height / photo.width), model.base_size[1])
+            Image.fromarray(np.moveaxis(at(small), 0, -1)).save(folder / "reduced.png")
+            enlarged = (small[0] * WIDTH // small[1], WIDTH)
+            reduced = energies(render(model, Request(size=enlarged, init=folder / "reduced.png")))
+            show(Path(path).stem, "reduced", reduced / energies(at(enlarged)), 1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
