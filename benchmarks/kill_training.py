@@ -61,14 +61,16 @@ class Training:
 
 
 def recipe(folder, iterations):
-    text = preset_text("quick-vgg")
-    text, changed = re.subn(r"(?m)^(\[sr\]\n)iterations = \d+", rf"\g<1>iterations = {iterations}", text)
-    text, also = re.subn(r"(?m)^milestones = .*$", f"milestones = [{iterations // 2}]", text)
-    head, tail = text.split("[sr]")
-    tail, last = re.subn(r"(?m)^checkpoint_every = \d+", f"checkpoint_every = {EVERY}", tail)
-    assert changed == also == last == 1
+    head, text = preset_text("quick-vgg").split("[sr]")  # and of what differs at a step
+    for name, value in (
+        ("iterations", iterations),
+        ("milestones", [iterations // 2]),
+        ("checkpoint_every", EVERY),
+    ):
+        text, changed = re.subn(rf"(?m)^{name} = (\d+|\[.*\])", f"{name} = {value}", text)
+        assert changed
     path = folder / "recipe.toml"
-    path.write_text(head + "[sr]" + tail)
+    path.write_text(head + "[sr]" + text)
     return path
 
 

@@ -44,7 +44,7 @@ class Request(Common):
     def __post_init__(self) -> None:
         Common.__post_init__(self)
         recipe = self.recipe
-        for name in ("consistency", "perceptual", "texture", "adversarial", "chain", "noise_channels"):
+        for name in ("consistency", "perceptual", "texture", "detail", "adversarial", "chain", "noise_channels"):
             if getattr(recipe, name):
                 raise UsageError(
                     f"{name} = {getattr(recipe, name):g}: a teacher is followed by the pixel loss alone: set 0"

@@ -25,8 +25,8 @@ Adversarial = Literal["ragan", "vanilla", "hinge"]
 class Perceptual:
     """Which convolutions' outputs are compared, before their ReLU, and with what weight.
 
-    `relative`: a difference counts as a share of the real maps' mean size, so that weights serve that make maps of another
-    size. The published VGGs' are a hundred times as large as torchvision's.
+    `relative`: a difference counts as a share of the real maps' mean size, so that VGG's weights may come from anywhere:
+    differently scaled ones make maps of quite another size.
     """
 
     weights: Mapping[str, float]
@@ -248,9 +248,8 @@ def _without_slopes(filters: Tensor) -> Tensor:
     """Without what answers to a colour that grows evenly, across or down; of filters whose weights add up to zero."""
     ramp = torch.linspace(-1, 1, filters.shape[-1])
     for slope in (ramp.expand_as(filters), ramp[:, None].expand_as(filters)):
-        filters = (
-            filters - (filters * slope).sum((2, 3), keepdim=True) / slope.square().sum((2, 3), keepdim=True) * slope
-        )
+        share = (filters * slope).sum((2, 3), keepdim=True) / slope.square().sum((2, 3), keepdim=True)
+        filters = filters - share * slope
     return filters
 
 

@@ -200,9 +200,8 @@ class SRTrainer(Trainer):
         return dict(zip(names, self.mean, strict=True))
 
     def _draw_shift(self) -> Shift:
-        """How VGG sees the crops moved around. The papers' perceptual losses take the pictures as they are."""
-        recipe = self.recipe
-        if self.vgg is None or (recipe.perceptual and recipe.perceptual_layers != "forms"):
+        """How VGG sees the crops moved around; as they are where, as in the papers, the perceptual loss alone looks through it."""
+        if not feature_layers(self.recipe.replace(perceptual=0.0)):
             return 0, 0
         return draw_shift((self.recipe.crop, self.recipe.crop), self.generator)
 
