@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,18 @@ def energies(image):
     window = np.hanning(grey.shape[0])[:, None] * np.hanning(grey.shape[1])
     energy = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
     frequency = np.maximum(np.abs(np.fft.fftfreq(grey.shape[0]))[:, None], np.abs(np.fft.fftfreq(grey.shape[1])))
-    octaves = zip(PERIODS, PERIODS[1:], strict=False)
-    return np.array([energy[(frequency >= 1 / low) & (frequency < 1 / high)].sum() for low, high in octaves])
+    octaves = ((frequency >= 1 / low) & (frequency < 1 / high) for low, high in pairwise(PERIODS))
+    return np.array([energy[octave].sum() for octave in octaves])
+
+
+def photograph(photo, size, folder):
+    """[3, H, W] of this size, as it is reduced for training."""
+    return open_picture(photo, size, folder / "pixels").crop(0, 0, *size).numpy()
 
 
 def show(name, what, values, images):
     row = {"model": name, "of": what, "images": images}
-    row |= {
-        f"{high} to {low} px": f"{value:.2f}" for low, high, value in zip(PERIODS, PERIODS[1:], values, strict=False)
-    }
+    row |= {f"{high} to {low} px": f"{value:.2f}" for (low, high), value in zip(pairwise(PERIODS), values, strict=True)}
     print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     add_row("spectrum", row)
 
@@ -52,20 +56,18 @@ def main(*paths):
     for path, picture in zip(paths[::2], paths[1::2], strict=True):
         model, photo = load(path), open_photo(Path(picture))
         size = (round(WIDTH * photo.height / photo.width), WIDTH)
+        found = [energies(render(model, Request(size=size, seed=seed))) for seed in SEEDS]
+        base = model.base_size[1]
+        small = (round(base * photo.height / photo.width), base)
+        enlarged = (small[0] * WIDTH // base, WIDTH)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-
-            def at(size, photo=photo, folder=folder):
-                return open_picture(photo, size, folder / "pixels").crop(0, 0, *size).numpy()
-
-            truth = energies(at(size))
-            found = [energies(render(model, Request(size=size, seed=seed))) for seed in SEEDS]
-            show(Path(path).stem, "samples", np.mean(found, 0) / truth, len(found))
-            small = (round(model.base_size[1] * photo.height / photo.width), model.base_size[1])
-            Image.fromarray(np.moveaxis(at(small), 0, -1)).save(folder / "reduced.png")
-            enlarged = (small[0] * WIDTH // small[1], WIDTH)
-            reduced = energies(render(model, Request(size=enlarged, init=folder / "reduced.png")))
-            show(Path(path).stem, "reduced", reduced / energies(at(enlarged)), 1)
+            start = folder / "reduced.png"
+            Image.fromarray(np.moveaxis(photograph(photo, small, folder), 0, -1)).save(start)
+            again = energies(render(model, Request(size=enlarged, init=start)))
+            truths = [energies(photograph(photo, one, folder)) for one in (size, enlarged)]
+        show(Path(path).stem, "samples", np.mean(found, 0) / truths[0], len(found))
+        show(Path(path).stem, "reduced", again / truths[1], 1)
 
 
 if __name__ == "__main__":

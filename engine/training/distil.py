@@ -31,6 +31,17 @@ from engine.training.review import Review, fixed_crops
 from engine.training.sr import SCALE, Runtime, columns_trained_on, open_network, run
 from engine.training.sr_trainer import Settings, SRTrainer
 
+_REFUSED = (
+    "consistency",
+    "perceptual",
+    "texture",
+    "detail",
+    "feature_texture",
+    "checkerboard",
+    "adversarial",
+    "chain",
+    "noise_channels",
+)
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -44,7 +55,7 @@ class Request(Common):
     def __post_init__(self) -> None:
         Common.__post_init__(self)
         recipe = self.recipe
-        for name in ("consistency", "perceptual", "texture", "detail", "adversarial", "chain", "noise_channels"):
+        for name in _REFUSED:
             if getattr(recipe, name):
                 raise UsageError(
                     f"{name} = {getattr(recipe, name):g}: a teacher is followed by the pixel loss alone: set 0"

@@ -94,8 +94,9 @@ def test_refusals(large_photo, small, teacher, tmp_path):
         run([tmp_path / "empty"], tmp_path / "x.safetensors", request)
     with pytest.raises(UsageError, match="name files or folders"):
         run([], tmp_path / "x.safetensors", request)
-    with pytest.raises(UsageError, match="texture = 1"):
-        Request(recipe=small.replace(texture=1.0))
+    for name in ("texture", "detail", "feature_texture", "checkerboard"):
+        with pytest.raises(UsageError, match=f"^{name} = 1"):
+            Request(recipe=small.replace(**{name: 1.0}))
     Image.new("RGB", (40, 40)).save(tmp_path / "tiny.png")
     with pytest.raises(InputError, match="a photograph has 30x40"):
         run([tmp_path / "tiny.png"], tmp_path / "x.safetensors", request)

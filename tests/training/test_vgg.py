@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from engine.errors import InputError, UsageError
+from engine.training.losses import PERCEPTUAL
 from engine.training.vgg import VGGFeatures, open_vgg
 
 
@@ -55,6 +56,12 @@ def test_maps(files, states, name, layers):
     assert found.keys() == set(layers)
     for layer in layers:
         torch.testing.assert_close(found[layer], expected[layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_either_network_has_the_layers_of_forms(files, name):
+    layers = PERCEPTUAL["forms"].weights
+    assert VGGFeatures(files[name], tuple(layers))(torch.rand(1, 3, 16, 16)).keys() == layers.keys()
 
 
 def test_it_is_frozen_and_leads_to_the_picture(files):
