@@ -29,6 +29,8 @@ class StructureRecipe:
     padding: Padding
     coordinates: bool
     last_vae: int
+    vae_texture: float
+    vae_coherence: float
     texture: float
     feature_texture: float
     adversarial: float
@@ -46,7 +48,7 @@ class StructureRecipe:
 
     @property
     def losses(self) -> Losses:
-        return Losses(self.texture, self.feature_texture, self.adversarial, self.discriminator)
+        return Losses(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Losses)})
 
     def run(self) -> dict[str, Any]:
         """These as `train_structure` takes them."""

@@ -1,4 +1,4 @@
-"""What a patch-GAN of step 1 is trained with beside its reconstruction: an adversary, and distances of texture.
+"""What step 1 is trained with beside its reconstruction: an adversary, and distances of a sample from the photograph.
 
 Knows pictures of one scale at a time; the scales' order is the trainer's affair.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from engine.archs.hpvaegan import Config
@@ -29,24 +30,31 @@ Kind = Literal["wgan", "projected"]
 PENALTY = 0.1
 PATCH = 7  # side of the patches that the texture loss compares ...
 PATCH_SCALES = 3  # ... at so many sizes of the picture, each half as large as the one before
+VAE_PATCH = 5  # the same of a patch-VAE, a few dozen pixels wide
+VAE_SCALES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
     """Weights, and who judges. As they stand here they are the paper's.
 
-    `texture`: of the distance between the patches of a sample and those of the photograph, `feature_texture`: of that
+    Of a patch-VAE's samples, `vae_texture`: of the distance between their patches and those of the photograph as
+    distributions, `vae_coherence`: of each patch's distance from the nearest of the photograph.
+
+    Of a patch-GAN's, `texture`: of the distance between their patches and those of the photograph, `feature_texture`: of that
     between the vectors of VGG's maps; each patch and each vector with its height. `discriminator`: "wgan", of patches
     of the picture with a gradient penalty (Gur et al. 2020), or "projected", of VGG's maps.
     """
 
+    vae_texture: float = 0.0
+    vae_coherence: float = 0.0
     texture: float = 0.0
     feature_texture: float = 0.0
     adversarial: float = 1.0
     discriminator: Kind = "wgan"
 
     def __post_init__(self) -> None:
-        for name in ("texture", "feature_texture", "adversarial"):
+        for name in ("vae_texture", "vae_coherence", "texture", "feature_texture", "adversarial"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} = {getattr(self, name)}: must be a number of at least 0")
         if self.discriminator not in get_args(Kind):
@@ -57,6 +65,40 @@ class Losses:
         """The layers of VGG that they look at."""
         texture = TEXTURE_LAYERS if self.feature_texture else ()
         return tuple(dict.fromkeys((*texture, *(PROJECTED_LAYERS if self.discriminator == "projected" else ()))))
+
+
+class Coherence(nn.Module):
+    """How far each patch of a picture is from the nearest one of another (Simakov et al. 2008), squared.
+
+    Its place may be any, but its height counts: `HEIGHT` is that of the picture's bottom over its top, in units of the pixels'
+    values. Patches of the other picture that nothing comes near are preferred: a distance is divided by the least one that any
+    patch has from the same patch, plus `ALPHA` (Granot et al. 2022, "Drop the GAN", equation 1). Otherwise all become the few
+    that are near to everything.
+    """
+
+    PATCH, HEIGHT, ALPHA = VAE_PATCH, 2.0, 0.005
+    MOST = 64  # rows and columns of patches; of larger pictures every second, third, ... is taken, from the first on
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; `real` gets no gradient."""
+        patch = min(self.PATCH, *fake.shape[2:])
+        distances = []
+        for ours, theirs in zip(fake.float(), real.detach().float(), strict=True):
+            (values, heights), (others, their_heights) = self._patches(ours, patch), self._patches(theirs, patch)
+            with torch.no_grad():
+                apart = torch.cdist(values, others).square() / values.shape[1]
+                apart = apart + (heights[:, None] - their_heights).square()
+                nearest = (apart / (apart.amin(0) + self.ALPHA)).argmin(1)
+            distances.append(F.mse_loss(values, others[nearest]))
+        return torch.stack(distances).mean()
+
+    def _patches(self, picture: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+        """[patches, values] and the height of each."""
+        stride = -(-max(picture.shape[1:]) // self.MOST)
+        values = F.unfold(picture[None], patch, stride=stride)[0].T
+        rows, columns = ((side - patch) // stride + 1 for side in picture.shape[1:])
+        height = self.HEIGHT * torch.arange(rows).to(values) * stride / picture.shape[1]
+        return values, height.repeat_interleave(columns)
 
 
 class Adversary(Protocol):
@@ -143,5 +185,16 @@ def make_adversary(kind: Kind, config: Config, precision: Precision, device: tor
 
 def patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
     """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
-    patch = min(PATCH, *size)
-    return SlicedWasserstein(patch, scales=min(PATCH_SCALES, (min(size) // patch).bit_length()), phases=2, heights=1.0)
+    patch, scales = _fitting(size, PATCH, PATCH_SCALES)
+    return SlicedWasserstein(patch, scales=scales, phases=2, heights=1.0)
+
+
+def vae_patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
+    """Of so few patches every one counts, and more directions are cheap."""
+    patch, scales = _fitting(size, VAE_PATCH, VAE_SCALES)
+    return SlicedWasserstein(patch, 256, scales=scales, heights=1.0)
+
+
+def _fitting(size: tuple[int, int], patch: int, scales: int) -> tuple[int, int]:
+    patch = min(patch, *size)
+    return patch, min(scales, (min(size) // patch).bit_length())

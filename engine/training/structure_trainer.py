@@ -22,7 +22,7 @@ from engine.training.loop import Step, Trainer
 from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein
 from engine.training.precision import Precision, autocast
 from engine.training.seed import seeded
-from engine.training.structure_losses import Losses, make_adversary, patch_distance
+from engine.training.structure_losses import Coherence, Losses, make_adversary, patch_distance, vae_patch_distance
 from engine.training.vgg import VGGFeatures
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
@@ -58,7 +58,8 @@ class StructureTrainer(Trainer):
     """The networks, the optimisers and the noise of a run; a phase is a scale.
 
     Beside the paper's losses a patch-GAN may have some of texture: the patches of its samples, and the vectors of VGG's maps of
-    them, should be distributed as the photograph's, height by height (docs/decisions/0013 and 0014).
+    them, should be distributed as the photograph's, height by height (docs/decisions/0013 and 0014). And so may a patch-VAE,
+    whose samples the paper leaves to themselves (docs/decisions/0018).
 
     A patch-GAN's block is left as the running mean of its last weights: from iteration to iteration colours swing, and the
     scales above would build upon the swing of the last one.
@@ -93,8 +94,10 @@ class StructureTrainer(Trainer):
         # All noise is drawn on the CPU, so that a seed means the same on every device.
         self.noise = torch.Generator().manual_seed(settings.seed)
         self._posterior: tuple[Tensor, Tensor] | None = None
-        self._patches = [patch_distance(size) for size in sizes] if settings.losses.texture else []
-        self._features = FeatureWasserstein()
+        self._patches = [
+            vae_patch_distance(size) if self.is_vae(m) else patch_distance(size) for m, size in enumerate(sizes)
+        ]
+        self._features, self._coherence = FeatureWasserstein(), Coherence()
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
         self._optimisers: list[torch.optim.Adam] = []
@@ -187,20 +190,32 @@ class StructureTrainer(Trainer):
         return [((picture.float().cpu() + 1) / 2).clamp(0, 1) for picture in pictures]
 
     def _vae_step(self) -> Step:
-        m, (real, smallest) = self.phase, (self.reals[self.phase], self.reals[0])
+        """What G_0 makes and what this scale makes of it are trained together."""
+        m, n, weights = self.phase, self._settings.batch, self._settings.losses
         with self._autocast():
-            mean, log_variance = (t.float() for t in self.encoder(smallest))
-            z = self._reparameterise(mean, log_variance)
-            first = self.structure.base(z)
-            picture = first
+            mean, log_variance = (t.float() for t in self.encoder(self.reals[0]))
+            codes = [self._reparameterise(mean, log_variance)]
+            if weights.vae_texture or weights.vae_coherence:
+                codes.append(self._normal(*codes[0].shape))
+            pictures = [self.structure.base(torch.cat(codes))]
             for k in range(1, m + 1):
-                picture = self.structure.refine(k, picture, self._size(k))
-        reconstruction = F.mse_loss(first, smallest.expand_as(first))
-        if m > 0:
-            reconstruction = reconstruction + F.mse_loss(picture, real.expand_as(picture))
-        divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).mean()
-        self._descend(0, [RECONSTRUCTION * reconstruction + divergence], clip=True)
-        return Step({"rec": reconstruction.item(), "kl": divergence.item()})
+                pictures.append(self.structure.refine(k, pictures[-1], self._size(k)))
+        losses = {"kl": -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).mean()}
+        for k in dict.fromkeys((0, m)):
+            for name, loss in self._of_vae(k, pictures[k][:n], pictures[k][n:]).items():
+                losses[name] = losses[name] + loss if name in losses else loss
+        self._descend(0, [self._weighted(losses)], clip=True)
+        return Step({name: loss.item() for name, loss in losses.items()})
+
+    def _of_vae(self, k: int, reconstructed: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """The losses of scale k's pictures whose weight is not zero."""
+        weights, real = self._settings.losses, self.reals[k].expand_as(reconstructed)
+        found = {"rec": F.mse_loss(reconstructed, real)}
+        if weights.vae_texture:
+            found["vae_texture"] = self._patches[k]((fake + 1) / 2, (real + 1) / 2, self.noise)
+        if weights.vae_coherence:
+            found["vae_coherence"] = self._coherence((fake + 1) / 2, (real + 1) / 2)
+        return found
 
     def _gan_step(self) -> Step:
         m, n, real = self.phase, self._settings.batch, self.reals[self.phase].expand(self._settings.batch, -1, -1, -1)
@@ -228,7 +243,7 @@ class StructureTrainer(Trainer):
         self.discriminator.requires_grad_(False)
         losses = {"rec": F.mse_loss(reconstructed, real), "adv": self.adversary.fooling(ours)}
         losses |= self._texture(ours, theirs, frame)
-        self._descend(0, [torch.stack([self._weight(name) * loss for name, loss in losses.items()]).sum()], clip=True)
+        self._descend(0, [self._weighted(losses)], clip=True)
         return Step({name: loss.item() for name, loss in losses.items()} | critic)
 
     def _look(self, picture: Tensor, frame: Frame) -> Look:
@@ -239,7 +254,7 @@ class StructureTrainer(Trainer):
     def _texture(self, ours: Look, theirs: Look, frame: Frame) -> dict[str, Tensor]:
         """The distances whose weight is not zero."""
         found = {}
-        if self._patches:
+        if self._settings.losses.texture:
             fake, real = ((look.picture + 1) / 2 for look in (ours, theirs))
             found["texture"] = self._patches[self.phase](fake, real, self.noise)
         if self._settings.losses.feature_texture:
@@ -248,14 +263,10 @@ class StructureTrainer(Trainer):
             found["feature_texture"] = self._features(fakes, reals, self.noise, heights=heights)
         return found
 
-    def _weight(self, name: str) -> float:
-        weights = self._settings.losses
-        return {
-            "rec": RECONSTRUCTION,
-            "adv": weights.adversarial,
-            "texture": weights.texture,
-            "feature_texture": weights.feature_texture,
-        }[name]
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        given = self._settings.losses
+        weights = asdict(given) | {"rec": RECONSTRUCTION, "kl": 1.0, "adv": given.adversarial}
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
     def _descend(self, which: int, losses: Iterable[Tensor], *, clip: bool) -> None:
         """A step down the sum of the losses, whose graphs need not be alive together: one is asked for after the other."""

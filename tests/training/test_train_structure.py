@@ -17,7 +17,7 @@ from engine.training.data import open_photo
 from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
 from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.structure import train_structure
-from engine.training.structure_losses import Losses, Wasserstein
+from engine.training.structure_losses import Coherence, Losses, Wasserstein, vae_patch_distance
 from engine.training.structure_trainer import Settings, StructureTrainer, seeded_noise
 from engine.training.vgg import VGGFeatures
 
@@ -214,7 +214,8 @@ def test_half_precision_trains(photo, options, tmp_path, precision):
 
 
 def test_batch_of_two(photo, options, tmp_path):
-    train_structure(photo, tmp_path / "s", **options | {"iterations": 2}, batch=2)
+    losses = Losses(40.0, 80.0, 60.0)
+    train_structure(photo, tmp_path / "s", **options | {"iterations": 2}, batch=2, losses=losses)
     assert Structure.from_file(tmp_path / "s").base_size == (24, 32)
 
 
@@ -230,6 +231,84 @@ def test_texture_brings_samples_patches_near_the_photographs(photo, options):
         return float(SlicedWasserstein(heights=1.0)(sample, real, torch.Generator().manual_seed(0)))
 
     assert distance(60.0) < 0.8 * distance(0.0)
+
+
+@pytest.mark.parametrize("name", ["vae_texture", "vae_coherence"])
+def test_samples_of_a_patch_vae_get_the_photographs_patches(photo, options, name):
+    """The same two scales from the same weights, with the loss and without; at both scales."""
+
+    def distances(weight):
+        trainer = make_trainer(photo, options, (60, 60, 1), losses=Losses(**{name: weight}))
+        for scale in range(2):
+            trainer.begin()
+            found = [trainer.step().losses for _ in range(60)]
+            assert found[-1].keys() == {"rec", "kl"} | ({name} if weight else set())
+            trainer.end()
+        for scale in range(2):
+            fake = torch.stack([trainer.structure.sample(seeded_noise(seed), last=scale) for seed in range(8)])
+            real = ((trainer.reals[scale] + 1) / 2).expand_as(fake)
+            if name == "vae_coherence":
+                yield float(Coherence()(fake, real))
+            else:
+                yield float(vae_patch_distance(real.shape[2:])(fake, real, torch.Generator().manual_seed(0)))
+
+    for ours, theirs in zip(distances(40.0), distances(0.0), strict=True):
+        assert ours < 0.9 * theirs  # a mirrored photograph, the best there could be, is not far below
+
+
+def test_without_such_a_loss_a_patch_vae_draws_no_sample(photo, options):
+    """The paper's run is what it was, to the last random number."""
+    draws = []
+    for losses in (Losses(), Losses(texture=60.0)):
+        trainer = make_trainer(photo, options, losses=losses)
+        trainer.begin()
+        trainer.step()
+        draws.append(trainer.noise.get_state())
+    expected = torch.Generator().manual_seed(0)
+    torch.randn(1, options["config"].latent, *trainer.structure.sizes[0], generator=expected)
+    assert all(torch.equal(state, expected.get_state()) for state in draws)
+
+
+def test_every_patch_of_the_photograph_is_near_to_itself():
+    real = torch.rand(2, 3, 12, 15, generator=torch.Generator().manual_seed(0))
+    assert Coherence()(real, real) == 0
+    assert Coherence()(real.roll(4, 3)[..., 4:], real) == 0  # wherever it lies ...
+    assert Coherence()(real.roll(1, 2), real) < 0.3 * Coherence()(real.roll(6, 2), real)  # ... at about its height
+    assert Coherence()(real, real.flip(0)) > 0.05  # and in which picture
+
+
+def test_what_nothing_is_near_to_is_preferred():
+    """Grey lies between the photograph's two halves, a little nearer to the dark one: both are to have their share."""
+    photograph = torch.full((1, 3, 5, 20), 0.2)
+    photograph[..., 10:] = 0.9
+    dark, grey = torch.full((1, 3, 5, 5), 0.2), torch.full((1, 3, 5, 5), 0.5)
+    together = torch.cat([dark, grey], 3).requires_grad_()
+    (gradient,) = torch.autograd.grad(Coherence()(together, photograph), together)
+    assert gradient[..., 5:].mean() < 0  # a step down makes the grey brighter, although dark is nearer
+    alone = grey.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(Coherence()(alone, photograph), alone)
+    assert gradient.mean() > 0
+
+
+def test_nearest_patches_by_another_way():
+    """Of a picture whose height does not count, five rows high: patch by patch, in Python."""
+    generator = torch.Generator().manual_seed(2)
+    fake, real = torch.rand(1, 3, 5, 11, generator=generator), torch.rand(1, 3, 5, 9, generator=generator)
+    ours = [fake[0, :, :, x : x + 5] for x in range(7)]
+    theirs = [real[0, :, :, x : x + 5] for x in range(5)]
+    apart = [[float((a - b).square().mean()) for b in theirs] for a in ours]
+    least = [min(row[j] for row in apart) for j in range(5)]
+    chosen = [min(range(5), key=lambda j, row=row: row[j] / (least[j] + Coherence.ALPHA)) for row in apart]
+    expected = sum(row[j] for row, j in zip(apart, chosen, strict=True)) / 7
+    assert float(Coherence()(fake, real)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_large_pictures_some_rows_and_columns_are_compared():
+    picture = torch.rand(1, 3, 200, 150, generator=torch.Generator().manual_seed(0))
+    values, heights = Coherence()._patches(picture[0], 5)
+    assert len(values) == len(heights) <= Coherence.MOST**2
+    assert 0 == heights[0] < heights[-1] < Coherence.HEIGHT
+    assert Coherence()(picture, picture) == 0
 
 
 def test_feature_texture_brings_samples_maps_near_the_photographs(photo, options, vgg_file):
@@ -258,15 +337,16 @@ def test_a_projected_discriminator_learns_to_tell_samples(photo, options, vgg_fi
 
 
 def test_a_long_photograph_is_seen_by_vgg(options, vgg_file, tmp_path):
-    """Of 32 x 5 pixels at the last scale, which VGG could not halve three times."""
-    losses = Losses(feature_texture=20.0, discriminator="projected")
+    """Of 32 x 5 pixels at the last scale, which VGG could not halve three times; of 12 x 1 at the first."""
+    losses = Losses(40.0, 80.0, feature_texture=20.0, discriminator="projected")
     Image.effect_noise((128, 20), 80).convert("RGB").save(tmp_path / "long.png")
     train_structure(tmp_path / "long.png", tmp_path / "s", **options | {"iterations": 2}, losses=losses, vgg=vgg_file)
     assert Structure.from_file(tmp_path / "s").base_size == (5, 32)
 
 
 def test_what_looks_through_vgg_resumes_bit_for_bit(photo, options, vgg_file, tmp_path):
-    options |= {"losses": Losses(60.0, 20.0, 0.3, "projected"), "vgg": vgg_file}
+    losses = Losses(40.0, 80.0, texture=60.0, feature_texture=20.0, adversarial=0.3, discriminator="projected")
+    options |= {"losses": losses, "vgg": vgg_file}
     whole = train_structure(photo, tmp_path / "whole", **options)
     with pytest.raises(Interrupted):
         train_structure(photo, tmp_path / "cut", **options, on_event=interrupt_at(2, 3))
@@ -397,6 +477,8 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"vae_texture": -1.0}, "vae_texture = -1.0"),
+        ({"vae_coherence": float("inf")}, "vae_coherence = inf"),
         ({"texture": -1.0}, "texture = -1.0"),
         ({"texture": float("nan")}, "texture = nan"),
         ({"feature_texture": float("inf")}, "feature_texture = inf"),
