@@ -239,7 +239,7 @@ def test_samples_of_a_patch_vae_get_the_photographs_patches(photo, options, name
 
     def distances(weight):
         trainer = make_trainer(photo, options, (60, 60, 1), losses=Losses(**{name: weight}))
-        for scale in range(2):
+        for _ in range(2):
             trainer.begin()
             found = [trainer.step().losses for _ in range(60)]
             assert found[-1].keys() == {"rec", "kl"} | ({name} if weight else set())
