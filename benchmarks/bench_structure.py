@@ -6,7 +6,9 @@
     python benchmarks/bench_structure.py PHOTO one.safetensors other.safetensors [--vgg FILE]
 
 The measures of bench_coordinates.py; the share of pixels whose colour, in steps of 16 levels, the photograph does not have
-at all (foreign); and what the last scale's own noise changes over all that this scale changes (chance). With the weights of
+at all (foreign); what the last scale's own noise changes over all that this scale changes (chance); how much energy the
+structures of 2 to 4 pixels have over the photograph's, in that of four directions where it is most (hatching); and of samples
+as the last patch-VAE leaves them their contrast, over the photograph's of that size, and their patches. With the weights of
 VGG-16 also the Frechet distance of feature vectors, as bench_finetuning.py has it, of each sample at relu5_3, where no loss
 looks. Writes results/structure.csv and with --sheet FILE a picture: a row for each structure, the photograph and three
 samples, at twice their size.
@@ -54,6 +56,35 @@ def chance(structure, seeds=4):
     return statistics.mean(found)
 
 
+def hatching(found, photograph):
+    """The largest of the ratios in the four directions, of the energies' means over the samples."""
+    energies = torch.stack([directions(one) for one in found]).mean(0)
+    return float((energies / directions(photograph)).max())
+
+
+def directions(image):
+    """The energy of [3, H, W] in periods of 2 to 4 pixels, across, down and along both diagonals, each +- 22.5 degrees."""
+    grey = image.double().mean(0)
+    height, width = grey.shape
+    window = torch.hann_window(height, False)[:, None] * torch.hann_window(width, False)
+    energy = torch.fft.fft2((grey - grey.mean()) * window).abs().square()
+    down, across = (
+        torch.fft.fftfreq(height)[:, None].expand(height, width),
+        torch.fft.fftfreq(width).expand(height, width),
+    )
+    fine = (torch.hypot(down, across) >= 1 / 4) & (torch.hypot(down, across) < 1 / 2)
+    angle = torch.rad2deg(torch.atan2(down, across))
+    return torch.stack([energy[fine & ((angle - middle + 22.5) % 180 < 45)].sum() for middle in (0, 45, 90, 135)])
+
+
+def first_samples(structure, photo):
+    """The contrast of the last patch-VAE's samples over the photograph's, and the distance of their patches."""
+    scale = structure.config.last_vae
+    found = [structure.sample(seeded_noise(seed), last=scale) for seed in range(SAMPLES)]
+    photograph = (pyramid(photo, [structure.sizes[scale]])[0][0] + 1) / 2
+    return statistics.mean(float(one.std() / photograph.std()) for one in found), patches(found, photograph)
+
+
 def write_sheet(rows, path):
     cells = [[torch.nn.functional.pad(one, (0, GAP, 0, GAP), value=1.0) for one in row] for row in rows]
     sheet = torch.cat([torch.cat(row, 2) for row in cells], 1)
@@ -67,16 +98,16 @@ def main():
     words.add_argument("--vgg", type=Path)
     words.add_argument("--sheet", type=Path)
     given, rows = words.parse_args(), []
-    photo, vgg = given.photo, open_vgg(given.vgg, (LAYER,)) if given.vgg else None
+    photo, vgg = open_photo(Path(given.photo)), open_vgg(given.vgg, (LAYER,)) if given.vgg else None
     for path in given.paths:
         structure = open_structure(Path(path)).eval()
-        photograph = (pyramid(open_photo(Path(photo)), [structure.base_size])[0][0] + 1) / 2
+        photograph = (pyramid(photo, [structure.base_size])[0][0] + 1) / 2
         known = torch.zeros(STEP**3, dtype=torch.bool)
         known[colours(photograph).unique()] = True
         found = samples(structure)
         rows.append([one.repeat_interleave(2, 1).repeat_interleave(2, 2) for one in (photograph, *found[:SHOWN])])
         row = {
-            "photo": Path(photo).name,
+            "photo": Path(given.photo).name,
             "ema": structure.facts.get("ema", 0.0),
             "last_vae": structure.config.last_vae,
             "texture": structure.facts.get("texture", 0.0),
@@ -93,6 +124,10 @@ def main():
         row["chance"] = f"{chance(structure):.2f}"
         distances = [frechet(vgg, one[None], photograph[None], LAYER) for one in found] if vgg else []
         row["frechet"] = f"{statistics.mean(distances):.4f}" if distances else ""
+        contrast, first = first_samples(structure, photo)
+        row |= {name: structure.facts.get(name, 0.0) for name in ("vae_texture", "vae_coherence", "detail")}
+        row |= {"vae_contrast": f"{contrast:.2f}", "vae_patches": f"{first:.4f}"}
+        row["hatching"] = f"{hatching(found, photograph):.2f}"
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         add_row("structure", row)
     if given.sheet:

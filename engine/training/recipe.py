@@ -32,6 +32,7 @@ class StructureRecipe:
     vae_texture: float
     vae_coherence: float
     texture: float
+    detail: float
     feature_texture: float
     adversarial: float
     discriminator: Kind

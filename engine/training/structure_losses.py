@@ -41,20 +41,22 @@ class Losses:
     Of a patch-VAE's samples, `vae_texture`: of the distance between their patches and those of the photograph as
     distributions, `vae_coherence`: of each patch's distance from the nearest of the photograph.
 
-    Of a patch-GAN's, `texture`: of the distance between their patches and those of the photograph, `feature_texture`: of that
-    between the vectors of VGG's maps; each patch and each vector with its height. `discriminator`: "wgan", of patches
+    Of a patch-GAN's, `texture`: of the distance between their patches and those of the photograph, `detail`: of that between
+    their finest textures, as a share of the photograph's, `feature_texture`: of that between the vectors of VGG's maps; each
+    patch of the first and each vector with its height. `discriminator`: "wgan", of patches
     of the picture with a gradient penalty (Gur et al. 2020), or "projected", of VGG's maps.
     """
 
     vae_texture: float = 0.0
     vae_coherence: float = 0.0
     texture: float = 0.0
+    detail: float = 0.0
     feature_texture: float = 0.0
     adversarial: float = 1.0
     discriminator: Kind = "wgan"
 
     def __post_init__(self) -> None:
-        for name in ("vae_texture", "vae_coherence", "texture", "feature_texture", "adversarial"):
+        for name in ("vae_texture", "vae_coherence", "texture", "detail", "feature_texture", "adversarial"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} = {getattr(self, name)}: must be a number of at least 0")
         if self.discriminator not in get_args(Kind):
@@ -187,6 +189,12 @@ def patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
     """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
     patch, scales = _fitting(size, PATCH, PATCH_SCALES)
     return SlicedWasserstein(patch, scales=scales, phases=2, heights=1.0)
+
+
+def detail_distance(size: tuple[int, int]) -> SlicedWasserstein:
+    """Of the three finest octaves, direction by direction: what is hatched has too much across the strokes."""
+    patch, scales = _fitting(size, 3, PATCH_SCALES)
+    return SlicedWasserstein(patch, scales=scales, detail=True)
 
 
 def vae_patch_distance(size: tuple[int, int]) -> SlicedWasserstein:

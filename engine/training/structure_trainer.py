@@ -22,7 +22,14 @@ from engine.training.loop import Step, Trainer
 from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein
 from engine.training.precision import Precision, autocast
 from engine.training.seed import seeded
-from engine.training.structure_losses import Coherence, Losses, make_adversary, patch_distance, vae_patch_distance
+from engine.training.structure_losses import (
+    Coherence,
+    Losses,
+    detail_distance,
+    make_adversary,
+    patch_distance,
+    vae_patch_distance,
+)
 from engine.training.vgg import VGGFeatures
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
@@ -97,6 +104,7 @@ class StructureTrainer(Trainer):
         self._patches = [
             vae_patch_distance(size) if self.is_vae(m) else patch_distance(size) for m, size in enumerate(sizes)
         ]
+        self._details = [detail_distance(size) for size in sizes]
         self._features, self._coherence = FeatureWasserstein(), Coherence()
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
@@ -253,13 +261,16 @@ class StructureTrainer(Trainer):
 
     def _texture(self, ours: Look, theirs: Look, frame: Frame) -> dict[str, Tensor]:
         """The distances whose weight is not zero."""
+        weights, m = self._settings.losses, self.phase
+        fake, real = ((look.picture + 1) / 2 for look in (ours, theirs))
         found = {}
-        if self._settings.losses.texture:
-            fake, real = ((look.picture + 1) / 2 for look in (ours, theirs))
-            found["texture"] = self._patches[self.phase](fake, real, self.noise)
-        if self._settings.losses.feature_texture:
+        if weights.texture:
+            found["texture"] = self._patches[m](fake, real, self.noise)
+        if weights.detail:
+            found["detail"] = self._details[m](fake, real, self.noise)
+        if weights.feature_texture:
             fakes, reals = (look.layers(TEXTURE_LAYERS) for look in (ours, theirs))
-            heights = frame.heights(self._size(self.phase)[0])
+            heights = frame.heights(self._size(m)[0])
             found["feature_texture"] = self._features(fakes, reals, self.noise, heights=heights)
         return found
 

@@ -17,7 +17,7 @@ from engine.training.data import open_photo
 from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
 from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.structure import train_structure
-from engine.training.structure_losses import Coherence, Losses, Wasserstein, vae_patch_distance
+from engine.training.structure_losses import Coherence, Losses, Wasserstein, detail_distance, vae_patch_distance
 from engine.training.structure_trainer import Settings, StructureTrainer, seeded_noise
 from engine.training.vgg import VGGFeatures
 
@@ -214,7 +214,7 @@ def test_half_precision_trains(photo, options, tmp_path, precision):
 
 
 def test_batch_of_two(photo, options, tmp_path):
-    losses = Losses(40.0, 80.0, 60.0)
+    losses = Losses(40.0, 80.0, 60.0, 2.0)
     train_structure(photo, tmp_path / "s", **options | {"iterations": 2}, batch=2, losses=losses)
     assert Structure.from_file(tmp_path / "s").base_size == (24, 32)
 
@@ -311,6 +311,20 @@ def test_of_large_pictures_some_rows_and_columns_are_compared():
     assert Coherence()(picture, picture) == 0
 
 
+def test_detail_takes_the_excess_out_of_fine_texture(photo, options):
+    """With as much noise its samples are grainy: the same scale, with the loss and without."""
+
+    def distance(weight):
+        trainer = at_the_last_scale(make_trainer(photo, options, (1, 1, 40), losses=Losses(detail=weight), sigma=3.0))
+        found = [trainer.step().losses for _ in range(40)]
+        assert ("detail" in found[0]) == (weight > 0)
+        samples = torch.stack([trainer.structure.sample(seeded_noise(seed)) for seed in range(4)])
+        real = ((trainer.reals[2] + 1) / 2).expand_as(samples)
+        return float(detail_distance(real.shape[2:])(samples, real, torch.Generator().manual_seed(0)))
+
+    assert distance(8.0) < 0.7 * distance(0.0)
+
+
 def test_feature_texture_brings_samples_maps_near_the_photographs(photo, options, vgg_file):
     vgg = VGGFeatures(vgg_file, TEXTURE_LAYERS)
 
@@ -338,14 +352,16 @@ def test_a_projected_discriminator_learns_to_tell_samples(photo, options, vgg_fi
 
 def test_a_long_photograph_is_seen_by_vgg(options, vgg_file, tmp_path):
     """Of 32 x 5 pixels at the last scale, which VGG could not halve three times; of 12 x 1 at the first."""
-    losses = Losses(40.0, 80.0, feature_texture=20.0, discriminator="projected")
+    losses = Losses(40.0, 80.0, detail=2.0, feature_texture=20.0, discriminator="projected")
     Image.effect_noise((128, 20), 80).convert("RGB").save(tmp_path / "long.png")
     train_structure(tmp_path / "long.png", tmp_path / "s", **options | {"iterations": 2}, losses=losses, vgg=vgg_file)
     assert Structure.from_file(tmp_path / "s").base_size == (5, 32)
 
 
 def test_what_looks_through_vgg_resumes_bit_for_bit(photo, options, vgg_file, tmp_path):
-    losses = Losses(40.0, 80.0, texture=60.0, feature_texture=20.0, adversarial=0.3, discriminator="projected")
+    losses = Losses(
+        40.0, 80.0, texture=60.0, detail=2.0, feature_texture=20.0, adversarial=0.3, discriminator="projected"
+    )
     options |= {"losses": losses, "vgg": vgg_file}
     whole = train_structure(photo, tmp_path / "whole", **options)
     with pytest.raises(Interrupted):
@@ -480,6 +496,7 @@ def test_defaults_are_the_papers():
         ({"vae_texture": -1.0}, "vae_texture = -1.0"),
         ({"vae_coherence": float("inf")}, "vae_coherence = inf"),
         ({"texture": -1.0}, "texture = -1.0"),
+        ({"detail": -1.0}, "detail = -1.0"),
         ({"texture": float("nan")}, "texture = nan"),
         ({"feature_texture": float("inf")}, "feature_texture = inf"),
         ({"adversarial": -0.5}, "adversarial = -0.5"),

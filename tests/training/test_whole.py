@@ -34,7 +34,7 @@ def narrow(monkeypatch):
 def request_(recipe, start_file):
     structure = StructureRecipe(
         iterations=(3, 2, 2), batch=1, padding="reflect", coordinates=True, last_vae=1, vae_texture=5.0, vae_coherence=5.0,
-        texture=5.0, feature_texture=0.0, adversarial=1.0, discriminator="wgan", sigma=0.1, ema=0.9, checkpoint_every=2
+        texture=5.0, detail=1.0, feature_texture=0.0, adversarial=1.0, discriminator="wgan", sigma=0.1, ema=0.9, checkpoint_every=2
     )  # fmt: skip
     preset = Preset(recipe.replace(iterations=3), structure, {"step3": recipe.replace(iterations=2)})
     return lambda **changes: Request(**{"preset": preset, "start": str(start_file), "precision": "fp32"} | changes)
