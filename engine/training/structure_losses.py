@@ -78,12 +78,12 @@ class Coherence(nn.Module):
     that are near to everything.
     """
 
-    PATCH, HEIGHT, ALPHA = VAE_PATCH, 2.0, 0.005
+    HEIGHT, ALPHA = 2.0, 0.005
     MOST = 64  # rows and columns of patches; of larger pictures every second, third, ... is taken, from the first on
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; `real` gets no gradient."""
-        patch = min(self.PATCH, *fake.shape[2:])
+        patch = min(VAE_PATCH, *fake.shape[2:])
         distances = []
         for ours, theirs in zip(fake.float(), real.detach().float(), strict=True):
             (values, heights), (others, their_heights) = self._patches(ours, patch), self._patches(theirs, patch)

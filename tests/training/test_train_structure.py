@@ -269,53 +269,13 @@ def test_without_such_a_loss_a_patch_vae_draws_no_sample(photo, options):
     assert all(torch.equal(state, expected.get_state()) for state in draws)
 
 
-def test_every_patch_of_the_photograph_is_near_to_itself():
-    real = torch.rand(2, 3, 12, 15, generator=torch.Generator().manual_seed(0))
-    assert Coherence()(real, real) == 0
-    assert Coherence()(real.roll(4, 3)[..., 4:], real) == 0  # wherever it lies ...
-    assert Coherence()(real.roll(1, 2), real) < 0.3 * Coherence()(real.roll(6, 2), real)  # ... at about its height
-    assert Coherence()(real, real.flip(0)) > 0.05  # and in which picture
-
-
-def test_what_nothing_is_near_to_is_preferred():
-    """Grey lies between the photograph's two halves, a little nearer to the dark one: both are to have their share."""
-    photograph = torch.full((1, 3, 5, 20), 0.2)
-    photograph[..., 10:] = 0.9
-    dark, grey = torch.full((1, 3, 5, 5), 0.2), torch.full((1, 3, 5, 5), 0.5)
-    together = torch.cat([dark, grey], 3).requires_grad_()
-    (gradient,) = torch.autograd.grad(Coherence()(together, photograph), together)
-    assert gradient[..., 5:].mean() < 0  # a step down makes the grey brighter, although dark is nearer
-    alone = grey.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(Coherence()(alone, photograph), alone)
-    assert gradient.mean() > 0
-
-
-def test_nearest_patches_by_another_way():
-    """Of a picture whose height does not count, five rows high: patch by patch, in Python."""
-    generator = torch.Generator().manual_seed(2)
-    fake, real = torch.rand(1, 3, 5, 11, generator=generator), torch.rand(1, 3, 5, 9, generator=generator)
-    ours = [fake[0, :, :, x : x + 5] for x in range(7)]
-    theirs = [real[0, :, :, x : x + 5] for x in range(5)]
-    apart = [[float((a - b).square().mean()) for b in theirs] for a in ours]
-    least = [min(row[j] for row in apart) for j in range(5)]
-    chosen = [min(range(5), key=lambda j, row=row: row[j] / (least[j] + Coherence.ALPHA)) for row in apart]
-    expected = sum(row[j] for row, j in zip(apart, chosen, strict=True)) / 7
-    assert float(Coherence()(fake, real)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_of_large_pictures_some_rows_and_columns_are_compared():
-    picture = torch.rand(1, 3, 200, 150, generator=torch.Generator().manual_seed(0))
-    values, heights = Coherence()._patches(picture[0], 5)
-    assert len(values) == len(heights) <= Coherence.MOST**2
-    assert 0 == heights[0] < heights[-1] < Coherence.HEIGHT
-    assert Coherence()(picture, picture) == 0
-
-
 def test_detail_takes_the_excess_out_of_fine_texture(photo, options):
-    """With as much noise its samples are grainy: the same scale, with the loss and without."""
+    """With as much noise its samples are grainy: the same scale, with the loss and without; nothing else asks for texture."""
 
     def distance(weight):
-        trainer = at_the_last_scale(make_trainer(photo, options, (1, 1, 80), losses=Losses(detail=weight), sigma=3.0))
+        trainer = at_the_last_scale(
+            make_trainer(photo, options, (1, 1, 80), losses=Losses(detail=weight, adversarial=0.0), sigma=3.0)
+        )
         found = [trainer.step().losses for _ in range(80)]
         assert ("detail" in found[0]) == (weight > 0)
         samples = torch.stack([trainer.structure.sample(seeded_noise(seed)) for seed in range(4)])
@@ -323,7 +283,7 @@ def test_detail_takes_the_excess_out_of_fine_texture(photo, options):
         every_patch = SlicedWasserstein(3, scales=3, detail=True)
         return float(every_patch(samples, real, torch.Generator().manual_seed(0)))
 
-    assert distance(8.0) < 0.8 * distance(0.0)  # two thirds, give or take other machines' rounding
+    assert distance(8.0) < 0.7 * distance(0.0)
 
 
 def test_feature_texture_brings_samples_maps_near_the_photographs(photo, options, vgg_file):
