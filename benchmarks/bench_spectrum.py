@@ -30,12 +30,19 @@ WIDTH = 4096
 PERIODS = (32, 16, 8, 4, 2)  # pixels
 
 
-def energies(image):
-    """Of an image [3, H, W], for each octave; the mean of the colours."""
+def power(image):
+    """Of an image [3, H, W], the mean of the colours: the energy of each frequency, and that down and across in 1 / pixels."""
     grey = image.mean(0, dtype=np.float64)
     window = np.hanning(grey.shape[0])[:, None] * np.hanning(grey.shape[1])
     energy = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
-    frequency = np.maximum(np.abs(np.fft.fftfreq(grey.shape[0]))[:, None], np.abs(np.fft.fftfreq(grey.shape[1])))
+    down, across = np.broadcast_arrays(np.fft.fftfreq(grey.shape[0])[:, None], np.fft.fftfreq(grey.shape[1]))
+    return energy, down, across
+
+
+def energies(image):
+    """Of an image [3, H, W], for each octave."""
+    energy, down, across = power(image)
+    frequency = np.maximum(np.abs(down), np.abs(across))
     octaves = ((frequency >= 1 / low) & (frequency < 1 / high) for low, high in pairwise(PERIODS))
     return np.array([energy[octave].sum() for octave in octaves])
 

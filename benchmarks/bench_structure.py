@@ -20,9 +20,11 @@ import argparse
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from bench_coordinates import SAMPLES, patches, samples
 from bench_finetuning import frechet
+from bench_spectrum import power
 from harness import add_row
 from PIL import Image
 
@@ -58,23 +60,16 @@ def chance(structure, seeds=4):
 
 def hatching(found, photograph):
     """The largest of the ratios in the four directions, of the energies' means over the samples."""
-    energies = torch.stack([directions(one) for one in found]).mean(0)
+    energies = np.mean([directions(one) for one in found], 0)
     return float((energies / directions(photograph)).max())
 
 
 def directions(image):
     """The energy of [3, H, W] in periods of 2 to 4 pixels, across, down and along both diagonals, each +- 22.5 degrees."""
-    grey = image.double().mean(0)
-    height, width = grey.shape
-    window = torch.hann_window(height, False)[:, None] * torch.hann_window(width, False)
-    energy = torch.fft.fft2((grey - grey.mean()) * window).abs().square()
-    down, across = (
-        torch.fft.fftfreq(height)[:, None].expand(height, width),
-        torch.fft.fftfreq(width).expand(height, width),
-    )
-    fine = (torch.hypot(down, across) >= 1 / 4) & (torch.hypot(down, across) < 1 / 2)
-    angle = torch.rad2deg(torch.atan2(down, across))
-    return torch.stack([energy[fine & ((angle - middle + 22.5) % 180 < 45)].sum() for middle in (0, 45, 90, 135)])
+    energy, down, across = power(image.numpy())
+    frequency, angle = np.hypot(down, across), np.degrees(np.arctan2(down, across))
+    fine = (frequency >= 1 / 4) & (frequency < 1 / 2)
+    return np.array([energy[fine & ((angle - middle + 22.5) % 180 < 45)].sum() for middle in (0, 45, 90, 135)])
 
 
 def first_samples(structure, photo):
