@@ -26,10 +26,10 @@ from engine.checkpoints import read_facts
 from engine.metrics.frechet import Moments, frechet_distance
 from engine.stages import Stage
 from engine.training.data import open_photo
-from engine.training.degradations import bicubic
-from engine.training.networks import Shape, open_start
 from engine.training.picture import open_picture
-from engine.training.review import Review, fixed_crops
+from engine.training.sr.degradations import bicubic
+from engine.training.sr.networks import Shape, open_start
+from engine.training.sr.review import Review, fixed_crops
 from engine.training.vgg import open_vgg
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")

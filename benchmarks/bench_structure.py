@@ -31,7 +31,7 @@ from PIL import Image
 from engine.metrics.layout import colour_profile_distance, diversity
 from engine.model import open_structure
 from engine.training.data import open_photo, pyramid
-from engine.training.structure_trainer import seeded_noise
+from engine.training.structure.trainer import seeded_noise
 from engine.training.vgg import open_vgg
 
 STEP, LAYER, SHOWN, GAP = 16, "relu5_3", 3, 8

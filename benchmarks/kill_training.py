@@ -22,7 +22,7 @@ from pathlib import Path
 from harness import add_row
 from safetensors.torch import load_file
 
-from engine.training.recipe import preset_text, read_file, read_preset
+from engine.training.preset import preset_text, read_file, read_preset
 
 ENGINE = Path(sys.executable).parent / "engine"
 EVERY = 10

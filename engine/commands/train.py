@@ -15,8 +15,6 @@ from engine.model import load
 from engine.progress import clock, meter, tell
 from engine.stages import choose_device
 from engine.training.data import open_photo
-from engine.training.distil import Request as DistilRequest
-from engine.training.distil import distil as follow
 from engine.training.log import (
     Event,
     IterationDone,
@@ -27,13 +25,15 @@ from engine.training.log import (
     TrainingFinished,
     TrainingStarted,
 )
-from engine.training.networks import Shape, architecture_of
 from engine.training.options import Options, Precision
-from engine.training.recipe import Preset, preset_text, read_file, read_preset
-from engine.training.sr import Request as StepRequest
-from engine.training.sr import Runtime, train_sr
-from engine.training.sr_trainer import feature_layers
-from engine.training.structure import train_structure
+from engine.training.preset import Preset, preset_text, read_file, read_preset
+from engine.training.sr.distil import Request as DistilRequest
+from engine.training.sr.distil import distil as follow
+from engine.training.sr.networks import Shape, architecture_of
+from engine.training.sr.run import Request as StepRequest
+from engine.training.sr.run import Runtime, train_sr
+from engine.training.sr.trainer import feature_layers
+from engine.training.structure.run import train_structure
 from engine.training.tensorboard import writer
 from engine.training.vgg import find_vgg
 from engine.training.whole import Request as WholeRequest

@@ -3,6 +3,7 @@
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from engine.errors import UsageError
 from engine.training.options import Precision as Precision
@@ -32,3 +33,7 @@ def autocast(device: torch.device, precision: Precision, enabled: bool = True) -
     """Half precision for what may run in it; a context that does nothing for fp32."""
     half = HALF.get(precision)
     return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=enabled and half is not None)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -14,11 +14,11 @@ from engine.archs.hpvaegan import BASE_WIDTH
 from engine.errors import InputError, ResumeError, UsageError
 from engine.model import build
 from engine.training.data import Photo, open_photo
-from engine.training.recipe import Preset
-from engine.training.request import OfPhotograph
-from engine.training.sr import SCALE, STEPS, Runtime, file_digest, train_sr
-from engine.training.sr import Request as StepRequest
-from engine.training.structure import train_structure
+from engine.training.preset import Preset
+from engine.training.sr.request import OfPhotograph
+from engine.training.sr.run import SCALE, STEPS, Runtime, file_digest, train_sr
+from engine.training.sr.run import Request as StepRequest
+from engine.training.structure.run import train_structure
 
 _RECORD = "run.json"
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config
-from engine.training.recipe import read_preset
+from engine.training.preset import read_preset
 
 
 @pytest.fixture

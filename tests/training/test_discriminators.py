@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.errors import UsageError
+from engine.training.adversarial import discriminator_loss
 from engine.training.discriminators import PROJECTED_LAYERS, VGG, Patch, UNet, build
-from engine.training.losses import discriminator_loss
 
 
 def conv(inputs, outputs, kernel, bias=True):

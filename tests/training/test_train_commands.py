@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from engine.archs.hpvaegan import Config
 from engine.cli import main
 from engine.model import load
-from engine.training import sr, whole
+from engine.training import whole
 from engine.training.data import write_row
-from engine.training.recipe import parse, preset_text, read_preset
+from engine.training.preset import parse, preset_text, read_preset
+from engine.training.sr import run as sr
 
 
 def run(*words):

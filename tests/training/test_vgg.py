@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from engine.errors import InputError, UsageError
-from engine.training.losses import PERCEPTUAL
+from engine.training.sr.losses import PERCEPTUAL
 from engine.training.vgg import VGGFeatures, open_vgg
 
 

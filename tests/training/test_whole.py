@@ -8,11 +8,12 @@ from PIL import Image
 from engine.archs.hpvaegan import Config
 from engine.errors import InputError, Interrupted, ResumeError, UsageError
 from engine.model import load
-from engine.training import structure as structure_run
 from engine.training import whole
 from engine.training.log import IterationDone, ScaleStarted, TrainingStarted
-from engine.training.recipe import Preset, StructureRecipe, read_preset
-from engine.training.sr import Runtime
+from engine.training.preset import Preset, read_preset
+from engine.training.sr.run import Runtime
+from engine.training.structure import run as structure_run
+from engine.training.structure.recipe import StructureRecipe
 from engine.training.whole import Request, train_model
 
 
@@ -26,7 +27,7 @@ def narrow(monkeypatch):
         return train(photo, out, **options | {"config": config, "base_width": 32, "least_width": 12})
 
     monkeypatch.setattr(whole, "train_structure", small)
-    for module in ("whole", "sr"):
+    for module in ("whole", "sr.run"):
         monkeypatch.setattr(f"engine.training.{module}.BASE_WIDTH", 32)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.training.networks import Shape
 from engine.training.precision import Precision, known_precision
+from engine.training.sr.networks import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

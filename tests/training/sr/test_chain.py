@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from engine.archs.hpvaegan import Structure
 from engine.stages import Stage
-from engine.training import chain
-from engine.training.chain import Counts, Previous, enlarge, invert, keep_chain, make_chain, reconstruct
 from engine.training.data import open_photo
+from engine.training.sr import chain
+from engine.training.sr.chain import Counts, Previous, enlarge, invert, keep_chain, make_chain, reconstruct
 
 
 @pytest.fixture

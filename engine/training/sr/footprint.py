@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from engine.archs import Upscaler, esrgan
 from engine.archs.layers import RGB
 from engine.errors import BudgetError
-from engine.training.recipe import Recipe
+from engine.training.sr.recipe import Recipe
 
 PROBE = 16  # side of the small input, LR pixels
 KEPT_BYTES = 4 + 4 + 8 + 4  # of a weight: itself, its gradient, Adam's two moments, the running mean

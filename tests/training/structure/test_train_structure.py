@@ -15,10 +15,10 @@ from engine.errors import EngineError, InputError, Interrupted, ResumeError, Usa
 from engine.training.checkpoint import checkpoint_path
 from engine.training.data import open_photo
 from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
-from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
-from engine.training.structure import train_structure
-from engine.training.structure_losses import Coherence, Losses, Wasserstein, vae_patch_distance
-from engine.training.structure_trainer import Settings, StructureTrainer, seeded_noise
+from engine.training.structure.losses import Coherence, Losses, Wasserstein, vae_patch_distance
+from engine.training.structure.run import train_structure
+from engine.training.structure.trainer import Settings, StructureTrainer, seeded_noise
+from engine.training.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.vgg import VGGFeatures
 
 
@@ -200,7 +200,7 @@ def test_nan_stops_and_names_the_last_checkpoint(photo, options, tmp_path, monke
 
 
 def test_nan_weights_are_never_saved(photo, options, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.structure_trainer.LEARNING_RATE", math.inf)
+    monkeypatch.setattr("engine.training.structure.trainer.LEARNING_RATE", math.inf)
     with pytest.raises(EngineError, match="weight is NaN") as error:
         train_structure(photo, tmp_path / "s", **options, checkpoint_every=1)
     assert "(scale 0, iteration 0)" in str(error.value)

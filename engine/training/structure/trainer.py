@@ -19,10 +19,9 @@ from engine.training.data import Photo, pyramid, write_row
 from engine.training.log import Event, ScaleFinished, ScaleStarted
 from engine.training.look import Frame, Look, maps_of
 from engine.training.loop import Step, Trainer
-from engine.training.losses import TEXTURE_LAYERS, FeatureWasserstein
 from engine.training.precision import Precision, autocast
 from engine.training.seed import seeded
-from engine.training.structure_losses import (
+from engine.training.structure.losses import (
     Coherence,
     Losses,
     detail_distance,
@@ -30,6 +29,7 @@ from engine.training.structure_losses import (
     patch_distance,
     vae_patch_distance,
 )
+from engine.training.texture import TEXTURE_LAYERS, FeatureWasserstein
 from engine.training.vgg import VGGFeatures
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).

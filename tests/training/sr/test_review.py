@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from engine.training.chain import ChainPicture
 from engine.training.picture import Picture
-from engine.training.review import Review, fixed_crops
+from engine.training.sr.chain import ChainPicture
+from engine.training.sr.review import Review, fixed_crops
 
 
 @pytest.fixture

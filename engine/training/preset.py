@@ -1,11 +1,10 @@
-"""How to train: frozen dataclasses are the schema of the TOML presets and of `--config`.
+"""Presets and users' edited ones: TOML files that hold every value of a training run.
 
-Knows names, types and limits; knows no network. A preset has a table [sr] and, where step 1 is trained too, a table
-[structure]; every value is in it, and its comments say what each does. What differs at a step stands in a table [sr.step3].
+A preset has a table [sr] and, where step 1 is trained too, a table [structure]; every value is in it, and its comments say what
+each does. What differs at a step stands in a table [sr.step3]. Recipes, frozen dataclasses, are the tables' schema.
 """
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,111 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from engine.archs.hpvaegan import Config, Padding
 from engine.errors import InputError, UsageError
-from engine.training.structure_losses import Kind, Losses
+from engine.training.sr.recipe import Recipe
+from engine.training.structure.recipe import StructureRecipe
 
 STEP_TABLES = ("step2", "step3", "step4")  # within [sr]: what differs at that step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StructureRecipe:
-    """Step 1: iterations for each scale, copies of the photograph in a batch, and what the networks look like."""
-
-    iterations: tuple[int, ...]
-    batch: int
-    padding: Padding
-    coordinates: bool
-    last_vae: int
-    vae_texture: float
-    vae_coherence: float
-    texture: float
-    detail: float
-    feature_texture: float
-    adversarial: float
-    discriminator: Kind
-    sigma: float
-    ema: float
-    checkpoint_every: int
-
-    def __post_init__(self) -> None:
-        if not self.iterations or min(*self.iterations, self.batch, self.checkpoint_every) < 1:
-            raise UsageError(
-                f"iterations = {list(self.iterations)}, batch = {self.batch} and "
-                f"checkpoint_every = {self.checkpoint_every} must be at least 1"
-            )
-
-    @property
-    def losses(self) -> Losses:
-        return Losses(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Losses)})
-
-    def run(self) -> dict[str, Any]:
-        """These as `train_structure` takes them."""
-        config = Config(padding=self.padding, coordinates=self.coordinates, last_vae=self.last_vae)
-        alike = {name: getattr(self, name) for name in ("iterations", "batch", "sigma", "ema", "checkpoint_every")}
-        return alike | {"config": config, "losses": self.losses}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """A super-resolution step: everything about a run but its data, its start and its seed."""
-
-    iterations: int
-    batch: int
-    crop: int
-    degradation: Literal["bicubic", "bsrgan"]
-    flip: bool
-    rotate: bool
-    held_out: float
-
-    chain: float
-    reconstructions: int
-    samples: int
-
-    sigma: float
-    noise: Literal["fixed", "uniform"]
-    render_sigma: float
-    noise_channels: int
-    blocks: int
-
-    pixel: float
-    consistency: float
-    perceptual: float
-    perceptual_layers: Literal["esrgan", "swinir", "forms"]
-    texture: float
-    detail: float
-    feature_texture: float
-    checkerboard: float
-    adversarial: float
-    gan: Literal["ragan", "vanilla", "hinge"]
-    gan_from: int
-    discriminator: Literal["vgg", "unet", "patch", "projected"]
-    discriminator_channels: int
-
-    learning_rate: float
-    discriminator_rate: float
-    betas: tuple[float, ...]
-    milestones: tuple[int, ...]
-    decay: float
-    ema: float
-
-    checkpoint_every: int
-    store: Literal["fp16", "fp32"]
-
-    def __post_init__(self) -> None:
-        least = {"iterations": 1, "batch": 1, "crop": 8, "checkpoint_every": 1, "discriminator_channels": 1}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not (math.isfinite(value) and value >= least.get(field.name, 0)):
-                raise UsageError(f"{field.name} = {value}: must be at least {least.get(field.name, 0)}")
-        for name, most in (("held_out", 0.5), ("chain", 1.0), ("decay", 1.0)):
-            if getattr(self, name) > most:
-                raise UsageError(f"{name} = {getattr(self, name)}: must be at most {most}")
-        if self.ema >= 1 or len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise UsageError(f"ema = {self.ema} and the two betas = {list(self.betas)} must lie in 0..1, below 1")
-
-    def replace(self, **changes: Any) -> Self:  # noqa: ANN401 (each is checked by the schema)
-        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from engine.errors import UsageError
-from engine.training import degradations
-from engine.training.degradations import bicubic, blur, bsrgan, compress, draw_recipe, halve, jpeg, noise, shrink
+from engine.training.sr import degradations
+from engine.training.sr.degradations import bicubic, blur, bsrgan, compress, draw_recipe, halve, jpeg, noise, shrink
 
 
 def seeded(seed=0):

@@ -1,44 +1,19 @@
-"""What a super-resolution network is trained with beside the pixel difference.
+"""Texture: distances between the distributions of patches, or of feature maps' vectors, and the unevenness of phases.
 
-Five kinds: the distance between two distributions (of patches, or of the vectors of feature maps: texture without
-correspondence), the difference of reduced pictures, that of feature maps, the unevenness of a picture's phases, and the
-adversarial losses, which see only scores. Feature maps may come in half precision; all differences are taken in fp32, for they
-are small and what they are taken of is large.
+Where a texture lies does not matter to them. Feature maps may come in half precision; all differences are taken in fp32, for
+they are small and what they are taken of is large.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import UsageError
-from engine.training.degradations import bicubic
+from engine.training.precision import at_least_fp32
 from engine.training.vgg import Maps
 
-Adversarial = Literal["ragan", "vanilla", "hinge"]
-
-
-@dataclass(frozen=True, slots=True)
-class Perceptual:
-    """Which convolutions' outputs are compared, before their ReLU, and with what weight.
-
-    `relative`: a difference counts as a share of the real maps' mean size, so that VGG's weights may come from anywhere:
-    differently scaled ones make maps of quite another size.
-    """
-
-    weights: Mapping[str, float]
-    relative: bool = False
-
-
-PERCEPTUAL: Mapping[str, Perceptual] = {
-    "esrgan": Perceptual({"conv5_4": 1.0}),  # Wang et al. 2018
-    # BSRGAN's and SwinIR's code
-    "swinir": Perceptual({"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}),
-    "forms": Perceptual({"conv4_3": 0.5, "conv5_3": 1.5}, relative=True),  # that VGG-16 and VGG-19 both have
-}
 TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3")  # that VGG-16 and VGG-19 both have
 _FAINT = 2.5e-4  # texture of a sixteenth of a level, and less, is none
 _POSITIONS = 32  # of a feature map, down and across, whose vectors are compared at a time
@@ -91,7 +66,7 @@ class SlicedWasserstein(nn.Module):
         """
         self._check(fake, real)
         with torch.autocast(fake.device.type, enabled=False):
-            fake = _at_least_fp32(fake)
+            fake = at_least_fp32(fake)
             real = real.to(fake)
             if self.heights:
                 fake, real = self._with_heights(fake), self._with_heights(real)
@@ -172,7 +147,7 @@ class FeatureWasserstein(nn.Module):
         rows = fake.shape[2]
         stride = max(1, min(fake.shape[2:]) // _POSITIONS)
         y, x = _draw_phase(stride, generator)
-        fake, real = (_at_least_fp32(maps[:, :, y::stride, x::stride]) for maps in (fake, real))
+        fake, real = (at_least_fp32(maps[:, :, y::stride, x::stride]) for maps in (fake, real))
         deviation = real.std((0, 2, 3)) + 0.1 * real.std()
         directions = F.normalize(torch.randn(fake.shape[1], self.projections, generator=generator), dim=0).to(fake)
         directions = directions / deviation.clamp_min(torch.finfo(fake.dtype).tiny)[:, None]
@@ -214,34 +189,13 @@ class Checkerboard(nn.Module):
         with torch.autocast(fake.device.type, enabled=False):
             filters = torch.randn(self.filters, 3, 3, 3, generator=generator)
             filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1)).view_as(filters)
-            fake = _at_least_fp32(fake)
+            fake = at_least_fp32(fake)
             answers = F.conv2d(fake, filters.to(fake)).abs()
             squares = answers[:, :, : height * self.scale, : width * self.scale]
             squares = squares.reshape(len(fake), self.filters, height, self.scale, width, self.scale)
             phases = squares.mean((2, 4)) + _FAINT
             even: Tensor = phases / phases.mean((2, 3), keepdim=True)
             return even.mean(0).sub(1).square().mean()
-
-
-def consistency_loss(fake: Tensor, coarse: Tensor, scale: int) -> Tensor:
-    """The mean absolute difference of crops [N, 3, H, W], reduced, from [N, 3, H / scale, W / scale] -> scalar.
-
-    Reduced as the photograph is, by a cubic. The mean of the squares of pixels is softer: held to the photograph by it, a picture
-    must have more contrast than the photograph in the finest structures that the input shows (docs/decisions/0017). A border
-    pixel is made partly of what lies outside the crop and does not count.
-    """
-    inner = slice(1, -1) if min(coarse.shape[2:]) > 2 else slice(None)
-    return F.l1_loss(bicubic(fake, scale)[:, :, inner, inner], coarse[:, :, inner, inner])
-
-
-def perceptual_loss(fake: Maps, real: Maps, layers: Perceptual) -> Tensor:
-    """The mean absolute difference of feature maps, layer by layer, weighted -> scalar, fp32; `real` gets no gradient."""
-    losses = []
-    for name, weight in layers.weights.items():
-        ours, theirs = fake[name].float(), real[name].detach().float()
-        size = theirs.abs().mean().clamp_min(torch.finfo(theirs.dtype).tiny) if layers.relative else 1.0
-        losses.append(weight * F.l1_loss(ours, theirs) / size)
-    return torch.stack(losses).sum()
 
 
 def _without_slopes(filters: Tensor) -> Tensor:
@@ -265,53 +219,3 @@ def _sorted_difference(fake: Tensor, real: Tensor) -> Tensor:
 def _check_equal(fake: Tensor, real: Tensor) -> None:
     if fake.shape != real.shape:
         raise UsageError(f"fake is {tuple(fake.shape)} and real {tuple(real.shape)}; only equal shapes can be compared")
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def discriminator_loss(kind: Adversarial, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the discriminator minimises, of scores (any shape) without a sigmoid -> scalar, fp32.
-
-    "ragan": the relativistic average loss (Jolicoeur-Martineau 2019, as in ESRGAN): real ones should score above the mean
-    of the fakes, fakes below the mean of the real ones; half the sum. The means run over all scores of the batch.
-    "vanilla": binary cross-entropy (Goodfellow et al. 2014), the sum of both. "hinge": Miyato et al. 2018, the sum.
-    """
-    real, fake = _at_least_fp32(real_scores), _at_least_fp32(fake_scores)
-    match kind:
-        case "ragan":
-            return (_entropy(real - fake.mean(), 1) + _entropy(fake - real.mean(), 0)) / 2
-        case "vanilla":
-            return _entropy(real, 1) + _entropy(fake, 0)
-        case "hinge":
-            return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    raise _unknown(kind)
-
-
-def generator_loss(kind: Adversarial, real_scores: Tensor | None, fake_scores: Tensor) -> Tensor:
-    """What the generator minimises, of scores (any shape) without a sigmoid -> scalar, fp32.
-
-    "ragan" wants the fakes above the mean of the real ones and the real ones below the mean of the fakes; the other two
-    do not look at `real_scores`, which may be None. "vanilla" is the non-saturating form.
-    """
-    fake = _at_least_fp32(fake_scores)
-    match kind:
-        case "ragan":
-            if real_scores is None:
-                raise UsageError("the relativistic loss compares with the scores of real crops, but there are none")
-            real = _at_least_fp32(real_scores)
-            return (_entropy(real - fake.mean(), 0) + _entropy(fake - real.mean(), 1)) / 2
-        case "vanilla":
-            return _entropy(fake, 1)
-        case "hinge":
-            return -fake.mean()
-    raise _unknown(kind)
-
-
-def _entropy(scores: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, target))
-
-
-def _unknown(kind: str) -> UsageError:
-    return UsageError(f"no adversarial loss is called {kind!r}; there are ragan, vanilla, hinge")

@@ -10,8 +10,8 @@ from engine.archs.swinir import SwinIR
 from engine.errors import BudgetError
 from engine.memory import PeakMemory, steady_heap
 from engine.training.discriminators import build
-from engine.training.footprint import compute_twice, estimate, fit
-from engine.training.sr_trainer import feature_layers
+from engine.training.sr.footprint import compute_twice, estimate, fit
+from engine.training.sr.trainer import feature_layers
 from engine.training.vgg import VGGFeatures
 
 NETWORKS = {

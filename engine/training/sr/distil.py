@@ -17,19 +17,20 @@ from torch import Tensor
 
 from engine.errors import InputError, UsageError
 from engine.stages import Stage
-from engine.training import loop, networks
+from engine.training import loop
 from engine.training.data import Photo, open_photo
-from engine.training.degradations import bicubic
 from engine.training.log import Prepared
-from engine.training.networks import Shape
-from engine.training.pairs import TeacherPairs
 from engine.training.picture import IN_MEMORY, open_picture
 from engine.training.precision import known_device
-from engine.training.recipe import Recipe
-from engine.training.request import Common
-from engine.training.review import Review, fixed_crops
-from engine.training.sr import SCALE, Runtime, columns_trained_on, open_network, run
-from engine.training.sr_trainer import Settings, SRTrainer
+from engine.training.sr import networks
+from engine.training.sr.degradations import bicubic
+from engine.training.sr.networks import Shape
+from engine.training.sr.pairs import TeacherPairs
+from engine.training.sr.recipe import Recipe
+from engine.training.sr.request import Common
+from engine.training.sr.review import Review, fixed_crops
+from engine.training.sr.run import SCALE, Runtime, columns_trained_on, open_network, run
+from engine.training.sr.trainer import Settings, SRTrainer
 
 _REFUSED = (
     "consistency",

@@ -18,27 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.archs import Upscaler
-from engine.training import discriminators, footprint
-from engine.training.degradations import bicubic
+from engine.training import discriminators
+from engine.training.adversarial import discriminator_loss, generator_loss
 from engine.training.log import Event, Reviewed, TrainingFinished, TrainingStarted
 from engine.training.look import Look, Shift, draw_shift, maps_of
 from engine.training.loop import Step, Trainer
-from engine.training.losses import (
-    PERCEPTUAL,
-    TEXTURE_LAYERS,
-    Checkerboard,
-    FeatureWasserstein,
-    SlicedWasserstein,
-    consistency_loss,
-    discriminator_loss,
-    generator_loss,
-    perceptual_loss,
-)
-from engine.training.pairs import Batch, Source, add_noise
 from engine.training.precision import HALF, Precision, autocast
-from engine.training.recipe import Recipe
-from engine.training.review import Review
 from engine.training.seed import seeded
+from engine.training.sr import footprint
+from engine.training.sr.degradations import bicubic
+from engine.training.sr.losses import PERCEPTUAL, consistency_loss, perceptual_loss
+from engine.training.sr.pairs import Batch, Source, add_noise
+from engine.training.sr.recipe import Recipe
+from engine.training.sr.review import Review
+from engine.training.texture import TEXTURE_LAYERS, Checkerboard, FeatureWasserstein, SlicedWasserstein
 from engine.training.vgg import VGGFeatures
 
 

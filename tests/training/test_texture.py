@@ -1,4 +1,4 @@
-"""Losses against closed forms, hand-computed numbers and independent definitions; gradients by finite differences."""
+"""Texture losses against closed forms and independent definitions; gradients by finite differences."""
 
 import math
 
@@ -7,17 +7,7 @@ import pytest
 import torch
 
 from engine.errors import UsageError
-from engine.training.degradations import bicubic
-from engine.training.losses import (
-    Checkerboard,
-    FeatureWasserstein,
-    Perceptual,
-    SlicedWasserstein,
-    consistency_loss,
-    discriminator_loss,
-    generator_loss,
-    perceptual_loss,
-)
+from engine.training.texture import Checkerboard, FeatureWasserstein, SlicedWasserstein
 
 
 def seeded(seed=0):
@@ -322,101 +312,3 @@ def test_detail_sees_what_is_missing_at_the_finest_scale_alone():
     real = coarse + noise(0.01, 1, 3, 128, 128) - 0.5
     assert SlicedWasserstein(3, scales=1)(coarse, real, seeded()) < 0.02
     assert SlicedWasserstein(3, scales=1, detail=True)(coarse, real, seeded()) > 0.5
-
-
-def test_a_photograph_is_consistent_with_its_own_reduction():
-    real = noise(0.2, 1, 3, 32, 32).clamp(0, 1)
-    coarse = bicubic(real, 4)
-    border = coarse.clone()
-    border[:, :, 0] = border[:, :, :, -1] = 0
-    assert consistency_loss(real, coarse, 4) == consistency_loss(real, border, 4) == 0
-    assert consistency_loss(real, coarse + 0.1, 4).item() == pytest.approx(0.1)
-    assert consistency_loss(real[:, :, :8, :8], coarse[:, :, :2, :2], 4) > 0  # nothing but border
-
-
-def test_consistency_asks_for_no_more_contrast_than_there_is():
-    """As the means of squares would, which flatten waves of 24 pixels four times as much."""
-    waves = 0.5 + 0.3 * torch.sin(torch.arange(192) * torch.pi / 12).expand(1, 3, 192, 192)
-    coarse = waves[:, :, ::4, 1::4] / 2 + waves[:, :, ::4, 2::4] / 2  # what is in the middle of each square
-    by_means = (torch.nn.functional.avg_pool2d(waves, 4) - coarse).abs().mean()
-    assert consistency_loss(waves, coarse, 4) < 0.4 * by_means
-
-
-def test_perceptual_loss_weighs_layers():
-    fake = {
-        "conv1_2": torch.tensor([1.0, 2.0]),
-        "conv2_2": torch.tensor([0.0, 4.0]).bfloat16(),
-        "relu3_3": torch.ones(1),
-    }
-    real = {name: torch.zeros_like(value).requires_grad_() for name, value in fake.items()}
-    loss = perceptual_loss(fake, real, Perceptual({"conv1_2": 0.1, "conv2_2": 1.0}))
-    assert loss.item() == pytest.approx(0.1 * 1.5 + 2.0)
-    assert not loss.requires_grad
-
-
-def test_a_relative_perceptual_loss_does_not_see_how_large_maps_are():
-    fake, real = {"conv4_3": torch.tensor([1.0, 2.0])}, {"conv4_3": torch.tensor([4.0, -2.0])}
-    layers = Perceptual({"conv4_3": 0.5}, relative=True)
-    assert perceptual_loss(fake, real, layers).item() == pytest.approx(0.5 * 3.5 / 3)
-    larger = ({name: 100 * value for name, value in maps.items()} for maps in (fake, real))
-    assert perceptual_loss(*larger, layers).item() == pytest.approx(0.5 * 3.5 / 3)
-    black = {"conv4_3": torch.zeros(2)}
-    assert perceptual_loss(black, black, layers).item() == 0
-
-
-# Adversarial losses
-
-REAL, FAKE = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [-1.0]])
-
-
-@pytest.mark.parametrize(
-    ("kind", "discriminator", "generator"),
-    [
-        # With s(x) = log(1 + exp x): s(-1.5), s(-3.5) | s(-2), s(-3); and s(1.5), s(3.5) | s(2), s(3).
-        ("ragan", 0.101669, 2.601669),
-        ("vanilla", 0.180924 + 0.503204, 1.003204),  # s(-1), s(-3) | s(0), s(-1); and s(0), s(1)
-        ("hinge", 0.0 + 0.5, 0.5),  # max(0, 0), max(0, -2) | max(0, 1), max(0, 0); and -(0 - 1) / 2
-    ],
-)
-def test_adversarial_losses_by_hand(kind, discriminator, generator):
-    assert discriminator_loss(kind, REAL, FAKE).item() == pytest.approx(discriminator, abs=2e-6)
-    assert generator_loss(kind, REAL, FAKE).item() == pytest.approx(generator, abs=2e-6)
-
-
-@pytest.mark.parametrize("kind", ["ragan", "vanilla", "hinge"])
-def test_gradients_of_adversarial_losses(kind):
-    real = torch.randn(3, 1, 2, 2, dtype=torch.float64, requires_grad=True)
-    fake = torch.randn(2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda r, f: discriminator_loss(kind, r, f), (real, fake))
-    assert torch.autograd.gradcheck(lambda r, f: generator_loss(kind, r, f), (real, fake))
-
-
-@pytest.mark.parametrize("kind", ["ragan", "vanilla", "hinge"])
-def test_adversarial_losses_pull_in_the_right_direction(kind):
-    """The discriminator wants the real ones up and the fakes down, the generator the fakes up; large scores are safe."""
-    real, fake = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-    discriminator_loss(kind, real, fake).backward()
-    assert (real.grad < 0).all()
-    assert (fake.grad > 0).all()
-    fake = torch.zeros(2, requires_grad=True)
-    generator_loss(kind, real.detach(), fake).backward()
-    assert (fake.grad < 0).all()
-    assert discriminator_loss(kind, torch.full((2,), -1e4), torch.full((2,), 1e4)).isfinite()
-
-
-def test_scores_in_half_precision_are_compared_in_full():
-    real, fake = torch.full((4,), 300.0).bfloat16(), torch.full((4,), 299.0).bfloat16()
-    loss = discriminator_loss("ragan", real, fake)
-    assert loss.dtype == torch.float32
-    gap = real[0].item() - fake[0].item()
-    assert loss.item() == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-5)
-
-
-def test_adversarial_losses_refuse():
-    with pytest.raises(UsageError, match="'wgan'; there are ragan, vanilla, hinge"):
-        discriminator_loss("wgan", REAL, FAKE)
-    with pytest.raises(UsageError, match="'wgan'"):
-        generator_loss("wgan", REAL, FAKE)
-    with pytest.raises(UsageError, match="scores of real crops"):
-        generator_loss("ragan", None, FAKE)
-    assert generator_loss("hinge", None, FAKE) == 0.5

@@ -15,15 +15,11 @@ from torch import Generator, Tensor, nn
 from engine.archs.hpvaegan import Config
 from engine.archs.hpvaegan import Discriminator as PatchDiscriminator
 from engine.errors import UsageError
+from engine.training.adversarial import discriminator_loss, generator_loss
 from engine.training.discriminators import PROJECTED_LAYERS, Projected
 from engine.training.look import Look
-from engine.training.losses import (
-    TEXTURE_LAYERS,
-    SlicedWasserstein,
-    discriminator_loss,
-    generator_loss,
-)
 from engine.training.precision import Precision, autocast
+from engine.training.texture import TEXTURE_LAYERS, SlicedWasserstein
 
 Kind = Literal["wgan", "projected"]
 

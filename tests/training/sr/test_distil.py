@@ -7,11 +7,11 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoints import read_facts
 from engine.errors import InputError, Interrupted, UsageError
-from engine.training.distil import Request, distil
 from engine.training.log import IterationDone, Prepared, Reviewed
-from engine.training.networks import Shape
-from engine.training.recipe import read_preset
-from engine.training.sr import Runtime
+from engine.training.preset import read_preset
+from engine.training.sr.distil import Request, distil
+from engine.training.sr.networks import Shape
+from engine.training.sr.run import Runtime
 
 
 @pytest.fixture

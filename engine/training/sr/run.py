@@ -20,19 +20,20 @@ from engine.errors import InputError, UsageError
 from engine.memory import free_device, free_host
 from engine.model import open_structure
 from engine.stages import Stage
-from engine.training import loop, networks
-from engine.training.chain import Chain, Counts, Previous, Tell, keep_chain, make_chain
+from engine.training import loop
 from engine.training.data import Photo, Size, open_photo
-from engine.training.degradations import bicubic
 from engine.training.log import Event, Prepared, WeightsSaved
-from engine.training.networks import Shape
-from engine.training.pairs import PhotographPairs, check_grid
 from engine.training.picture import Picture, open_picture
 from engine.training.precision import Precision, known_device
-from engine.training.recipe import Recipe
-from engine.training.request import OfPhotograph
-from engine.training.review import Review, fixed_crops
-from engine.training.sr_trainer import Settings, SRTrainer, feature_layers
+from engine.training.sr import networks
+from engine.training.sr.chain import Chain, Counts, Previous, Tell, keep_chain, make_chain
+from engine.training.sr.degradations import bicubic
+from engine.training.sr.networks import Shape
+from engine.training.sr.pairs import PhotographPairs, check_grid
+from engine.training.sr.recipe import Recipe
+from engine.training.sr.request import OfPhotograph
+from engine.training.sr.review import Review, fixed_crops
+from engine.training.sr.trainer import Settings, SRTrainer, feature_layers
 from engine.training.vgg import ABSENT, VGGFeatures, absent, open_vgg
 
 STEPS = (2, 3, 4)

@@ -17,8 +17,8 @@ from engine.training import loop
 from engine.training.data import open_photo
 from engine.training.log import Event, StructureSaved
 from engine.training.precision import Precision, known_device, known_precision
-from engine.training.structure_losses import Losses
-from engine.training.structure_trainer import Settings, StructureTrainer
+from engine.training.structure.losses import Losses
+from engine.training.structure.trainer import Settings, StructureTrainer
 from engine.training.vgg import VGGFeatures, absent, open_vgg
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.structure_losses import Coherence
+from engine.training.structure.losses import Coherence
 
 
 def test_every_patch_of_the_photograph_is_near_to_itself():

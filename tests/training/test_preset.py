@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from engine.errors import InputError, UsageError
-from engine.training.recipe import Recipe, parse, preset_names, preset_text, read_file, read_preset
+from engine.training.preset import parse, preset_names, preset_text, read_file, read_preset
+from engine.training.sr.recipe import Recipe
 
 
 def test_presets_are_those_of_the_paper_and_ours():

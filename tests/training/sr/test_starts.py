@@ -9,7 +9,7 @@ from engine.archs.esrgan import RRDBNet
 from engine.checkpoints import read_facts
 from engine.errors import InputError, ModelError, UsageError
 from engine.model import build
-from engine.training.networks import Shape, architecture_of, open_start, save
+from engine.training.sr.networks import Shape, architecture_of, open_start, save
 
 
 def test_a_file_is_opened_as_it_is(start_file):

@@ -15,11 +15,11 @@ from engine.errors import BudgetError, EngineError, InputError, Interrupted, Res
 from engine.training.checkpoint import checkpoint_path
 from engine.training.data import write_row
 from engine.training.discriminators import Patch
-from engine.training.footprint import estimate
 from engine.training.log import CheckpointSaved, IterationDone, Prepared, Reviewed, WeightsSaved
-from engine.training.networks import Shape
-from engine.training.sr import Request, Runtime, train_sr
-from engine.training.sr_trainer import SRTrainer
+from engine.training.sr.footprint import estimate
+from engine.training.sr.networks import Shape
+from engine.training.sr.run import Request, Runtime, train_sr
+from engine.training.sr.trainer import SRTrainer
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_resume_takes_the_chain_pictures_from_their_file(large_photo, request_, 
     out = tmp_path / "sr.safetensors"
     with pytest.raises(Interrupted):
         train(large_photo, out, request_(), on_event=stop_after(3))
-    monkeypatch.setattr("engine.training.sr.make_chain", None)  # would fail if it were called
+    monkeypatch.setattr("engine.training.sr.run.make_chain", None)  # would fail if it were called
     train(large_photo, out, request_(), resume=True)
     assert not (tmp_path / "sr.safetensors.chain").exists()
 
