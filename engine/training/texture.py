@@ -4,7 +4,9 @@ Where a texture lies does not matter to them. Feature maps may come in half prec
 they are small and what they are taken of is large.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,9 @@ class SlicedWasserstein(nn.Module):
 
     `heights` makes a patch's height a part of it, as a fourth channel that grows from 0 at the top to `heights` at the bottom:
     leaves should then be found above and water below. With 1 the whole way down is as far as from black to white.
+
+    `at_a_time` directions, a divisor of `projections`, take memory at a time: the fake pictures' gradient is taken at once and
+    kept in the projections' place. None: all of them.
     """
 
     def __init__(
@@ -50,13 +55,16 @@ class SlicedWasserstein(nn.Module):
         phases: int = 1,
         heights: float = 0.0,
         detail: bool = False,
+        at_a_time: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("patch", patch), ("projections", projections), ("scales", scales), ("phases", phases)):
             if value < 1:
                 raise UsageError(f"{name} = {value}: at least 1 is needed")
+        if at_a_time is not None and (at_a_time < 1 or projections % at_a_time):
+            raise UsageError(f"at_a_time = {at_a_time}: take a divisor of the {projections} projections")
         self.patch, self.projections, self.scales, self.phases = patch, projections, scales, phases
-        self.heights, self.detail = heights, detail
+        self.heights, self.detail, self.at_a_time = heights, detail, at_a_time
 
     def forward(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
         """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; fp64 of fp64.
@@ -77,14 +85,21 @@ class SlicedWasserstein(nn.Module):
                 filters = self._draw_directions(fake.shape[1], generator).to(fake)
                 stride = max(1, self.phases >> scale)
                 phase = _draw_phase(stride, generator)
-                ours, theirs = (
-                    F.conv2d(self._from(phase, batch), filters, stride=stride).flatten(2) for batch in (fake, real)
-                )
-                distance = _sorted_difference(ours, theirs).abs()
-                if self.detail:
-                    distance = distance / (theirs.abs().mean(-1, keepdim=True) + _FAINT)
-                distances.append(distance.mean())
+                ours, theirs = self._from(phase, fake), self._from(phase, real)
+                if self.at_a_time is None:
+                    distances.append(self._distance(ours, theirs, filters, stride))
+                else:
+                    groups = torch.split(filters, self.at_a_time)
+                    parts = [partial(self._distance, real=theirs, filters=few, stride=stride) for few in groups]
+                    distances.append(_MeanOneByOne.apply(ours, parts))  # type: ignore[no-untyped-call]
             return torch.stack(distances).mean()
+
+    def _distance(self, fake: Tensor, real: Tensor, filters: Tensor, stride: int) -> Tensor:
+        ours, theirs = (F.conv2d(batch, filters, stride=stride).flatten(2) for batch in (fake, real))
+        distance = _sorted_difference(ours, theirs).abs()
+        if self.detail:
+            distance = distance / (theirs.abs().mean(-1, keepdim=True) + _FAINT)
+        return distance.mean()
 
     def _check(self, fake: Tensor, real: Tensor) -> None:
         for name, batch in (("fake", fake), ("real", real)):
@@ -114,6 +129,28 @@ class SlicedWasserstein(nn.Module):
         """The batch from this row and column on, as far as there is room for a patch."""
         y, x = (min(at, size - self.patch) for at, size in zip(phase, batch.shape[2:], strict=True))
         return batch[:, :, y:, x:]
+
+
+class _MeanOneByOne(torch.autograd.Function):
+    """The mean of scalar functions of one tensor, none of which keeps anything for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:  # noqa: ANN401 (torch's)
+        if not ctx.needs_input_grad[0]:
+            return torch.stack([part(x) for part in parts]).mean()
+        x = x.detach().requires_grad_()
+        values = []
+        with torch.enable_grad():
+            for part in parts:
+                value = part(x) / len(parts)
+                value.backward()  # type: ignore[no-untyped-call]
+                values.append(value.detach())
+        ctx.save_for_backward(x.grad)
+        return torch.stack(values).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return grad * ctx.saved_tensors[0], None
 
 
 class FeatureWasserstein(nn.Module):

@@ -105,6 +105,35 @@ def test_gradient_of_the_distance():
     assert torch.autograd.gradcheck(lambda x: loss(x, real, seeded()), (fake,), eps=1e-7)
 
 
+@pytest.mark.parametrize("detail", [False, True])
+def test_few_directions_at_a_time_are_the_same_distance(detail):
+    real = torch.rand(2, 3, 24, 20, dtype=torch.float64)
+    outcomes = []
+    for at_a_time in (None, 64, 16, 1):
+        fake = torch.rand(2, 3, 24, 20, dtype=torch.float64, generator=seeded(1), requires_grad=True)
+        loss = SlicedWasserstein(3, scales=3, detail=detail, at_a_time=at_a_time)
+        with torch.no_grad():
+            looked = loss(fake, real, seeded(2))
+        distance = loss(fake, real, seeded(2))
+        assert looked.item() == pytest.approx(distance.item(), rel=1e-12)
+        (3 * distance).backward()
+        outcomes.append((distance.detach(), fake.grad))
+    (usual, gradient), *others = outcomes
+    assert gradient.abs().mean() > 0
+    for distance, slope in others:
+        torch.testing.assert_close(distance, usual, rtol=1e-12, atol=0)
+        torch.testing.assert_close(slope, gradient, rtol=1e-9, atol=1e-15)
+
+
+def test_few_directions_at_a_time_keep_no_projections():
+    """Of 64 directions 64 values a pixel would be kept, twice; one at a time the gradient alone is."""
+    kept = []
+    fake = torch.rand(1, 3, 40, 40, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        SlicedWasserstein(3, scales=1, at_a_time=1)(fake, torch.rand(1, 3, 40, 40), seeded())
+    assert max(kept) <= 64 * 40 * 40 // 16
+
+
 def test_directions_come_from_the_generator():
     a, b = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
     loss, generator = SlicedWasserstein(), seeded(3)
@@ -135,6 +164,8 @@ def test_autocast_does_not_reach_the_distance():
         ({"patch": 0}, (1, 3, 16, 16), (1, 3, 16, 16), "patch = 0: at least 1"),
         ({"scales": 0}, (1, 3, 16, 16), (1, 3, 16, 16), "scales = 0"),
         ({"projections": 0}, (1, 3, 16, 16), (1, 3, 16, 16), "projections = 0"),
+        ({"at_a_time": 0}, (1, 3, 16, 16), (1, 3, 16, 16), "at_a_time = 0: take a divisor of the 64"),
+        ({"at_a_time": 48}, (1, 3, 16, 16), (1, 3, 16, 16), "at_a_time = 48: take a divisor of the 64"),
     ],
 )
 def test_distance_refuses(options, fake, real, message):
