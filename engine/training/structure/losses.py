@@ -189,8 +189,8 @@ def patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
 
 def detail_distance(size: tuple[int, int]) -> SlicedWasserstein:
     """Of the three finest octaves, direction by direction: what is hatched has too much across the strokes. Of all patches: of
-    every fourth row and column, drawn anew, it leaves half of the hatching (docs/decisions/0018). A few directions at a time,
-    or it would take 80 MiB more at 256 columns.
+    those of every fourth row and column, drawn anew, it leaves the hatching as it is (docs/decisions/0018). A few directions at
+    a time, or it would take 80 MiB more at 256 columns.
     """
     patch, scales = _fitting(size, 3, PATCH_SCALES)
     return SlicedWasserstein(patch, scales=scales, detail=True, at_a_time=8)
