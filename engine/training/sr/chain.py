@@ -20,6 +20,7 @@ from engine.archs.hpvaegan import Structure
 from engine.bands.stream import RowStream
 from engine.stages import Stage
 from engine.tensors import write_tensors
+from engine.training.adam import Adam
 from engine.training.data import Photo, Size
 from engine.training.picture import open_picture
 
@@ -231,10 +232,10 @@ def _led(structure: Structure, m: int, below: Tensor, real: Tensor, noise: Tenso
 def _fit(z: Tensor, error: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
     """`z`, by Adam moved to where the error is small and its mean square still 1."""
     z = z.detach().requires_grad_(True)
-    adam = torch.optim.Adam([z], lr=rate)
+    adam = Adam([([z], rate)], (0.9, 0.999))
     for _ in range(steps):
         loss = error(z) + PRIOR * (z.square().mean() - 1) ** 2
-        adam.zero_grad(set_to_none=True)
+        adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
     return z.detach()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.archs import Upscaler
 from engine.training import discriminators
+from engine.training.adam import Adam
 from engine.training.adversarial import discriminator_loss, generator_loss
 from engine.training.log import Event, Reviewed, TrainingFinished, TrainingStarted
 from engine.training.look import Look, Shift, draw_shift, maps_of
@@ -100,8 +101,8 @@ class SRTrainer(Trainer):
             footprint.compute_twice(self.worker)
         betas = (recipe.betas[0], recipe.betas[1])
         self.optimisers = [
-            torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, betas=betas),
-            torch.optim.Adam(self.discriminator.parameters(), lr=recipe.discriminator_rate, betas=betas),
+            Adam([(self.network.parameters(), recipe.learning_rate)], betas),
+            Adam([(self.discriminator.parameters(), recipe.discriminator_rate)], betas),
         ]
         half = settings.precision == "fp16"
         self.scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
@@ -242,10 +243,10 @@ class SRTrainer(Trainer):
         self.discriminator.requires_grad_(True)
         loss = discriminator_loss(self.recipe.gan, self._scores(real), self._scores(fake))
         optimiser, scaler = self.optimisers[1], self.scalers[1]
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         if math.isfinite(loss.item()):
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimiser)
+            scaler.step(optimiser)  # type: ignore[arg-type]
             scaler.update()
         return loss.detach()
 
@@ -259,7 +260,7 @@ class SRTrainer(Trainer):
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for kept, working in zip(self.network.parameters(), self.worker.parameters(), strict=True):
             kept.grad = None if working.grad is None else working.grad.to(kept.dtype)
-        scaler.step(optimiser)
+        scaler.step(optimiser)  # type: ignore[arg-type]
         scaler.update()
         for mean, kept in zip(self.mean, self.network.parameters(), strict=True):
             mean.lerp_(kept.detach(), 1 - self.recipe.ema)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.archs.hpvaegan import Config, Encoder, Noise, Structure, scale_sizes
+from engine.training.adam import Adam
 from engine.training.data import Photo, pyramid, write_row
 from engine.training.log import Event, ScaleFinished, ScaleStarted
 from engine.training.look import Frame, Look, maps_of
@@ -108,7 +109,7 @@ class StructureTrainer(Trainer):
         self._features, self._coherence = FeatureWasserstein(), Coherence()
         half = settings.precision == "fp16"
         self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
-        self._optimisers: list[torch.optim.Adam] = []
+        self._optimisers: list[Adam] = []
         self._mean: list[Tensor] = []
 
     def is_vae(self, m: int) -> bool:
@@ -282,16 +283,16 @@ class StructureTrainer(Trainer):
     def _descend(self, which: int, losses: Iterable[Tensor], *, clip: bool) -> None:
         """A step down the sum of the losses, whose graphs need not be alive together: one is asked for after the other."""
         optimiser, scaler = self._optimisers[which], self._scalers[which]
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         for loss in losses:
             if not math.isfinite(loss.item()):
                 # The caller sees the loss in its record and stops; the weights stay as they were.
                 return
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if clip:
-            scaler.unscale_(optimiser)
+            scaler.unscale_(optimiser)  # type: ignore[arg-type]
             nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], CLIP)
-        scaler.step(optimiser)
+        scaler.step(optimiser)  # type: ignore[arg-type]
         scaler.update()
 
     @torch.no_grad()
@@ -308,25 +309,25 @@ class StructureTrainer(Trainer):
             if last:
                 weight.copy_(mean)
 
-    def _make_optimisers(self) -> list[torch.optim.Adam]:
+    def _make_optimisers(self) -> list[Adam]:
         """Thaw what trains at this scale, freeze the rest."""
-        m, adam = self.phase, {"betas": (0.5, 0.999)}
+        m = self.phase
         for module in (self.structure, self.encoder, self.discriminator):
             module.requires_grad_(False)
-        groups: list[dict[str, Any]] = []
+        groups: list[tuple[list[nn.Parameter], float]] = []
         if m > 0:
-            groups.append({"params": list(self.structure.blocks[m - 1].parameters()), "lr": LEARNING_RATE})
+            groups.append((list(self.structure.blocks[m - 1].parameters()), LEARNING_RATE))
         if self.is_vae(m):
             base = [*self.encoder.parameters(), *self.structure.decoder.parameters()]
-            groups.append({"params": base, "lr": LEARNING_RATE * VAE_DECAY**m})
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(True)
-        optimisers = [torch.optim.Adam(groups, **adam)]  # type: ignore[arg-type]
+            groups.append((base, LEARNING_RATE * VAE_DECAY**m))
+        for weights, _ in groups:
+            for weight in weights:
+                weight.requires_grad_(True)
+        optimisers = [Adam(groups, (0.5, 0.999))]
         if not self.is_vae(m):
             self.discriminator.requires_grad_(True)
-            of_critic = {"lr": self.adversary.rate, "betas": self.adversary.betas}
-            optimisers.append(torch.optim.Adam(self.discriminator.parameters(), **of_critic))  # type: ignore[arg-type]
+            of_critic = [(self.discriminator.parameters(), self.adversary.rate)]
+            optimisers.append(Adam(of_critic, self.adversary.betas))
         return optimisers
 
     @torch.no_grad()
