@@ -222,11 +222,17 @@ def build(
             "8 by default, 0 as in the paper."
         ),
     ] = None,
+    noise_gain: Annotated[
+        list[float] | None,
+        Parameter(
+            help="How many times as loud as trained a stage's noise channels are: more is more fine texture; once per stage."
+        ),
+    ] = None,
 ) -> None:
     """Put a model file together from a structure file and super-resolution checkpoints."""
     from engine.commands import model as run
 
-    run.build(out, structure, sr, sigma or [], licence, margin)
+    run.build(out, structure, sr, sigma or [], licence, margin, noise_gain or [])
 
 
 @train_app.command

@@ -24,6 +24,7 @@ from torch import Tensor
 from engine import archs, checkpoints
 from engine.archs import Upscaler
 from engine.archs.hpvaegan import METADATA_KEY, Structure
+from engine.archs.layers import noise_channels_of, with_noise_gain
 from engine.errors import InputError, ModelError, UsageError
 from engine.profile import StageProfile
 from engine.tensors import write_tensors
@@ -46,7 +47,8 @@ State = dict[str, Tensor]
 @dataclass(frozen=True, slots=True)
 class SRStage:
     """One super-resolution step as the manifest tells it. ``sigma``: standard deviation of its input noise, of 1.0;
-    ``training``: what its training noted, if it was ours.
+    ``training``: what its training noted, if it was ours; ``noise_gain``: how many times as loud as trained its noise channels
+    are, in the weights.
     """
 
     weights: str
@@ -57,6 +59,7 @@ class SRStage:
     licence: str
     profile: StageProfile | None = None
     training: dict[str, Any] | None = None
+    noise_gain: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +282,7 @@ def build(
     sigmas: Sequence[float] = (),
     licence: str | None = None,
     margin: int | None = None,
+    noise_gains: Sequence[float] = (),
 ) -> Model:
     """Put a bundle together.
 
@@ -286,16 +290,22 @@ def build(
     ``checkpoint_names``: one per super-resolution stage, each as ``read_stage`` takes it.
     ``sigmas``: input noise per stage; where not given, what the network was trained with, as its file says, else 0.
     ``licence`` is recorded for checkpoints that are given as a path and do not say theirs. ``margin``: of step 1's image, in
-    pixels; ``MARGIN`` if there is a step 1.
+    pixels; ``MARGIN`` if there is a step 1. ``noise_gains``: how many times as loud each stage's noise channels become
+    (docs/decisions/0020); 1 where not given.
     """
     if not checkpoint_names:
         raise ModelError("a model needs at least one super-resolution checkpoint; give --sr PATH (or --sr realsr)")
-    if len(sigmas) > len(checkpoint_names):
-        raise ModelError(
-            f"{len(sigmas)} values of sigma for {len(checkpoint_names)} stages; give at most one per stage"
-        )
+    for values, name in ((sigmas, "sigma"), (noise_gains, "noise gain")):
+        if len(values) > len(checkpoint_names):
+            raise ModelError(
+                f"{len(values)} values of {name} for {len(checkpoint_names)} stages; give at most one per stage"
+            )
     if bad := [s for s in sigmas if not (math.isfinite(s) and s >= 0)]:
         raise UsageError(f"sigma {bad[0]:g}: must be 0 or more, as a share of 1.0; leave it out for no input noise")
+    if bad := [g for g in noise_gains if not (math.isfinite(g) and g > 0)]:
+        raise UsageError(
+            f"noise gain {bad[0]:g}: must be above 0; 1 leaves a stage's noise channels as they were trained"
+        )
     if margin is not None and (structure is None or not 0 <= margin <= MOST_MARGIN):
         raise UsageError(f"--margin {margin}: must be 0 to {MOST_MARGIN} pixels of step 1, which a model with one has")
     states: dict[str, State] = {}
@@ -308,6 +318,12 @@ def build(
     stages = []
     for index, name in enumerate(checkpoint_names):
         state, stage = read_stage(name, index, licence)
+        if (gain := noise_gains[index] if index < len(noise_gains) else 1.0) != 1:
+            if not noise_channels_of(state):
+                raise UsageError(
+                    f"noise gain {gain:g}: the network of {name} has no noise channels; give 1 for its stage"
+                )
+            state, stage = with_noise_gain(state, gain), replace(stage, noise_gain=stage.noise_gain * gain)
         content = _digest({"w": state}, ())
         prefix = prefix_of.setdefault(content, f"sr{len(prefix_of)}")
         states[prefix] = state

@@ -134,9 +134,11 @@ def print_model(model: Model) -> None:
             if point is None
             else f"{point.halo} ({point.max:.2f} levels)"
         )
+        channels = str(model.network(index).noise_channels)
+        louder = f" x {stage.noise_gain:g}" if stage.noise_gain != 1 else ""
         table.add_row(
             str(index + 1), f"{stage.architecture} x{stage.scale}", f"{model.parameters(stage.weights):,}", stage.weights,
-            f"{stage.sigma:g}", str(model.network(index).noise_channels), halo,
+            f"{stage.sigma:g}", channels + louder, halo,
         )  # fmt: skip
     _out.print(table)
     for licence in model.manifest.licences:

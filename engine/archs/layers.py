@@ -47,6 +47,11 @@ def noise_channels_of(state: Mapping[str, Tensor]) -> int:
     return state[NOISE_KEY].shape[1] if NOISE_KEY in state else 0
 
 
+def with_noise_gain(state: Mapping[str, Tensor], gain: float) -> dict[str, Tensor]:
+    """The tensors of a network whose noise channels are ``gain`` times as loud: noise enters by a convolution without bias."""
+    return {**state, NOISE_KEY: (state[NOISE_KEY].float() * gain).to(state[NOISE_KEY].dtype)}
+
+
 def picture_of(x: Tensor, noise_channels: int) -> Tensor:
     """The picture in a network's input [B, 3 + noise channels, H, W]."""
     return x.narrow(1, 0, RGB) if noise_channels else x

@@ -22,11 +22,12 @@ def build(
     sigmas: Sequence[float],
     licence: str | None,
     margin: int | None,
+    noise_gains: Sequence[float],
 ) -> None:
     """Write a bundle and show it."""
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: a model file ends in .safetensors")
-    build_model(structure, sr, sigmas, licence, margin).save(out)
+    build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
     report.print_model(load(out))
 
 
