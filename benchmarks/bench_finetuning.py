@@ -1,9 +1,10 @@
 """What fine-tuning changes, on the strip of the photograph that was never trained on: bicubic, start weights, fine-tuned.
 
-    python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [--vgg FILE]
+    python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [PLACE] [--vgg FILE]
 
-START and WEIGHTS are files (or names of packaged weights) of one step; WEIGHTS knows its size of the photograph and its input
-noise. PSNR, the distance of the distributions of 7x7 patches, and with --vgg (VGG-16) two perceptual distances. `pointwise`:
+START and WEIGHTS are files (or names of packaged weights) of one step, or models whose enlargement at PLACE, from 0, is taken;
+WEIGHTS knows its size of the photograph and its input noise. PSNR, the distance of the distributions of 7x7 patches, and with
+--vgg (VGG-16) two perceptual distances. `pointwise`:
 unit-length feature vectors' mean squared difference at the same place, averaged over five layers (LPIPS with equal weights in
 place of its learned heads; Zhang et al. 2018, "baseline"). `frechet`: the Frechet distance of the vectors' distributions, as SIFID
 takes it, at relu4_3, divided by the photograph's own variance there. Appends a row for each to results/finetuning.csv and
@@ -22,8 +23,8 @@ from harness import add_row
 from PIL import Image
 from torch.nn import functional as F
 
-from engine.checkpoints import read_facts
 from engine.metrics.frechet import Moments, frechet_distance
+from engine.model import read_stage
 from engine.stages import Stage
 from engine.training.data import open_photo
 from engine.training.picture import open_picture
@@ -67,10 +68,11 @@ def main():
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("photo", "start", "weights", "name"):
         words.add_argument(name)
+    words.add_argument("place", type=int, nargs="?", default=0)
     words.add_argument("--vgg", type=Path)
     given = words.parse_args()
-    facts, start = read_facts(Path(given.weights)), open_start(given.start, Shape(), 0)
-    tuned = open_start(given.weights, Shape(), 0)
+    facts = read_stage(given.weights, given.place)[1].training
+    start, tuned = (open_start(name, Shape(), 0, given.place) for name in (given.start, given.weights))
     width, height = facts["photo"]["trained_at"]
     vgg = open_vgg(given.vgg, LAYERS) if given.vgg else None
     with tempfile.TemporaryDirectory() as folder:

@@ -103,6 +103,9 @@ class Manifest:
             raise TypeError(f"{wrong[0]!r} stands where a text is expected")
         if type(self.margin) is not int or self.margin < 0:
             raise TypeError(f"'margin' is {self.margin!r}")
+        for gain in (s.noise_gain for s in self.stages):
+            if not (isinstance(gain, float) and 0 < gain < math.inf):
+                raise TypeError(f"'noise_gain' is {gain!r}")
         if not isinstance(self.structure, dict | None):
             raise TypeError(f"'structure' is {self.structure!r}")
 

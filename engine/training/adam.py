@@ -1,6 +1,6 @@
 """Adam (Kingma and Ba 2015) by PyTorch's own arithmetic, without what its optimiser objects import.
 
-`torch.optim.Adam` loads the compiler at its first step: nine hundred modules, 144 MiB resident, nearly two seconds, for a
+`torch.optim.Adam` loads the compiler as soon as it is made: nine hundred modules, 144 MiB resident, nearly two seconds, for a
 process that compiles nothing (docs/decisions/0019). The function that it calls in the end needs none of them.
 """
 
