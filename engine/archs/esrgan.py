@@ -53,28 +53,6 @@ def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_newest(key): tensor for key, tensor in state.items()}
 
 
-def deepened(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """The tensors (canonical names) of an RRDBNet with at least so many blocks that makes the same picture: Net2Net (Chen et
-    al. 2016).
-
-    What is missing is added behind the trunk, drawn as new ones are, but for each dense block's last convolution, which is zero.
-    Such a block multiplies by 1 + `RESIDUAL`; the trunk's last convolution takes that back.
-    """
-    have, result = _blocks(state), dict(state)
-    growth, channels = state["body.0.rdb1.conv1.weight"].shape[:2]
-    for number in range(have, blocks):
-        group = ResidualGroup(channels, growth)
-        for name, tensor in group.state_dict().items():
-            result[f"body.{number}.{name}"] = torch.zeros_like(tensor) if ".conv5." in name else tensor
-    if blocks > have:
-        result["conv_body.weight"] = state["conv_body.weight"].float() / (1 + RESIDUAL) ** (blocks - have)
-    return result
-
-
-def _blocks(state: Mapping[str, Tensor]) -> int:
-    return len({key.split(".")[1] for key in state if key.startswith("body.")})
-
-
 def _newest(key: str) -> str:
     for pattern, name in _OLDER_NAMES:
         key = pattern.sub(name, key)
@@ -209,7 +187,8 @@ class RRDBNet(nn.Module):
         if inputs not in scales:
             raise ModelError(f"conv_first.weight takes {inputs} channels; an RRDBNet of RGB pictures takes 3, 12 or 48")
         growth = state["body.0.rdb1.conv1.weight"].shape[0]
-        return cls(channels, _blocks(state), growth, scales[inputs], noise_channels_of(state))
+        blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
+        return cls(channels, blocks, growth, scales[inputs], noise_channels_of(state))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:

@@ -4,10 +4,12 @@ import json
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config
 from engine.errors import InputError, Interrupted, ResumeError, UsageError
-from engine.model import load
+from engine.model import build, load
 from engine.training import whole
 from engine.training.log import IterationDone, ScaleStarted, TrainingStarted
 from engine.training.preset import Preset, read_preset
@@ -63,6 +65,16 @@ def test_everything_is_trained_and_bundled(large_photo, request_, tmp_path):
     assert {"structure.safetensors", "step2.safetensors", "step3.safetensors", "run.json"} <= left
     assert not [name for name in left if name.endswith((".checkpoint", ".chain", ".photo", ".part"))]
     assert model.manifest.structure["licence"] == "CC0-1.0"
+
+
+def test_a_start_may_differ_from_step_to_step(large_photo, request_, tmp_path):
+    for blocks in (1, 3):
+        network = RRDBNet(channels=8, blocks=blocks, growth=4)
+        save_file(network.state_dict(), tmp_path / f"{blocks}.safetensors")
+    start, out = tmp_path / "start.safetensors", tmp_path / "model.safetensors"
+    build(None, [str(tmp_path / f"{blocks}.safetensors") for blocks in (3, 1, 1)]).save(start)
+    run(large_photo, out, request_(start=str(start)))
+    assert [len(load(out).network(step).body) for step in range(3)] == [3, 1, 1]
 
 
 def test_a_small_photograph_teaches_one_network(photo, request_, tmp_path):

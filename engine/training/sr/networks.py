@@ -30,15 +30,13 @@ SCRATCH = "scratch"
 class Shape:
     """A network's size, where it is not the start's own. None: as the start has it, or the architecture's default.
 
-    `noise_channels` are given to a start that has none; it makes nearly the same picture with them. An RRDBNet of fewer blocks
-    than `least_blocks` is given the missing ones, which change nothing at first; `blocks` overrules that.
+    `noise_channels` are given to a start that has none; it makes nearly the same picture with them.
     """
 
     architecture: str | None = None
     channels: int | None = None
     blocks: int | None = None
     noise_channels: int = 0
-    least_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.architecture not in (None, "rrdbnet", esrgan.NAME, swinir.NAME):
@@ -76,9 +74,6 @@ def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
         raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
     if shape.blocks is not None:
         state = _shallower(state, stage.architecture, shape.blocks, name)
-    elif stage.architecture == esrgan.NAME:
-        with seeded(seed):
-            state = esrgan.deepened(state, shape.least_blocks)
     if not noise_channels_of(state):
         with seeded(seed):
             state = _with_noise_channels(state, shape.noise_channels)

@@ -28,7 +28,6 @@ class Recipe:
     noise: Literal["fixed", "uniform"]
     render_sigma: float
     noise_channels: int
-    blocks: int
 
     pixel: float
     consistency: float

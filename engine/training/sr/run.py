@@ -173,7 +173,7 @@ def run(
 
 def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, place: int = 0) -> networks.Start:
     """The start, checked against what a step and a crop must be."""
-    shape = dataclasses.replace(shape, noise_channels=recipe.noise_channels, least_blocks=recipe.blocks)
+    shape = dataclasses.replace(shape, noise_channels=recipe.noise_channels)
     start = networks.open_start(name, shape, seed, place)
     if start.network.scale != SCALE:
         raise UsageError(f"the start {name} enlarges {start.network.scale} times: a step enlarges {SCALE} times")

@@ -47,20 +47,6 @@ def test_fewer_blocks_are_evenly_spaced_ones(tmp_path, blocks, kept):
     assert torch.equal(network.conv_last.bias, deep.conv_last.bias)
 
 
-def test_a_start_of_too_few_blocks_is_given_more_that_change_nothing(tmp_path, start_file):
-    before = open_start(str(start_file), Shape(), 0)
-    deep, same, other = (open_start(str(start_file), Shape(least_blocks=5), seed) for seed in (1, 1, 2))
-    picture = torch.rand(1, 3, 16, 16)
-    assert (len(before.network.body), len(deep.network.body)) == (2, 5)
-    assert torch.allclose(deep.network(picture), before.network(picture), atol=1e-5)
-    assert deep.digest == same.digest != other.digest
-    for shape in (Shape(least_blocks=2), Shape(blocks=2, least_blocks=5)):
-        assert open_start(str(start_file), shape, 0).digest == before.digest
-    # None of the new ones is dead: the convolutions that are zero learn at once, and what is before them then.
-    deep.network(picture).sum().backward()
-    assert all(group.rdb2.conv5.weight.grad.abs().sum() > 0 for group in deep.network.body[2:])
-
-
 def test_a_start_without_noise_channels_is_given_some(tmp_path, start_file):
     first, same, other = (open_start(str(start_file), Shape(noise_channels=3), seed) for seed in (1, 1, 2))
     state = first.network.state_dict()

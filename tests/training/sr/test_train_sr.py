@@ -240,16 +240,13 @@ def test_a_run_that_looks_through_vgg_resumes_as_any_other(
     assert equal(whole, cut)
 
 
-def test_a_deeper_network_learns_forms_and_detail(large_photo, request_, with_features, start_file, vgg_file, tmp_path):
+def test_a_network_learns_forms_and_detail(large_photo, request_, with_features, vgg_file, tmp_path):
     out, cut = tmp_path / "sr.safetensors", tmp_path / "cut.safetensors"
-    recipe = with_features.replace(perceptual=0.4, perceptual_layers="forms", detail=2.0, blocks=3)
+    recipe = with_features.replace(perceptual=0.4, perceptual_layers="forms", detail=2.0)
     wanted = request_(recipe=recipe, vgg=vgg_file)
     events = train(large_photo, out, wanted)
     losses = [set(e.losses) for e in events if isinstance(e, IterationDone)]
     assert {"perceptual", "detail"} <= losses[0]
-    names = load_file(out).keys() - load_file(start_file).keys()
-    assert names
-    assert all(name.startswith("body.2.") for name in names)
     with pytest.raises(Interrupted):
         train(large_photo, cut, wanted, on_event=stop_after(3))
     train(large_photo, cut, wanted, resume=True)
