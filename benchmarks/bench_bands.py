@@ -29,19 +29,21 @@ from bench_exact import networks, whole_image
 from harness import PHOTOS, add_row, small_model
 from PIL import Image
 
-from engine import archs, probe
+from engine import archs
 from engine.bands.stream import RowStream, StreamPlan
-from engine.budget import GIB, Budget, StageCost, tiles
-from engine.checkpoints import find_packaged, read_checkpoint
 from engine.geometry import Box
-from engine.model import build
-from engine.plan import StagePlan
-from engine.profile import Overlap
-from engine.render import Job
-from engine.request import Request
-from engine.rows import SourceRows, StageRows
-from engine.sources import PictureSource, TensorSource
-from engine.stages import Stage
+from engine.io.photo import PictureSource, TensorSource
+from engine.job import Job
+from engine.model.bundle import build
+from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.plan import tiles
+from engine.plan.cost import GIB, Budget, StageCost
+from engine.plan.halo import Overlap
+from engine.plan.plan import StagePlan
+from engine.plan.request import Request
+from engine.probe import profiles as probe
+from engine.run.rows import SourceRows, StageRows
+from engine.run.stage import Stage
 
 FRAME = (2160, 4096)  # LR pixels of 16384 x 8640
 CPU = torch.device("cpu")
@@ -226,7 +228,7 @@ class InTurn(Executor):
 def rendered(model, picture, out, writer):
     """Seconds of a render, and those of its parts."""
     request = Request(init=picture, stages=1, executor="bands", precision="fp32")
-    with unittest.mock.patch("engine.executors.bands.ThreadPoolExecutor", writer):
+    with unittest.mock.patch("engine.run.bands.ThreadPoolExecutor", writer):
         job = Job(model, request, out)
         sink = job.open_sink(resume=False, overwrite=True)
         start = time.perf_counter()

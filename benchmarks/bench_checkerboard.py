@@ -21,8 +21,8 @@ import numpy as np
 from harness import PHOTOS, add_row, render
 from PIL import Image
 
-from engine.model import DEFAULT, load
-from engine.request import Request
+from engine.model.bundle import DEFAULT, load
+from engine.plan.request import Request
 
 SEEDS = range(3)
 SIZES = ((540, 1024), (2160, 4096))

@@ -23,7 +23,7 @@ from PIL import Image
 from engine.archs.hpvaegan import Structure
 from engine.metrics.layout import colour_profile_distance, diversity, pairwise_rms
 from engine.training.data import open_photo, pyramid
-from engine.training.texture import SlicedWasserstein
+from engine.training.losses.texture import SlicedWasserstein
 
 SAMPLES, SIDE = 50, 5
 

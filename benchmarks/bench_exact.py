@@ -17,14 +17,14 @@ from harness import PHOTOS, add_row
 
 from engine import archs
 from engine.archs.swinir import SwinIR
-from engine.cache import Scratch, TileCache
-from engine.checkpoints import find_packaged, read_checkpoint
 from engine.geometry import Box
+from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import gather
-from engine.lazy import StageImage
-from engine.plan import StagePlan
-from engine.sources import PictureSource, TensorSource
-from engine.stages import Stage
+from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.plan.plan import StagePlan
+from engine.run.stage import Stage
+from engine.run.tile_cache import Scratch, TileCache
+from engine.run.tiles import StageImage
 
 CASES = {"RRDBNet 64x23": ((767, 17), (48, 64)), "SwinIR-M": ((391, 21), (24, 48))}
 

@@ -24,14 +24,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from engine.metrics.frechet import Moments, frechet_distance
-from engine.model import read_stage
-from engine.stages import Stage
+from engine.model.bundle import read_stage
+from engine.run.stage import Stage
 from engine.training.data import open_photo
+from engine.training.losses.vgg import open_vgg
 from engine.training.picture import open_picture
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape, open_start
 from engine.training.sr.review import Review, fixed_crops
-from engine.training.vgg import open_vgg
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 DOCS = Path(__file__).parent.parent / "docs"

@@ -43,21 +43,21 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine import archs
 from engine.archs.esrgan import RRDBNet
-from engine.checkpoints import find_packaged, read_checkpoint
-from engine.device import OutOfDeviceMemory, finished, memory_errors
+from engine.device.memory import PeakMemory
+from engine.device.queue import OutOfDeviceMemory, finished, memory_errors
 from engine.errors import EngineError
+from engine.job import Job
 from engine.kernels.launch import is_interpreting, takes_kernel
-from engine.memory import PeakMemory
-from engine.model import load
+from engine.model.bundle import load
+from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.plan.request import Request
 from engine.probe.precision import chain_errors
-from engine.render import Job
-from engine.request import Request
-from engine.stages import Stage
+from engine.run.stage import Stage
 
 GIB = 1 << 30
 RENDERS = (("stream", "1GiB"), ("stream", "1.25GiB"), ("stream", "8GiB"), ("bands", "8GiB"))
 HALO = 40  # of RealSR-DF2K, for a worst pixel within one level (benchmarks/results/seams.csv)
-RENDER = "import sys; from engine.cli import main; main(sys.argv[1:])"
+RENDER = "import sys; from engine.cli.app import main; main(sys.argv[1:])"
 
 
 class Bench:

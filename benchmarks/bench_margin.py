@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from harness import add_row, render
 
-from engine.model import DEFAULT, load
-from engine.request import Request
+from engine.model.bundle import DEFAULT, load
+from engine.plan.request import Request
 
 MARGINS = (0, 4, 8, 12)
 SEEDS = range(3)

@@ -23,11 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
-from engine.device import queue_of
+from engine.device.memory import PeakMemory
+from engine.device.queue import queue_of
 from engine.kernels.dense import by_input, dense, dense_by_input
 from engine.kernels.launch import is_interpreting
 from engine.kernels.window_attention import window_attention
-from engine.memory import PeakMemory
 
 OWN = True if torch.cuda.is_available() or is_interpreting() else None
 """Insist on the kernels wherever they can run at all."""

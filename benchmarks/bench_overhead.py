@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from harness import add_row, small_model
 
-from engine.render import Job
-from engine.request import Request
+from engine.job import Job
+from engine.plan.request import Request
 
 
 def keep(tiles, _network, inputs):

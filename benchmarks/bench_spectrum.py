@@ -20,8 +20,8 @@ import numpy as np
 from harness import add_row, render
 from PIL import Image
 
-from engine.model import load
-from engine.request import Request
+from engine.model.bundle import load
+from engine.plan.request import Request
 from engine.training.data import open_photo
 from engine.training.picture import open_picture
 

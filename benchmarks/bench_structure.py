@@ -29,10 +29,10 @@ from harness import add_row
 from PIL import Image
 
 from engine.metrics.layout import colour_profile_distance, diversity
-from engine.model import open_structure
+from engine.model.bundle import open_structure
 from engine.training.data import open_photo, pyramid
+from engine.training.losses.vgg import open_vgg
 from engine.training.structure.trainer import seeded_noise
-from engine.training.vgg import open_vgg
 
 STEP, LAYER, SHOWN, GAP = 16, "relu5_3", 3, 8
 

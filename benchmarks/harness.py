@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
-from engine.device import finished
-from engine.model import Model, build
-from engine.render import Job
-from engine.request import Request
+from engine.device.queue import finished
+from engine.job import Job
+from engine.model.bundle import Model, build
+from engine.plan.request import Request
 
 RESULTS = Path(__file__).parent / "results"
 PHOTOS = Path(__file__).parent / "photos"

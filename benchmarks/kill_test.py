@@ -23,7 +23,7 @@ from pathlib import Path
 from harness import add_row, small_model
 from safetensors.torch import load_file, save_file
 
-from engine.model import build
+from engine.model.bundle import build
 
 ENGINE = Path(sys.executable).parent / "engine"
 OPTIONS = ("--size", "4096x2304", "--tile", "64", "--overlap", "8")

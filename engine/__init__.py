@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from engine.version import __version__
 
 if TYPE_CHECKING:
-    from engine.model import load
-    from engine.render import Job
-    from engine.request import Request
+    from engine.job import Job
+    from engine.model.bundle import load
+    from engine.plan.request import Request
 
 __all__ = ["Job", "Request", "__version__", "load"]
 
-_HOMES = {"load": "engine.model", "Job": "engine.render", "Request": "engine.request"}
+_HOMES = {"load": "engine.model.bundle", "Job": "engine.job", "Request": "engine.plan.request"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

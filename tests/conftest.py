@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is imported
 
-from engine import model
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config, Structure, scale_sizes
 from engine.archs.swinir import SwinIR
-from engine.cli import main
+from engine.cli.app import main
+from engine.model import bundle as model
 
 pytest.register_assert_rewrite("contracts")
 
@@ -43,7 +43,7 @@ def interruptible():
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """``--precision auto`` means float32 in tests, whatever the machine is good at; tests of the choice say otherwise."""
-    monkeypatch.setattr("engine.planner.fast_half", lambda device: None)
+    monkeypatch.setattr("engine.measure.fast_half", lambda device: None)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def main() -> None:
     before = json.loads(arguments.file.read_text())
     differing = [name for name in GOLDEN if digests[name] != before.get(name)]
     for name in GOLDEN:
-        print(f"{name}: {'DIFFERS' if name in differing else 'equal'}")
+        sys.stdout.write(f"{name}: {'DIFFERS' if name in differing else 'equal'}\n")
     sys.exit(1 if differing else 0)
 
 
@@ -109,7 +109,11 @@ def structure_checkpoint(folder: Path) -> str:
     out = folder / "structure.safetensors"
     training = ("train", "structure", PHOTO, "--out", out, "--config", config, "--precision", "fp32")
     numbers = (2, 2, 2, 2, 10000, 2, 2, 2, 2, 2)
-    return stopped(out, (*training, "--iterations", *numbers, "--device", "cpu"), lambda line: (line["phase"], line["iteration"]) == (4, 3))
+    return stopped(
+        out,
+        (*training, "--iterations", *numbers, "--device", "cpu"),
+        lambda line: (line["phase"], line["iteration"]) == (4, 3),
+    )
 
 
 def sr_checkpoint(folder: Path) -> str:

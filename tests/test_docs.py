@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import app
+from engine.cli.app import app
 from engine.errors import EngineError
 
 ROOT = Path(__file__).parent.parent

@@ -100,7 +100,7 @@ def test_the_wheel_says_what_it_is(wheel):
         "[console_scripts]",
         "engine",
         "=",
-        "engine.cli:main",
+        "engine.cli.app:main",
     ]
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import zarr
-from stores import attributes, files, shards
+from support.stores import attributes, files, shards
 
-from engine.cli import main
+from engine.cli.app import main
 from engine.errors import Interrupted, ResumeError
-from engine.model import load
-from engine.render import Job
-from engine.request import Request
-from engine.stages import Stage
+from engine.job import Job
+from engine.model.bundle import load
+from engine.plan.request import Request
+from engine.run.stage import Stage
 
 ENGINE = Path(sys.executable).parent / "engine"
 SMALL = Request(size=(96, 128), stages=2, tile=8, overlap="4", precision="fp32", executor="tiles")
@@ -122,7 +122,7 @@ def test_death_before_any_change_of_the_disk_is_survived(tmp_path, model, monkey
     finish(model, tmp_path / "expected", request)
     expected = files(tmp_path / "expected")
     if spill:
-        monkeypatch.setattr("engine.budget.tiles.cache_share", lambda stages: 1)
+        monkeypatch.setattr("engine.plan.limits.cache_share", lambda stages: 1)
     step = 1
     while render_until(step, model, tmp_path / str(step), request):
         finish(model, tmp_path / str(step), request)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from engine.errors import ModelError, UsageError
-from engine.tensors import write_tensors
+from engine.io.tensors import write_tensors
 
 Padding = Literal["zeros", "reflect", "replicate"]
 Size = tuple[int, int]

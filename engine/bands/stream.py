@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.bands.buffers import Buffer, BufferPlan, Slot, share
 from engine.bands.graph import PLANES, Op, RowGraph, Rows, schedule, split
-from engine.device import WARM_UPS, Queue, queue_of
+from engine.device.queue import WARM_UPS, Queue, queue_of
 
 _INPUT = -1
 """The position of a segment's input in the order of its operations."""

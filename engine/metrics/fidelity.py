@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import InputError
+from engine.io.photo import Source
 from engine.metrics.images import bands
-from engine.sources import Source
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

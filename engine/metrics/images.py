@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box
-from engine.sources import PictureSource, Source
+from engine.io.photo import PictureSource, Source
 
 BAND = 64
 """Rows at a time. Inception's widest layer then takes 17 MB of a picture that is 4096 pixels wide."""

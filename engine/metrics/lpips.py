@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from engine.errors import InputError
 from engine.geometry import Box
+from engine.io.photo import Source
 from engine.metrics.frechet import Matrix
 from engine.metrics.rows import RowNetwork, RowStream
-from engine.sources import Source
 
 Range = Literal["-1..1", "0..1"]
 RANGES: tuple[Range, ...] = ("-1..1", "0..1")

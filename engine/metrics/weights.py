@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoints import read_checkpoint
 from engine.errors import ModelError
 from engine.metrics.inception import InceptionPrefix
 from engine.metrics.lpips import AlexFeatures, Lpips
 from engine.metrics.sifid import Inception
+from engine.model.checkpoints import read_checkpoint
 
 _HUB = "https://download.pytorch.org/models/"
 

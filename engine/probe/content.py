@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.archs.hpvaegan import Structure
 from engine.errors import InputError
 from engine.geometry import Box
+from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import Noise, gather_torch
-from engine.kernels.noise import noise_torch
-from engine.sources import PictureSource, TensorSource
 
 CROP = 192
 """Side of a crop in LR pixels: a cut at a third leaves 64 pixels of context outside the tile and 128 inside."""
@@ -24,16 +22,6 @@ CROP = 192
 PICTURES = 2
 
 _SEED = 0
-
-
-def structure_sample(structure: Structure, seed: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Step 1's image for a seed, float32 [3, h, w] in [0, 1]; its noise is addressed by position as everywhere."""
-
-    def noise(scale: int, shape: tuple[int, int, int]) -> Tensor:
-        channels, height, width = shape
-        return noise_torch(seed, scale, Box(0, 0, height, width), channels)
-
-    return structure.sample(noise, size)
 
 
 def with_noise(picture: Tensor, sigma: float, noise_channels: int, position: int) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.profile import ERF_FRACTIONS
+from engine.plan.halo import ERF_FRACTIONS
 
 SIDE = 96
 """Side of the square of content that gradients are taken on, LR pixels: holds radii below 44."""

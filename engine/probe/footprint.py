@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from engine.bands.stream import RowStream
-from engine.device import OutOfDeviceMemory, finished
-from engine.memory import PeakMemory, device_api
-from engine.profile import Footprint
-from engine.stages import Stage
+from engine.device.memory import PeakMemory, device_api
+from engine.device.queue import OutOfDeviceMemory, finished
+from engine.plan.measured import Footprint
+from engine.run.stage import Stage
 
 _SMALL, _LARGE = 96, 192
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from engine.archs import Upscaler
 from engine.geometry import Box
+from engine.plan.measured import PrecisionError
 from engine.probe.content import with_noise
-from engine.profile import PrecisionError
 
 CROP = 64
 """Side of a crop in LR pixels: 196,608 values of output."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.profile import SeamPoint
+from engine.plan.measured import SeamPoint
 
 NEGLIGIBLE = 0.02
 """The curve ends where the largest error falls below this many levels of 255."""

@@ -26,7 +26,7 @@ from engine.archs.hpvaegan import (
     vertical_coordinates,
 )
 from engine.errors import ModelError, UsageError
-from engine.model import open_structure
+from engine.model.bundle import open_structure
 
 TINY = Config(last=3, last_vae=1, channels=6, latent=5, layers=2)
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from networks import Network
+from support.networks import Network
 from torch import nn
 from torch.nn import functional as F
 

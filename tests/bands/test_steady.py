@@ -5,17 +5,17 @@ import sys
 
 import pytest
 import torch
-from contracts.devices import needs_gpu
-from networks import NETWORKS, lively, rrdb, swinir
-from streams import plan, pour, stream, whole
+from support.devices import needs_gpu
+from support.networks import NETWORKS, lively, rrdb, swinir
+from support.streams import plan, pour, stream, whole
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.archs.esrgan import RRDBNet
 from engine.bands.stream import RowStream
-from engine.device import WARM_UPS, Queue, full_float32
-from engine.memory import steady_heap
-from engine.stages import Stage
+from engine.device.heap import steady_heap
+from engine.device.queue import WARM_UPS, Queue, full_float32
+from engine.run.stage import Stage
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from networks import NETWORKS, Network, lively, per_token, rrdb, swinir
-from streams import bands, noise_channels, plan, pour, stream, whole
+from support.networks import NETWORKS, Network, lively, per_token, rrdb, swinir
+from support.streams import bands, noise_channels, plan, pour, stream, whole
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F

@@ -8,7 +8,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from contracts.kernels import poison  # noqa: E402
+from support.kernels import poison  # noqa: E402
 
 from engine.kernels import blend, gather, noise, trim  # noqa: E402
 

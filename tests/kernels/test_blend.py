@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracts.kernels import assert_close_to_twin, layouts, needs_triton
+from support.kernels import assert_close_to_twin, layouts, needs_triton
 
 from engine.kernels.blend import RAMPS, blend, blend_torch, weights
 from engine.kernels.trim import LEVELS

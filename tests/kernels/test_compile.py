@@ -3,7 +3,7 @@
 import re
 
 import torch
-from contracts.kernels import assert_all_compile, launches, needs_triton
+from support.kernels import assert_all_compile, launches, needs_triton
 
 from engine.geometry import Box
 from engine.kernels.blend import blend

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracts.kernels import assert_all_compile, assert_close_to_twin, layouts, needs_triton, poisoned
+from support.kernels import assert_all_compile, assert_close_to_twin, layouts, needs_triton, poisoned
 from torch.nn import functional as F
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts.kernels import assert_close_to_twin, layouts, needs_triton, poisoned
+from support.kernels import assert_close_to_twin, layouts, needs_triton, poisoned
 from torch.nn import functional as F
 
 from engine.geometry import Box

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts.kernels import assert_close_to_twin, needs_triton, poisoned
+from support.kernels import assert_close_to_twin, needs_triton, poisoned
 
 from engine.geometry import Box
 from engine.kernels.noise import _fill, as_word, noise, noise_torch, philox_torch, words_torch

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from contracts.kernels import assert_close_to_twin, layouts, needs_triton, poisoned
+from support.kernels import assert_close_to_twin, layouts, needs_triton, poisoned
 
 from engine.geometry import Box
+from engine.io.zarr_store import halve
 from engine.kernels.trim import LEVELS, Trimmed, trim, trim_torch
-from engine.sinks import halve
 
 NAN, INF = float("nan"), float("inf")
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from contracts.kernels import assert_all_compile, assert_close_to_twin, needs_triton, poisoned
+from support.kernels import assert_all_compile, assert_close_to_twin, needs_triton, poisoned
 
 from engine.archs.swinir import WindowAttention
 from engine.kernels import window_attention as op

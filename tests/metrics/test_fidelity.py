@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from engine.io.photo import TensorSource
 from engine.metrics import images
 from engine.metrics.fidelity import compare
-from engine.sources import TensorSource
 
 
 def fidelity(a, b):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from engine.io.photo import TensorSource
 from engine.metrics import lpips as module
 from engine.metrics.lpips import Lpips
-from engine.sources import TensorSource
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import statistics
 import pytest
 
 from engine.errors import InputError
+from engine.io.photo import TensorSource
 from engine.metrics.images import Sample
 from engine.metrics.score import rows_to_read, score
-from engine.sources import TensorSource
 
 
 @pytest.fixture

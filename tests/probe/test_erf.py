@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.plan.halo import ERF_FRACTIONS
 from engine.probe.erf import SIDE, effective_radius
-from engine.profile import ERF_FRACTIONS
 
 
 class Filter(nn.Module):

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from engine.device import OutOfDeviceMemory
-from engine.memory import PeakMemory
+from engine.device.memory import PeakMemory
+from engine.device.queue import OutOfDeviceMemory
+from engine.plan.measured import Footprint
 from engine.probe import footprint
-from engine.profile import Footprint
 
 CPU = torch.device("cpu")
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import model as models
-from engine import probe
 from engine.errors import InputError, UsageError
+from engine.model import bundle as models
 from engine.probe import footprint
-from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops, structure_sample
-from engine.stages import Stage
+from engine.probe import profiles as probe
+from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
+from engine.run.base import structure_sample
+from engine.run.stage import Stage
 
 CPU = torch.device("cpu")
 

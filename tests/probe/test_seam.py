@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.geometry import Box
-from engine.plan import StagePlan
+from engine.plan.plan import StagePlan
 from engine.probe.seam import NEGLIGIBLE, seam_curve
 
 

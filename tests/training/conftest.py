@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from random_vgg import random_vgg
 from safetensors.torch import save_file
+from support.random_vgg import random_vgg
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config

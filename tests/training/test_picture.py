@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.device.heap import steady_heap
+from engine.device.memory import PeakMemory
 from engine.errors import InputError
-from engine.memory import PeakMemory, steady_heap
 from engine.training.data import open_photo, pyramid
 from engine.training.picture import open_picture, to_unit
 

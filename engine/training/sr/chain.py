@@ -18,11 +18,11 @@ from torch import Tensor
 
 from engine.archs.hpvaegan import Structure
 from engine.bands.stream import RowStream
-from engine.stages import Stage
-from engine.tensors import write_tensors
-from engine.training.adam import Adam
+from engine.io.tensors import write_tensors
+from engine.run.stage import Stage
 from engine.training.data import Photo, Size
 from engine.training.picture import open_picture
+from engine.training.run.adam import Adam
 
 ITERATIONS = 200
 RATE = 0.05

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError, UsageError
-from engine.stages import Stage
-from engine.training import loop
+from engine.run.stage import Stage
 from engine.training.data import Photo, open_photo
-from engine.training.log import Prepared
 from engine.training.picture import IN_MEMORY, open_picture
-from engine.training.precision import known_device
+from engine.training.run import loop
+from engine.training.run.events import Prepared
+from engine.training.run.precision import known_device
 from engine.training.sr import networks
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape
@@ -29,7 +29,7 @@ from engine.training.sr.pairs import TeacherPairs
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.request import Common
 from engine.training.sr.review import Review, fixed_crops
-from engine.training.sr.run import SCALE, Runtime, columns_trained_on, open_network, run
+from engine.training.sr.train import SCALE, Runtime, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
 
 _REFUSED = (

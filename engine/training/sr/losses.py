@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.training.losses.vgg import Maps
 from engine.training.sr.degradations import bicubic
-from engine.training.vgg import Maps
 
 
 @dataclass(frozen=True, slots=True)

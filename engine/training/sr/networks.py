@@ -17,11 +17,11 @@ from torch import Tensor
 from engine import archs
 from engine.archs import Upscaler, esrgan, swinir
 from engine.archs.layers import NOISE_KEY, conv_of_noise, noise_channels_of
-from engine.checkpoints import FACTS_KEY
 from engine.errors import ModelError, UsageError
-from engine.model import read_stage
-from engine.tensors import write_tensors
-from engine.training.seed import seeded
+from engine.io.tensors import write_tensors
+from engine.model.bundle import read_stage
+from engine.model.checkpoints import FACTS_KEY
+from engine.training.run.seed import seeded
 
 SCRATCH = "scratch"
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from engine.errors import InputError, UsageError
-from engine.training.look import maps_of
+from engine.training.losses.features import maps_of
+from engine.training.losses.vgg import VGGFeatures
 from engine.training.picture import Picture, to_unit
 from engine.training.sr import degradations
 from engine.training.sr.chain import ChainPicture
 from engine.training.sr.recipe import Recipe
-from engine.training.vgg import VGGFeatures
 
 CANDIDATES, SHORTLIST = 96, 8
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.training.precision import Precision, known_precision
+from engine.device.precision import Precision
+from engine.training.run.precision import known_precision
 from engine.training.sr.networks import Shape
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from engine.archs.layers import RGB
 from engine.training.data import write_row
+from engine.training.losses.texture import SlicedWasserstein
 from engine.training.picture import Picture, to_unit
 from engine.training.sr.chain import ChainPicture
 from engine.training.sr.pairs import Enlarge
-from engine.training.texture import SlicedWasserstein
 
 MOST_CROPS, LEAST_SIDE, MOST_SIDE = 8, 16, 256
 SEED = 1

@@ -18,22 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.archs import Upscaler
-from engine.training import discriminators
-from engine.training.adam import Adam
-from engine.training.adversarial import discriminator_loss, generator_loss
-from engine.training.log import Event, Reviewed, TrainingFinished, TrainingStarted
-from engine.training.look import Look, Shift, draw_shift, maps_of
-from engine.training.loop import Step, Trainer
-from engine.training.precision import HALF, Precision, autocast
-from engine.training.seed import seeded
+from engine.device.precision import Precision
+from engine.training.losses import discriminators
+from engine.training.losses.features import Look, Shift, draw_shift, maps_of
+from engine.training.losses.gan import discriminator_loss, generator_loss
+from engine.training.losses.texture import TEXTURE_LAYERS, Checkerboard, FeatureWasserstein, SlicedWasserstein
+from engine.training.losses.vgg import VGGFeatures
+from engine.training.run.adam import Adam
+from engine.training.run.events import Event, Reviewed, TrainingFinished, TrainingStarted
+from engine.training.run.loop import Step, Trainer
+from engine.training.run.precision import HALF, autocast
+from engine.training.run.seed import seeded
 from engine.training.sr import footprint
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.losses import PERCEPTUAL, consistency_loss, perceptual_loss
 from engine.training.sr.pairs import Batch, Source, add_noise
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.review import Review
-from engine.training.texture import TEXTURE_LAYERS, Checkerboard, FeatureWasserstein, SlicedWasserstein
-from engine.training.vgg import VGGFeatures
 
 
 @dataclass(frozen=True, slots=True)

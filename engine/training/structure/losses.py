@@ -14,12 +14,13 @@ from torch import Generator, Tensor, nn
 
 from engine.archs.hpvaegan import Config
 from engine.archs.hpvaegan import Discriminator as PatchDiscriminator
+from engine.device.precision import Precision
 from engine.errors import UsageError
-from engine.training.adversarial import discriminator_loss, generator_loss
-from engine.training.discriminators import PROJECTED_LAYERS, Projected
-from engine.training.look import Look
-from engine.training.precision import Precision, autocast
-from engine.training.texture import TEXTURE_LAYERS, SlicedWasserstein
+from engine.training.losses.discriminators import PROJECTED_LAYERS, Projected
+from engine.training.losses.features import Look
+from engine.training.losses.gan import discriminator_loss, generator_loss
+from engine.training.losses.texture import TEXTURE_LAYERS, SlicedWasserstein
+from engine.training.run.precision import autocast
 
 Kind = Literal["wgan", "projected"]
 

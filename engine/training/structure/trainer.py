@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.archs.hpvaegan import Config, Encoder, Noise, Structure, scale_sizes
-from engine.training.adam import Adam
+from engine.device.precision import Precision
 from engine.training.data import Photo, pyramid, write_row
-from engine.training.log import Event, ScaleFinished, ScaleStarted
-from engine.training.look import Frame, Look, maps_of
-from engine.training.loop import Step, Trainer
-from engine.training.precision import Precision, autocast
-from engine.training.seed import seeded
+from engine.training.losses.features import Frame, Look, maps_of
+from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein
+from engine.training.losses.vgg import VGGFeatures
+from engine.training.run.adam import Adam
+from engine.training.run.events import Event, ScaleFinished, ScaleStarted
+from engine.training.run.loop import Step, Trainer
+from engine.training.run.precision import autocast
+from engine.training.run.seed import seeded
 from engine.training.structure.losses import (
     Coherence,
     Losses,
@@ -30,8 +33,6 @@ from engine.training.structure.losses import (
     patch_distance,
     vae_patch_distance,
 )
-from engine.training.texture import TEXTURE_LAYERS, FeatureWasserstein
-from engine.training.vgg import VGGFeatures
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
 OVERHEAD = 3000

@@ -5,13 +5,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoints import read_facts
 from engine.errors import InputError, Interrupted, UsageError
-from engine.training.log import IterationDone, Prepared, Reviewed
+from engine.model.checkpoints import read_facts
 from engine.training.preset import read_preset
+from engine.training.run.events import IterationDone, Prepared, Reviewed
 from engine.training.sr.distil import Request, distil
 from engine.training.sr.networks import Shape
-from engine.training.sr.run import Runtime
+from engine.training.sr.train import Runtime
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 
 from engine import archs
 from engine.archs.esrgan import RRDBNet
-from engine.checkpoints import read_facts
 from engine.errors import InputError, ModelError, UsageError
-from engine.model import build
+from engine.model.bundle import build
+from engine.model.checkpoints import read_facts
 from engine.training.sr.networks import Shape, architecture_of, open_start, save
 
 

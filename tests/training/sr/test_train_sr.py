@@ -10,15 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine import archs
-from engine.checkpoints import read_facts
 from engine.errors import BudgetError, EngineError, InputError, Interrupted, ResumeError, UsageError
-from engine.training.checkpoint import checkpoint_path
+from engine.model.checkpoints import read_facts
 from engine.training.data import write_row
-from engine.training.discriminators import Patch
-from engine.training.log import CheckpointSaved, IterationDone, Prepared, Reviewed, WeightsSaved
+from engine.training.losses.discriminators import Patch
+from engine.training.run.checkpoint import checkpoint_path
+from engine.training.run.events import CheckpointSaved, IterationDone, Prepared, Reviewed, WeightsSaved
 from engine.training.sr.footprint import estimate
 from engine.training.sr.networks import Shape
-from engine.training.sr.run import Request, Runtime, train_sr
+from engine.training.sr.train import Request, Runtime, train_sr
 from engine.training.sr.trainer import SRTrainer
 
 
@@ -146,7 +146,7 @@ def test_resume_takes_the_chain_pictures_from_their_file(large_photo, request_, 
     out = tmp_path / "sr.safetensors"
     with pytest.raises(Interrupted):
         train(large_photo, out, request_(), on_event=stop_after(3))
-    monkeypatch.setattr("engine.training.sr.run.make_chain", None)  # would fail if it were called
+    monkeypatch.setattr("engine.training.sr.train.make_chain", None)  # would fail if it were called
     train(large_photo, out, request_(), resume=True)
     assert not (tmp_path / "sr.safetensors.chain").exists()
 

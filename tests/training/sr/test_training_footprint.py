@@ -7,12 +7,13 @@ import torch
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
+from engine.device.heap import steady_heap
+from engine.device.memory import PeakMemory
 from engine.errors import BudgetError
-from engine.memory import PeakMemory, steady_heap
-from engine.training.discriminators import build
+from engine.training.losses.discriminators import build
+from engine.training.losses.vgg import VGGFeatures
 from engine.training.sr.footprint import compute_twice, estimate, fit
 from engine.training.sr.trainer import feature_layers
-from engine.training.vgg import VGGFeatures
 
 NETWORKS = {
     "rrdb": lambda: RRDBNet(channels=32, blocks=6, growth=16),

@@ -12,14 +12,14 @@ from PIL import Image
 
 from engine.archs.hpvaegan import Config, Structure
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
-from engine.training.checkpoint import checkpoint_path
 from engine.training.data import open_photo
-from engine.training.log import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
+from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
+from engine.training.losses.vgg import VGGFeatures
+from engine.training.run.checkpoint import checkpoint_path
+from engine.training.run.events import CheckpointSaved, IterationDone, ScaleFinished, ScaleStarted, StructureSaved
 from engine.training.structure.losses import Coherence, Losses, Wasserstein, vae_patch_distance
-from engine.training.structure.run import train_structure
+from engine.training.structure.train import train_structure
 from engine.training.structure.trainer import Settings, StructureTrainer, seeded_noise
-from engine.training.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
-from engine.training.vgg import VGGFeatures
 
 
 def tensors_equal(a, b):

@@ -1,0 +1,31 @@
+"""engine export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.cli import report
+from engine.cli.progress import meter, tell
+from engine.exporters import export as write
+
+
+def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Export with progress and say what was written."""
+    with meter(f"writing {out.name}", 1.0) as bar:
+        before = 0.0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal before
+            bar.advance(done / total - before)
+            before = done / total
+
+        result = write(store, out, on_progress=advance, **options)
+    for note in result.notes:
+        tell(note)
+    if as_json:
+        report.print_json({**asdict(result), "path": str(result.path)})
+    else:
+        size = f"{result.width}x{result.height}, {result.levels} levels, {result.bytes / 1e6:.1f} MB"
+        report.line(f"{result.path}: {size}, {result.seconds:.1f} s")

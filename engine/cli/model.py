@@ -1,0 +1,60 @@
+"""engine model build, engine info and engine probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.cli import report
+from engine.cli.progress import tell
+from engine.device.choose import choose_device
+from engine.errors import UsageError
+from engine.model.bundle import build as build_model
+from engine.model.bundle import load
+from engine.probe.profiles import probe as measure
+from engine.probe.profiles import remember
+
+
+def build(
+    out: Path,
+    structure: Path | None,
+    sr: Sequence[str],
+    sigmas: Sequence[float],
+    licence: str | None,
+    margin: int | None,
+    noise_gains: Sequence[float],
+) -> None:
+    """Write a bundle and show it."""
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: a model file ends in .safetensors")
+    build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
+    report.print_model(load(out))
+
+
+def info(path: Path, as_json: bool) -> None:
+    """Show a model file, after checking all of it."""
+    model = load(path)
+    if as_json:
+        report.print_json(report.model_json(model))
+    else:
+        report.print_model(model)
+
+
+def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device: str | None, as_json: bool) -> None:
+    """Measure, show, and keep the result in the model file or the cache."""
+    model = load(path)
+    if save and model.path.suffix != ".safetensors":
+        raise UsageError(f"--save: {path} is a checkpoint, not a model file; make one with engine model build")
+    if plot is not None:
+        report.check_plot(plot)
+    profiles = measure(model, image, choose_device(device), tell)
+    if plot is not None:
+        report.plot_profiles(profiles, plot)
+    if save:
+        model.with_profiles(profiles).save(path)
+    else:
+        remember(model, profiles)
+    if as_json:
+        report.print_json(report.profiles_json(model, profiles))
+    else:
+        report.print_profiles(model, profiles)

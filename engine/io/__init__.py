@@ -1,0 +1,1 @@
+"""Files: photographs in, Zarr stores and tensors out."""

@@ -1,0 +1,1 @@
+"""Model files and other people's checkpoints."""

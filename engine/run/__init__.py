@@ -1,0 +1,1 @@
+"""Rendering: stages, tiles, rows of pixels, and the executors that write them."""

@@ -1,0 +1,1 @@
+"""Losses and the networks that they look through."""

@@ -1,0 +1,155 @@
+"""What a super-resolution network must keep so that it can be tiled: inherit ``StageTests``, give it a ``network``."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.geometry import Box
+from engine.io.photo import TensorSource
+from engine.kernels.noise import noise_torch
+from engine.plan.plan import StagePlan
+from engine.probe.seam import seam_curve
+from engine.run.stage import Stage
+from engine.run.tile_cache import Scratch, TileCache
+from engine.run.tiles import NOISE_STREAM, StageImage
+
+EXACT = 1e-4
+"""Of full scale: what float32 leaves when the same sums are made in another order."""
+
+
+def as_input(network, image, sigma=0.0, seed=0, position=0):
+    """[3, h, w] -> [3 + noise channels, h, w]: the noise of the full map."""
+    _, height, width = image.shape
+    noise = noise_torch(seed, NOISE_STREAM + position, Box(0, 0, height, width), 3 + network.noise_channels)
+    return torch.cat([image + sigma * noise[:3], noise[3:]])
+
+
+def whole_image(network, image, sigma=0.0, seed=0, position=0):
+    """The reference: noise on the full map, reflected once to whole windows, run in one piece, cropped, clamped."""
+    _, height, width = image.shape
+    image = as_input(network, image, sigma, seed, position)
+    pad = ((0, 0), (0, -height % network.align), (0, -width % network.align))
+    # As torch's reflection, but it goes on where the image is smaller than the padding.
+    padded = torch.from_numpy(np.pad(image.numpy(), pad, mode="reflect"))
+    with torch.inference_mode():
+        output = network(padded[None])[0]
+    return output[:, : height * network.scale, : width * network.scale].clamp(0, 1)
+
+
+def exact_halo(network):
+    return -(-network.radius // network.align) * network.align
+
+
+class Chain:
+    """Stages over an image as a render builds them, with a record of what ran: ``runs[i]`` boxes of stage i."""
+
+    def __init__(self, folder, network, image, cores, halos, sigma=0.0, seed=0, limit=1 << 30, last=True, blend=0):
+        self.runs = [[] for _ in cores]
+        self.caches = []
+        self.stages = []
+        source = image if hasattr(image, "read") else TensorSource(image)
+        for index, (core, halo) in enumerate(zip(cores, halos, strict=True)):
+            height, width = source.size
+            is_last = last and index == len(cores) - 1
+            plan = StagePlan(f"stage {index + 1}", height, width, network.scale, network.align, halo, core, sigma, None)
+            plan = replace(plan, blend=blend)
+            plan.check()
+            scratch = Scratch(folder / str(index), plan.grid, np.uint8 if is_last else np.float32)
+            cache = TileCache(limit, scratch)
+            stage = Stage(network, torch.device("cpu"), "fp32")
+            source = StageImage(plan, index, seed, stage, source, cache, is_last, self._ran)
+            self.caches.append(cache)
+            self.stages.append(source)
+        self.image = source
+        self.size = source.size
+
+    def _ran(self, position, pixels):
+        self.runs[position].append(pixels)
+
+    def counts(self):
+        return [len(r) for r in self.runs]
+
+    def render(self):
+        """Tile by tile, as a render to a store does."""
+        dtype = torch.uint8 if self.image.read(Box(0, 0, 0, 0)).dtype == torch.uint8 else torch.float32
+        result = torch.empty(3, *self.size, dtype=dtype)
+        for index in self.image.plan.grid.indices():
+            box = self.image.plan.grid.box(*index)
+            rows, columns = box.slices
+            result[:, rows, columns] = self.image.read(box)
+        return result
+
+
+class StageTests:
+    """Inherit and give a fixture ``network``: any upscaler of a few weights whose output varies within (0, 1)."""
+
+    @pytest.fixture
+    def network(self):
+        raise NotImplementedError("every class that inherits these tests gives its own network")
+
+    @pytest.fixture
+    def tiled(self, network, tmp_path):
+        """(image, core, halo) -> the clamped float32 output of one stage, computed in tiles."""
+
+        def run(image, core, halo, **options):
+            return Chain(tmp_path, network, image, [core], [halo], last=False, **options).render()
+
+        return run
+
+    def test_declares_how_it_can_be_tiled(self, network):
+        assert network.scale >= 1
+        assert network.align >= 1
+        assert network.radius >= 0
+
+    def test_enlarges_by_its_scale_and_its_output_can_show_errors(self, network, picture):
+        output = whole_image(network, picture(5 * network.align + 1, 40))
+        assert output.shape == (3, (5 * network.align + 1) * network.scale, 40 * network.scale)
+        assert output.std() > 0.05
+        assert ((output > 0) & (output < 1)).float().mean() > 0.9
+
+    @pytest.mark.parametrize(("height", "width"), [(71, 58), (64, 88)])
+    @pytest.mark.parametrize("core", [16, 24, 40])
+    def test_tiled_equals_whole_at_the_theoretical_halo(self, network, tiled, picture, core, height, width):
+        image = picture(height, width)
+        difference = (tiled(image, core, exact_halo(network)) - whole_image(network, image)).abs()
+        assert float(difference.max()) <= EXACT
+
+    @pytest.mark.parametrize(("height", "width"), [(3, 5), (8, 8), (9, 70), (11, 4)])
+    def test_images_smaller_than_a_tile(self, network, tiled, height, width, picture):
+        image = picture(height, width)
+        difference = (tiled(image, 32, exact_halo(network)) - whole_image(network, image)).abs()
+        assert float(difference.max()) <= EXACT
+
+    def test_noise_is_drawn_on_the_full_map_and_then_cut(self, network, tiled, picture):
+        image = picture(75, 90)
+        whole = whole_image(network, image, sigma=0.1, seed=9)
+        assert (whole - whole_image(network, image)).abs().max() > 0.02
+        result = tiled(image, 24, exact_halo(network), sigma=0.1, seed=9)
+        assert float((result - whole).abs().max()) <= EXACT
+
+    @pytest.mark.parametrize("tolerance", [4.0, 0.3])
+    def test_error_at_a_measured_halo_is_within_the_bound(self, network, tiled, picture, tolerance):
+        """Measured on this picture at other cuts than the tiles': a bound, with room for where the cut falls."""
+        image = picture(96, 144)
+        points, _ = seam_curve(network, [as_input(network, image)[None]], network.scale, network.align)
+        point = next(p for p in points if p.max <= tolerance)
+        assert point.halo < exact_halo(network)
+        errors = (tiled(image, 24, point.halo) - whole_image(network, image)).abs() * 255
+        assert float(errors.max()) <= 2 * tolerance
+        # And it is an approximation: otherwise this test and the exact ones would see nothing.
+        assert float(errors.max()) > 0.002
+
+    def test_too_small_a_halo_shows(self, network, tiled, picture):
+        image = picture(96, 96)
+        assert float((tiled(image, 24, 0) - whole_image(network, image)).abs().max()) > 0.05
+
+    def test_half_precision_keeps_the_picture(self, network, picture):
+        image = picture(48, 48)
+        exact = whole_image(network, image)
+        mixed = Stage(network, torch.device("cpu"), "bf16").run(as_input(network, image)[None])[0].float().clamp(0, 1)
+        difference = (mixed - exact).abs()
+        assert 0 < float(difference.mean()) < 2 / 255
+        assert math.isfinite(float(mixed.sum()))

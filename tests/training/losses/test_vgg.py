@@ -1,0 +1,126 @@
+"""VGG's maps against a network written out here; files that are found, read and refused."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.random_vgg import BEFORE_POOLING, CONVOLUTIONS, random_vgg
+from torch.nn import functional as F
+
+from engine.errors import InputError, UsageError
+from engine.training.losses.vgg import VGGFeatures, open_vgg
+from engine.training.sr.losses import PERCEPTUAL
+
+
+@pytest.fixture(scope="module")
+def states():
+    return {name: random_vgg(name) for name in CONVOLUTIONS}
+
+
+@pytest.fixture(scope="module")
+def files(states, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vgg")
+    for name, state in states.items():
+        torch.save(state | {"classifier.0.weight": torch.zeros(4, 4)}, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in states}
+
+
+def by_hand(name, state, x):
+    """The convolutions' outputs, by their names, and what follows their ReLU."""
+    x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    found, block, number = {}, 1, 0
+    for index in CONVOLUTIONS[name]:
+        number += 1
+        x = F.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1)
+        found[f"conv{block}_{number}"] = x
+        x = x.relu()
+        found[f"relu{block}_{number}"] = x
+        if index in BEFORE_POOLING[name]:
+            x, block, number = F.max_pool2d(x, 2), block + 1, 0
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("VGG-16", ("relu1_2", "relu2_2", "relu3_3", "relu4_3")),
+        ("VGG-16", ("conv5_3",)),
+        ("VGG-19", ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4")),
+        ("VGG-19", ("conv3_1", "relu3_1")),
+    ],
+)
+def test_maps(files, states, name, layers):
+    x = torch.rand(2, 3, 32, 48)
+    network, expected = VGGFeatures(files[name], layers), by_hand(name, states[name], x)
+    found = network(x)
+    assert network.name == name
+    assert found.keys() == set(layers)
+    for layer in layers:
+        torch.testing.assert_close(found[layer], expected[layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_either_network_has_the_layers_of_forms(files, name):
+    layers = PERCEPTUAL["forms"].weights
+    assert VGGFeatures(files[name], tuple(layers))(torch.rand(1, 3, 16, 16)).keys() == layers.keys()
+
+
+def test_it_is_frozen_and_leads_to_the_picture(files):
+    network = VGGFeatures(files["VGG-16"], ("relu2_2",))
+    x = torch.rand(1, 3, 16, 16, requires_grad=True)
+    network(x)["relu2_2"].sum().backward()
+    assert x.grad.abs().max() > 0
+    assert not any(p.requires_grad for p in network.parameters())
+    assert len(network.features) == 9  # what follows the last layer that is asked for is not there
+
+
+def test_half_precision_safetensors_are_read(states, tmp_path):
+    path = tmp_path / "vgg16.safetensors"
+    save_file({key: value.half() for key, value in states["VGG-16"].items()}, path)
+    network = open_vgg(path, ("relu1_1",))
+    assert network(torch.rand(1, 3, 16, 16))["relu1_1"].dtype == torch.float32
+    torch.testing.assert_close(network.features[0].bias.data, states["VGG-16"]["features.0.bias"].half().float())
+
+
+def test_weights_are_found_in_the_hub_folder(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert open_vgg(None, ("relu1_1",)) is None
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "vgg19_bn-c79401a0.pth").touch()
+    assert open_vgg(None, ("relu1_1",)) is None
+    (folder / "vgg16-397923af.pth").symlink_to(files["VGG-16"])
+    assert open_vgg(None, ("relu3_3",)).name == "VGG-16"
+    assert open_vgg(None, ("relu3_3", "conv5_4")) is None  # which VGG-16 does not have
+    (folder / "vgg19-dcbb9e9d.pth").symlink_to(files["VGG-19"])
+    assert open_vgg(None, ("relu3_3",)).name == "VGG-19"
+    assert open_vgg(files["VGG-16"], ("relu3_3",)).name == "VGG-16"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: {key: value for key, value in s.items() if key != "features.14.weight"},
+        lambda s: s | {"features.0.weight": torch.zeros(64, 3, 5, 5)},
+        lambda s: s | {"features.30.weight": torch.zeros(1)},
+        lambda s: {"conv_first.weight": torch.zeros(64, 3, 3, 3)},
+    ],
+)
+def test_other_networks_are_refused(states, tmp_path, change):
+    path = tmp_path / "other.safetensors"
+    save_file(change({key: value.half() for key, value in states["VGG-16"].items()}), path)
+    with pytest.raises(InputError, match="neither VGG-16 nor VGG-19") as error:
+        VGGFeatures(path, ("relu1_1",))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_and_no_layer_is_refused(files, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        open_vgg(tmp_path / "none.pth", ("relu1_1",))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(InputError, match="damaged"):
+        open_vgg(tmp_path / "text.pth", ("relu1_1",))
+    with pytest.raises(UsageError, match="VGG-16 has no layer conv5_4: name a file with the weights of VGG-19"):
+        VGGFeatures(files["VGG-16"], ("relu1_1", "conv5_4"))
+    with pytest.raises(UsageError, match="12 x 16 pixels"):
+        VGGFeatures(files["VGG-16"], ("relu1_1",))(torch.zeros(1, 3, 12, 16))
