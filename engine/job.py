@@ -43,18 +43,18 @@ class Job:
     ``redone``: how many tiles half precision could not make, so that float32 did.
     """
 
-    def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, model: Model, request: Request, out: Path, log: Callable[[str], None] = lambda _: None) -> None:
         if not out.name or out.name == "..":
             raise UsageError(f"--out {out}: names no store; give it a name, for instance {out / 'out.zarr'}")
         self.out = out
-        self._planner = planner = Planner(model, request, out, tell)
+        self._planner = planner = Planner(model, request, out, log)
         self.model, self.device, self.stages = model, planner.device, planner.stages
         self.baseline, self.budget, self.precision_error = planner.baseline, planner.budget, planner.precision_error
         self.plan, self.projection = planner.choose()
         self.executed = self.plan.stages
         self.redone = 0
         self._streams: dict[int, RowStream] = {}
-        self._tell = tell
+        self._log = log
 
     @property
     def seam_error(self) -> float | None:
@@ -134,7 +134,7 @@ class Job:
             ) from error
         self.executed = smaller
         sink.note({"cores": [s.core for s in smaller], "seam_error_levels": self.seam_error})
-        self._tell(f"{stage.name}: out of device memory; going on with tiles of {smaller[position].core} px")
+        self._log(f"{stage.name}: out of device memory; going on with tiles of {smaller[position].core} px")
 
     def _adopt_cut(self, sink: ZarrSink) -> None:
         """The cut that an earlier run ended with."""

@@ -43,15 +43,15 @@ class Planner:
     ``resident`` those on the device.
     """
 
-    def __init__(self, model: Model, request: Request, out: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, model: Model, request: Request, out: Path, log: Callable[[str], None]) -> None:
         self.model = model
         self.request = request
         self.device = choose_device(request.device)
         if request.executor == STREAM and not self._may_stream:
-            tell("no GPU here: --executor stream runs as tiles on the CPU")
+            log("no GPU here: --executor stream runs as tiles on the CPU")
         self.picture = PictureSource(request.init) if request.init is not None else None
         self._out = out
-        self._tell = tell
+        self._log = log
         self.canvas = self._canvas()
         self.roi = self._roi(Box(0, 0, *self.canvas.size))
         with memory_errors(), device_limit(self.device, request.vram), full_float32():
@@ -143,10 +143,10 @@ class Planner:
         return chosen, self._precision_errors(chosen[-1])[first]
 
     def _precision_errors(self, half: str) -> list[PrecisionError]:
-        return probe.precision_errors(self.model, self.canvas.stages, half, self.device, self.request.init, self._tell)
+        return probe.precision_errors(self.model, self.canvas.stages, half, self.device, self.request.init, self._log)
 
     def _cost(self, index: int, stage: Stage) -> StageCost:
-        asked = (self.model, index, stage, self._tell)
+        asked = (self.model, index, stage, self._log)
         own_memory = device_api(self.device) is not None
         return StageCost(probe.stage_footprint(*asked), own_memory, self._band_cost(*asked), stage.inputs)
 
@@ -213,8 +213,8 @@ class Planner:
         if not self.request.halo_policy.needs_profile:
             return stored
         with full_float32():
-            profiles = probe.profiles_of(self.model, self.device, self._tell)
-            return profiles or probe.probe(self.model, self.request.init, self.device, self._tell)
+            profiles = probe.profiles_of(self.model, self.device, self._log)
+            return profiles or probe.probe(self.model, self.request.init, self.device, self._log)
 
     def _plan(self, executor: str, cores: Sequence[int] = ()) -> Plan:
         """``cores``: of a stored plan that is to be continued."""

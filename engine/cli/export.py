@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import report
-from engine.cli.progress import meter, tell
+from engine.cli.progress import log, meter
 from engine.exporters import export as write
 
 
@@ -23,7 +23,7 @@ def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # no
 
         result = write(store, out, on_progress=advance, **options)
     for note in result.notes:
-        tell(note)
+        log(note)
     if as_json:
         report.print_json({**asdict(result), "path": str(result.path)})
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cli import report
-from engine.cli.progress import tell
+from engine.cli.progress import log
 from engine.device.choose import choose_device
 from engine.errors import UsageError
 from engine.model.bundle import build as build_model
@@ -47,7 +47,7 @@ def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device:
         raise UsageError(f"--save: {path} is a checkpoint, not a model file; make one with engine model build")
     if plot is not None:
         report.check_plot(plot)
-    profiles = measure(model, image, choose_device(device), tell)
+    profiles = measure(model, image, choose_device(device), log)
     if plot is not None:
         report.plot_profiles(profiles, plot)
     if save:

@@ -82,6 +82,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """One line for a person, on stderr."""
     console.print(line, markup=False)

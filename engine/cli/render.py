@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from engine.cli import report
-from engine.cli.progress import clock, meter, tell
+from engine.cli.progress import clock, log, meter
 from engine.device.heap import steady_heap
 from engine.device.memory import PeakMemory
 from engine.errors import Interrupted
@@ -37,7 +37,7 @@ def render(
     if report_path is not None:
         report.check_place("--report", report_path)
     steady_heap()
-    job = Job(load(model), request, out, tell)
+    job = Job(load(model), request, out, log)
     if dry_run:
         _show_plan(job, as_json)
         job.check()
@@ -96,7 +96,7 @@ def _interruptible() -> Iterator[list[int]]:
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
-        tell("stopping after this shard; once more to stop at once")
+        log("stopping after this shard; once more to stop at once")
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

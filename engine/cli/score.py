@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from engine.cli import report
-from engine.cli.progress import Meter, meter, tell
+from engine.cli.progress import Meter, log, meter
 from engine.cli.tables import print_table
 from engine.device.choose import choose_device
 from engine.device.heap import release, steady_heap
@@ -105,7 +105,7 @@ def against(
     """Score images, or samples that are rendered first, against a photograph."""
     asked, notes = choose_metrics(metrics, weights_folder)
     for note in notes:
-        tell(note)
+        log(note)
     steady_heap()
     where = choose_device(device)
     inception = weights.load_inception(weights_folder, where) if "sifid" in asked else None
@@ -154,7 +154,7 @@ def _at_height(photograph: Sample, samples: Sequence[Sample]) -> Sample:
     if height == wanted or not isinstance(photograph.source, PictureSource):
         return photograph
     size = (wanted, max(1, round(width * wanted / height)))
-    tell(f"{photograph.name}: resampled from {width}x{height} to {size[1]}x{size[0]}, the samples' height")
+    log(f"{photograph.name}: resampled from {width}x{height} to {size[1]}x{size[0]}, the samples' height")
     return Sample(photograph.name, photograph.source.resampled(size))
 
 
@@ -195,7 +195,7 @@ def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
     model = load(rendering.model)
     with meter("rendering", rendering.samples) as bar:
         for seed, path in zip(seeds, paths, strict=True):
-            job = Job(model, replace(request, seed=seed), path, tell)
+            job = Job(model, replace(request, seed=seed), path, log)
             _check_disk(job, [p for p in paths if not p.exists()])
             _render(job, bar)
     release()

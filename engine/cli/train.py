@@ -10,7 +10,7 @@ from typing import Any
 from engine.archs.hpvaegan import BASE_WIDTH
 from engine.cli import report
 from engine.cli.options import Options
-from engine.cli.progress import clock, meter, tell
+from engine.cli.progress import clock, log, meter
 from engine.device.choose import choose_device
 from engine.device.heap import steady_heap
 from engine.device.precision import Precision
@@ -88,7 +88,7 @@ def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence
     with meter("training", 1.0) as bar:
         folder = train_model(photo, out, request, _runtime(options, bar.advance, parts))
     report.print_model(load(out))
-    tell(f"the parts, their logs and samples are kept in {folder}")
+    log(f"the parts, their logs and samples are kept in {folder}")
 
 
 def sr(
@@ -165,7 +165,7 @@ def _read(preset: str | None, config: Path | None, default: str, paper: Callable
 
 def _say_default(preset: str | None, config: Path | None, default: str) -> None:
     if preset is None and config is None:
-        tell(f"preset {default}" + (": better texture with VGG weights, --vgg FILE" if default == "quick" else ""))
+        log(f"preset {default}" + (": better texture with VGG weights, --vgg FILE" if default == "quick" else ""))
 
 
 def _shape(options: Options) -> Shape:
@@ -183,7 +183,7 @@ def _runtime(options: Options, advance: Callable[[float, str], None], parts: Seq
             board(event)
 
     budget = options.memory if device.type == "cpu" else options.vram
-    return Runtime(device=str(device), resume=options.resume, budget=budget, on_event=on_event, tell=tell)
+    return Runtime(device=str(device), resume=options.resume, budget=budget, on_event=on_event, log=log)
 
 
 class _Shown:
@@ -211,21 +211,21 @@ class _Shown:
                 height, width = event.size
                 if event.scale == 0:
                     self._begin("step 1")
-                tell(f"scale {event.scale + 1} of {event.scales}: {width}x{height}, {event.kind}")
+                log(f"scale {event.scale + 1} of {event.scales}: {width}x{height}, {event.kind}")
             case TrainingStarted():
                 self._begin(event.name)
-                tell(f"{event.name}: {event.total - event.iteration} iterations")
+                log(f"{event.name}: {event.total - event.iteration} iterations")
             case Prepared():
-                tell(f"{event.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.values.items()))
+                log(f"{event.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.values.items()))
             case IterationDone():
                 self._progress(event)
             case ScaleFinished():
-                tell(f"scale {event.scale + 1} done in {clock(event.seconds)}, samples in {event.sample}")
+                log(f"scale {event.scale + 1} done in {clock(event.seconds)}, samples in {event.sample}")
             case TrainingFinished():
-                tell(f"{event.name} done in {clock(event.seconds)}")
+                log(f"{event.name} done in {clock(event.seconds)}")
             case Reviewed():
                 where = "held-out strip" if event.held_out else "the photograph itself"
-                tell(
+                log(
                     f"iteration {event.iteration}, {where}, bicubic / start / now: PSNR "
                     + " / ".join(f"{event.psnr[k]:.2f}" for k in ("bicubic", "start", "now"))
                     + " dB, texture distance "

@@ -32,11 +32,11 @@ def probe(
     model: Model,
     image: Path | None = None,
     device: torch.device | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> list[StageProfile]:
     """Profile of every stage, in float32. ``image``: measure on this photograph, not on the model's own samples.
 
-    ``tell`` receives a line before each stage. Raises UsageError when there is no content to measure on.
+    ``log`` receives a line before each stage. Raises UsageError when there is no content to measure on.
     """
     if image is None and model.structure is None:
         raise UsageError(f"{model.path}: no step 1 to make content with; give a photograph with --image")
@@ -52,9 +52,7 @@ def probe(
         where = device or torch.device("cpu")
         stage = Stage(model.network(index, "fp32", str(where)), where, "fp32")
         content = _content(model, index, stage.align, image, outputs)
-        tell(
-            f"measuring stage {index + 1} of {len(model.stages)} ({described.architecture}): receptive field and seams"
-        )
+        log(f"measuring stage {index + 1} of {len(model.stages)} ({described.architecture}): receptive field and seams")
         profile, outputs = _measure(stage, content, _name(model, image), described.sigma, index)
         measured[key] = profile
         profiles.append(profile)
@@ -84,7 +82,7 @@ def _measure(
 
 
 def profiles_of(
-    model: Model, device: torch.device | None = None, tell: Callable[[str], None] = lambda _: None
+    model: Model, device: torch.device | None = None, log: Callable[[str], None] = lambda _: None
 ) -> list[StageProfile] | None:
     """Profiles from the model file, the user's cache, or measured now; None with nothing to measure on."""
     stored = [s.profile for s in model.stages]
@@ -96,7 +94,7 @@ def profiles_of(
     except (OSError, ValueError, KeyError, TypeError):
         if model.structure is None:
             return None
-    profiles = probe(model, device=device, tell=tell)
+    profiles = probe(model, device=device, log=log)
     remember(model, profiles)
     return profiles
 
@@ -108,7 +106,7 @@ def remember(model: Model, profiles: list[StageProfile]) -> None:
     )
 
 
-def stage_footprint(model: Model, index: int, stage: Stage, tell: Callable[[str], None] = lambda _: None) -> Footprint:
+def stage_footprint(model: Model, index: int, stage: Stage, log: Callable[[str], None] = lambda _: None) -> Footprint:
     """Measured cost of a stage on this machine (cached)."""
 
     def run(height: int, width: int) -> Tensor:
@@ -118,7 +116,7 @@ def stage_footprint(model: Model, index: int, stage: Stage, tell: Callable[[str]
     key = ("sr", model.weights_digest(index), str(stage.device), stage.precision)
 
     def measure() -> Footprint:
-        tell(f"measuring memory and speed of stage {index + 1} on this machine (once)")
+        log(f"measuring memory and speed of stage {index + 1} on this machine (once)")
         return footprint.measure(run, stage.device, stage.align)
 
     return footprint.cached(key, measure)
@@ -130,7 +128,7 @@ def precision_errors(
     half: str,
     device: torch.device,
     image: Path | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> list[PrecisionError]:
     """Error against float32 of the chain's end when the stages from k on run in ``half``: one for every k (cached)."""
     content = _first_content(model, image)
@@ -140,7 +138,7 @@ def precision_errors(
     try:
         return [PrecisionError(**e) for e in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError):
-        tell(f"measuring the error of {half} (once)")
+        log(f"measuring the error of {half} (once)")
     full, fast = (_chain(model, stages, name, device) for name in ("fp32", half))
     errors = precision.chain_errors(
         [s.network for s in full], [s.network for s in fast], [s.sigma for s in model.stages[:stages]],
@@ -170,7 +168,7 @@ def _first_content(model: Model, image: Path | None) -> Tensor:
     return structure_sample(model.structure, _SEED)[None]
 
 
-def band_cost(model: Model, index: int, stage: Stage, tell: Callable[[str], None] = lambda _: None) -> BandCost:
+def band_cost(model: Model, index: int, stage: Stage, log: Callable[[str], None] = lambda _: None) -> BandCost:
     """Measured cost of streaming a stage in bands on this machine (cached). Raises UsageError when it cannot be streamed."""
     narrow, wide, wider = (stage.stream_plan(columns * stage.align) for columns in (64, 4096, 8192))
     key = (
@@ -182,7 +180,7 @@ def band_cost(model: Model, index: int, stage: Stage, tell: Callable[[str], None
     )
 
     def measure() -> Footprint:
-        tell(f"measuring the speed of stage {index + 1} in bands on this machine (once)")
+        log(f"measuring the speed of stage {index + 1} in bands on this machine (once)")
         return footprint.measure_stream(stage)
 
     per_column = (wider.nbytes - wide.nbytes) / (wider.width - wide.width)

@@ -53,12 +53,12 @@ def train_model(photo: Path, out: Path, request: Request, runtime: Runtime) -> P
     _claim(folder, _record(opened, request), runtime.resume)
     structure = folder / "structure.safetensors"
     if not structure.exists():
-        runtime.tell("step 1: the structure")
+        runtime.log("step 1: the structure")
         _train_structure(photo, structure, request, runtime)
     trained: list[Path] = []
     for step in STEPS:
         if step not in trained_steps(opened.width):
-            runtime.tell(
+            runtime.log(
                 f"step {step} shares the weights of step {step - 1}: the photograph has no more pixels to show it"
             )
             trained.append(trained[-1])

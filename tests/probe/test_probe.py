@@ -30,7 +30,7 @@ def photograph(tmp_path, picture):
 
 def test_every_stage_gets_a_profile_on_what_it_will_see(model):
     lines = []
-    first, second = probe.probe(model, tell=lines.append)
+    first, second = probe.probe(model, log=lines.append)
     assert first.content == second.content == "the model's own sample, seed 0"
     # The second stage sees the first one's output, which is softer: another measurement, of the same weights.
     assert first != second
@@ -49,7 +49,7 @@ def test_profiles_are_measured_in_float32_whatever_else_the_model_does(model_fil
 
 def test_stages_of_one_photograph_and_one_network_share_the_measurement(model, photograph):
     lines = []
-    first, second = probe.probe(model, photograph, tell=lines.append)
+    first, second = probe.probe(model, photograph, log=lines.append)
     assert first == second
     assert first.content == "crops of photo.png"
     assert len(lines) == 1
@@ -68,21 +68,21 @@ def test_nothing_to_measure_on_is_refused(model_file, small_rrdb, tmp_path):
 def test_profiles_are_remembered_under_the_models_digest(model, model_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     lines = []
-    first = probe.profiles_of(model, tell=lines.append)
+    first = probe.profiles_of(model, log=lines.append)
     assert len(lines) == 2
-    assert probe.profiles_of(models.load(model_file), tell=lines.append) == first
+    assert probe.profiles_of(models.load(model_file), log=lines.append) == first
     assert len(lines) == 2
     (file,) = (footprint.cache_folder() / "profiles").iterdir()
     assert file.stem in model.digest
     file.write_text("[{}]")
-    assert probe.profiles_of(model, tell=lines.append) == first
+    assert probe.profiles_of(model, log=lines.append) == first
     assert len(lines) == 4
 
 
 def test_a_models_own_profiles_come_first(model, tmp_path):
     profiles = probe.probe(model)
     model.with_profiles(profiles).save(tmp_path / "a.safetensors")
-    assert probe.profiles_of(models.load(tmp_path / "a.safetensors"), tell=pytest.fail) == profiles
+    assert probe.profiles_of(models.load(tmp_path / "a.safetensors"), log=pytest.fail) == profiles
 
 
 def test_swinir_is_measured_on_whole_windows(swin_model_file):

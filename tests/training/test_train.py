@@ -45,7 +45,7 @@ def request_(recipe, start_file):
 
 def run(photo, out, request, resume=False, on_event=lambda event: None):
     lines = []
-    train_model(photo, out, request, Runtime(resume=resume, on_event=on_event, tell=lines.append))
+    train_model(photo, out, request, Runtime(resume=resume, on_event=on_event, log=lines.append))
     return lines
 
 

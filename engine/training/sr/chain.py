@@ -99,7 +99,7 @@ def make_chain(
     generator: torch.Generator,
     device: torch.device,
     scratch: Path,
-    tell: Tell,
+    log: Tell,
 ) -> Chain:
     """Fit the code, draw the pictures and run the steps below on each. `scratch`: a file for the photograph's pixels."""
     structure = structure.to(device)
@@ -107,7 +107,7 @@ def make_chain(
     last_vae = structure.config.last_vae
     code = invert(structure, reals[: last_vae + 1], generator)
     fitted = _psnr(_unit(_scale(structure, code, last_vae)), _unit(reals[last_vae]))
-    tell(f"step 1 inverted: PSNR {fitted:.1f} dB, code of mean square {float(code.square().mean()):.2f}")
+    log(f"step 1 inverted: PSNR {fitted:.1f} dB, code of mean square {float(code.square().mean()):.2f}")
     factor = 1
     for step in previous:
         factor *= step.stage.scale
@@ -125,7 +125,7 @@ def make_chain(
         if paired:
             errors.append(_psnr(picture, truth))
         pictures.append(ChainPicture(picture, truth if paired else picture, paired))
-        tell(f"chain picture {number + 1} of {total}: {size[1]}x{size[0]}")
+        log(f"chain picture {number + 1} of {total}: {size[1]}x{size[0]}")
     return Chain(tuple(pictures), fitted, sum(errors) / max(1, len(errors)))
 
 

@@ -79,7 +79,7 @@ class Runtime:
     resume: bool = False
     budget: int | None = None
     on_event: Callable[[Event], None] = lambda event: None
-    tell: Tell = lambda line: None
+    log: Tell = lambda line: None
 
     def bytes_for(self, device: torch.device) -> int:
         if self.budget is not None:
@@ -103,7 +103,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
     started = time.monotonic()
     loop.check_out(out, runtime.resume)
     device = known_device(runtime.device)
-    recipe, vgg = _feature_network(request, runtime.tell)
+    recipe, vgg = _feature_network(request, runtime.log)
     opened = open_photo(photo, least_width=1)
     start = open_network(request.start, request.shape, request.seed, recipe, request.step - 2)
     structure = open_structure(request.structure) if request.structure is not None else None
@@ -118,7 +118,7 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             "previous": [file_digest(path) for path in request.previous],
             "vgg": vgg.digest if vgg is not None else None,
         }
-        chain = _chain(structure, opened, request, inputs, device, kept, runtime.tell)
+        chain = _chain(structure, opened, request, inputs, device, kept, runtime.log)
         pictures = chain.pictures if chain is not None else ()
         trained = columns_trained_on(picture, recipe)
         pairs = PhotographPairs(picture, pictures, recipe, SCALE, trained, device, vgg)
@@ -154,7 +154,7 @@ def run(
 ) -> None:
     """The loop, and the weights file at its end."""
     if trainer.computes_twice:
-        runtime.tell("activations of the trunk are computed twice to stay within the memory budget")
+        runtime.log("activations of the trunk are computed twice to stay within the memory budget")
 
     def write() -> Event:
         dtype = torch.float16 if recipe.store == "fp16" else torch.float32
@@ -226,7 +226,7 @@ def _chain(
     inputs: dict[str, Any],
     device: torch.device,
     path: Path,
-    tell: Tell,
+    log: Tell,
 ) -> Chain | None:
     """The chain pictures if there is a structure and the recipe wants them."""
     counts = Counts(request.recipe.reconstructions, request.recipe.samples)
@@ -240,7 +240,7 @@ def _chain(
         previous = _previous(request.previous, request.precision, device)
         scratch = path.with_name(path.name + ".photo")
         try:
-            return make_chain(structure, photo, previous, counts, generator, device, scratch, tell)
+            return make_chain(structure, photo, previous, counts, generator, device, scratch, log)
         finally:
             scratch.unlink(missing_ok=True)
 
@@ -256,7 +256,7 @@ def _previous(paths: Sequence[Path], precision: Precision, device: torch.device)
     return found
 
 
-def _feature_network(request: Request, tell: Tell) -> tuple[Recipe, VGGFeatures | None]:
+def _feature_network(request: Request, log: Tell) -> tuple[Recipe, VGGFeatures | None]:
     """VGG if the recipe asks for it and its weights are there; else, of the perceptual loss alone, patches in its place."""
     recipe = request.recipe
     layers = feature_layers(recipe)
@@ -267,7 +267,7 @@ def _feature_network(request: Request, tell: Tell) -> tuple[Recipe, VGGFeatures 
     if feature_layers(recipe.replace(perceptual=0.0)):
         raise absent()
     texture = max(recipe.texture, recipe.perceptual)
-    tell(
+    log(
         f"{ABSENT}: the perceptual loss of weight {recipe.perceptual:g} is left out, and the texture loss has weight "
         f"{texture:g}"
     )

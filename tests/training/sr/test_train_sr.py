@@ -171,7 +171,7 @@ def test_computing_twice_changes_nothing_but_memory(large_photo, request_, recip
     assert least < once
     train(large_photo, plain, request_(), budget=once)
     lines = []
-    train(large_photo, twice, request_(), budget=least, tell=lines.append)
+    train(large_photo, twice, request_(), budget=least, log=lines.append)
     assert any("computed twice" in line for line in lines)
     assert equal(plain, twice)
     with pytest.raises(BudgetError, match="smaller batch than 4"):
@@ -219,7 +219,7 @@ def test_without_vgg_weights_patches_take_the_place_of_features(large_photo, req
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     lines = []
     wanted = request_(recipe=recipe.replace(perceptual=1.0, texture=0.0, iterations=1))
-    events = train(large_photo, tmp_path / "sr.safetensors", wanted, tell=lines.append)
+    events = train(large_photo, tmp_path / "sr.safetensors", wanted, log=lines.append)
     assert any("no VGG weights" in line for line in lines)
     assert "texture" in next(e.losses for e in events if isinstance(e, IterationDone))
 
