@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.bands.stream import RowStream
-from engine.device.heap import release
+from engine.device.heap import malloc_trim
 from engine.device.memory import device_limit
 from engine.device.queue import OutOfDeviceMemory, queue_of
 from engine.errors import BudgetError, UsageError
@@ -187,7 +187,7 @@ class Job:
         if picture is None:
             assert self.model.structure is not None
             sample = structure_sample(self.model.structure, self.plan.seed, self.plan.base)
-            release()  # step 1 leaves a heap of many small maps that no tile can use
+            malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
             return TensorSource(sample)
         return picture if picture.size == self.plan.base else picture.resampled(self.plan.base)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from engine.device.choose import check_precisions, choose_device, fast_half
-from engine.device.heap import release
+from engine.device.heap import malloc_trim
 from engine.device.memory import device_api, device_limit, free_device, free_host, resident, resident_on
 from engine.device.queue import full_float32, memory_errors
 from engine.errors import BudgetError, InputError, UsageError
@@ -60,7 +60,7 @@ class Planner:
             self._costs = [self._cost(index, stage) for index, stage in enumerate(self.stages)]
             self.resident = self._resident()
         self._structure_cost = None if self.picture else StageCost(probe.structure_footprint(model), False)
-        release()
+        malloc_trim()
         self.baseline = resident()
         self.budget = self._budget()
 

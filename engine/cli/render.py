@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.cli import report
 from engine.cli.progress import clock, log, meter
-from engine.device.heap import steady_heap
+from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory
 from engine.errors import Interrupted
 from engine.io.zarr_store import ZarrSink
@@ -36,7 +36,7 @@ def render(
     """Plan, print the plan, render with progress, print what was measured."""
     if report_path is not None:
         report.check_place("--report", report_path)
-    steady_heap()
+    fix_malloc_thresholds()
     job = Job(load(model), request, out, log)
     if dry_run:
         _show_plan(job, as_json)

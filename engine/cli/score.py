@@ -13,7 +13,7 @@ from engine.cli import report
 from engine.cli.progress import Meter, log, meter
 from engine.cli.tables import print_table
 from engine.device.choose import choose_device
-from engine.device.heap import release, steady_heap
+from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory
 from engine.errors import BudgetError, InputError, Interrupted, UsageError
 from engine.io.photo import PictureSource
@@ -106,7 +106,7 @@ def against(
     asked, notes = choose_metrics(metrics, weights_folder)
     for note in notes:
         log(note)
-    steady_heap()
+    fix_malloc_thresholds()
     where = choose_device(device)
     inception = weights.load_inception(weights_folder, where) if "sifid" in asked else None
     lpips = weights.load_lpips(weights_folder, where) if "lpips" in asked else None
@@ -198,7 +198,7 @@ def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
             job = Job(model, replace(request, seed=seed), path, log)
             _check_disk(job, [p for p in paths if not p.exists()])
             _render(job, bar)
-    release()
+    malloc_trim()
     return paths
 
 

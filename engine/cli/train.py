@@ -12,7 +12,7 @@ from engine.cli import report
 from engine.cli.options import Options
 from engine.cli.progress import clock, log, meter
 from engine.device.choose import choose_device
-from engine.device.heap import steady_heap
+from engine.device.heap import fix_malloc_thresholds
 from engine.device.precision import Precision
 from engine.errors import UsageError
 from engine.model.bundle import load
@@ -66,7 +66,7 @@ def structure(
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     open_photo(photo, BASE_WIDTH)  # what is wrong with it is said alone
     _say_default(preset, config, default)
-    steady_heap()
+    fix_malloc_thresholds()
     with meter("training", 1.0) as bar:
         train_structure(
             photo, out, **recipe.run(), vgg=vgg, device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
@@ -173,7 +173,7 @@ def _shape(options: Options) -> Shape:
 
 
 def _runtime(options: Options, advance: Callable[[float, str], None], parts: Sequence[str] = ()) -> Runtime:
-    steady_heap()
+    fix_malloc_thresholds()
     device = choose_device(options.device)
     shown, board = _Shown(advance, parts), writer(options.tensorboard) if options.tensorboard is not None else None
 

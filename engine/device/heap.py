@@ -15,7 +15,7 @@ _MAPPED, _MAPPED_IN_NETWORK = 1 << 20, 16 << 20
 higher: RRDBNet on a 240 x 240 tile takes as long as with 32 MiB, but 1.1 to 1.25 times as long with 8 MiB (docs/log.md)."""
 
 
-def steady_heap() -> None:
+def fix_malloc_thresholds() -> None:
     """Make glibc's heap behave the same from the first tile to the last. Call this before the first measurement.
 
     All threads share one heap, since each further one would hold on to memory that the others need. The size from which
@@ -27,11 +27,11 @@ def steady_heap() -> None:
 
 
 @contextmanager
-def network_heap(anew: bool = True) -> Iterator[None]:
+def malloc_for_network(trim: bool = True) -> Iterator[None]:
     """The heap while a network runs: it serves medium blocks itself, which a network frees and asks for again all the time.
-    ``anew``: it starts without the freed pages of what ran before, which would add to the peak."""
-    if anew:
-        release()
+    ``trim``: it starts without the freed pages of what ran before, which would add to the peak."""
+    if trim:
+        malloc_trim()
     _heap("mallopt", _M_MMAP_THRESHOLD, _MAPPED_IN_NETWORK)
     try:
         yield
@@ -39,7 +39,7 @@ def network_heap(anew: bool = True) -> Iterator[None]:
         _heap("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
 
 
-def release() -> None:
+def malloc_trim() -> None:
     """Give freed heap pages back to the system."""
     _heap("malloc_trim", 0)
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from engine.device.heap import release
+from engine.device.heap import malloc_trim
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -42,7 +42,7 @@ class PeakMemory:
         self.device_start = 0
 
     def __enter__(self) -> PeakMemory:
-        release()
+        malloc_trim()
         if (api := device_api(self._device)) is not None:
             self.device_start = resident_on(self._device)
             api.reset_peak_memory_stats(self._device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.bands.stream import RowStream
-from engine.device.heap import release
+from engine.device.heap import malloc_trim
 from engine.errors import RenderError
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -107,7 +107,7 @@ class StageRows:
         scale, band, margin = self._plan.scale, self._plan.band, self._plan.margin
         start = max(0, margin + first // scale - self._stage.radius) // band * band
         end = self._plan.grid.height
-        release()
+        malloc_trim()
         self._stream.start(start, self._plan.padded[0])
         for pixels in self._bands(start):
             for top, output in self._stage.push(self._stream, pixels):

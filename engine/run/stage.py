@@ -17,7 +17,7 @@ from engine.archs.layers import RGB, TAIL_REACH
 from engine.bands.graph import RowGraph, read_graph
 from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS, check_precisions
-from engine.device.heap import network_heap
+from engine.device.heap import malloc_for_network
 from engine.device.queue import full_float32, memory_errors
 
 BAND, TAIL_BAND = 16, 4
@@ -72,7 +72,7 @@ class Stage:
             out = tile.new_empty(batch, RGB, height * self.scale, width * self.scale)
             self.fill(out, tile)
             return out
-        with memory_errors(), network_heap(), full_float32():
+        with memory_errors(), malloc_for_network(), full_float32():
             result: Tensor = self.network(tile)
             return result
 
@@ -81,7 +81,7 @@ class Stage:
         """The output of ``tiles`` [B, inputs, h, w] into ``out`` [B, 3, h * scale, w * scale], the tail in ``pieces``: strips of
         rows of each image, or some of the images at a time.
         """
-        with memory_errors(), network_heap(), full_float32():
+        with memory_errors(), malloc_for_network(), full_float32():
             features = self.network.trunk(tiles)
             factor = out.shape[2] // features.shape[2]
             for images, rows in _pieces(features.shape[0], features.shape[2], self.pieces):
@@ -119,7 +119,7 @@ class Stage:
         """
         complete = stream.push(band)
         while True:
-            with memory_errors(), network_heap(anew=False), full_float32():
+            with memory_errors(), malloc_for_network(trim=False), full_float32():
                 made = next(complete, None)
             if made is None:
                 return

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from engine.archs.esrgan import RRDBNet
 from engine.bands.stream import RowStream
-from engine.device.heap import steady_heap
+from engine.device.heap import fix_malloc_thresholds
 from engine.device.queue import WARM_UPS, Queue, full_float32
 from engine.run.stage import Stage
 
@@ -106,7 +106,7 @@ def test_nothing_is_concatenated_and_nothing_waits_for_a_value(picture, monkeypa
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what the kernel of Linux gives out")
 def test_an_inner_band_takes_no_memory_from_the_system(picture):
     """By page faults: what operations make on the way, thousands of pages a band, lies where the band before had its own."""
-    steady_heap()
+    fix_malloc_thresholds()
     stage = Stage(RRDBNet(blocks=1).eval(), CPU, "fp32")
     rows = RowStream(stage.stream_plan(256))
     band = picture(rows.plan.band, 256)[None].contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.device.heap import steady_heap
+from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory
 from engine.errors import InputError
 from engine.training.data import open_photo, pyramid
@@ -23,7 +23,7 @@ def test_a_mapped_picture_is_the_one_in_memory(large_photo, tmp_path):
 
 
 def test_a_large_picture_takes_little_memory(large_photo, tmp_path):
-    steady_heap()
+    fix_malloc_thresholds()
     photo = open_photo(large_photo, 1)
     with PeakMemory(torch.device("cpu")) as memory:
         picture = open_picture(photo, (6144, 8192), tmp_path / "scratch", in_memory=1000)

@@ -7,7 +7,7 @@ import torch
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
-from engine.device.heap import steady_heap
+from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory
 from engine.errors import BudgetError
 from engine.training.losses.discriminators import build
@@ -24,7 +24,7 @@ NETWORKS = {
 
 def peak(name, twice, batch, side):
     """Bytes of a forward and a backward pass; the gradients of the weights are there before."""
-    steady_heap()
+    fix_malloc_thresholds()
     network = NETWORKS[name]()
     if twice:
         compute_twice(network)
@@ -49,7 +49,7 @@ def test_the_count_is_what_is_taken(recipe, name, twice):
 
 
 def test_feature_maps_are_counted(with_features, vgg_file):
-    steady_heap()
+    fix_malloc_thresholds()
     recipe = with_features.replace(batch=4, crop=128)
     network, judge = NETWORKS["rrdb"](), build("projected", 128, 32)
     vgg = VGGFeatures(vgg_file, feature_layers(recipe))
