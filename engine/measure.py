@@ -17,7 +17,7 @@ import torch
 
 from engine.device.choose import check_precisions, choose_device, fast_half
 from engine.device.heap import malloc_trim
-from engine.device.memory import device_api, device_limit, free_device, free_host, resident, resident_on
+from engine.device.memory import accelerator_module, device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
 from engine.errors import BudgetError, InputError, UsageError
 from engine.geometry import Box
@@ -118,11 +118,11 @@ class Planner:
 
     def _resident(self) -> int:
         """Bytes of the device that are held before the work. What libraries load in a first run is among them."""
-        if device_api(self.device) is not None:
+        if accelerator_module(self.device) is not None:
             for stage in self.stages:
                 side = math.lcm(64, stage.align)
                 stage.run(torch.zeros(1, stage.inputs, side, side, device=self.device))
-        return resident_on(self.device)
+        return device_bytes(self.device)
 
     def _precision(self) -> tuple[tuple[str, ...], PrecisionError | None]:
         """The precision of every stage and the measured error of the chain's end, None where it is float32's own."""
@@ -147,7 +147,7 @@ class Planner:
 
     def _cost(self, index: int, stage: Stage) -> StageCost:
         asked = (self.model, index, stage, self._log)
-        own_memory = device_api(self.device) is not None
+        own_memory = accelerator_module(self.device) is not None
         return StageCost(probe.stage_footprint(*asked), own_memory, self._band_cost(*asked), stage.inputs)
 
     def _band_cost(self, *asked: Any) -> BandCost | None:  # noqa: ANN401
@@ -202,7 +202,7 @@ class Planner:
             raise InputError(f"{self._out}: {folder} is not a folder; choose another --out")
         return Budget(
             host=self.request.memory or default_memory(free_host()),
-            device=None if device_api(self.device) is None else self.request.vram or free_device(self.device),
+            device=None if accelerator_module(self.device) is None else self.request.vram or free_device(self.device),
             disk=shutil.disk_usage(folder).free,
         )
 

@@ -43,8 +43,8 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         malloc_trim()
-        if (api := device_api(self._device)) is not None:
-            self.device_start = resident_on(self._device)
+        if (api := accelerator_module(self._device)) is not None:
+            self.device_start = device_bytes(self._device)
             api.reset_peak_memory_stats(self._device)
         self.start = self.host = resident()
         if not _reset_peak():
@@ -60,8 +60,8 @@ class PeakMemory:
         else:
             self._stop.set()
             self._thread.join()
-        if (api := device_api(self._device)) is not None:
-            self.device = api.max_memory_reserved(self._device) + _beside_torch(self._device)
+        if (api := accelerator_module(self._device)) is not None:
+            self.device = api.max_memory_reserved(self._device) + _bytes_outside_torch(self._device)
 
     def _sample(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
@@ -87,38 +87,38 @@ def free_host() -> int:
     return int(psutil.virtual_memory().available) + resident()
 
 
-def device_api(device: torch.device) -> Any:  # noqa: ANN401
+def accelerator_module(device: torch.device) -> Any:  # noqa: ANN401
     """torch's module for a device with memory of its own; None for a CPU, and for MPS, whose memory is the host's."""
     return torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
 
 
 def free_device(device: torch.device) -> int | None:
     """Bytes of an accelerator that this process may still take, plus what it holds now; None without memory of its own."""
-    api = device_api(device)
+    api = accelerator_module(device)
     if api is None:
         return None
-    held = resident_on(device)
+    held = device_bytes(device)
     return int(api.mem_get_info(device)[0]) + held
 
 
-def resident_on(device: torch.device) -> int:
+def device_bytes(device: torch.device) -> int:
     """Bytes of an accelerator that this process holds when nothing runs; 0 without memory of its own. Memory that PyTorch
     keeps for later is given back first."""
-    api = device_api(device)
+    api = accelerator_module(device)
     if api is None:
         return 0
     api.synchronize(device)
     api.empty_cache()
-    return int(api.memory_reserved(device)) + _beside_torch(device)
+    return int(api.memory_reserved(device)) + _bytes_outside_torch(device)
 
 
-def _beside_torch(device: torch.device) -> int:
+def _bytes_outside_torch(device: torch.device) -> int:
     """Device memory of this process that is not PyTorch's: the driver's context, code of kernels, recorded launches.
 
     By the process's total where NVML knows it. Otherwise all that is used on the device counts as ours, which is right when
     nobody else uses it, and too much when somebody does.
     """
-    api = device_api(device)
+    api = accelerator_module(device)
     free, total = api.mem_get_info(device)
     used = int(total - free)
     if device.type == "cuda":
@@ -141,7 +141,7 @@ def device_limit(device: torch.device, limit: int | None) -> Iterator[None]:
         yield
         return
     _, total = torch.cuda.mem_get_info(device)
-    room = limit - _beside_torch(device)
+    room = limit - _bytes_outside_torch(device)
     before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # newer than torch 2.6
     torch.cuda.set_per_process_memory_fraction(min(before, max(0.0, room / total)), device)
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from engine.bands.stream import RowStream
-from engine.device.memory import PeakMemory, device_api
+from engine.device.memory import PeakMemory, accelerator_module
 from engine.device.queue import OutOfDeviceMemory, finished
 from engine.plan.measured import Footprint
 from engine.run.stage import Stage
@@ -36,7 +36,7 @@ def measure(
 
     An accelerator takes memory in pieces of up to 20 MiB, so its shapes are larger, unless they do not fit.
     """
-    own = device_api(device) is not None
+    own = accelerator_module(device) is not None
     small, large = min(_SMALL, largest // 2), largest
     for factor in (2, 1) if own else (1,):
         sides = [max(align, n * factor // align * align) for n in (small, large)]
@@ -80,7 +80,7 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
         run(side, side)
         finished(device)
         seconds = time.perf_counter() - start
-    return (peak.host - peak.start if device_api(device) is None else peak.device - peak.device_start), seconds
+    return (peak.host - peak.start if accelerator_module(device) is None else peak.device - peak.device_start), seconds
 
 
 def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footprint:

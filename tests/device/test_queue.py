@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.devices import needs_gpu
 
-from engine.device.memory import PeakMemory, device_limit, free_device, process_bytes, resident_on
+from engine.device.memory import PeakMemory, device_bytes, device_limit, free_device, process_bytes
 from engine.device.queue import CudaQueue, OutOfDeviceMemory, Queue, full_float32, memory_errors, queue_of
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_float32_is_float32_inside_and_what_it_was_after(before, monkeypatch):
 
 def test_a_cpu_has_no_memory_of_its_own():
     assert free_device(CPU) is None
-    assert resident_on(CPU) == 0
+    assert device_bytes(CPU) == 0
     with device_limit(CPU, 1), PeakMemory(CPU) as peak:
         torch.zeros(1000)
     assert peak.device == peak.device_start == 0

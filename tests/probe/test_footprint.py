@@ -72,7 +72,7 @@ def test_shapes_are_whole_windows(align, largest):
 
 @pytest.mark.parametrize(("largest", "expected"), [(1000, [192, 384]), (200, [96, 192]), (100, None)])
 def test_an_accelerator_is_measured_at_larger_shapes_if_they_fit(monkeypatch, largest, expected):
-    monkeypatch.setattr("engine.probe.footprint.device_api", lambda device: torch.cpu)
+    monkeypatch.setattr("engine.probe.footprint.accelerator_module", lambda device: torch.cpu)
     sides = []
 
     def run(height, width):
