@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
-from engine.device.queue import queue_of
+from engine.device.queue import device_queue
 from engine.kernels.dense import by_input, dense, dense_by_input
 from engine.kernels.launch import is_interpreting
 from engine.kernels.window_attention import window_attention
@@ -122,15 +122,15 @@ def flops_per_pixel(network):
 
 def replayed(network, x, repeats):
     """The same without the host's time for launches: the network recorded as a CUDA graph. NaN where that fails."""
-    queue = queue_of(x.device)
+    queue = device_queue(x.device)
     output = torch.empty_like(network(x))
 
     def work():
         output.copy_(network(x))
 
     try:
-        queue.warm(work)
-        time = milliseconds(x.device, queue.record(work), repeats)
+        queue.warm_up(work)
+        time = milliseconds(x.device, queue.capture(work), repeats)
         return time if output.isfinite().all() else float("nan")
     except RuntimeError as error:
         print(f"no CUDA graph: {str(error).splitlines()[0]}", flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 from engine.bands.stream import RowStream
 from engine.device.heap import malloc_trim
 from engine.device.memory import device_limit
-from engine.device.queue import OutOfDeviceMemory, queue_of
+from engine.device.queue import OutOfDeviceMemory, device_queue
 from engine.errors import BudgetError, UsageError
 from engine.io.photo import Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
@@ -101,7 +101,7 @@ class Job:
 
     def _streamed(self, base: Source, sink: ZarrSink, on_tile: Callable[[int, int], None]) -> Iterator[TileDone]:
         """In smaller tiles where the device's memory does not suffice for those of the plan."""
-        queue = queue_of(self.device)
+        queue = device_queue(self.device)
         while True:
             lanes = [
                 stream.Lane(queue, stage, cut, index, batch, index == len(self.stages) - 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.bands.buffers import Buffer, BufferPlan, Slot, share
 from engine.bands.graph import PLANES, Op, RowGraph, Rows, schedule, split
-from engine.device.queue import WARM_UPS, Queue, queue_of
+from engine.device.queue import WARM_UPS, DeviceQueue, device_queue
 
 _INPUT = -1
 """The position of a segment's input in the order of its operations."""
@@ -186,7 +186,7 @@ class _Segment:
     Away from the picture's ends every band is the same work, so after a few of them the queue records it.
     """
 
-    def __init__(self, plan: SegmentPlan, arena: Tensor, queue: Queue) -> None:
+    def __init__(self, plan: SegmentPlan, arena: Tensor, queue: DeviceQueue) -> None:
         self.plan = plan
         self._graph = plan.graph
         self._queue = queue
@@ -280,7 +280,7 @@ class _Segment:
         if self._replay is None and self._alike == WARM_UPS:
             # A record that held the segment would keep its buffers until the next collection of garbage.
             segment = weakref.proxy(self)
-            self._replay = self._queue.record(lambda: segment._make(rows))
+            self._replay = self._queue.capture(lambda: segment._make(rows))
         if self._replay is None:
             self._alike += 1
             self._make(rows)
@@ -406,7 +406,7 @@ class RowStream:
 
     def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu") -> None:
         self.plan = plan
-        queue = queue_of(torch.device(device))
+        queue = device_queue(torch.device(device))
         arena = torch.empty(max(s.arena_bytes for s in plan.segments), dtype=torch.uint8, device=device)
         self._segments = [_Segment(s, arena, queue) for s in plan.segments]
         self.start(0, 0)

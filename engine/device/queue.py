@@ -1,7 +1,7 @@
 """An accelerator's queue of work: copies beside it, points to wait for, launches that are recorded and repeated.
 
-``Queue`` does everything in program order, which is right on every device; ``CudaQueue`` is what CUDA offers on top. The
-tile loop of engine.run.batched is written against these few methods, so all of it but ``CudaQueue`` runs on a CPU.
+``DeviceQueue`` does everything in program order, which is right on every device; ``CudaDeviceQueue`` is what CUDA offers on top. The
+tile loop of engine.run.batched is written against these few methods, so all of it but ``CudaDeviceQueue`` runs on a CPU.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Reached:
         pass
 
 
-class Queue:
+class DeviceQueue:
     """What is asked for is done when a call returns, or before anything that is asked for later."""
 
     def __init__(self, device: torch.device) -> None:
@@ -77,26 +77,26 @@ class Queue:
         """``count`` elements of host memory, from which and to which the device copies by itself if it can."""
         return torch.empty(count, dtype=dtype)
 
-    def mark(self) -> Event:
+    def record_event(self) -> Event:
         """The point in the queue after all that was asked for so far."""
         return _Reached()
 
-    def download(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
+    def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         """Copy (from the device, to pinned memory) once what was asked for so far is done; returns the end of it."""
         for source, target in pairs:
             target.copy_(source)
         return _Reached()
 
-    def warm(self, work: Callable[[], None]) -> None:
+    def warm_up(self, work: Callable[[], None]) -> None:
         """Run what is to be recorded, and give the memory it took back: all stages are warmed before the first is recorded."""
         work()
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """``work``, which fills buffers that stay where they are, as something that is cheap to repeat."""
         return work
 
     @contextmanager
-    def current(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
         """Inside, what is launched goes to this queue's device."""
         yield
 
@@ -104,7 +104,7 @@ class Queue:
         """Give memory that is no longer used back to the system; recorded launches must have been dropped."""
 
 
-class CudaQueue(Queue):
+class CudaDeviceQueue(DeviceQueue):
     """The default stream, one more for copies to the host, and CUDA graphs whose temporaries share one pool of memory.
 
     The graphs may share it because no two run at once and none leaves its result there: they write to buffers that were
@@ -121,12 +121,12 @@ class CudaQueue(Queue):
     def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, pin_memory=True)
 
-    def mark(self) -> Event:
+    def record_event(self) -> Event:
         event: torch.cuda.Event = _cuda.Event(blocking=True)  # whoever waits leaves the core to those who compress
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def download(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
+    def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         event: torch.cuda.Event = _cuda.Event(blocking=True)
         self._copies.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copies):
@@ -135,7 +135,7 @@ class CudaQueue(Queue):
             event.record(self._copies)
         return event
 
-    def warm(self, work: Callable[[], None]) -> None:
+    def warm_up(self, work: Callable[[], None]) -> None:
         # On the stream of the recording: libraries keep a workspace for each stream.
         self._recording.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._recording):
@@ -144,14 +144,14 @@ class CudaQueue(Queue):
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._recording):
             work()
         return graph.replay
 
     @contextmanager
-    def current(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
         with torch.cuda.device(self.device):
             yield
 
@@ -162,6 +162,6 @@ class CudaQueue(Queue):
         self._pool = torch.cuda.graph_pool_handle()
 
 
-def queue_of(device: torch.device) -> Queue:
+def device_queue(device: torch.device) -> DeviceQueue:
     """The queue of a device: MPS and XPU run in program order too."""
-    return CudaQueue(device) if device.type == "cuda" else Queue(device)
+    return CudaDeviceQueue(device) if device.type == "cuda" else DeviceQueue(device)

@@ -18,7 +18,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from engine.device.queue import Event, OutOfDeviceMemory, Queue, memory_errors
+from engine.device.queue import DeviceQueue, Event, OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
 from engine.io.zarr_store import Sink
 from engine.kernels.trim import Trimmed
@@ -35,14 +35,14 @@ _MOST_PIECES = 64
 class Slot:
     """Room for the pixels of one batch, on the device and on the host. ``readers``: writes that still need them."""
 
-    def __init__(self, queue: Queue, batch: int, values: int, dtype: torch.dtype) -> None:
+    def __init__(self, queue: DeviceQueue, batch: int, values: int, dtype: torch.dtype) -> None:
         self._device = torch.empty(batch * values, dtype=dtype, device=queue.device)
         self._host = queue.pinned(batch * values, dtype)
         self._faults = torch.zeros(batch, 3, dtype=torch.int64, device=queue.device)
         self.faults = queue.pinned(batch * 3, torch.int64).view(batch, 3)
         self._values = values
         self.tiles: Sequence[Tile] = ()
-        self.ready: Event = queue.mark()
+        self.ready: Event = queue.record_event()
         self.readers: list[Future[TileDone]] = []
 
     def on_device(self, k: int) -> Trimmed:
@@ -55,9 +55,9 @@ class Slot:
         height, width = self.tiles[k].made.shape
         return values[k * self._values :][: 3 * height * width].view(3, height, width)
 
-    def download(self, queue: Queue) -> None:
+    def copy_to_host(self, queue: DeviceQueue) -> None:
         used = len(self.tiles) * self._values
-        self.ready = queue.download([(self._device[:used], self._host[:used]), (self._faults, self.faults)])
+        self.ready = queue.copy_to_host([(self._device[:used], self._host[:used]), (self._faults, self.faults)])
 
 
 class Lane:
@@ -66,7 +66,9 @@ class Lane:
     ``last``: its pixels are written from where they are, so they have ``IN_FLIGHT`` slots more.
     """
 
-    def __init__(self, queue: Queue, stage: Stage, plan: StagePlan, position: int, batch: int, last: bool) -> None:
+    def __init__(
+        self, queue: DeviceQueue, stage: Stage, plan: StagePlan, position: int, batch: int, last: bool
+    ) -> None:
         self.queue = queue
         self.batch = batch
         self._stage = stage
@@ -76,7 +78,7 @@ class Lane:
         self._count = IN_FLIGHT + 1 if last else 1
         self._slots: deque[Slot] = deque()
         self._input = self._output = self._blocks = self._staging = torch.empty(0)
-        self._uploaded: Event = queue.mark()
+        self._uploaded: Event = queue.record_event()
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
@@ -112,14 +114,14 @@ class Lane:
             self._output = torch.empty(self.batch, 3, height * scale, width * scale, device=device)
             slots = (Slot(self.queue, self.batch, 3 * made, dtype) for _ in range(self._count))
             self._slots = deque(slots)
-            self.queue.warm(self._work)
+            self.queue.warm_up(self._work)
 
-    def record(self) -> None:
+    def capture(self) -> None:
         with self._tagged():
-            self._replay = self.queue.record(self._work)
+            self._replay = self.queue.capture(self._work)
 
     def release(self) -> None:
-        """Let go of all buffers; ``make`` and ``record`` bring them back."""
+        """Let go of all buffers; ``make`` and ``capture`` bring them back."""
         self._replay = None
         self._slots.clear()
         self._input = self._output = self._blocks = self._staging = torch.empty(0)
@@ -158,11 +160,11 @@ class Lane:
                     self._uploaded.synchronize()  # the copies of the batch before have left the staging memory
                 image.place(self._upload(k, block), tile, out=self._input[k : k + 1])
             self._input[len(tiles) :] = self._input[:1]  # what comes of the rest is dropped
-            self._uploaded = self.queue.mark()
+            self._uploaded = self.queue.record_event()
             self._replay()
             for k, tile in enumerate(tiles):
                 trimmed(self._plan, tile, self._output[k : k + 1], self._last, slot.on_device(k))
-            slot.download(self.queue)
+            slot.copy_to_host(self.queue)
         return slot
 
     def _upload(self, k: int, block: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class Lane:
     def _tagged(self) -> Iterator[None]:
         """On this lane's device; memory that runs out is remembered to be this stage's, unless one below said so before."""
         try:
-            with self.queue.current(), memory_errors():
+            with self.queue.activate(), memory_errors():
                 yield
         except OutOfDeviceMemory as error:
             if error.position is None:
@@ -256,7 +258,7 @@ def _prepare(lanes: Sequence[Lane]) -> None:
     for lane in lanes:
         lane.make()
     for lane in sorted(lanes, key=lambda lane: -lane.pixels):
-        lane.record()
+        lane.capture()
 
 
 def _last_pixels(

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from engine.archs.esrgan import RRDBNet
 from engine.bands.stream import RowStream
 from engine.device.heap import fix_malloc_thresholds
-from engine.device.queue import WARM_UPS, Queue, full_float32
+from engine.device.queue import WARM_UPS, DeviceQueue, full_float32
 from engine.run.stage import Stage
 
 CPU = torch.device("cpu")
@@ -49,14 +49,14 @@ class Launches(TorchDispatchMode):
                 result.copy_(func(*args, **kwargs))
 
 
-class Recording(Queue):
+class Recording(DeviceQueue):
     """A CPU's queue that records, as CUDA's does; what is recorded runs at its first repetition."""
 
     def __init__(self, device):
         super().__init__(device)
         self.recorded, self.repeated = [], 0
 
-    def record(self, work):
+    def capture(self, work):
         launches = Launches()
         self.recorded.append(launches)
 
@@ -75,7 +75,7 @@ def recorded(monkeypatch, *arguments):
     """A stream whose queue records, and that queue."""
     queues = []
     with monkeypatch.context() as patch:
-        patch.setattr("engine.bands.stream.queue_of", lambda device: queues.append(Recording(device)) or queues[-1])
+        patch.setattr("engine.bands.stream.device_queue", lambda device: queues.append(Recording(device)) or queues[-1])
         return stream(*arguments), queues[0]
 
 

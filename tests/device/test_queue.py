@@ -5,7 +5,14 @@ import torch
 from support.devices import needs_gpu
 
 from engine.device.memory import PeakMemory, device_bytes, device_limit, free_device, process_bytes
-from engine.device.queue import CudaQueue, OutOfDeviceMemory, Queue, full_float32, memory_errors, queue_of
+from engine.device.queue import (
+    CudaDeviceQueue,
+    DeviceQueue,
+    OutOfDeviceMemory,
+    device_queue,
+    full_float32,
+    memory_errors,
+)
 
 CPU = torch.device("cpu")
 
@@ -61,14 +68,14 @@ def test_a_cpu_has_no_memory_of_its_own():
 
 
 def test_a_queue_does_things_in_order():
-    queue = queue_of(CPU)
-    assert type(queue) is Queue
+    queue = device_queue(CPU)
+    assert type(queue) is DeviceQueue
     host, device, runs = queue.pinned(4, torch.uint8), torch.arange(4, dtype=torch.uint8), []
-    work = queue.record(lambda: runs.append(device.add_(1)))
-    queue.warm(work)
+    work = queue.capture(lambda: runs.append(device.add_(1)))
+    queue.warm_up(work)
     work()
-    queue.download([(device, host)]).synchronize()
-    queue.mark().synchronize()
+    queue.copy_to_host([(device, host)]).synchronize()
+    queue.record_event().synchronize()
     assert host.tolist() == [2, 3, 4, 5]
     assert len(runs) == 2
 
@@ -76,15 +83,15 @@ def test_a_queue_does_things_in_order():
 @needs_gpu
 def test_a_recorded_launch_is_repeated_and_copies_wait_for_it():
     device = torch.device("cuda")
-    queue = queue_of(device)
-    assert type(queue) is CudaQueue
+    queue = device_queue(device)
+    assert type(queue) is CudaDeviceQueue
     values, host = torch.zeros(1 << 20, device=device), queue.pinned(1 << 20, torch.float32)
     assert host.is_pinned()
-    queue.warm(lambda: values.add_(1))
-    replay = queue.record(lambda: values.mul_(2).add_(1))
+    queue.warm_up(lambda: values.add_(1))
+    replay = queue.capture(lambda: values.mul_(2).add_(1))
     values.zero_()
     for k in range(1, 6):
         replay()
-        queue.download([(values, host)]).synchronize()
+        queue.copy_to_host([(values, host)]).synchronize()
         assert host.unique().tolist() == [2**k - 1]
     queue.release()

@@ -84,7 +84,7 @@ def test_nothing_new_is_made_once_it_runs(one_stage, monkeypatch):
     make, _ = one_stage
     chain = make(batches=[2])
     inputs, outputs, fresh = set(), [], []
-    place, fill, record = chain.image.place, Stage.fill, stream.Lane.record
+    place, fill, record = chain.image.place, Stage.fill, stream.Lane.capture
 
     def placed(block, tile, out=None):
         inputs.add((block.data_ptr(), out.data_ptr()))

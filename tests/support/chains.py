@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from engine.archs.esrgan import RRDBNet
-from engine.device.queue import Queue
+from engine.device.queue import DeviceQueue
 from engine.geometry import Box
 from engine.io.photo import TensorSource
 from engine.plan.plan import STREAM, Plan, StagePlan, shard_of
@@ -41,7 +41,7 @@ class Chain:
         self.lanes, self.images, size = [], [], tuple(image.shape[1:])
         below, plans = TensorSource(image), []
         self.stages = stages or [Stage(network, CPU, "fp32") for _ in cores]
-        queue = Queue(CPU)
+        queue = DeviceQueue(CPU)
         for index, (core, stage) in enumerate(zip(cores, self.stages, strict=True)):
             last = index == len(cores) - 1
             cut = StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, core, sigma, None)
