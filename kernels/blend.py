@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.launch import area, jit, launch, takes_kernel, tl
-from engine.kernels.trim import LEVELS
+from engine.kernels.trim import MAX_VALUE
 
 RAMPS = ("linear", "cosine")
 
@@ -46,9 +46,9 @@ def blend_torch(
     weight = weights(first.shape[2 if axis == "x" else 1], ramp, first.device)
     weight = weight if axis == "x" else weight[:, None]
     mixed = first.float() * weight + second.float() * (1.0 - weight)
-    if not LEVELS[dtype]:
+    if not MAX_VALUE[dtype]:
         return mixed.contiguous()
-    return (mixed.clamp(0.0, 1.0) * float(LEVELS[dtype])).round().to(dtype).contiguous()
+    return (mixed.clamp(0.0, 1.0) * float(MAX_VALUE[dtype])).round().to(dtype).contiguous()
 
 
 def _check(first: Tensor, second: Tensor, axis: str, dtype: torch.dtype) -> None:
@@ -56,8 +56,8 @@ def _check(first: Tensor, second: Tensor, axis: str, dtype: torch.dtype) -> None
         raise ValueError(f"{first.dtype} {tuple(first.shape)}, {second.dtype} {tuple(second.shape)}: not one strip")
     if axis not in ("x", "y"):
         raise ValueError(f"axis {axis!r}: use x or y")
-    if dtype not in LEVELS:
-        raise ValueError(f"cannot write {dtype}; use one of {', '.join(map(str, LEVELS))}")
+    if dtype not in MAX_VALUE:
+        raise ValueError(f"cannot write {dtype}; use one of {', '.join(map(str, MAX_VALUE))}")
 
 
 @jit()
@@ -117,7 +117,7 @@ def blend(
         (*blocks, channels),
         *(first, second, weight, target, *first.stride(), *second.stride(), height, width),
         along_x=axis == "x",
-        white=LEVELS[dtype],
+        white=MAX_VALUE[dtype],
         block_y=block_y,
         block_x=block_x,
         enable_fp_fusion=False,

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.geometry import Box
 from engine.kernels.launch import area, jit, launch, takes_kernel, tl
 
-LEVELS = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 0}
+MAX_VALUE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 0}
 """The largest level of what can be written; 0: values are kept as they are."""
 
 BLOCK = (2, 256)
@@ -65,9 +65,9 @@ def trim_torch(
     if int(faults[0]):
         values = values.nan_to_num(nan=0.0)
     values = values.clamp(0.0, 1.0)
-    if not LEVELS[dtype]:
+    if not MAX_VALUE[dtype]:
         return _given(Trimmed(values.contiguous(), _halve(values) * 0.25 if halve else None, faults), out)
-    levels = values * float(LEVELS[dtype])
+    levels = values * float(MAX_VALUE[dtype])
     if dither:
         levels = levels + _thresholds(origin, core, output.device)
     levels = levels.round()
@@ -86,8 +86,8 @@ def _given(made: Trimmed, out: Trimmed | None) -> Trimmed:
 def _check(
     output: Tensor, core: Box, dtype: torch.dtype, origin: tuple[int, int], halve: bool, out: Trimmed | None
 ) -> None:
-    if dtype not in LEVELS:
-        raise ValueError(f"cannot write {dtype}; use one of {', '.join(map(str, LEVELS))}")
+    if dtype not in MAX_VALUE:
+        raise ValueError(f"cannot write {dtype}; use one of {', '.join(map(str, MAX_VALUE))}")
     if halve and (origin[0] % 2 or origin[1] % 2):
         raise ValueError(f"a core at {origin} does not begin on a pixel of the halved level; both must be even")
     if out is None:
@@ -257,7 +257,7 @@ def trim(
         *(kept, pixels, pixels if half is None else half, faults, *kept.stride(), height, width, -(-width // 2)),
         *(origin[0] % 8, origin[1] % 8),
         channels=channels,
-        white=LEVELS[dtype],
+        white=MAX_VALUE[dtype],
         dither=dither,
         halve=halve,
         saturates=output.dtype == torch.float16,

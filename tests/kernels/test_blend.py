@@ -5,7 +5,7 @@ import torch
 from support.kernels import assert_close_to_twin, layouts, needs_triton
 
 from engine.kernels.blend import RAMPS, blend, blend_torch, weights
-from engine.kernels.trim import LEVELS
+from engine.kernels.trim import MAX_VALUE
 
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)], ids=["twin", "kernel"])
@@ -76,7 +76,7 @@ def test_mirrored_tiles_make_the_mirrored_strip(axis, use_triton):
 
 
 @needs_triton
-@pytest.mark.parametrize("target", LEVELS)
+@pytest.mark.parametrize("target", MAX_VALUE)
 @pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("axis", ["x", "y"])
 def test_the_kernel_has_the_bits_of_its_twin(axis, source, target):

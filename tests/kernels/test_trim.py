@@ -7,7 +7,7 @@ from support.kernels import assert_close_to_twin, layouts, needs_triton, poisone
 
 from engine.geometry import Box
 from engine.io.zarr_store import halve
-from engine.kernels.trim import LEVELS, Trimmed, trim, trim_torch
+from engine.kernels.trim import MAX_VALUE, Trimmed, trim, trim_torch
 
 NAN, INF = float("nan"), float("inf")
 
@@ -133,7 +133,7 @@ def test_the_thresholds_are_bayers(use_triton):
 @needs_triton
 @pytest.mark.parametrize("dither", [False, True], ids=["plain", "dither"])
 @pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("target", LEVELS)
+@pytest.mark.parametrize("target", MAX_VALUE)
 def test_the_kernel_takes_every_dtype_and_layout(target, source, dither):
     output = (torch.rand(1, 3, 40, 53) * 1.4 - 0.2).to(source)
     core, options = Box(3, 5, 38, 50), {"origin": (10, 16), "dither": dither, "halve": True}
