@@ -27,18 +27,18 @@ _LARGEST_HALF = 65504.0
 class Trimmed(NamedTuple):
     """``pixels`` [C, h, w]; ``half`` [C, ceil(h / 2), ceil(w / 2)] of the same dtype, when it was asked for.
 
-    ``faults``: int64 [3] on the device, so that reading it is the caller's choice of a moment to wait: how many values
+    ``nonfinite``: int64 [3] on the device, so that reading it is the caller's choice of a moment to wait: how many values
     of the core were NaN, infinite, and the largest half or beyond (0 for other dtypes).
     """
 
     pixels: Tensor
     half: Tensor | None
-    faults: Tensor
+    nonfinite: Tensor
 
     @property
     def bad(self) -> int:
         """How many values were not finite; waits for the device."""
-        return int(self.faults[:2].sum())
+        return int(self.nonfinite[:2].sum())
 
 
 def trim_torch(
@@ -60,19 +60,19 @@ def trim_torch(
     """
     _check(output, core, dtype, origin, halve, out)
     kept = output[0][:, core.y0 : core.y1, core.x0 : core.x1]
-    faults = _faults(kept)
+    nonfinite = _faults(kept)
     values = kept.float()
-    if int(faults[0]):
+    if int(nonfinite[0]):
         values = values.nan_to_num(nan=0.0)
     values = values.clamp(0.0, 1.0)
     if not MAX_VALUE[dtype]:
-        return _given(Trimmed(values.contiguous(), _halve(values) * 0.25 if halve else None, faults), out)
+        return _given(Trimmed(values.contiguous(), _halve(values) * 0.25 if halve else None, nonfinite), out)
     levels = values * float(MAX_VALUE[dtype])
     if dither:
         levels = levels + _thresholds(origin, core, output.device)
     levels = levels.round()
     half = (_halve(levels.to(torch.int32)) + 2 >> 2).to(dtype) if halve else None
-    return _given(Trimmed(levels.to(dtype).contiguous(), half, faults), out)
+    return _given(Trimmed(levels.to(dtype).contiguous(), half, nonfinite), out)
 
 
 def _given(made: Trimmed, out: Trimmed | None) -> Trimmed:
@@ -144,7 +144,7 @@ def _trim_kernel(
     source: tl.tensor,
     target: tl.tensor,
     half: tl.tensor,
-    faults: tl.tensor,
+    nonfinite: tl.tensor,
     stride_c: tl.tensor,
     stride_y: tl.tensor,
     stride_x: tl.tensor,
@@ -192,10 +192,10 @@ def _trim_kernel(
         if halve:
             total = tl.where(pair * 2 + 1 < height, total, total * 2.0)
             _store_half(half, plane, total, height, width, half_width, white, block_y, block_x)
-    _count(faults, nans)
-    _count(faults + 1, infinities)
+    _count(nonfinite, nans)
+    _count(nonfinite + 1, infinities)
     if saturates:
-        _count(faults + 2, saturated)
+        _count(nonfinite + 2, saturated)
 
 
 @jit()
@@ -248,13 +248,13 @@ def trim(
     _check(output, core, dtype, origin, halve, out)
     kept = output[0][:, core.y0 : core.y1, core.x0 : core.x1]
     channels, height, width = kept.shape
-    pixels, half, faults = out or _new(kept, dtype, halve)
-    faults.zero_()
+    pixels, half, nonfinite = out or _new(kept, dtype, halve)
+    nonfinite.zero_()
     (block_y, block_x), blocks = area(-(-height // 2), width, BLOCK)
     launch(
         _trim_kernel,
         blocks,
-        *(kept, pixels, pixels if half is None else half, faults, *kept.stride(), height, width, -(-width // 2)),
+        *(kept, pixels, pixels if half is None else half, nonfinite, *kept.stride(), height, width, -(-width // 2)),
         *(origin[0] % 8, origin[1] % 8),
         channels=channels,
         white=MAX_VALUE[dtype],
@@ -265,7 +265,7 @@ def trim(
         block_x=block_x,
         enable_fp_fusion=False,
     )
-    return Trimmed(pixels, half, faults)
+    return Trimmed(pixels, half, nonfinite)
 
 
 def _new(kept: Tensor, dtype: torch.dtype, halve: bool) -> Trimmed:

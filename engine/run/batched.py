@@ -39,7 +39,7 @@ class Slot:
         self._device = torch.empty(batch * values, dtype=dtype, device=queue.device)
         self._host = queue.pinned(batch * values, dtype)
         self._faults = torch.zeros(batch, 3, dtype=torch.int64, device=queue.device)
-        self.faults = queue.pinned(batch * 3, torch.int64).view(batch, 3)
+        self.nonfinite = queue.pinned(batch * 3, torch.int64).view(batch, 3)
         self._values = values
         self.tiles: Sequence[Tile] = ()
         self.ready: Event = queue.record_event()
@@ -57,7 +57,7 @@ class Slot:
 
     def copy_to_host(self, queue: DeviceQueue) -> None:
         used = len(self.tiles) * self._values
-        self.ready = queue.copy_to_host([(self._device[:used], self._host[:used]), (self._faults, self.faults)])
+        self.ready = queue.copy_to_host([(self._device[:used], self._host[:used]), (self._faults, self.nonfinite)])
 
 
 class Lane:
@@ -177,7 +177,7 @@ class Lane:
         slot.ready.synchronize()
         for k, tile in enumerate(slot.tiles):
             with self._tagged():
-                pixels = image.accept(tile, slot.on_host(k), slot.faults[k])
+                pixels = image.accept(tile, slot.on_host(k), slot.nonfinite[k])
             yield tile, pixels, slot.readers
 
     @contextmanager

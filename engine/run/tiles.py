@@ -124,18 +124,18 @@ class StageImage:
     def compute(self, tile: Tile) -> Tensor:
         """What a tile makes, [C, h, w]."""
         made = self._through(self.stage, tile)
-        return self.accept(tile, made.pixels.cpu(), made.faults)
+        return self.accept(tile, made.pixels.cpu(), made.nonfinite)
 
-    def accept(self, tile: Tile, pixels: Tensor, faults: Tensor) -> Tensor:
-        """What a tile makes if ``faults`` (``Trimmed.faults``) is clean. If not, and half precision may be to blame, the
+    def accept(self, tile: Tile, pixels: Tensor, nonfinite: Tensor) -> Tensor:
+        """What a tile makes if ``nonfinite`` (``Trimmed.nonfinite``) is clean. If not, and half precision may be to blame, the
         tile alone is computed in float32. Raises RenderError when it is not finite in float32.
         """
-        nans, infinities, saturated = faults.tolist()
+        nans, infinities, saturated = nonfinite.tolist()
         if nans or infinities or saturated:
             exact = self.stage.exact
             if exact is not None:
                 made = self._through(exact, tile)
-                nans, infinities, _ = made.faults.tolist()
+                nans, infinities, _ = made.nonfinite.tolist()
                 pixels, self.redone = made.pixels.cpu(), self.redone + 1
             if bad := nans + infinities:
                 advice = "render again with --precision fp32, or " if exact is None else ""

@@ -173,7 +173,7 @@ def test_faults_are_counted_by_kind(dtype, use_triton):
     output[0, 2, 30, 290:292] = torch.tensor([INF, -INF])
     output[0, 0, 20, 20:24] = torch.tensor([65504.0, -65504.0, 65472.0, 65504.0])
     trimmed = trim(output, Box(2, 1, 40, 300), torch.uint8, use_triton=use_triton)
-    assert trimmed.faults.tolist() == [3, 2, 3 if dtype == torch.float16 else 0]
+    assert trimmed.nonfinite.tolist() == [3, 2, 3 if dtype == torch.float16 else 0]
     assert trimmed.bad == 5
     assert trimmed.half is None
     assert (trimmed.pixels[1, 1, 1:4] == 0).all()
@@ -206,7 +206,7 @@ def test_tensors_that_do_not_fit_are_refused(use_triton):
     for wrong in (
         fitting._replace(pixels=fitting.pixels[:, :7]),
         fitting._replace(pixels=fitting.pixels.transpose(1, 2)),
-        fitting._replace(faults=fitting.faults.int()),
+        fitting._replace(nonfinite=fitting.nonfinite.int()),
         trim(output, core, torch.uint8, halve=True),
     ):
         with pytest.raises(ValueError, match="were expected"):
