@@ -25,13 +25,13 @@ WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 class Noise(NamedTuple):
-    """The normal numbers of (seed, stream, position, channel): ``sigma`` times the first are added to the picture's
+    """The normal numbers of (seed, substream, position, channel): ``sigma`` times the first are added to the picture's
     channels, the next are ``channels`` of their own.
     """
 
     sigma: float
     seed: int
-    stream: int
+    substream: int
     channels: int = 0
 
 
@@ -74,7 +74,7 @@ def gather_torch(
             torch.tensor(fold(start, stop, length, wrap), device=block.device)
             for (start, stop), length in zip(_spans(inside), size, strict=True)
         )
-        normals = noise_at_torch(noise.seed, noise.stream, at_y, at_x, channels)
+        normals = noise_at_torch(noise.seed, noise.substream, at_y, at_x, channels)
         normals[: len(tile)] = tile + noise.sigma * normals[: len(tile)]
         tile = normals
     rows, columns = _lines(inside, read, size, wrap)
@@ -142,7 +142,7 @@ def _within(folded: tl.tensor, origin: tl.tensor, size: tl.tensor, wrap: tl.cons
 @jit(
     volatile=(
         *("stride_c", "stride_y", "height", "width", "read_y", "read_x", "level_h", "level_w", "inside_y", "inside_x"),
-        *("sigma", "k0", "k1", "stream"),
+        *("sigma", "k0", "k1", "substream"),
     )
 )
 def _gather_kernel(
@@ -162,7 +162,7 @@ def _gather_kernel(
     sigma: tl.tensor,
     k0: tl.tensor,
     k1: tl.tensor,
-    stream: tl.tensor,
+    substream: tl.tensor,
     pictures: tl.constexpr,
     channels: tl.constexpr,
     white: tl.constexpr,
@@ -183,7 +183,7 @@ def _gather_kernel(
     valid = (row < height) & (column < width)
     for c in tl.static_range(channels):
         if noisy and c % 4 == 0:
-            n0, n1, n2, n3 = normals_at(y, x, c // 4, stream, k0, k1, False)
+            n0, n1, n2, n3 = normals_at(y, x, c // 4, substream, k0, k1, False)
         if c < pictures:
             value = tl.load(taken, mask=valid, other=0).to(tl.float32)
             taken += stride_c
@@ -219,13 +219,13 @@ def gather(
     _check(block, inside, read, size, wrap, out, channels)
     if out is None:
         out = torch.empty(1, channels, *read.shape, dtype=dtype, device=block.device, memory_format=torch.channels_last)
-    sigma, seed, stream, _ = noise or Noise(0.0, 0, 0)
+    sigma, seed, substream, _ = noise or Noise(0.0, 0, 0)
     (block_y, block_x), blocks = area(*read.shape)
     launch(
         _gather_kernel,
         blocks,
         *(block, out, *block.stride(), *read.shape, read.y0, read.x0, *size, inside.y0, inside.x0),
-        *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(stream)),
+        *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(substream)),
         pictures=block.shape[0],
         channels=channels,
         white=WHITE.get(block.dtype, 1.0),

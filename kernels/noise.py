@@ -1,8 +1,8 @@
 """noise: standard normal numbers addressed by position.
 
-The value at (seed, stream, y, x, c) is a pure function of these five numbers, so tiles that overlap see the same noise,
+The value at (seed, substream, y, x, c) is a pure function of these five numbers, so tiles that overlap see the same noise,
 and neither the tile size, nor their order, nor the canvas changes it. Philox4x32-10 (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011) with key = seed and counter = (x, y, c // 4, stream); its four words make four
+numbers: as easy as 1, 2, 3", SC 2011) with key = seed and counter = (x, y, c // 4, substream); its four words make four
 normals by the Box-Muller transform, of which channel c takes number c % 4.
 """
 
@@ -39,25 +39,25 @@ def _uniform(word: Tensor) -> Tensor:
     return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
-def words_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, group: int) -> tuple[Tensor, ...]:
+def words_torch(seed: int, substream: int, rows: Tensor, columns: Tensor, group: int) -> tuple[Tensor, ...]:
     """The four words of every counter of ``rows`` x ``columns`` (int64 [h], [w]), for channels 4 group .. 4 group + 3.
 
     Returns int64 [h, w] each, holding uint32 values.
     """
     shape = (len(rows), len(columns))
     x, y = columns.expand(shape), rows[:, None].expand(shape)
-    return philox_torch(seed, (x, y, torch.full_like(x, group), torch.full_like(x, stream)))
+    return philox_torch(seed, (x, y, torch.full_like(x, group), torch.full_like(x, substream)))
 
 
-def noise_at_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+def noise_at_torch(seed: int, substream: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
     """Standard normal numbers of ``rows`` x ``columns`` (int64 [h], [w]), which need not be neighbours.
 
-    ``stream`` separates the uses of one seed (scales of step 1, super-resolution steps). Returns float32 [C, h, w].
+    ``substream`` separates the uses of one seed (scales of step 1, super-resolution steps). Returns float32 [C, h, w].
     """
     result = torch.empty(channels, len(rows), len(columns), device=rows.device)
     # The words of a counter are int64 here: four channels at a time, or they would take more memory than the normals.
     for group in range(-(-channels // 4)):
-        words = words_torch(seed, stream, rows, columns, group)
+        words = words_torch(seed, substream, rows, columns, group)
         normals = []
         for first, second in (words[:2], words[2:]):
             radius = torch.sqrt(-2.0 * torch.log(_uniform(first)))
@@ -68,10 +68,10 @@ def noise_at_torch(seed: int, stream: int, rows: Tensor, columns: Tensor, channe
     return result
 
 
-def noise_torch(seed: int, stream: int, box: Box, channels: int, device: torch.device | str = "cpu") -> Tensor:
+def noise_torch(seed: int, substream: int, box: Box, channels: int, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal numbers of the pixels of ``box``. Returns float32 [C, h, w]."""
     rows, columns = torch.arange(box.y0, box.y1, device=device), torch.arange(box.x0, box.x1, device=device)
-    return noise_at_torch(seed, stream, rows, columns, channels)
+    return noise_at_torch(seed, substream, rows, columns, channels)
 
 
 @jit()
@@ -120,7 +120,7 @@ def _box_muller(first: tl.tensor, second: tl.tensor) -> tuple[tl.tensor, tl.tens
 
 @jit()
 def normals_at(
-    y: tl.tensor, x: tl.tensor, group: tl.tensor, stream: tl.tensor, k0: tl.tensor, k1: tl.tensor, raw: tl.constexpr
+    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor, raw: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """The four normals of channels 4 group .. 4 group + 3 at ``y`` [h, 1] and ``x`` [1, w], all int32 (see as_word).
 
@@ -128,7 +128,7 @@ def normals_at(
     """
     zero = (y * 0 + x * 0).to(tl.uint32)
     c0, c1 = zero + x.to(tl.uint32, bitcast=True), zero + y.to(tl.uint32, bitcast=True)
-    c2, c3 = zero + group, zero + stream.to(tl.uint32, bitcast=True)
+    c2, c3 = zero + group, zero + substream.to(tl.uint32, bitcast=True)
     n0, n1, n2, n3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
     if not raw:
         n0, n1 = _box_muller(n0, n1)
@@ -136,12 +136,12 @@ def normals_at(
     return n0, n1, n2, n3
 
 
-@jit(volatile=("k0", "k1", "stream", "y0", "x0", "height", "width"))
+@jit(volatile=("k0", "k1", "substream", "y0", "x0", "height", "width"))
 def _noise_kernel(
     target: tl.tensor,
     k0: tl.tensor,
     k1: tl.tensor,
-    stream: tl.tensor,
+    substream: tl.tensor,
     y0: tl.tensor,
     x0: tl.tensor,
     channels: tl.tensor,
@@ -155,7 +155,7 @@ def _noise_kernel(
     group = tl.program_id(2)
     row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
     column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
-    n0, n1, n2, n3 = normals_at(y0 + row, x0 + column, group, stream, k0, k1, raw)
+    n0, n1, n2, n3 = normals_at(y0 + row, x0 + column, group, substream, k0, k1, raw)
     plane = height.to(tl.int64) * width
     at = target + group.to(tl.int64) * 4 * plane + row.to(tl.int64) * width + column
     inside = (row < height) & (column < width)
@@ -172,7 +172,7 @@ def as_word(value: int) -> int:
 
 def noise(
     seed: int,
-    stream: int,
+    substream: int,
     box: Box,
     channels: int,
     device: torch.device | str = "cpu",
@@ -181,19 +181,19 @@ def noise(
 ) -> Tensor:
     """As ``noise_torch``, by the kernel where there is one: the same integers, normals equal to about 1e-6."""
     if not takes_kernel(torch.device(device), use_triton):
-        return noise_torch(seed, stream, box, channels, device)
+        return noise_torch(seed, substream, box, channels, device)
     target = torch.empty(channels, *box.shape, device=device)
-    _fill(target, seed, stream, box, raw=False)
+    _fill(target, seed, substream, box, raw=False)
     return target
 
 
-def _fill(target: Tensor, seed: int, stream: int, box: Box, raw: bool) -> None:
+def _fill(target: Tensor, seed: int, substream: int, box: Box, raw: bool) -> None:
     """``target`` [C, h, w]: float32, or int32 for the words themselves."""
     if not target.numel():
         return
     (block_y, block_x), blocks = area(*box.shape)
     key = as_word(seed), as_word(seed >> 32)
-    position = as_word(stream), as_word(box.y0), as_word(box.x0)
+    position = as_word(substream), as_word(box.y0), as_word(box.x0)
     grid = (*blocks, -(-target.shape[0] // 4))
     options = {"raw": raw, "block_y": block_y, "block_x": block_x, "enable_fp_fusion": False}
     launch(_noise_kernel, grid, target, *key, *position, *target.shape, **options)

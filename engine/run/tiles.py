@@ -23,7 +23,7 @@ from engine.run.blend import Blender
 from engine.run.stage import Stage
 from engine.run.tile_cache import TileCache
 
-NOISE_STREAM = 1 << 16
+NOISE_SUBSTREAM = 1 << 16
 """Noise stream of the first super-resolution stage; the scales of step 1 use the small numbers."""
 
 Runner: TypeAlias = Callable[["StageImage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
@@ -34,7 +34,7 @@ def input_noise(plan: StagePlan, position: int, seed: int, stage: Stage) -> Nois
     """What a stage's input takes besides the picture; None without any. ``position``: its place in the chain."""
     if not plan.sigma and not stage.noise_channels:
         return None
-    return Noise(plan.sigma, seed, NOISE_STREAM + position, stage.noise_channels)
+    return Noise(plan.sigma, seed, NOISE_SUBSTREAM + position, stage.noise_channels)
 
 
 def one_by_one(image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:

@@ -102,7 +102,7 @@ def whole(image, read, noise, mode):
     image = image.float() / WHITE.get(image.dtype, 1.0)
     _, height, width = image.shape
     if noise:
-        normals = noise_torch(noise.seed, noise.stream, Box(0, 0, height, width), len(image) + noise.channels)
+        normals = noise_torch(noise.seed, noise.substream, Box(0, 0, height, width), len(image) + noise.channels)
         image = torch.cat([image + noise.sigma * normals[: len(image)], normals[len(image) :]])
     pad = ((0, 0), (40, 40), (40, 40))
     padded = torch.from_numpy(np.pad(image.numpy(), pad, mode=mode))

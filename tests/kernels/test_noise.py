@@ -29,9 +29,9 @@ def test_philox_gives_the_published_answers(counter, key, expected):
     assert tuple(int(w) for w in words) == expected
 
 
-def reference(seed, stream, y, x, c):
+def reference(seed, substream, y, x, c):
     """The definition for one number, in Python integers and doubles."""
-    words = [x, y, c // 4, stream]
+    words = [x, y, c // 4, substream]
     k0, k1 = seed & ONES, seed >> 32
     for _ in range(10):
         p0, p1 = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
@@ -89,10 +89,11 @@ BOX = Box(0, 0, 200, 300)
 
 
 @pytest.mark.parametrize(
-    ("seed", "stream"), [(2, 1), (1, 2), (1 | 1 << 32, 1), (1 | 1 << 63, 1), (0, 1), (1, 0), (1, 65_536), (1, 65_537)]
+    ("seed", "substream"),
+    [(2, 1), (1, 2), (1 | 1 << 32, 1), (1 | 1 << 63, 1), (0, 1), (1, 0), (1, 65_536), (1, 65_537)],
 )
-def test_another_seed_or_stream_is_another_noise(seed, stream):
-    base, other = noise_torch(1, 1, BOX, 3), noise_torch(seed, stream, BOX, 3)
+def test_another_seed_or_stream_is_another_noise(seed, substream):
+    base, other = noise_torch(1, 1, BOX, 3), noise_torch(seed, substream, BOX, 3)
     assert (base != other).float().mean() > 0.999
     assert correlation(base, other) < 0.01
 

@@ -14,7 +14,7 @@ from engine.plan.plan import StagePlan
 from engine.probe.seam import seam_curve
 from engine.run.stage import Stage
 from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import NOISE_STREAM, StageImage
+from engine.run.tiles import NOISE_SUBSTREAM, StageImage
 
 EXACT = 1e-4
 """Of full scale: what float32 leaves when the same sums are made in another order."""
@@ -23,7 +23,7 @@ EXACT = 1e-4
 def as_input(network, image, sigma=0.0, seed=0, position=0):
     """[3, h, w] -> [3 + noise channels, h, w]: the noise of the full map."""
     _, height, width = image.shape
-    noise = noise_torch(seed, NOISE_STREAM + position, Box(0, 0, height, width), 3 + network.noise_channels)
+    noise = noise_torch(seed, NOISE_SUBSTREAM + position, Box(0, 0, height, width), 3 + network.noise_channels)
     return torch.cat([image + sigma * noise[:3], noise[3:]])
 
 
