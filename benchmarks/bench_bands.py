@@ -38,11 +38,11 @@ from engine.model.bundle import build
 from engine.model.checkpoints import find_packaged, read_checkpoint
 from engine.plan import tiles
 from engine.plan.cost import GIB, Budget, StageCost
-from engine.plan.halo import Overlap
+from engine.plan.halo import HaloPolicy
 from engine.plan.plan import StagePlan
 from engine.plan.request import Request
 from engine.probe import profiles as probe
-from engine.run.rows import SourceRows, StageRows
+from engine.run.rows import BandedStage, SourceRows
 from engine.run.stage import Stage
 
 FRAME = (2160, 4096)  # LR pixels of 16384 x 8640
@@ -77,7 +77,7 @@ def streamed(stages, image, band, strip, first=0):
         rows = SourceRows(TensorSource(image), wanted)
         for index, (plan, stage, reads, columns) in enumerate(reversed(chain)):
             stream = RowStream(StreamPlan(stage.graph, band, reads[1] - reads[0], 4))
-            rows = StageRows(plan, index, 0, stage, stream, rows, columns, reads, False, lambda *_: None)
+            rows = BandedStage(plan, index, 0, stage, stream, rows, columns, reads, False, lambda *_: None)
         parts.append(torch.cat(list(rows.rows(first)), 1))
     return torch.cat(parts, 2)
 
@@ -176,7 +176,7 @@ def planned(stage):
     """The tiles that the planner takes for this frame in 3 GiB, with the halo of one level."""
     model = build(None, ["realsr"])
     profile = probe.probe(model, PHOTOS / "picosdeeuropa-crop.jpg")[0]
-    halo = Overlap().choose(profile, stage.radius, stage.align)
+    halo = HaloPolicy().choose(profile, stage.radius, stage.align)
     cost = StageCost(probe.stage_footprint(model, 0, stage), False)
     plan = StagePlan("stage 1", *FRAME, stage.scale, stage.align, halo, stage.align, 0.0, None)
     (chosen,) = tiles.choose_cores([plan], [cost], None, Budget(3 * GIB, None, 1 << 50), 400 << 20)

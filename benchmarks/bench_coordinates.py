@@ -20,7 +20,7 @@ import torch
 from harness import add_row
 from PIL import Image
 
-from engine.archs.hpvaegan import Structure
+from engine.archs.hpvaegan import BaseGenerator
 from engine.metrics.layout import colour_profile_distance, diversity, pairwise_rms
 from engine.training.data import open_photo, pyramid
 from engine.training.losses.texture import SlicedWasserstein
@@ -53,7 +53,7 @@ def sheet(found):
 def main(photo, with_path, without_path):
     sheets = []
     for name, path in (("with", with_path), ("without", without_path)):
-        structure = Structure.from_file(Path(path)).eval()
+        structure = BaseGenerator.from_file(Path(path)).eval()
         assert structure.config.coordinates == (name == "with")
         photograph = (pyramid(open_photo(Path(photo)), [structure.base_size])[0][0] + 1) / 2
         found = samples(structure)

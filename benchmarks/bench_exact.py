@@ -24,7 +24,7 @@ from engine.model.checkpoints import find_packaged, read_checkpoint
 from engine.plan.plan import StagePlan
 from engine.run.stage import Stage
 from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import StageImage
+from engine.run.tiles import TiledStage
 
 CASES = {"RRDBNet 64x23": ((767, 17), (48, 64)), "SwinIR-M": ((391, 21), (24, 48))}
 
@@ -52,7 +52,7 @@ def tiled(stage, image, core, folder):
     halo = -(-stage.radius // stage.align) * stage.align
     plan = StagePlan("stage", *image.shape[1:], stage.scale, stage.align, halo, core, 0.0, 0.0)
     cache = TileCache(1 << 30, Scratch(folder, plan.grid, np.float32))
-    level = StageImage(plan, 0, 0, stage, TensorSource(image), cache, False, lambda *_: None)
+    level = TiledStage(plan, 0, 0, stage, TensorSource(image), cache, False, lambda *_: None)
     return level.read(Box(0, 0, *level.size)), plan
 
 

@@ -17,7 +17,7 @@ import zarr
 from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
-from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.device.queue import finished
 from engine.job import Job
 from engine.model.bundle import Model, build
@@ -85,7 +85,7 @@ def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2, 
     checkpoint = folder / "small.safetensors"
     save_file(network.state_dict(), checkpoint)
     config = Config()
-    structure = Structure(config, scale_sizes((135, 256)))
+    structure = BaseGenerator(config, scale_sizes((135, 256)))
     structure_file = folder / "structure.safetensors"
     structure.to_file(structure_file)
     model = build(structure_file, [str(checkpoint)] * stages)

@@ -28,11 +28,11 @@ from engine.plan.plan import BANDS, STREAM, largest_seam_error
 from engine.plan.request import Request
 from engine.run import bands, serial
 from engine.run import batched as stream
-from engine.run.base import structure_sample
-from engine.run.rows import RowSource, SourceRows, StageRows
-from engine.run.serial import TileDone
+from engine.run.base import base_image
+from engine.run.rows import BandedStage, RowSource, SourceRows
+from engine.run.serial import BoxWritten
 from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import Runner, StageImage, one_by_one
+from engine.run.tiles import Runner, TiledStage, one_by_one
 from engine.version import __version__
 
 
@@ -84,7 +84,7 @@ class Job:
 
     def run(
         self, sink: ZarrSink, on_tile: Callable[[int, int], None] = lambda stage, pixels: None
-    ) -> Iterator[TileDone]:
+    ) -> Iterator[BoxWritten]:
         """Render what is missing; yields after each write. ``on_tile(stage, LR pixels)`` is called after a network."""
         with device_limit(self.device, self._planner.request.vram):
             if any(True for _ in sink.missing()):
@@ -99,24 +99,24 @@ class Job:
         sink.finish()
         shutil.rmtree(self._scratch_root, ignore_errors=True)
 
-    def _streamed(self, base: Source, sink: ZarrSink, on_tile: Callable[[int, int], None]) -> Iterator[TileDone]:
+    def _streamed(self, base: Source, sink: ZarrSink, on_tile: Callable[[int, int], None]) -> Iterator[BoxWritten]:
         """In smaller tiles where the device's memory does not suffice for those of the plan."""
         queue = device_queue(self.device)
         while True:
-            lanes = [
-                stream.Lane(queue, stage, cut, index, batch, index == len(self.stages) - 1)
+            runners = [
+                stream.BatchRunner(queue, stage, cut, index, batch, index == len(self.stages) - 1)
                 for index, (stage, cut, batch) in enumerate(
                     zip(self.stages, self.executed, self.projection.batches, strict=True)
                 )
             ]
             try:
-                images = self._images(base, on_tile, lanes)
-                yield from self._counted(images, stream.run(self.plan, images[-1], lanes, sink))
+                images = self._images(base, on_tile, runners)
+                yield from self._counted(images, stream.run(self.plan, images[-1], runners, sink))
                 return
             except OutOfDeviceMemory as error:
                 self._cut_smaller(error, sink)
 
-    def _counted(self, images: Sequence[StageImage], run: Iterator[TileDone]) -> Iterator[TileDone]:
+    def _counted(self, images: Sequence[TiledStage], run: Iterator[BoxWritten]) -> Iterator[BoxWritten]:
         try:
             yield from run
         finally:
@@ -142,16 +142,16 @@ class Job:
         if len(cores) == len(self.executed):
             self.executed = self._planner.recut(self.executed, cores)
 
-    def _images(self, base: Source, on_tile: Callable[[int, int], None], runners: Sequence[Runner]) -> list[StageImage]:
+    def _images(self, base: Source, on_tile: Callable[[int, int], None], runners: Sequence[Runner]) -> list[TiledStage]:
         """The whole chain as lazy images, first stage first; the last one is in canvas coordinates."""
-        images: list[StageImage] = []
+        images: list[TiledStage] = []
         for index, (stage, cut, run) in enumerate(zip(self.stages, self.executed, runners, strict=True)):
             last = index == len(self.stages) - 1
             folder = self._scratch_root / self._cut_name / str(index + 1)
             scratch = Scratch(folder, cut.grid, np.uint8 if last else np.float32)
             cache = TileCache(limits.cache_share(len(self.stages)), scratch)
             below = images[-1] if images else base
-            images.append(StageImage(cut, index, self.plan.seed, stage, below, cache, last, on_tile, run))
+            images.append(TiledStage(cut, index, self.plan.seed, stage, below, cache, last, on_tile, run))
         return images
 
     @property
@@ -168,7 +168,7 @@ class Job:
         for index, stage in enumerate(self.stages):
             last = index == len(self.stages) - 1
             made = columns if last else wanted[index + 1]
-            rows = StageRows(
+            rows = BandedStage(
                 self.plan.stages[index], index, self.plan.seed, stage, self._stream(index, reads[index]), rows, made,
                 reads[index], last, on_rows,
             )  # fmt: skip
@@ -186,7 +186,7 @@ class Job:
         picture = self._planner.picture
         if picture is None:
             assert self.model.structure is not None
-            sample = structure_sample(self.model.structure, self.plan.seed, self.plan.base)
+            sample = base_image(self.model.structure, self.plan.seed, self.plan.base)
             malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
             return TensorSource(sample)
         return picture if picture.size == self.plan.base else picture.resampled(self.plan.base)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is imported
 
 from engine.archs.esrgan import RRDBNet
-from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.archs.swinir import SwinIR
 from engine.cli.app import main
 from engine.model import bundle as model
@@ -128,7 +128,9 @@ def _small_structure():
     """Three scales, the last one 24 rows by 32 columns."""
     config = Config(last=2, last_vae=1, channels=8, latent=6, layers=1)
     torch.manual_seed(0)
-    structure = Structure(config, scale_sizes((48, 64), config.last, 32, 12), {"licence": "CC0-1.0", "source": "test"})
+    structure = BaseGenerator(
+        config, scale_sizes((48, 64), config.last, 32, 12), {"licence": "CC0-1.0", "source": "test"}
+    )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in structure.parameters():

@@ -20,7 +20,7 @@ from engine.measure import default_memory
 from engine.model.bundle import load
 from engine.plan.measured import SeamPoint, StageProfile
 from engine.plan.request import EXECUTORS, Request
-from engine.run.base import structure_sample
+from engine.run.base import base_image
 from engine.run.stage import Stage
 
 GIB = 1 << 30
@@ -155,7 +155,7 @@ def test_tiles_leave_at_most_the_promised_error(tmp_path, models, name, overlap)
 def test_the_chain_is_step_1_and_then_each_network(tmp_path, model, executor):
     """Against the same networks run on whole images, without the engine's tiles, bands, caches and stores."""
     job = render(model, replace(SMALL, overlap="exact", seed=5, executor=executor), tmp_path / "out.zarr")
-    base = structure_sample(model.structure, 5, job.plan.base)
+    base = base_image(model.structure, 5, job.plan.base)
     with torch.inference_mode():
         middle = model.network(0)(base[None])[0].clamp(0, 1)
     assert largest_difference(pixels(tmp_path / "out.zarr"), whole(model.network(1), middle)) <= 1

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.archs.layers import RGB, as_of, conv3, conv_of_noise, noise_channels_of, picture_of, plus_noise
+from engine.archs.layers import (
+    RGB,
+    add_noise_features,
+    cast_to_weights,
+    conv3,
+    noise_channels_of,
+    noise_conv,
+    picture_of,
+)
 from engine.errors import ModelError
 
 NAME = "esrgan"
@@ -73,7 +81,7 @@ class DenseBlock(nn.Module):
             _start_small(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = as_of(self, x)
+        seen = cast_to_weights(self, x)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE)], 1)
         last: Tensor = self.conv5(seen)
@@ -122,7 +130,7 @@ class RRDBNet(nn.Module):
         self.align = TRUNK // scale
         self.noise_channels = noise_channels
         self.conv_first = conv3(RGB * self.align**2, channels)
-        self.conv_noise = conv_of_noise(noise_channels, channels)
+        self.conv_noise = noise_conv(noise_channels, channels)
         self.body = nn.Sequential(*(ResidualGroup(channels, growth) for _ in range(blocks)))
         self.conv_body = conv3(channels, channels)
         self.conv_up1 = conv3(channels, channels)
@@ -138,9 +146,9 @@ class RRDBNet(nn.Module):
         picture = picture_of(x, self.noise_channels)
         if self.align > 1:
             picture = F.pixel_unshuffle(picture, self.align)
-        x = plus_noise(self.conv_first(picture), self.conv_noise, x)
-        x = x + self.conv_body(as_of(self.conv_body, self.body(x)))
-        return as_of(self.conv_up1, x)
+        x = add_noise_features(self.conv_first(picture), self.conv_noise, x)
+        x = x + self.conv_body(cast_to_weights(self.conv_body, self.body(x)))
+        return cast_to_weights(self.conv_up1, x)
 
     def tail(self, x: Tensor) -> Tensor:
         """Features -> picture, ``TRUNK`` times as large; see `layers.TAIL_REACH`."""
@@ -149,7 +157,7 @@ class RRDBNet(nn.Module):
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         x = F.leaky_relu(self.conv_up2(x), SLOPE)
         x = F.leaky_relu(self.conv_hr(x), SLOPE)
-        result: Tensor = self.conv_last(as_of(self.conv_last, x))
+        result: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
         return result
 
     def to_mixed(self, dtype: torch.dtype) -> Self:

@@ -260,7 +260,7 @@ class Discriminator(nn.Module):
         return gradient
 
 
-class Structure(nn.Module):
+class BaseGenerator(nn.Module):
     """The whole generator: G_0 and the blocks G_1..G_M, with the sizes and noise amplitudes of the trained scales."""
 
     sigmas: Tensor

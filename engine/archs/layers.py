@@ -28,7 +28,7 @@ def conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
-def conv_of_noise(channels: int, outputs: int) -> nn.Conv2d | None:
+def noise_conv(channels: int, outputs: int) -> nn.Conv2d | None:
     """What the noise ``channels`` add to the features of the first convolution; None without any.
 
     A network without randomness at the resolution of its output repeats itself where its input is even (docs/decisions,
@@ -57,17 +57,17 @@ def picture_of(x: Tensor, noise_channels: int) -> Tensor:
     return x.narrow(1, 0, RGB) if noise_channels else x
 
 
-def plus_noise(features: Tensor, conv_noise: nn.Conv2d | None, x: Tensor) -> Tensor:
+def add_noise_features(features: Tensor, conv_noise: nn.Conv2d | None, x: Tensor) -> Tensor:
     """``features`` of the picture and what the noise in the network's input ``x`` adds to them."""
     return features if conv_noise is None else features + conv_noise(x.narrow(1, RGB, conv_noise.in_channels))
 
 
-def as_of(module: nn.Module, x: Tensor) -> Tensor:
+def cast_to_weights(module: nn.Module, x: Tensor) -> Tensor:
     """x in the dtype of the module's weights. `parameters()` and not `.weight`, so that a trace holds one constant."""
     return x.to(next(module.parameters()).dtype)
 
 
-def whole_windows(x: Tensor, window: int) -> Tensor:
+def check_whole_windows(x: Tensor, window: int) -> Tensor:
     """The same [B, C, H, W]; raises AlignmentError unless windows fill it. Its callers register it with `torch.fx`."""
     height, width = x.shape[-2:]
     if height % window or width % window:

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from engine.archs.layers import (
     RGB,
     WindowRows,
-    as_of,
+    add_noise_features,
+    cast_to_weights,
+    check_whole_windows,
     conv3,
-    conv_of_noise,
     noise_channels_of,
+    noise_conv,
     picture_of,
-    plus_noise,
-    whole_windows,
 )
 from engine.errors import ModelError
 from engine.kernels.window_attention import window_attention
@@ -33,7 +33,7 @@ NAME = "swinir"
 SLOPE = 0.2  # of the leaky ReLUs after the upsamplings; the one before them has PyTorch's default, as published
 MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K pictures, subtracted from every input
 
-fx.wrap("whole_windows")  # a trace keeps the check as one call
+fx.wrap("check_whole_windows")  # a trace keeps the check as one call
 
 _DERIVED = ("attn.relative_position_index", "attn_mask")
 _BIAS = "attn.relative_position_bias_table"
@@ -116,8 +116,8 @@ class SwinLayer(nn.Module):
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(as_of(self.attn.qkv, self.norm1(x)))
-        y: Tensor = self.mlp(as_of(self.mlp.fc1, self.norm2(x)))
+        x = x + self.attn(cast_to_weights(self.attn.qkv, self.norm1(x)))
+        y: Tensor = self.mlp(cast_to_weights(self.mlp.fc1, self.norm2(x)))
         return x + y
 
 
@@ -133,7 +133,7 @@ class SwinGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.residual_group["blocks"](x)
-        y = self.conv(as_of(self.conv, planes(y)))
+        y = self.conv(cast_to_weights(self.conv, planes(y)))
         return x + tokens(y)
 
 
@@ -175,7 +175,7 @@ class SwinIR(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
         self.noise_channels = noise_channels
         self.conv_first = conv3(RGB, dim)
-        self.conv_noise = conv_of_noise(noise_channels, dim)
+        self.conv_noise = noise_conv(noise_channels, dim)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
         groups = zip(depths, heads, strict=True)
         self.layers = nn.Sequential(*(SwinGroup(dim, depth, n, window, hidden) for depth, n in groups))
@@ -193,16 +193,16 @@ class SwinIR(nn.Module):
 
     def trunk(self, x: Tensor) -> Tensor:
         """[B, 3 + noise channels, H, W] -> features [B, dim, H, W]."""
-        x = whole_windows(x, self.align)
-        x = plus_noise(self.conv_first(picture_of(x, self.noise_channels) - self.mean), self.conv_noise, x)
+        x = check_whole_windows(x, self.align)
+        x = add_noise_features(self.conv_first(picture_of(x, self.noise_channels) - self.mean), self.conv_noise, x)
         y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
-        x = x + self.conv_after_body(as_of(self.conv_after_body, planes(y)))
-        return as_of(self.conv_before_upsample, x)
+        x = x + self.conv_after_body(cast_to_weights(self.conv_after_body, planes(y)))
+        return cast_to_weights(self.conv_before_upsample, x)
 
     def tail(self, x: Tensor) -> Tensor:
         """Features -> picture, ``scale`` times as large; see `layers.TAIL_REACH`."""
         x = self._enlarge(self.conv_before_upsample(x))
-        result: Tensor = self.conv_last(as_of(self.conv_last, x))
+        result: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
         return result + self.mean
 
     def _enlarge(self, x: Tensor) -> Tensor:

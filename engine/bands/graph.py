@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from engine.archs.layers import WindowRows, whole_windows
+from engine.archs.layers import WindowRows, check_whole_windows
 from engine.errors import UsageError
 
 PLANES, TOKENS = 2, 1
@@ -34,7 +34,7 @@ _FUNCTIONS = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
     torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.clamp, torch.relu, torch.sigmoid, torch.tanh,
     F.leaky_relu, F.relu, F.gelu, F.silu, F.elu, F.hardswish, F.mish, F.softplus, F.prelu, F.sigmoid, F.tanh,
-    whole_windows,
+    check_whole_windows,
 }  # fmt: skip
 _METHODS = {
     "to",
@@ -329,7 +329,7 @@ class _Reader:
             raise _refusal(node, module, "it looks at more than a bounded number of rows")
         if (into := _into(node, module, len(inputs))) is not None:
             return Rule(None, into, across=0)
-        across = None if node.target is whole_windows else 0  # it looks at the width
+        across = None if node.target is check_whole_windows else 0  # it looks at the width
         return Rule(self._call(node, inputs, module), across=across, macs=_linear_macs(module))
 
     def _interpolation(self, node: fx.Node, module: nn.Module | None) -> Rule:

@@ -19,7 +19,7 @@ from engine.cli.progress import clock
 from engine.errors import UsageError
 from engine.model.bundle import Model
 from engine.plan.cost import Budget, Projection, readable
-from engine.plan.halo import Overlap
+from engine.plan.halo import HaloPolicy
 from engine.plan.measured import PrecisionError, StageProfile
 from engine.plan.plan import BANDS, Plan
 from engine.version import __version__
@@ -127,7 +127,7 @@ def print_model(model: Model) -> None:
         pad_edge=False,
     )
     for index, stage in enumerate(model.stages):
-        point = stage.profile.halo_within(Overlap().tolerance) if stage.profile else None
+        point = stage.profile.halo_within(HaloPolicy().tolerance) if stage.profile else None
         halo = (
             "not measured"
             if stage.profile is None
@@ -168,7 +168,7 @@ def print_profiles(model: Model, profiles: list[StageProfile]) -> None:
             table.add_row(str(point.halo), *(f"{v:.2f}" for v in (point.mean, point.p999, point.max)))
         line("  seam error in levels of 255:")
         _out.print(table)
-        chosen = profile.halo_within(Overlap().tolerance)
+        chosen = profile.halo_within(HaloPolicy().tolerance)
         line(
             f"  overlap auto: {'exact' if chosen is None else f'{chosen.halo} px, largest error {chosen.max:.2f} levels'}"
         )
@@ -176,7 +176,7 @@ def print_profiles(model: Model, profiles: list[StageProfile]) -> None:
 
 def _thinned(profile: StageProfile) -> list[Any]:
     """Every fourth point, the last one, and the one that auto takes."""
-    chosen = profile.halo_within(Overlap().tolerance)
+    chosen = profile.halo_within(HaloPolicy().tolerance)
     last = len(profile.seam) - 1
     return [p for i, p in enumerate(profile.seam) if i % 4 == 0 or i == last or p == chosen]
 
@@ -213,7 +213,7 @@ def plot_profiles(profiles: list[StageProfile], path: Path) -> None:
         for radii, style in ((profile.erf_abs, "-"), (profile.erf_square, ":")):
             if "0.98" in radii:
                 axes.axvline(radii["0.98"], color=colour, linestyle=style, linewidth=0.8)
-    axes.axhline(Overlap().tolerance, color="black", linewidth=0.8, label="default tolerance")
+    axes.axhline(HaloPolicy().tolerance, color="black", linewidth=0.8, label="default tolerance")
     axes.set(xlabel="halo (low-resolution pixels); vertical: 98 % ERF by |g| (solid) and g^2 (dotted)",
              ylabel="seam error (levels of 255)", yscale="log")  # fmt: skip
     axes.legend(fontsize="small")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from engine.archs import Upscaler
-from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.archs.swinir import SwinIR
 from engine.cli import report
 from engine.cli.tables import print_table
@@ -89,7 +89,7 @@ def theory(model_path: Path | None, report_path: Path | None, as_json: bool) -> 
 def _paper_chain() -> Chain:
     """HP-VAE-GAN with vertical coordinates and a SwinIR-M for each further step."""
     with torch.device("meta"):
-        structure, network = Structure(Config(), scale_sizes(_PAPER_SIZE)), SwinIR()
+        structure, network = BaseGenerator(Config(), scale_sizes(_PAPER_SIZE)), SwinIR()
     stages = [_stage(step, "swinir", network) for step in range(2, 2 + _PAPER_STAGES)]
     names = tuple(f"step {stage.step}" for stage in stages)
     return Chain("the paper's configuration", _first_step(structure), tuple(stages), names)
@@ -101,7 +101,7 @@ def _chain(model: Model) -> Chain:
     return Chain(model.path.name, first, tuple(stages), tuple(s.weights for s in model.stages))
 
 
-def _first_step(structure: Structure) -> Network:
+def _first_step(structure: BaseGenerator) -> Network:
     return Network(1, "hpvaegan", parameters(structure), largest_structure_layer(structure))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine import archs
 from engine.archs import Upscaler
-from engine.archs.hpvaegan import METADATA_KEY, Structure
+from engine.archs.hpvaegan import METADATA_KEY, BaseGenerator
 from engine.archs.layers import noise_channels_of, with_noise_gain
 from engine.errors import InputError, ModelError, UsageError
 from engine.io.tensors import write_tensors
@@ -62,13 +62,13 @@ class Model:
         return self.manifest.stages
 
     @cached_property
-    def structure(self) -> Structure | None:
+    def structure(self) -> BaseGenerator | None:
         """Step 1, or None when the file has only super-resolution stages."""
         metadata = self.manifest.structure
         if metadata is None:
             return None
         try:
-            return Structure.from_state(self._states[_STRUCTURE], metadata)
+            return BaseGenerator.from_state(self._states[_STRUCTURE], metadata)
         except ModelError as error:
             raise ModelError(f"{self.path} (step 1): {error}") from error
 
@@ -154,10 +154,10 @@ def load(path: Path | str) -> Model:
     return _open_checkpoint(path)
 
 
-def open_structure(path: Path) -> Structure:
+def open_structure(path: Path) -> BaseGenerator:
     """Step 1, of a file of its own or of a model bundle. Raises ModelError."""
     if _is_structure(_metadata(path)):
-        return Structure.from_file(path)
+        return BaseGenerator.from_file(path)
     structure = load(path).structure
     if structure is None:
         raise ModelError(f"{path}: holds no step 1; name a model bundle with one, or what engine train structure wrote")

@@ -12,7 +12,7 @@ SEAM_TOLERANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
+class HaloPolicy:
     """How the halo of a stage is chosen: ``auto``, ``exact``, ``erf:<fraction>`` or a number of LR pixels."""
 
     policy: str = "auto"

@@ -12,7 +12,7 @@ from cyclopts import Parameter, Token
 
 from engine.errors import UsageError
 from engine.geometry import Box
-from engine.plan.halo import SEAM_TOLERANCE, Overlap
+from engine.plan.halo import SEAM_TOLERANCE, HaloPolicy
 
 Size = tuple[int, int]
 
@@ -151,5 +151,5 @@ class Request:
         _ = self.halo_policy
 
     @property
-    def halo_policy(self) -> Overlap:
-        return Overlap(self.overlap, self.seam_tolerance)
+    def halo_policy(self) -> HaloPolicy:
+        return HaloPolicy(self.overlap, self.seam_tolerance)

@@ -21,7 +21,7 @@ from engine.probe import footprint, precision
 from engine.probe.content import detailed_crops, photograph_crops, with_noise
 from engine.probe.erf import effective_radius
 from engine.probe.seam import seam_curve
-from engine.run.base import structure_sample
+from engine.run.base import base_image
 from engine.run.stage import Stage
 
 _SEED = 0
@@ -69,7 +69,7 @@ def _content(model: Model, index: int, align: int, image: Path | None, outputs: 
     if index:
         return detailed_crops(outputs, align)
     assert model.structure is not None
-    return detailed_crops([structure_sample(model.structure, _SEED)[None]], align)
+    return detailed_crops([base_image(model.structure, _SEED)[None]], align)
 
 
 def _measure(
@@ -165,7 +165,7 @@ def _first_content(model: Model, image: Path | None) -> Tensor:
         y, x = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
         return source.read(Box(y, x, min(y + _MIDDLE, height), min(x + _MIDDLE, width)))[None]
     assert model.structure is not None
-    return structure_sample(model.structure, _SEED)[None]
+    return base_image(model.structure, _SEED)[None]
 
 
 def band_cost(model: Model, index: int, stage: Stage, log: Callable[[str], None] = lambda _: None) -> BandCost:
@@ -199,7 +199,5 @@ def structure_footprint(model: Model) -> Footprint:
     assert structure is not None
     return footprint.cached(
         ("structure", model.digest, "cpu"),
-        lambda: footprint.measure(
-            lambda h, w: structure_sample(structure, 0, (h, w)), torch.device("cpu"), largest=256
-        ),
+        lambda: footprint.measure(lambda h, w: base_image(structure, 0, (h, w)), torch.device("cpu"), largest=256),
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engine.archs import Upscaler
-from engine.archs.hpvaegan import Structure
+from engine.archs.hpvaegan import BaseGenerator
 from engine.archs.layers import RGB
 
 FLOAT = 4
@@ -119,10 +119,10 @@ def largest_layer(network: Upscaler) -> Layer:
     return Layer(name, seen[name], side * side)
 
 
-def largest_structure_layer(structure: Structure, size: tuple[int, int] | None = None) -> Layer:
+def largest_structure_layer(structure: BaseGenerator, size: tuple[int, int] | None = None) -> Layer:
     """Of step 1 for an image of ``size`` (height, width), by default the one it was trained for."""
     with _META:
-        twin = Structure(structure.config, structure.sizes)
+        twin = BaseGenerator(structure.config, structure.sizes)
     with _features(twin) as seen:
         twin.sample(lambda m, shape: torch.empty(shape, device=_META), size)
     height, width = size or structure.base_size

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.archs.hpvaegan import Structure
+from engine.archs.hpvaegan import BaseGenerator
 from engine.geometry import Box
 from engine.kernels.noise import noise_torch
 
 
-def structure_sample(structure: Structure, seed: int, size: tuple[int, int] | None = None) -> Tensor:
+def base_image(structure: BaseGenerator, seed: int, size: tuple[int, int] | None = None) -> Tensor:
     """Step 1's image for a seed, float32 [3, h, w] in [0, 1]; its noise is addressed by position as everywhere."""
 
     def noise(scale: int, shape: tuple[int, int, int]) -> Tensor:

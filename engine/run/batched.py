@@ -1,8 +1,8 @@
 """The executor for accelerators: the tiles of ``serial``, many at once, while the ones before are copied and written.
 
-A ``Lane`` takes one stage's tiles to the device and back: gather into a batch, a recorded launch of the network, trim into
+A ``BatchRunner`` takes one stage's tiles to the device and back: gather into a batch, a recorded launch of the network, trim into
 a slot, a copy to pinned memory beside the next batch. All its buffers are made once. The last stage's pixels go from there
-to threads that compress and write; those of inner stages go to the cache of their ``StageImage``.
+to threads that compress and write; those of inner stages go to the cache of their ``TiledStage``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from engine.io.zarr_store import Sink
 from engine.kernels.trim import Trimmed
 from engine.plan.limits import IN_FLIGHT, WRITERS
 from engine.plan.plan import Plan, StagePlan, Tile
-from engine.run.serial import TileDone
+from engine.run.serial import BoxWritten
 from engine.run.stage import Stage
-from engine.run.tiles import StageImage, made_dtype, trimmed
+from engine.run.tiles import TiledStage, made_dtype, trimmed
 
 _MOST_PIECES = 64
 """Of a network's tail, where memory ran out. Beyond, a strip's halo is most of it."""
 
 
-class Slot:
+class OutputBuffer:
     """Room for the pixels of one batch, on the device and on the host. ``readers``: writes that still need them."""
 
     def __init__(self, queue: DeviceQueue, batch: int, values: int, dtype: torch.dtype) -> None:
@@ -43,7 +43,7 @@ class Slot:
         self._values = values
         self.tiles: Sequence[Tile] = ()
         self.ready: Event = queue.record_event()
-        self.readers: list[Future[TileDone]] = []
+        self.readers: list[Future[BoxWritten]] = []
 
     def on_device(self, k: int) -> Trimmed:
         return Trimmed(self._part(self._device, k), None, self._faults[k])
@@ -60,7 +60,7 @@ class Slot:
         self.ready = queue.copy_to_host([(self._device[:used], self._host[:used]), (self._faults, self.nonfinite)])
 
 
-class Lane:
+class BatchRunner:
     """One stage's way through the device, ``batch`` tiles at a time: a ``Runner`` (engine.run.tiles).
 
     ``last``: its pixels are written from where they are, so they have ``IN_FLIGHT`` slots more.
@@ -76,28 +76,30 @@ class Lane:
         self._position = position
         self._last = last
         self._count = IN_FLIGHT + 1 if last else 1
-        self._slots: deque[Slot] = deque()
+        self._slots: deque[OutputBuffer] = deque()
         self._input = self._output = self._blocks = self._staging = torch.empty(0)
         self._uploaded: Event = queue.record_event()
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+    def __call__(self, image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
         return ((tile, pixels.clone()) for tile, pixels, _ in self.stream(image, tiles))
 
-    def stream(self, image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor, list[Future[TileDone]]]]:
+    def stream(
+        self, image: TiledStage, tiles: Iterable[Tile]
+    ) -> Iterator[tuple[Tile, Tensor, list[Future[BoxWritten]]]]:
         """Yields each tile with its accepted pixels, which stay as they are until the next is asked for, or for as long as
         a Future in the list that comes with them is not done.
         """
-        running: Slot | None = None
+        running: OutputBuffer | None = None
         tiles = iter(tiles)
         while batch := list(islice(tiles, self.batch)):
             if running is not None and self._count == 1:
                 yield from self._finish(image, running)
                 running = None
-            slot = self._start(image, batch)
+            buffer = self._start(image, batch)
             if running is not None:
                 yield from self._finish(image, running)
-            running = slot
+            running = buffer
         if running is not None:
             yield from self._finish(image, running)
 
@@ -112,7 +114,7 @@ class Lane:
             self._input = torch.zeros(self.batch, self._stage.inputs, height, width, device=device)
             self._input = self._input.contiguous(memory_format=torch.channels_last)
             self._output = torch.empty(self.batch, 3, height * scale, width * scale, device=device)
-            slots = (Slot(self.queue, self.batch, 3 * made, dtype) for _ in range(self._count))
+            slots = (OutputBuffer(self.queue, self.batch, 3 * made, dtype) for _ in range(self._count))
             self._slots = deque(slots)
             self.queue.warm_up(self._work)
 
@@ -145,14 +147,14 @@ class Lane:
     def _work(self) -> None:
         self._stage.fill(self._output, self._input)
 
-    def _start(self, image: StageImage, tiles: Sequence[Tile]) -> Slot:
+    def _start(self, image: TiledStage, tiles: Sequence[Tile]) -> OutputBuffer:
         assert self._replay is not None
-        slot = self._slots[0]
+        buffer = self._slots[0]
         self._slots.rotate(-1)
-        for reader in slot.readers:
+        for reader in buffer.readers:
             reader.result()
-        slot.readers = []
-        slot.tiles = tiles
+        buffer.readers = []
+        buffer.tiles = tiles
         with self._tagged():
             for k, tile in enumerate(tiles):
                 block = image.block(tile)
@@ -163,9 +165,9 @@ class Lane:
             self._uploaded = self.queue.record_event()
             self._replay()
             for k, tile in enumerate(tiles):
-                trimmed(self._plan, tile, self._output[k : k + 1], self._last, slot.on_device(k))
-            slot.copy_to_host(self.queue)
-        return slot
+                trimmed(self._plan, tile, self._output[k : k + 1], self._last, buffer.on_device(k))
+            buffer.copy_to_host(self.queue)
+        return buffer
 
     def _upload(self, k: int, block: Tensor) -> Tensor:
         staged, on_device = self._staging[k, : block.numel()], self._blocks[k, : block.numel()]
@@ -173,12 +175,14 @@ class Lane:
         on_device.copy_(staged, non_blocking=True)
         return on_device.view(block.shape)
 
-    def _finish(self, image: StageImage, slot: Slot) -> Iterator[tuple[Tile, Tensor, list[Future[TileDone]]]]:
-        slot.ready.synchronize()
-        for k, tile in enumerate(slot.tiles):
+    def _finish(
+        self, image: TiledStage, buffer: OutputBuffer
+    ) -> Iterator[tuple[Tile, Tensor, list[Future[BoxWritten]]]]:
+        buffer.ready.synchronize()
+        for k, tile in enumerate(buffer.tiles):
             with self._tagged():
-                pixels = image.accept(tile, slot.on_host(k), slot.nonfinite[k])
-            yield tile, pixels, slot.readers
+                pixels = image.accept(tile, buffer.on_host(k), buffer.nonfinite[k])
+            yield tile, pixels, buffer.readers
 
     @contextmanager
     def _tagged(self) -> Iterator[None]:
@@ -198,7 +202,7 @@ class Writers:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._pool = ThreadPoolExecutor(WRITERS, "write")
-        self._pending: deque[Future[TileDone]] = deque()
+        self._pending: deque[Future[BoxWritten]] = deque()
         self._since = time.perf_counter()
 
     def __enter__(self) -> Writers:
@@ -209,7 +213,7 @@ class Writers:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
-    def submit(self, box: Box, pixels: Tensor) -> Future[TileDone]:
+    def submit(self, box: Box, pixels: Tensor) -> Future[BoxWritten]:
         """``pixels`` must stay as they are until the result is there."""
         now = time.perf_counter()
         future = self._pool.submit(self._write, box, pixels, now - self._since)
@@ -217,7 +221,7 @@ class Writers:
         self._pending.append(future)
         return future
 
-    def done(self, waiting: int) -> Iterator[TileDone]:
+    def done(self, waiting: int) -> Iterator[BoxWritten]:
         """What has been written, in the order of ``submit``, after waiting until at most ``waiting`` are left to do."""
         for future in self._pending:
             if future.done():
@@ -225,14 +229,14 @@ class Writers:
         while self._pending and (len(self._pending) > waiting or self._pending[0].done()):
             yield self._pending.popleft().result()
 
-    def _write(self, box: Box, pixels: Tensor, compute_seconds: float) -> TileDone:
+    def _write(self, box: Box, pixels: Tensor, compute_seconds: float) -> BoxWritten:
         start = time.perf_counter()
         self._sink.write(box, pixels.numpy())
-        return TileDone(box, compute_seconds, time.perf_counter() - start)
+        return BoxWritten(box, compute_seconds, time.perf_counter() - start)
 
 
-def run(plan: Plan, image: StageImage, lanes: Sequence[Lane], sink: Sink) -> Iterator[TileDone]:
-    """Pull every missing box out of ``image`` (canvas coordinates) into ``sink`` (output coordinates). ``lanes``: the
+def run(plan: Plan, image: TiledStage, runners: Sequence[BatchRunner], sink: Sink) -> Iterator[BoxWritten]:
+    """Pull every missing box out of ``image`` (canvas coordinates) into ``sink`` (output coordinates). ``runners``: the
     runners of all stages, first stage first.
 
     Where memory runs out, batches become smaller and tails run in more pieces, which changes no pixel; what is written
@@ -240,44 +244,44 @@ def run(plan: Plan, image: StageImage, lanes: Sequence[Lane], sink: Sink) -> Ite
     """
     while True:
         try:
-            _prepare(lanes)
-            yield from _render(plan, image, lanes[-1], sink)
+            _prepare(runners)
+            yield from _render(plan, image, runners[-1], sink)
             return
         except OutOfDeviceMemory as error:
-            first = lanes[error.position or 0]
-            if not any(lane.shrink() for lane in (first, *lanes)):
+            first = runners[error.position or 0]
+            if not any(runner.shrink() for runner in (first, *runners)):
                 raise
         finally:
-            for lane in lanes:
-                lane.release()
-            lanes[0].queue.release()
+            for runner in runners:
+                runner.release()
+            runners[0].queue.release()
 
 
-def _prepare(lanes: Sequence[Lane]) -> None:
+def _prepare(runners: Sequence[BatchRunner]) -> None:
     """Every lane is warmed up before one is recorded: a recording's memory is not free for the others' warming up."""
-    for lane in lanes:
-        lane.make()
-    for lane in sorted(lanes, key=lambda lane: -lane.pixels):
-        lane.capture()
+    for runner in runners:
+        runner.make()
+    for runner in sorted(runners, key=lambda runner: -runner.pixels):
+        runner.capture()
 
 
 def _last_pixels(
-    image: StageImage, lane: Lane, tiles: Iterator[Tile]
-) -> Iterator[tuple[Tile, Tensor, list[Future[TileDone]]]]:
-    """As ``Lane.stream``; what is blended is no slot's."""
+    image: TiledStage, runner: BatchRunner, tiles: Iterator[Tile]
+) -> Iterator[tuple[Tile, Tensor, list[Future[BoxWritten]]]]:
+    """As ``BatchRunner.stream``; what is blended is no slot's."""
     if image.plan.blend:
         return ((tile, pixels, []) for tile, pixels in image.cells(list(tiles)))
-    return lane.stream(image, tiles)
+    return runner.stream(image, tiles)
 
 
-def _render(plan: Plan, image: StageImage, lane: Lane, sink: Sink) -> Iterator[TileDone]:
+def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> Iterator[BoxWritten]:
     with Writers(sink) as writers:
         try:
             if plan.is_whole and image.plan.core == plan.stages[-1].core:  # what is written in one go is one tile
                 tiles = (image.plan.tile(*index) for box in sink.missing() for index in image.plan.grid.indices(box))
-                for tile, pixels, readers in _last_pixels(image, lane, tiles):
+                for tile, pixels, readers in _last_pixels(image, runner, tiles):
                     readers.append(writers.submit(tile.write, pixels))
-                    yield from writers.done(lane.batch * (IN_FLIGHT + 1))
+                    yield from writers.done(runner.batch * (IN_FLIGHT + 1))
             else:
                 for box in sink.missing():
                     writers.submit(box, image.read(box.shift(plan.roi.y0, plan.roi.x0)))

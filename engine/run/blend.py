@@ -29,7 +29,7 @@ class _Strips(NamedTuple):
     below: Tensor
 
 
-class Blender:
+class TileBlender:
     """The tiles of one stage on their way to its pixels, of ``dtype``."""
 
     def __init__(self, plan: StagePlan, dtype: torch.dtype) -> None:

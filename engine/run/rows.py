@@ -45,7 +45,7 @@ class SourceRows:
             yield self._source.read(Box(top, self._columns[0], min(top + _BLOCK, height), self._columns[1]))
 
 
-class Taker:
+class RowReader:
     """Takes blocks of rows as they come and gives as many rows as are asked for."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
@@ -67,7 +67,7 @@ class Taker:
         return result[:, :taken]
 
 
-class StageRows:
+class BandedStage:
     """The output of one stage in the HR columns [first, last) of ``columns``, of which it reads the LR columns ``reads``
     of the padded frame; ``below`` has those that lie inside the image. ``position``: its place in the chain, which
     selects its noise.
@@ -137,7 +137,7 @@ class StageRows:
         """
         height, band = self._plan.height, self._plan.band
         left, right = self._inside
-        below = Taker(self._below.rows(start))
+        below = RowReader(self._below.rows(start))
         noise = input_noise(self._plan, self._position, self._seed, self._stage)
         known = torch.empty(3, 0, right - left)
         for top in count(start, band):

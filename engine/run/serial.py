@@ -13,7 +13,7 @@ from engine.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class TileDone:
+class BoxWritten:
     """A box of the output that is now on disk. Seconds: pulling it through the stages, and writing it."""
 
     box: Box
@@ -21,11 +21,11 @@ class TileDone:
     write_seconds: float
 
 
-def run(plan: Plan, image: Source, sink: Sink) -> Iterator[TileDone]:
+def run(plan: Plan, image: Source, sink: Sink) -> Iterator[BoxWritten]:
     """Pull every missing box out of ``image`` (canvas coordinates) into ``sink`` (output coordinates)."""
     for box in sink.missing():
         start = time.perf_counter()
         pixels = image.read(box.shift(plan.roi.y0, plan.roi.x0)).numpy()
         computed = time.perf_counter()
         sink.write(box, pixels)
-        yield TileDone(box, computed - start, time.perf_counter() - computed)
+        yield BoxWritten(box, computed - start, time.perf_counter() - computed)

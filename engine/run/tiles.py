@@ -19,14 +19,14 @@ from engine.io.photo import Source
 from engine.kernels.gather import Noise, gather
 from engine.kernels.trim import Trimmed, trim
 from engine.plan.plan import StagePlan, Tile
-from engine.run.blend import Blender
+from engine.run.blend import TileBlender
 from engine.run.stage import Stage
 from engine.run.tile_cache import TileCache
 
 NOISE_SUBSTREAM = 1 << 16
 """Noise stream of the first super-resolution stage; the scales of step 1 use the small numbers."""
 
-Runner: TypeAlias = Callable[["StageImage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
+Runner: TypeAlias = Callable[["TiledStage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
 """Computes tiles: yields each, in order, with its accepted pixels on the host, which the receiver may keep."""
 
 
@@ -37,7 +37,7 @@ def input_noise(plan: StagePlan, position: int, seed: int, stage: Stage) -> Nois
     return Noise(plan.sigma, seed, NOISE_SUBSTREAM + position, stage.noise_channels)
 
 
-def one_by_one(image: StageImage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+def one_by_one(image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
     """The reference ``Runner``."""
     return ((tile, image.compute(tile)) for tile in tiles)
 
@@ -53,7 +53,7 @@ def trimmed(plan: StagePlan, tile: Tile, output: Tensor, last: bool, out: Trimme
     return trim(output, tile.core, dtype, origin=origin, dither=plan.dither, out=out)
 
 
-class StageImage:
+class TiledStage:
     """The output of one stage. ``position``: its place in the chain, which selects its noise. ``redone``: how many tiles
     half precision could not make, so that they were computed again in float32.
     """
@@ -76,7 +76,7 @@ class StageImage:
         self.stage = stage
         self.dtype = torch.uint8 if last else torch.float32
         self.redone = 0
-        self._blender = Blender(plan, self.dtype) if plan.blend else None
+        self._blender = TileBlender(plan, self.dtype) if plan.blend else None
         self._noise = input_noise(plan, position, seed, stage)
         self._below = below
         self._cache = cache

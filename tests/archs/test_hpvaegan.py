@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from engine.archs.hpvaegan import (
     METADATA_KEY,
+    BaseGenerator,
     Config,
     Decoder,
     Discriminator,
     Encoder,
     GeneratorBlock,
     SpatialNorm,
-    Structure,
     VerticalCoordConv2d,
     scale_sizes,
     vertical_coordinates,
@@ -38,7 +38,9 @@ def noise(seed):
 def tiny(config=TINY, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        structure = Structure(config, scale_sizes((36, 48), config.last, 32, 8), {"seed": seed, "licence": "CC0-1.0"})
+        structure = BaseGenerator(
+            config, scale_sizes((36, 48), config.last, 32, 8), {"seed": seed, "licence": "CC0-1.0"}
+        )
     structure.sigmas[:] = torch.tensor([1.0, 0.3, 0.2, 0.1])
     return structure
 
@@ -60,7 +62,7 @@ def test_parameter_counts(coordinates, decoder, block, encoder, discriminator, w
     assert count(GeneratorBlock(config)) == block
     assert count(Encoder(config)) == encoder
     assert count(Discriminator(config)) == discriminator
-    assert count(Structure(config, scale_sizes((2160, 4096)))) == whole
+    assert count(BaseGenerator(config, scale_sizes((2160, 4096)))) == whole
 
 
 def test_sizes_keep_the_reference_rounding():
@@ -208,7 +210,7 @@ def test_any_size(size, padding):
 
 
 def test_other_sizes_scale_every_inner_size():
-    structure = Structure(Config(), scale_sizes((2160, 4096)))
+    structure = BaseGenerator(Config(), scale_sizes((2160, 4096)))
     assert structure.sizes_for(structure.base_size) == structure.sizes
     wide = structure.sizes_for((135, 512))
     assert wide[0] == (17, 66)
@@ -249,7 +251,7 @@ def test_sample_can_stop_early():
 def test_file_round_trip_in_half_precision(tmp_path):
     structure, path = tiny(), tmp_path / "s.safetensors"
     structure.to_file(path)
-    loaded = Structure.from_file(path)
+    loaded = BaseGenerator.from_file(path)
     assert list(tmp_path.iterdir()) == [path]
     assert loaded.config == structure.config
     assert loaded.sizes == structure.sizes
@@ -268,9 +270,9 @@ def test_file_round_trip_in_half_precision(tmp_path):
 
 @pytest.mark.parametrize("config", [TINY, Config(last=0, last_vae=0, channels=4, latent=3, layers=1)])
 def test_state_round_trip_is_exact(config):
-    structure = Structure(config, scale_sizes((10, 20), config.last, 32, 8))
+    structure = BaseGenerator(config, scale_sizes((10, 20), config.last, 32, 8))
     metadata = json.loads(json.dumps(structure.metadata()))
-    loaded = Structure.from_state(structure.state(torch.float32), metadata)
+    loaded = BaseGenerator.from_state(structure.state(torch.float32), metadata)
     assert torch.equal(loaded.sample(noise(0)), structure.sample(noise(0)))
 
 
@@ -294,7 +296,7 @@ def changed(state, name, tensor):
 def test_damaged_tensors_are_named(damage, message):
     structure = tiny()
     with pytest.raises(ModelError, match=message) as error:
-        Structure.from_state(damage(structure.state()), structure.metadata())
+        BaseGenerator.from_state(damage(structure.state()), structure.metadata())
     assert "\n" not in str(error.value)
 
 
@@ -317,22 +319,22 @@ def test_damaged_tensors_are_named(damage, message):
 def test_wrong_metadata_is_named(key, value, message):
     structure = tiny()
     with pytest.raises(ModelError, match=message):
-        Structure.from_state(structure.state(), {**structure.metadata(), key: value})
+        BaseGenerator.from_state(structure.state(), {**structure.metadata(), key: value})
 
 
 def test_unreadable_files(tmp_path):
     path = tmp_path / "s.safetensors"
     with pytest.raises(ModelError, match="cannot be read"):
-        Structure.from_file(path)
+        BaseGenerator.from_file(path)
     path.write_bytes(b"not a model at all")
     with pytest.raises(ModelError, match="cannot be read"):
-        Structure.from_file(path)
+        BaseGenerator.from_file(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ModelError, match="not a structure"):
-        Structure.from_file(path)
+        BaseGenerator.from_file(path)
     save_file({"x": torch.zeros(1)}, path, metadata={METADATA_KEY: "{}"})
     with pytest.raises(ModelError, match=r"s\.safetensors: kind"):
-        Structure.from_file(path)
+        BaseGenerator.from_file(path)
 
 
 def test_infinite_weights_are_not_written(tmp_path):
@@ -350,7 +352,7 @@ def test_impossible_configurations():
     with pytest.raises(UsageError, match="circular"):
         Config(padding="circular")
     with pytest.raises(UsageError, match="2 sizes for 4 scales"):
-        Structure(TINY, [(1, 1), (2, 2)])
+        BaseGenerator(TINY, [(1, 1), (2, 2)])
 
 
 def test_the_committed_structure():

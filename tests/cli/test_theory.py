@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.archs.esrgan import RRDBNet
-from engine.archs.hpvaegan import Config, Structure, scale_sizes
+from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.archs.swinir import SwinIR
 from engine.model.bundle import load
 from engine.probe.theory import (
@@ -47,7 +47,7 @@ def test_the_papers_theoretical_memory(swinir):
 
 def test_parameters_of_the_papers_networks(swinir):
     assert parameters(swinir) == 11_715_559
-    assert parameters(Structure(Config(), scale_sizes((2160, 4096)))) == 1_996_140
+    assert parameters(BaseGenerator(Config(), scale_sizes((2160, 4096)))) == 1_996_140
 
 
 def test_the_largest_layer_is_what_a_real_run_has(small_swinir):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.errors import UsageError
-from engine.plan.halo import ERF_FRACTIONS, Overlap
+from engine.plan.halo import ERF_FRACTIONS, HaloPolicy
 from engine.plan.measured import Footprint, SeamPoint, StageProfile
 
 MEASURED = [(0, 90.0), (4, 31.0), (8, 6.0), (12, 1.0), (16, 0.4), (20, 0.01)]
@@ -67,43 +67,43 @@ def test_profile_survives_json():
     ],
 )
 def test_policies(policy, tolerance, align, halo):
-    assert Overlap(policy, tolerance).choose(PROFILE, 30, align) == halo
+    assert HaloPolicy(policy, tolerance).choose(PROFILE, 30, align) == halo
 
 
 @pytest.mark.parametrize("policy", ["auto", "erf:0.99"])
 def test_a_measured_halo_never_exceeds_the_exact_one(policy):
-    assert Overlap(policy).choose(PROFILE, 5, 1) == 5
-    assert Overlap(policy).choose(PROFILE, 5, 8) == 8
+    assert HaloPolicy(policy).choose(PROFILE, 5, 1) == 5
+    assert HaloPolicy(policy).choose(PROFILE, 5, 8) == 8
 
 
 @pytest.mark.parametrize("policy", ["auto", "erf:0.98"])
 def test_measured_policies_want_a_measurement(policy):
-    assert Overlap(policy).needs_profile
+    assert HaloPolicy(policy).needs_profile
     with pytest.raises(UsageError, match="engine probe"):
-        Overlap(policy).choose(None, 30, 1)
+        HaloPolicy(policy).choose(None, 30, 1)
 
 
 @pytest.mark.parametrize("policy", ["exact", "24"])
 def test_other_policies_want_none(policy):
-    assert not Overlap(policy).needs_profile
-    Overlap(policy).choose(None, 30, 1)
+    assert not HaloPolicy(policy).needs_profile
+    HaloPolicy(policy).choose(None, 30, 1)
 
 
 @pytest.mark.parametrize("fraction", ERF_FRACTIONS)
 def test_every_measured_fraction_can_be_asked_for(fraction):
-    assert Overlap(f"erf:{fraction}").policy == f"erf:{fraction}"
+    assert HaloPolicy(f"erf:{fraction}").policy == f"erf:{fraction}"
 
 
 @pytest.mark.parametrize("policy", ["", "erf", "erf:", "erf:0.5", "-1", "1.5", "AUTO", "erf:98", "²"])
 def test_unknown_policies_are_refused_with_the_known_ones(policy):
     with pytest.raises(UsageError, match=r"use auto, exact, a number of pixels, or one of erf:0.9,"):
-        Overlap(policy)
+        HaloPolicy(policy)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan")])
 def test_a_tolerance_of_nothing_is_refused(tolerance):
     with pytest.raises(UsageError, match="--overlap exact"):
-        Overlap("auto", tolerance)
+        HaloPolicy("auto", tolerance)
 
 
 def test_footprint_is_a_line():

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import UsageError
 from engine.geometry import Box
-from engine.plan.halo import Overlap
+from engine.plan.halo import HaloPolicy
 from engine.plan.request import Request, parse_box, parse_bytes, parse_size
 
 
@@ -80,7 +80,7 @@ def test_a_bad_overlap_is_refused_at_once():
 
 
 def test_halo_policy_combines_overlap_and_tolerance():
-    assert Request(seam_tolerance=0.25).halo_policy == Overlap("auto", 0.25)
+    assert Request(seam_tolerance=0.25).halo_policy == HaloPolicy("auto", 0.25)
 
 
 def test_requests_are_values():

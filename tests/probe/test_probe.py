@@ -9,7 +9,7 @@ from engine.model import bundle as models
 from engine.probe import footprint
 from engine.probe import profiles as probe
 from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
-from engine.run.base import structure_sample
+from engine.run.base import base_image
 from engine.run.stage import Stage
 
 CPU = torch.device("cpu")
@@ -119,8 +119,8 @@ def test_a_photograph_too_small_is_refused(tmp_path):
 
 
 def test_samples_are_addressed_by_position_and_seed(small_structure):
-    first = structure_sample(small_structure, 3)
+    first = base_image(small_structure, 3)
     assert first.shape == (3, 24, 32)
-    assert torch.equal(first, structure_sample(small_structure, 3))
-    assert not torch.equal(first, structure_sample(small_structure, 4))
-    assert structure_sample(small_structure, 3, (30, 50)).shape == (3, 30, 50)
+    assert torch.equal(first, base_image(small_structure, 3))
+    assert not torch.equal(first, base_image(small_structure, 4))
+    assert base_image(small_structure, 3, (30, 50)).shape == (3, 30, 50)

@@ -27,7 +27,7 @@ def network():
 
 
 def streamed(chain, sink):
-    return list(stream.run(chain.plan, chain.image, chain.lanes, sink))
+    return list(stream.run(chain.plan, chain.image, chain.runners, sink))
 
 
 def reference(folder, *arguments, **options):
@@ -84,7 +84,7 @@ def test_nothing_new_is_made_once_it_runs(one_stage, monkeypatch):
     make, _ = one_stage
     chain = make(batches=[2])
     inputs, outputs, fresh = set(), [], []
-    place, fill, record = chain.image.place, Stage.fill, stream.Lane.capture
+    place, fill, record = chain.image.place, Stage.fill, stream.BatchRunner.capture
 
     def placed(block, tile, out=None):
         inputs.add((block.data_ptr(), out.data_ptr()))
@@ -99,14 +99,14 @@ def test_nothing_new_is_made_once_it_runs(one_stage, monkeypatch):
             hosts.add(pixels.__array_interface__["data"][0])
             super().write(box, pixels)
 
-    def recorded(lane):
-        record(lane)
-        monkeypatch.setattr(stream.Slot, "__init__", lambda *_: fresh.append("slot"))
+    def recorded(runner):
+        record(runner)
+        monkeypatch.setattr(stream.OutputBuffer, "__init__", lambda *_: fresh.append("slot"))
 
     hosts = set()
     monkeypatch.setattr(chain.image, "place", placed)
     monkeypatch.setattr(Stage, "fill", filled)
-    monkeypatch.setattr(stream.Lane, "record", recorded)
+    monkeypatch.setattr(stream.BatchRunner, "record", recorded)
     streamed(chain, Watched(chain.plan))
     assert len(inputs) == 2
     assert len(set(outputs)) == 1
@@ -145,7 +145,7 @@ def test_a_render_that_is_stopped_ends_its_threads_and_can_go_on(one_stage):
     make, expected = one_stage
     chain = make(batches=[2])
     sink = Sink(chain.plan, seconds=0.02)
-    run = stream.run(chain.plan, chain.image, chain.lanes, sink)
+    run = stream.run(chain.plan, chain.image, chain.runners, sink)
     for _ in range(3):
         next(run)
     run.close()
@@ -251,7 +251,7 @@ def test_less_memory_means_smaller_batches_and_more_pieces_and_the_same_bits(one
     chain = make(batches=[8])
     sink = Sink(chain.plan)
     streamed(chain, sink)
-    assert seen[-1] == (chain.lanes[0].batch, chain.stages[0].pieces) == expected
+    assert seen[-1] == (chain.runners[0].batch, chain.stages[0].pieces) == expected
     np.testing.assert_array_equal(sink.pixels, pixels)
 
 
@@ -261,7 +261,7 @@ def test_memory_that_runs_out_on_the_way_keeps_what_is_written(one_stage, memory
     chain = make(batches=[2])
     sink = Sink(chain.plan)
     done = streamed(chain, sink)
-    assert chain.lanes[0].batch == 1
+    assert chain.runners[0].batch == 1
     assert len(done) == len(set(sink.boxes)) == sink.begun == 12
     np.testing.assert_array_equal(sink.pixels, pixels)
 

@@ -16,7 +16,7 @@ from engine.job import Job
 from engine.kernels.blend import weights
 from engine.plan import tiles
 from engine.plan.request import Request
-from engine.run.blend import Blender
+from engine.run.blend import TileBlender
 
 PLANS = [
     replace(stage_of(40, 52, 16, 4, scale=2), blend=4),
@@ -71,7 +71,7 @@ def averaged(plan, made):
 def joined(plan, made, order=None, dtype=torch.float32):
     """The image, its cells asked for one by one or as ``order`` says."""
     result = torch.zeros(3, *plan.grid.bounds.shape, dtype=dtype)
-    blender = Blender(plan, dtype)
+    blender = TileBlender(plan, dtype)
     for index in order or plan.grid.indices():
         for tile, cell in blender.join([plan.tile(*index)], runner(made)):
             result[(slice(None), *tile.write.slices)] = cell
@@ -95,7 +95,7 @@ def test_the_order_changes_no_bit(plan):
         rng.shuffle(order)
         assert torch.equal(joined(plan, made, order), expected)
     together = torch.zeros_like(expected)
-    for tile, cell in Blender(plan, torch.float32).join([plan.tile(*i) for i in plan.grid.indices()], runner(made)):
+    for tile, cell in TileBlender(plan, torch.float32).join([plan.tile(*i) for i in plan.grid.indices()], runner(made)):
         together[(slice(None), *tile.write.slices)] = cell
     assert torch.equal(together, expected)
 
@@ -103,7 +103,7 @@ def test_the_order_changes_no_bit(plan):
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_a_tile_is_made_once_and_two_rows_of_strips_are_kept(plan):
     made, ran = made_of(plan), []
-    blender = Blender(plan, torch.float32)
+    blender = TileBlender(plan, torch.float32)
     for index in plan.grid.indices():
         list(blender.join([plan.tile(*index)], runner(made, ran)))
         assert len(blender._kept) <= plan.strips_kept
@@ -115,7 +115,7 @@ def test_a_tile_is_made_once_and_two_rows_of_strips_are_kept(plan):
 def test_a_blender_that_begins_anew_makes_its_neighbours_again():
     plan, ran = PLANS[0], []
     tile = plan.tile(1, 2)
-    list(Blender(plan, torch.float32).join([tile], runner(made_of(plan), ran)))
+    list(TileBlender(plan, torch.float32).join([tile], runner(made_of(plan), ran)))
     assert ran == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 

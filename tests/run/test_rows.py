@@ -11,7 +11,7 @@ from engine.bands.stream import RowStream
 from engine.geometry import Box
 from engine.io.photo import TensorSource
 from engine.plan.plan import StagePlan
-from engine.run.rows import SourceRows, StageRows, Taker
+from engine.run.rows import BandedStage, RowReader, SourceRows
 from engine.run.stage import Stage
 
 
@@ -23,7 +23,7 @@ def test_any_blocks_are_taken_in_any_requests(seed):
     while at < 97:
         blocks.append(rows[:, at : at + chance.choice([1, 2, 5, 16, 64])])
         at += blocks[-1].shape[1]
-    taker, at = Taker(iter(blocks)), 0
+    taker, at = RowReader(iter(blocks)), 0
     while at < 97:
         count = chance.choice([1, 3, 16, 50])
         taken = taker.take(count)
@@ -51,7 +51,7 @@ class Streamed:
         below = SourceRows(TensorSource(image), (inside.x0, inside.x1))
         stream = RowStream(stage.stream_plan(reads[1] - reads[0]))
         self.radius = stage.radius
-        self._rows = StageRows(plan, 0, 5, stage, stream, below, columns, reads, last, lambda *_: None)
+        self._rows = BandedStage(plan, 0, 5, stage, stream, below, columns, reads, last, lambda *_: None)
 
     def rows(self, first=0):
         return torch.cat(list(self._rows.rows(first)), 1)

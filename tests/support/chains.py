@@ -11,10 +11,10 @@ from engine.device.queue import DeviceQueue
 from engine.geometry import Box
 from engine.io.photo import TensorSource
 from engine.plan.plan import STREAM, Plan, StagePlan, shard_of
-from engine.run.batched import Lane
+from engine.run.batched import BatchRunner
 from engine.run.stage import Stage
 from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import StageImage, one_by_one
+from engine.run.tiles import TiledStage, one_by_one
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ class Chain:
 
     def __init__(self, folder, network, image, cores, halo, batches=None, sigma=0.0, roi=None, stages=None):
         self.ran = []
-        self.lanes, self.images, size = [], [], tuple(image.shape[1:])
+        self.runners, self.images, size = [], [], tuple(image.shape[1:])
         below, plans = TensorSource(image), []
         self.stages = stages or [Stage(network, CPU, "fp32") for _ in cores]
         queue = DeviceQueue(CPU)
@@ -47,10 +47,10 @@ class Chain:
             cut = StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, core, sigma, None)
             run = one_by_one
             if batches is not None:
-                run = Lane(queue, stage, cut, index, batches[index], last)
-                self.lanes.append(run)
+                run = BatchRunner(queue, stage, cut, index, batches[index], last)
+                self.runners.append(run)
             scratch = Scratch(folder / str(index), cut.grid, np.uint8 if last else np.float32)
-            below = StageImage(cut, index, 7, stage, below, TileCache(1 << 30, scratch), last, self._ran, run)
+            below = TiledStage(cut, index, 7, stage, below, TileCache(1 << 30, scratch), last, self._ran, run)
             self.images.append(below)
             plans.append(cut)
             size = below.size

@@ -14,7 +14,7 @@ from engine.plan.plan import StagePlan
 from engine.probe.seam import seam_curve
 from engine.run.stage import Stage
 from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import NOISE_SUBSTREAM, StageImage
+from engine.run.tiles import NOISE_SUBSTREAM, TiledStage
 
 EXACT = 1e-4
 """Of full scale: what float32 leaves when the same sums are made in another order."""
@@ -60,7 +60,7 @@ class Chain:
             scratch = Scratch(folder / str(index), plan.grid, np.uint8 if is_last else np.float32)
             cache = TileCache(limit, scratch)
             stage = Stage(network, torch.device("cpu"), "fp32")
-            source = StageImage(plan, index, seed, stage, source, cache, is_last, self._ran)
+            source = TiledStage(plan, index, seed, stage, source, cache, is_last, self._ran)
             self.caches.append(cache)
             self.stages.append(source)
         self.image = source

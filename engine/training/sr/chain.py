@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.archs.hpvaegan import Structure
+from engine.archs.hpvaegan import BaseGenerator
 from engine.bands.stream import RowStream
 from engine.io.tensors import write_tensors
 from engine.run.stage import Stage
@@ -92,7 +92,7 @@ class Counts:
 
 
 def make_chain(
-    structure: Structure,
+    structure: BaseGenerator,
     photo: Photo,
     previous: Sequence[Previous],
     counts: Counts,
@@ -161,7 +161,7 @@ def _read(path: Path, key: str) -> Chain | None:
     return Chain(tuple(pictures), about["psnr_fitted"], about["psnr"])
 
 
-def invert(structure: Structure, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def invert(structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """The code [1, latent, h, w] whose pictures at the first scales are closest to `reals` [1, 3, h, w], by Adam."""
 
     def error(z: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def invert(structure: Structure, reals: Sequence[Tensor], generator: torch.Gener
     return _fit(z, error, ITERATIONS, RATE)
 
 
-def reconstruct(structure: Structure, code: Tensor, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def reconstruct(structure: BaseGenerator, code: Tensor, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """The whole picture [3, H, W] in [0, 1] of a fitted code; the noise of each GAN scale is drawn, and then led so that the
     scale's picture comes closer to the photograph, `reals` [1, 3, h, w] at every scale in [-1, 1].
     """
@@ -187,7 +187,7 @@ def reconstruct(structure: Structure, code: Tensor, reals: Sequence[Tensor], gen
     return _unit(picture[0])
 
 
-def draw(structure: Structure, generator: torch.Generator) -> Tensor:
+def draw(structure: BaseGenerator, generator: torch.Generator) -> Tensor:
     """The whole picture [3, H, W] in [0, 1] of a random code."""
     return structure.sample(lambda _, shape: torch.randn(shape, generator=generator))
 
@@ -218,7 +218,7 @@ def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tens
     return result[:, : height * scale, : width * scale].contiguous()
 
 
-def _led(structure: Structure, m: int, below: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+def _led(structure: BaseGenerator, m: int, below: Tensor, real: Tensor, noise: Tensor) -> Tensor:
     """The picture of scale m upon the one below, its noise led towards the photograph."""
 
     def refined(noise: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _photograph(photo: Photo, size: Size, scratch: Path) -> Tensor:
 
 
 @torch.no_grad()
-def _scale(structure: Structure, z: Tensor, m: int) -> Tensor:
+def _scale(structure: BaseGenerator, z: Tensor, m: int) -> Tensor:
     picture = structure.base(z)
     for k in range(1, m + 1):
         picture = structure.refine(k, picture, structure.sizes[k])

@@ -56,7 +56,7 @@ def estimate(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, 
     return int(total)
 
 
-def compute_twice(worker: Upscaler) -> None:
+def checkpoint_blocks(worker: Upscaler) -> None:
     """Keep only what goes from block to block of the trunk, and compute the rest again on the way back."""
     for block in _blocks(worker):
         block.forward = _Twice(block.forward)
@@ -94,7 +94,7 @@ def _saved_by_trunk(worker: Upscaler, side: int) -> float:
     """The same with computation twice: what lies between the blocks, and the largest block once at a time."""
     trunk = copy.deepcopy(worker)
     block = copy.deepcopy(next(iter(_blocks(worker))))
-    compute_twice(trunk)
+    checkpoint_blocks(trunk)
     parameter = next(trunk.parameters())
     channels = trunk.conv_first.out_channels
     shape = (1, channels, side, side) if isinstance(worker, esrgan.RRDBNet) else (1, side, side, channels)

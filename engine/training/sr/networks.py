@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine import archs
 from engine.archs import Upscaler, esrgan, swinir
-from engine.archs.layers import NOISE_KEY, conv_of_noise, noise_channels_of
+from engine.archs.layers import NOISE_KEY, noise_channels_of, noise_conv
 from engine.errors import ModelError, UsageError
 from engine.io.tensors import write_tensors
 from engine.model.bundle import read_stage
@@ -130,7 +130,7 @@ def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name
 
 def _with_noise_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
     """The state with so many of them."""
-    conv = conv_of_noise(channels, state["conv_first.weight"].shape[0])
+    conv = noise_conv(channels, state["conv_first.weight"].shape[0])
     return state if conv is None else {**state, NOISE_KEY: conv.weight.detach()}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from engine.archs.hpvaegan import BASE_WIDTH, Structure
+from engine.archs.hpvaegan import BASE_WIDTH, BaseGenerator
 from engine.device.memory import free_device, free_host
 from engine.device.precision import Precision
 from engine.errors import InputError, UsageError
@@ -198,7 +198,7 @@ def file_digest(path: Path | None) -> str | None:
         raise InputError(f"{path}: cannot be read ({error.strerror}): name a file that is there") from None
 
 
-def _size(photo: Photo, structure: Structure | None, request: Request) -> Size:
+def _size(photo: Photo, structure: BaseGenerator | None, request: Request) -> Size:
     """(height, width) of the HR photograph: the step's output, or the photograph's own where that is much smaller.
 
     A photograph that is smaller by little is enlarged: at its own size stones and leaves would be smaller than those that the
@@ -220,7 +220,7 @@ def _size(photo: Photo, structure: Structure | None, request: Request) -> Size:
 
 
 def _chain(
-    structure: Structure | None,
+    structure: BaseGenerator | None,
     photo: Photo,
     request: Request,
     inputs: dict[str, Any],

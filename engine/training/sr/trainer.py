@@ -99,7 +99,7 @@ class SRTrainer(Trainer):
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.computes_twice = footprint.fit(self.worker, self.discriminator, self.vgg, recipe, budget)
         if self.computes_twice:
-            footprint.compute_twice(self.worker)
+            footprint.checkpoint_blocks(self.worker)
         betas = (recipe.betas[0], recipe.betas[1])
         self.optimisers = [
             Adam([(self.network.parameters(), recipe.learning_rate)], betas),

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config, Structure
+from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, BaseGenerator, Config
 from engine.device.precision import Precision
 from engine.errors import UsageError
 from engine.training.data import open_photo
@@ -44,7 +44,7 @@ def train_structure(
     licence: str = "",
     source: str = "",
     on_event: Callable[[Event], None] = lambda event: None,
-) -> Structure:
+) -> BaseGenerator:
     """Train a structure on one photograph and write it to `out` (half-precision safetensors).
 
     `iterations` is one number for every scale or one number per scale. `losses`: those of the patch-GANs, by default the

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.archs.hpvaegan import Config, Encoder, Noise, Structure, scale_sizes
+from engine.archs.hpvaegan import BaseGenerator, Config, Encoder, Noise, scale_sizes
 from engine.device.precision import Precision
 from engine.training.data import Photo, pyramid, write_row
 from engine.training.losses.features import Frame, Look, maps_of
@@ -95,7 +95,7 @@ class StructureTrainer(Trainer):
         )
         # The networks draw their first weights from torch's global generator: seeded here, given back untouched.
         with seeded(settings.seed):
-            self.structure = Structure(self.config, sizes, facts).to(device)
+            self.structure = BaseGenerator(self.config, sizes, facts).to(device)
             self.encoder = Encoder(self.config).to(device)
             self.adversary = make_adversary(settings.losses.discriminator, self.config, settings.precision, device)
         self.discriminator = self.adversary.network
@@ -391,7 +391,7 @@ class StructureTrainer(Trainer):
 
 
 def seeded_noise(seed: int) -> Noise:
-    """Normal values for `Structure.sample` that depend on the seed, the scale and the shape only."""
+    """Normal values for `BaseGenerator.sample` that depend on the seed, the scale and the shape only."""
 
     def noise(m: int, shape: tuple[int, int, int]) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1009 + m))

@@ -12,7 +12,7 @@ from engine.device.memory import PeakMemory
 from engine.errors import BudgetError
 from engine.training.losses.discriminators import build
 from engine.training.losses.vgg import VGGFeatures
-from engine.training.sr.footprint import compute_twice, estimate, fit
+from engine.training.sr.footprint import checkpoint_blocks, estimate, fit
 from engine.training.sr.trainer import feature_layers
 
 NETWORKS = {
@@ -27,7 +27,7 @@ def peak(name, twice, batch, side):
     fix_malloc_thresholds()
     network = NETWORKS[name]()
     if twice:
-        compute_twice(network)
+        checkpoint_blocks(network)
     network(torch.rand(1, 3 + network.noise_channels, 8, 8)).sum().backward()
     x = torch.rand(batch, 3 + network.noise_channels, side, side)
     with PeakMemory(torch.device("cpu")) as memory:
@@ -103,6 +103,6 @@ def test_gradients_are_the_same(name):
     network(x).square().sum().backward()
     plain = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
-    compute_twice(network)
+    checkpoint_blocks(network)
     network(x).square().sum().backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(plain, network.parameters(), strict=True))

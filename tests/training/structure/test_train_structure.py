@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.archs.hpvaegan import Config, Structure
+from engine.archs.hpvaegan import BaseGenerator, Config
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
 from engine.training.data import open_photo
 from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
@@ -63,7 +63,7 @@ def test_run_writes_the_structure_and_its_record(photo, options, tmp_path):
         photo, out, **options, seed=3, licence="CC0-1.0", source="a test", on_event=events.append
     )
     assert not checkpoint_path(out).exists()
-    loaded = Structure.from_file(out)
+    loaded = BaseGenerator.from_file(out)
     assert loaded.base_size == structure.base_size == (24, 32)
     metadata = loaded.metadata()
     assert metadata["photo"]["name"] == "photo.png"
@@ -216,7 +216,7 @@ def test_half_precision_trains(photo, options, tmp_path, precision):
 def test_batch_of_two(photo, options, tmp_path):
     losses = Losses(40.0, 80.0, 60.0, 2.0)
     train_structure(photo, tmp_path / "s", **options | {"iterations": 2}, batch=2, losses=losses)
-    assert Structure.from_file(tmp_path / "s").base_size == (24, 32)
+    assert BaseGenerator.from_file(tmp_path / "s").base_size == (24, 32)
 
 
 def test_texture_brings_samples_patches_near_the_photographs(photo, options):
@@ -316,7 +316,7 @@ def test_a_long_photograph_is_seen_by_vgg(options, vgg_file, tmp_path):
     losses = Losses(40.0, 80.0, detail=2.0, feature_texture=20.0, discriminator="projected")
     Image.effect_noise((128, 20), 80).convert("RGB").save(tmp_path / "long.png")
     train_structure(tmp_path / "long.png", tmp_path / "s", **options | {"iterations": 2}, losses=losses, vgg=vgg_file)
-    assert Structure.from_file(tmp_path / "s").base_size == (5, 32)
+    assert BaseGenerator.from_file(tmp_path / "s").base_size == (5, 32)
 
 
 def test_what_looks_through_vgg_resumes_bit_for_bit(photo, options, vgg_file, tmp_path):
