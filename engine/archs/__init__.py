@@ -28,13 +28,13 @@ class Architecture:
     name: str
     detect: Callable[[State], bool]
     canonical: Callable[[State], dict[str, Tensor]]
-    like: Callable[[State], Upscaler]
+    from_shapes: Callable[[State], Upscaler]
 
 
 # The first that recognises the tensors wins.
 ARCHITECTURES = (
-    Architecture(esrgan.NAME, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.like),
-    Architecture(swinir.NAME, swinir.detect, swinir.canonical, swinir.SwinIR.like),
+    Architecture(esrgan.NAME, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.from_shapes),
+    Architecture(swinir.NAME, swinir.detect, swinir.canonical, swinir.SwinIR.from_shapes),
 )
 
 
@@ -63,7 +63,7 @@ def _sized(architecture: Architecture, state: State, label: str) -> Upscaler:
     """The network on the meta device: shapes without values."""
     try:
         with torch.device("meta"):
-            return architecture.like(state)
+            return architecture.from_shapes(state)
     except KeyError as error:
         raise ModelError(f"{label}: the tensor {error.args[0]}, which tells the network's size, is missing") from error
     except (ValueError, IndexError) as error:

@@ -188,7 +188,7 @@ class RRDBNet(nn.Module):
             yield q, low * self.align, high * self.align + self.align - 1
 
     @classmethod
-    def like(cls, state: Mapping[str, Tensor]) -> Self:
+    def from_shapes(cls, state: Mapping[str, Tensor]) -> Self:
         """A network of the size that these tensors tell (under their canonical names), not yet filled with them."""
         channels, inputs = state["conv_first.weight"].shape[:2]
         scales = {3: 4, 12: 2, 48: 1}
@@ -202,6 +202,6 @@ class RRDBNet(nn.Module):
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """The network that a checkpoint of any naming holds, in fp32. `engine.archs.build` explains what is wrong."""
         state = canonical(state)
-        network = cls.like(state)
+        network = cls.from_shapes(state)
         network.load_state_dict(state)
         return network

@@ -252,7 +252,7 @@ class SwinIR(nn.Module):
         return low, high
 
     @classmethod
-    def like(cls, state: Mapping[str, Tensor]) -> Self:
+    def from_shapes(cls, state: Mapping[str, Tensor]) -> Self:
         """A network of the size that these tensors tell (under their canonical names), not yet filled with them."""
         groups = _count(state, "layers.")
         block = "layers.{}.residual_group.blocks."
@@ -273,7 +273,7 @@ class SwinIR(nn.Module):
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """The network that an official checkpoint holds, in fp32. `engine.archs.build` explains what is wrong."""
         state = canonical(state)
-        network = cls.like(state)
+        network = cls.from_shapes(state)
         network.load_state_dict(state)
         return network
 

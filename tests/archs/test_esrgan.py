@@ -92,14 +92,14 @@ def test_every_naming_is_the_same_network(net, rename):
 
 
 def test_size_is_read_from_the_tensors():
-    like = RRDBNet.like(RRDBNet(channels=6, blocks=3, growth=5).state_dict())
+    like = RRDBNet.from_shapes(RRDBNet(channels=6, blocks=3, growth=5).state_dict())
     assert (like.conv_body.in_channels, len(like.body), like.body[0].rdb1.conv1.out_channels) == (6, 3, 5)
 
 
 def test_grey_pictures_are_refused(net):
     state = net.state_dict() | {"conv_first.weight": torch.zeros(8, 1, 3, 3)}
     with pytest.raises(ModelError, match="takes 1 channels"):
-        RRDBNet.like(state)
+        RRDBNet.from_shapes(state)
 
 
 def test_noise_has_weights_of_its_own_that_files_of_others_lack(net):

@@ -81,7 +81,7 @@ def test_buffers_of_official_files_are_dropped(net):
 def test_bias_table_of_no_window(net):
     table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
     with pytest.raises(ModelError, match="48 rows"):
-        SwinIR.like(net.state_dict() | {table: torch.zeros(48, 2)})
+        SwinIR.from_shapes(net.state_dict() | {table: torch.zeros(48, 2)})
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [("heads", (3, 3), "3 attention heads"), ("scale", 3, "not 3")])
