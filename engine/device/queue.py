@@ -1,7 +1,8 @@
 """An accelerator's queue of work: copies beside it, points to wait for, launches that are recorded and repeated.
 
-``DeviceQueue`` does everything in program order, which is right on every device; ``CudaDeviceQueue`` is what CUDA offers on top. The
-tile loop of engine.run.batched is written against these few methods, so all of it but ``CudaDeviceQueue`` runs on a CPU.
+``DeviceQueue`` does everything in program order, which is right on every device; ``CudaDeviceQueue`` is what CUDA offers on
+top. The tile loop of engine.run.batched is written against these few methods, so all of it but ``CudaDeviceQueue`` runs on a
+CPU.
 """
 
 from __future__ import annotations
