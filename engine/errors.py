@@ -1,13 +1,39 @@
-"""What can go wrong, as one class per cause and one exit code per class.
+"""Errors that the engine raises on purpose: one class for each cause, one exit code for each class.
 
-Every message is one line: what was wrong, the value, the limit, what to do.
+A message is one line: ``subject: problem (value, limit); do this``. It names options by ``option``, which is spelled as
+its reader can type it: ``overwrite=True`` in Python, ``--overwrite`` on the command line.
 """
+
+from __future__ import annotations
+
+import re
+
+_START, _END = "\x02", "\x03"
+_OPTION = re.compile(f"{_START}([^=]*?)(?:=(.*?))?{_END}")
+
+
+def option(name: str, value: object = None) -> str:
+    """An option in an error's message.
+
+    Args:
+        name: keyword of the Python API; the command line's flag is the same name with dashes.
+        value: True for a flag that is to be given; any other value to be given; None to name the option alone.
+    """
+    return f"{_START}{name}{'' if value is None else f'={value}'}{_END}"
 
 
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message with options as Python spells them."""
+        return _OPTION.sub(_in_python, super().__str__())
+
+    def for_command_line(self) -> str:
+        """The message with options as the command line spells them."""
+        return _OPTION.sub(_as_flag, super().__str__())
 
 
 class UsageError(EngineError):
@@ -47,6 +73,18 @@ class RenderError(EngineError):
 
 
 class Interrupted(EngineError):
-    """Stopped on request after a whole shard; the same command with --resume goes on."""
+    """Stopped on request after a whole shard; resuming continues from there."""
 
     exit_code = 130
+
+
+def _in_python(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    if value is None:
+        return name
+    return f"{name}={value}" if re.fullmatch(r"True|False|[\d.]+", value) else f"{name}={value!r}"
+
+
+def _as_flag(match: re.Match[str]) -> str:
+    flag, value = f"--{match[1].replace('_', '-')}", match[2]
+    return flag if value in (None, "True") else f"{flag} {value}"

@@ -363,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()  # here, where a pipe that was closed can still be caught
     except EngineError as error:
-        _fail(str(error), error.exit_code)
+        _fail(error.for_command_line(), error.exit_code)
     except CycloptsError as error:
         _fail(_cause(error), UsageError.exit_code)
     except KeyboardInterrupt:
@@ -394,7 +394,7 @@ def _cause(error: CycloptsError) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EngineError):
-            return str(cause)
+            return cause.for_command_line()
         cause = cause.__cause__ or cause.__context__
     return f"{' '.join(str(error).split())} (see engine --help)"
 
