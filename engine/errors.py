@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _START, _END = "\x02", "\x03"
-_OPTION = re.compile(f"{_START}([^=]*?)(?:=(.*?))?{_END}")
+_OPTION = re.compile(f"{_START}([^=]*?)(?:=(.*?))?{_END}", re.DOTALL)
 
 
 def option(name: str, value: object = None) -> str:
@@ -82,7 +82,7 @@ def _in_python(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     if value is None:
         return name
-    return f"{name}={value}" if re.fullmatch(r"True|False|[\d.]+", value) else f"{name}={value!r}"
+    return f"{name}={value}" if re.fullmatch(r"True|False|-?[\d.]+(e[+-]\d+)?", value) else f"{name}={value!r}"
 
 
 def _as_flag(match: re.Match[str]) -> str:

@@ -1,82 +1,109 @@
-"""Requests: what a person writes, and what is refused."""
+"""Requests: accepted texts and values, and refusals."""
 
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import UsageError
 from engine.geometry import Box
 from engine.plan.halo import HaloPolicy
-from engine.plan.request import Request, parse_box, parse_bytes, parse_size
+from engine.plan.request import MAX_SEED, Request, parse_box, parse_bytes, parse_size
+
+quick = settings(deadline=None, derandomize=True, max_examples=50)
+sides = st.integers(1, 10**6)
+offsets = st.integers(0, 10**6)
+
+BAD_TEXTS = {
+    parse_size: (
+        "size",
+        ["", "4096", "4096x", "x3072", "0x5", "5x0", "-4x5", "4.5x5", "4x5x6", " 4x5", "4 x 5", "4*5"],
+    ),
+    parse_box: ("roi", ["", "1,2,3", "1,2,3,4,5", "1,2,3,-4", "1, 2,3,4", "a,b,c,d", "1.0,2,3,4"]),
+    # The last one rounds to 0 bytes.
+    parse_bytes: ("memory", ["", "GiB", "0", "0.0GiB", "-2GiB", "2XB", "2ib", "2GiBs", "1e9", "0.0000001k"]),
+}
+
+BAD_VALUES = [
+    ({"seed": -1}, "seed=-1: must be from 0 to 18446744073709551615"),
+    ({"seed": MAX_SEED + 1}, "seed=18446744073709551616: must be from 0"),
+    ({"executor": "rows"}, "executor='rows': unknown executor; use one of auto, tiles, bands, batched"),
+    ({"tile": 0}, "tile=0: must be at least 1"),
+    ({"blend": -1}, "blend=-1: must be from 0"),
+    ({"blend": 513}, "blend=513: must be from 0 (no cross-fade) to 512"),
+    ({"blend": 8, "executor": "bands"}, "executor='tiles'"),
+    ({"ramp": "step"}, "ramp='step': unknown weight curve; use one of cosine, linear"),
+    ({"overlap": "some"}, "some"),
+    ({"seam_tolerance": 0}, "tolerance"),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("4096x3072", (3072, 4096)), ("1X2", (2, 1)), ("16384x10912", (10912, 16384))]
-)
-def test_sizes_are_written_width_first(text, size):
-    assert parse_size(text) == size
+@quick
+@given(sides, sides, st.sampled_from("xX"))
+def test_size_is_width_first(width, height, letter):
+    assert parse_size(f"{width}{letter}{height}") == (height, width)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "4096", "4096x", "x3072", "0x5", "5x0", "-4x5", "4.5x5", "4x5x6", " 4x5", "4 x 5", "4*5"]
-)
-def test_other_sizes_are_refused(text):
-    with pytest.raises(UsageError, match="WIDTHxHEIGHT"):
-        parse_size(text)
+@quick
+@given(offsets, offsets, sides, sides)
+def test_box_is_corner_first(x, y, width, height):
+    assert parse_box(f"{x},{y},{width},{height}") == Box(y, x, y + height, x + width)
 
 
-def test_boxes_are_written_corner_first():
-    assert parse_box("10,20,300,40") == Box(20, 10, 60, 310)
+def test_memory_units():
+    amounts = {
+        "2GiB": 2 << 30,
+        "2gib": 2 << 30,
+        "2 GiB": 2 << 30,
+        "1.5g": 1_500_000_000,
+        "800MB": 800_000_000,
+        "800m": 800_000_000,
+        "512Ki": 512 << 10,
+        "4096": 4096,
+        "4096B": 4096,
+        "1TiB": 1 << 40,
+    }
+    assert {text: parse_bytes(text) for text in amounts} == amounts
 
 
-@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,-4", "1, 2,3,4", "a,b,c,d", "1.0,2,3,4"])
-def test_other_boxes_are_refused(text):
-    with pytest.raises(UsageError, match="X,Y,WIDTH,HEIGHT"):
-        parse_box(text)
+@pytest.mark.parametrize("parse", BAD_TEXTS)
+def test_bad_texts(parse):
+    name, texts = BAD_TEXTS[parse]
+    for text in texts:
+        with pytest.raises(UsageError) as caught:
+            parse(text)
+        assert caught.value.for_command_line().startswith(f"--{name} {text}: not a"), text
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("2GiB", 2 << 30),
-        ("2gib", 2 << 30),
-        ("2 GiB", 2 << 30),
-        ("1.5g", 1_500_000_000),
-        ("800MB", 800_000_000),
-        ("800m", 800_000_000),
-        ("512Ki", 512 << 10),
-        ("4096", 4096),
-        ("4096B", 4096),
-        ("1TiB", 1 << 40),
-    ],
-)
-def test_memory(text, count):
-    assert parse_bytes(text) == count
+def test_memory_error_names_its_option():
+    with pytest.raises(UsageError) as caught:
+        parse_bytes("lots", name="vram")
+    assert caught.value.for_command_line().startswith("--vram lots: ")
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "0", "0.0GiB", "-2GiB", "2XB", "2ib", "2GiBs", "1e9", "0.0000001k"])
-def test_other_memory_is_refused(text):
-    """Also what rounds to nothing: zero would be taken for "choose"."""
-    with pytest.raises(UsageError, match="2GiB"):
-        parse_bytes(text)
+def test_bad_values():
+    for options, words in BAD_VALUES:
+        with pytest.raises(UsageError) as caught:
+            Request(**options)
+        assert words in str(caught.value), options
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
-def test_seeds_have_64_bits(seed):
-    assert Request(seed=seed).seed == seed
+def test_bad_values_on_the_command_line():
+    with pytest.raises(UsageError) as caught:
+        Request(blend=8, executor="bands")
+    assert caught.value.for_command_line() == (
+        "--blend 8: bands have no tiles to blend; use --executor tiles, or leave out --blend"
+    )
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64])
-def test_other_seeds_are_refused(seed):
-    with pytest.raises(UsageError, match=f"--seed {seed}: .*18446744073709551615"):
-        Request(seed=seed)
+def test_seed_has_64_bits():
+    assert [Request(seed=seed).seed for seed in (0, 1, 2**32, MAX_SEED)] == [0, 1, 2**32, 2**64 - 1]
 
 
-def test_a_bad_overlap_is_refused_at_once():
-    with pytest.raises(UsageError, match="overlap 'some'"):
-        Request(overlap="some")
-    with pytest.raises(UsageError, match="tolerance"):
-        Request(seam_tolerance=0)
+def test_stream_is_an_alias_of_batched():
+    assert Request(executor="stream") == Request(executor="batched")
+    assert dataclasses.replace(Request(), executor="stream").executor == "batched"
 
 
 def test_halo_policy_combines_overlap_and_tolerance():
