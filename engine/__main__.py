@@ -1,4 +1,4 @@
-"""``python -m engine``: the command line."""
+"""Command line as ``python -m engine``."""
 
 from engine.cli.app import main
 

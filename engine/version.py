@@ -1,3 +1,3 @@
-"""The version of the engine: written into every model and store."""
+"""Version of the engine, written into every model and store."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""What the commands do, one file a group: they bring parts together and print; parts know no terminal."""
+"""Command line: one module per group of commands. Everything below it is unaware of the terminal."""

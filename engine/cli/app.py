@@ -1,7 +1,8 @@
-"""The command line: parses, calls, prints, and turns errors into one line and an exit code.
+"""Command line: parses, calls, prints, and turns errors into one line and an exit code.
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by the plan, 4 bad input, 130 interrupted (go on with --resume).
-Results go to stdout, everything else to stderr. torch is imported inside the commands only, so that --help is quick.
+Exit codes: 0 success, 1 failure, 2 usage, 3 refused by the plan, 4 bad input, 130 interrupted (continue with --resume).
+Results go to stdout, everything else to stderr. The docstring of a command is its help. torch is imported only inside
+commands, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -12,30 +13,42 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
 from engine.cli.options import Options as TrainingOptions
-from engine.errors import EngineError, InputError, Interrupted, UsageError
+from engine.errors import EngineError, InputError, Interrupted, UsageError, option
 from engine.plan.request import Request
 from engine.version import __version__
+
+SPIN_COUNT = 3000
+"""Rounds that an idle OpenMP thread spins before it sleeps, about 0.1 ms. GNU OpenMP's default of 300,000 costs nothing on
+an idle machine; with another process on the cores it makes bands 15 to 25 times slower (docs/log.md)."""
+
+
+def _shown_default(value: object) -> object:
+    """Default of an option as the help shows it; None for flags and empty texts."""
+    return value or None if isinstance(value, bool | str) else value
+
 
 app = App(
     name="engine",
     version=__version__,
-    help="One photograph in, a seamless image of any size out, in bounded memory.",
-    suppress_keyboard_interrupt=False,  # ``main`` says how to go on
-    default_parameter=Parameter(negative_iterable=()),  # no --empty-sr beside --sr
+    help="Train on one photograph and render seamless images of any size in bounded memory.",
+    suppress_keyboard_interrupt=False,  # handled by ``main``
+    default_parameter=Parameter(negative_bool=(), negative_iterable=(), show_default=_shown_default),
 )
 model_app = App(name="model", help="Build model files.")
-train_app = App(name="train", help="Train on one photograph.")
+train_app = App(name="train")
 app.command(model_app)
 app.command(train_app)
 
-ModelPath = Annotated[Path | None, Parameter(help="A model file; by default the one that comes with the engine.")]
-Flag = Annotated[bool, Parameter(negative=())]
-JsonFlag = Annotated[bool, Parameter(negative=(), help="Print JSON instead of text.")]
+ModelPath = Annotated[Path | None, Parameter(help="Model file; default: the model that comes with the engine.")]
+JsonFlag = Annotated[bool, Parameter(help="Print JSON instead of text.")]
+VggPath = Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, a file of torchvision.")]
+Licence = Annotated[str, Parameter(help="Licence of the photograph, recorded in the output file.")]
+Source = Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the output file.")]
 
 
 @app.command
@@ -43,30 +56,52 @@ def render(
     model: ModelPath = None,
     /,
     *,
-    out: Annotated[Path, Parameter(help="OME-Zarr store to write.")],
+    out: Path,
     request: Request = Request(),  # noqa: B008
-    count: Annotated[int, Parameter(help="Render this many images, of consecutive seeds, as NAME-SEED.zarr.")] = 1,
-    resume: Annotated[bool, Parameter(negative=(), help="Finish a store that was interrupted.")] = False,
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace an existing store.")] = False,
-    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
+    count: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
     json: JsonFlag = False,
-    report: Annotated[Path | None, Parameter(help="Write plan, projection and measurements to this JSON file.")] = None,
+    report: Path | None = None,
 ) -> None:
-    """Render a model (or a bare super-resolution checkpoint with --init) into an OME-Zarr store."""
-    from engine.cli import render as run
+    """Render a model, or with --init a bare super-resolution checkpoint, into an OME-Zarr store.
+
+    Args:
+        out: OME-Zarr store to write.
+        count: Number of images to render, with consecutive seeds, into NAME-SEED.zarr.
+        resume: Continue an interrupted store.
+        overwrite: Replace an existing store.
+        dry_run: Print the plan and stop.
+        report: JSON file to write with the plan, its projection and the measurements.
+    """
+    from engine.cli.render import render as run
 
     if count < 1:
-        raise UsageError(f"--count {count}: must be at least 1")
+        raise UsageError(f"{option('count', count)}: must be at least 1")
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other: one keeps what is there, the other replaces it")
+        raise UsageError(
+            f"{option('resume', True)} and {option('overwrite', True)}: exclude each other; give one of them"
+        )
     if count > 1 and (json or report is not None):
-        raise UsageError("--json and --report describe one render: leave --count out")
+        raise UsageError(f"{option('json')} and {option('report')}: describe one render; leave out {option('count')}")
     if dry_run and report is not None:
-        raise UsageError("--report holds measurements, and --dry-run makes none: leave one of them out")
-    replace(request, seed=request.seed + count - 1)  # the last seed is refused now, not after the other renders
+        raise UsageError(
+            f"{option('report', report)}: holds measurements, and {option('dry_run', True)} makes none; leave one out"
+        )
+    replace(request, seed=request.seed + count - 1)  # refuse the last seed before the first render
     for seed in range(request.seed, request.seed + count):
         target = out if count == 1 else out.with_name(f"{out.stem}-{seed}{out.suffix}")
-        run.render(_model(model), target, replace(request, seed=seed), resume, overwrite, dry_run, json, report)
+        run(
+            _model_or_default(model),
+            target,
+            replace(request, seed=seed),
+            resume=resume,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            as_json=json,
+            report_path=report,
+        )
 
 
 @app.command
@@ -74,37 +109,46 @@ def plan(
     model: ModelPath = None,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Where the store would be written: decides the free disk.")] = Path("out.zarr"),
+    out: Path = Path("out.zarr"),
     request: Request = Request(),  # noqa: B008
-    theory: Annotated[
-        bool,
-        Parameter(
-            negative=(),
-            help="Print instead the paper's account of memory (its Table 2) for this model, or, without one, for the paper's.",
-        ),
-    ] = False,
-    report: Annotated[
-        Path | None, Parameter(help="For --theory: the report of a run of this model; its peak is put beside.")
-    ] = None,
+    theory: bool = False,
+    report: Path | None = None,
     json: JsonFlag = False,
 ) -> None:
-    """Print what a render would do and cost: tiles, halos, memory, disk and time. Refuses like render."""
+    """Print tiles, halos, memory, disk and time of a render without rendering; refuses what render refuses.
+
+    Args:
+        out: Store that a render would write, which decides the free disk.
+        theory: Print the memory of the networks as the paper counts it (Table 2), for this model or else for the paper's.
+        report: Run report of a render of this model, whose measured peak is printed beside --theory.
+    """
     if theory:
-        from engine.cli import theory as account
+        from engine.cli.theory import theory as print_theory
 
         if request != Request() or out != Path("out.zarr"):
-            raise UsageError("--theory counts networks: of the other options only --report and --json apply to it")
-        if report is not None and model is None:
             raise UsageError(
-                f"--report {report}: needs the model of that run; engine plan MODEL --theory --report {report}"
+                f"{option('theory', True)}: takes only {option('report')} and {option('json')}; leave out the rest"
             )
-        account.theory(model, report, json)
+        if report is not None and model is None:
+            raise UsageError(f"{option('report', report)}: needs the model of that run; name it first")
+        print_theory(model, report, json)
         return
     if report is not None:
-        raise UsageError("--report belongs to --theory here; engine render --report writes one")
-    from engine.cli import render as run
+        raise UsageError(
+            f"{option('report', report)}: applies to {option('theory')} only; engine render writes a report"
+        )
+    from engine.cli.render import render as run
 
-    run.render(_model(model), out, request, False, False, True, json, None)
+    run(
+        _model_or_default(model),
+        out,
+        request,
+        resume=False,
+        overwrite=False,
+        dry_run=True,
+        as_json=json,
+        report_path=None,
+    )
 
 
 @app.command
@@ -112,26 +156,32 @@ def probe(
     model: Path,
     /,
     *,
-    image: Annotated[
-        Path | None, Parameter(help="Measure on crops of this photograph instead of the model's own samples.")
-    ] = None,
-    save: Annotated[bool, Parameter(negative=(), help="Store the measurement in the model file.")] = False,
-    plot: Annotated[Path | None, Parameter(help="Draw seam error against halo into this PNG or SVG.")] = None,
-    device: Annotated[str | None, Parameter(help="cpu, cuda, ...")] = None,
+    image: Path | None = None,
+    save: bool = False,
+    plot: Path | None = None,
+    device: str | None = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure each stage's receptive field and its seam error against the halo."""
-    from engine.cli import model as run
+    """Measure the receptive field of each step and its seam error against the halo.
 
-    run.probe(model, image, save, plot, device, json)
+    Args:
+        model: Model file or super-resolution checkpoint.
+        image: Photograph whose crops are measured, in place of samples of the model.
+        save: Store the measurement in the model file.
+        plot: PNG or SVG file for a plot of seam error against halo.
+        device: Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one.
+    """
+    from engine.cli.model import probe as run
+
+    run(model, image=image, save=save, plot=plot, device=device, as_json=json)
 
 
 @app.command
 def info(model: ModelPath = None, /, *, json: JsonFlag = False) -> None:
-    """Show what a model file holds: stages, parameters, halos, training, licences."""
-    from engine.cli import model as run
+    """Print the steps, parameters, halos, training and licences of a model file."""
+    from engine.cli.model import info as run
 
-    run.info(_model(model), json)
+    run(_model_or_default(model), as_json=json)
 
 
 @app.command
@@ -140,99 +190,125 @@ def export(
     out: Path,
     /,
     *,
-    compression: Annotated[str | None, Parameter(help="TIFF: deflate (default), none, jpeg, ...")] = None,
-    quality: Annotated[int | None, Parameter(help="JPEG and WebP quality, 1 to 100.")] = None,
-    max_size: Annotated[
-        int | None, Parameter(help="PNG, JPEG: reduce to at most this many pixels on the longer side.")
-    ] = None,
-    dpi: Annotated[float | None, Parameter(help="TIFF: dots per inch for print.")] = None,
-    bigtiff: Annotated[
-        bool | None, Parameter(help="TIFF: force or forbid BigTIFF; by default the size decides.")
-    ] = None,
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace an existing file.")] = False,
-    allow_incomplete: Annotated[bool, Parameter(negative=(), help="Export a render that is not finished.")] = False,
+    compression: str | None = None,
+    quality: int | None = None,
+    max_size: int | None = None,
+    dpi: float | None = None,
+    bigtiff: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
+    overwrite: bool = False,
+    allow_incomplete: bool = False,
     json: JsonFlag = False,
 ) -> None:
-    """Export a store to pyramidal TIFF (.tif) or to a picture (.png, .jpg), in bounded memory."""
-    from engine.cli import export as run
+    """Export a store to a pyramidal TIFF (.tif) or to a picture (.png, .jpg) in bounded memory.
 
-    run.export(store, out, json, compression=compression, quality=quality, max_size=max_size, dpi=dpi,
-               bigtiff=bigtiff, overwrite=overwrite, allow_incomplete=allow_incomplete)  # fmt: skip
+    Args:
+        store: OME-Zarr store of a render.
+        out: File to write; its suffix selects the format.
+        compression: TIFF compression: deflate, none, jpeg, ...; default: deflate.
+        quality: JPEG and WebP quality, from 1 to 100.
+        max_size: Longer side of a PNG or JPEG in pixels, at most; larger images are reduced.
+        dpi: TIFF print resolution in dots per inch.
+        bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
+        overwrite: Replace an existing file.
+        allow_incomplete: Export a store whose render is not finished.
+    """
+    from engine.cli.export import export as run
+
+    run(
+        store,
+        out,
+        as_json=json,
+        compression=compression,
+        quality=quality,
+        max_size=max_size,
+        dpi=dpi,
+        bigtiff=bigtiff,
+        overwrite=overwrite,
+        allow_incomplete=allow_incomplete,
+    )
 
 
 @app.command
 def score(
     *images: Path,
-    real: Annotated[
-        Path | None, Parameter(name=["--real", "--against"], help="The photograph that the images are samples of.")
-    ] = None,
-    reference: Annotated[
-        Path | None, Parameter(help="Instead: the picture that every image should equal; gives PSNR and SSIM.")
-    ] = None,
-    model: Annotated[Path | None, Parameter(help="Render the samples with this model, and score them.")] = None,
-    samples: Annotated[int, Parameter(help="With --model: how many, of consecutive seeds; the paper takes 50.")] = 50,
-    keep: Annotated[
-        Path | None, Parameter(help="With --model: keep the samples' stores in this folder; found ones are used again.")
-    ] = None,
+    real: Annotated[Path | None, Parameter(name=["--real", "--against"])] = None,
+    reference: Path | None = None,
+    model: Path | None = None,
+    samples: int = 50,
+    keep: Path | None = None,
     request: Request = Request(),  # noqa: B008
-    metrics: Annotated[
-        str,
-        Parameter(
-            help="What to compute with trained weights: available, free (nothing), all, or sifid,lpips; all but the first "
-            "fail when a file of weights is missing. What needs no weights is always computed."
-        ),
-    ] = "available",
-    weights_dir: Annotated[
-        Path | None, Parameter(help="Folder of the weights; by default PyTorch's cache of downloaded models.")
-    ] = None,
+    metrics: str = "available",
+    weights_dir: Path | None = None,
     json: JsonFlag = False,
 ) -> None:
-    """Score pictures, stores or folders of them against the photograph (SIFID, LPIPS and more) or against a reference."""
+    """Score images against the photograph (SIFID, LPIPS and more) or against a reference (PSNR, SSIM).
+
+    Args:
+        images: Pictures, stores or folders of them.
+        real: Photograph that the images are samples of.
+        reference: Picture that every image should equal, in place of --real; gives PSNR and SSIM.
+        model: Model to render and score samples of, in place of images.
+        samples: Number of samples to render with --model, with consecutive seeds; 50 in the paper.
+        keep: Folder that keeps the samples of --model; stores found there are scored without rendering.
+        metrics: Metrics with trained weights: available, free (none), all, or a list such as sifid,lpips; missing weights
+            are an error unless available. Metrics without weights are always computed.
+        weights_dir: Folder of the trained weights; default: PyTorch's cache of downloaded models.
+    """
     from engine.cli import score as run
 
-    run.check(images, real, reference, model, samples, keep, request)
+    run.check(images, real=real, reference=reference, model=model, samples=samples, keep=keep, request=request)
     if reference is not None:
-        run.reference(images, reference, json)
+        run.reference(images, reference_path=reference, as_json=json)
         return
     assert real is not None
-    rendering = run.Rendering(model, samples, request, keep) if model is not None else None
-    run.against(real, images, rendering, metrics, weights_dir, request.device, json)
+    rendering = None
+    if model is not None:
+        rendering = run.Rendering(model=model, samples=samples, request=request, keep=keep)
+    run.against(
+        real,
+        images,
+        rendering=rendering,
+        metrics=metrics,
+        weights_folder=weights_dir,
+        device=request.device,
+        as_json=json,
+    )
 
 
 @model_app.command
 def build(
     *,
-    out: Annotated[Path, Parameter(help="Model file to write.")],
-    sr: Annotated[
-        list[str],
-        Parameter(
-            help="Checkpoint of a stage (.safetensors, .pth, ncnn .param), a model whose stage of this place is taken, or realsr, "
-            "x4plus; once per stage."
-        ),
-    ],
-    structure: Annotated[
-        Path | None, Parameter(help="Step 1: what engine train structure wrote, or a model whose step 1 is taken.")
-    ] = None,
-    sigma: Annotated[list[float] | None, Parameter(help="Input noise of a stage, of 1.0; once per stage.")] = None,
-    licence: Annotated[str | None, Parameter(help="Licence of checkpoints that are given as files.")] = None,
-    margin: Annotated[
-        int | None,
-        Parameter(
-            help="So many pixels of step 1 along its sides are made and cut off, for they show what networks make of a border; "
-            "8 by default, 0 as in the paper."
-        ),
-    ] = None,
-    noise_gain: Annotated[
-        list[float] | None,
-        Parameter(
-            help="How many times as loud as trained a stage's noise channels are: more is more fine texture; once per stage."
-        ),
-    ] = None,
+    out: Path,
+    sr: list[str],
+    structure: Path | None = None,
+    sigma: list[float] | None = None,
+    licence: str | None = None,
+    margin: int | None = None,
+    noise_gain: list[float] | None = None,
 ) -> None:
-    """Put a model file together from a structure file and super-resolution checkpoints."""
-    from engine.cli import model as run
+    """Build a model file from a file of step 1 and super-resolution checkpoints.
 
-    run.build(out, structure, sr, sigma or [], licence, margin, noise_gain or [])
+    Args:
+        out: Model file to write.
+        sr: Network of a super-resolution step, once per step: a checkpoint (.safetensors, .pth, ncnn .param), a model to
+            take the same step from, realsr or x4plus.
+        structure: File of step 1 that engine train structure wrote, or a model to take step 1 from.
+        sigma: Standard deviation of the input noise of a step, relative to a value range of 0 to 1; once per step.
+        licence: Licence of the checkpoint files, recorded in the model.
+        margin: Border of step 1's image in pixels to generate and crop, as networks distort it; default: 8 (0 in the paper).
+        noise_gain: Amplitude of a step's noise channels relative to training, once per step; more gives more fine texture.
+    """
+    from engine.cli.model import build as run
+
+    run(
+        out=out,
+        structure=structure,
+        sr=sr,
+        sigmas=sigma or [],
+        licence=licence,
+        margin=margin,
+        noise_gains=noise_gain or [],
+    )
 
 
 @train_app.command
@@ -240,41 +316,58 @@ def structure(
     photo: Path,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Structure file to write.")],
-    preset: Annotated[
-        Literal["quick", "quick-vgg", "paper"] | None,
-        Parameter(help="quick, quick-vgg (default where VGG weights are) or paper; see engine train preset."),
-    ] = None,
-    config: Annotated[Path | None, Parameter(help="An edited preset as a TOML file, instead of --preset.")] = None,
-    iterations: Annotated[
-        list[int] | None,
-        Parameter(
-            help="Iterations of each scale, instead of the preset's: one number, or one for each.",
-            consume_multiple=True,
-        ),
-    ] = None,
-    padding: Annotated[
-        str | None, Parameter(help="Border of the convolutions: zeros (the paper), reflect or replicate.")
-    ] = None,
-    coordinates: Annotated[
-        bool | None, Parameter(help="Vertical coordinate convolution (off: the vanilla baseline).")
-    ] = None,
-    ema: Annotated[
-        float | None, Parameter(help="Decay of the running mean of weights that is kept; 0: the last ones (the paper).")
-    ] = None,
-    vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
-    device: Annotated[str | None, Parameter(help="cpu, cuda, ...; by default a GPU when there is one.")] = None,
-    precision: Annotated[Literal["bf16", "fp16", "fp32"], Parameter(help="Precision of the convolutions.")] = "bf16",
-    seed: Annotated[int, Parameter(help="Seed of the weights and the noise.")] = 0,
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint, if there is one.")] = False,
-    licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
-    source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
+    out: Path,
+    preset: Literal["quick", "quick-vgg", "paper"] | None = None,
+    config: Path | None = None,
+    iterations: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    padding: str | None = None,
+    coordinates: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
+    ema: float | None = None,
+    vgg: VggPath = None,
+    device: str | None = None,
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
+    seed: int = 0,
+    resume: bool = False,
+    licence: Licence = "",
+    source: Source = "",
 ) -> None:
-    """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph."""
-    from engine.cli import train as run
+    """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph.
 
-    run.structure(photo, out, preset, config, vgg, device, precision, seed, resume, licence, source,
-                  iterations=iterations, padding=padding, coordinates=coordinates, ema=ema)  # fmt: skip
+    Args:
+        photo: Photograph to train on.
+        out: File of step 1 to write.
+        preset: Preset: quick, quick-vgg or paper, see engine train preset; default: quick-vgg if VGG weights are found,
+            otherwise quick.
+        config: Edited preset as a TOML file, in place of --preset.
+        iterations: Iterations per scale, one number for all or one for each; default: the preset's.
+        padding: Padding of the convolutions: zeros (the paper), reflect or replicate; default: the preset's.
+        coordinates: Vertical coordinate convolution; without it, the vanilla baseline; default: the preset's.
+        ema: Decay of the moving average (EMA) of the weights, which is saved; 0 saves the last weights (the paper);
+            default: the preset's.
+        device: Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one.
+        precision: Precision of the convolutions.
+        seed: Seed of the weights and the noise.
+        resume: Continue from the last checkpoint, if there is one.
+    """
+    from engine.cli.train import structure as run
+
+    run(
+        photo=photo,
+        out=out,
+        preset=preset,
+        config=config,
+        vgg=vgg,
+        device=device,
+        precision=precision,
+        seed=seed,
+        resume=resume,
+        licence=licence,
+        source=source,
+        iterations=iterations,
+        padding=padding,
+        coordinates=coordinates,
+        ema=ema,
+    )
 
 
 @train_app.default
@@ -282,16 +375,21 @@ def train(
     photo: Path,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Model file to write; work files stay in NAME.training beside it.")],
+    out: Path,
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
-    licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
-    source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
+    vgg: VggPath = None,
+    licence: Licence = "",
+    source: Source = "",
 ) -> None:
-    """Train a whole model on one photograph: step 1, every super-resolution step, and the model file."""
-    from engine.cli import train as run
+    """Train step 1 and every super-resolution step on one photograph, and build the model file.
 
-    run.whole(photo, out, options, vgg=vgg, licence=licence, source=source)
+    Args:
+        photo: Photograph to train on.
+        out: Model file to write; work files go to NAME.training beside it.
+    """
+    from engine.cli.train import whole as run
+
+    run(photo=photo, out=out, options=options, vgg=vgg, licence=licence, source=source)
 
 
 @train_app.command
@@ -299,98 +397,128 @@ def sr(
     photo: Path,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Weights file to write (.safetensors, the community's tensor names).")],
-    step: Annotated[Literal[2, 3, 4], Parameter(help="Which enlargement: to 1K, to 4K or to 16K.")] = 2,
-    size: Annotated[
-        int | None,
-        Parameter(help="Width of the photograph in training; default: the step's output, or its own if far smaller."),
-    ] = None,
-    sigma: Annotated[float | None, Parameter(help="Input noise, of 1.0, in training and for the render.")] = None,
-    structure: Annotated[Path | None, Parameter(help="Step 1: also train on what it and --previous make.")] = None,
-    previous: Annotated[
-        list[Path] | None, Parameter(help="Weights of a step below (or a model that has them), from step 2 on; repeat.")
-    ] = None,
+    out: Path,
+    step: Literal[2, 3, 4] = 2,
+    size: int | None = None,
+    sigma: float | None = None,
+    structure: Path | None = None,
+    previous: list[Path] | None = None,
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    vgg: Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, torchvision's file.")] = None,
-    licence: Annotated[str, Parameter(help="Licence of the photograph, recorded in the file.")] = "",
-    source: Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the file.")] = "",
+    vgg: VggPath = None,
+    licence: Licence = "",
+    source: Source = "",
 ) -> None:
-    """Fine-tune the super-resolution network of one step on one photograph."""
-    from engine.cli import train as run
+    """Fine-tune the network of one super-resolution step on one photograph.
 
-    run.sr(photo, out, options, sigma, step=step, width=size, structure=structure, previous=tuple(previous or ()),
-           vgg=vgg, licence=licence, source=source)  # fmt: skip
+    Args:
+        photo: Photograph to train on.
+        out: Weights file to write (.safetensors, with the community's tensor names).
+        step: Step to train: 2 (to 1K), 3 (to 4K) or 4 (to 16K).
+        size: Width of the photograph in training, in pixels; default: the step's output, or the photograph's own if that is
+            much smaller.
+        sigma: Standard deviation of the input noise in training and rendering, relative to a value range of 0 to 1; default:
+            the preset's.
+        structure: File of step 1, whose images, enlarged by --previous, are trained on as well.
+        previous: Weights of an earlier step, or a model that has them, once per step from step 2 on.
+    """
+    from engine.cli.train import sr as run
+
+    run(
+        photo=photo,
+        out=out,
+        options=options,
+        sigma=sigma,
+        step=step,
+        width=size,
+        structure=structure,
+        previous=tuple(previous or ()),
+        vgg=vgg,
+        licence=licence,
+        source=source,
+    )
 
 
 @train_app.command
 def distil(
     *photos: Path,
-    out: Annotated[Path, Parameter(help="Weights file to write (.safetensors, the community's tensor names).")],
-    teacher: Annotated[str, Parameter(help="The network to follow: realsr, x4plus, or a checkpoint file.")] = "realsr",
+    out: Path,
+    teacher: str = "realsr",
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
 ) -> None:
-    """Train a smaller network to do what a large one does, on photographs or folders of them."""
-    from engine.cli import train as run
+    """Train a smaller network to reproduce a larger one, on photographs or folders of them.
 
-    run.distil(photos, out, options, teacher)
+    Args:
+        photos: Photographs, or folders of them.
+        out: Weights file to write (.safetensors, with the community's tensor names).
+        teacher: Network to reproduce: realsr, x4plus or a checkpoint file.
+    """
+    from engine.cli.train import distil as run
+
+    run(photos=photos, out=out, options=options, teacher=teacher)
 
 
 @train_app.command
 def preset(name: str = "quick", /) -> None:
-    """Print a preset (quick, quick-vgg, paper-esrgan, paper-swinir, distil) as TOML, to be edited and given to --config."""
-    from engine.cli import train as run
+    """Print a preset as TOML, to be edited and given to --config.
 
-    run.preset(name)
+    Args:
+        name: Preset: quick, quick-vgg, paper-esrgan, paper-swinir or distil.
+    """
+    from engine.cli.train import preset as run
 
-
-SPINS = 3000
-"""How often a thread looks for work before it sleeps, about a tenth of a millisecond. GNU OpenMP's own 300,000 cost nothing on
-a quiet machine; where another process shares the cores they made bands 15 to 25 times as slow (docs/log.md)."""
-
-
-def _share_the_cores() -> None:
-    """Read by the library when torch is loaded, so before that; what the user has set stays."""
-    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    run(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script: exits with the documented code."""
-    _share_the_cores()
+    """Run a command and exit with its documented code.
+
+    Args:
+        arguments: words of the command line; those of the process by default.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    _limit_spinning()
     try:
         try:
             app(arguments, exit_on_error=False, print_error=False)
         finally:
-            sys.stdout.flush()  # here, where a pipe that was closed can still be caught
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
     except EngineError as error:
-        _fail(error.for_command_line(), error.exit_code)
+        _exit(error.for_command_line(), error.exit_code)
     except CycloptsError as error:
-        _fail(_cause(error), UsageError.exit_code)
+        _exit(_message(error), UsageError.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped at once; --resume goes on from what was finished", Interrupted.exit_code)
+        _exit("interrupted; continue with --resume", Interrupted.exit_code)
     except MemoryError:
-        _fail("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
+        _exit("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it closes stdout.
+        # The reader of our output has gone. Python would report the closed stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EngineError.exit_code) from None
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "make room and go on with --resume" if error.errno == errno.ENOSPC else "choose another place"
+        subject = f"{error.filename}: " if error.filename else ""
+        advice = "make room and continue with --resume" if error.errno == errno.ENOSPC else "choose another path"
         code = EngineError.exit_code if error.errno in (errno.ENOSPC, errno.EIO) else InputError.exit_code
-        _fail(f"{where}{error.strerror or error}; {advice}", code)
+        _exit(f"{subject}{error.strerror or error}; {advice}", code)
 
 
-def _model(given: Path | None) -> Path:
-    if given is not None:
-        return given
+def _limit_spinning() -> None:
+    """Limit the spinning of OpenMP threads, unless the user has set it; OpenMP reads it when torch is loaded."""
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+def _model_or_default(path: Path | None) -> Path:
+    if path is not None:
+        return path
     from engine.model.bundle import DEFAULT
 
     return DEFAULT
 
 
-def _cause(error: CycloptsError) -> str:
-    """An error of ours that was raised while parsing says more than the parser's."""
+def _message(error: CycloptsError) -> str:
+    """Message of a parser error, or of the engine's error that caused it, which says more."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EngineError):
@@ -399,6 +527,6 @@ def _cause(error: CycloptsError) -> str:
     return f"{' '.join(str(error).split())} (see engine --help)"
 
 
-def _fail(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"engine: {' '.join(message.splitlines())}\n")
     raise SystemExit(code)

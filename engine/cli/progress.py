@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with an ETA on a terminal, a plain line every few seconds otherwise."""
+"""Progress on stderr: a bar with the remaining time on a terminal, otherwise a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -10,57 +10,77 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-_LINE_SECONDS = 10.0
+_SECONDS_PER_LINE = 10.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Meter(Protocol):
-    """``advance`` takes units of work and a note to show beside them."""
+    """Receiver of progress."""
 
-    def advance(self, amount: float, note: str = "") -> None: ...
+    def advance(self, amount: float, note: str = "") -> None:
+        """Add ``amount`` units of work and show ``note`` beside them."""
 
 
 @dataclass
 class _Lines:
-    """For logs: one line every ten seconds."""
+    """Progress for logs: one line every ten seconds, and one at the end."""
 
     title: str
+    """Name of the work, at the start of every line."""
+
     total: float
-    start: float = field(default_factory=time.monotonic)
+    """Units of work."""
+
     done: float = 0.0
-    spoken: float = field(default_factory=time.monotonic)
+    """Units of work that are finished."""
+
+    start: float = field(default_factory=time.monotonic)
+    """Time of the start, in seconds."""
+
+    last_line: float = field(default_factory=time.monotonic)
+    """Time of the last line, in seconds."""
 
     def advance(self, amount: float, note: str = "") -> None:
         was_done = self.done >= self.total
         self.done += amount
         now = time.monotonic()
-        if now - self.spoken < _LINE_SECONDS and (was_done or self.done < self.total):
+        is_last = self.done >= self.total and not was_done
+        if now - self.last_line < _SECONDS_PER_LINE and not is_last:
             return
-        self.spoken = now
-        spent = now - self.start
-        left = spent * max(0.0, self.total - self.done) / self.done if self.done else 0.0
+        self.last_line = now
+        elapsed = now - self.start
+        remaining = elapsed * max(0.0, self.total - self.done) / self.done if self.done else 0.0
         share = min(1.0, self.done / self.total) if self.total else 1.0
-        sys.stderr.write(
-            f"{self.title}: {share:4.0%}, {clock(spent)} gone, {clock(left)} left{', ' + note if note else ''}\n"
-        )
+        times = f"{clock(elapsed)} elapsed, {clock(remaining)} left"
+        sys.stderr.write(f"{self.title}: {share:4.0%}, {times}{', ' + note if note else ''}\n")
         sys.stderr.flush()
 
 
+@dataclass
 class _Bar:
-    def __init__(self, bar: Progress, task: object) -> None:
-        self._bar = bar
-        self._task = task
+    """Progress for a terminal: one bar."""
+
+    progress: Progress
+    task: TaskID
 
     def advance(self, amount: float, note: str = "") -> None:
-        self._bar.update(self._task, advance=amount, note=note)  # type: ignore[arg-type]
+        self.progress.update(self.task, advance=amount, note=note)
 
 
 @contextmanager
 def meter(title: str, total: float) -> Iterator[Meter]:
-    """Progress over ``total`` units of work."""
+    """Show progress over ``total`` units of work while the context lasts."""
     if not console.is_terminal:
         yield _Lines(title, total)
         return
@@ -70,18 +90,20 @@ def meter(title: str, total: float) -> Iterator[Meter]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
-        yield _Bar(bar, bar.add_task(title, total=total, note=""))
+    with Progress(*columns, console=console) as progress:
+        yield _Bar(progress, progress.add_task(title, total=total, note=""))
 
 
 def clock(seconds: float) -> str:
-    """ "1:02:03", or "2:03" below an hour."""
+    """Format seconds as ``1:02:03``, or ``2:03`` below an hour."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def log(line: str) -> None:
-    """One line for a person, on stderr."""
+    """Print one line on stderr."""
     console.print(line, markup=False)

@@ -1,15 +1,26 @@
-"""A table on stdout."""
+"""Tables on stdout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine.cli import report
+from rich.console import Console
+from rich.table import Table
+
+_MAX_WIDTH = 1 << 16
+"""Columns of the console: wider than any table, so that no line is broken and other programs can read the output."""
+
+_console = Console(width=_MAX_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their texts; lines are never broken, so that other programs can read them."""
-    lines = [tuple(head), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        report.line("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    """Print rows of text under a heading, one line per row, in columns as wide as their longest cell.
+
+    Args:
+        head: name of each column.
+        rows: cells of each row, as many as there are columns.
+    """
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    _console.print(table)
