@@ -73,7 +73,7 @@ def streamed(stages, image, band, strip, first=0):
         for plan, stage in zip(reversed(plans), reversed(stages), strict=True):
             reads = plan.columns(*wanted)
             chain.append((plan, stage, reads, wanted))
-            wanted = plan.inside(reads)
+            wanted = plan.source_columns(reads)
         rows = SourceRows(TensorSource(image), wanted)
         for index, (plan, stage, reads, columns) in enumerate(reversed(chain)):
             stream = RowStream(StreamPlan(stage.graph, band, reads[1] - reads[0], 4))
@@ -179,7 +179,7 @@ def planned(stage):
     halo = HaloPolicy().choose(profile, stage.radius, stage.align)
     cost = StageCost(probe.stage_footprint(model, 0, stage), False)
     plan = StagePlan("stage 1", *FRAME, stage.scale, stage.align, halo, stage.align, 0.0, None)
-    (chosen,) = tiles.choose_cores([plan], [cost], None, Budget(3 * GIB, None, 1 << 50), 400 << 20)
+    (chosen,) = tiles.choose_tiles([plan], [cost], None, Budget(3 * GIB, None, 1 << 50), 400 << 20)
     return chosen
 
 
@@ -187,7 +187,7 @@ def timed(repeats=3):
     full, half = real("fp32"), real("bf16")
     plain = archs.build(read_checkpoint(find_packaged("realsr")))
     plan = planned(full)
-    print(f"tiles of {plan.tile_shape}, core {plan.core}, halo {plan.halo}, {len(plan.grid)} of them", flush=True)
+    print(f"tiles of {plan.tile_shape}, core {plan.tile}, halo {plan.halo}, {len(plan.grid)} of them", flush=True)
     half_bands, full_bands = band_seconds(half), band_seconds(full)
     ways = {
         "bands bf16": lambda: next(half_bands),

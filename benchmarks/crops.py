@@ -41,7 +41,7 @@ def main(photo, name, *places):
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        after.structure.to_file(folder / "structure.safetensors")
+        after.base_generator.to_file(folder / "structure.safetensors")
         before = build(folder / "structure.safetensors", ["realsr"] * len(after.stages), margin=after.manifest.margin)
         for text in places:
             x, y = (int(n) for n in text.split(","))

@@ -71,7 +71,7 @@ def milliseconds(device: torch.device, call, repeats: int) -> float:
 def render(model: Model, request: Request) -> np.ndarray:
     """The whole image, (3, height, width), of a store that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(model, request, Path(folder) / "out.zarr")
+        job = Job.prepare(model, request, Path(folder) / "out.zarr")
         for _ in job.run(job.open_sink(resume=False, overwrite=False)):
             pass
         return zarr.open_array(job.out / "0", mode="r")[:]

@@ -1,211 +1,326 @@
-"""The main job: from a model and a request to a store full of pixels.
-
-Making a ``Job`` measures and plans, and renders nothing; ``Job.run`` renders. In between the plan can be printed, and refused.
-"""
+"""The main job: from a model and a request to a store full of pixels."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from engine.bands.stream import RowStream
-from engine.device.heap import malloc_trim
-from engine.device.memory import device_limit
-from engine.device.queue import OutOfDeviceMemory, device_queue
-from engine.errors import BudgetError, UsageError
-from engine.io.photo import Source, TensorSource
+from engine.device.choose import choose_device
+from engine.device.heap import fix_malloc_thresholds, malloc_trim
+from engine.device.memory import PeakMemory, device_limit
+from engine.errors import Interrupted, UsageError, option
+from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
-from engine.measure import Planner
-from engine.model.bundle import Model
-from engine.plan import limits
-from engine.plan.cost import check
-from engine.plan.plan import BANDS, STREAM, largest_seam_error
+from engine.measure import measure
+from engine.model.bundle import Model, load
+from engine.plan.cost import Projection, check
+from engine.plan.halo import largest
+from engine.plan.layouts import candidates
+from engine.plan.make import make_plan, project, seam_errors, stored_cut
+from engine.plan.measured import Measured
+from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import Request
-from engine.run import bands, serial
-from engine.run import batched as stream
 from engine.run.base import base_image
-from engine.run.rows import BandedStage, RowSource, SourceRows
-from engine.run.serial import BoxWritten
-from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import Runner, TiledStage, one_by_one
+from engine.run.pipeline import BoxWritten, Pipeline, executor_of
+from engine.run.stage import StageFactory
+from engine.run.tiles import OnPixels
 from engine.version import __version__
 
+Log = Callable[[str], None]
 
-class Job:
-    """A planned render. ``plan`` and ``projection`` may be looked at before ``run``.
 
-    ``executed``: the stages as they are really cut, which differs from the plan where a device ran out of memory.
-    ``redone``: how many tiles half precision could not make, so that float32 did.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of a render after a network has run."""
+
+    done: int
+    """LR pixels that the networks have taken in."""
+    total: int
+    """LR pixels of the whole render."""
+    step: int
+    """Super-resolution step that has just run: 2 to 4."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """Measured cost of a render."""
+
+    seconds: float
+    """Time from the first box to the last."""
+    compute_seconds: float
+    """Part of it in networks."""
+    write_seconds: float
+    """Time to compress and write, part of it while networks ran."""
+    writes: int
+    """Boxes that were written."""
+    host_peak: int
+    """Peak of the process's resident bytes."""
+    working_peak: int
+    """The same above the idle process with the model loaded."""
+    device_peak: int
+    """Peak of the accelerator's memory in bytes; 0 without one."""
+    tiles_redone_in_fp32: int
+    """Tiles that half precision could not represent."""
+    cores: tuple[int, ...]
+    """Tile of every stage as it really ran, in LR pixels."""
+    seam_error_levels: float | None
+    """Largest seam error in levels of 255; 0.0 if exact, None if not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderResult:
+    """A finished render."""
+
+    path: Path
+    """The store."""
+    plan: Plan
+    """Fields that decided its pixels."""
+    projection: Projection
+    """Expected cost."""
+    measurements: Measurements
+    """Measured cost."""
+
+
+def render(
+    model: Model | Path | str,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    log: Log = lambda line: None,
+    **options: Any,  # noqa: ANN401 (fields of Request, which checks them)
+) -> RenderResult:
+    """Render a model into an OME-Zarr store.
+
+    Args:
+        model: a loaded model, a model file, or a super-resolution checkpoint (with ``init``).
+        out: store to write.
+        resume: finish a store that was interrupted; a missing store is begun.
+        overwrite: replace an existing store.
+        on_progress: called after each tile or band.
+        cancelled: asked after each write; True stops the render.
+        log: receives a line before each measurement.
+        **options: fields of ``engine.Request``: ``size=(height, width)``, ``seed``, ``init``, ``roi``, ``memory``, ...
+
+    Returns:
+        Path, plan, projection and measurements.
+
+    Raises:
+        engine.errors.EngineError: a subclass for each cause, with one line that says what to do.
+        engine.errors.Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
     """
+    fix_malloc_thresholds()
+    loaded = model if isinstance(model, Model) else load(model)
+    job = Job.prepare(loaded, Request(**options), Path(out), log)
+    return job.render(job.open_sink(resume=resume, overwrite=overwrite), on_progress=on_progress, cancelled=cancelled)
 
-    def __init__(self, model: Model, request: Request, out: Path, log: Callable[[str], None] = lambda _: None) -> None:
+
+@dataclass(kw_only=True)
+class Job:
+    """A planned render. ``plan`` and ``projection`` may be looked at before ``render`` or ``run``."""
+
+    model: Model
+    request: Request
+    out: Path
+    factory: StageFactory
+    picture: PictureSource | None
+    measured: Measured
+    plan: Plan
+    projection: Projection
+    log: Log
+    cuts: tuple[StagePlan, ...]
+    """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
+    redone: int = field(default=0, init=False)
+    """Tiles that half precision could not represent and float32 computed again."""
+
+    @classmethod
+    def prepare(cls, model: Model, request: Request, out: Path, log: Log = lambda line: None) -> Job:
+        """Measure what the plan needs and make it; nothing is rendered and nothing is written.
+
+        Raises:
+            UsageError: the request contradicts itself or the model.
+            BudgetError: no executor fits the budget.
+            InputError: the picture or the output's folder cannot be used.
+        """
         if not out.name or out.name == "..":
-            raise UsageError(f"--out {out}: names no store; give it a name, for instance {out / 'out.zarr'}")
-        self.out = out
-        self._planner = planner = Planner(model, request, out, log)
-        self.model, self.device, self.stages = model, planner.device, planner.stages
-        self.baseline, self.budget, self.precision_error = planner.baseline, planner.budget, planner.precision_error
-        self.plan, self.projection = planner.choose()
-        self.executed = self.plan.stages
-        self.redone = 0
-        self._streams: dict[int, RowStream] = {}
-        self._log = log
+            raise UsageError(
+                f"{option('out')}: names no store ({out}); give it a name, for instance {out / 'out.zarr'}"
+            )
+        factory = StageFactory(model, choose_device(request.device))
+        if request.executor not in ("auto", *candidates(request, factory.device.type)):
+            log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
+        picture = PictureSource(request.init) if request.init is not None else None
+        measured = measure(model, request, factory, out=out, picture=picture, log=log)
+        plan = make_plan(request, measured)
+        return cls(
+            model=model,
+            request=request,
+            out=out,
+            factory=factory,
+            picture=picture,
+            measured=measured,
+            plan=plan,
+            projection=project(plan, measured),
+            log=log,
+            cuts=plan.stages,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes."""
+        return self.factory.device
 
     @property
     def seam_error(self) -> float | None:
-        """That of the plan, or of the cut that took its place."""
-        return largest_seam_error(self.executed)
+        """Largest seam error of any stage, as cut, in levels of 255; None when it was not measured."""
+        return largest(seam_errors(replace(self.plan, stages=self.cuts), self.measured))
 
     def check(self) -> None:
         """Raise BudgetError when the plan does not fit the budgets."""
-        check(self.plan, self.projection, self.budget)
+        check(self.plan, self.projection, self.measured.budget)
 
-    def open_sink(self, resume: bool, overwrite: bool) -> ZarrSink:
-        """Make the store, or open the one that is to be finished, adopting the tiles it was planned with."""
+    def open_sink(self, *, resume: bool, overwrite: bool) -> ZarrSink:
+        """Make the store, or open the store to be finished and adopt its cut.
+
+        Raises:
+            BudgetError: the plan does not fit the budgets.
+            ResumeError: the store exists, or was made with another plan.
+        """
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
             self.check()
             sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
-            shutil.rmtree(self._scratch_root, ignore_errors=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)
             return sink
-        self.plan = self._planner.continued(stored or {}) or self.plan
-        self.executed = self.plan.stages
+        if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
+            self.plan = make_plan(self.request, self.measured, cut)
         sink = ZarrSink.resume(self.out, self.plan)
-        self._adopt_cut(sink)
-        self.projection = self._planner.project(self.plan, list(sink.missing()))
-        self.budget = replace(self.budget, disk=self.budget.disk + _size(self.out) + _size(self._scratch_root))
+        self.cuts = _with_tiles(self.plan.stages, sink.facts.get("cores", []))
+        self.projection = project(self.plan, self.measured, list(sink.missing()))
+        budget = self.measured.budget
+        written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
+        self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
         self.check()
         return sink
 
-    def run(
-        self, sink: ZarrSink, on_tile: Callable[[int, int], None] = lambda stage, pixels: None
-    ) -> Iterator[BoxWritten]:
-        """Render what is missing; yields after each write. ``on_tile(stage, LR pixels)`` is called after a network."""
-        with device_limit(self.device, self._planner.request.vram):
-            if any(True for _ in sink.missing()):
-                base = self._base()
-                if self.plan.executor == BANDS:
-                    yield from bands.run(self.plan, lambda columns: self._rows(base, columns, on_tile), sink)
-                elif self.plan.executor == STREAM:
-                    yield from self._streamed(base, sink, on_tile)
-                else:
-                    images = self._images(base, on_tile, [one_by_one] * len(self.stages))
-                    yield from self._counted(images, serial.run(self.plan, images[-1], sink))
+    def run(self, sink: ZarrSink, on_pixels: OnPixels = lambda position, lr_pixels: None) -> Iterator[BoxWritten]:
+        """Compute and write every missing box; yields after each write.
+
+        Args:
+            sink: store, as ``open_sink`` gives it.
+            on_pixels: called with (position of the stage, LR pixels) after a network has run.
+        """
+        with device_limit(self.device, self.request.vram):
+            if next(sink.missing(), None) is not None:
+                pipeline = self._pipeline(sink, on_pixels)
+                try:
+                    yield from executor_of(self.plan)(pipeline, sink)
+                finally:
+                    self.redone += pipeline.redone
         sink.finish()
-        shutil.rmtree(self._scratch_root, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _streamed(self, base: Source, sink: ZarrSink, on_tile: Callable[[int, int], None]) -> Iterator[BoxWritten]:
-        """In smaller tiles where the device's memory does not suffice for those of the plan."""
-        queue = device_queue(self.device)
-        while True:
-            runners = [
-                stream.BatchRunner(queue, stage, cut, index, batch, index == len(self.stages) - 1)
-                for index, (stage, cut, batch) in enumerate(
-                    zip(self.stages, self.executed, self.projection.batches, strict=True)
-                )
-            ]
-            try:
-                images = self._images(base, on_tile, runners)
-                yield from self._counted(images, stream.run(self.plan, images[-1], runners, sink))
-                return
-            except OutOfDeviceMemory as error:
-                self._cut_smaller(error, sink)
+    def render(
+        self,
+        sink: ZarrSink,
+        *,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RenderResult:
+        """Run to the end and measure. Raises Interrupted when ``cancelled``, asked after each write, returns True."""
+        total, done = sum(self.projection.lr_pixels), 0
 
-    def _counted(self, images: Sequence[TiledStage], run: Iterator[BoxWritten]) -> Iterator[BoxWritten]:
-        try:
-            yield from run
-        finally:
-            self.redone += sum(image.redone for image in images)
+        def advance(position: int, lr_pixels: int) -> None:
+            nonlocal done
+            done += lr_pixels
+            on_progress(Progress(done, total, self.plan.stages[position].step))
 
-    def _cut_smaller(self, error: OutOfDeviceMemory, sink: ZarrSink) -> None:
-        """Another cut is another approximation of the whole image, within the same seam error: the store tells of it."""
-        position = error.position or 0
-        stage = self.executed[position]
-        smaller = self._planner.smaller(self.executed, position)
-        if smaller is None:
-            raise BudgetError(
-                f"{stage.name}: tiles of {stage.core} px do not fit the device's memory ({error}); what is finished is "
-                "kept; free some of it, raise --vram, or render with a smaller --tile"
-            ) from error
-        self.executed = smaller
-        sink.note({"cores": [s.core for s in smaller], "seam_error_levels": self.seam_error})
-        self._log(f"{stage.name}: out of device memory; going on with tiles of {smaller[position].core} px")
+        writes, compute, write = 0, 0.0, 0.0
+        start = time.perf_counter()
+        with PeakMemory(self.device) as peak:
+            for written in self.run(sink, advance):
+                writes += 1
+                compute += written.compute_seconds
+                write += written.write_seconds
+                if cancelled() and not sink.complete and next(sink.missing(), None) is not None:
+                    raise Interrupted(
+                        f"{self.out}: stopped after a whole shard; the same command with {option('resume', True)} goes on"
+                    )
+        measurements = Measurements(
+            seconds=time.perf_counter() - start,
+            compute_seconds=compute,
+            write_seconds=write,
+            writes=writes,
+            host_peak=peak.host,
+            working_peak=peak.host - self.measured.baseline,
+            device_peak=peak.device,
+            tiles_redone_in_fp32=self.redone,
+            cores=tuple(cut.tile for cut in self.cuts),
+            seam_error_levels=self.seam_error,
+        )
+        return RenderResult(self.out, self.plan, self.projection, measurements)
 
-    def _adopt_cut(self, sink: ZarrSink) -> None:
-        """The cut that an earlier run ended with."""
-        cores = sink.facts.get("cores", [])
-        if len(cores) == len(self.executed):
-            self.executed = self._planner.recut(self.executed, cores)
+    def _pipeline(self, sink: ZarrSink, on_pixels: OnPixels) -> Pipeline:
+        return Pipeline(
+            plan=self.plan,
+            cuts=self.cuts,
+            stages=self.factory.stages(self.measured.precisions),
+            base=self._base(),
+            scratch=self._scratch,
+            batches=self.projection.batches,
+            may_recut=self.request.tile is None,
+            on_pixels=on_pixels,
+            on_recut=lambda cut: self._note_recut(sink, cut),
+        )
 
-    def _images(self, base: Source, on_tile: Callable[[int, int], None], runners: Sequence[Runner]) -> list[TiledStage]:
-        """The whole chain as lazy images, first stage first; the last one is in canvas coordinates."""
-        images: list[TiledStage] = []
-        for index, (stage, cut, run) in enumerate(zip(self.stages, self.executed, runners, strict=True)):
-            last = index == len(self.stages) - 1
-            folder = self._scratch_root / self._cut_name / str(index + 1)
-            scratch = Scratch(folder, cut.grid, np.uint8 if last else np.float32)
-            cache = TileCache(limits.cache_share(len(self.stages)), scratch)
-            below = images[-1] if images else base
-            images.append(TiledStage(cut, index, self.plan.seed, stage, below, cache, last, on_tile, run))
-        return images
-
-    @property
-    def _cut_name(self) -> str:
-        """Of the folder that holds spilled tiles: those of another plan, or of another cut, are not these."""
-        changed = [str(s.core) for s in self.executed] if self.executed != self.plan.stages else []
-        return "-".join([self.plan.digest[:16], *changed])
-
-    def _rows(self, base: Source, columns: tuple[int, int], on_rows: Callable[[int, int], None]) -> RowSource:
-        """The whole chain as a stream of rows of these columns of the canvas."""
-        reads = self.plan.reads((columns[0] - self.plan.roi.x0, columns[1] - self.plan.roi.x0))
-        wanted = [stage.inside(read) for stage, read in zip(self.plan.stages, reads, strict=True)]
-        rows: RowSource = SourceRows(base, wanted[0])
-        for index, stage in enumerate(self.stages):
-            last = index == len(self.stages) - 1
-            made = columns if last else wanted[index + 1]
-            rows = BandedStage(
-                self.plan.stages[index], index, self.plan.seed, stage, self._stream(index, reads[index]), rows, made,
-                reads[index], last, on_rows,
-            )  # fmt: skip
-        return rows
-
-    def _stream(self, index: int, read: tuple[int, int]) -> RowStream:
-        """A stage's stream for so many columns; strips of one width take turns with it."""
-        width = read[1] - read[0]
-        if index not in self._streams or self._streams[index].plan.width != width:
-            self._streams.pop(index, None)  # before the next one is made
-            self._streams[index] = RowStream(self.stages[index].stream_plan(width), self.device)
-        return self._streams[index]
+    def _note_recut(self, sink: ZarrSink, smaller: StagePlan) -> None:
+        """Record that a stage ran out of device memory and continues with smaller tiles."""
+        self.cuts = tuple(smaller if cut.step == smaller.step else cut for cut in self.cuts)
+        sink.note({"cores": [cut.tile for cut in self.cuts], "seam_error_levels": self.seam_error})
+        self.log(f"{smaller.name}: out of device memory; going on with tiles of {smaller.tile} px")
 
     def _base(self) -> Source:
-        picture = self._planner.picture
-        if picture is None:
-            assert self.model.structure is not None
-            sample = base_image(self.model.structure, self.plan.seed, self.plan.base)
-            malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
-            return TensorSource(sample)
-        return picture if picture.size == self.plan.base else picture.resampled(self.plan.base)
+        if self.picture is not None:
+            return self.picture if self.picture.size == self.plan.base else self.picture.resampled(self.plan.base)
+        assert self.model.base_generator is not None
+        image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
+        malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
+        return TensorSource(image)
 
     @property
-    def _scratch_root(self) -> Path:
+    def _scratch(self) -> Path:
         return self.out.with_name(self.out.name + ".scratch")
 
     def _provenance(self) -> dict[str, Any]:
+        """Facts about the store that decide no pixel."""
+        error = self.measured.precision_error
+        profiles = [stage.profile for stage in self.measured.stages]
         return {
             "engine": __version__,
             "model": self.model.path.name,
             "licences": self.model.manifest.licences,
-            "seam_error_levels": self.plan.seam_error,
-            "precision_error_levels": asdict(self.precision_error) if self.precision_error else None,
-            "profiles": [p.to_json() if p else None for p in self._planner.profiles[: len(self.stages)]],
+            "overlap": self.request.overlap,
+            "seam_error_levels": self.seam_error,
+            "precision_error_levels": asdict(error) if error else None,
+            "profiles": [p.to_json() if p else None for p in profiles],
         }
 
 
+def _with_tiles(stages: tuple[StagePlan, ...], tiles: list[int]) -> tuple[StagePlan, ...]:
+    """The stages as an earlier run ended with them."""
+    if len(tiles) != len(stages):
+        return stages
+    return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+
+
 def _size(folder: Path) -> int:
-    """Bytes of all files below: what an interrupted render has written need not be free once more."""
+    """Bytes of all files below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

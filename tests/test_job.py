@@ -81,7 +81,7 @@ def test_seeds_give_different_pictures(tmp_path, models, name, executor):
 @both
 def test_the_plan_does_not_depend_on_the_place_or_the_moment(tmp_path, model, executor):
     first, second = (
-        Job(model, replace(SMALL, executor=executor, tile=None), tmp_path / name / "out.zarr") for name in "ab"
+        Job.prepare(model, replace(SMALL, executor=executor, tile=None), tmp_path / name / "out.zarr") for name in "ab"
     )
     assert first.plan == second.plan
     assert first.plan.digest == second.plan.digest
@@ -119,7 +119,7 @@ def test_a_region_is_the_crop_of_the_full_render(tmp_path, models, name):
         roi = engine.geometry.Box(y, x, y + height, x + width)
         job = render(models[name], replace(SMALL, roi=roi), tmp_path / f"{label}.zarr")
         np.testing.assert_array_equal(pixels(tmp_path / f"{label}.zarr"), full[:, y : y + height, x : x + width])
-        assert all(n > 0 for n in job.projection.pieces)
+        assert all(n > 0 for n in job.projection.tasks)
     assert job.plan.is_whole
 
 
@@ -155,7 +155,7 @@ def test_tiles_leave_at_most_the_promised_error(tmp_path, models, name, overlap)
 def test_the_chain_is_step_1_and_then_each_network(tmp_path, model, executor):
     """Against the same networks run on whole images, without the engine's tiles, bands, caches and stores."""
     job = render(model, replace(SMALL, overlap="exact", seed=5, executor=executor), tmp_path / "out.zarr")
-    base = base_image(model.structure, 5, job.plan.base)
+    base = base_image(model.base_generator, 5, job.plan.base)
     with torch.inference_mode():
         middle = model.network(0)(base[None])[0].clamp(0, 1)
     assert largest_difference(pixels(tmp_path / "out.zarr"), whole(model.network(1), middle)) <= 1
@@ -189,7 +189,7 @@ def test_a_picture_is_resampled_to_the_size_that_is_asked_for(tmp_path, model, p
     assert job.plan.base == (23, 30)
     assert pixels(tmp_path / "out.zarr").shape == (3, 90, 120)
     with pytest.raises(UsageError, match="would stretch the picture of 40x30 by 100%; use 240x180"):
-        Job(model, Request(init=picture_file(30, 40), size=(90, 240), tile=16, overlap="4"), tmp_path / "x.zarr")
+        Job.prepare(model, Request(init=picture_file(30, 40), size=(90, 240), tile=16, overlap="4"), tmp_path / "x.zarr")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
@@ -211,7 +211,7 @@ def test_pictures_of_every_kind_can_be_enlarged(tmp_path, model_file, picture_fi
 def test_any_size_can_be_rendered(tmp_path, models, name, width, height, stages, executor):
     request = replace(SMALL, size=(height, width), stages=stages, executor=executor)
     job = render(models[name], request, tmp_path / "out.zarr")
-    levels = [pixels(tmp_path / "out.zarr", level) for level in range(len(job.plan.levels))]
+    levels = [pixels(tmp_path / "out.zarr", level) for level in range(len(job.plan.pyramid))]
     for level, values in enumerate(levels):
         assert values.shape == (3, -(-height // 2**level), -(-width // 2**level))
     assert attributes(tmp_path / "out.zarr")["complete"]
@@ -235,7 +235,7 @@ def test_an_odd_size_is_the_crop_of_the_next_whole_one(tmp_path, models, name, e
 
 
 def test_without_a_size_all_stages_run_on_the_base(tmp_path, model):
-    assert Job(model, Request(overlap="4"), tmp_path / "out.zarr").plan.size == (24 * 16, 32 * 16)
+    assert Job.prepare(model, Request(overlap="4"), tmp_path / "out.zarr").plan.size == (24 * 16, 32 * 16)
 
 
 @both
@@ -246,9 +246,9 @@ def test_any_tile_can_be_asked_for(tmp_path, models, tile, executor):
             models[name], replace(SMALL, size=(45, 60), tile=tile, executor=executor), tmp_path / f"{name}.zarr"
         )
         if executor == "bands":  # a strip is no wider than the image
-            assert job.plan.stages[-1].core >= min(tile, 60 // job.plan.stages[-1].scale)
+            assert job.plan.stages[-1].tile >= min(tile, 60 // job.plan.stages[-1].scale)
         else:
-            assert all(stage.core >= tile for stage in job.plan.stages)
+            assert all(stage.tile >= tile for stage in job.plan.stages)
         assert attributes(tmp_path / f"{name}.zarr")["complete"]
 
 
@@ -279,7 +279,7 @@ def test_the_store_says_what_it_is(tmp_path, models):
 
 @both
 def test_a_store_is_not_complete_before_its_end(tmp_path, model, executor):
-    job = Job(model, replace(SMALL, executor=executor), tmp_path / "out.zarr")
+    job = Job.prepare(model, replace(SMALL, executor=executor), tmp_path / "out.zarr")
     seen = []
     for done in job.run(job.open_sink(resume=False, overwrite=False)):
         seen.append(done.box)
@@ -293,14 +293,14 @@ def test_a_store_is_not_complete_before_its_end(tmp_path, model, executor):
 
 def test_every_tile_of_every_stage_runs_once(tmp_path, models):
     for name in ("rrdb", "swinir", "noisy"):
-        job = Job(models[name], replace(SMALL, tile=8, size=(187, 251)), tmp_path / f"{name}.zarr")
+        job = Job.prepare(models[name], replace(SMALL, tile=8, size=(187, 251)), tmp_path / f"{name}.zarr")
         ran = []
         for _ in job.run(
             job.open_sink(resume=False, overwrite=False), lambda stage, area, ran=ran: ran.append((stage, area))
         ):
             pass
-        assert tuple(sum(stage == k for stage, _ in ran) for k in (0, 1)) == job.projection.pieces
-        assert tuple(sum(area for stage, area in ran if stage == k) for k in (0, 1)) == job.projection.pixels
+        assert tuple(sum(stage == k for stage, _ in ran) for k in (0, 1)) == job.projection.tasks
+        assert tuple(sum(area for stage, area in ran if stage == k) for k in (0, 1)) == job.projection.lr_pixels
         assert {area for stage, area in ran if stage == 1} == {np.prod(job.plan.stages[1].tile_shape)}
 
 
@@ -310,7 +310,7 @@ def test_spilling_to_disk_changes_nothing_and_is_cleaned_up(tmp_path, models, mo
     request = replace(SMALL, tile=8, roi=roi and engine.geometry.Box(*roi))
     render(models["noisy"], request, tmp_path / "a" / "out.zarr")
     monkeypatch.setattr("engine.plan.limits.cache_share", lambda stages: 1)
-    job = Job(models["noisy"], request, tmp_path / "b" / "out.zarr")
+    job = Job.prepare(models["noisy"], request, tmp_path / "b" / "out.zarr")
     spilled = 0
     for _ in job.run(job.open_sink(resume=False, overwrite=False)):
         spilled = max(spilled, len(list((tmp_path / "b" / "out.zarr.scratch").glob("*/1/c/0/*/*"))))
@@ -320,11 +320,11 @@ def test_spilling_to_disk_changes_nothing_and_is_cleaned_up(tmp_path, models, mo
 
 def test_a_refused_store_keeps_what_an_interrupted_render_spilled(tmp_path, model, monkeypatch):
     monkeypatch.setattr("engine.plan.limits.cache_share", lambda stages: 1)
-    job = Job(model, replace(SMALL, tile=8), tmp_path / "out.zarr")
+    job = Job.prepare(model, replace(SMALL, tile=8), tmp_path / "out.zarr")
     next(job.run(job.open_sink(resume=False, overwrite=False)))
     before = files(tmp_path)
     assert any("scratch" in name for name in before)
-    again = Job(model, replace(SMALL, tile=8), tmp_path / "out.zarr")
+    again = Job.prepare(model, replace(SMALL, tile=8), tmp_path / "out.zarr")
     with pytest.raises(InputError, match="--resume"):
         again.open_sink(resume=False, overwrite=False)
     assert files(tmp_path) == before
@@ -355,7 +355,7 @@ def poisoned(call, value=torch.nan):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize(("call", "stage", "written"), [(1, 1, 0), (2, 2, 0), (6, 2, 4)])
 def test_a_tile_with_nan_is_never_written(tmp_path, model, call, stage, written, value):
-    job = Job(model, SMALL, tmp_path / "out.zarr")
+    job = Job.prepare(model, SMALL, tmp_path / "out.zarr")
     message = rf"stage {stage}: 1 values of tile \(row \d, column \d\) are NaN"
     with poisoned(call, value), pytest.raises(RenderError, match=message):
         for _ in job.run(job.open_sink(resume=False, overwrite=False)):
@@ -397,7 +397,7 @@ def test_half_precision_is_close_to_float32(tmp_path, models, name, precision, e
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(tmp_path, model):
-    job = Job(model, replace(SMALL, memory=100_000_000), tmp_path / "out.zarr")
+    job = Job.prepare(model, replace(SMALL, memory=100_000_000), tmp_path / "out.zarr")
     with pytest.raises(
         BudgetError, match=r"needs \d\.\d\d GiB of memory .* --memory allows 95\.4 MiB; .*--tile below 16"
     ):
@@ -405,16 +405,16 @@ def test_too_little_memory_is_refused_before_anything_is_written(tmp_path, model
     with pytest.raises(
         BudgetError, match=r"smallest tile .* needs \d\.\d\d GiB of memory, --memory allows 95\.4 MiB; raise it"
     ):
-        Job(model, replace(SMALL, memory=100_000_000, tile=None), tmp_path / "out.zarr")
+        Job.prepare(model, replace(SMALL, memory=100_000_000, tile=None), tmp_path / "out.zarr")
     assert not list(tmp_path.iterdir())
 
 
 def test_less_memory_means_smaller_tiles(tmp_path, models):
     request = Request(size=(3072, 4096), stages=2, overlap="16", executor="tiles")
-    roomy = Job(models["rrdb"], replace(request, memory=64 * GIB), tmp_path / "out.zarr")
+    roomy = Job.prepare(models["rrdb"], replace(request, memory=64 * GIB), tmp_path / "out.zarr")
     need = roomy.projection.working - roomy.projection.host_parts["base image"]
-    tight = Job(models["rrdb"], replace(request, memory=roomy.baseline + need * 2 // 3), tmp_path / "out.zarr")
-    assert tight.plan.stages[-1].core < roomy.plan.stages[-1].core
+    tight = Job.prepare(models["rrdb"], replace(request, memory=roomy.baseline + need * 2 // 3), tmp_path / "out.zarr")
+    assert tight.plan.stages[-1].tile < roomy.plan.stages[-1].tile
     assert tight.projection.host <= tight.budget.host
     tight.check()
 
@@ -423,7 +423,7 @@ def test_less_memory_means_smaller_tiles(tmp_path, models):
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, monkeypatch, executor):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    job = Job(model, replace(SMALL, executor=executor), tmp_path / "out.zarr")
+    job = Job.prepare(model, replace(SMALL, executor=executor), tmp_path / "out.zarr")
     with pytest.raises(BudgetError, match=r"the disk has 0\.1 MiB free; make room, write elsewhere or use a smaller"):
         job.open_sink(resume=False, overwrite=False)
     assert not list(tmp_path.iterdir())
@@ -432,7 +432,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, model, 
 def test_what_is_already_written_need_not_fit_once_more(tmp_path, model, monkeypatch):
     """A disk that was large enough for the render is large enough for the rest of it."""
     request = replace(SMALL, tile=8)
-    job = Job(model, request, tmp_path / "out.zarr")
+    job = Job.prepare(model, request, tmp_path / "out.zarr")
     needed = job.projection.disk + job.projection.scratch
     usage = shutil.disk_usage(tmp_path)
 
@@ -444,7 +444,7 @@ def test_what_is_already_written_need_not_fit_once_more(tmp_path, model, monkeyp
     run = job.run(job.open_sink(resume=False, overwrite=False))
     for _ in range(40):
         next(run)
-    again = Job(model, request, tmp_path / "out.zarr")
+    again = Job.prepare(model, request, tmp_path / "out.zarr")
     assert again.budget.disk < needed
     for _ in again.run(again.open_sink(resume=True, overwrite=False)):
         pass
@@ -456,15 +456,15 @@ def test_an_absurd_size_is_refused_at_once(tmp_path, model, changes):
     """Before its tiles are counted one by one."""
     request = replace(SMALL, size=(10_000_000, 10_000_000), **changes)
     with pytest.raises(BudgetError):
-        Job(model, request, tmp_path / "out.zarr").open_sink(resume=False, overwrite=False)
+        Job.prepare(model, request, tmp_path / "out.zarr").open_sink(resume=False, overwrite=False)
 
 
 @pytest.mark.parametrize(("width", "height"), [(251, 187), (256, 192), (1, 1), (500, 33)])
 @pytest.mark.parametrize("tile", [3, 40])
 @pytest.mark.parametrize("name", ["rrdb", "swinir"])
 def test_the_tiles_of_a_whole_image_are_known_without_a_list_of_them(tmp_path, models, name, width, height, tile):
-    job = Job(models[name], replace(SMALL, size=(height, width), tile=tile), tmp_path / "out.zarr")
-    assert job.projection.pieces == job.plan.tiles_to_run(list(job.plan.writes()))
+    job = Job.prepare(models[name], replace(SMALL, size=(height, width), tile=tile), tmp_path / "out.zarr")
+    assert job.projection.tasks == job.plan.tiles_to_run(list(job.plan.writes()))
 
 
 def test_the_default_memory_is_steady():
@@ -494,12 +494,12 @@ def test_a_wrong_request_is_refused_before_anything_is_measured(tmp_path, model,
         monkeypatch.setattr(f"engine.probe.profiles.{name}", measured)
     for executor in EXECUTORS:
         with pytest.raises(UsageError):
-            Job(model, replace(SMALL, overlap="auto", executor=executor, **changes), tmp_path / "out.zarr")
+            Job.prepare(model, replace(SMALL, overlap="auto", executor=executor, **changes), tmp_path / "out.zarr")
 
 
 def test_a_model_without_step_1_asks_for_a_picture(tmp_path, model_file):
     with pytest.raises(UsageError, match="--init"):
-        Job(load(model_file.parent / "sr.safetensors"), SMALL, tmp_path / "out.zarr")
+        Job.prepare(load(model_file.parent / "sr.safetensors"), SMALL, tmp_path / "out.zarr")
 
 
 def test_a_model_is_measured_on_the_picture_once(tmp_path, model_file, picture_file, monkeypatch):

@@ -54,7 +54,7 @@ def command(small):
 
 
 def finish(model, folder, request, resume=True):
-    job = Job(model, request, folder / "out.zarr")
+    job = Job.prepare(model, request, folder / "out.zarr")
     for _ in job.run(job.open_sink(resume, overwrite=False)):
         pass
     return job
@@ -62,7 +62,7 @@ def finish(model, folder, request, resume=True):
 
 def begin(model, folder, writes, request):
     """A render that stops after so many writes, as a killed one leaves it."""
-    job = Job(model, request, folder / "out.zarr")
+    job = Job.prepare(model, request, folder / "out.zarr")
     run = job.run(job.open_sink(resume=False, overwrite=False))
     for _ in range(writes):
         next(run)
@@ -151,7 +151,7 @@ def test_death_while_a_store_is_replaced_loses_only_the_old_one(tmp_path, model,
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Job, "open_sink", lambda self, resume, overwrite, real=Job.open_sink: real(self, False, True))
             assert render_until(step, model, folder, small)
-        job = Job(model, small, folder / "out.zarr")
+        job = Job.prepare(model, small, folder / "out.zarr")
         for _ in job.run(job.open_sink(resume=False, overwrite=True)):
             pass
         assert files(folder) == expected
@@ -257,7 +257,7 @@ def test_ctrl_c_finishes_the_shard_and_the_second_one_does_not(
     tmp_path, capsys, model, small, command, expected, signal_in_run
 ):
     command = ("render", model.path, "--out", tmp_path / "out.zarr", *command)
-    Job(model, small, tmp_path / "out.zarr")  # whatever is measured once is measured
+    Job.prepare(model, small, tmp_path / "out.zarr")  # whatever is measured once is measured
     signal_in_run(4, times=1)
     code, _, err = cli(capsys, *command)
     assert code == 130
@@ -277,7 +277,7 @@ def test_ctrl_c_finishes_the_shard_and_the_second_one_does_not(
 
 def test_ctrl_c_in_the_last_tile_is_a_finished_render(tmp_path, capsys, model_file, signal_in_run):
     job = finish(load(model_file), tmp_path / "a", SMALL)
-    signal_in_run(sum(job.projection.pieces), times=1)
+    signal_in_run(sum(job.projection.tasks), times=1)
     code, out, _ = cli(
         capsys, "render", model_file, "--out", tmp_path / "b" / "out.zarr", "--size", "128x96", "--stages", "2",
         "--tile", "8", "--overlap", "4",
@@ -320,11 +320,11 @@ def test_resuming_a_complete_store_changes_nothing(tmp_path, model, small, comma
 def test_only_what_is_missing_is_computed(tmp_path, model, small, expected):
     whole = begin(model, tmp_path, 5, small)
     written = 5 + (small.executor == "bands")  # which have the next rows written, too, when they are stopped
-    job = Job(model, small, tmp_path / "out.zarr")
+    job = Job.prepare(model, small, tmp_path / "out.zarr")
     done = list(job.run(job.open_sink(resume=True, overwrite=False)))
     assert len(done) == len(list(job.plan.writes())) - written
-    assert job.projection.pieces[-1] == (len(done) if small.executor == "tiles" else 2)  # the strips that are left
-    assert job.projection.pixels[-1] < whole.projection.pixels[-1]
+    assert job.projection.tasks[-1] == (len(done) if small.executor == "tiles" else 2)  # the strips that are left
+    assert job.projection.lr_pixels[-1] < whole.projection.lr_pixels[-1]
     assert files(tmp_path) == expected
 
 
@@ -339,9 +339,9 @@ def test_a_lost_shard_is_made_again(tmp_path, model, small, expected):
 @pytest.mark.parametrize("auto", [False, True])
 def test_the_tiles_of_the_store_are_adopted(tmp_path, model, small, expected, auto):
     """More memory or less on another day would choose other tiles: not for a store that is half there."""
-    cores = [stage.core for stage in begin(model, tmp_path, 5, small).plan.stages]
+    cores = [stage.tile for stage in begin(model, tmp_path, 5, small).plan.stages]
     job = finish(model, tmp_path, replace(small, tile=None, executor="auto" if auto else small.executor))
-    assert [stage.core for stage in job.plan.stages] == cores
+    assert [stage.tile for stage in job.plan.stages] == cores
     assert cores[-1] == 8
     assert job.plan.executor == small.executor
     assert files(tmp_path) == expected
@@ -371,7 +371,7 @@ def test_another_plan_is_refused_and_the_store_untouched(tmp_path, model, small,
         changes = {"roi": Box(*changes["roi"])}
     finish(model, tmp_path, small) if complete else begin(model, tmp_path, 5, small)
     before = files(tmp_path)
-    job = Job(model, replace(small, **changes), tmp_path / "out.zarr")
+    job = Job.prepare(model, replace(small, **changes), tmp_path / "out.zarr")
     with pytest.raises(ResumeError, match=words) as caught:
         job.open_sink(resume=True, overwrite=False)
     assert caught.value.exit_code == 4

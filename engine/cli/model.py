@@ -11,8 +11,7 @@ from engine.device.choose import choose_device
 from engine.errors import UsageError
 from engine.model.bundle import build as build_model
 from engine.model.bundle import load
-from engine.probe.profiles import probe as measure
-from engine.probe.profiles import remember
+from engine.probe.profiles import measure_profiles, remember
 
 
 def build(
@@ -47,7 +46,7 @@ def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device:
         raise UsageError(f"--save: {path} is a checkpoint, not a model file; make one with engine model build")
     if plot is not None:
         report.check_plot(plot)
-    profiles = measure(model, image, choose_device(device), log)
+    profiles = measure_profiles(model, image, choose_device(device), log)
     if plot is not None:
         report.plot_profiles(profiles, plot)
     if save:

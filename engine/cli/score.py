@@ -195,7 +195,7 @@ def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
     model = load(rendering.model)
     with meter("rendering", rendering.samples) as bar:
         for seed, path in zip(seeds, paths, strict=True):
-            job = Job(model, replace(request, seed=seed), path, log)
+            job = Job.prepare(model, replace(request, seed=seed), path, log)
             _check_disk(job, [p for p in paths if not p.exists()])
             _render(job, bar)
     malloc_trim()
@@ -205,16 +205,16 @@ def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
 def _check_disk(job: Job, missing: Sequence[Path]) -> None:
     """All samples that are still to come must fit beside each other."""
     needed = len(missing) * job.projection.disk + job.projection.scratch
-    if needed > job.budget.disk:
+    if needed > job.measured.budget.disk:
         raise BudgetError(
             f"{len(missing)} samples may take {readable(needed)}, the disk of {job.out.parent} has "
-            f"{readable(job.budget.disk)} free; use fewer --samples, a smaller --size, or --keep on another disk"
+            f"{readable(job.measured.budget.disk)} free; use fewer --samples, a smaller --size, or --keep on another disk"
         )
 
 
 def _render(job: Job, bar: Meter) -> None:
     sink = job.open_sink(resume=True, overwrite=False)
-    total = sum(job.projection.pixels)
+    total = sum(job.projection.lr_pixels)
     for _ in job.run(sink, lambda stage, pixels: bar.advance(pixels / total, job.out.name)):
         pass
     if not total:

@@ -17,7 +17,7 @@ from engine.cli import report
 from engine.cli.tables import print_table
 from engine.errors import InputError
 from engine.model.bundle import Model, load
-from engine.plan.plan import BANDS, StagePlan
+from engine.plan.plan import StagePlan
 from engine.probe.theory import (
     GB,
     PAPER_MEASURED,
@@ -78,7 +78,7 @@ def theory(model_path: Path | None, report_path: Path | None, as_json: bool) -> 
         counted.account("as the paper evaluates it", [PAPER_SUBREGION.pixels_as_evaluated] * len(counted.stages)),
     ]
     if run is not None:
-        piece = "a band of this run" if run.executor == BANDS else "a tile of this run"
+        piece = "a band of this run" if run.executor == "bands" else "a tile of this run"
         accounts.append(chain.first(len(run.pixels)).account(piece, run.pixels))
     if as_json:
         report.print_json(_json(chain, accounts, run))
@@ -96,7 +96,7 @@ def _paper_chain() -> Chain:
 
 
 def _chain(model: Model) -> Chain:
-    first = _first_step(model.structure) if model.structure is not None else None
+    first = _first_step(model.base_generator) if model.base_generator is not None else None
     stages = [_stage(i + 2, s.architecture, model.network(i)) for i, s in enumerate(model.stages)]
     return Chain(model.path.name, first, tuple(stages), tuple(s.weights for s in model.stages))
 
@@ -114,7 +114,7 @@ def _read_run(path: Path, model: Model) -> Run:
     try:
         found = json.loads(path.read_text())
         plan, measured = found["plan"], found["measured"]
-        stages = [StagePlan(**stage) for stage in plan["stages"]]
+        stages = [StagePlan.from_json(stage) for stage in plan["stages"]]
         pieces = [(stage.band or stage.tile_shape[0]) * stage.tile_shape[1] for stage in stages]
         run = Run(
             tuple(pieces), str(plan["executor"]), str(plan["precision"]),

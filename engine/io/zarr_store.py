@@ -46,7 +46,7 @@ class ZarrSink:
         self._group = group
         # Without this a black shard would not be written, and existence is the resume mark.
         options = {"write_empty_chunks": True}
-        self._levels: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.levels))]  # type: ignore[union-attr,call-overload]
+        self._levels: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
 
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], overwrite: bool = False) -> ZarrSink:
@@ -62,11 +62,11 @@ class ZarrSink:
             _remove_store(path)
         try:
             group = zarr.open_group(part, mode="w-", zarr_format=3)
-            for level, size in enumerate(plan.levels):
+            for level, size in enumerate(plan.pyramid):
                 _create_level(group, level, size, plan)
             group.attrs.update(
                 {
-                    "ome": ome.image_metadata(path.stem, len(plan.levels), (plan.roi.y0, plan.roi.x0)),
+                    "ome": ome.image_metadata(path.stem, len(plan.pyramid), (plan.roi.y0, plan.roi.x0)),
                     ATTRIBUTE: {"complete": False, "plan": plan.to_json(), **provenance},
                 }
             )

@@ -62,7 +62,7 @@ class Model:
         return self.manifest.stages
 
     @cached_property
-    def structure(self) -> BaseGenerator | None:
+    def base_generator(self) -> BaseGenerator | None:
         """Step 1, or None when the file has only super-resolution stages."""
         metadata = self.manifest.structure
         if metadata is None:
@@ -75,7 +75,7 @@ class Model:
     @property
     def base_size(self) -> tuple[int, int] | None:
         """(height, width) of the image that step 1 was trained to make."""
-        return self.structure.base_size if self.structure is not None else None
+        return self.base_generator.base_size if self.base_generator is not None else None
 
     def network(self, index: int, precision: str = "fp32", device: str = "cpu") -> Upscaler:
         """The network of super-resolution stage ``index``, in float32, ready for inference.
@@ -158,7 +158,7 @@ def open_structure(path: Path) -> BaseGenerator:
     """Step 1, of a file of its own or of a model bundle. Raises ModelError."""
     if _is_structure(_metadata(path)):
         return BaseGenerator.from_file(path)
-    structure = load(path).structure
+    structure = load(path).base_generator
     if structure is None:
         raise ModelError(f"{path}: holds no step 1; name a model bundle with one, or what engine train structure wrote")
     return structure
@@ -270,7 +270,7 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
     if missing := sorted(wanted - set(states)):
         raise ModelError(f"{path}: no tensors for {', '.join(missing)}; the file is incomplete, build it again")
     model = Model(path, manifest, states)
-    _ = model.structure
+    _ = model.base_generator
     for index in range(len(model.stages)):
         model.network(index)
     actual = _digest(states, _decisive(manifest))

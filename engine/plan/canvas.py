@@ -1,4 +1,4 @@
-"""The size of the output and the base image that leads to it. Knows nothing of tensors."""
+"""Size of the output and of the base image that leads to it. Knows nothing of tensors."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import UsageError
+from engine.errors import UsageError, option
 
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The size that was asked for and the base image that leads to it: base * scales >= size, cropped at the end.
-    ``margin``: so many pixels along the base's sides are context alone.
-    """
+    """Size of the image, and the base image that leads to it: base * scales >= size, cropped at the end."""
 
     size: tuple[int, int]
+    """(height, width) of the image."""
     base: tuple[int, int]
+    """(height, width) of the base image, with its margin."""
     stages: int
+    """Number of super-resolution steps."""
     margin: int = 0
+    """Pixels along each side of the base image that are context only."""
 
     def with_margin(self, margin: int) -> Canvas:
+        """The same canvas with a margin around its base."""
         height, width = self.base
         return Canvas(self.size, (height + 2 * margin, width + 2 * margin), self.stages, margin)
 
@@ -28,24 +31,29 @@ class Canvas:
 def resolve_canvas(
     size: tuple[int, int] | None, native: tuple[int, int] | None, scales: Sequence[int], stages: int | None
 ) -> Canvas:
-    """Choose the number of stages and the base size. Sizes are (height, width).
+    """Choose the number of stages and the size of the base image. Sizes are (height, width).
 
-    ``native``: size of the image that starts the chain: what step 1 was trained at, or the picture given instead.
-    Without ``size`` all stages run on it. With one, the number of stages (unless given) is the one whose base comes
-    nearest to ``native``.
+    Args:
+        size: image that is requested; None for all stages applied to ``native``.
+        native: size that step 1 was trained at, or the size of the picture given instead.
+        scales: enlargement of every stage of the model.
+        stages: number of stages; by default the number whose base comes nearest to ``native``.
+
+    Raises:
+        UsageError: the model has fewer stages, the size has an empty side, or no size is known.
     """
     if stages is not None and not 1 <= stages <= len(scales):
         raise UsageError(
-            f"--stages {stages}: the model has {len(scales)} super-resolution stages; use 1 to {len(scales)}"
+            f"{option('stages')}: the model has {len(scales)} super-resolution stages ({stages}); use 1 to {len(scales)}"
         )
     if size is None:
         if native is None:
-            raise UsageError("the model has no step 1: give a picture to start from with --init, or a --size")
+            raise UsageError(f"the model has no step 1; give a picture with {option('init')}, or {option('size')}")
         count = stages or len(scales)
         factor = math.prod(scales[:count])
         return Canvas((native[0] * factor, native[1] * factor), native, count)
     if min(size) < 1:
-        raise UsageError(f"size {size[1]}x{size[0]}: both sides must be at least 1 pixel")
+        raise UsageError(f"{option('size')}: has an empty side ({size[1]}x{size[0]}); use at least 1 pixel")
 
     def base(count: int) -> tuple[int, int]:
         factor = math.prod(scales[:count])

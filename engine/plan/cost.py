@@ -1,87 +1,57 @@
-"""What a plan costs and what it may cost. Knows nothing of tensors.
+"""Projection of a plan's cost, and its comparison with the budget. Knows nothing of tensors.
 
-A projection is a sum of named parts, each measured (the networks) or counted (buffers), so that a refusal can say what
-is too large, by how much, and what to do. ``tiles`` and ``bands`` choose what fits and project it.
+A projection is a sum of named parts, each measured (networks) or counted (buffers), so that a refusal can name the
+largest part, its excess and the remedy. ``engine.plan.tiles`` and ``engine.plan.strips`` make projections.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.errors import BudgetError
-from engine.plan.measured import Footprint
+from engine.errors import BudgetError, option
+from engine.plan.measured import Budget
 from engine.plan.plan import Plan
 
 GIB = 1 << 30
 
 CHANNELS = 3
+"""Channels of an image."""
+
 FLOAT = 4
+"""Bytes of a float32 value."""
 
 SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
 def readable(size: float) -> str:
-    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of that."""
+    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of a GiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits in bytes. ``host``: resident memory of the process; ``device``: memory of the accelerator, if any."""
-
-    host: int
-    device: int | None
-    disk: int
-
-
-@dataclass(frozen=True, slots=True)
-class BandCost:
-    """What streaming a network in bands of ``band`` rows costs: bytes for each LR column, seconds for each LR pixel.
-
-    What operations make on the way is bounded (``fixed``) where the strip is wide, and grows with it where it is narrow.
-    """
-
-    band: int
-    bytes_per_column: float
-    seconds_per_pixel: float
-    fixed: int = 0
-    narrow_bytes_per_column: float = math.inf
-
-    def bytes_at(self, columns: int) -> int:
-        """Of a strip of so many LR columns."""
-        return int(min(self.narrow_bytes_per_column * columns, self.fixed + self.bytes_per_column * columns))
-
-
-@dataclass(frozen=True, slots=True)
-class StageCost:
-    """What is known about running a stage's network, and whether it runs on an accelerator. ``bands``: None when it
-    cannot be streamed. ``inputs``: channels that it takes.
-    """
-
-    footprint: Footprint
-    on_device: bool
-    bands: BandCost | None = None
-    inputs: int = CHANNELS
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """What a plan is expected to cost. Bytes and seconds; ``pieces``: tiles or strips to run, ``pixels``: LR pixels that
-    the networks then take in, ``batches``: tiles at a time (of the executor stream), all per stage.
-    """
+    """Expected cost of a plan, in bytes and seconds. Tuples have one entry for each stage, first stage first."""
 
     baseline: int
+    """Resident bytes of the idle process with the model loaded."""
     host_parts: dict[str, int]
+    """Named parts of the host memory above the baseline."""
     device: int
+    """Memory of the accelerator."""
     disk: int
+    """Upper bound of the store's size: noise does not compress."""
     scratch: int
-    pieces: tuple[int, ...]
-    pixels: tuple[int, ...]
+    """Upper bound of the scratch arrays' size."""
+    tasks: tuple[int, ...]
+    """Tiles or strips to run."""
+    lr_pixels: tuple[int, ...]
+    """Low-resolution pixels that the networks take in."""
     seconds: float
+    """Time of the networks."""
     batches: tuple[int, ...] = ()
+    """Tiles that run at once; empty where tiles run one by one."""
 
     @property
     def working(self) -> int:
@@ -90,40 +60,45 @@ class Projection:
 
     @property
     def host(self) -> int:
+        """Host memory of the process."""
         return self.baseline + self.working
 
     def to_json(self) -> dict[str, Any]:
+        """The projection for reports."""
         return {**asdict(self), "working": self.working, "host": self.host}
 
 
 def with_allocator(parts: dict[str, int], fixed: int, share: float) -> dict[str, int]:
-    """The parts of the host's memory and, last, what they do not see: a fixed amount and a share of the rest for tables of
-    the libraries and holes in the heap, upper bounds of what benchmarks/bench_memory.py measures.
+    """Add memory that no part counts: tables of the libraries and holes in the heap.
+
+    ``fixed`` bytes and a ``share`` of the parts are upper bounds of the difference that benchmarks/bench_memory.py measures.
     """
     return {**parts, "allocator": fixed + int(share * sum(parts.values()))}
 
 
 def store_bytes(plan: Plan) -> int:
-    """Upper bound: noise does not compress."""
-    return sum(h * w * CHANNELS for h, w in plan.levels)
+    """Upper bound of the store's size, with its pyramid."""
+    return sum(h * w * CHANNELS for h, w in plan.pyramid)
 
 
 def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     """Raise BudgetError when the projection exceeds the budget."""
+    smaller = f"{option('tile')} below {plan.stages[-1].tile}"
     if projection.host > budget.host:
         largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
         raise BudgetError(
-            f"the plan needs {readable(projection.host)} of memory (largest part: {largest}, "
-            f"{readable(projection.host_parts[largest])}), --memory allows {readable(budget.host)}; "
-            f"raise it or use a --tile below {plan.stages[-1].core}"
+            f"{option('memory')}: the plan needs {readable(projection.host)} of memory, more than "
+            f"{readable(budget.host)} (largest part: {largest}, {readable(projection.host_parts[largest])}); "
+            f"raise it, or use {smaller}"
         )
     if budget.device is not None and projection.device > budget.device:
         raise BudgetError(
-            f"the plan needs {readable(projection.device)} of VRAM, --vram allows {readable(budget.device)}; "
-            f"raise it or use a --tile below {plan.stages[-1].core}"
+            f"{option('vram')}: the plan needs {readable(projection.device)} of VRAM, more than "
+            f"{readable(budget.device)}; raise it, or use {smaller}"
         )
     if projection.disk + projection.scratch > budget.disk:
         raise BudgetError(
-            f"the output may take {readable(projection.disk)} and the scratch array {readable(projection.scratch)}, "
-            f"the disk has {readable(budget.disk)} free; make room, write elsewhere or use a smaller --size"
+            f"disk: the output may take {readable(projection.disk)} and the scratch array "
+            f"{readable(projection.scratch)}, more than {readable(budget.disk)} free; make room, write elsewhere, "
+            f"or use a smaller {option('size')}"
         )

@@ -1,48 +1,71 @@
-"""How the halo of a stage follows from its measurements. Knows nothing of tensors."""
+"""Choice of a stage's halo from its measurements. Knows nothing of tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import UsageError
-from engine.plan.measured import StageProfile
+from engine.errors import UsageError, option
+from engine.plan.measured import MeasuredStage, StageProfile
+from engine.plan.plan import StagePlan
 
 SEAM_TOLERANCE = 1.0
-"""Default tolerance of ``--overlap auto``: the largest seam error, in levels of 255."""
+"""Default tolerance of the automatic halo: largest seam error, in levels of 255."""
+
+ERF_FRACTIONS = ("0.9", "0.95", "0.98", "0.99", "0.999")
+"""Shares of the gradient's magnitude for which a radius is measured; the paper takes 0.98."""
 
 
 @dataclass(frozen=True, slots=True)
 class HaloPolicy:
-    """How the halo of a stage is chosen: ``auto``, ``exact``, ``erf:<fraction>`` or a number of LR pixels."""
+    """Rule for the halo of a stage."""
 
     policy: str = "auto"
+    """``auto`` (smallest halo within the tolerance), ``exact``, ``erf:<fraction>`` or a number of LR pixels."""
     tolerance: float = SEAM_TOLERANCE
+    """Largest seam error that ``auto`` accepts, in levels of 255."""
 
     def __post_init__(self) -> None:
         if self.policy in ("auto", "exact") or self.policy.isdecimal():
             if not self.tolerance > 0:
                 raise UsageError(
-                    f"seam tolerance {self.tolerance}: needs more than 0 levels; use --overlap exact for none"
+                    f"{option('seam_tolerance')}: is not above 0 levels ({self.tolerance}); "
+                    f"use {option('overlap', 'exact')} for no error"
                 )
             return
         kind, _, fraction = self.policy.partition(":")
         if kind != "erf" or fraction not in ERF_FRACTIONS:
             known = ", ".join(f"erf:{f}" for f in ERF_FRACTIONS)
-            raise UsageError(f"overlap '{self.policy}': use auto, exact, a number of pixels, or one of {known}")
+            raise UsageError(
+                f"{option('overlap')}: unknown policy ('{self.policy}'); use auto, exact, a number of pixels, or {known}"
+            )
 
     @property
     def needs_profile(self) -> bool:
+        """Whether the stage must have been measured."""
         return self.policy == "auto" or self.policy.startswith("erf:")
 
     def choose(self, profile: StageProfile | None, radius: int, align: int) -> int:
-        """The halo in LR pixels: a multiple of ``align``; the policies never take more than ``radius`` needs."""
+        """Halo in LR pixels.
+
+        Args:
+            profile: measurements of the stage.
+            radius: theoretical receptive field, one-sided, in LR pixels: the halo never exceeds it.
+            align: the halo is a multiple of it.
+
+        Raises:
+            UsageError: the policy needs a measurement, and there is none.
+        """
         exact = -(-radius // align) * align
         if self.policy == "exact":
             return exact
         if self.policy.isdecimal():
             return -(-int(self.policy) // align) * align
         if profile is None:
-            raise UsageError(f"overlap '{self.policy}' needs a measurement of the stage: run engine probe first")
+            raise UsageError(
+                f"{option('overlap', self.policy)}: the stage was not measured; run engine probe first, "
+                f"or use {option('overlap', 'exact')}"
+            )
         if self.policy == "auto":
             point = profile.halo_within(self.tolerance)
             return exact if point is None else min(exact, -(-point.halo // align) * align)
@@ -50,4 +73,20 @@ class HaloPolicy:
         return exact if erf is None else min(exact, -(-erf // align) * align)
 
 
-ERF_FRACTIONS = ("0.9", "0.95", "0.98", "0.99", "0.999")
+def seam_error(cut: StagePlan, measured: MeasuredStage, *, has_inner_edges: bool) -> float | None:
+    """Largest seam error of a stage's cut, in levels of 255.
+
+    Returns:
+        0.0 when the halo holds the whole receptive field or no tile has an edge inside the image; None when the error at
+        this halo was not measured.
+    """
+    if not has_inner_edges or cut.halo >= measured.radius:
+        return 0.0
+    point = measured.profile.at(cut.halo) if measured.profile else None
+    return point.max if point else None
+
+
+def largest(errors: Sequence[float | None]) -> float | None:
+    """Largest of several seam errors; None when one of them is not known."""
+    known = [e for e in errors if e is not None]
+    return max(known) if len(known) == len(errors) else None

@@ -1,19 +1,15 @@
-"""Limits of a render that both its cost and its run depend on."""
-
-from __future__ import annotations
+"""Limits of a render on which both its cost and its run depend."""
 
 CACHE_BYTES = 32 << 20
-"""Inner tiles held in memory; what does not fit goes to the scratch array beside the output."""
-
+"""Bytes of inner tiles held in memory; further ones go to the scratch array beside the output."""
 
 IN_FLIGHT = 2
-"""Batches of the executor stream whose pixels are on their way from the device to the disk; one more is being filled."""
-
+"""Batches whose pixels are on their way from the device to the disk, while one more is filled."""
 
 WRITERS = 2
-"""Threads of the executor stream that compress and write."""
+"""Threads that compress and write the tiles of batches."""
 
 
 def cache_share(stages: int) -> int:
-    """Bytes that one level's cache may hold."""
+    """Bytes that the cache of one stage may hold."""
     return CACHE_BYTES // stages

@@ -1,51 +1,65 @@
-"""What was measured about a stage, as plain data, and how a halo follows from it. Knows nothing of tensors."""
+"""Measurements that a plan follows from, as frozen data. Knows nothing of tensors."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from engine.plan.canvas import Canvas
+
+PRECISION_MEAN = 0.3
+"""Tolerance of the automatic precision: mean error against float32, in levels of 255."""
+
+PRECISION_P999 = 2.0
+"""Tolerance of the automatic precision: 99.9th percentile of the error against float32, in levels of 255."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeamPoint:
-    """Error of a tile against the whole image when ``halo`` LR pixels are cut away, in 8-bit levels.
-
-    ``mean`` and ``p999`` are taken over the two LR pixels next to the cut, ``max`` over the whole core.
-    """
+    """Error of a tile against the whole image at one halo, in levels of 255."""
 
     halo: int
+    """Context that was cut away, in LR pixels."""
     mean: float
+    """Mean over the two LR pixels next to the cut."""
     p999: float
+    """99.9th percentile over the two LR pixels next to the cut."""
     max: float
+    """Largest error of the whole tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageProfile:
-    """Everything ``engine probe`` measured about one stage. Radii are one-sided, in LR pixels.
-
-    ``erf_abs`` and ``erf_square`` map an energy fraction ("0.98") to the radius of the disc that holds it, for the two
-    definitions of the gradient's magnitude; a fraction that the probe's crop could not hold is absent.
-    """
+    """Receptive field and seam errors of a stage. Radii are one-sided, in LR pixels."""
 
     content: str
+    """Description of the pictures that were measured on."""
     erf_abs: dict[str, int]
+    """Energy fraction ("0.98") -> radius of the disc that holds it, for the absolute gradient.
+
+    A fraction that the probe's crop could not hold is absent.
+    """
     erf_square: dict[str, int]
+    """The same for the squared gradient, the paper's definition."""
     seam: tuple[SeamPoint, ...]
+    """Seam errors, smallest halo first."""
 
     def halo_within(self, tolerance: float) -> SeamPoint | None:
-        """Smallest measured halo whose largest error is at most ``tolerance`` levels."""
+        """Point of the smallest measured halo whose largest error is at most ``tolerance`` levels."""
         return next((p for p in self.seam if p.max <= tolerance), None)
 
     def at(self, halo: int) -> SeamPoint | None:
-        """The measured point with the largest halo up to ``halo``: an upper bound of the error there."""
+        """Point of the largest measured halo up to ``halo``: an upper bound of the error there."""
         return max((p for p in self.seam if p.halo <= halo), key=lambda p: p.halo, default=None)
 
     def to_json(self) -> dict[str, Any]:
+        """The profile as it is stored in model files and caches."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StageProfile:
-        """Raises KeyError, TypeError or ValueError when the data is damaged."""
+        """The profile of its stored form. Raises KeyError, TypeError or ValueError when the data is damaged."""
         absolute, square = ({str(f): int(r) for f, r in dict(data[key]).items()} for key in ("erf_abs", "erf_square"))
         points = [SeamPoint(int(p["halo"]), *(float(p[key]) for key in ("mean", "p999", "max"))) for p in data["seam"]]
         if any(p.halo < 0 for p in points):
@@ -53,33 +67,118 @@ class StageProfile:
         return cls(str(data["content"]), absolute, square, tuple(points))
 
 
-PRECISION_MEAN, PRECISION_P999 = 0.3, 2.0
-"""Default tolerance of ``--precision auto`` against float32, in levels of 255."""
-
-
 @dataclass(frozen=True, slots=True)
 class PrecisionError:
-    """How far a chain of stages in half precision is from one in float32, in 8-bit levels."""
+    """Error of a chain of stages in half precision against float32, in levels of 255."""
 
     mean: float
     p999: float
+    """99.9th percentile."""
     max: float
 
     @property
     def tolerable(self) -> bool:
+        """Whether the automatic precision accepts the error."""
         return self.mean <= PRECISION_MEAN and self.p999 <= PRECISION_P999
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Measured cost of running a network on a square tile of n LR pixels: bytes = fixed + per_pixel * n.
-
-    Two warm-up shapes give the line. ``seconds_per_pixel`` comes from the larger one, after its first run.
-    """
+    """Cost of running a network on a square tile of n LR pixels: fixed + per_pixel * n bytes, linear in time."""
 
     fixed: int
+    """Bytes that do not depend on the tile."""
     per_pixel: float
+    """Bytes for each LR pixel."""
     seconds_per_pixel: float
+    """Seconds for each LR pixel, after the first run."""
 
-    def bytes_at(self, pixels: int) -> int:
-        return int(self.fixed + self.per_pixel * pixels)
+    def bytes_at(self, lr_pixels: int) -> int:
+        """Bytes that a tile of so many LR pixels takes."""
+        return int(self.fixed + self.per_pixel * lr_pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class BandCost:
+    """Cost of streaming a network in bands. Temporary buffers are bounded in wide strips and grow in narrow ones."""
+
+    band: int
+    """Rows of a band, in LR pixels."""
+    bytes_per_column: float
+    """Bytes for each LR column of a wide strip."""
+    seconds_per_pixel: float
+    """Seconds for each LR pixel."""
+    fixed: int = 0
+    """Bytes of a wide strip that do not depend on its width."""
+    narrow_bytes_per_column: float = math.inf
+    """Bytes for each LR column of a narrow strip."""
+
+    def bytes_at(self, columns: int) -> int:
+        """Bytes that a strip of so many LR columns takes."""
+        return int(min(self.narrow_bytes_per_column * columns, self.fixed + self.bytes_per_column * columns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStage:
+    """One super-resolution step: properties of its network, and its cost on this machine."""
+
+    scale: int
+    """Enlargement."""
+    align: int
+    """Grid of tile origins, in LR pixels."""
+    radius: int
+    """Theoretical receptive field: one-sided, in LR pixels."""
+    inputs: int = 3
+    """Channels of the input: the picture and the noise channels."""
+    sigma: float = 0.0
+    """Standard deviation of the input noise."""
+    footprint: Footprint
+    """Cost of tiles."""
+    bands: BandCost | None = None
+    """Cost of bands; None if the network cannot be streamed or bands are not considered."""
+    on_device: bool = False
+    """Whether the network's memory is that of an accelerator."""
+    profile: StageProfile | None = None
+    """Receptive field and seam errors; None if they were not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits in bytes."""
+
+    host: int
+    """Resident memory of the process."""
+    device: int | None
+    """Memory of the accelerator; None without one."""
+    disk: int
+    """Free disk at the output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Facts about a model, a request and a machine from which ``engine.plan.make.make_plan`` makes a plan."""
+
+    canvas: Canvas
+    """Size of the image, and the base image that leads to it."""
+    stages: tuple[MeasuredStage, ...]
+    """Super-resolution steps, first step first."""
+    base: Footprint | None
+    """Cost of step 1 on the host; None if a picture replaces it."""
+    baseline: int
+    """Resident bytes of the idle process with the model loaded."""
+    device_baseline: int = 0
+    """Bytes of the accelerator that are taken before the work."""
+    budget: Budget
+    """Limits of memory, VRAM and disk."""
+    precisions: tuple[str, ...]
+    """Precision of every stage."""
+    precision_error: PrecisionError | None = None
+    """Error of the chain against float32; None if all stages run in float32, or if it was not measured."""
+    device: str = "cpu"
+    """Type of the device."""
+    backend: str = "cpu"
+    """Device type and version of torch, as the plan records it."""
+    model_digest: str = ""
+    """SHA-256 of the model's contents that decide pixels."""
+    picture_digest: str | None = None
+    """SHA-256 of the picture that replaces step 1."""

@@ -1,7 +1,7 @@
-"""Decides, before anything runs, what a render will do: canvas, tiles, halos, shards. Knows nothing of tensors.
+"""The plan of a render: canvas, tiles or strips, halos, shards. Knows nothing of tensors.
 
-A ``Plan`` holds everything that decides a pixel and nothing else, so that two equal plans give equal bits and a stored
-plan can be compared on resume. What it costs is a ``Projection`` (engine.plan.cost), which differs between machines.
+A ``Plan`` holds every field that decides a pixel and no other, so equal plans give equal bits and a stored plan can be
+compared on resume (docs/decisions/0005). Its cost is a ``Projection`` (engine.plan.cost), which differs between machines.
 """
 
 from __future__ import annotations
@@ -9,112 +9,141 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from engine.errors import AlignmentError, UsageError
+from engine.errors import AlignmentError, UsageError, option
 from engine.geometry import Box, Grid
 
 MAX_SHARD = 2048
-"""Largest shard side in pixels: three channels of it decode in about 12 MiB, which a viewer still takes at ease."""
+"""Largest side of a shard in pixels: three channels of it decode in about 12 MiB, which viewers handle well."""
 
 MAX_CHUNK = 512
-"""Largest inner chunk side in pixels: the unit of a partial read, and the customary tile of viewers."""
-
-TILES, BANDS, STREAM = "tiles", "bands", "stream"
-"""Executors. ``STREAM`` runs tiles, too; a name of its own because a GPU may round another way for a batch."""
+"""Largest side of an inner chunk in pixels: the unit of a partial read, and the usual tile size of viewers."""
 
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
 
+_FIRST_ENLARGEMENT = 2
+"""Step 1 makes the base image; steps 2 to 4 enlarge it (paper, section 3)."""
+
+_RENAMED_EXECUTORS = {"stream": "batched"}
+"""Names in plans that earlier versions stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One cell of a stage: ``read`` in LR pixels of the padded frame, ``write`` in HR pixels. ``made``: what it makes, which is
-    its cell and, to the right and below, what is blended with its neighbours; ``core`` = made within the output of read."""
+    """One tile of a stage."""
 
     row: int
+    """Row in the stage's grid."""
     column: int
+    """Column in the stage's grid."""
     read: Box
-    write: Box
-    made: Box
-    core: Box
+    """The network's input, in LR pixels of the padded frame."""
+    cell: Box
+    """The tile's own cell of the output, in HR pixels."""
+    output: Box
+    """The cell plus its blend border (right and below), in HR pixels."""
+    crop: Box
+    """``output`` relative to the network's output."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """How one super-resolution stage is cut. Sizes in LR pixels.
+    """Cut of one super-resolution step into tiles, or into strips of bands. Sizes are in low-resolution (LR) pixels.
 
-    Tiles are ``core`` x ``core`` with ``halo`` on all sides. Bands (``band`` rows at a time, 0 for tiles) run down strips that
-    are ``core`` wide, with ``halo`` on the left and on the right. ``seam_error``: 8-bit levels, 0.0 when exact, None when
-    it was not measured. ``blend``: how far a tile, its halo besides, reaches into those to the right and below, to which it
-    fades along ``ramp``. ``dither``: of the last stage, before its values are rounded. ``margin``: so many pixels along the
-    sides of the input are context and not enlarged; what is made, and the grid, begin behind them.
+    Tiles are ``tile`` x ``tile`` with ``halo`` on all sides. Strips are ``tile`` columns wide with ``halo`` on the left
+    and right, and run from top to bottom in bands of ``band`` rows.
     """
 
-    name: str
+    step: int
+    """Number of the step in the paper: 2 for the first enlargement. It selects the input noise."""
     height: int
+    """Rows of the input."""
     width: int
+    """Columns of the input."""
     scale: int
+    """Enlargement of the network."""
     align: int
+    """Grid of tile origins: the network's attention window, or 1."""
     halo: int
-    core: int
+    """Context around a tile, at least the receptive field if the result must be exact."""
+    tile: int
+    """Side of a tile, or width of a strip, without halo."""
     sigma: float
-    seam_error: float | None
+    """Standard deviation of the input noise, relative to the range 0 to 1."""
     band: int = 0
+    """Rows of a band; 0 for tiles."""
     blend: int = 0
+    """Width, beyond the halo, over which a tile is cross-faded with its right and lower neighbours."""
     ramp: str = "cosine"
+    """Weight curve of the cross-fade: "cosine" or "linear"."""
     dither: bool = False
+    """Ordered dither before the last step rounds to 8 bits."""
     margin: int = 0
+    """Pixels along each side of the input that are context only; the output and its grid begin behind them."""
+    is_last: bool = False
+    """Whether the output is the image: uint8, in canvas coordinates."""
+
+    @property
+    def name(self) -> str:
+        """The step in words."""
+        return f"step {self.step}"
+
+    @property
+    def position(self) -> int:
+        """Index in the chain of stages, from 0."""
+        return self.step - _FIRST_ENLARGEMENT
 
     @property
     def padded(self) -> tuple[int, int]:
-        """The frame rounded up to the window grid; the rest is reflected, once, for the whole image."""
+        """(height, width) of the frame, rounded up to the window grid. The added rows and columns are reflected."""
         return tuple(-(-n // self.align) * self.align for n in (self.height, self.width))  # type: ignore[return-value]
 
     @property
     def tile_shape(self) -> tuple[int, int]:
-        """(height, width) of every input tile: all are equal, so one mask and one graph serve them."""
-        full = self.core + 2 * self.halo + self.blend
+        """(height, width) of every tile's input. All are equal, so one mask and one recorded launch serve them."""
+        full = self.tile + 2 * self.halo + self.blend
         return min(full, self.padded[0]), min(full, self.padded[1])
 
     @property
     def grid(self) -> Grid:
-        """The cells of the output, whose origin lies ``margin`` LR pixels inside the frame."""
+        """Cells of the output in HR pixels. The origin lies ``margin`` LR pixels inside the frame."""
         height, width = ((n - 2 * self.margin) * self.scale for n in (self.height, self.width))
-        return Grid(height, width, self.core * self.scale)
+        return Grid(height, width, self.tile * self.scale)
 
-    def tile(self, row: int, column: int) -> Tile:
-        """Tile of a cell. Its origin is clamped into the frame: a deeper inner halo instead of a synthetic outer one."""
+    def tile_at(self, row: int, column: int) -> Tile:
+        """The tile of a cell. Its origin is clamped into the frame: a deeper inner halo replaces a synthetic border."""
         y, x = (
-            min(max(self.margin + k * self.core - self.halo, 0), frame - size)
+            min(max(self.margin + k * self.tile - self.halo, 0), frame - size)
             for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
         )
         read = Box(y, x, y + self.tile_shape[0], x + self.tile_shape[1])
-        write, more = self.grid.box(row, column), self.blend * self.scale
-        made = Box(write.y0, write.x0, write.y1 + more, write.x1 + more).clip(self.grid.bounds)
-        seen = read.shift(-self.margin, -self.margin).scale(self.scale)
-        return Tile(row, column, read, write, made, made.relative_to(seen))
+        cell, border = self.grid.box(row, column), self.blend * self.scale
+        output = Box(cell.y0, cell.x0, cell.y1 + border, cell.x1 + border).clip(self.grid.bounds)
+        network_output = read.shift(-self.margin, -self.margin).scale(self.scale)
+        return Tile(row, column, read, cell, output, output.relative_to(network_output))
 
-    def before(self, row: int, column: int) -> Iterator[tuple[int, int]]:
-        """The cells whose tiles reach into this one: to the left, above, and between them."""
+    def blended_into(self, row: int, column: int) -> Iterator[tuple[int, int]]:
+        """Cells whose tiles are cross-faded into this cell: left, above, and above left."""
         if self.blend:
             around = ((row - 1, column - 1), (row - 1, column), (row, column - 1))
             yield from (index for index in around if min(index) >= 0)
 
     @property
-    def strips_kept(self) -> int:
-        """Of how many tiles the strips are kept that others are blended with: two rows of cells, as a region's shards
-        straddle them, and a corner."""
+    def borders_kept(self) -> int:
+        """Number of tiles whose blend borders are kept: two rows of cells (a region's shards straddle rows) and a corner."""
         return 2 * self.grid.columns + 3 if self.blend else 0
 
     def tiles(self, box: Box) -> Iterator[Tile]:
-        """The tiles that together cover ``box`` (HR pixels)."""
-        return (self.tile(*index) for index in self.grid.indices(box))
+        """Tiles that together cover ``box`` (HR pixels), row by row."""
+        return (self.tile_at(*index) for index in self.grid.indices(box))
 
-    def columns(self, x0: int, x1: int) -> tuple[int, int]:
-        """What a strip that makes the HR columns [x0, x1) reads of the padded frame: [first, last) LR columns. Of the
-        margin all, so that a strip as wide as the image has no edge.
+    def input_columns(self, x0: int, x1: int) -> tuple[int, int]:
+        """Half-open range of LR columns of the padded frame that a strip reads for the HR columns [x0, x1).
+
+        The margin is included, so a strip as wide as the image has no inner edge.
         """
         first = (self.margin + x0 // self.scale - self.halo) // self.align * self.align
         last = -(-(self.margin + -(-x1 // self.scale) + self.halo) // self.align) * self.align
@@ -124,51 +153,81 @@ class StagePlan:
             last if last < self.padded[1] - 2 * self.margin else self.padded[1],
         )
 
-    def inside(self, columns: tuple[int, int]) -> tuple[int, int]:
-        """The columns of the level below, inside the image, that these LR columns of the padded frame are made of."""
-        needed = self.needs(Box(0, columns[0], self.padded[0], columns[1]))
-        return needed.x0, needed.x1
+    def source_columns(self, columns: tuple[int, int]) -> tuple[int, int]:
+        """Half-open range of source columns, inside the image, behind these LR columns of the padded frame."""
+        source = self.source_box(Box(0, columns[0], self.padded[0], columns[1]))
+        return source.x0, source.x1
 
-    def needs(self, read: Box) -> Box:
-        """What a tile's input ``read`` (of the padded frame) takes from the level below, in LR pixels: the pixels inside
-        the image and, where it reaches into the padding, those that are reflected there."""
+    def source_box(self, read: Box) -> Box:
+        """Pixels of the source that fill the input ``read`` of the padded frame.
+
+        These are the pixels of ``read`` inside the image and, where it reaches into the padding, the pixels reflected there.
+        """
         below, right = max(0, read.y1 - self.height), max(0, read.x1 - self.width)
         top, left = min(read.y0, self.height - 1 - below), min(read.x0, self.width - 1 - right)
         return Box(top, left, read.y1, read.x1).clip(Box(0, 0, self.height, self.width))
 
     def check(self) -> None:
-        """Raise AlignmentError unless every tile, or every strip and band, starts on the window grid; UsageError where a
-        tile reaches further than its neighbours."""
-        step = ("band", self.band) if self.band else ("tile core", self.core)
-        for what, value in (step, ("halo", self.halo), ("blend width", self.blend), ("margin", self.margin)):
+        """Check that tiles, halos and bands fit the window grid.
+
+        Raises:
+            AlignmentError: a tile, strip, band, halo, cross-fade or margin is not a multiple of the window.
+            UsageError: a cross-fade is wider than a tile.
+        """
+        size = ("band", self.band) if self.band else ("tile", self.tile)
+        for what, value in (size, ("halo", self.halo), ("cross-fade", self.blend), ("margin", self.margin)):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
                 raise AlignmentError(
-                    f"{self.name}: {what} {value} is not a multiple of the window {self.align}; use {limit}"
+                    f"{self.name}: {what} is not a multiple of the window ({value}, window {self.align}); use {limit}"
                 )
-        if self.blend > self.core:
+        if self.blend > self.tile:
             raise UsageError(
-                f"{self.name}: a blend of {self.blend} reaches past the next tile of {self.core}; use at most {self.core}"
+                f"{self.name}: cross-fade is wider than the tile ({self.blend}, tile {self.tile}); "
+                f"use {option('blend', self.tile)} or less"
             )
 
+    def to_json(self) -> dict[str, Any]:
+        """Fields that decide pixels, under the keys of the stored format."""
+        values = asdict(self)
+        del values["step"], values["is_last"]
+        return {"name": f"stage {self.position + 1}", "core": values.pop("tile"), **values}
 
-@dataclass(frozen=True, slots=True)
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StagePlan:
+        """The cut of its stored form, also that of earlier versions. Raises KeyError, TypeError or ValueError."""
+        kept = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        return cls(**kept, step=step_of(int(data["name"].removeprefix("stage ")) - 1), tile=data["core"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that decides the output's pixels. Sizes are (height, width); ``roi`` is in canvas pixels."""
+    """Every field that decides the output's pixels. Sizes are (height, width) in pixels."""
 
     canvas: tuple[int, int]
+    """Size of the whole image."""
     roi: Box
+    """Region of interest that is written, in canvas pixels."""
     base: tuple[int, int]
+    """Size of the base image: step 1's output, or the picture given instead, with its margin."""
     stages: tuple[StagePlan, ...]
+    """Cut of every super-resolution step, first step first."""
     shard: int
+    """Side of a shard, in pixels."""
     chunk: int
+    """Side of an inner chunk, in pixels."""
     seed: int
+    """Seed of all noise."""
     model_digest: str
+    """SHA-256 of the model's contents that decide pixels."""
     precision: str
-    overlap: str
+    """Precision of all stages, or of each, separated by commas."""
     backend: str
-    executor: str = TILES
+    """Device type and version of torch."""
+    executor: str = "tiles"
+    """Key of ``engine.plan.layouts.EXECUTORS``: a GPU may round a batch in another way than a single tile."""
     init_digest: str | None = None
+    """SHA-256 of the picture that replaces step 1."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -181,111 +240,129 @@ class Plan:
         return self.roi == Box(0, 0, *self.canvas)
 
     @property
+    def is_banded(self) -> bool:
+        """Whether the stages run in bands, not in tiles."""
+        return self.stages[-1].band > 0
+
+    @property
     def margin(self) -> int:
-        """Pixels of the base along its sides that lie outside the canvas."""
+        """Pixels along each side of the base image that lie outside the canvas."""
         pixels = 0
         for stage in reversed(self.stages):
             pixels = stage.margin + pixels // stage.scale
         return pixels
 
     @property
-    def levels(self) -> tuple[tuple[int, int], ...]:
-        """Sizes of the pyramid, each half of the one before, rounded up, until one chunk holds it."""
+    def pyramid(self) -> tuple[tuple[int, int], ...]:
+        """Sizes of the pyramid's levels: each half of the one before, rounded up, until one chunk holds it."""
         sizes = [self.size]
         while max(sizes[-1]) > self.chunk:
             sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
         return tuple(sizes)
 
     def grid(self, level: int = 0) -> Grid:
-        """The shards of a pyramid level."""
-        return Grid(*self.levels[level], self.shard)
+        """Shards of a level of the pyramid."""
+        return Grid(*self.pyramid[level], self.shard)
 
     def writes(self) -> Iterator[Box]:
-        """What is written in one go, in output pixels: a row of shards of a strip, strip after strip; or whole tiles of
-        the last stage; or whole shards of a region.
+        """Boxes that are written in one go, in output pixels.
+
+        For bands: a row of shards of a strip, strip after strip. For tiles: whole tiles of the last stage, or whole shards
+        of a region.
         """
-        if self.executor == BANDS:
+        if self.is_banded:
             height, width = self.size
-            for x0, x1 in self.strips():
+            for x0, x1 in self.column_strips():
                 for y in range(0, height, self.shard):
                     yield Box(y, x0, min(y + self.shard, height), min(x1, width))
             return
-        cell = self.stages[-1].core * self.stages[-1].scale if self.is_whole else self.shard
+        cell = self.stages[-1].tile * self.stages[-1].scale if self.is_whole else self.shard
         grid = Grid(*self.size, cell)
         yield from (grid.box(*index) for index in grid.indices())
 
-    def strips(self) -> Iterator[tuple[int, int]]:
-        """[first, last) output columns of every strip."""
-        step = self.stages[-1].core * self.stages[-1].scale
+    def column_strips(self) -> Iterator[tuple[int, int]]:
+        """Half-open range of output columns of every strip."""
+        step = self.stages[-1].tile * self.stages[-1].scale
         return ((x, min(x + step, self.size[1])) for x in range(0, self.size[1], step))
 
-    def reads(self, strip: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """The LR columns that every stage, first stage first, reads for a strip of the output."""
+    def input_columns(self, strip: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Half-open range of LR columns that every stage, first stage first, reads for a strip of the output."""
         first, last = (x + self.roi.x0 for x in strip)
-        reads = []
+        columns = []
         for stage in reversed(self.stages):
-            reads.append(stage.columns(first, last))
-            first, last = stage.inside(reads[-1])
-        return tuple(reversed(reads))
+            columns.append(stage.input_columns(first, last))
+            first, last = stage.source_columns(columns[-1])
+        return tuple(reversed(columns))
 
     def tiles_to_run(self, writes: Sequence[Box] | None = None) -> tuple[int, ...]:
-        """How many tiles each stage runs, first stage first, for these writes; for all of them without."""
+        """Number of tiles that each stage runs, first stage first, for these writes; for all writes without."""
         if writes is None and self.is_whole:
             return self._all_tiles()
         boxes = [w.shift(self.roi.y0, self.roi.x0) for w in (self.writes() if writes is None else writes)]
         counts = []
         for stage in reversed(self.stages):
             indices = {(t.row, t.column) for box in boxes for t in stage.tiles(box)}
-            indices |= {before for index in indices for before in stage.before(*index)}
+            indices |= {blended for index in indices for blended in stage.blended_into(*index)}
             counts.append(len(indices))
-            boxes = [stage.needs(stage.tile(*index).read) for index in indices]
+            boxes = [stage.source_box(stage.tile_at(*index).read) for index in indices]
         return tuple(reversed(counts))
 
     def _all_tiles(self) -> tuple[int, ...]:
-        """Without listing them, so that an absurd size is refused and not counted: what a whole image needs of the
-        level below begins with its first tile and ends with its last.
+        """Counts without a list of tiles, so that an absurd size is refused at once.
+
+        A whole image needs a box of its source that begins with its first tile's input and ends with its last tile's.
         """
         counts, box = [], Box(0, 0, *self.canvas)
         for stage in reversed(self.stages):
-            met = box.cover(stage.grid.cell)
-            counts.append(met.area)
+            cells = box.cover(stage.grid.cell)
+            counts.append(cells.area)
             first, last = (
-                stage.needs(stage.tile(*index).read) for index in ((met.y0, met.x0), (met.y1 - 1, met.x1 - 1))
+                stage.source_box(stage.tile_at(*index).read)
+                for index in ((cells.y0, cells.x0), (cells.y1 - 1, cells.x1 - 1))
             )
             box = Box(first.y0, first.x0, last.y1, last.x1)
         return tuple(reversed(counts))
 
-    @property
-    def seam_error(self) -> float | None:
-        """Largest seam error of any stage in 8-bit levels; None when a halo was given by hand without a measurement."""
-        return largest_seam_error(self.stages)
-
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        """The plan under the keys of the stored format."""
+        values = {**asdict(self), "stages": [stage.to_json() for stage in self.stages]}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the stored form."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Names and values of the fields in which a stored plan differs from this one."""
-        mine = self.to_json()
-        return [f"{k}: {_difference(other.get(k), v)}" for k, v in mine.items() if other.get(k) != v]
+    def differences(self, stored: dict[str, Any]) -> list[str]:
+        """Names and values of the fields in which a stored plan differs from this one.
+
+        Keys that this version does not store are ignored: earlier versions kept measurements in the plan.
+        """
+        here, there = self.to_json(), {**stored, "executor": executor_of(stored)}
+        stages = there.get("stages")
+        if isinstance(stages, list) and len(stages) == len(self.stages):
+            there["stages"] = [_only(old, new) for old, new in zip(stages, here["stages"], strict=True)]
+        return [f"{k}: {_difference(there.get(k), v)}" for k, v in here.items() if there.get(k) != v]
 
 
-def largest_seam_error(stages: Sequence[StagePlan]) -> float | None:
-    """In 8-bit levels; None when one is not known."""
-    errors = [s.seam_error for s in stages]
-    return None if any(e is None for e in errors) else max(e for e in errors if e is not None)
+def executor_of(stored: dict[str, Any]) -> str:
+    """Name of the executor in a stored plan, by its present name."""
+    name = str(stored.get("executor"))
+    return _RENAMED_EXECUTORS.get(name, name)
+
+
+def _only(stage: object, keys: dict[str, Any]) -> object:
+    return {k: v for k, v in stage.items() if k in keys} if isinstance(stage, dict) else stage
 
 
 def _difference(there: object, here: object) -> str:
-    """Two values; of two lists of stages, whose text is long and alike, the first field that differs."""
+    """Two values; for two lists of stages, whose text is long, the first field that differs."""
     if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for old, new in zip(there, here, strict=True):
+        for index, (old, new) in enumerate(zip(there, here, strict=True)):
             if isinstance(old, dict) and isinstance(new, dict) and old != new:
                 key = next(k for k in {**new, **old} if old.get(k) != new.get(k))
-                return f"{key} of {new.get('name')} {_brief(old.get(key))} there, {_brief(new.get(key))} here"
+                step = index + _FIRST_ENLARGEMENT
+                return f"{key} of step {step} {_brief(old.get(key))} there, {_brief(new.get(key))} here"
     return f"{_brief(there)} there, {_brief(here)} here"
 
 
@@ -294,12 +371,17 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def shard_of(tile: int, most: int = MAX_SHARD) -> tuple[int, int]:
-    """(shard, chunk) for a tile of ``tile`` output pixels: a shard of at most ``most`` divides the tile, a chunk the shard.
+def step_of(position: int) -> int:
+    """The paper's number of the super-resolution step at an index of the chain."""
+    return position + _FIRST_ENLARGEMENT
 
-    A shard is even, so that its half in the next level lies on whole pixels. A tile without a divisor of a useful size
-    is one shard, a shard without one is one chunk.
+
+def shard_of(tile: int, largest: int = MAX_SHARD) -> tuple[int, int]:
+    """Sides (shard, chunk) in pixels for a tile of ``tile`` output pixels: a shard divides the tile, a chunk the shard.
+
+    A shard is even, so that its half in the pyramid lies on whole pixels. A tile without a divisor of a useful size is one
+    shard; a shard without one is one chunk.
     """
-    shard = next((d for d in range(min(tile, most), _MIN_SHARD - 1, -1) if tile % d == 0 and d % 2 == 0), tile)
+    shard = next((d for d in range(min(tile, largest), _MIN_SHARD - 1, -1) if tile % d == 0 and d % 2 == 0), tile)
     chunk = next((d for d in range(min(shard, MAX_CHUNK), _MIN_CHUNK - 1, -1) if shard % d == 0), shard)
     return shard, chunk

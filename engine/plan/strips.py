@@ -1,6 +1,6 @@
-"""Chooses the strips that fit the memory and projects what a plan of bands costs. Knows nothing of tensors.
+"""Layout in bands: choice of strips that fit the memory, and their cost. Knows nothing of tensors.
 
-All stages of the chain hold their rows at the same time, so a strip costs the sum of what they keep for its columns.
+All stages of the chain hold their rows at the same time, so a strip costs the sum of their buffers for its columns.
 """
 
 from __future__ import annotations
@@ -9,140 +9,141 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from engine.errors import BudgetError
+from engine.errors import BudgetError, option
 from engine.geometry import Box
 from engine.plan.cost import (
     CHANNELS,
     FLOAT,
     SHARDS_IN_HAND,
-    BandCost,
-    Budget,
     Projection,
-    StageCost,
     readable,
     store_bytes,
     with_allocator,
 )
+from engine.plan.measured import BandCost, Measured, MeasuredStage
 from engine.plan.plan import Plan, StagePlan, shard_of
 
 SHARD, CHUNK = 1024, 512
-"""Sides in pixels. A row of shards waits until it is whole: smaller ones than those of tiles keep it short."""
+"""Sides in pixels. A row of shards waits until it is whole, so shards are smaller than those of tiles."""
 
 _ROWS_OF_SHARDS = 2
-"""One that fills while the one before it is written."""
-
+"""One row that fills while the row before it is written."""
 
 _ALLOCATOR = (3 << 20, 0.04)
-"""Less than with tiles: the large buffers are made once."""
+"""Bytes and share for the allocator: less than for tiles, since the large buffers are made once."""
 
 
 def shard_of_strips(strip: int, width: int) -> tuple[int, int]:
-    """(shard, chunk) for strips of so many output columns; a single one may end within a shard."""
+    """Sides (shard, chunk) for strips of so many output columns. A single strip may end within a shard."""
     return (SHARD, CHUNK) if strip >= width else shard_of(strip, SHARD)
 
 
-def streamable(costs: Sequence[StageCost]) -> bool:
-    return all(c.bands is not None for c in costs)
+def streamable(measured: Measured) -> bool:
+    """Whether every network can be streamed in bands."""
+    return all(stage.bands is not None for stage in measured.stages)
 
 
-def choose_strips(
-    stages: Sequence[StagePlan],
-    costs: Sequence[StageCost],
-    structure: StageCost | None,
-    budget: Budget,
-    baseline: int,
-    width: int,
-) -> tuple[StagePlan, ...]:
-    """The widest strips that fit the budget. ``width``: columns of the output, in pixels.
+def choose_strips(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[StagePlan, ...]:
+    """The stages with the widest strips that fit the budget.
 
-    One strip has no inner edge, so it needs no halo and computes nothing twice; each further one costs its halos.
+    One strip has no inner edge, so it needs no halo and computes nothing twice; each further strip costs its halos.
+
+    Args:
+        stages: stages whose strips are to be chosen.
+        measured: costs and budget.
+        width: columns of the output, in pixels.
+
+    Raises:
+        BudgetError: the narrowest strip does not fit.
     """
-    for core in _strip_widths(stages[-1], width):
-        chosen = with_strips(stages, costs, core)
-        strip = min(width, core * chosen[-1].scale)
-        parts = _host_parts(chosen, costs, structure, strip)
-        on_device = _device_bytes(chosen, costs, strip)
+    budget, baseline = measured.budget, measured.baseline
+    for tile in _strip_widths(stages[-1], width):
+        chosen = with_strips(stages, measured, tile)
+        strip = min(width, tile * chosen[-1].scale)
+        parts = _host_parts(chosen, measured, strip)
+        on_device = _device_bytes(chosen, measured, strip)
         if baseline + sum(parts.values()) <= budget.host and on_device <= (budget.device or 0):
             return chosen
-    need, limit, what, flag = baseline + sum(parts.values()), budget.host, "memory", "--memory"
+    need, limit, memory, flag = baseline + sum(parts.values()), budget.host, "memory", option("memory")
     if need <= limit:
-        need, limit, what, flag = on_device, budget.device or 0, "VRAM", "--vram"
+        need, limit, memory, flag = on_device, budget.device or 0, "VRAM", option("vram")
     raise BudgetError(
-        f"bands: the narrowest strip ({core * chosen[-1].scale} px) needs {readable(need)} of {what}, {flag} allows "
-        f"{readable(limit)}; raise it, or use --executor tiles"
+        f"{flag}: the narrowest strip of bands ({tile * chosen[-1].scale} px) needs {readable(need)} of {memory}, "
+        f"more than {readable(limit)}; raise it, or use {option('executor', 'tiles')}"
     )
 
 
-def with_strips(stages: Sequence[StagePlan], costs: Sequence[StageCost], core: int) -> tuple[StagePlan, ...]:
-    """The stages with strips that are ``core`` LR columns of the last stage wide; below it, what that comes to there."""
+def with_strips(stages: Sequence[StagePlan], measured: Measured, tile: int) -> tuple[StagePlan, ...]:
+    """The stages with strips of ``tile`` LR columns of the last stage; earlier stages get the matching width."""
     result: list[StagePlan] = []
-    for stage, cost in zip(reversed(stages), reversed(costs), strict=True):
+    for stage, cost in zip(reversed(stages), reversed(measured.stages), strict=True):
         if result:
-            core = -(-core // stage.scale)
-        result.append(replace(stage, core=core, band=_cost(cost).band))
+            tile = -(-tile // stage.scale)
+        result.append(replace(stage, tile=tile, band=_bands(cost).band))
     return tuple(reversed(result))
 
 
 def _strip_widths(last: StagePlan, width: int) -> Iterator[int]:
-    """Candidates in LR pixels, wide ones first: all of it, then equal parts in whole shards."""
+    """Candidates in LR pixels, widest first: the whole width, then equal parts in whole shards."""
     step = math.lcm(SHARD, last.scale * last.align)
     yield -(-width // last.scale)
     previous = None
     for parts in range(2, -(-width // step) + 1):
-        core = -(-width // (parts * step)) * step // last.scale
-        if core != previous:
-            yield core
-        previous = core
+        tile = -(-width // (parts * step)) * step // last.scale
+        if tile != previous:
+            yield tile
+        previous = tile
 
 
-def project(
-    plan: Plan,
-    costs: Sequence[StageCost],
-    structure: StageCost | None,
-    baseline: int,
-    writes: Sequence[Box] | None = None,
-) -> Projection:
-    """Cost of ``plan`` for these writes, or for all. ``baseline``: resident bytes of the idle process with its model."""
+def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
+    """Cost of ``plan`` for these writes, or for all."""
     runs = _strips(plan) if writes is None else list(_runs(writes))
     pixels, ends = [0] * len(plan.stages), [0] * len(plan.stages)
     for run in runs:
-        reads = plan.reads((run.x0, run.x1))
+        inputs = plan.input_columns((run.x0, run.x1))
         first, last = run.y0 + plan.roi.y0, run.y1 + plan.roi.y0
         for index in reversed(range(len(pixels))):
-            stage, columns = plan.stages[index], reads[index][1] - reads[index][0]
+            stage, columns = plan.stages[index], inputs[index][1] - inputs[index][0]
             first, last = first // stage.scale, -(-last // stage.scale)
             pixels[index] += (last - first) * columns
-            # The first and the last band are filled in part; what comes of a margin is dropped.
+            # The first and the last band are filled in part; the output of a margin is dropped.
             ends[index] += (stage.band + 2 * stage.margin) * columns
             first, last = first + stage.margin if first else 0, min(last + 2 * stage.margin, stage.height)
-    seconds = sum((n + e) * _cost(c).seconds_per_pixel for n, e, c in zip(pixels, ends, costs, strict=True))
-    if structure is not None:
-        seconds += math.prod(plan.base) * structure.footprint.seconds_per_pixel
-    strip = max((x1 - x0 for x0, x1 in plan.strips()), default=0)
+    costs = [_bands(stage) for stage in measured.stages]
+    seconds = sum((n + e) * cost.seconds_per_pixel for n, e, cost in zip(pixels, ends, costs, strict=True))
+    if measured.base is not None:
+        seconds += math.prod(plan.base) * measured.base.seconds_per_pixel
+    strip = max((x1 - x0 for x0, x1 in plan.column_strips()), default=0)
     return Projection(
-        baseline=baseline,
-        host_parts=_host_parts(plan.stages, costs, structure, strip),
-        device=_device_bytes(plan.stages, costs, strip),
+        baseline=measured.baseline,
+        host_parts=_host_parts(plan.stages, measured, strip),
+        device=_device_bytes(plan.stages, measured, strip),
         disk=store_bytes(plan),
         scratch=0,
-        pieces=(len(runs),) * len(pixels),
-        pixels=tuple(pixels),
+        tasks=(len(runs),) * len(pixels),
+        lr_pixels=tuple(pixels),
         seconds=seconds,
     )
 
 
-def _cost(cost: StageCost) -> BandCost:
-    assert cost.bands is not None
-    return cost.bands
+def inner_edges(plan: Plan) -> list[bool]:
+    """Whether a strip of each stage has an edge inside the image."""
+    inputs = [plan.input_columns(strip) for strip in plan.column_strips()]
+    return [any(columns[i] != (0, s.padded[1]) for columns in inputs) for i, s in enumerate(plan.stages)]
+
+
+def _bands(stage: MeasuredStage) -> BandCost:
+    assert stage.bands is not None
+    return stage.bands
 
 
 def _strips(plan: Plan) -> list[Box]:
-    """The whole of every strip, without listing what is written of it."""
-    return [Box(0, x0, plan.size[0], x1) for x0, x1 in plan.strips()]
+    """Every strip as one box, without a list of its writes."""
+    return [Box(0, x0, plan.size[0], x1) for x0, x1 in plan.column_strips()]
 
 
 def _runs(writes: Sequence[Box]) -> Iterator[Box]:
-    """Writes that follow on each other down a strip, as one box each."""
+    """Consecutive writes of a strip, joined into one box each."""
     run: Box | None = None
     for box in writes:
         if run is not None and (run.x0, run.x1, run.y1) == (box.x0, box.x1, box.y0):
@@ -156,32 +157,34 @@ def _runs(writes: Sequence[Box]) -> Iterator[Box]:
 
 
 def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
-    """The LR columns that every stage reads for a strip of so many output columns, at most."""
-    found, columns = [], strip
+    """Upper bound of the LR columns that every stage reads for a strip of so many output columns."""
+    counts, columns = [], strip
     for stage in reversed(stages):
         context = stage.halo + stage.margin + stage.align
         columns = min(stage.padded[1], -(-columns // stage.scale) + 2 * context)
-        found.append(columns)
-    return found[::-1]
+        counts.append(columns)
+    return counts[::-1]
 
 
-def _stream_bytes(stages: Sequence[StagePlan], costs: Sequence[StageCost], strip: int, on_device: bool) -> int:
+def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *, on_device: bool) -> int:
     columns = _columns(stages, strip)
-    return sum(_cost(c).bytes_at(n) for c, n in zip(costs, columns, strict=True) if c.on_device == on_device)
+    return sum(
+        _bands(cost).bytes_at(n)
+        for cost, n in zip(measured.stages, columns, strict=True)
+        if cost.on_device == on_device
+    )
 
 
-def _device_bytes(stages: Sequence[StagePlan], costs: Sequence[StageCost], strip: int) -> int:
-    return _stream_bytes(stages, costs, strip, on_device=True)
+def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -> int:
+    return _stream_bytes(stages, measured, strip, on_device=True)
 
 
-def _host_parts(
-    stages: Sequence[StagePlan], costs: Sequence[StageCost], structure: StageCost | None, strip: int
-) -> dict[str, int]:
+def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:
     """Host memory above the baseline, for strips of so many output columns."""
     base = stages[0].height * stages[0].width
-    step_1 = structure.footprint.bytes_at(base) if structure is not None else 0
+    step_1 = measured.base.bytes_at(base) if measured.base is not None else 0
     parts = {
-        "network": max(step_1, _stream_bytes(stages, costs, strip, on_device=False)),
+        "network": max(step_1, _stream_bytes(stages, measured, strip, on_device=False)),
         "base image": base * CHANNELS * FLOAT,
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
         "shards": SHARDS_IN_HAND * SHARD**2 * CHANNELS,

@@ -21,12 +21,13 @@ CROP = 192
 
 PICTURES = 2
 
-_SEED = 0
+SAMPLE_SEED = 0
+"""Seed of samples and of their noise."""
 
 
 def with_noise(picture: Tensor, sigma: float, noise_channels: int, position: int) -> Tensor:
     """``picture`` [1, 3, h, w] as the input of the network at this position, on the same device, channels-last."""
-    box, noise = Box(0, 0, *picture.shape[2:]), Noise(sigma, _SEED, position, noise_channels)
+    box, noise = Box(0, 0, *picture.shape[2:]), Noise(sigma, SAMPLE_SEED, position, noise_channels)
     return gather_torch(picture[0], box, box, box.shape, noise)
 
 

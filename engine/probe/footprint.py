@@ -1,44 +1,105 @@
-"""Measures what running a network costs: memory and time at two tile shapes, which give a line.
+"""Memory and time of running a network: two tile shapes give a line.
 
-The numbers belong to a machine, so they live in the user's cache folder, never in the model file.
+The numbers belong to a machine, so they live in the user's cache, never in the model file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.bands.stream import RowStream
 from engine.device.memory import PeakMemory, accelerator_module
 from engine.device.queue import OutOfDeviceMemory, finished
-from engine.plan.measured import Footprint
+from engine.model.bundle import Model
+from engine.plan.measured import BandCost, Footprint
+from engine.probe import cache
+from engine.run.base import base_image
 from engine.run.stage import Stage
 
 _SMALL, _LARGE = 96, 192
+"""Sides of the two tiles, in LR pixels."""
+
+_BASE_LARGE = 256
+"""Larger side for step 1."""
 
 _METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
-"""Part of the cache's key: numbers of another way to measure are not comparable."""
+"""Part of the cache's key: numbers of another method are not comparable."""
+
+Log = Callable[[str], None]
+
+
+def stage_footprint(model: Model, index: int, stage: Stage, log: Log = lambda _: None) -> Footprint:
+    """Cost of a stage's tiles on this machine, measured once."""
+
+    def run(height: int, width: int) -> Tensor:
+        tile = torch.rand(1, stage.inputs, height, width, device=stage.device)
+        return stage.run(tile.contiguous(memory_format=torch.channels_last))
+
+    def measure_it() -> Footprint:
+        log(f"step {index + 2}: measuring memory and speed on this machine (once)")
+        return measure(run, stage.device, stage.align)
+
+    return cached(("sr", model.weights_digest(index), str(stage.device), stage.precision), measure_it)
+
+
+def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None) -> BandCost:
+    """Cost of streaming a stage in bands on this machine: speed measured once, memory counted.
+
+    Raises UsageError when the network cannot be streamed.
+    """
+    narrow, wide, wider = (stage.stream_plan(columns * stage.align) for columns in (64, 4096, 8192))
+    shape = str([(s.band, s.block) for s in narrow.segments])
+
+    def measure_it() -> Footprint:
+        log(f"step {index + 2}: measuring the speed in bands on this machine (once)")
+        return measure_stream(stage)
+
+    key = ("bands", model.weights_digest(index), str(stage.device), stage.precision, shape)
+    per_column = (wider.nbytes - wide.nbytes) / (wider.width - wide.width)
+    return BandCost(
+        band=narrow.band,
+        bytes_per_column=per_column,
+        seconds_per_pixel=cached(key, measure_it).seconds_per_pixel,
+        fixed=int(wide.nbytes - per_column * wide.width),
+        narrow_bytes_per_column=narrow.nbytes / narrow.width,
+    )
+
+
+def base_footprint(model: Model) -> Footprint:
+    """Cost of step 1 on the host, measured once."""
+    generator = model.base_generator
+    assert generator is not None
+
+    def run(height: int, width: int) -> Tensor:
+        return base_image(generator, 0, (height, width))
+
+    return cached(("structure", model.digest, "cpu"), lambda: measure(run, torch.device("cpu"), largest=_BASE_LARGE))
 
 
 def measure(
     run: Callable[[int, int], object], device: torch.device, align: int = 1, largest: int = _LARGE
 ) -> Footprint:
-    """Cost of ``run(height, width)``. Bytes are the growth of the peak over the start, on the device that computes.
+    """Cost of ``run(height, width)``, in bytes of the device that computes and seconds.
 
-    An accelerator takes memory in pieces of up to 20 MiB, so its shapes are larger, unless they do not fit.
+    Bytes are the growth of the peak over the start. An accelerator allocates up to 20 MiB at a time, so its tiles are
+    twice as large, unless they do not fit.
+
+    Args:
+        run: runs the network on a tile.
+        device: device that computes.
+        align: sides are multiples of it.
+        largest: side of the larger tile.
     """
-    own = accelerator_module(device) is not None
+    has_memory = accelerator_module(device) is not None
     small, large = min(_SMALL, largest // 2), largest
-    for factor in (2, 1) if own else (1,):
+    for factor in (2, 1) if has_memory else (1,):
         sides = [max(align, n * factor // align * align) for n in (small, large)]
         sides[1] = max(sides[1], 2 * sides[0])
         try:
@@ -53,15 +114,15 @@ def measure(
 
 
 def measure_stream(stage: Stage) -> Footprint:
-    """Seconds of streaming a stage for each LR pixel, by what was executed, since so small a picture is mostly border.
+    """Seconds for each LR pixel of streaming a stage, from the operations that ran: a small picture is mostly border.
 
-    Its bytes are counted, not measured: they are in the stage's stream plan.
+    Bytes are counted by the stage's stream plan, not measured.
     """
     plan = stage.stream_plan(_LARGE // stage.align * stage.align)
     stream = RowStream(plan, stage.device)
     band = torch.rand(1, stage.inputs, plan.band, plan.width, device=stage.device)
     seconds = math.inf
-    for _ in range(3):  # the first time makes the primitives of these shapes
+    for _ in range(3):  # the first run makes the primitives of these shapes
         before, start = stream.macs, time.perf_counter()
         stream.start(0, _SMALL)
         for _ in range(0, _SMALL + plan.delay, plan.band):
@@ -73,6 +134,18 @@ def measure_stream(stage: Stage) -> Footprint:
     return Footprint(0, 0.0, seconds / pixels)
 
 
+def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footprint:
+    """The footprint for ``key`` on this machine, measured when the cache does not hold it yet."""
+    name = _machine_key(key)
+    stored = cache.read("footprints", name)
+    try:
+        return Footprint(**stored)  # type: ignore[arg-type]
+    except TypeError:
+        footprint = measure_it()
+    cache.write("footprints", name, asdict(footprint))
+    return footprint
+
+
 def _peak(run: Callable[[int, int], object], side: int, device: torch.device) -> tuple[int, float]:
     run(side, side)  # buffers and primitives of this shape
     with PeakMemory(device) as peak:
@@ -80,37 +153,10 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
         run(side, side)
         finished(device)
         seconds = time.perf_counter() - start
-    return (peak.host - peak.start if accelerator_module(device) is None else peak.device - peak.device_start), seconds
-
-
-def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footprint:
-    """The footprint for ``key`` on this machine, measured when it is not in the cache yet."""
-    path = cache_folder() / "footprints" / f"{_machine_key(key)}.json"
-    try:
-        return Footprint(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        footprint = measure_it()
-    store_json(path, asdict(footprint))
-    return footprint
-
-
-def cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ourgan-engine"
-
-
-def store_json(path: Path, data: object) -> None:
-    """Write atomically; a cache that cannot be written costs time, not correctness."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(data))
-        os.replace(part, path)
-    except OSError:
-        return
+    has_memory = accelerator_module(device) is not None
+    return (peak.device - peak.device_start if has_memory else peak.host - peak.start), seconds
 
 
 def _machine_key(key: tuple[str, ...]) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    text = json.dumps([_METHOD, *key, device, platform.node(), torch.__version__, torch.get_num_threads()])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return cache.digest(_METHOD, *key, device, platform.node(), torch.__version__, torch.get_num_threads())

@@ -1,12 +1,14 @@
-"""Half precision: how far its picture is from float32's, through the whole chain of stages.
+"""Error of half precision against float32, through the whole chain of stages.
 
-An error of an early stage is enlarged and amplified by the later ones, while nearly all of the work is the last stage's:
-so the question is from which stage on half precision may begin.
+Later stages enlarge and amplify the error of an early stage, while nearly all of the work is the last stage's. The question is
+therefore from which stage on half precision may begin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,29 +16,98 @@ from torch.nn import functional as F
 
 from engine.archs import Upscaler
 from engine.geometry import Box
+from engine.io.photo import PictureSource
+from engine.model.bundle import Model
 from engine.plan.measured import PrecisionError
-from engine.probe.content import with_noise
+from engine.probe import cache
+from engine.probe.content import SAMPLE_SEED, with_noise
+from engine.run.base import base_image
+from engine.run.stage import Stage
 
 CROP = 64
 """Side of a crop in LR pixels: 196,608 values of output."""
+
+_MIDDLE = 512
+"""Side of the region of a picture in which crops are looked for."""
+
+
+def precision_errors(
+    model: Model,
+    stages: int,
+    half: str,
+    device: torch.device,
+    image: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> list[PrecisionError]:
+    """Error of the chain's output when the stages from k on run in half precision: one entry for every k, measured once.
+
+    Args:
+        model: model whose first ``stages`` super-resolution stages run.
+        stages: number of stages.
+        half: ``bf16`` or ``fp16``.
+        device: device that computes.
+        image: measure on this picture; by default on a sample of step 1.
+        log: receives one line when the measurement begins.
+    """
+    content = _first_content(model, image)
+    name = cache.digest(model.digest, stages, half, str(device), content.sum().item(), torch.__version__)
+    stored = cache.read("precision", name)
+    try:
+        return [PrecisionError(**e) for e in stored]  # type: ignore[attr-defined]
+    except TypeError:
+        log(f"measuring the error of {half} (once)")
+    full, fast = (_chain(model, stages, precision, device) for precision in ("fp32", half))
+    errors = chain_errors(
+        [s.network for s in full], [s.network for s in fast], [s.sigma for s in model.stages[:stages]],
+        content.to(device), max(s.align for s in full),
+    )  # fmt: skip
+    cache.write("precision", name, [asdict(e) for e in errors])
+    return errors
 
 
 @torch.inference_mode()
 def chain_errors(
     full: Sequence[Upscaler], half: Sequence[Upscaler], sigmas: Sequence[float], content: Tensor, align: int
 ) -> list[PrecisionError]:
-    """The error of the last stage's output when the stages from k on run in half precision: one for every k.
+    """Error of the last stage's output when the stages from k on run in half precision: one entry for every k.
 
-    ``content``: float32 [1, 3, h, w], what the first stage takes; between the stages the most detailed crop goes on.
+    Between stages the crop with the most detail is passed on.
+
+    Args:
+        full: networks in float32.
+        half: the same networks in half precision.
+        sigmas: input noise of every stage.
+        content: input of the first stage, float32 [1, 3, h, w].
+        align: sides of crops are multiples of it.
     """
     exact = _at_least(content, align)
     paths: list[Tensor] = []
     for index, (network, fast, sigma) in enumerate(zip(full, half, sigmas, strict=True)):
         crop = _most_detailed(exact, align)
-        # The last one begins to be half precision here.
+        # The last input is that of a path whose half precision begins here.
         inputs = [with_noise(_cut(x, crop), sigma, network.noise_channels, index) for x in (exact, *paths, exact)]
         exact, *paths = network(inputs[0]).clamp(0, 1), *(fast(x).float().clamp(0, 1) for x in inputs[1:])
     return [_error((path - exact).abs().flatten() * 255) for path in paths]
+
+
+def _chain(model: Model, stages: int, precision: str, device: torch.device) -> list[Stage]:
+    """Stages with networks of their own; steps that share weights share a network."""
+    by_weights: dict[str, Stage] = {}
+    for index, described in enumerate(model.stages[:stages]):
+        if described.weights not in by_weights:
+            by_weights[described.weights] = Stage(model.new_network(index), device, precision)
+    return [by_weights[described.weights] for described in model.stages[:stages]]
+
+
+def _first_content(model: Model, image: Path | None) -> Tensor:
+    """Input of the first stage, [1, 3, h, w]: the middle of the picture, or a sample of step 1."""
+    if image is not None:
+        source = PictureSource(image)
+        height, width = source.size
+        y, x = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
+        return source.read(Box(y, x, min(y + _MIDDLE, height), min(x + _MIDDLE, width)))[None]
+    assert model.base_generator is not None
+    return base_image(model.base_generator, SAMPLE_SEED)[None]
 
 
 def _at_least(picture: Tensor, align: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Step 1's image of a model."""
+"""The base image: step 1's output, or a picture, from which the super-resolution steps start."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from engine.geometry import Box
 from engine.kernels.noise import noise_torch
 
 
-def base_image(structure: BaseGenerator, seed: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Step 1's image for a seed, float32 [3, h, w] in [0, 1]; its noise is addressed by position as everywhere."""
+def base_image(generator: BaseGenerator, seed: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Step 1's image for a seed, float32 [3, h, w] in [0, 1].
+
+    Args:
+        generator: network of step 1.
+        seed: seed of the noise, which is addressed by position.
+        size: (height, width); by default the size that the network was trained at.
+    """
 
     def noise(scale: int, shape: tuple[int, int, int]) -> Tensor:
         channels, height, width = shape
         return noise_torch(seed, scale, Box(0, 0, height, width), channels)
 
-    return structure.sample(noise, size)
+    return generator.sample(noise, size)

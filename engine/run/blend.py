@@ -1,7 +1,7 @@
-"""Blends the tiles of a stage where they overlap, and keeps of every tile only what its neighbours still need.
+"""Cross-fade of a stage's tiles where they overlap. Of every tile only its borders are kept, for its neighbours.
 
-A tile makes, beyond its own cell, a strip to the right and one below. So a cell is blended out of its tile and the
-strips of the three before it (to the left, above, and between them), each pixel once, whatever the order.
+A tile computes, beyond its own cell, a border to the right and one below. A cell is blended from its own tile and the borders
+of the three tiles before it (left, above, above left), each pixel once and in any order.
 """
 
 from __future__ import annotations
@@ -18,50 +18,55 @@ from engine.kernels.blend import blend
 from engine.kernels.trim import trim
 from engine.plan.plan import StagePlan, Tile
 
-Run = Callable[[Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
-"""Tiles -> each, in order, with what it makes: float32 [C, h, w] in [0, 1] of its box ``made``."""
+RunTiles = Callable[[Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
+"""Tiles -> each, in order, with its output: float32 [C, h, w] in [0, 1] of its box ``output``."""
 
 
-class _Strips(NamedTuple):
-    """What a tile makes beyond its cell: beside it, as high as the cell, and below it, as wide as all that it makes."""
+class _Borders(NamedTuple):
+    """Output of a tile beyond its cell."""
 
     right: Tensor
+    """As high as the cell."""
     below: Tensor
+    """As wide as the whole output."""
 
 
 class TileBlender:
-    """The tiles of one stage on their way to its pixels, of ``dtype``."""
+    """Cross-fades the tiles of one stage. ``dtype``: uint8 (rounded, dithered if planned) or float32."""
 
     def __init__(self, plan: StagePlan, dtype: torch.dtype) -> None:
         self._plan = plan
         self._dtype = dtype
-        self._kept: OrderedDict[tuple[int, int], _Strips] = OrderedDict()
+        self._borders: OrderedDict[tuple[int, int], _Borders] = OrderedDict()
 
-    def join(self, tiles: Sequence[Tile], run: Run) -> Iterator[tuple[Tile, Tensor]]:
-        """``tiles`` from top to bottom and left to right -> each with the pixels of its cell. What a neighbour has made
-        before and is no longer kept is made again.
+    def blend(self, tiles: Sequence[Tile], run: RunTiles) -> Iterator[tuple[Tile, Tensor]]:
+        """Yield each tile with the blended pixels of its cell, [C, h, w].
+
+        Args:
+            tiles: tiles from top to bottom and left to right.
+            run: computes tiles. A neighbour whose borders are no longer kept is computed again.
         """
-        wanted = {(t.row, t.column) for t in tiles}
-        before = {index for t in wanted for index in self._plan.before(*t)}
-        kept = {index: self._kept[index] for index in before if index in self._kept}
-        needed = sorted(wanted | before - kept.keys())
-        for tile, made in run(self._plan.tile(*index) for index in needed):
-            if (tile.row, tile.column) in wanted:
-                yield tile, self._cell(tile, made, ChainMap(self._kept, kept))
-            self._keep(tile, made)
+        requested = {(t.row, t.column) for t in tiles}
+        neighbours = {index for cell in requested for index in self._plan.blended_into(*cell)}
+        kept = {index: self._borders[index] for index in neighbours if index in self._borders}
+        needed = sorted(requested | neighbours - kept.keys())
+        for tile, output in run(self._plan.tile_at(*index) for index in needed):
+            if (tile.row, tile.column) in requested:
+                yield tile, self._cell(tile, output, ChainMap(self._borders, kept))
+            self._keep(tile, output)
 
-    def _keep(self, tile: Tile, made: Tensor) -> None:
-        height, width = tile.write.shape
-        self._kept[tile.row, tile.column] = _Strips(made[:, :height, width:].clone(), made[:, height:].clone())
-        while len(self._kept) > self._plan.strips_kept:
-            self._kept.popitem(last=False)
+    def _keep(self, tile: Tile, output: Tensor) -> None:
+        height, width = tile.cell.shape
+        self._borders[tile.row, tile.column] = _Borders(output[:, :height, width:].clone(), output[:, height:].clone())
+        while len(self._borders) > self._plan.borders_kept:
+            self._borders.popitem(last=False)
 
-    def _cell(self, tile: Tile, made: Tensor, strips: Mapping[tuple[int, int], _Strips]) -> Tensor:
-        """The strips of the neighbours blended into what the tile makes of its cell."""
-        height, width = tile.write.shape
-        cell, ramp = made[:, :height, :width].clone(), self._plan.ramp
-        beside = strips[tile.row, tile.column - 1].right if tile.column else None
-        above = strips[tile.row - 1, tile.column].below if tile.row else None
+    def _cell(self, tile: Tile, output: Tensor, borders: Mapping[tuple[int, int], _Borders]) -> Tensor:
+        """The cell of a tile's output, with the neighbours' borders blended in."""
+        height, width = tile.cell.shape
+        cell, ramp = output[:, :height, :width].clone(), self._plan.ramp
+        beside = borders[tile.row, tile.column - 1].right if tile.column else None
+        above = borders[tile.row - 1, tile.column].below if tile.row else None
         across, down = 0, 0
         if beside is not None:
             across = min(beside.shape[2], width)
@@ -70,10 +75,10 @@ class TileBlender:
             down = min(above.shape[1], height)
             upper = above[:, :down, :width].clone()
             if beside is not None:
-                corner = strips[tile.row - 1, tile.column - 1].below[:, :down, -beside.shape[2] :][:, :, :across]
+                corner = borders[tile.row - 1, tile.column - 1].below[:, :down, -beside.shape[2] :][:, :, :across]
                 upper[:, :, :across] = blend(corner, upper[:, :, :across], "x", ramp)
             cell[:, :down] = blend(upper, cell[:, :down], "y", ramp)
         if self._dtype == torch.float32:
             return cell
-        origin = tile.write.y0, tile.write.x0
+        origin = tile.cell.y0, tile.cell.x0
         return trim(cell[None], Box(0, 0, height, width), self._dtype, origin=origin, dither=self._plan.dither).pixels

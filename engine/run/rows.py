@@ -1,35 +1,38 @@
-"""A stage as a stream of rows: asked for its rows from one on, it pulls those below, runs the network band by band, trims.
+"""A stage in bands, as a stream of rows: a request for rows pulls rows from the source below, runs the network and trims.
 
-The sibling of engine.run.tiles: what a chain of stages holds is the rows that its networks keep, and no image in between.
+A chain of stages holds the rows that its networks keep, and no image in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.bands.stream import RowStream
 from engine.device.heap import malloc_trim
-from engine.errors import RenderError
+from engine.errors import RenderError, option
 from engine.geometry import Box
 from engine.io.photo import Source
 from engine.kernels.gather import gather
 from engine.kernels.trim import trim
 from engine.plan.plan import StagePlan
 from engine.run.stage import Stage
-from engine.run.tiles import input_noise
+from engine.run.tiles import OnPixels, input_noise
 
 _BLOCK = 64
+"""Rows of the base image that are read at once."""
 
 
 class RowSource(Protocol):
-    """``rows(first)``: consecutive rows from ``first`` on, in blocks [3, n, width], until the image ends."""
+    """A stream of rows."""
 
-    def rows(self, first: int) -> Iterator[Tensor]: ...
+    def rows(self, first: int) -> Iterator[Tensor]:
+        """Consecutive rows from ``first`` on, in blocks [3, n, width], until the image ends."""
+        ...
 
 
 class SourceRows:
@@ -46,63 +49,89 @@ class SourceRows:
 
 
 class RowReader:
-    """Takes blocks of rows as they come and gives as many rows as are asked for."""
+    """Reads any number of rows from blocks of any height."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
         self._blocks = blocks
-        self._left: Tensor | None = None
+        self._rest: Tensor | None = None
 
     def take(self, rows: int) -> Tensor:
-        """[3, rows, width]; fewer only where the image ends."""
+        """The next rows, [3, rows, width]; fewer only at the end of the image."""
         taken, result = 0, torch.empty(3, 0, 0)
         while (
-            taken < rows and (block := self._left if self._left is not None else next(self._blocks, None)) is not None
+            taken < rows and (block := self._rest if self._rest is not None else next(self._blocks, None)) is not None
         ):
-            if taken == 0:  # filled as they come: a row of shards, held twice, would be felt
+            if taken == 0:  # filled block by block: a second copy of a row of shards would show in the peak
                 result = block.new_empty(3, rows, block.shape[2])
             part = block[:, : rows - taken]
             result[:, taken : taken + part.shape[1]] = part
-            self._left = block[:, part.shape[1] :] if block.shape[1] > part.shape[1] else None
+            self._rest = block[:, part.shape[1] :] if block.shape[1] > part.shape[1] else None
             taken += part.shape[1]
         return result[:, :taken]
 
 
+class Columns(NamedTuple):
+    """Half-open ranges of columns of a stage in one strip."""
+
+    input: tuple[int, int]
+    """LR columns of the padded frame."""
+    output: tuple[int, int]
+    """HR columns."""
+
+
+class RowStreams:
+    """The row stream of every stage, for one width of strips at a time: strips of equal width reuse the buffers."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._streams: dict[int, RowStream] = {}
+
+    def of(self, position: int, width: int) -> RowStream:
+        """The stream of a stage for ``width`` LR columns."""
+        if position not in self._streams or self._streams[position].plan.width != width:
+            self._streams.pop(position, None)  # its memory is free before the next one is made
+            stage = self._stages[position]
+            self._streams[position] = RowStream(stage.stream_plan(width), stage.device)
+        return self._streams[position]
+
+
 class BandedStage:
-    """The output of one stage in the HR columns [first, last) of ``columns``, of which it reads the LR columns ``reads``
-    of the padded frame; ``below`` has those that lie inside the image. ``position``: its place in the chain, which
-    selects its noise.
-    """
+    """Output rows of one stage in one strip, computed in bands when they are requested."""
 
     def __init__(
         self,
         plan: StagePlan,
-        position: int,
-        seed: int,
         stage: Stage,
         stream: RowStream,
-        below: RowSource,
-        columns: tuple[int, int],
-        reads: tuple[int, int],
-        last: bool,
-        on_rows: Callable[[int, int], None],
+        source: RowSource,
+        columns: Columns,
+        seed: int,
+        on_pixels: OnPixels,
     ) -> None:
+        """
+        Args:
+            plan: cut of the stage.
+            stage: its network.
+            stream: streaming form of the network, for the width of ``columns.input``.
+            source: rows of the stage before, or of the base image, in the columns inside the image.
+            columns: columns of the strip.
+            seed: seed of the input noise.
+            on_pixels: called after each band.
+        """
         self._plan = plan
-        self._position = position
-        self._seed = seed
         self._stage = stage
         self._stream = stream
-        self._below = below
+        self._source = source
         self._columns = columns
-        self._reads = reads
-        self._inside = plan.inside(reads)
-        self._last = last
-        self._on_rows = on_rows
+        self._inside = plan.source_columns(columns.input)
+        self._noise = input_noise(plan, seed, stage)
+        self._on_pixels = on_pixels
 
     def rows(self, first: int) -> Iterator[Tensor]:
-        """uint8 for the last stage, float32 in [0, 1] otherwise.
+        """Rows from ``first`` on, [3, n, width]: uint8 for the last stage, float32 in [0, 1] otherwise.
 
-        The stream starts at least the receptive field above, on a multiple of its band: the rows that are given are
-        those of a stream from the top, bit for bit.
+        The stream starts at least one receptive field above, on a multiple of its band. Its rows equal those of a stream
+        from the top, bit for bit.
         """
         scale, band, margin = self._plan.scale, self._plan.band, self._plan.margin
         start = max(0, margin + first // scale - self._stage.radius) // band * band
@@ -114,38 +143,40 @@ class BandedStage:
                 y = top - margin * scale
                 rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
                 if rows.height > 0:
-                    self._on_rows(self._position, (rows.y1 // scale - rows.y0 // scale) * pixels.shape[3])
+                    self._on_pixels(self._plan.position, (rows.y1 // scale - rows.y0 // scale) * pixels.shape[3])
                     yield self._trimmed(output, rows.y0 - y, rows.y1 - y, y)
                 if rows.y1 == end:
                     return
 
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
-        x = self._columns[0] - (self._reads[0] - self._plan.margin) * self._plan.scale
-        core = Box(first, x, last, x + self._columns[1] - self._columns[0])
-        dtype, origin = torch.uint8 if self._last else torch.float32, (y + first, self._columns[0])
-        trimmed = trim(output, core, dtype, origin=origin, dither=self._plan.dither)
-        if bad := trimmed.bad:
+        x = self._columns.output[0] - (self._columns.input[0] - self._plan.margin) * self._plan.scale
+        crop = Box(first, x, last, x + self._columns.output[1] - self._columns.output[0])
+        dtype = torch.uint8 if self._plan.is_last else torch.float32
+        result = trim(output, crop, dtype, origin=(y + first, self._columns.output[0]), dither=self._plan.dither)
+        if bad := result.bad:
             raise RenderError(
-                f"{self._plan.name}: {bad} values of rows {y + first} to {y + last - 1} are NaN or infinite; "
-                "they were not written; render again with --precision fp32, or check the weights"
+                f"{self._plan.name}: {bad} NaN or infinite values in rows {y + first} to {y + last - 1}; the rows were "
+                f"not written; use {option('precision', 'fp32')}, or check the weights"
             )
-        return trimmed.pixels.cpu()
+        return result.pixels.cpu()
 
     def _bands(self, start: int) -> Iterator[Tensor]:
-        """The network's input from row ``start`` on, [1, inputs, band, width]: with noise, reflected past the image's lower and
-        right border, zero below the frame, for ever.
+        """Input of the network from row ``start`` on, [1, inputs, band, width], without end.
+
+        It has noise, is reflected beyond the image's lower and right border, and is zero below the frame.
         """
         height, band = self._plan.height, self._plan.band
         left, right = self._inside
-        below = RowReader(self._below.rows(start))
-        noise = input_noise(self._plan, self._position, self._seed, self._stage)
-        known = torch.empty(3, 0, right - left)
+        source = RowReader(self._source.rows(start))
+        pixels = torch.empty(3, 0, right - left)
         for top in count(start, band):
             if (fresh := min(band, height - top)) > 0:
-                # The rows before are what the border reflects.
-                known = torch.cat([known[:, -self._plan.align :], below.take(fresh)], 1)
+                # The border reflects the rows before it.
+                pixels = torch.cat([pixels[:, -self._plan.align :], source.take(fresh)], 1)
             bottom = min(top + band, height)
-            block = Box(bottom - known.shape[1], left, bottom, right)
-            read = Box(top, self._reads[0], max(top, min(top + band, self._plan.padded[0])), self._reads[1])
-            x = gather(known, block, read, (height, self._plan.width), noise, device=self._stage.device)
+            block = Box(bottom - pixels.shape[1], left, bottom, right)
+            columns = self._columns.input
+            read = Box(top, columns[0], max(top, min(top + band, self._plan.padded[0])), columns[1])
+            size = (height, self._plan.width)
+            x = gather(pixels, block, read, size, self._noise, device=self._stage.device)
             yield torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))

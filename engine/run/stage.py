@@ -1,13 +1,10 @@
-"""A stage at work: one network on one device in one precision. Takes a float32 tile, returns the network's output.
-
-Knows nothing of images, grids or files: engine.run.tiles decides what a tile is.
-"""
+"""A stage: one network on one device in one precision. Knows nothing of images, grids or files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -19,23 +16,32 @@ from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS, check_precisions
 from engine.device.heap import malloc_for_network
 from engine.device.queue import full_float32, memory_errors
+from engine.model.bundle import Model
 
 BAND, TAIL_BAND = 16, 4
-"""Rows at a time. Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of
-the picture; the tail's rows are 16 times as large (docs/log.md has what was tried)."""
+"""Rows of a band, and of a band within the tail, whose rows are 16 times as large.
+
+Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of the picture
+(docs/log.md has the measurements).
+"""
 
 BLOCK = 1024
-"""Columns that an operation makes at a time on a CPU: what it makes stays in the cache, and is not taken anew from the system
-for every operation (docs/log.md). Narrower ones cost more in the threads' waiting for each other."""
+"""Columns that an operation computes at a time on a CPU, so that its output stays in the cache (docs/log.md).
 
-PIECES = 8
-"""On an accelerator the tail of a network runs in so many pieces: its maps, which are 16 times as large as the trunk's, then
-take no more memory than the trunk does."""
+Narrower blocks cost more in threads that wait for each other.
+"""
+
+TAIL_CHUNKS = 8
+"""Chunks in which an accelerator runs a network's tail, whose maps are 16 times as large as the trunk's.
+
+With 8 chunks the tail takes no more memory than the trunk.
+"""
 
 
 class Stage:
-    """A network moved to ``device`` and cast to ``precision`` (mixed: the first and last convolution and the residual
-    stream stay float32). ``full``: where to get its float32 form, for ``exact``.
+    """A network, moved to a device and cast to a precision.
+
+    In half precision the first and last convolution and the residual path stay float32 (mixed precision).
     """
 
     def __init__(
@@ -43,8 +49,15 @@ class Stage:
         network: Upscaler,
         device: torch.device,
         precision: str,
-        full: Callable[[], Upscaler] | None = None,
+        make_fp32: Callable[[], Upscaler] | None = None,
     ) -> None:
+        """
+        Args:
+            network: network in float32; it is cast and moved in place.
+            device: device that computes.
+            precision: ``fp32``, ``bf16`` or ``fp16``.
+            make_fp32: makes another network with the same weights in float32, for ``fp32_fallback``.
+        """
         check_precisions((precision,), 1)
         self.scale = network.scale
         self.align = network.align
@@ -52,39 +65,51 @@ class Stage:
         self.noise_channels = network.noise_channels
         self.device = device
         self.precision = precision
-        self.pieces = 1 if device.type == "cpu" else PIECES
-        self._full = full
-        self._exact: Stage | None = None
+        self.default_chunks = 1 if device.type == "cpu" else TAIL_CHUNKS
+        self._make_fp32 = make_fp32
         if precision != "fp32":
             network.to_mixed(PRECISIONS[precision])
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def inputs(self) -> int:
-        """Channels that the network takes: the picture's and its own noise."""
+        """Channels of the input: the picture and the noise channels."""
         return RGB + self.noise_channels
 
     @torch.inference_mode()
-    def run(self, tile: Tensor) -> Tensor:
-        """``tile`` float32 [1, inputs, h, w], channels-last, on the stage's device. Returns [1, 3, h * scale, w * scale]."""
-        if self.pieces > 1:
+    def run(self, tile: Tensor, tail_chunks: int | None = None) -> Tensor:
+        """Output of a tile.
+
+        Args:
+            tile: float32 [1, inputs, h, w], channels-last, on the stage's device.
+            tail_chunks: chunks in which the tail runs; by default the device's.
+
+        Returns:
+            [1, 3, h * scale, w * scale].
+        """
+        chunks = tail_chunks or self.default_chunks
+        if chunks > 1:
             batch, _, height, width = tile.shape
             out = tile.new_empty(batch, RGB, height * self.scale, width * self.scale)
-            self.fill(out, tile)
+            self.fill(out, tile, chunks)
             return out
         with memory_errors(), malloc_for_network(), full_float32():
             result: Tensor = self.network(tile)
             return result
 
     @torch.inference_mode()
-    def fill(self, out: Tensor, tiles: Tensor) -> None:
-        """The output of ``tiles`` [B, inputs, h, w] into ``out`` [B, 3, h * scale, w * scale], the tail in ``pieces``: strips of
-        rows of each image, or some of the images at a time.
+    def fill(self, out: Tensor, tiles: Tensor, tail_chunks: int) -> None:
+        """Write the output of a batch into a buffer, with the tail in chunks: strips of rows, or some of the images.
+
+        Args:
+            out: [B, 3, h * scale, w * scale].
+            tiles: float32 [B, inputs, h, w].
+            tail_chunks: number of chunks; it changes memory, not pixels.
         """
         with memory_errors(), malloc_for_network(), full_float32():
             features = self.network.trunk(tiles)
             factor = out.shape[2] // features.shape[2]
-            for images, rows in _pieces(features.shape[0], features.shape[2], self.pieces):
+            for images, rows in _chunks(features.shape[0], features.shape[2], tail_chunks):
                 seen = slice(max(0, rows.start - TAIL_REACH), rows.stop + TAIL_REACH)
                 output = self.network.tail(features[images, :, seen])
                 first = (rows.start - seen.start) * factor
@@ -92,42 +117,67 @@ class Stage:
                 target = slice(rows.start * factor, rows.stop * factor)
                 out[images, :, target] = output[:, :, first : first + height]
 
-    @property
-    def exact(self) -> Stage | None:
-        """The same stage in float32, made when it is first asked for; None when this is it, or nobody knows its network."""
-        if self.precision == "fp32" or self._full is None:
+    @cached_property
+    def fp32_fallback(self) -> Stage | None:
+        """The same stage in float32; None if this stage is in float32, or if its network cannot be made again."""
+        if self.precision == "fp32" or self._make_fp32 is None:
             return None
-        if self._exact is None:
-            self._exact = Stage(self._full(), self.device, "fp32")
-        self._exact.pieces = self.pieces
-        return self._exact
+        return Stage(self._make_fp32(), self.device, "fp32")
 
     @cached_property
     def graph(self) -> RowGraph:
-        """What the network does to rows; raises UsageError when it cannot be streamed."""
+        """The network's operations on rows. Raises UsageError when it cannot be streamed."""
         return read_graph(self.network, self.align, self.inputs)
 
     def stream_plan(self, width: int) -> StreamPlan:
-        """How ``width`` LR columns would be streamed."""
+        """Plan for streaming ``width`` LR columns."""
         block = BLOCK if self.device.type == "cpu" else None
         return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, block)
 
     def push(self, stream: RowStream, band: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Push float32 [1, inputs, band, width] into the stage's stream -> (first row, [1, 3, rows, width * scale]) that are
-        complete, each to be used before the next is asked for. What operations make on the way is taken from pages that the
-        heap keeps from band to band.
+        """Push a band into the stage's stream.
+
+        Temporary buffers come from pages that the heap keeps from band to band.
+
+        Args:
+            stream: stream of this stage.
+            band: float32 [1, inputs, rows, width].
+
+        Yields:
+            (first row, [1, 3, rows, width * scale]) of complete rows; use each before the next is requested.
         """
         complete = stream.push(band)
         while True:
             with memory_errors(), malloc_for_network(trim=False), full_float32():
-                made = next(complete, None)
-            if made is None:
+                rows = next(complete, None)
+            if rows is None:
                 return
-            yield made[0], made[1].permute(2, 0, 1)[None]
+            yield rows[0], rows[1].permute(2, 0, 1)[None]
 
 
-def _pieces(images: int, rows: int, count: int) -> Iterator[tuple[slice, slice]]:
-    """About ``count`` pieces of a batch: (images, rows)."""
+class StageFactory:
+    """Stages of a model on one device. Steps that share weights and precision share a stage."""
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.device = device
+        self._model = model
+        self._stages: dict[tuple[str, str], Stage] = {}
+
+    def stages(self, precisions: Sequence[str]) -> list[Stage]:
+        """The first stages of the model, one for each precision."""
+        return [self.stage(index, precision) for index, precision in enumerate(precisions)]
+
+    def stage(self, index: int, precision: str) -> Stage:
+        """The stage of a step in a precision."""
+        key = (self._model.stages[index].weights, precision)
+        if key not in self._stages:
+            make_fp32 = partial(self._model.new_network, index)
+            self._stages[key] = Stage(self._model.new_network(index), self.device, precision, make_fp32)
+        return self._stages[key]
+
+
+def _chunks(images: int, rows: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """About ``count`` chunks of a batch: (images, rows)."""
     step, strips = max(1, images // count), min(rows, max(1, count // images))
     height = -(-rows // strips)
     for image in range(0, images, step):

@@ -1,7 +1,7 @@
-"""A stage as a lazy image: asking it for a box pulls what it needs from the level below, runs the network and trims.
+"""A stage in tiles, as a lazy image: a read pulls pixels from the source below, runs the network and trims.
 
-Full render, resume and a region of interest are the same call on other boxes. How tiles are run, one by one or many at
-once on an accelerator, is a ``Runner``'s business; what a tile is made of and when it is accepted is decided here.
+A full render, a resumed render and a region are the same calls for other boxes. A ``TileRunner`` decides how tiles run, one by
+one or in batches; this module decides how a tile is made and when it is valid.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from engine.errors import RenderError
+from engine.errors import RenderError, option
 from engine.geometry import Box
 from engine.io.photo import Source
 from engine.kernels.gather import Noise, gather
@@ -24,127 +24,143 @@ from engine.run.stage import Stage
 from engine.run.tile_cache import TileCache
 
 NOISE_SUBSTREAM = 1 << 16
-"""Noise stream of the first super-resolution stage; the scales of step 1 use the small numbers."""
+"""Noise substream of the first super-resolution step; the scales of step 1 use the small numbers."""
 
-Runner: TypeAlias = Callable[["TiledStage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
-"""Computes tiles: yields each, in order, with its accepted pixels on the host, which the receiver may keep."""
+OnPixels: TypeAlias = Callable[[int, int], None]
+"""Called with (position of the stage, LR pixels) after a network has run."""
+
+TileRunner: TypeAlias = Callable[["TiledStage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
+"""Computes tiles: yields each, in order, with its valid output on the host, which the receiver may keep."""
 
 
-def input_noise(plan: StagePlan, position: int, seed: int, stage: Stage) -> Noise | None:
-    """What a stage's input takes besides the picture; None without any. ``position``: its place in the chain."""
+def input_noise(plan: StagePlan, seed: int, stage: Stage) -> Noise | None:
+    """Noise of a stage's input; None if it takes none."""
     if not plan.sigma and not stage.noise_channels:
         return None
-    return Noise(plan.sigma, seed, NOISE_SUBSTREAM + position, stage.noise_channels)
+    return Noise(plan.sigma, seed, NOISE_SUBSTREAM + plan.position, stage.noise_channels)
 
 
 def one_by_one(image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
-    """The reference ``Runner``."""
+    """The reference ``TileRunner``."""
     return ((tile, image.compute(tile)) for tile in tiles)
 
 
-def made_dtype(plan: StagePlan, last: bool) -> torch.dtype:
-    """Of what tiles make: tiles that are blended are rounded afterwards."""
-    return torch.uint8 if last and not plan.blend else torch.float32
+def output_dtype(plan: StagePlan) -> torch.dtype:
+    """Dtype of a tile's output: uint8 for the last stage, float32 if it is cross-faded first."""
+    return torch.uint8 if plan.is_last and not plan.blend else torch.float32
 
 
-def trimmed(plan: StagePlan, tile: Tile, output: Tensor, last: bool, out: Trimmed | None = None) -> Trimmed:
-    """What a tile makes, out of the network's ``output`` [1, C, H, W]."""
-    origin, dtype = (tile.made.y0, tile.made.x0), made_dtype(plan, last)
-    return trim(output, tile.core, dtype, origin=origin, dither=plan.dither, out=out)
+def trimmed(plan: StagePlan, tile: Tile, output: Tensor, out: Trimmed | None = None) -> Trimmed:
+    """A tile's output, cropped from the network's ``output`` [1, C, H, W]."""
+    origin = (tile.output.y0, tile.output.x0)
+    return trim(output, tile.crop, output_dtype(plan), origin=origin, dither=plan.dither, out=out)
 
 
 class TiledStage:
-    """The output of one stage. ``position``: its place in the chain, which selects its noise. ``redone``: how many tiles
-    half precision could not make, so that they were computed again in float32.
-    """
+    """Output of one stage, computed in tiles when it is read."""
 
     def __init__(
         self,
         plan: StagePlan,
-        position: int,
-        seed: int,
         stage: Stage,
-        below: Source,
+        source: Source,
         cache: TileCache,
-        last: bool,
-        on_tile: Callable[[int, int], None],
-        run: Runner = one_by_one,
+        seed: int,
+        on_pixels: OnPixels,
+        run: TileRunner = one_by_one,
     ) -> None:
+        """
+        Args:
+            plan: cut of the stage.
+            stage: its network.
+            source: input image: the stage before, or the base image.
+            cache: finished tiles.
+            seed: seed of the input noise.
+            on_pixels: called after each tile.
+            run: how tiles run.
+        """
         self.plan = plan
         self.size = (plan.grid.height, plan.grid.width)
-        self.position = position
         self.stage = stage
-        self.dtype = torch.uint8 if last else torch.float32
+        self.dtype = torch.uint8 if plan.is_last else torch.float32
         self.redone = 0
+        """Tiles that half precision could not represent and float32 computed again."""
         self._blender = TileBlender(plan, self.dtype) if plan.blend else None
-        self._noise = input_noise(plan, position, seed, stage)
-        self._below = below
+        self._noise = input_noise(plan, seed, stage)
+        self._source = source
         self._cache = cache
-        self._last = last
-        self._on_tile = on_tile
+        self._on_pixels = on_pixels
         self._run = run
 
     def read(self, box: Box) -> Tensor:
-        """Pixels of ``box``: uint8 for the last stage, float32 in [0, 1] otherwise. [C, h, w]."""
+        """Pixels of ``box``, [C, h, w]: uint8 for the last stage, float32 in [0, 1] otherwise."""
         tiles = list(self.plan.tiles(box))
         missing = [t for t in tiles if (t.row, t.column) not in self._cache]
-        # A tile of the last stage that the box holds whole is used once; one of an inner stage is in its neighbours' halos.
-        once = {t: None for t in missing if self._last and box.contains(t.write)}
-        for tile, pixels in self.cells([t for t in missing if t not in once]):
+        # A tile of the last stage that lies whole in the box is used once; a tile of an inner stage is in its neighbours' halos.
+        once = {t: None for t in missing if self.plan.is_last and box.contains(t.cell)}
+        for tile, pixels in self.compute_cells([t for t in missing if t not in once]):
             self._cache.put((tile.row, tile.column), pixels.numpy())
-        fresh = self.cells(list(once))
-        if [t.write for t in once] == [box]:
+        fresh = self.compute_cells(list(once))
+        if [t.cell for t in once] == [box]:
             ((_, pixels),) = fresh
             return pixels
         result = torch.empty(3, *box.shape, dtype=self.dtype)
         for tile, pixels in fresh:
-            result[(slice(None), *tile.write.relative_to(box).slices)] = pixels
+            result[(slice(None), *tile.cell.relative_to(box).slices)] = pixels
         for tile in tiles:
             if tile not in once:
-                part = tile.write.clip(box)
-                kept = self._cache.read((tile.row, tile.column), part, tile.write)
-                result[(slice(None), *part.relative_to(box).slices)] = torch.from_numpy(kept)
+                part = tile.cell.clip(box)
+                cached = self._cache.read((tile.row, tile.column), part, tile.cell)
+                result[(slice(None), *part.relative_to(box).slices)] = torch.from_numpy(cached)
         return result
 
-    def cells(self, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Tensor]]:
-        """Computes ``tiles``, from top to bottom and left to right: yields each with the pixels of its cell."""
+    def compute_cells(self, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+        """Yield each of ``tiles`` (top to bottom, left to right) with the pixels of its cell."""
         if self._blender is None:
             return self._run(self, tiles)
-        return self._blender.join(tiles, partial(self._run, self))
+        return self._blender.blend(tiles, partial(self._run, self))
 
-    def block(self, tile: Tile) -> Tensor:
-        """What a tile takes from the level below, on the host, float32 [C, h, w]."""
-        return self._below.read(self.plan.needs(tile.read))
+    def read_input(self, tile: Tile) -> Tensor:
+        """Source pixels of a tile, on the host, float32 [C, h, w]."""
+        return self._source.read(self.plan.source_box(tile.read))
 
-    def place(self, block: Tensor, tile: Tile, out: Tensor | None = None) -> Tensor:
-        """A tile's ``block`` as the network's input, on the stage's device, [1, inputs, h, w]; into ``out`` if it is given."""
-        inside = self.plan.needs(tile.read)
-        return gather(block, inside, tile.read, self._below.size, self._noise, device=self.stage.device, out=out)
+    def gather_input(self, pixels: Tensor, tile: Tile, out: Tensor | None = None) -> Tensor:
+        """The network's input [1, inputs, h, w] on its device, from a tile's source pixels; written to ``out`` if given."""
+        inside = self.plan.source_box(tile.read)
+        return gather(pixels, inside, tile.read, self._source.size, self._noise, device=self.stage.device, out=out)
 
     def compute(self, tile: Tile) -> Tensor:
-        """What a tile makes, [C, h, w]."""
-        made = self._through(self.stage, tile)
-        return self.accept(tile, made.pixels.cpu(), made.nonfinite)
+        """Output of a tile, [C, h, w], on the host."""
+        result = self._compute_with(self.stage, tile, None)
+        return self.validate(tile, result.pixels.cpu(), result.nonfinite)
 
-    def accept(self, tile: Tile, pixels: Tensor, nonfinite: Tensor) -> Tensor:
-        """What a tile makes if ``nonfinite`` (``Trimmed.nonfinite``) is clean. If not, and half precision may be to blame, the
-        tile alone is computed in float32. Raises RenderError when it is not finite in float32.
+    def validate(self, tile: Tile, pixels: Tensor, nonfinite: Tensor, tail_chunks: int | None = None) -> Tensor:
+        """The tile's output, valid: where half precision overflowed, the tile alone is computed again in float32.
+
+        Args:
+            tile: tile that was computed.
+            pixels: its output on the host.
+            nonfinite: counts of NaN, infinite and saturated values (``Trimmed.nonfinite``).
+            tail_chunks: chunks of the tail in float32; by default the device's.
+
+        Raises:
+            RenderError: float32 gives NaN or infinite values too.
         """
         nans, infinities, saturated = nonfinite.tolist()
         if nans or infinities or saturated:
-            exact = self.stage.exact
-            if exact is not None:
-                made = self._through(exact, tile)
-                nans, infinities, _ = made.nonfinite.tolist()
-                pixels, self.redone = made.pixels.cpu(), self.redone + 1
+            fallback = self.stage.fp32_fallback
+            if fallback is not None:
+                result = self._compute_with(fallback, tile, tail_chunks)
+                nans, infinities, _ = result.nonfinite.tolist()
+                pixels, self.redone = result.pixels.cpu(), self.redone + 1
             if bad := nans + infinities:
-                advice = "render again with --precision fp32, or " if exact is None else ""
+                advice = f"use {option('precision', 'fp32')}, or " if fallback is None else ""
                 raise RenderError(
-                    f"{self.plan.name}: {bad} values of tile (row {tile.row}, column {tile.column}) are NaN or infinite"
-                    f"{' in fp32 too' if exact else ''}; the tile was not written; {advice}check the weights"
+                    f"{self.plan.name}: {bad} NaN or infinite values in tile (row {tile.row}, column {tile.column})"
+                    f"{', in fp32 too' if fallback else ''}; the tile was not written; {advice}check the weights"
                 )
-        self._on_tile(self.position, tile.read.area)
+        self._on_pixels(self.plan.position, tile.read.area)
         return pixels
 
-    def _through(self, stage: Stage, tile: Tile) -> Trimmed:
-        return trimmed(self.plan, tile, stage.run(self.place(self.block(tile), tile)), self._last)
+    def _compute_with(self, stage: Stage, tile: Tile, tail_chunks: int | None) -> Trimmed:
+        return trimmed(self.plan, tile, stage.run(self.gather_input(self.read_input(tile), tile), tail_chunks))

@@ -31,7 +31,7 @@ def render(changes="", command="render"):
 @pytest.fixture(scope="module")
 def measured(model_file):
     """Memory and speed of the model on this machine are measured once and then remembered: a line on stderr less."""
-    Job(load(model_file), Request(size=(192, 256), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
+    Job.prepare(load(model_file), Request(size=(192, 256), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
     return model_file
 
 

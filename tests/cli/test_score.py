@@ -21,7 +21,7 @@ def measured(model_file):
     """Memory and speed of the model on this machine are measured once and then remembered."""
     from pathlib import Path
 
-    Job(load(model_file), Request(size=(96, 128), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
+    Job.prepare(load(model_file), Request(size=(96, 128), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
     return model_file
 
 

@@ -138,7 +138,7 @@ def test_of_a_model(engine, model_file):
     shared = model.parameters("sr0")  # both stages have these weights
     assert [stage["parameters"] for stage in found["stages"]] == [shared, shared]
     assert found["parameters"] == shared + found["structure"]["parameters"]
-    assert found["structure"]["parameters"] == parameters(model.structure)
+    assert found["structure"]["parameters"] == parameters(model.base_generator)
     exact = found["accounts"][0]
     assert exact["everything"] - exact["features"] == 4 * found["parameters"]
 

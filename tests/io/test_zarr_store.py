@@ -74,7 +74,7 @@ def test_every_level_is_the_mean_of_the_one_below(create, reopen, read, name, or
         boxes = list(sink.missing())
     write_all(sink, pixels, boxes[::-1] if order == "backwards" else boxes)
     sink.finish()
-    for level, size in enumerate(plan.levels):
+    for level, size in enumerate(plan.pyramid):
         found = read(sink, level)
         assert found.shape == (3, *size)
         np.testing.assert_array_equal(found, pixels)
@@ -96,7 +96,7 @@ def test_the_pyramid_grows_with_the_image(create):
     assert not (sink.path / "1/c/0/0/1").exists()
     assert not (sink.path / "2/c").exists()
     write_all(sink, pixels)
-    levels = len(PLAN.levels)
+    levels = len(PLAN.pyramid)
     assert (sink.path / str(levels - 1) / "c/0/0/0").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_flat_image_has_every_shard_of_every_level(create, reopen, value):
     write_all(sink, np.full((3, *PLAN.size), value, np.uint8))
     assert list(sink.missing()) == []
     sink.finish()
-    for level in range(len(PLAN.levels)):
+    for level in range(len(PLAN.pyramid)):
         for row, column in PLAN.grid(level).indices():
             assert (sink.path / str(level) / "c" / "0" / str(row) / str(column)).stat().st_size > 0
     assert list(reopen(PLAN).missing()) == []
@@ -344,7 +344,7 @@ def test_tensorstore_reads_the_same_bits(create, name):
     sink, pixels = create(plan), pixels_of(plan)
     write_all(sink, pixels)
     sink.finish()
-    for level in range(len(plan.levels)):
+    for level in range(len(plan.pyramid)):
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(sink.path / str(level))}}
         array = tensorstore.open(spec, open=True).result()
         assert array.domain.labels == ("c", "y", "x")
@@ -360,7 +360,7 @@ def test_metadata_is_valid_ome_zarr(create, name):
     assert multiscale.name == "out"
     assert [axis.name for axis in multiscale.axes] == ["c", "y", "x"]
     assert [axis.type for axis in multiscale.axes] == ["channel", "space", "space"]
-    assert [dataset.path for dataset in multiscale.datasets] == [str(i) for i in range(len(plan.levels))]
+    assert [dataset.path for dataset in multiscale.datasets] == [str(i) for i in range(len(plan.pyramid))]
     assert [channel["color"] for channel in image.ome_attributes.omero["channels"]] == ["FF0000", "00FF00", "0000FF"]
 
 

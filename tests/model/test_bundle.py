@@ -232,7 +232,7 @@ def test_a_bare_checkpoint_is_a_model_of_one_stage(tmp_path, small_rrdb, checkpo
         raw = {name: torch.zeros_like(tensor) for name, tensor in small_rrdb.state_dict().items()}
         torch.save({"params": raw, "params_ema": small_rrdb.state_dict()}, path)
     model = load(path)
-    assert model.structure is None
+    assert model.base_generator is None
     assert model.base_size is None
     (stage,) = model.stages
     assert (stage.architecture, stage.scale, stage.sigma, stage.licence) == ("esrgan", 4, 0.0, "not stated")

@@ -13,8 +13,8 @@ from engine.geometry import Box
 from engine.plan.cost import GIB, Budget, StageCost, check
 from engine.plan.limits import IN_FLIGHT, WRITERS, cache_share
 from engine.plan.measured import Footprint
-from engine.plan.plan import STREAM, Plan, shard_of
-from engine.plan.tiles import CORES, LARGEST_BATCH, SATURATING, WORK_SLACK, choose_cores, project, smaller_core
+from engine.plan.plan import BATCHED, Plan, shard_of
+from engine.plan.tiles import TILES, LARGEST_BATCH, SATURATING, WORK_SLACK, choose_tiles, project, smaller_tile
 
 MIB = 1 << 20
 BASELINE = 300 * MIB
@@ -33,7 +33,7 @@ def costs_of(stages, footprint=LARGE, on_device=False):
 def plan_of(stages, roi=None):
     last = stages[-1]
     size = (last.height * last.scale, last.width * last.scale)
-    shard, chunk = shard_of(last.core * last.scale)
+    shard, chunk = shard_of(last.tile * last.scale)
     base = (stages[0].height, stages[0].width)
     return Plan(size, roi or Box(0, 0, *size), base, tuple(stages), shard, chunk, 0, "", "fp32", "auto", "cpu")
 
@@ -67,7 +67,7 @@ def test_what_is_chosen_passes_the_check(name, footprint):
     for host in BUDGETS:
         budget = Budget(host, None, 1 << 50)
         try:
-            chosen = choose_cores(stages, costs, STRUCTURE, budget, BASELINE)
+            chosen = choose_tiles(stages, costs, STRUCTURE, budget, BASELINE)
         except BudgetError:
             assert not found, "a larger budget was refused where a smaller one was not"
             continue
@@ -88,7 +88,7 @@ def test_a_larger_budget_never_costs_more_work(name, on_device):
     for limit in BUDGETS:
         budget = Budget(1 << 50, limit, 1 << 50) if on_device else Budget(limit, None, 1 << 50)
         try:
-            works.append(work(choose_cores(stages, costs, STRUCTURE, budget, BASELINE)))
+            works.append(work(choose_tiles(stages, costs, STRUCTURE, budget, BASELINE)))
         except BudgetError:
             assert not works
     assert works == sorted(works, reverse=True)
@@ -98,27 +98,27 @@ def test_a_larger_budget_never_costs_more_work(name, on_device):
 @pytest.mark.parametrize("name", CHAINS)
 def test_with_memory_to_spare_the_work_is_near_the_least(name):
     stages = CHAINS[name]
-    for given, stage in zip(stages, choose_cores(stages, costs_of(stages), STRUCTURE, PLENTY, BASELINE), strict=True):
-        least = min(work([dataclasses.replace(given, core=c)]) for c in CORES if c % given.align == 0)
+    for given, stage in zip(stages, choose_tiles(stages, costs_of(stages), STRUCTURE, PLENTY, BASELINE), strict=True):
+        least = min(work([dataclasses.replace(given, core=c)]) for c in TILES if c % given.align == 0)
         assert work([stage]) <= WORK_SLACK * least
         # No larger than that needs.
         assert all(
             work([dataclasses.replace(given, core=c)]) > WORK_SLACK * least
-            for c in CORES
-            if c < stage.core and c % given.align == 0
+            for c in TILES
+            if c < stage.tile and c % given.align == 0
         )
 
 
 def test_a_device_has_its_own_limit_and_the_host_keeps_its():
     stages = chain()
     costs = costs_of(stages, on_device=True)
-    chosen = choose_cores(stages, costs, STRUCTURE, Budget(1 << 50, GIB, 1 << 50), BASELINE)
+    chosen = choose_tiles(stages, costs, STRUCTURE, Budget(1 << 50, GIB, 1 << 50), BASELINE)
     plan, projection = projected(chosen, costs)
     assert projection.device <= GIB
     assert projection.device == max(LARGE.bytes_at(math.prod(s.tile_shape)) for s in chosen)
     # The network's tiles are not in the host's memory; a small host limits the tiles in hand all the same.
     host = BASELINE + 256 * MIB
-    small = choose_cores(stages, costs, STRUCTURE, Budget(host, 1 << 50, 1 << 50), BASELINE)
+    small = choose_tiles(stages, costs, STRUCTURE, Budget(host, 1 << 50, 1 << 50), BASELINE)
     plan, projection = projected(small, costs)
     check(plan, projection, Budget(host, 1 << 50, 1 << 50))
 
@@ -130,7 +130,7 @@ RESIDENT = 600 * MIB
 
 
 def streamed(stages, costs, budget, writes=None):
-    plan = dataclasses.replace(plan_of(stages), executor=STREAM)
+    plan = dataclasses.replace(plan_of(stages), executor=BATCHED)
     return plan, project(plan, costs, STRUCTURE, BASELINE, writes, RESIDENT, budget)
 
 
@@ -143,7 +143,7 @@ def test_what_is_chosen_for_a_device_passes_the_check(name, footprint):
     for limit in BUDGETS:
         budget = Budget(host=1 << 50, device=limit, disk=1 << 50)
         try:
-            chosen = choose_cores(stages, costs, STRUCTURE, budget, BASELINE, RESIDENT, streaming=True)
+            chosen = choose_tiles(stages, costs, STRUCTURE, budget, BASELINE, RESIDENT, streaming=True)
         except BudgetError:
             assert not found, "a larger budget was refused where a smaller one was not"
             continue
@@ -158,14 +158,14 @@ def test_what_is_chosen_for_a_device_passes_the_check(name, footprint):
 def test_small_tiles_are_put_together_until_they_fill_a_device():
     stages = tuple(dataclasses.replace(s, core=c, halo=8) for s, c in zip(chain(), (64, 32, 480), strict=True))
     _, projection = streamed(stages, costs_of(stages, on_device=True), PLENTY)
-    counts = projection.pieces
+    counts = projection.tasks
     assert projection.batches == (min(counts[0], SATURATING // 80**2), min(LARGEST_BATCH, SATURATING // 48**2), 1)
     # A CPU has nothing to be filled.
     assert streamed(stages, costs_of(stages), PLENTY)[1].batches == (1, 1, 1)
     # Nor are there more than what is left to do.
     plan, _ = streamed(stages, costs_of(stages, on_device=True), PLENTY)
     left = streamed(stages, costs_of(stages, on_device=True), PLENTY, list(plan.writes())[-1:])[1]
-    assert left.batches[1] <= left.pieces[1] < projection.batches[1]
+    assert left.batches[1] <= left.tasks[1] < projection.batches[1]
 
 
 def test_batches_shrink_with_the_device_and_never_stand_in_the_way():
@@ -196,8 +196,8 @@ def test_a_device_holds_the_largest_network_and_every_stages_buffers():
     largest = LARGE.bytes_at(max(pixels))
     # The blocks that tiles are made of, inputs and outputs; those of the largest are in its footprint already.
     buffers = [12 * n * (1 + 1 + 16) for n in pixels]
-    inner = sum(12 * (s.core * 4) ** 2 for s in stages[:2])
-    slots = (IN_FLIGHT + 1) * 3 * (stages[2].core * 4) ** 2
+    inner = sum(12 * (s.tile * 4) ** 2 for s in stages[:2])
+    slots = (IN_FLIGHT + 1) * 3 * (stages[2].tile * 4) ** 2
     assert projection.device == RESIDENT + largest + sum(buffers) - max(buffers) + inner + slots
     assert projection.host_parts["shards"] == WRITERS * 4 * 3 * plan_of(stages).shard ** 2
 
@@ -209,10 +209,10 @@ def test_the_next_smaller_tile_is_smaller():
         stage = dataclasses.replace(stage, core=core)
         stage.check()
         sizes.append(math.prod(stage.tile_shape))
-        core = smaller_core(stage)
+        core = smaller_tile(stage)
     assert len(sizes) > 3
     assert sizes == sorted(set(sizes), reverse=True)
-    assert CORES[0] <= stage.core < 2 * CORES[0]
+    assert TILES[0] <= stage.tile < 2 * TILES[0]
 
 
 # Refusals
@@ -229,19 +229,19 @@ def test_too_little_for_the_smallest_tile_is_refused_with_what_would_do(on_devic
         return Budget(1 << 50, limit, 1 << 50) if on_device else Budget(limit, None, 1 << 50)
 
     with pytest.raises(BudgetError, match=rf"stage \d: the smallest tile .*, {flag} allows 0.40 GiB") as caught:
-        choose_cores(stages, costs, STRUCTURE, given(int(0.4 * GIB)), BASELINE)
+        choose_tiles(stages, costs, STRUCTURE, given(int(0.4 * GIB)), BASELINE)
     need = float(re.search(r"needs ([\d.]+) GiB", str(caught.value))[1])
     assert need > 0.4
-    assert choose_cores(stages, costs, STRUCTURE, given(int((need + 0.01) * GIB)), BASELINE)
+    assert choose_tiles(stages, costs, STRUCTURE, given(int((need + 0.01) * GIB)), BASELINE)
     with pytest.raises(BudgetError):
-        choose_cores(stages, costs, STRUCTURE, given(int((need - 0.01) * GIB)), BASELINE)
+        choose_tiles(stages, costs, STRUCTURE, given(int((need - 0.01) * GIB)), BASELINE)
 
 
 def test_step_1_too_large_is_refused_with_its_own_way_out():
     """No tile helps against a base image that is too large."""
     stages = chain(base=(3000, 4000), scales=(4,))
     with pytest.raises(BudgetError, match=r"step 1: its image of 4000x3000 needs [\d.]+ GiB .*0.50 GiB; .*--stages"):
-        choose_cores(stages, costs_of(stages, SMALL), STRUCTURE, Budget(GIB // 2, None, 1 << 50), BASELINE)
+        choose_tiles(stages, costs_of(stages, SMALL), STRUCTURE, Budget(GIB // 2, None, 1 << 50), BASELINE)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_a_region_holds_the_last_stages_tiles_too(tiled):
     plan, part = projected(tiled, costs_of(tiled), roi=Box(100, 100, 6000, 6000))
     assert part.host_parts["cache"] == whole.host_parts["cache"] + cache_share(3)
     tiles = list(plan.stages[-1].tiles(plan.roi))
-    assert part.scratch == whole.scratch + 3 * sum(t.write.area for t in tiles)
+    assert part.scratch == whole.scratch + 3 * sum(t.cell.area for t in tiles)
 
 
 def test_time_is_pixels_times_seconds(tiled):
@@ -338,8 +338,8 @@ def test_time_is_pixels_times_seconds(tiled):
     counts = plan.tiles_to_run(list(plan.writes()))
     pixels = [math.prod(s.tile_shape) for s in plan.stages]
     expected = sum(k * n * t for k, n, t in zip(counts, pixels, (1e-6, 2e-6, 4e-6), strict=True))
-    assert projection.pieces == counts
-    assert projection.pixels == tuple(k * n for k, n in zip(counts, pixels, strict=True))
+    assert projection.tasks == counts
+    assert projection.lr_pixels == tuple(k * n for k, n in zip(counts, pixels, strict=True))
     assert projection.seconds == pytest.approx(expected)
     with_structure = projected(tiled, costs)[1]
     assert with_structure.seconds == pytest.approx(expected + 135 * 256 * 1e-6)
@@ -355,5 +355,5 @@ def test_writing_less_takes_less_time_but_the_same_memory(tiled):
 
 def test_disk_is_that_of_the_uncompressed_pyramid(tiled):
     plan, projection = projected(tiled, costs_of(tiled))
-    assert projection.disk == sum(3 * h * w for h, w in plan.levels)
+    assert projection.disk == sum(3 * h * w for h, w in plan.pyramid)
     assert projection.scratch == sum(12 * s.height * s.width * s.scale**2 for s in tiled[:2])

@@ -75,28 +75,28 @@ def test_tiles_start_on_the_window_grid_and_are_whole_windows(stage):
 def test_writes_cover_every_output_pixel_once(stage):
     counts = np.zeros((stage.grid.height, stage.grid.width), np.uint8)
     for tile in tiles_of(stage):
-        counts[tile.write.slices] += 1
+        counts[tile.cell.slices] += 1
     assert (counts == 1).all()
 
 
 def test_core_is_what_is_made_seen_from_the_tiles_output(stage):
     for tile in tiles_of(stage):
         output = Box(0, 0, *(n * stage.scale for n in stage.tile_shape))
-        assert output.contains(tile.core)
-        assert tile.core.shape == tile.made.shape
+        assert output.contains(tile.tile)
+        assert tile.tile.shape == tile.output.shape
         y, x = (n - stage.margin for n in (tile.read.y0, tile.read.x0))
-        assert tile.core.shift(y * stage.scale, x * stage.scale) == tile.made
+        assert tile.tile.shift(y * stage.scale, x * stage.scale) == tile.output
 
 
 def test_a_tile_reaches_into_those_after_it_by_the_blend_width(stage):
-    """And into no others: what meets its cell is made by the tiles that `before` names."""
+    """And into no others: what meets its cell is made by the tiles that `blended_into` names."""
     reach, image = stage.blend * stage.scale, stage.grid.bounds
     cells = {(t.row, t.column): t for t in tiles_of(stage)}
     for index, tile in cells.items():
-        grown = Box(tile.write.y0, tile.write.x0, tile.write.y1 + reach, tile.write.x1 + reach)
-        assert tile.made == grown.clip(image)
-        met = {other for other, t in cells.items() if other != index and t.made.clip(tile.write).area}
-        assert met == set(stage.before(*index))
+        grown = Box(tile.cell.y0, tile.cell.x0, tile.cell.y1 + reach, tile.cell.x1 + reach)
+        assert tile.output == grown.clip(image)
+        met = {other for other, t in cells.items() if other != index and t.output.clip(tile.cell).area}
+        assert met == set(stage.blended_into(*index))
 
 
 def test_a_blend_reaches_no_further_than_the_next_tile():
@@ -111,7 +111,7 @@ def test_inner_sides_have_the_whole_halo(stage):
     """On a side that is the frame's own border no halo is needed: the network pads there as on the whole image."""
     height, width = stage.padded
     for tile in tiles_of(stage):
-        kept = tile.made.cover(stage.scale).shift(stage.margin, stage.margin)
+        kept = tile.output.cover(stage.scale).shift(stage.margin, stage.margin)
         read = tile.read
         for context, at_border in (
             (kept.y0 - read.y0, read.y0 == 0),
@@ -126,9 +126,9 @@ def test_a_strip_as_wide_as_the_image_has_no_edge(stage):
     """Nor has it where the image was cropped by up to the margin. The sides of others have their halo."""
     width, scale, frame = stage.grid.width, stage.scale, stage.padded[1]
     for cropped in (0, min(width - 1, stage.margin * scale)):
-        assert stage.columns(0, width - cropped) == (0, frame)
+        assert stage.input_columns(0, width - cropped) == (0, frame)
     for x0, x1 in ((width // 3, width // 3 + 1), (0, width // 2 + 1), (width // 2, width)):
-        first, last = stage.columns(x0, x1)
+        first, last = stage.input_columns(x0, x1)
         assert first == 0 or first <= stage.margin + x0 // scale - stage.halo
         assert last == frame or last >= stage.margin + -(-x1 // scale) + stage.halo
         assert first % stage.align == last % stage.align == 0
@@ -142,7 +142,7 @@ def test_a_margin_begins_on_the_window_grid():
 def test_needs_is_inside_the_image_and_holds_all_that_is_reflected(stage):
     """The frame's reflected rows come from pixels that the tile asks of the level below, too."""
     for tile in tiles_of(stage):
-        needs = stage.needs(tile.read)
+        needs = stage.source_box(tile.read)
         assert Box(0, 0, stage.height, stage.width).contains(needs)
         assert needs.contains(tile.read.clip(Box(0, 0, stage.height, stage.width)))
         rows = np.pad(np.arange(stage.height), (0, stage.padded[0] - stage.height), mode="reflect")
@@ -156,7 +156,7 @@ def test_tiles_of_a_box_are_those_that_write_into_it(stage):
     for _ in range(5):
         y, x = (sorted(int(v) for v in rng.integers(0, n + 1, 2)) for n in (stage.grid.height, stage.grid.width))
         box = Box(y[0], x[0], y[1], x[1])
-        assert list(stage.tiles(box)) == [t for t in tiles_of(stage) if t.write.clip(box).area]
+        assert list(stage.tiles(box)) == [t for t in tiles_of(stage) if t.cell.clip(box).area]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_writes_cover_the_output_once_and_are_whole_shards(roi):
 def test_a_full_render_writes_the_last_stages_tiles():
     plan = plan_of()
     bounds = Box(0, 0, *plan.size)
-    tiles = (t.write.clip(bounds) for t in tiles_of(plan.stages[-1]))
+    tiles = (t.cell.clip(bounds) for t in tiles_of(plan.stages[-1]))
     assert list(plan.writes()) == [box for box in tiles if box.area]
 
 
@@ -287,7 +287,7 @@ def test_tiles_to_run_counts_what_is_pulled(roi, halos):
     for box in plan.writes():
         for upper in plan.stages[1].tiles(box.shift(plan.roi.y0, plan.roi.x0)):
             wanted[1].add((upper.row, upper.column))
-            wanted[0] |= {(t.row, t.column) for t in plan.stages[0].tiles(plan.stages[1].needs(upper.read))}
+            wanted[0] |= {(t.row, t.column) for t in plan.stages[0].tiles(plan.stages[1].source_box(upper.read))}
     assert plan.tiles_to_run(list(plan.writes())) == tuple(len(w) for w in wanted)
 
 
@@ -313,8 +313,8 @@ def test_a_region_runs_fewer_tiles_than_the_canvas():
 
 def test_levels_halve_rounding_up_until_one_chunk_holds_them():
     plan = plan_of((1001, 701), shard=128, chunk=64)
-    assert plan.levels == ((1001, 701), (501, 351), (251, 176), (126, 88), (63, 44))
-    assert plan_of((60, 64), chunk=64).levels == ((60, 64),)
+    assert plan.pyramid == ((1001, 701), (501, 351), (251, 176), (126, 88), (63, 44))
+    assert plan_of((60, 64), chunk=64).pyramid == ((60, 64),)
     assert [len(plan.grid(i)) for i in range(5)] == [48, 12, 4, 1, 1]
 
 

@@ -25,7 +25,7 @@ def planned(stages, host, costs=None, size=None):
     costs, last = costs or [COST] * len(stages), stages[-1]
     size = size or (last.height * last.scale, last.width * last.scale)
     chosen = bands.choose_strips(stages, costs, STRUCTURE, Budget(host, None, 1 << 50), BASELINE, size[1])
-    shard, chunk = bands.shard_of_strips(chosen[-1].core * chosen[-1].scale, size[1])
+    shard, chunk = bands.shard_of_strips(chosen[-1].tile * chosen[-1].scale, size[1])
     base = (stages[0].height, stages[0].width)
     plan = Plan(size, Box(0, 0, *size), base, chosen, shard, chunk, 0, "", "fp32", "auto", "cpu", "bands")
     return plan, bands.project(plan, costs, STRUCTURE, BASELINE)
@@ -43,11 +43,11 @@ def test_less_memory_means_narrower_strips_that_fit(align):
         check(plan, projection, Budget(host, None, 1 << 50))
         for stage in plan.stages:
             stage.check()
-        strips = list(plan.strips())
+        strips = list(plan.column_strips())
         assert len(strips) == 1 or plan.shard <= bands.SHARD
         assert all(x % plan.shard == 0 for x, _ in strips)
-        assert projection.pieces == (len(strips),) * 3
-        widths.append(plan.stages[-1].core)
+        assert projection.tasks == (len(strips),) * 3
+        widths.append(plan.stages[-1].tile)
     assert widths == sorted(widths)
     assert widths[0] == bands.SHARD // 4
     assert widths[-1] * 4 == 16384
@@ -69,13 +69,13 @@ def test_the_narrowest_strip_is_refused_with_what_would_do():
 
 def test_narrower_strips_cost_their_halos_and_nothing_else():
     (one, whole), (many, cut) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
-    strips = list(many.strips())
+    strips = list(many.column_strips())
     assert len(strips) > 1
-    assert whole.pixels == tuple(s.height * s.width for s in one.stages)
+    assert whole.lr_pixels == tuple(s.height * s.width for s in one.stages)
     for index, stage in enumerate(many.stages):
-        extra = sum(last - first for first, last in (many.reads(strip)[index] for strip in strips)) - stage.width
+        extra = sum(last - first for first, last in (many.input_columns(strip)[index] for strip in strips)) - stage.width
         assert extra > 0
-        assert cut.pixels[index] == whole.pixels[index] + stage.height * extra
+        assert cut.lr_pixels[index] == whole.lr_pixels[index] + stage.height * extra
     assert cut.working < whole.working
     assert cut.disk == whole.disk
     assert cut.scratch == whole.scratch == 0
@@ -98,7 +98,7 @@ def test_the_widest_of_canvases_is_planned_at_once():
     assert time.perf_counter() - start < 1
     assert plan.size == (34560, 65536)
     assert projection.host <= 1.5 * GIB
-    assert 1 < projection.pieces[0] <= 64
+    assert 1 < projection.tasks[0] <= 64
     assert sum(box.area for box in plan.writes()) == 34560 * 65536
 
 
@@ -128,13 +128,13 @@ def random_plan(seed):
 def test_strips_and_writes_cover_the_output_once(seed):
     plan = random_plan(seed)
     height, width = plan.size
-    assert [x for x0, x1 in plan.strips() for x in range(x0, x1)] == list(range(width))
+    assert [x for x0, x1 in plan.column_strips() for x in range(x0, x1)] == list(range(width))
     counts = np.zeros(plan.size, np.uint8)
     for box in plan.writes():
         counts[box.slices] += 1
         assert (box.y0 % plan.shard, box.x0 % plan.shard) == (0, 0)
         assert box.y1 % plan.shard == 0 or box.y1 == height
-        assert (box.x0, box.x1) in set(plan.strips())
+        assert (box.x0, box.x1) in set(plan.column_strips())
         assert box.height <= plan.shard
     assert (counts == 1).all()
 
@@ -142,9 +142,9 @@ def test_strips_and_writes_cover_the_output_once(seed):
 @pytest.mark.parametrize("seed", range(40))
 def test_a_strip_reads_its_columns_and_their_halos_in_every_stage(seed):
     plan = random_plan(seed)
-    for strip in plan.strips():
+    for strip in plan.column_strips():
         wanted = {x + plan.roi.x0 for x in range(*strip)}
-        for stage, (first, last) in reversed(list(zip(plan.stages, plan.reads(strip), strict=True))):
+        for stage, (first, last) in reversed(list(zip(plan.stages, plan.input_columns(strip), strict=True))):
             frame = stage.padded[1]
             reach = range(-stage.halo, stage.halo + 1)
             needed = {x // stage.scale + d for x in wanted for d in reach} & set(range(frame))
@@ -152,6 +152,6 @@ def test_a_strip_reads_its_columns_and_their_halos_in_every_stage(seed):
             assert 0 <= first <= min(needed) < first + stage.align
             assert last - stage.align <= max(needed) < last <= frame
             padding = np.pad(np.arange(stage.width), (0, frame - stage.width), mode="reflect")
-            inside = stage.needs(Box(0, first, stage.padded[0], last))
+            inside = stage.source_box(Box(0, first, stage.padded[0], last))
             assert set(padding[first:last]) <= set(range(inside.x0, inside.x1)) <= set(range(stage.width))
             wanted = set(range(inside.x0, inside.x1))

@@ -44,7 +44,7 @@ def small_shards(monkeypatch):
 
 def render(model, request, folder, resume=False, on_rows=lambda stage, pixels: None):
     """Render to ``folder``/out.zarr: the job, and the boxes in the order in which they were written."""
-    job = Job(model, request, folder / "out.zarr")
+    job = Job.prepare(model, request, folder / "out.zarr")
     return job, [done.box for done in job.run(job.open_sink(resume, overwrite=False), on_rows)]
 
 
@@ -79,7 +79,7 @@ def test_strips_equal_one_strip(tmp_path, models, name):
     for tile, strips in ((64, 2), (37, 3), (9, 12)):
         job, _ = render(models[name], replace(request, tile=tile), tmp_path / str(tile))
         step = -(-tile // job.stages[-1].align) * job.stages[-1].align  # a strip is rounded to windows, as a tile is
-        assert len(list(job.plan.strips())) == (strips if step == tile else -(-100 // step))
+        assert len(list(job.plan.column_strips())) == (strips if step == tile else -(-100 // step))
         assert job.plan.seam_error == 0
         assert_same_but_for_rounding_ties(pixels(job.out), one)
 
@@ -116,7 +116,7 @@ def test_networks_that_fold_pixels_first(tmp_path, picture, scale, tile):
     Image.fromarray((picture(60, 50).permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "picture.png")
     request = Request(init=tmp_path / "picture.png", overlap="exact", precision="fp32", executor="bands", tile=tile)
     job, _ = render(load(tmp_path / "folding.safetensors"), request, tmp_path)
-    levels = [pixels(job.out, level) for level in range(len(job.plan.levels))]
+    levels = [pixels(job.out, level) for level in range(len(job.plan.pyramid))]
     assert len(levels) > 1 or tile is None
     assert all(np.array_equal(smaller, halve(larger)) for larger, smaller in zip(levels, levels[1:], strict=False))
 
@@ -157,7 +157,7 @@ def test_a_render_that_is_done_holds_no_memory(tmp_path, models, monkeypatch):
 
 
 def test_a_store_of_bands_is_refused_when_the_network_cannot_be_streamed(tmp_path, models, monkeypatch):
-    job = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+    job = Job.prepare(models["rrdb"], SMALL, tmp_path / "out.zarr")
     job.open_sink(resume=False, overwrite=False)
 
     def refuse(_stage):
@@ -165,12 +165,12 @@ def test_a_store_of_bands_is_refused_when_the_network_cannot_be_streamed(tmp_pat
 
     monkeypatch.setattr(Stage, "graph", property(refuse))
     with pytest.raises(ResumeError, match='executor: "bands" there, "tiles" here'):
-        Job(models["rrdb"], replace(SMALL, executor="auto"), job.out).open_sink(resume=True, overwrite=False)
+        Job.prepare(models["rrdb"], replace(SMALL, executor="auto"), job.out).open_sink(resume=True, overwrite=False)
 
 
 def test_a_stop_keeps_the_rows_that_are_computed(tmp_path, models, small_shards):
     """Whoever stops after a row of shards has the next one written, too: its rows were there already."""
-    job = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+    job = Job.prepare(models["rrdb"], SMALL, tmp_path / "out.zarr")
     work = job.run(job.open_sink(resume=False, overwrite=False))
     next(work)
     work.close()
@@ -180,7 +180,7 @@ def test_a_stop_keeps_the_rows_that_are_computed(tmp_path, models, small_shards)
 @pytest.mark.parametrize("tile", [None, 16])
 def test_chained_stages_leave_nothing_on_the_disk(tmp_path, models, tile):
     request = replace(SMALL, tile=tile)
-    job = Job(models["noisy"], request, tmp_path / "out.zarr")
+    job = Job.prepare(models["noisy"], request, tmp_path / "out.zarr")
     assert job.projection.scratch == 0
     for _ in job.run(job.open_sink(resume=False, overwrite=False)):
         assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
@@ -269,7 +269,7 @@ def test_rows_with_nan_are_never_written(tmp_path, models, monkeypatch, small_sh
 
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "push", poisoned)
-        failing = Job(models["noisy"], request, tmp_path / "out" / "out.zarr")
+        failing = Job.prepare(models["noisy"], request, tmp_path / "out" / "out.zarr")
         made.extend(failing.stages)
         words = rf"stage {stage}: 1 values of rows \d+ to \d+ are NaN or infinite; they were not written; .*fp32"
         with pytest.raises(RenderError, match=words) as caught:
@@ -348,9 +348,9 @@ def test_auto_takes_bands_whatever_was_measured_of_their_speed(tmp_path, models,
     """Speeds that were measured while the machine was busy must not cost ten times the memory."""
     monkeypatch.setattr("engine.probe.profiles.stage_footprint", lambda *_: Footprint(0, 1000.0, 1e-6))
     monkeypatch.setattr("engine.probe.profiles.band_cost", lambda *_: BandCost(16, 1000.0, seconds))
-    job = Job(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr")
+    job = Job.prepare(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr")
     assert job.plan.executor == "bands"
-    asked = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+    asked = Job.prepare(models["rrdb"], SMALL, tmp_path / "out.zarr")
     assert job.plan == asked.plan
     assert (job.projection.pixels, job.projection.host_parts) == (asked.projection.pixels, asked.projection.host_parts)
 
@@ -358,16 +358,16 @@ def test_auto_takes_bands_whatever_was_measured_of_their_speed(tmp_path, models,
 def test_a_tile_speaks_of_tiles_unless_bands_are_asked_for(tmp_path, models, monkeypatch):
     monkeypatch.setattr("engine.probe.profiles.band_cost", lambda *_: BandCost(16, 1000.0, 1e-12))
     for asked, chosen in (("auto", "tiles"), ("tiles", "tiles"), ("bands", "bands")):
-        job = Job(models["rrdb"], replace(SMALL, executor=asked, tile=16), tmp_path / "out.zarr")
+        job = Job.prepare(models["rrdb"], replace(SMALL, executor=asked, tile=16), tmp_path / "out.zarr")
         assert job.plan.executor == chosen
-        assert job.plan.stages[-1].core == 16
+        assert job.plan.stages[-1].tile == 16
 
 
 def test_what_does_not_fit_in_bands_is_rendered_in_tiles(tmp_path, models, monkeypatch):
     monkeypatch.setattr("engine.probe.profiles.band_cost", lambda *_: BandCost(16, 1e12, 1e-12))
-    assert Job(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr").plan.executor == "tiles"
+    assert Job.prepare(models["rrdb"], replace(SMALL, executor="auto"), tmp_path / "out.zarr").plan.executor == "tiles"
     with pytest.raises(BudgetError, match=r"bands: the narrowest strip .* or use --executor tiles"):
-        Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+        Job.prepare(models["rrdb"], SMALL, tmp_path / "out.zarr")
 
 
 @pytest.mark.parametrize("stage", [1, 2, None])
@@ -387,7 +387,7 @@ def test_a_network_that_cannot_be_streamed_is_rendered_in_tiles(tmp_path, models
     assert attributes(job.out)["complete"]
     seen.clear()
     with pytest.raises(UsageError, match=r"AdaptiveAvgPool2d \(_1\) cannot be streamed in bands: .*--executor tiles"):
-        Job(models["rrdb"], SMALL, tmp_path / "other.zarr")
+        Job.prepare(models["rrdb"], SMALL, tmp_path / "other.zarr")
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
@@ -402,7 +402,7 @@ def test_the_projected_pixels_are_those_that_are_reported(tmp_path, models, name
         ran[stage] += count
 
     job, _ = render(models[name], replace(SMALL, size=size, tile=tile, overlap="8"), tmp_path, on_rows=on_rows)
-    reads = [job.plan.reads(strip) for strip in job.plan.strips()]
+    reads = [job.plan.input_columns(strip) for strip in job.plan.column_strips()]
     columns = [sum(r[i][1] - r[i][0] for r in reads) for i in range(len(job.plan.stages))]
     for stage, width, projected, reported in zip(job.plan.stages, columns, job.projection.pixels, ran, strict=True):
         assert abs(projected - reported) <= stage.band * width

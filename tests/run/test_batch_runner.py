@@ -176,7 +176,7 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
         assert list(sink.missing()) == []
         found.append(files(tmp_path / name))
     assert all(f == found[0] for f in found)
-    assert len(plan.levels) > 1
+    assert len(plan.pyramid) > 1
 
 
 # Half precision that overflows
@@ -230,8 +230,8 @@ def memory(monkeypatch):
 
     def limited(limit, after=0):
         def filled(stage, out, tiles):
-            pixels = tiles.shape[0] * tiles.shape[2] * tiles.shape[3] // stage.pieces
-            seen.append((tiles.shape[0], stage.pieces))
+            pixels = tiles.shape[0] * tiles.shape[2] * tiles.shape[3] // stage.tasks
+            seen.append((tiles.shape[0], stage.tasks))
             if len(seen) > after and pixels > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
             fill(stage, out, tiles)
@@ -251,7 +251,7 @@ def test_less_memory_means_smaller_batches_and_more_pieces_and_the_same_bits(one
     chain = make(batches=[8])
     sink = Sink(chain.plan)
     streamed(chain, sink)
-    assert seen[-1] == (chain.runners[0].batch, chain.stages[0].pieces) == expected
+    assert seen[-1] == (chain.runners[0].batch, chain.stages[0].tasks) == expected
     np.testing.assert_array_equal(sink.pixels, pixels)
 
 
@@ -272,4 +272,4 @@ def test_memory_that_never_suffices_names_the_stage(tmp_path, network, picture, 
     with pytest.raises(stream.OutOfDeviceMemory, match=r"^CUDA out of memory. Tried to allocate 20.00 MiB.$") as caught:
         streamed(chain, Sink(chain.plan))
     assert caught.value.position == 0
-    assert [stage.pieces for stage in chain.stages] == [64, 64]
+    assert [stage.tasks for stage in chain.stages] == [64, 64]

@@ -22,7 +22,7 @@ SMALL = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="strea
 
 def render(model, request, out, resume=False):
     told = []
-    job = Job(model, request, out, told.append)
+    job = Job.prepare(model, request, out, told.append)
     for _ in job.run(job.open_sink(resume=resume, overwrite=False)):
         pass
     return job, told
@@ -68,14 +68,14 @@ def test_without_a_gpu_it_runs_as_tiles_and_says_so(tmp_path, models, capsys):
 
 def test_auto_on_a_cpu_is_not_stream(tmp_path, models):
     for tile in (None, 16):
-        job = Job(models["rrdb"], replace(SMALL, executor="auto", tile=tile), tmp_path / "out.zarr")
+        job = Job.prepare(models["rrdb"], replace(SMALL, executor="auto", tile=tile), tmp_path / "out.zarr")
         assert job.plan.executor != "stream"
 
 
 @pytest.mark.parametrize("writes", [1, 5, 11])
 def test_a_render_that_was_stopped_is_finished_with_the_same_bits(tmp_path, models, writes):
     render(models["noisy"], SMALL, tmp_path / "whole" / "out.zarr")
-    job = Job(models["noisy"], SMALL, tmp_path / "stopped" / "out.zarr")
+    job = Job.prepare(models["noisy"], SMALL, tmp_path / "stopped" / "out.zarr")
     run = job.run(job.open_sink(resume=False, overwrite=False))
     for _ in range(writes):
         next(run)
@@ -88,9 +88,9 @@ def test_a_render_that_was_stopped_is_finished_with_the_same_bits(tmp_path, mode
 def test_a_store_of_another_executor_is_not_continued(tmp_path, models):
     """On a GPU a batch may round another way than a tile: half a store of each would be neither."""
     out = tmp_path / "out.zarr"
-    job = Job(models["rrdb"], SMALL, out)
+    job = Job.prepare(models["rrdb"], SMALL, out)
     next(job.run(job.open_sink(resume=False, overwrite=False)))
-    other = Job(models["rrdb"], replace(SMALL, executor="tiles"), out)
+    other = Job.prepare(models["rrdb"], replace(SMALL, executor="tiles"), out)
     with pytest.raises(Exception, match="executor: .*stream.* there, .*tiles.* here"):
         other.open_sink(resume=True, overwrite=False)
 
@@ -98,7 +98,7 @@ def test_a_store_of_another_executor_is_not_continued(tmp_path, models):
 def test_batches_change_no_place_of_a_pixel(tmp_path, models):
     """On a CPU the planner leaves tiles alone; as on a GPU, put together, they land where they belong."""
     reference, _ = render(models["rrdb"], replace(SMALL, tile=8), tmp_path / "one.zarr")
-    job = Job(models["rrdb"], replace(SMALL, tile=8), tmp_path / "many.zarr")
+    job = Job.prepare(models["rrdb"], replace(SMALL, tile=8), tmp_path / "many.zarr")
     assert job.projection.batches == (1, 1)
     job.projection = replace(job.projection, batches=(3, 5))
     for _ in job.run(job.open_sink(resume=False, overwrite=False)):
@@ -138,14 +138,14 @@ def test_a_tile_that_was_chosen_becomes_smaller_and_the_store_tells(tmp_path, mo
     memory(largest - 1)
     job, told = render(models["rrdb"], exact, tmp_path / "smaller.zarr")
     assert job.plan == planned.plan
-    assert job.executed[1].core < job.plan.stages[1].core
-    assert job.executed[0] == job.plan.stages[0]
-    core = job.executed[1].core
+    assert job.cuts[1].tile < job.plan.stages[1].tile
+    assert job.cuts[0] == job.plan.stages[0]
+    core = job.cuts[1].tile
     assert f"stage 2: out of device memory; going on with tiles of {core} px" in told
     found = attributes(tmp_path / "smaller.zarr")
     assert found["complete"]
     assert found["plan"] == planned.plan.to_json()
-    assert found["cores"] == [s.core for s in job.executed]
+    assert found["cores"] == [s.tile for s in job.cuts]
     assert "cores" not in attributes(tmp_path / "planned.zarr")
     # The halo is the whole receptive field, so a smaller tile is no other approximation.
     assert found["seam_error_levels"] == 0
@@ -156,7 +156,7 @@ def test_a_tile_that_was_chosen_becomes_smaller_and_the_store_tells(tmp_path, mo
 def test_the_seam_error_is_that_of_the_cut_that_was_rendered(tmp_path, models, memory):
     """Planned as one tile, without a seam; rendered in several, with what was measured for this halo."""
     auto = replace(AUTO_TILE, overlap="auto")
-    planned = Job(models["rrdb"], auto, tmp_path / "planned.zarr")
+    planned = Job.prepare(models["rrdb"], auto, tmp_path / "planned.zarr")
     assert planned.plan.seam_error == 0
     memory(int(np.prod(planned.plan.stages[1].tile_shape)) - 1)
     job, _ = render(models["rrdb"], auto, tmp_path / "smaller.zarr")
@@ -167,7 +167,7 @@ def test_the_seam_error_is_that_of_the_cut_that_was_rendered(tmp_path, models, m
 def test_what_is_written_stays_and_a_resumed_render_keeps_the_smaller_tile(tmp_path, models, memory, monkeypatch):
     monkeypatch.setattr("engine.plan.tiles.CORES", (16, 32))
     request = replace(AUTO_TILE, size=(384, 512))
-    job = Job(models["rrdb"], request, tmp_path / "out.zarr")
+    job = Job.prepare(models["rrdb"], request, tmp_path / "out.zarr")
     assert len(list(job.plan.writes())) > 3
     run = job.run(job.open_sink(resume=False, overwrite=False))
     next(run)
@@ -175,15 +175,15 @@ def test_what_is_written_stays_and_a_resumed_render_keeps_the_smaller_tile(tmp_p
     written = shards(tmp_path / "out.zarr", 0)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.zarr" / "0" / "c").rglob("*") if p.is_file()}
     memory(int(np.prod(job.plan.stages[1].tile_shape)) - 1)
-    again = Job(models["rrdb"], request, tmp_path / "out.zarr")
+    again = Job.prepare(models["rrdb"], request, tmp_path / "out.zarr")
     run = again.run(again.open_sink(resume=True, overwrite=False))
     next(run)
     run.close()
-    assert again.executed[1].core < again.plan.stages[1].core
+    assert again.cuts[1].tile < again.plan.stages[1].tile
     assert shards(tmp_path / "out.zarr", 0) > written
-    last = Job(models["rrdb"], request, tmp_path / "out.zarr")
+    last = Job.prepare(models["rrdb"], request, tmp_path / "out.zarr")
     sink = last.open_sink(resume=True, overwrite=False)
-    assert [s.core for s in last.executed] == [s.core for s in again.executed]
+    assert [s.tile for s in last.cuts] == [s.tile for s in again.cuts]
     for _ in last.run(sink):
         pass
     assert attributes(tmp_path / "out.zarr")["complete"]
@@ -192,7 +192,7 @@ def test_what_is_written_stays_and_a_resumed_render_keeps_the_smaller_tile(tmp_p
 
 def test_a_tile_that_was_asked_for_stays_and_the_way_out_is_named(tmp_path, models, memory):
     memory(100)
-    job = Job(models["rrdb"], SMALL, tmp_path / "out.zarr")
+    job = Job.prepare(models["rrdb"], SMALL, tmp_path / "out.zarr")
     with pytest.raises(
         BudgetError, match=r"stage 1: tiles of 16 px do not fit the device's memory \(.*--vram, .*--tile"
     ):

@@ -31,7 +31,7 @@ def made_of(plan):
     """What every tile makes, each another: index -> float32."""
     generator = torch.Generator().manual_seed(0)
     tiles = (plan.tile(*index) for index in plan.grid.indices())
-    return {(t.row, t.column): torch.rand(3, *t.made.shape, generator=generator) for t in tiles}
+    return {(t.row, t.column): torch.rand(3, *t.output.shape, generator=generator) for t in tiles}
 
 
 def runner(made, ran=None):
@@ -53,7 +53,7 @@ def averaged(plan, made):
         tile = plan.tile(*index)
         axes = []
         for first, last, end, size in (
-            (tile.write.y0, tile.write.y1, tile.made.y1, height), (tile.write.x0, tile.write.x1, tile.made.x1, width)
+            (tile.write.y0, tile.write.y1, tile.output.y1, height), (tile.write.x0, tile.write.x1, tile.output.x1, width)
         ):  # fmt: skip
             line = torch.ones(end - first, dtype=torch.float64)
             entering = min(reach, size - first)  # the strip of the tile before ends with the image
@@ -63,8 +63,8 @@ def averaged(plan, made):
                 line[last - first :] *= weights(end - last, plan.ramp, line.device).double()
             axes.append(line)
         weight = axes[0][:, None] * axes[1][None, :]
-        total[(slice(None), *tile.made.slices)] += values.double() * weight
-        sums[tile.made.slices] += weight
+        total[(slice(None), *tile.output.slices)] += values.double() * weight
+        sums[tile.output.slices] += weight
     return total, sums
 
 
@@ -106,7 +106,7 @@ def test_a_tile_is_made_once_and_two_rows_of_strips_are_kept(plan):
     blender = TileBlender(plan, torch.float32)
     for index in plan.grid.indices():
         list(blender.join([plan.tile(*index)], runner(made, ran)))
-        assert len(blender._kept) <= plan.strips_kept
+        assert len(blender._kept) <= plan.borders_kept
         held = sum(strip.numel() * 4 for strips in blender._kept.values() for strip in strips)
         assert held <= tiles._strip_bytes(plan)
     assert ran == list(plan.grid.indices())
@@ -189,14 +189,14 @@ def test_a_region_of_a_blended_render_is_its_crop(tmp_path, models):
 def test_the_tiles_that_run_are_those_that_were_planned(tmp_path, models):
     for number, roi in enumerate([None, Box(33, 17, 180, 200), Box(130, 70, 140, 80)]):
         ran = [0, 0]
-        job = Job(models["rrdb"], replace(SMALL, roi=roi), tmp_path / f"{number}.zarr")
+        job = Job.prepare(models["rrdb"], replace(SMALL, roi=roi), tmp_path / f"{number}.zarr")
 
         def count(stage, pixels, ran=ran):
             ran[stage] += 1
 
         for _ in job.run(job.open_sink(resume=False, overwrite=False), count):
             pass
-        assert tuple(ran) == job.projection.pieces
+        assert tuple(ran) == job.projection.tasks
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,6 @@ def test_what_cannot_be_blended_is_refused(options, message):
 
 def test_a_tile_smaller_than_the_blend_is_refused(tmp_path, models):
     with pytest.raises(UsageError, match="a blend of 24 reaches past the next tile of 16; use at most 16"):
-        Job(models["rrdb"], replace(SMALL, blend=24), tmp_path / "out.zarr")
-    chosen = Job(models["rrdb"], replace(SMALL, blend=24, tile=None, memory=1 << 30), tmp_path / "out.zarr")
-    assert chosen.plan.stages[-1].core >= 24
+        Job.prepare(models["rrdb"], replace(SMALL, blend=24), tmp_path / "out.zarr")
+    chosen = Job.prepare(models["rrdb"], replace(SMALL, blend=24, tile=None, memory=1 << 30), tmp_path / "out.zarr")
+    assert chosen.plan.stages[-1].tile >= 24

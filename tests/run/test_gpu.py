@@ -30,7 +30,7 @@ main(sys.argv[2:])
 
 
 def render(model, request, out):
-    job = Job(model, request, out)
+    job = Job.prepare(model, request, out)
     for _ in job.run(job.open_sink(resume=False, overwrite=False)):
         pass
     return job

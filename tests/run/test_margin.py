@@ -92,11 +92,11 @@ def test_what_is_projected_is_what_is_reported(tmp_path, framed, executor):
     def on_tile(stage, count):
         ran[stage] += count
 
-    job = Job(framed("rrdb"), replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="4"), tmp_path / "o.zarr")
+    job = Job.prepare(framed("rrdb"), replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="4"), tmp_path / "o.zarr")
     for _ in job.run(job.open_sink(resume=False, overwrite=False), on_tile):
         pass
     for stage, projected, reported in zip(job.plan.stages, job.projection.pixels, ran, strict=True):
-        assert abs(projected - reported) <= stage.band * stage.width * len(list(job.plan.strips()))
+        assert abs(projected - reported) <= stage.band * stage.width * len(list(job.plan.column_strips()))
         assert reported
 
 
@@ -105,7 +105,7 @@ def test_a_picture_that_is_given_has_no_margin(tmp_path, framed, picture):
 
     values = (picture(40, 50).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "p.png")
-    job = Job(framed("rrdb"), Request(init=tmp_path / "p.png", stages=1), tmp_path / "o.zarr")
+    job = Job.prepare(framed("rrdb"), Request(init=tmp_path / "p.png", stages=1), tmp_path / "o.zarr")
     assert job.plan.base == (40, 50)
     assert job.plan.size == (160, 200)
     assert job.plan.stages[-1].margin == 0
@@ -113,7 +113,7 @@ def test_a_picture_that_is_given_has_no_margin(tmp_path, framed, picture):
 
 def test_one_stage_of_windows_takes_a_whole_window(tmp_path, framed):
     """A margin that would put the image off the grid of windows is wider, not refused."""
-    job = Job(framed("swinir", stages=1), Request(size=(96, 128)), tmp_path / "o.zarr")
+    job = Job.prepare(framed("swinir", stages=1), Request(size=(96, 128)), tmp_path / "o.zarr")
     assert job.plan.stages[-1].margin == 8
     assert job.plan.base == (24 + 16, 32 + 16)
     job.plan.stages[-1].check()

@@ -47,7 +47,7 @@ class Streamed:
         plan.check()
         columns = columns or (0, width * stage.scale)
         reads = plan.columns(*columns)
-        inside = plan.needs(Box(0, reads[0], plan.padded[0], reads[1]))
+        inside = plan.source_box(Box(0, reads[0], plan.padded[0], reads[1]))
         below = SourceRows(TensorSource(image), (inside.x0, inside.x1))
         stream = RowStream(stage.stream_plan(reads[1] - reads[0]))
         self.radius = stage.radius

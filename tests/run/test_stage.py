@@ -35,7 +35,7 @@ def network(request):
 
 
 def in_pieces(stage, tiles, pieces):
-    stage.pieces = pieces
+    stage.tasks = pieces
     batch, channels, height, width = tiles.shape
     out = torch.full((batch, channels, height * stage.scale, width * stage.scale), float("nan"))
     stage.fill(out, tiles)

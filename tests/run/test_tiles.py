@@ -151,7 +151,7 @@ def test_sources_are_read_inside_their_bounds_only(tmp_path, network, picture):
 
 
 def test_a_tile_reads_what_the_plan_says(tmp_path, network, picture):
-    """The count of tiles to run, which the plan makes from ``needs``, is then the count of tiles run."""
+    """The count of tiles to run, which the plan makes from ``source_box``, is then the count of tiles run."""
     seen = []
 
     class Recording(TensorSource):
@@ -162,7 +162,7 @@ def test_a_tile_reads_what_the_plan_says(tmp_path, network, picture):
     chain = Chain(tmp_path, network, Recording(picture(9, 21)), [8], [0])
     chain.render()
     plan = chain.image.plan
-    assert seen == [plan.needs(plan.tile(*index).read) for index in plan.grid.indices()]
+    assert seen == [plan.source_box(plan.tile(*index).read) for index in plan.grid.indices()]
 
 
 def test_two_tile_sizes_agree_to_a_level(tmp_path, network, picture):

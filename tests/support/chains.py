@@ -10,7 +10,7 @@ from engine.archs.esrgan import RRDBNet
 from engine.device.queue import DeviceQueue
 from engine.geometry import Box
 from engine.io.photo import TensorSource
-from engine.plan.plan import STREAM, Plan, StagePlan, shard_of
+from engine.plan.plan import BATCHED, Plan, StagePlan, shard_of
 from engine.run.batched import BatchRunner
 from engine.run.stage import Stage
 from engine.run.tile_cache import Scratch, TileCache
@@ -58,7 +58,7 @@ class Chain:
         shard, chunk = shard_of(cores[-1] * self.stages[-1].scale)
         base, whole = tuple(image.shape[1:]), Box(0, 0, *size)
         self.plan = Plan(
-            size, roi or whole, base, tuple(plans), shard, chunk, 7, "", "fp32", "auto", "cpu", executor=STREAM
+            size, roi or whole, base, tuple(plans), shard, chunk, 7, "", "fp32", "auto", "cpu", executor=BATCHED
         )
 
     def _ran(self, position, _):

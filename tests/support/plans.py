@@ -1,50 +1,77 @@
-"""Small plans by hand, without a model."""
+"""Small plans and measurements by hand, without a model."""
 
 import math
 from dataclasses import replace
 
 from engine.geometry import Box
-from engine.plan.plan import BANDS, Plan, StagePlan, shard_of
+from engine.plan.canvas import Canvas
+from engine.plan.measured import Budget, Footprint, Measured, MeasuredStage
+from engine.plan.plan import Plan, StagePlan, shard_of, step_of
+
+GIB = 1 << 30
 
 
-def stage_of(height, width, core, halo, align=1, scale=4, name="stage 1", sigma=0.0):
-    return StagePlan(name, height, width, scale, align, halo, core, sigma, None)
+def stage_of(height, width, tile, halo, align=1, scale=4, position=0, sigma=0.0, **changes):
+    """A stage's cut; ``position`` counts from 0."""
+    return StagePlan(
+        step=step_of(position), height=height, width=width, scale=scale, align=align, halo=halo, tile=tile, sigma=sigma,
+        **changes,
+    )  # fmt: skip
 
 
 def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
-    """The stages of a render, of the smallest cores: what a budget chooses from."""
+    """The stages of a render with the smallest tiles, from which a layout chooses."""
+    return stages_of(base, [align] * len(scales), [halo] * len(scales), scales, align)
+
+
+def stages_of(base, tiles, halos, scales, align=1):
+    """The cuts of a chain over a base of (height, width)."""
     stages, (height, width) = [], base
-    for index, scale in enumerate(scales):
-        stages.append(stage_of(height, width, align, halo, align, scale, f"stage {index + 1}"))
+    for position, (tile, halo, scale) in enumerate(zip(tiles, halos, scales, strict=True)):
+        is_last = position == len(scales) - 1
+        stages.append(stage_of(height, width, tile, halo, align, scale, position, is_last=is_last))
         height, width = height * scale, width * scale
     return tuple(stages)
 
 
 def plan_of(size=(700, 1000), base=None, cores=(16, 32), halos=(8, 4), roi=None, scales=(4, 4), align=1, **changes):
-    height, width = base or tuple(-(-n // math.prod(scales)) for n in size)
-    base = (height, width)
-    stages = []
-    for index, (core, halo, scale) in enumerate(zip(cores, halos, scales, strict=True)):
-        stages.append(stage_of(height, width, core, halo, align, scale, f"stage {index + 1}"))
-        height, width = height * scale, width * scale
+    """A plan of tiles; ``cores``: tile of every stage."""
+    base = base or tuple(-(-n // math.prod(scales)) for n in size)
     shard, chunk = shard_of(cores[-1] * scales[-1])
     fields = {
         "canvas": size,
         "roi": roi or Box(0, 0, *size),
         "base": base,
-        "stages": tuple(stages),
+        "stages": stages_of(base, cores, halos, scales, align),
         "shard": shard,
         "chunk": chunk,
         "seed": 1,
         "model_digest": "0123",
         "precision": "fp32",
-        "overlap": "auto",
         "backend": "cpu",
     }
     return Plan(**(fields | changes))
 
 
 def bands_of(size=(700, 1000), band=16, **changes):
-    """The same with strips, ``cores`` LR columns wide, in bands."""
+    """The same plan in bands, with strips of ``cores`` LR columns."""
     plan = plan_of(size, **changes)
-    return replace(plan, executor=BANDS, stages=tuple(replace(s, band=band) for s in plan.stages))
+    return replace(plan, executor="bands", stages=tuple(replace(s, band=band) for s in plan.stages))
+
+
+def cost_of(fixed=0, per_pixel=0.0, seconds=0.0, *, bands=None, **changes):
+    """A measured stage of scale 4; ``bands``: its ``BandCost``."""
+    fields = {"scale": 4, "align": 1, "radius": 0}
+    return MeasuredStage(footprint=Footprint(fixed, per_pixel, seconds), bands=bands, **(fields | changes))
+
+
+def measured_of(stages, *, host=64 * GIB, device=None, disk=1 << 50, base=None, baseline=0, **changes):
+    """Measurements of these stages with a budget; ``base``: footprint of step 1."""
+    fields = {
+        "canvas": Canvas((700, 1000), (44, 63), len(stages)),
+        "precisions": ("fp32",) * len(stages),
+        "budget": Budget(host, device, disk),
+    }
+    return Measured(stages=tuple(stages), base=base, baseline=baseline, **(fields | changes))
+
+

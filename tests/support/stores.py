@@ -7,8 +7,8 @@ from engine.job import Job
 
 def render(model, request, out, *, resume=False, overwrite=False, most=None):
     """Render to ``out``, or ``most`` writes of it, and return the job."""
-    job = Job(model, request, out)
-    for count, _ in enumerate(job.run(job.open_sink(resume, overwrite)), 1):
+    job = Job.prepare(model, request, out)
+    for count, _ in enumerate(job.run(job.open_sink(resume=resume, overwrite=overwrite)), 1):
         if count == most:
             break
     return job

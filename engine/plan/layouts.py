@@ -1,0 +1,159 @@
+"""The executors by name: how each one cuts an image, and which module runs it. Knows nothing of tensors.
+
+To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (see ``engine.run.pipeline``) and add one entry to
+``EXECUTORS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from engine.geometry import Box
+from engine.plan import strips, tiles
+from engine.plan.cost import Projection
+from engine.plan.measured import Measured
+from engine.plan.plan import Plan, StagePlan, shard_of
+from engine.plan.request import AUTO, Request
+
+
+class Layout(Protocol):
+    """A way to cut an image, with its cost."""
+
+    in_bands: bool
+    """Whether stages run in bands, whose cost must be measured."""
+
+    def is_possible(self, measured: Measured) -> bool:
+        """Whether the model can be rendered in this way."""
+        ...
+
+    def choose(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+    ) -> tuple[StagePlan, ...]:
+        """The stages with their tiles or strips. ``width``: of the output, in pixels; ``tile``: requested, in LR pixels."""
+        ...
+
+    def restore(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
+    ) -> tuple[StagePlan, ...]:
+        """The stages with the tiles or strips of a stored plan."""
+        ...
+
+    def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
+        """Sides (shard, chunk) of the store, in pixels."""
+        ...
+
+    def inner_edges(self, plan: Plan) -> list[bool]:
+        """Whether a tile or strip of each stage has an edge inside the image."""
+        ...
+
+    def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
+        """Cost of a plan for these writes, or for all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TileLayout:
+    """Tiles with a halo on all sides."""
+
+    batched: bool
+    """Whether tiles run in batches."""
+    in_bands = False
+
+    def is_possible(self, measured: Measured) -> bool:
+        return True
+
+    def choose(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+    ) -> tuple[StagePlan, ...]:
+        if tile is None:
+            return tiles.choose_tiles(stages, measured, batched=self.batched)
+        return self.restore(stages, measured, width, [rounded(tile, s) for s in stages])
+
+    def restore(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
+    ) -> tuple[StagePlan, ...]:
+        return tuple(replace(s, tile=tile) for s, tile in zip(stages, tiles, strict=True))
+
+    def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
+        return shard_of(last.tile * last.scale)
+
+    def inner_edges(self, plan: Plan) -> list[bool]:
+        return tiles.inner_edges(plan)
+
+    def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
+        return tiles.project(plan, measured, writes, batched=self.batched)
+
+
+@dataclass(frozen=True, slots=True)
+class BandLayout:
+    """Strips that run from top to bottom in bands of rows."""
+
+    in_bands = True
+
+    def is_possible(self, measured: Measured) -> bool:
+        return strips.streamable(measured)
+
+    def choose(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+    ) -> tuple[StagePlan, ...]:
+        if tile is None:
+            return strips.choose_strips(stages, measured, width)
+        return self.restore(stages, measured, width, [tile])
+
+    def restore(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
+    ) -> tuple[StagePlan, ...]:
+        last = stages[-1]
+        return strips.with_strips(stages, measured, min(rounded(tiles[-1], last), -(-width // last.scale)))
+
+    def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
+        return strips.shard_of_strips(last.tile * last.scale, width)
+
+    def inner_edges(self, plan: Plan) -> list[bool]:
+        return strips.inner_edges(plan)
+
+    def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
+        return strips.project(plan, measured, writes)
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """One way to run a plan."""
+
+    layout: Layout
+    """How the image is cut."""
+    module: str
+    """Module of ``engine.run`` whose function ``run`` executes a plan."""
+    is_automatic: Callable[[Request, str], bool]
+    """Whether it is a candidate of the automatic choice, for a request and a type of device."""
+    on_cpu: str | None = None
+    """Executor that takes its place on a CPU that was not requested by name."""
+
+
+EXECUTORS: dict[str, Executor] = {
+    "batched": Executor(TileLayout(batched=True), "batched", lambda request, device: device != "cpu", on_cpu="tiles"),
+    # Bands are exact, take a fraction of the memory and are as fast. A requested tile or cross-fade means tiles.
+    "bands": Executor(
+        BandLayout(), "bands", lambda request, device: device == "cpu" and not (request.tile or request.blend)
+    ),
+    "tiles": Executor(TileLayout(batched=False), "serial", lambda request, device: device == "cpu"),
+}
+"""Executors by name, the preferred one first."""
+
+
+def candidates(request: Request, device: str) -> tuple[str, ...]:
+    """Names of the executors that a request allows on a type of device, the preferred one first."""
+    if request.executor == AUTO:
+        return tuple(name for name, executor in EXECUTORS.items() if executor.is_automatic(request, device))
+    replacement = EXECUTORS[request.executor].on_cpu
+    if replacement is not None and device == "cpu" and request.device is None:
+        return (replacement,)
+    return (request.executor,)
+
+
+def rounded(tile: int, stage: StagePlan) -> int:
+    """A requested tile rounded up to the stage's window, and to an even output, so that the pyramid halves it."""
+    step = stage.align if stage.align * stage.scale % 2 == 0 else 2 * stage.align
+    return -(-tile // step) * step

@@ -1,0 +1,167 @@
+"""From a request and its measurements to a plan: pure functions, without tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.errors import BudgetError, UsageError, option
+from engine.geometry import Box
+from engine.plan.canvas import Canvas
+from engine.plan.cost import Projection
+from engine.plan.halo import seam_error
+from engine.plan.layouts import EXECUTORS, candidates
+from engine.plan.measured import Measured
+from engine.plan.plan import Plan, StagePlan, executor_of, step_of
+from engine.plan.request import Request
+
+_CONTEXT = 32
+"""LR pixels of context that an inner stage makes beyond the image for the next one: a margin of 8 of step 1, enlarged once.
+
+Enlarged further, a margin would cost as large a share of the last stage's work as of step 1's.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCut:
+    """Cut of a stored plan that a resumed render adopts."""
+
+    executor: str
+    tiles: tuple[int, ...]
+    """Tile of every stage, in LR pixels."""
+
+
+def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None) -> Plan:
+    """Plan of the requested executor, or of the preferred executor that fits the budget.
+
+    Args:
+        request: request of the user.
+        measured: measurements for that request.
+        cut: cut of a stored plan to continue, in place of a choice.
+
+    Raises:
+        BudgetError: no executor fits the budget.
+        UsageError: a stage needs a measurement that is missing, or options contradict each other.
+    """
+    if cut is not None:
+        return _plan(request, measured, cut.executor, cut)
+    refusal: BudgetError | None = None
+    for name in candidates(request, measured.device):
+        if not EXECUTORS[name].layout.is_possible(measured):
+            continue
+        try:
+            return _plan(request, measured, name, None)
+        except BudgetError as error:
+            refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
+    """Cost of a plan for these writes, or for all."""
+    return EXECUTORS[plan.executor].layout.project(plan, measured, writes)
+
+
+def seam_errors(plan: Plan, measured: Measured) -> tuple[float | None, ...]:
+    """Largest seam error of every stage, in levels of 255: 0.0 if exact, None if not measured."""
+    edges = EXECUTORS[plan.executor].layout.inner_edges(plan)
+    return tuple(
+        seam_error(cut, stage, has_inner_edges=has_edges)
+        for cut, stage, has_edges in zip(plan.stages, measured.stages, edges, strict=True)
+    )
+
+
+def stored_cut(stored: dict[str, Any], request: Request, measured: Measured) -> StoredCut | None:
+    """Cut of a stored plan, or None if this request cannot adopt it.
+
+    A requested tile is kept, and a damaged stored plan is reported when both plans are compared.
+    """
+    try:
+        tiles = tuple(stage["core"] for stage in stored["stages"])
+    except (KeyError, TypeError):
+        return None
+    name = executor_of(stored)
+    if not all(type(tile) is int and tile > 0 for tile in tiles) or len(tiles) != len(measured.stages):
+        return None
+    if request.tile is not None or name not in candidates(request, measured.device):
+        return None
+    return StoredCut(name, tiles) if EXECUTORS[name].layout.is_possible(measured) else None
+
+
+def region(request: Request, canvas: Canvas) -> Box:
+    """Region that is written, in canvas pixels. Raises UsageError when it is not inside the canvas."""
+    whole = Box(0, 0, *canvas.size)
+    roi = request.roi or whole
+    if not roi.area or not whole.contains(roi):
+        raise UsageError(
+            f"{option('roi')}: is not inside the canvas of {whole.width}x{whole.height} "
+            f"({roi.x0},{roi.y0},{roi.width},{roi.height}); use X,Y,WIDTH,HEIGHT inside it"
+        )
+    return roi
+
+
+def check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    """Refuse a size that stretches the picture by more than 2 %. Sizes are (height, width). Raises UsageError."""
+    stretch = (size[1] / size[0]) / (picture[1] / picture[0])
+    if not 0.98 <= stretch <= 1.02:
+        height = round(size[1] * picture[0] / picture[1])
+        raise UsageError(
+            f"{option('size')}: {size[1]}x{size[0]} would stretch the picture of {picture[1]}x{picture[0]} by "
+            f"{abs(stretch - 1):.0%}; use {size[1]}x{height}, or leave it out"
+        )
+
+
+def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None) -> Plan:
+    layout, roi = EXECUTORS[name].layout, region(request, measured.canvas)
+    uncut = _uncut_stages(request, measured)
+    if cut is None:
+        stages = layout.choose(uncut, measured, roi.width, request.tile)
+    else:
+        stages = layout.restore(uncut, measured, roi.width, cut.tiles)
+    shard, chunk = layout.shard(stages[-1], roi.width)
+    for stage in stages:
+        stage.check()
+    precisions = measured.precisions
+    return Plan(
+        canvas=measured.canvas.size,
+        roi=roi,
+        base=measured.canvas.base,
+        stages=stages,
+        shard=shard,
+        chunk=chunk,
+        seed=request.seed,
+        model_digest=measured.model_digest,
+        precision=precisions[0] if len(set(precisions)) == 1 else ",".join(precisions),
+        backend=measured.backend,
+        executor=name,
+        init_digest=measured.picture_digest,
+    )
+
+
+def _uncut_stages(request: Request, measured: Measured) -> tuple[StagePlan, ...]:
+    """Every stage with its halo and margin, and with the smallest tile."""
+    stages: list[StagePlan] = []
+    size, margin = measured.canvas.base, measured.canvas.margin
+    for position, stage in enumerate(measured.stages):
+        is_last = position == len(measured.stages) - 1
+        # A margin is enlarged only as far as the next stage needs it as context.
+        spare = max(0, margin - -(-_CONTEXT // stage.scale)) // stage.align * stage.align
+        cut = StagePlan(
+            step=step_of(position),
+            height=size[0],
+            width=size[1],
+            scale=stage.scale,
+            align=stage.align,
+            halo=request.halo_policy.choose(stage.profile, stage.radius, stage.align),
+            tile=stage.align,
+            sigma=stage.sigma,
+            margin=margin if is_last else spare,
+            is_last=is_last,
+        )
+        stages.append(cut)
+        size, margin = cut.grid.bounds.shape, (margin - cut.margin) * stage.scale
+    last = stages[-1]
+    blend = -(-request.blend // last.align) * last.align
+    stages[-1] = replace(last, blend=blend, ramp=request.ramp, dither=request.dither)
+    return tuple(stages)

@@ -1,0 +1,43 @@
+"""The user's cache of measurements: small JSON files. A cache that cannot be written costs time, not correctness."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+
+from engine.io.files import replacing
+
+
+def cache_folder() -> Path:
+    """Folder of the cache, as the platform places it ($XDG_CACHE_HOME on Linux)."""
+    return Path(platformdirs.user_cache_dir("ourgan-engine", appauthor=False))
+
+
+def digest(*parts: object) -> str:
+    """Name of an entry that belongs to these parts."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def read(group: str, name: str) -> object:
+    """Stored data; None when there is none, or when it is damaged."""
+    with suppress(OSError, ValueError):
+        data: object = json.loads(_path(group, name).read_text())
+        return data
+    return None
+
+
+def write(group: str, name: str, data: object) -> None:
+    """Store data."""
+    path = _path(group, name)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_text(json.dumps(data))
+
+
+def _path(group: str, name: str) -> Path:
+    return cache_folder() / group / f"{name}.json"

@@ -1,0 +1,205 @@
+"""Chains of stages over a base image, and the state that an executor shares with the job.
+
+An executor is a module with a function ``run(pipeline, sink) -> Iterator[BoxWritten]``: it computes every box that the sink
+misses and writes it. ``engine.plan.layouts.EXECUTORS`` names the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from engine.device.queue import OutOfDeviceMemory
+from engine.errors import BudgetError, option
+from engine.geometry import Box
+from engine.io.photo import Source
+from engine.io.zarr_store import Sink
+from engine.plan import limits
+from engine.plan.layouts import EXECUTORS
+from engine.plan.plan import Plan, StagePlan
+from engine.plan.tiles import smaller_tile
+from engine.run.rows import BandedStage, Columns, RowSource, RowStreams, SourceRows
+from engine.run.stage import Stage
+from engine.run.tile_cache import Scratch, TileCache
+from engine.run.tiles import OnPixels, TiledStage, TileRunner, one_by_one
+
+
+@dataclass(frozen=True, slots=True)
+class BoxWritten:
+    """A box of the output that is now on disk."""
+
+    box: Box
+    """Pixels of the output."""
+    compute_seconds: float
+    """Time to pull the box through the stages."""
+    write_seconds: float
+    """Time to write it."""
+
+
+def tile_chain(
+    cuts: Sequence[StagePlan],
+    stages: Sequence[Stage],
+    base: Source,
+    *,
+    seed: int,
+    scratch: Path,
+    on_pixels: OnPixels = lambda position, lr_pixels: None,
+    runners: Sequence[TileRunner] | None = None,
+    cache_bytes: int | None = None,
+) -> list[TiledStage]:
+    """The chain of stages in tiles, first stage first; the last one is in canvas coordinates.
+
+    Args:
+        cuts: cut of every stage.
+        stages: network of every stage.
+        base: the base image.
+        seed: seed of all noise.
+        scratch: folder for tiles that exceed the caches.
+        on_pixels: called after each tile.
+        runners: how the tiles of every stage run; by default one by one.
+        cache_bytes: size of every stage's cache; by default its share of the engine's limit.
+    """
+    chain: list[TiledStage] = []
+    limit = limits.cache_share(len(stages)) if cache_bytes is None else cache_bytes
+    for cut, stage, run in zip(cuts, stages, runners or [one_by_one] * len(stages), strict=True):
+        dtype = np.uint8 if cut.is_last else np.float32
+        cache = TileCache(limit, Scratch(scratch / str(cut.position + 1), cut.grid, dtype))
+        source = chain[-1] if chain else base
+        chain.append(TiledStage(cut, stage, source, cache, seed, on_pixels, run))
+    return chain
+
+
+def row_chain(
+    cuts: Sequence[StagePlan],
+    stages: Sequence[Stage],
+    base: Source,
+    columns: tuple[int, int],
+    *,
+    seed: int,
+    streams: RowStreams | None = None,
+    on_pixels: OnPixels = lambda position, lr_pixels: None,
+) -> RowSource:
+    """The chain of stages in bands, for the half-open range ``columns`` of the last stage's output.
+
+    Args:
+        cuts: cut of every stage.
+        stages: network of every stage.
+        base: the base image.
+        columns: columns of the canvas.
+        seed: seed of all noise.
+        streams: streams to reuse; by default new ones.
+        on_pixels: called after each band.
+    """
+    strip: list[Columns] = []
+    for cut in reversed(cuts):
+        strip.append(Columns(cut.input_columns(*columns), columns))
+        columns = cut.source_columns(strip[-1].input)
+    streams = streams or RowStreams(stages)
+    rows: RowSource = SourceRows(base, columns)
+    for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
+        stream = streams.of(cut.position, part.input[1] - part.input[0])
+        rows = BandedStage(cut, stage, stream, rows, part, seed, on_pixels)
+    return rows
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """A plan with its networks and its base image."""
+
+    plan: Plan
+    stages: Sequence[Stage]
+    """Network of every stage."""
+    base: Source
+    """The base image."""
+    scratch: Path
+    """Folder for tiles that exceed the caches."""
+    batches: Sequence[int] = ()
+    """Tiles of each stage that run at once."""
+    may_recut: bool = False
+    """Whether tiles may become smaller when a device's memory is exhausted."""
+    on_pixels: OnPixels = lambda position, lr_pixels: None
+    """Called with (position of the stage, LR pixels) after a network has run."""
+    on_recut: Callable[[StagePlan], None] = lambda cut: None
+    """Called with a stage's new cut after its tile became smaller."""
+    cuts: tuple[StagePlan, ...]
+    """Cut of every stage as it really runs."""
+    _chains: list[list[TiledStage]] = field(default_factory=list)
+
+    def tiles(self, runners: Sequence[TileRunner] | None = None) -> list[TiledStage]:
+        """The chain in tiles, first stage first."""
+        chain = tile_chain(
+            self.cuts,
+            self.stages,
+            self.base,
+            seed=self.plan.seed,
+            scratch=self.scratch / self._cut_name,
+            on_pixels=self.on_pixels,
+            runners=runners,
+        )
+        self._chains.append(chain)
+        return chain
+
+    def rows(self, columns: tuple[int, int]) -> RowSource:
+        """The chain in bands, for these columns of the canvas."""
+        return row_chain(
+            self.cuts,
+            self.stages,
+            self.base,
+            columns,
+            seed=self.plan.seed,
+            streams=self._streams,
+            on_pixels=self.on_pixels,
+        )
+
+    @property
+    def redone(self) -> int:
+        """Tiles that half precision could not represent and float32 computed again."""
+        return sum(image.redone for chain in self._chains for image in chain)
+
+    def recut(self, error: OutOfDeviceMemory) -> None:
+        """Make the tile of the stage that ran out of memory smaller.
+
+        Another cut is another approximation of the whole image, within the same seam error.
+
+        Raises:
+            BudgetError: the tile was requested by the user, or is the smallest.
+        """
+        position = error.position or 0
+        cut = self.cuts[position]
+        tile = smaller_tile(cut) if self.may_recut else None
+        if tile is None:
+            raise BudgetError(
+                f"{cut.name}: tiles of {cut.tile} px do not fit the device's memory ({error}); finished shards are kept; "
+                f"free memory, raise {option('vram')}, or use a smaller {option('tile')}"
+            ) from error
+        smaller = replace(cut, tile=tile)
+        self.cuts = (*self.cuts[:position], smaller, *self.cuts[position + 1 :])
+        self.on_recut(smaller)
+
+    @cached_property
+    def _streams(self) -> RowStreams:
+        return RowStreams(self.stages)
+
+    @property
+    def _cut_name(self) -> str:
+        """Name of the folder of spilled tiles, which belong to one plan and one cut."""
+        changed = [str(s.tile) for s in self.cuts] if self.cuts != self.plan.stages else []
+        return "-".join([self.plan.digest[:16], *changed])
+
+
+class Run(Protocol):
+    """The function of an executor's module."""
+
+    def __call__(self, pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]: ...
+
+
+def executor_of(plan: Plan) -> Run:
+    """The function that runs a plan."""
+    run: Run = import_module(f"engine.run.{EXECUTORS[plan.executor].module}").run
+    return run
