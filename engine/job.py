@@ -28,7 +28,7 @@ from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import Request
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, executor_of
-from engine.run.stage import StageFactory
+from engine.run.stage import Stage, StageFactory
 from engine.run.tiles import OnPixels
 from engine.version import __version__
 
@@ -179,6 +179,11 @@ class Job:
         return self.factory.device
 
     @property
+    def stages(self) -> list[Stage]:
+        """Network of every stage."""
+        return self.factory.stages(self.measured.precisions)
+
+    @property
     def seam_error(self) -> float | None:
         """Largest seam error of any stage, as cut, in levels of 255; None when it was not measured."""
         return largest(seam_errors(replace(self.plan, stages=self.cuts), self.measured))
@@ -272,7 +277,7 @@ class Job:
         return Pipeline(
             plan=self.plan,
             cuts=self.cuts,
-            stages=self.factory.stages(self.measured.precisions),
+            stages=self.stages,
             base=self._base(),
             scratch=self._scratch,
             batches=self.projection.batches,

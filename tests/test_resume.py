@@ -55,7 +55,7 @@ def command(small):
 
 def finish(model, folder, request, resume=True):
     job = Job.prepare(model, request, folder / "out.zarr")
-    for _ in job.run(job.open_sink(resume, overwrite=False)):
+    for _ in job.run(job.open_sink(resume=resume, overwrite=False)):
         pass
     return job
 

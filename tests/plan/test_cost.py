@@ -14,7 +14,7 @@ from engine.plan.cost import GIB, Budget, StageCost, check
 from engine.plan.limits import IN_FLIGHT, WRITERS, cache_share
 from engine.plan.measured import Footprint
 from engine.plan.plan import BATCHED, Plan, shard_of
-from engine.plan.tiles import TILES, LARGEST_BATCH, SATURATING, WORK_SLACK, choose_tiles, project, smaller_tile
+from engine.plan.tiles import LARGEST_BATCH, SATURATING, TILES, WORK_SLACK, choose_tiles, project, smaller_tile
 
 MIB = 1 << 20
 BASELINE = 300 * MIB

@@ -73,7 +73,9 @@ def test_narrower_strips_cost_their_halos_and_nothing_else():
     assert len(strips) > 1
     assert whole.lr_pixels == tuple(s.height * s.width for s in one.stages)
     for index, stage in enumerate(many.stages):
-        extra = sum(last - first for first, last in (many.input_columns(strip)[index] for strip in strips)) - stage.width
+        extra = (
+            sum(last - first for first, last in (many.input_columns(strip)[index] for strip in strips)) - stage.width
+        )
         assert extra > 0
         assert cut.lr_pixels[index] == whole.lr_pixels[index] + stage.height * extra
     assert cut.working < whole.working

@@ -30,7 +30,7 @@ def photograph(tmp_path, picture):
 
 def test_every_stage_gets_a_profile_on_what_it_will_see(model):
     lines = []
-    first, second = probe.probe(model, log=lines.append)
+    first, second = probe.measure_profiles(model, log=lines.append)
     assert first.content == second.content == "the model's own sample, seed 0"
     # The second stage sees the first one's output, which is softer: another measurement, of the same weights.
     assert first != second
@@ -40,16 +40,16 @@ def test_every_stage_gets_a_profile_on_what_it_will_see(model):
 
 def test_profiles_are_measured_in_float32_whatever_else_the_model_does(model_file):
     """A stage casts its network in place; the profile is kept for renders of every precision."""
-    pristine = probe.probe(models.load(model_file))
+    pristine = probe.measure_profiles(models.load(model_file))
     used = models.load(model_file)
     for index in range(2):
         Stage(used.network(index, "bf16"), CPU, "bf16")
-    assert probe.probe(used) == pristine
+    assert probe.measure_profiles(used) == pristine
 
 
 def test_stages_of_one_photograph_and_one_network_share_the_measurement(model, photograph):
     lines = []
-    first, second = probe.probe(model, photograph, log=lines.append)
+    first, second = probe.measure_profiles(model, photograph, log=lines.append)
     assert first == second
     assert first.content == "crops of photo.png"
     assert len(lines) == 1
@@ -61,7 +61,7 @@ def test_nothing_to_measure_on_is_refused(model_file, small_rrdb, tmp_path):
     save_file(small_rrdb.state_dict(), tmp_path / "bare.safetensors")
     bare = models.load(tmp_path / "bare.safetensors")
     with pytest.raises(UsageError, match="--image"):
-        probe.probe(bare)
+        probe.measure_profiles(bare)
     assert probe.profiles_of(bare) is None
 
 
@@ -80,13 +80,13 @@ def test_profiles_are_remembered_under_the_models_digest(model, model_file, tmp_
 
 
 def test_a_models_own_profiles_come_first(model, tmp_path):
-    profiles = probe.probe(model)
+    profiles = probe.measure_profiles(model)
     model.with_profiles(profiles).save(tmp_path / "a.safetensors")
     assert probe.profiles_of(models.load(tmp_path / "a.safetensors"), log=pytest.fail) == profiles
 
 
 def test_swinir_is_measured_on_whole_windows(swin_model_file):
-    for profile in probe.probe(models.load(swin_model_file)):
+    for profile in probe.measure_profiles(models.load(swin_model_file)):
         assert all(point.halo % 8 == 0 for point in profile.seam)
 
 

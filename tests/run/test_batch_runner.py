@@ -15,7 +15,6 @@ from engine.geometry import Box
 from engine.io.zarr_store import ZarrSink
 from engine.plan.limits import IN_FLIGHT
 from engine.run import batched as stream
-from engine.run import serial
 from engine.run.stage import Stage
 
 HALO = 8
@@ -27,13 +26,13 @@ def network():
 
 
 def streamed(chain, sink):
-    return list(stream.run(chain.plan, chain.image, chain.runners, sink))
+    return list(chain.render(sink))
 
 
 def reference(folder, *arguments, **options):
     chain = Chain(folder, *arguments, **options)
     sink = Sink(chain.plan)
-    list(serial.run(chain.plan, chain.image, sink))
+    list(chain.render(sink))
     return chain, sink.pixels
 
 
@@ -72,7 +71,7 @@ def test_a_chain_has_the_bits_of_a_chain_one_by_one(tmp_path, network, picture, 
     """Inner tiles go through the cache; a region's shards take parts of tiles."""
     arguments = (network, picture(40, 44), [24, 64], HALO)
     chain, expected = reference(tmp_path / "serial", *arguments, roi=roi)
-    other = Chain(tmp_path / "stream", *arguments, roi=roi, batches=[3, 4])
+    other = Chain(tmp_path / "batched", *arguments, roi=roi, batches=[3, 4])
     sink = Sink(other.plan)
     streamed(other, sink)
     np.testing.assert_array_equal(sink.pixels, expected)
@@ -84,15 +83,15 @@ def test_nothing_new_is_made_once_it_runs(one_stage, monkeypatch):
     make, _ = one_stage
     chain = make(batches=[2])
     inputs, outputs, fresh = set(), [], []
-    place, fill, record = chain.image.place, Stage.fill, stream.BatchRunner.capture
+    place, fill, record = chain.image.gather_input, Stage.fill, stream.BatchRunner.capture
 
     def placed(block, tile, out=None):
         inputs.add((block.data_ptr(), out.data_ptr()))
         return place(block, tile, out)
 
-    def filled(stage, out, tiles):
+    def filled(stage, out, tiles, chunks):
         outputs.append((out.data_ptr(), tiles.data_ptr()))
-        fill(stage, out, tiles)
+        fill(stage, out, tiles, chunks)
 
     class Watched(Sink):
         def write(self, box, pixels):
@@ -104,9 +103,9 @@ def test_nothing_new_is_made_once_it_runs(one_stage, monkeypatch):
         monkeypatch.setattr(stream.OutputBuffer, "__init__", lambda *_: fresh.append("slot"))
 
     hosts = set()
-    monkeypatch.setattr(chain.image, "place", placed)
+    monkeypatch.setattr(chain.image, "gather_input", placed)
     monkeypatch.setattr(Stage, "fill", filled)
-    monkeypatch.setattr(stream.BatchRunner, "record", recorded)
+    monkeypatch.setattr(stream.BatchRunner, "capture", recorded)
     streamed(chain, Watched(chain.plan))
     assert len(inputs) == 2
     assert len(set(outputs)) == 1
@@ -145,7 +144,7 @@ def test_a_render_that_is_stopped_ends_its_threads_and_can_go_on(one_stage):
     make, expected = one_stage
     chain = make(batches=[2])
     sink = Sink(chain.plan, seconds=0.02)
-    run = stream.run(chain.plan, chain.image, chain.runners, sink)
+    run = chain.render(sink)
     for _ in range(3):
         next(run)
     run.close()
@@ -172,7 +171,7 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
             with stream.Writers(sink) as writers:
                 for box in boxes:
                     writers.submit(box, image[(slice(None), *box.slices)])
-                assert [d.box for d in writers.done(0)] == boxes
+                assert [d.box for d in writers.finished(0)] == boxes
         assert list(sink.missing()) == []
         found.append(files(tmp_path / name))
     assert all(f == found[0] for f in found)
@@ -201,7 +200,7 @@ def test_a_tile_that_overflows_is_redone_in_float32_alone(tmp_path, bright, batc
     for name, stage in {"half": half_stage(gain), "full": Stage(small_network(gain), CPU, "fp32")}.items():
         chain = Chain(tmp_path / name, None, bright, [32], HALO, batches, stages=[stage])
         sink = Sink(chain.plan)
-        (streamed if batches else lambda c, s: list(serial.run(c.plan, c.image, s)))(chain, sink)
+        streamed(chain, sink)
         results[name] = chain.image.redone, sink.pixels
     assert results["half"][0] == 1
     assert results["full"][0] == 0
@@ -215,8 +214,10 @@ def test_a_tile_that_overflows_is_redone_in_float32_alone(tmp_path, bright, batc
 def test_what_float32_cannot_make_is_refused(tmp_path, bright, batches):
     chain = Chain(tmp_path, None, bright, [32], HALO, batches, stages=[half_stage(2e4, full_gain=1e38)])
     sink = Sink(chain.plan)
-    with pytest.raises(RenderError, match=r"stage 1: \d+ values of tile \(row 1, column 1\) .* in fp32 too; .*weights"):
-        (streamed if batches else lambda c, s: list(serial.run(c.plan, c.image, s)))(chain, sink)
+    with pytest.raises(
+        RenderError, match=r"step 2: \d+ NaN or infinite values in tile \(row 1, column 1\), in fp32 too; .*weights"
+    ):
+        streamed(chain, sink)
     assert Box(128, 128, 256, 256) not in sink.boxes
 
 
@@ -229,12 +230,12 @@ def memory(monkeypatch):
     fill, seen = Stage.fill, []
 
     def limited(limit, after=0):
-        def filled(stage, out, tiles):
-            pixels = tiles.shape[0] * tiles.shape[2] * tiles.shape[3] // stage.tasks
-            seen.append((tiles.shape[0], stage.tasks))
+        def filled(stage, out, tiles, chunks):
+            pixels = tiles.shape[0] * tiles.shape[2] * tiles.shape[3] // chunks
+            seen.append((tiles.shape[0], chunks))
             if len(seen) > after and pixels > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
-            fill(stage, out, tiles)
+            fill(stage, out, tiles, chunks)
 
         monkeypatch.setattr(Stage, "fill", filled)
         return seen
@@ -251,7 +252,7 @@ def test_less_memory_means_smaller_batches_and_more_pieces_and_the_same_bits(one
     chain = make(batches=[8])
     sink = Sink(chain.plan)
     streamed(chain, sink)
-    assert seen[-1] == (chain.runners[0].batch, chain.stages[0].tasks) == expected
+    assert seen[-1] == (chain.runners[0].batch, chain.runners[0].tail_chunks) == expected
     np.testing.assert_array_equal(sink.pixels, pixels)
 
 
@@ -272,4 +273,4 @@ def test_memory_that_never_suffices_names_the_stage(tmp_path, network, picture, 
     with pytest.raises(stream.OutOfDeviceMemory, match=r"^CUDA out of memory. Tried to allocate 20.00 MiB.$") as caught:
         streamed(chain, Sink(chain.plan))
     assert caught.value.position == 0
-    assert [stage.tasks for stage in chain.stages] == [64, 64]
+    assert [runner.tail_chunks for runner in chain.runners] == [64, 64]

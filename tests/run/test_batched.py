@@ -16,7 +16,7 @@ from engine.job import Job
 from engine.plan.request import Request
 from engine.run.stage import Stage
 
-SMALL = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="stream", device="cpu", precision="fp32")
+SMALL = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="batched", device="cpu", precision="fp32")
 """12 writes."""
 
 
@@ -36,20 +36,20 @@ def image_files(folder):
 @pytest.mark.parametrize("name", ["rrdb", "swinir", "noisy"])
 @pytest.mark.parametrize("roi", [None, Box(33, 17, 180, 200)], ids=["whole", "region"])
 def test_a_store_is_that_of_tiles_one_by_one(tmp_path, models, name, roi):
-    for executor in ("tiles", "stream"):
+    for executor in ("tiles", "batched"):
         job, _ = render(models[name], replace(SMALL, executor=executor, roi=roi), tmp_path / f"{executor}.zarr")
         assert job.plan.executor == executor
-    assert image_files(tmp_path / "tiles.zarr") == image_files(tmp_path / "stream.zarr")
-    assert attributes(tmp_path / "stream.zarr")["complete"]
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["stream.zarr", "tiles.zarr"]
+    assert image_files(tmp_path / "tiles.zarr") == image_files(tmp_path / "batched.zarr")
+    assert attributes(tmp_path / "batched.zarr")["complete"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["batched.zarr", "tiles.zarr"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 500), (187, 251)])
 @pytest.mark.parametrize("name", ["rrdb", "swinir"])
 def test_any_size_can_be_rendered(tmp_path, models, name, size):
-    for executor in ("tiles", "stream"):
+    for executor in ("tiles", "batched"):
         render(models[name], replace(SMALL, executor=executor, size=size), tmp_path / f"{executor}.zarr")
-    assert image_files(tmp_path / "tiles.zarr") == image_files(tmp_path / "stream.zarr")
+    assert image_files(tmp_path / "tiles.zarr") == image_files(tmp_path / "batched.zarr")
 
 
 def test_without_a_gpu_it_runs_as_tiles_and_says_so(tmp_path, models, capsys):
@@ -58,10 +58,10 @@ def test_without_a_gpu_it_runs_as_tiles_and_says_so(tmp_path, models, capsys):
     out = tmp_path / "out.zarr"
     with pytest.raises(SystemExit) as caught:
         main(["render", str(models["rrdb"].path), "--size", "64x48", "--tile", "16", "--overlap", "4",
-              "--executor", "stream", "--out", str(out)])  # fmt: skip
+              "--executor", "batched", "--out", str(out)])  # fmt: skip
     said = capsys.readouterr()
     assert caught.value.code == 0
-    assert said.err.splitlines().count("no GPU here: --executor stream runs as tiles on the CPU") == 1
+    assert said.err.splitlines().count("no GPU here: executor batched runs as tiles on the CPU") == 1
     assert "by tiles, " in said.out
     assert attributes(out)["plan"]["executor"] == "tiles"
 
@@ -69,7 +69,7 @@ def test_without_a_gpu_it_runs_as_tiles_and_says_so(tmp_path, models, capsys):
 def test_auto_on_a_cpu_is_not_stream(tmp_path, models):
     for tile in (None, 16):
         job = Job.prepare(models["rrdb"], replace(SMALL, executor="auto", tile=tile), tmp_path / "out.zarr")
-        assert job.plan.executor != "stream"
+        assert job.plan.executor != "batched"
 
 
 @pytest.mark.parametrize("writes", [1, 5, 11])
@@ -91,7 +91,7 @@ def test_a_store_of_another_executor_is_not_continued(tmp_path, models):
     job = Job.prepare(models["rrdb"], SMALL, out)
     next(job.run(job.open_sink(resume=False, overwrite=False)))
     other = Job.prepare(models["rrdb"], replace(SMALL, executor="tiles"), out)
-    with pytest.raises(Exception, match="executor: .*stream.* there, .*tiles.* here"):
+    with pytest.raises(Exception, match="executor: .*batched.* there, .*tiles.* here"):
         other.open_sink(resume=True, overwrite=False)
 
 
@@ -121,10 +121,10 @@ def memory(monkeypatch):
     fill = Stage.fill
 
     def limited(limit):
-        def filled(stage, out, tiles):
+        def filled(stage, out, tiles, chunks):
             if tiles.shape[2] * tiles.shape[3] > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
-            fill(stage, out, tiles)
+            fill(stage, out, tiles, chunks)
 
         monkeypatch.setattr(Stage, "fill", filled)
 
@@ -141,7 +141,7 @@ def test_a_tile_that_was_chosen_becomes_smaller_and_the_store_tells(tmp_path, mo
     assert job.cuts[1].tile < job.plan.stages[1].tile
     assert job.cuts[0] == job.plan.stages[0]
     core = job.cuts[1].tile
-    assert f"stage 2: out of device memory; going on with tiles of {core} px" in told
+    assert f"step 3: out of device memory; going on with tiles of {core} px" in told
     found = attributes(tmp_path / "smaller.zarr")
     assert found["complete"]
     assert found["plan"] == planned.plan.to_json()
@@ -157,7 +157,7 @@ def test_the_seam_error_is_that_of_the_cut_that_was_rendered(tmp_path, models, m
     """Planned as one tile, without a seam; rendered in several, with what was measured for this halo."""
     auto = replace(AUTO_TILE, overlap="auto")
     planned = Job.prepare(models["rrdb"], auto, tmp_path / "planned.zarr")
-    assert planned.plan.seam_error == 0
+    assert planned.seam_error == 0
     memory(int(np.prod(planned.plan.stages[1].tile_shape)) - 1)
     job, _ = render(models["rrdb"], auto, tmp_path / "smaller.zarr")
     assert 0 < job.seam_error <= auto.seam_tolerance
@@ -165,7 +165,7 @@ def test_the_seam_error_is_that_of_the_cut_that_was_rendered(tmp_path, models, m
 
 
 def test_what_is_written_stays_and_a_resumed_render_keeps_the_smaller_tile(tmp_path, models, memory, monkeypatch):
-    monkeypatch.setattr("engine.plan.tiles.CORES", (16, 32))
+    monkeypatch.setattr("engine.plan.tiles.TILES", (16, 32))
     request = replace(AUTO_TILE, size=(384, 512))
     job = Job.prepare(models["rrdb"], request, tmp_path / "out.zarr")
     assert len(list(job.plan.writes())) > 3
@@ -193,9 +193,7 @@ def test_what_is_written_stays_and_a_resumed_render_keeps_the_smaller_tile(tmp_p
 def test_a_tile_that_was_asked_for_stays_and_the_way_out_is_named(tmp_path, models, memory):
     memory(100)
     job = Job.prepare(models["rrdb"], SMALL, tmp_path / "out.zarr")
-    with pytest.raises(
-        BudgetError, match=r"stage 1: tiles of 16 px do not fit the device's memory \(.*--vram, .*--tile"
-    ):
+    with pytest.raises(BudgetError, match=r"step 2: tiles of 16 px do not fit the device's memory \(.*vram, .*tile"):
         for _ in job.run(job.open_sink(resume=False, overwrite=False)):
             pass
 
@@ -207,8 +205,8 @@ def test_tiles_that_were_redone_are_counted_and_said(tmp_path, models, monkeypat
     """One tile's output of the half network is infinite; the picture is that of float32 there."""
     fill, calls = Stage.fill, []
 
-    def filled(stage, out, tiles):
-        fill(stage, out, tiles)
+    def filled(stage, out, tiles, chunks):
+        fill(stage, out, tiles, chunks)
         if stage.precision != "fp32":
             calls.append(stage)
             if len(calls) == 8:
@@ -216,7 +214,7 @@ def test_tiles_that_were_redone_are_counted_and_said(tmp_path, models, monkeypat
 
     monkeypatch.setattr(Stage, "fill", filled)
     command = ["render", str(models["rrdb"].path), "--size", "256x192", "--tile", "16", "--overlap", "4", "--stages", "2",
-               "--executor", "stream", "--device", "cpu"]  # fmt: skip
+               "--executor", "batched", "--device", "cpu"]  # fmt: skip
     for precision in ("bf16", "fp32"):
         with pytest.raises(SystemExit) as caught:
             main([*command, "--precision", precision, "--out", str(tmp_path / f"{precision}.zarr"),
@@ -234,7 +232,7 @@ def test_a_picture_is_enlarged(tmp_path, model_file, picture):
     values = (picture(40, 50).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "picture.png")
     bare = load(model_file.parent / "sr.safetensors")
-    for executor in ("tiles", "stream"):
+    for executor in ("tiles", "batched"):
         request = Request(init=tmp_path / "picture.png", tile=16, overlap="4", executor=executor, device="cpu")
         render(bare, request, tmp_path / f"{executor}.zarr")
-    np.testing.assert_array_equal(pixels(tmp_path / "tiles.zarr"), pixels(tmp_path / "stream.zarr"))
+    np.testing.assert_array_equal(pixels(tmp_path / "tiles.zarr"), pixels(tmp_path / "batched.zarr"))

@@ -30,7 +30,7 @@ PLANS = [
 def made_of(plan):
     """What every tile makes, each another: index -> float32."""
     generator = torch.Generator().manual_seed(0)
-    tiles = (plan.tile(*index) for index in plan.grid.indices())
+    tiles = (plan.tile_at(*index) for index in plan.grid.indices())
     return {(t.row, t.column): torch.rand(3, *t.output.shape, generator=generator) for t in tiles}
 
 
@@ -50,10 +50,10 @@ def averaged(plan, made):
     reach = plan.blend * plan.scale
     total, sums = torch.zeros(3, height, width, dtype=torch.float64), torch.zeros(height, width, dtype=torch.float64)
     for index, values in made.items():
-        tile = plan.tile(*index)
+        tile = plan.tile_at(*index)
         axes = []
         for first, last, end, size in (
-            (tile.write.y0, tile.write.y1, tile.output.y1, height), (tile.write.x0, tile.write.x1, tile.output.x1, width)
+            (tile.cell.y0, tile.cell.y1, tile.output.y1, height), (tile.cell.x0, tile.cell.x1, tile.output.x1, width)
         ):  # fmt: skip
             line = torch.ones(end - first, dtype=torch.float64)
             entering = min(reach, size - first)  # the strip of the tile before ends with the image
@@ -73,8 +73,8 @@ def joined(plan, made, order=None, dtype=torch.float32):
     result = torch.zeros(3, *plan.grid.bounds.shape, dtype=dtype)
     blender = TileBlender(plan, dtype)
     for index in order or plan.grid.indices():
-        for tile, cell in blender.join([plan.tile(*index)], runner(made)):
-            result[(slice(None), *tile.write.slices)] = cell
+        for tile, cell in blender.blend([plan.tile_at(*index)], runner(made)):
+            result[(slice(None), *tile.cell.slices)] = cell
     return result
 
 
@@ -95,27 +95,29 @@ def test_the_order_changes_no_bit(plan):
         rng.shuffle(order)
         assert torch.equal(joined(plan, made, order), expected)
     together = torch.zeros_like(expected)
-    for tile, cell in TileBlender(plan, torch.float32).join([plan.tile(*i) for i in plan.grid.indices()], runner(made)):
-        together[(slice(None), *tile.write.slices)] = cell
+    for tile, cell in TileBlender(plan, torch.float32).blend(
+        [plan.tile_at(*i) for i in plan.grid.indices()], runner(made)
+    ):
+        together[(slice(None), *tile.cell.slices)] = cell
     assert torch.equal(together, expected)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_a_tile_is_made_once_and_two_rows_of_strips_are_kept(plan):
+def test_a_tile_is_made_once_and_two_rows_of_borders_are_kept(plan):
     made, ran = made_of(plan), []
     blender = TileBlender(plan, torch.float32)
     for index in plan.grid.indices():
-        list(blender.join([plan.tile(*index)], runner(made, ran)))
-        assert len(blender._kept) <= plan.borders_kept
-        held = sum(strip.numel() * 4 for strips in blender._kept.values() for strip in strips)
-        assert held <= tiles._strip_bytes(plan)
+        list(blender.blend([plan.tile_at(*index)], runner(made, ran)))
+        assert len(blender._borders) <= plan.borders_kept
+        held = sum(strip.numel() * 4 for strips in blender._borders.values() for strip in strips)
+        assert held <= tiles._border_bytes(plan)
     assert ran == list(plan.grid.indices())
 
 
 def test_a_blender_that_begins_anew_makes_its_neighbours_again():
     plan, ran = PLANS[0], []
-    tile = plan.tile(1, 2)
-    list(TileBlender(plan, torch.float32).join([tile], runner(made_of(plan), ran)))
+    tile = plan.tile_at(1, 2)
+    list(TileBlender(plan, torch.float32).blend([tile], runner(made_of(plan), ran)))
     assert ran == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
@@ -169,13 +171,13 @@ def test_a_blended_render_is_the_same_by_every_executor_and_after_a_stop(tmp_pat
     whole = render(models[name], SMALL, tmp_path / "tiles.zarr")
     assert whole.plan.stages[-1].blend == 8
     assert whole.plan.stages[0].blend == 0
-    render(models[name], replace(SMALL, executor="stream"), tmp_path / "stream.zarr")
+    render(models[name], replace(SMALL, executor="batched"), tmp_path / "batched.zarr")
     render(models[name], SMALL, tmp_path / "stopped.zarr", most=5)
     render(models[name], SMALL, tmp_path / "stopped.zarr", resume=True)
     expected = image_files(tmp_path / "tiles.zarr")
     hard = render(models[name], replace(SMALL, blend=0), tmp_path / "hard.zarr")
     assert not np.array_equal(pixels(hard.out), pixels(whole.out))
-    assert image_files(tmp_path / "stream.zarr") == expected
+    assert image_files(tmp_path / "batched.zarr") == expected
     assert image_files(tmp_path / "stopped.zarr") == expected
 
 
@@ -199,22 +201,8 @@ def test_the_tiles_that_run_are_those_that_were_planned(tmp_path, models):
         assert tuple(ran) == job.projection.tasks
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"blend": -1}, "--blend -1: needs 0"),
-        ({"blend": 513}, "--blend 513: .* 512"),
-        ({"blend": 8, "executor": "bands"}, "--blend 8: bands have no tiles to blend; use --executor tiles"),
-        ({"ramp": "square"}, "--ramp square: use one of cosine, linear"),
-    ],
-)
-def test_what_cannot_be_blended_is_refused(options, message):
-    with pytest.raises(UsageError, match=message):
-        Request(**options)
-
-
 def test_a_tile_smaller_than_the_blend_is_refused(tmp_path, models):
-    with pytest.raises(UsageError, match="a blend of 24 reaches past the next tile of 16; use at most 16"):
+    with pytest.raises(UsageError, match="cross-fade is wider than the tile \\(24, tile 16\\); use blend=16"):
         Job.prepare(models["rrdb"], replace(SMALL, blend=24), tmp_path / "out.zarr")
     chosen = Job.prepare(models["rrdb"], replace(SMALL, blend=24, tile=None, memory=1 << 30), tmp_path / "out.zarr")
     assert chosen.plan.stages[-1].tile >= 24

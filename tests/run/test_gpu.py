@@ -41,13 +41,13 @@ def render(model, request, out):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_stream_gives_the_pixels_of_tiles_one_by_one(tmp_path, models, name, precision):
     """A batch may be summed in another order: bits are a CPU's promise, here it is a level (two in half precision)."""
-    for executor in ("tiles", "stream"):
+    for executor in ("tiles", "batched"):
         job = render(
             models[name], replace(SMALL, executor=executor, precision=precision), tmp_path / f"{executor}.zarr"
         )
         assert job.redone == 0
     assert max(job.projection.batches) > 1
-    difference = np.abs(pixels(tmp_path / "tiles.zarr").astype(int) - pixels(tmp_path / "stream.zarr"))
+    difference = np.abs(pixels(tmp_path / "tiles.zarr").astype(int) - pixels(tmp_path / "batched.zarr"))
     assert difference.max() <= (1 if precision == "fp32" else 2)
     assert difference.mean() < 0.05
 
@@ -56,7 +56,7 @@ def test_stream_gives_the_pixels_of_tiles_one_by_one(tmp_path, models, name, pre
 def test_auto_is_stream_and_twice_the_same_bits(tmp_path, models):
     for name in "ab":
         job = render(models["noisy"], replace(SMALL, executor="auto", precision="auto"), tmp_path / f"{name}.zarr")
-        assert job.plan.executor == "stream"
+        assert job.plan.executor == "batched"
     np.testing.assert_array_equal(pixels(tmp_path / "a.zarr"), pixels(tmp_path / "b.zarr"))
 
 
@@ -78,7 +78,7 @@ def test_the_device_keeps_to_its_budget_and_to_the_projection(tmp_path, enlargem
     if torch.cuda.get_device_properties(0).total_memory < gib * GIB:
         pytest.skip(f"the device has less than {gib} GiB")
     command = ["render", str(enlargement / "sr.safetensors"), "--init", str(enlargement / "picture.png"),
-               "--vram", f"{gib}GiB", "--overlap", "24", "--precision", "fp16", "--executor", "stream",
+               "--vram", f"{gib}GiB", "--overlap", "24", "--precision", "fp16", "--executor", "batched",
                "--out", str(tmp_path / "out.zarr"), "--report", str(tmp_path / "report.json")]  # fmt: skip
     subprocess.run([sys.executable, "-c", RENDER, str(gib * GIB), *command], check=True)
     report = json.loads((tmp_path / "report.json").read_text())

@@ -24,7 +24,7 @@ EXECUTORS = {
     "blended": Request(executor="tiles", tile=16, blend=8),
     "bands": Request(executor="bands"),
     "strips": Request(executor="bands", tile=16),
-    "stream": Request(executor="stream", tile=16, device="cpu"),
+    "batched": Request(executor="batched", tile=16, device="cpu"),
 }
 
 
@@ -63,7 +63,7 @@ def test_what_is_made_is_the_inner_part_of_a_larger_image(tmp_path, framed, name
     assert expected.std() > 5
 
 
-@pytest.mark.parametrize("executor", ["tiles", "bands", "stream"])
+@pytest.mark.parametrize("executor", ["tiles", "bands", "batched"])
 def test_a_region_is_the_crop_and_its_corner_is_the_images(tmp_path, framed, executor):
     """The canvas begins behind the margin: where a region lies does not depend on it."""
     asked = replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="exact", precision="fp32")
@@ -92,10 +92,12 @@ def test_what_is_projected_is_what_is_reported(tmp_path, framed, executor):
     def on_tile(stage, count):
         ran[stage] += count
 
-    job = Job.prepare(framed("rrdb"), replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="4"), tmp_path / "o.zarr")
+    job = Job.prepare(
+        framed("rrdb"), replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="4"), tmp_path / "o.zarr"
+    )
     for _ in job.run(job.open_sink(resume=False, overwrite=False), on_tile):
         pass
-    for stage, projected, reported in zip(job.plan.stages, job.projection.pixels, ran, strict=True):
+    for stage, projected, reported in zip(job.plan.stages, job.projection.lr_pixels, ran, strict=True):
         assert abs(projected - reported) <= stage.band * stage.width * len(list(job.plan.column_strips()))
         assert reported
 

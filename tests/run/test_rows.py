@@ -5,13 +5,13 @@ import random
 
 import pytest
 import torch
+from support.plans import stage_of
 from support.stages import exact_halo, whole_image
 
-from engine.bands.stream import RowStream
 from engine.geometry import Box
 from engine.io.photo import TensorSource
-from engine.plan.plan import StagePlan
-from engine.run.rows import BandedStage, RowReader, SourceRows
+from engine.run.pipeline import row_chain
+from engine.run.rows import RowReader, SourceRows
 from engine.run.stage import Stage
 
 
@@ -43,15 +43,10 @@ class Streamed:
     def __init__(self, stage, image, columns=None, sigma=0.0, last=False):
         height, width = image.shape[1:]
         band, halo = stage.stream_plan(stage.align).band, exact_halo(stage)
-        plan = StagePlan("stage 1", height, width, stage.scale, stage.align, halo, width, sigma, None, band)
-        plan.check()
-        columns = columns or (0, width * stage.scale)
-        reads = plan.columns(*columns)
-        inside = plan.source_box(Box(0, reads[0], plan.padded[0], reads[1]))
-        below = SourceRows(TensorSource(image), (inside.x0, inside.x1))
-        stream = RowStream(stage.stream_plan(reads[1] - reads[0]))
+        cut = stage_of(height, width, width, halo, stage.align, stage.scale, sigma=sigma, band=band, is_last=last)
+        cut.check()
         self.radius = stage.radius
-        self._rows = BandedStage(plan, 0, 5, stage, stream, below, columns, reads, last, lambda *_: None)
+        self._rows = row_chain([cut], [stage], TensorSource(image), columns or (0, width * stage.scale), seed=5)
 
     def rows(self, first=0):
         return torch.cat(list(self._rows.rows(first)), 1)

@@ -5,7 +5,7 @@ import torch
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
-from engine.run.stage import Stage, _pieces
+from engine.run.stage import Stage, _chunks
 
 CPU = torch.device("cpu")
 
@@ -35,10 +35,9 @@ def network(request):
 
 
 def in_pieces(stage, tiles, pieces):
-    stage.tasks = pieces
     batch, channels, height, width = tiles.shape
     out = torch.full((batch, channels, height * stage.scale, width * stage.scale), float("nan"))
-    stage.fill(out, tiles)
+    stage.fill(out, tiles, pieces)
     return out
 
 
@@ -52,7 +51,7 @@ def test_pieces_have_the_bits_of_the_whole(network, precision):
         assert torch.equal(in_pieces(stage, tiles, pieces), whole), pieces
     for pieces in (2, 5):
         assert torch.equal(in_pieces(stage, tiles[:1], pieces), whole[:1]), pieces
-    assert torch.equal(stage.run(tiles[:1]), whole[:1])  # which is in pieces now
+    assert torch.equal(stage.run(tiles[:1], tail_chunks=5), whole[:1])
 
 
 @pytest.mark.parametrize("reach", [1, 2])
@@ -71,7 +70,7 @@ def test_a_strip_needs_what_the_tail_looks_at(network, monkeypatch, reach):
 @pytest.mark.parametrize("count", [1, 2, 8, 64])
 def test_pieces_cover_a_batch_once_and_are_about_as_many_as_asked_for(images, rows, count):
     seen = torch.zeros(images, rows, dtype=torch.int)
-    pieces = list(_pieces(images, rows, count))
+    pieces = list(_chunks(images, rows, count))
     for part, strip in pieces:
         seen[part, strip] += 1
     assert (seen == 1).all()
@@ -84,7 +83,7 @@ def test_a_stage_in_half_precision_knows_its_float32_form(small_rrdb, picture):
     stage = Stage(small_rrdb, CPU, "bf16", lambda: made.append(1) or full)
     tile = picture(24, 24)[None]
     assert made == []
-    assert torch.equal(stage.exact.run(tile), full(tile))
-    assert not torch.equal(stage.exact.run(tile), stage.run(tile))
+    assert torch.equal(stage.fp32_fallback.run(tile), full(tile))
+    assert not torch.equal(stage.fp32_fallback.run(tile), stage.run(tile))
     assert made == [1]
-    assert stage.exact.exact is None
+    assert stage.fp32_fallback.fp32_fallback is None

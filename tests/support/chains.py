@@ -1,27 +1,29 @@
-"""Chains of stages with lanes, as a render builds them, and a sink that keeps what it is given."""
+"""Chains of stages as a render builds them, in batches or one by one, and a sink in memory."""
 
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from engine.archs.esrgan import RRDBNet
 from engine.device.queue import DeviceQueue
-from engine.geometry import Box
 from engine.io.photo import TensorSource
-from engine.plan.plan import BATCHED, Plan, StagePlan, shard_of
-from engine.run.batched import BatchRunner
+from engine.run import serial
+from engine.run.batched import BatchRunner, run_batches
+from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage
-from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import TiledStage, one_by_one
+from support.plans import plan_of, stages_of
 
 CPU = torch.device("cpu")
 
 
 def small_network(gain=1.0):
-    """On tiles of 48 x 48 a batch has the bits of its images (tests/test_stages.py). ``gain``: of the maps before the last
-    convolution, which takes it back: it makes half precision overflow, and not float32.
+    """On tiles of 48 x 48 a batch has the bits of its images (tests/run/test_stage.py).
+
+    ``gain`` scales the maps before the last convolution, which undoes it: half precision overflows, float32 does not.
     """
     torch.manual_seed(0)
     network = RRDBNet(channels=16, blocks=1, growth=8)
@@ -34,39 +36,39 @@ def small_network(gain=1.0):
 
 
 class Chain:
-    """Stages over ``image``. ``batches``: of the lanes, None for the reference. ``ran``: the stage of every finished tile."""
+    """Stages over ``image`` as an executor gets them. ``ran``: position of the stage of every finished tile.
+
+    ``batches``: tiles of each stage that run at once, None for the reference executor.
+    """
 
     def __init__(self, folder, network, image, cores, halo, batches=None, sigma=0.0, roi=None, stages=None):
         self.ran = []
-        self.runners, self.images, size = [], [], tuple(image.shape[1:])
-        below, plans = TensorSource(image), []
         self.stages = stages or [Stage(network, CPU, "fp32") for _ in cores]
-        queue = DeviceQueue(CPU)
-        for index, (core, stage) in enumerate(zip(cores, self.stages, strict=True)):
-            last = index == len(cores) - 1
-            cut = StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, core, sigma, None)
-            run = one_by_one
-            if batches is not None:
-                run = BatchRunner(queue, stage, cut, index, batches[index], last)
-                self.runners.append(run)
-            scratch = Scratch(folder / str(index), cut.grid, np.uint8 if last else np.float32)
-            below = TiledStage(cut, index, 7, stage, below, TileCache(1 << 30, scratch), last, self._ran, run)
-            self.images.append(below)
-            plans.append(cut)
-            size = below.size
+        base = tuple(image.shape[1:])
+        scales = [stage.scale for stage in self.stages]
+        cuts = [replace(s, sigma=sigma) for s in stages_of(base, cores, [halo] * len(cores), scales)]
+        size = cuts[-1].grid.bounds.shape
+        self.plan = plan_of(size, base, cores=cores, halos=[halo] * len(cores), scales=scales, roi=roi, seed=7)
+        self.plan = replace(self.plan, stages=tuple(cuts), executor="batched")
+        self.runners = None
+        if batches is not None:
+            queue = DeviceQueue(CPU)
+            self.runners = [BatchRunner(queue, *given) for given in zip(self.stages, cuts, batches, strict=True)]
+        self.images = tile_chain(
+            cuts, self.stages, TensorSource(image), seed=7, scratch=folder, runners=self.runners, cache_bytes=1 << 30,
+            on_pixels=lambda position, _: self.ran.append(position),
+        )  # fmt: skip
         self.image = self.images[-1]
-        shard, chunk = shard_of(cores[-1] * self.stages[-1].scale)
-        base, whole = tuple(image.shape[1:]), Box(0, 0, *size)
-        self.plan = Plan(
-            size, roi or whole, base, tuple(plans), shard, chunk, 7, "", "fp32", "auto", "cpu", executor=BATCHED
-        )
 
-    def _ran(self, position, _):
-        self.ran.append(position)
+    def render(self, sink):
+        """Every write of the reference executor, or of the batched one."""
+        if self.runners is not None:
+            return run_batches(self.plan, self.image, self.runners, sink)
+        return serial.run(SimpleNamespace(plan=self.plan, tiles=lambda: self.images), sink)
 
 
 class Sink:
-    """Keeps pixels and counts. ``fails``: number of the write that raises OSError; ``gate``: what writes wait for."""
+    """A store in memory. ``fails``: number of the write that raises OSError; ``gate``: event that writes wait for."""
 
     def __init__(self, plan, fails=0, gate=None, seconds=0.0):
         self.plan = plan

@@ -1,4 +1,4 @@
-"""What a super-resolution network must keep so that it can be tiled: inherit ``StageTests``, give it a ``network``."""
+"""Promises of a super-resolution network that is rendered in tiles: inherit ``StageTests`` and give a ``network``."""
 
 import math
 from dataclasses import replace
@@ -10,11 +10,11 @@ import torch
 from engine.geometry import Box
 from engine.io.photo import TensorSource
 from engine.kernels.noise import noise_torch
-from engine.plan.plan import StagePlan
 from engine.probe.seam import seam_curve
+from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage
-from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import NOISE_SUBSTREAM, TiledStage
+from engine.run.tiles import NOISE_SUBSTREAM
+from support.plans import stages_of
 
 EXACT = 1e-4
 """Of full scale: what float32 leaves when the same sums are made in another order."""
@@ -44,30 +44,22 @@ def exact_halo(network):
 
 
 class Chain:
-    """Stages over an image as a render builds them, with a record of what ran: ``runs[i]`` boxes of stage i."""
+    """Stages over an image as a render builds them. ``runs[i]``: LR pixels of every tile of stage i."""
 
     def __init__(self, folder, network, image, cores, halos, sigma=0.0, seed=0, limit=1 << 30, last=True, blend=0):
         self.runs = [[] for _ in cores]
-        self.caches = []
-        self.stages = []
         source = image if hasattr(image, "read") else TensorSource(image)
-        for index, (core, halo) in enumerate(zip(cores, halos, strict=True)):
-            height, width = source.size
-            is_last = last and index == len(cores) - 1
-            plan = StagePlan(f"stage {index + 1}", height, width, network.scale, network.align, halo, core, sigma, None)
-            plan = replace(plan, blend=blend)
-            plan.check()
-            scratch = Scratch(folder / str(index), plan.grid, np.uint8 if is_last else np.float32)
-            cache = TileCache(limit, scratch)
-            stage = Stage(network, torch.device("cpu"), "fp32")
-            source = TiledStage(plan, index, seed, stage, source, cache, is_last, self._ran)
-            self.caches.append(cache)
-            self.stages.append(source)
-        self.image = source
-        self.size = source.size
-
-    def _ran(self, position, pixels):
-        self.runs[position].append(pixels)
+        cuts = stages_of(source.size, cores, halos, [network.scale] * len(cores), network.align)
+        cuts = [replace(cut, sigma=sigma, blend=blend, is_last=cut.is_last and last) for cut in cuts]
+        for cut in cuts:
+            cut.check()
+        stages = [Stage(network, torch.device("cpu"), "fp32")] * len(cores)
+        self.stages = tile_chain(
+            cuts, stages, source, seed=seed, scratch=folder, cache_bytes=limit,
+            on_pixels=lambda position, pixels: self.runs[position].append(pixels),
+        )  # fmt: skip
+        self.image = self.stages[-1]
+        self.size = self.image.size
 
     def counts(self):
         return [len(r) for r in self.runs]
