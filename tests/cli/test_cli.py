@@ -385,12 +385,13 @@ def test_help_is_quick_and_imports_no_torch(tmp_path):
     assert min(seconds) < 1.0  # the best of three: the machine may be busy
 
 
-def test_console_script_and_module(tmp_path):
+def test_console_script_and_module():
     for command in ([SCRIPT], [sys.executable, "-m", "engine"]):
         environment = {**os.environ, "COLUMNS": "20"}
-        done = subprocess.run([*command, "info", "absent"], capture_output=True, text=True, env=environment)
-        assert (done.returncode, done.stdout) == (4, "")
-        assert done.stderr.startswith("engine: absent: ")
+        line = [*command, "render", "--out", "out.zarr", "--size", "big"]
+        done = subprocess.run(line, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("engine: --size big: ")
         assert len(done.stderr.splitlines()) == 1
 
 
