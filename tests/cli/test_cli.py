@@ -129,7 +129,7 @@ REFUSALS = [
     (render("--report absent/r.json"), 2, "--report absent/r.json"),
     (render("--report ."), 2, "--report ."),
     (render("--report r.json --dry-run"), 2, "--report r.json: holds measurements, and --dry-run makes none"),
-    (f"plan {MODEL} --report r.json", 2, "--report r.json"),
+    (f"plan {MODEL} --report r.json", 2, "--report belongs to --theory"),
     (render("--out picture.png/out.zarr"), 4, "picture.png is not a folder"),
     (f"plan {MODEL} --overlap 4 --out picture.png/out.zarr", 4, "picture.png is not a folder"),
     (render("--out picture.png"), 4, "picture.png: "),
