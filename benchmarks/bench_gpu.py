@@ -1,18 +1,18 @@
-"""Everything that only a GPU can show, in one script: benchmarks/gpu.sh calls it.
+"""GPU benchmarks in one script, called by benchmarks/gpu.sh.
 
     python benchmarks/bench_gpu.py [SECTION ...] [--device cuda] [--tiny] [--out FOLDER]
 
-ceilings    What the machine can do: a copy on the device, from and to the host; matrix products in fp16, bf16 and fp32.
-kernels     Every kernel against its twin, checked and timed, with its shares of the ceilings (bench_kernels.py).
+ceilings    Peak rates of the machine: copies on the device, from and to the host; matrix products in fp16, bf16 and fp32.
+kernels     Every kernel against its PyTorch twin: checked, timed, and as a share of the peak rates (bench_kernels.py).
 networks    RRDBNet 64x23 and SwinIR-M: eager PyTorch, channels-last, compiled, with our kernels (bench_networks.py).
-precision   Error of fp16 and bf16 against fp32 on a photograph, in levels of 255.
-render      A photograph to 4096x2160 and 16384x8640 under --vram 1GiB, 1.25GiB and 8GiB, and in bands under 8GiB, beside the
-            same weights in half precision in tiles of 512 with 10 pixels of padding (RealESRGANer's loop), and on the whole
-            image where it fits. Seconds, peaks of memory, projections, and the difference from the whole image in fp32.
-busy        A render under torch's profiler: the share of the time that the device is busy; the trace's summary beside the CSV.
+precision   Error of fp16 and bf16 against fp32 on a photograph, in 8-bit levels.
+render      A photograph to 4096x2160 and 16384x8640: batched with --vram 1GiB, 1.25GiB and 8GiB, bands with 8GiB, and for
+            comparison the same weights in half precision in tiles of 512 with 10 pixels of padding (RealESRGANer's loop)
+            and on the whole image where it fits. Seconds, memory peaks, projections, difference from the whole image in fp32.
+busy        A render under torch's profiler: share of the time that the device is busy; the summary is written beside the CSV.
 
-Rows (section, case, quantity, value) are appended to results/gpu_<machine>.csv. Without a CUDA device nothing is measured,
-unless ``--device cpu --tiny`` asks for a rehearsal: every line runs on small shapes, and its rows go to ``--out`` only.
+Rows (section, case, quantity, value) are appended to results/gpu_<machine>.csv. Without a CUDA device nothing is measured.
+``--device cpu --tiny --out FOLDER`` is a rehearsal on the CPU: every section runs on small shapes.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from engine.probe.precision import chain_errors
 from engine.run.stage import Stage
 
 GIB = 1 << 30
-RENDERS = (("stream", "1GiB"), ("stream", "1.25GiB"), ("stream", "8GiB"), ("bands", "8GiB"))
-HALO = 40  # of RealSR-DF2K, for a worst pixel within one level (benchmarks/results/seams.csv)
+RENDERS = (("batched", "1GiB"), ("batched", "1.25GiB"), ("batched", "8GiB"), ("bands", "8GiB"))
+HALO = 40  # RealSR-DF2K: largest seam error below one level (benchmarks/results/seams.csv)
 RENDER = "import sys; from engine.cli.app import main; main(sys.argv[1:])"
 
 
 class Bench:
-    """One run: where, how large, and where its rows go."""
+    """One run: device, shapes (tiny or real) and folder of its rows."""
 
     def __init__(self, device, tiny, out):
         self.device = device
@@ -90,7 +90,7 @@ class Bench:
 
     @property
     def ceilings(self):
-        """(GB/s of a copy, TFLOP/s of a product in half precision), measured once in this run."""
+        """(GB/s of a copy, TFLOP/s of a product in half precision), measured once per run."""
         if self._ceilings is None:
             size, side = (1 << 20, 64) if self.tiny else (1 << 30, 8192)
             self._ceilings = (
@@ -100,12 +100,12 @@ class Bench:
         return self._ceilings
 
     def weights(self, folder):
-        """A checkpoint of RRDBNet: RealSR's where it is installed, otherwise random."""
+        """Checkpoint of RRDBNet: RealSR if installed, otherwise random weights."""
         if not self.tiny:
             try:
                 return find_packaged("realsr")
             except EngineError:
-                print("RealSR's weights are not installed: random ones of the same size", flush=True)
+                print("RealSR weights are not installed; random weights of the same size are used", flush=True)
         path = folder / "random.safetensors"
         torch.manual_seed(0)
         network = RRDBNet(16, 1, 8) if self.tiny else RRDBNet()
@@ -115,30 +115,30 @@ class Bench:
 
 
 def ceilings(bench):
-    half, side = bench.ceilings[1], 64 if bench.tiny else 8192
+    side = 64 if bench.tiny else 8192
     bench.row("ceilings", "copy on the device", "gb_s", bench.ceilings[0])
-    bench.row("ceilings", "product fp16", "tflop_s", half)
+    bench.row("ceilings", "product fp16", "tflop_s", bench.ceilings[1])
     for dtype in (torch.bfloat16, torch.float32):
         speed = bench_kernels.product_speed(bench.device, side, dtype)
         bench.row("ceilings", f"product {str(dtype).removeprefix('torch.')}", "tflop_s", speed)
     size = 1 << (16 if bench.tiny else 28)
     pinned = torch.empty(size, dtype=torch.uint8, pin_memory=bench.device.type == "cuda")
-    there = torch.empty(size, dtype=torch.uint8, device=bench.device)
-    for case, source, target in (("host to device", pinned, there), ("device to host", there, pinned)):
+    resident = torch.empty(size, dtype=torch.uint8, device=bench.device)
+    for case, source, target in (("host to device", pinned, resident), ("device to host", resident, pinned)):
         spent = milliseconds(bench.device, lambda s=source, t=target: t.copy_(s, non_blocking=True), bench.repeats)
         bench.row("ceilings", case, "gb_s", size / spent / 1e6)
     bench.row("ceilings", "kernels", "compiled", int(takes_kernel(bench.device, None)))
 
 
 def kernels(bench):
-    """A kernel that differs from its twin is a row and, at the end, an error."""
-    insist = bench.device.type == "cuda" or is_interpreting()
+    """Report a kernel that differs from its twin as a row and, at the end, as an error."""
+    runs_kernels = bench.device.type == "cuda" or is_interpreting()
     wrong = []
     if bench.device.type == "cuda":
         bench_kernels.check_addresses(bench.device)
     for name, (cases, side) in bench_kernels.CASES.items():
         for case in cases(bench.device, 48 if bench.tiny else side):
-            if not insist:
+            if not runs_kernels:
                 case.run = lambda _, run=case.run: run(False)
             try:
                 row = bench_kernels.measure(name, case, bench.device, *bench.ceilings, bench.repeats)
@@ -165,22 +165,22 @@ def networks(bench):
 def precision(bench):
     with tempfile.TemporaryDirectory() as folder:
         weights = read_checkpoint(bench.weights(Path(folder)))
-    made = {
+    builders = {
         "rrdbnet": lambda: archs.build(weights),
         "swinir-m, random": lambda: bench_networks.network_of("swinir", torch.device("cpu"), bench.tiny),
     }
     content = photo(*((64, 64) if bench.tiny else (512, 512)))[None].to(bench.device)
-    for name, make in made.items():
-        full = Stage(make(), bench.device, "fp32")
+    for name, build in builders.items():
+        full = Stage(build(), bench.device, "fp32")
         for half in ("fp16", "bf16"):
-            fast = Stage(make(), bench.device, half)
+            fast = Stage(build(), bench.device, half)
             (error,) = chain_errors([full.network], [fast.network], [0.0], content, full.align)
             for quantity in ("mean", "p999", "max"):
                 bench.row("precision", f"{name} {half}", f"{quantity}_levels", getattr(error, quantity))
 
 
-def customary(network, picture, tile, pad=10, scale=4):
-    """RealESRGANer's loop: tiles with some padding, cut and put into an output of the whole size on the device."""
+def padded_tiles(network, picture, tile, pad=10, scale=4):
+    """RealESRGANer's loop: padded tiles, cropped into an output of the whole size on the device."""
     height, width = picture.shape[2:]
     output = picture.new_zeros(1, 3, height * scale, width * scale)
     for y in range(0, height, tile):
@@ -196,13 +196,13 @@ def customary(network, picture, tile, pad=10, scale=4):
 
 
 @torch.inference_mode()
-def levels(output):
-    """uint8 [3, H, W] on the host; the output is used up."""
+def to_levels(output):
+    """Round [1, 3, H, W] in place to uint8 [3, H, W] on the host."""
     return output[0].clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu().numpy()
 
 
 def differences(bench, case, result, expected):
-    """Of two images of levels, a strip of rows at a time."""
+    """Compare two uint8 images [3, H, W] in strips of rows."""
     largest, total, values = 0, 0, 0
     for y in range(0, result.shape[1], 512):
         strip = np.abs(np.asarray(result[:, y : y + 512]).astype(np.int16) - expected[:, y : y + 512])
@@ -210,34 +210,33 @@ def differences(bench, case, result, expected):
     bench.rows("render", case, {"max_levels": largest, "mean_levels": total / values})
 
 
-def apart(function, *arguments):
-    """A call in a process of its own, whose device memory is gone when it returns: without NVML, an engine that runs beside
-    us would take ours for its own."""
+def in_process(function, *arguments):
+    """Call in another process, which frees its device memory at the end: without NVML, an engine that runs at the same time
+    would count it as its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def on_device(bench, weights, picture):
-    """The network in float32, and the picture [1, 3, H, W]."""
-    pixels = pyvips.Image.new_from_file(str(picture)).numpy()
-    there = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(bench.device).float() / 255
-    return archs.build(read_checkpoint(weights)).to(bench.device), there
+    """Network in float32 and picture [1, 3, H, W], both on the device."""
+    levels = torch.from_numpy(pyvips.Image.new_from_file(str(picture)).numpy()).to(bench.device)
+    return archs.build(read_checkpoint(weights)).to(bench.device), levels.permute(2, 0, 1)[None].float() / 255
 
 
-def whole_exactly(bench, weights, picture, path):
-    """The whole image in fp32, as levels, into ``path``; the tail in strips, so that it fits. Returns whether it does."""
-    network, there = on_device(bench, weights, picture)
+def whole_image_fp32(bench, weights, picture, path):
+    """Save the whole image in fp32, as uint8, to ``path``, with the tail in strips; return False if memory does not suffice."""
+    network, pixels = on_device(bench, weights, picture)
     stage = Stage(network, bench.device, "fp32")
     stage.pieces = 64
     try:
-        np.save(path, levels(stage.run(there)))
+        np.save(path, to_levels(stage.run(pixels)))
     except OutOfDeviceMemory:
         return False
     return True
 
 
 def engine_render(bench, folder, weights, picture, executor, vram):
-    """Our own render, by its command line in a process of its own: (store, report or the line that refused)."""
+    """Render by the command line in its own process; return (store, run report or error line)."""
     name = f"{picture.stem} {executor} {vram}"
     report, out = folder / f"{name}.json", folder / f"{name}.zarr"
     command = ["render", str(weights), "--init", str(picture), "--vram", vram, "--executor", executor]
@@ -252,33 +251,33 @@ def engine_render(bench, folder, weights, picture, executor, vram):
     return out, json.loads(report.read_text())
 
 
-def engine_rows(bench, case, out, told, expected):
-    if isinstance(told, str):
-        bench.row("render", case, "refused", told)
+def engine_rows(bench, case, out, report, expected):
+    if isinstance(report, str):
+        bench.row("render", case, "refused", report)
         return
-    measured, projection = told["measured"], told["projection"]
+    measured, projection = report["measured"], report["projection"]
     sizes = {
         "device_peak_gib": measured["device_peak"],
         "device_projected_gib": projection["device"],
-        "device_budget_gib": told["budget"]["device"] or 0,
+        "device_budget_gib": report["budget"]["device"] or 0,
         "host_peak_gib": measured["host_peak"],
         "host_projected_gib": projection["host"],
     }
-    facts = {"seconds": measured["seconds"], **{name: size / GIB for name, size in sizes.items()}}
-    facts |= {"core": measured["cores"][-1], "pieces": projection["pieces"][-1]}
+    values = {"seconds": measured["seconds"], **{name: size / GIB for name, size in sizes.items()}}
+    values |= {"core": measured["cores"][-1], "pieces": projection["pieces"][-1]}
     if projection["batches"]:  # bands have none
-        facts["batch"] = projection["batches"][-1]
-    bench.rows("render", case, facts | {"redone": measured["tiles_redone_in_fp32"]})
+        values["batch"] = projection["batches"][-1]
+    bench.rows("render", case, values | {"redone": measured["tiles_redone_in_fp32"]})
     if expected is not None:
         differences(bench, case, zarr.open_group(out, mode="r")["0"], expected)
 
 
-def plain(bench, case, network, picture, run, expected):
-    """Another way, from the picture on the device to levels on the host; nothing is written."""
+def other_method(bench, case, network, picture, run, expected):
+    """Measure another method from the picture on the device to uint8 on the host, without writing."""
     try:
         with PeakMemory(bench.device) as peak, memory_errors(), torch.inference_mode():
             start = time.perf_counter()
-            result = levels(run(network, picture))
+            result = to_levels(run(network, picture))
             seconds = time.perf_counter() - start
     except OutOfDeviceMemory as error:
         bench.row("render", case, "refused", str(error))
@@ -289,16 +288,16 @@ def plain(bench, case, network, picture, run, expected):
         differences(bench, case, result, expected)
 
 
-def compare(bench, size, weights, picture, ours, exact):
-    """Rows of our renders, and those of the other ways."""
+def compare(bench, size, weights, picture, renders, exact):
+    """Rows of the engine's renders and of the other methods."""
     expected = np.load(exact, mmap_mode="r") if exact else None
-    for (executor, vram), result in ours.items():
+    for (executor, vram), result in renders.items():
         engine_rows(bench, f"{size} engine {executor} --vram {vram}", *result, expected)
-    network, there = on_device(bench, weights, picture)
+    network, pixels = on_device(bench, weights, picture)
     dtype, tile = (torch.float32, 16) if bench.tiny else (torch.float16, 512)
-    network, there = network.to(dtype), there.to(dtype)
-    plain(bench, f"{size} tiles of {tile}, pad 10", network, there, partial(customary, tile=tile), expected)
-    plain(bench, f"{size} whole image", network, there, lambda n, x: n(x), expected)
+    network, pixels = network.to(dtype), pixels.to(dtype)
+    other_method(bench, f"{size} tiles of {tile}, pad 10", network, pixels, partial(padded_tiles, tile=tile), expected)
+    other_method(bench, f"{size} whole image", network, pixels, lambda n, x: n(x), expected)
 
 
 def render(bench):
@@ -309,9 +308,9 @@ def render(bench):
         for height, width in sizes:
             size = f"{width * 4}x{height * 4}"
             picture, exact = save_photo(folder / f"{size}.png", height, width), folder / f"{size}.npy"
-            ours = {way: engine_render(bench, folder, weights, picture, *way) for way in RENDERS}
-            fits = apart(whole_exactly, bench, weights, picture, exact)
-            apart(compare, bench, size, weights, picture, ours, exact if fits else None)
+            renders = {way: engine_render(bench, folder, weights, picture, *way) for way in RENDERS}
+            fits = in_process(whole_image_fp32, bench, weights, picture, exact)
+            in_process(compare, bench, size, weights, picture, renders, exact if fits else None)
 
 
 def save_photo(path, height, width):
@@ -321,7 +320,7 @@ def save_photo(path, height, width):
 
 
 def busy(bench):
-    """By the kernels' own times on a device; on a CPU by the operations'."""
+    """Share of the time covered by kernels on a device, or by operations on a CPU."""
     height, width = (24, 36) if bench.tiny else (1080, 2048)
     kind = DeviceType.CUDA if bench.device.type == "cuda" else DeviceType.CPU
     with tempfile.TemporaryDirectory() as name:
@@ -330,10 +329,10 @@ def busy(bench):
         picture = save_photo(folder / "picture.png", height, width)
         overlap, precision, tile = ("4", "fp32", 16) if bench.tiny else (str(HALO), "fp16", 256)
         request = Request(
-            init=picture, overlap=overlap, executor="stream", device=str(bench.device), precision=precision, tile=tile
+            init=picture, overlap=overlap, executor="batched", device=str(bench.device), precision=precision, tile=tile
         )
-        for turn in ("first", "second"):  # what is compiled or chosen once has happened by the second
-            job = Job(load(weights), request, folder / f"{turn}.zarr")
+        for turn in ("first", "second"):  # compilation and algorithm selection happen in the first
+            job = Job.prepare(load(weights), request, folder / f"{turn}.zarr")
             sink = job.open_sink(resume=False, overwrite=False)
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device.type == "cuda")
             with profile(activities=activities) as trace:
@@ -352,7 +351,7 @@ def busy(bench):
 
 
 def covered(spans):
-    """Length of a union of intervals."""
+    """Length of the union of intervals."""
     total, end = 0.0, float("-inf")
     for first, last in sorted(spans):
         total += max(0.0, last - max(first, end))
@@ -365,21 +364,21 @@ SECTIONS = {f.__name__: f for f in (ceilings, kernels, networks, precision, rend
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; default: all")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small shapes, to see that all of it runs")
-    parser.add_argument("--out", type=Path, help="folder for the rows, instead of benchmarks/results")
-    given = parser.parse_args(arguments)
-    if unknown := set(given.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    device = torch.device(given.device)
+    parser.add_argument("--tiny", action="store_true", help="run every section on small shapes")
+    parser.add_argument("--out", type=Path, help="folder of the rows; default: benchmarks/results")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; use {', '.join(SECTIONS)}")
+    device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("bench_gpu: no CUDA device here; nothing was measured")
         return
-    if device.type != "cuda" and not (given.tiny and given.out):
-        parser.error("without a CUDA device there is only a rehearsal: --device cpu --tiny --out FOLDER")
-    bench = Bench(device, given.tiny, given.out)
-    for name in given.sections or SECTIONS:
+    if device.type != "cuda" and not (options.tiny and options.out):
+        parser.error("no CUDA device: only a rehearsal is possible; give --device cpu --tiny --out FOLDER")
+    bench = Bench(device, options.tiny, options.out)
+    for name in options.sections or SECTIONS:
         torch.manual_seed(0)
         SECTIONS[name](bench)
 

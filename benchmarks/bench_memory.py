@@ -1,10 +1,10 @@
-"""Peak memory against the size of the image: same budget, a small network (16 channels, growth 16, 1 block).
+"""Peak memory against image size, with one budget and a small network (16 channels, growth 16, 1 block).
 
     python benchmarks/bench_memory.py [tiles | bands]
 
-Tiles: is memory flat from 4K to half a gigapixel, and below the plan's projection? Writes results/memory.csv and
-docs/memory.png. Bands: is it flat with the height, from 8K to 128K rows, linear in the width, and predicted within
-10 %? Writes results/bands_memory.csv. Every size is rendered by the command line in a process of its own.
+Tiles: is memory constant from 4K to half a gigapixel, and below the projection of the plan? Writes results/memory.csv and
+docs/memory.png. Bands: is memory constant in the height, from 8K to 128K rows, linear in the width, and within 10 % of the
+projection? Writes results/bands_memory.csv. The command line renders every size in its own process.
 """
 
 from __future__ import annotations
@@ -29,27 +29,19 @@ MIB = 1 << 20
 
 
 def render(model, size, folder, *options):
-    """The run report of one render; the store is deleted with the folder."""
+    """Run report of one render; the store is deleted with the folder."""
     report = folder / "report.json"
-    command = [
-        str(Path(sys.executable).parent / "engine"),
-        "render",
-        str(model.path),
-        "--size",
-        size,
-        "--memory",
-        BUDGET,
-    ]
+    command = [Path(sys.executable).parent / "engine", "render", model.path, "--size", size, "--memory", BUDGET]
     command += [
         "--precision",
         "fp32",
         "--overlap",
         "8",
         "--out",
-        str(folder / "out.zarr"),
+        folder / "out.zarr",
         "--overwrite",
         "--report",
-        str(report),
+        report,
     ]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     return json.loads(report.read_text())
@@ -100,8 +92,8 @@ def main(kind):
             measure("memory", model, folder, SIZES, {"tile": TILE}, "--executor", "tiles", "--tile", str(TILE))
             plot()
         else:
-            noise = np.random.default_rng(0)  # what does not compress takes the most memory
-            picture = folder / "picture.png"  # step 1 must not be tiled: it would grow with the height
+            noise = np.random.default_rng(0)  # incompressible data takes the most memory
+            picture = folder / "picture.png"  # step 1 is not tiled and would grow with the height
             for size in (*WIDTHS, *HEIGHTS):
                 width, height = (int(n) // 16 for n in size.split("x"))
                 Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)).save(picture)

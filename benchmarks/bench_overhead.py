@@ -1,9 +1,9 @@
-"""The engine's own overhead: time of a render over the time of the bare network on the same tiles, in one run.
+"""Overhead of the engine: time of a render divided by the time of the network alone on the same tiles, in one run.
 
     python benchmarks/bench_overhead.py [repeats]
 
-Uses the real network (RRDBNet 64x23, random weights cost the same) on two stages to 1024x768. Each repeat renders, keeping the
-very tiles that the network saw, then runs the bare network on them. Writes results/overhead.csv.
+Runs RRDBNet 64x23 (random weights cost the same) in two steps to 1024x768. Each repeat renders, keeps the input tiles of the
+network, then runs the network alone on them. Writes results/overhead.csv.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ def main(repeats):
         model = small_model(Path(folder), 2, channels=64, blocks=23, growth=32)
         request = Request(size=(768, 1024), stages=2, overlap="24", tile=64)
         for k in range(repeats):
-            job = Job(model, request, Path(folder) / f"out{k}.zarr")
-            network, tiles = job.stages[0].network, []  # one module serves both stages: their weights are shared
+            job = Job.prepare(model, request, Path(folder) / f"out{k}.zarr")
+            network, tiles = job.stages[0].network, []  # one module serves both steps, which share weights
             hook = network.register_forward_pre_hook(partial(keep, tiles))
             start = time.perf_counter()
             for _ in job.run(job.open_sink(resume=False, overwrite=True)):
                 pass
-            render = time.perf_counter() - start
+            render_seconds = time.perf_counter() - start
             hook.remove()
             start = time.perf_counter()
             with torch.inference_mode():
                 for tile in tiles:
                     network(tile)
-            bare = time.perf_counter() - start
-            ratios.append(render / bare)
-            print(f"{len(tiles)} tiles: render {render:.2f} s, bare network {bare:.2f} s, ratio {ratios[-1]:.3f}")
+            network_seconds = time.perf_counter() - start
+            ratios.append(render_seconds / network_seconds)
+            times = f"render {render_seconds:.2f} s, network alone {network_seconds:.2f} s"
+            print(f"{len(tiles)} tiles: {times}, ratio {ratios[-1]:.3f}")
     ratio = statistics.median(ratios)
     print(f"median {ratio:.3f}")
     row = {"ratio": ratio, "min": min(ratios), "max": max(ratios)}

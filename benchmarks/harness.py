@@ -1,4 +1,4 @@
-"""What every benchmark shares: rows that are appended to benchmarks/results, small models made on the spot, and renders."""
+"""Shared parts of the benchmarks: rows of benchmarks/results, timing, small models and renders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PHOTOS = Path(__file__).parent / "photos"
 
 
 def machine() -> str:
-    """The machine in words, as rows name it: cores, instruction sets that matter, GPU if any."""
+    """Name of the machine in a row: cores, relevant instruction sets and GPU."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [name for name, flag in (("AVX-512", "avx512f"), ("AMX bf16", "amx_bf16")) if flag in flags]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -36,7 +36,7 @@ def machine() -> str:
 
 
 def add_row(name: str, row: dict[str, object], folder: Path | None = None) -> None:
-    """Append to results/<name>.csv, with the date, the machine and the version of torch in front."""
+    """Append a row to ``<name>.csv`` in ``folder``, benchmarks/results by default, after date, machine and torch version."""
     path = (folder or RESULTS) / f"{name}.csv"
     row = {"date": datetime.date.today().isoformat(), "machine": machine(), "torch": torch.__version__, **row}
     new = not path.exists()
@@ -48,7 +48,7 @@ def add_row(name: str, row: dict[str, object], folder: Path | None = None) -> No
 
 
 def milliseconds(device: torch.device, call, repeats: int) -> float:
-    """Median time of a call, after two that do not count: by events on a CUDA device, by the clock elsewhere."""
+    """Median time of a call in ms after two warm-up calls: by events on a CUDA device, by the clock elsewhere."""
     times = []
     for k in range(repeats + 2):
         finished(device)
@@ -59,17 +59,17 @@ def milliseconds(device: torch.device, call, repeats: int) -> float:
             call()
             end.record()
             end.synchronize()
-            spent = begin.elapsed_time(end)
+            elapsed = begin.elapsed_time(end)
         else:
             call()
-            spent = (time.perf_counter() - start) * 1e3
+            elapsed = (time.perf_counter() - start) * 1e3
         if k > 1:
-            times.append(spent)
+            times.append(elapsed)
     return statistics.median(times)
 
 
 def render(model: Model, request: Request) -> np.ndarray:
-    """The whole image, (3, height, width), of a store that is gone afterwards."""
+    """Render into a temporary store and return the whole image, uint8 [3, height, width]."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job.prepare(model, request, Path(folder) / "out.zarr")
         for _ in job.run(job.open_sink(resume=False, overwrite=False)):
@@ -78,7 +78,7 @@ def render(model: Model, request: Request) -> np.ndarray:
 
 
 def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2, growth: int = 8) -> Model:
-    """A model with the default architectures, small and with random weights: cheap to run at any size."""
+    """Model of the default architectures with random weights in ``folder``; small, so that any size is cheap to render."""
     torch.manual_seed(0)
     network = RRDBNet(channels=channels, blocks=blocks, growth=growth)
     torch.nn.init.constant_(network.conv_last.bias, 0.5)

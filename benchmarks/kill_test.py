@@ -1,11 +1,11 @@
-"""kill -9 at random moments: does a render that is killed 20 times end in the bytes of one that never was?
+"""Compare a render that was killed (kill -9) 20 times and resumed with an undisturbed one, byte for byte.
 
     python benchmarks/kill_test.py [--kills 20] [--seed 0] [--executor tiles|bands]
 
-Renders once undisturbed. Then renders again with --resume and kills the process, twice while it starts, twice while it
-makes the store, once after the last shard, once after the store is marked complete, and otherwise at random numbers of
-shards spread over the image. A render that ends before its kill is a failure of the test. Then resumes to the end,
-compares all files byte for byte and appends a row to results/kill_test.csv.
+Renders once undisturbed. Then renders again with --resume and kills the process: twice during the start, twice during
+the creation of the store, once after the last shard, once after the store is marked complete, and otherwise at random
+numbers of shards spread over the image. A render that ends before its kill fails the test. Finally resumes to the end,
+compares all files and appends a row to results/kill_test.csv.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ POLL = 0.0005
 
 @dataclass(frozen=True)
 class Moment:
-    """``value``: how many shards there must be. ``pause``: seconds between that and the kill."""
+    """Moment of a kill."""
 
     kind: str
+    """``start``, ``making`` (the store), ``shards``, ``last`` (shard) or ``complete``."""
+
     value: float
+    """Number of shards to wait for."""
+
     pause: float
+    """Seconds between reaching that number and the kill."""
 
 
 class Render:
-    """``engine render --resume`` in a process of its own, and what it has left on disk so far."""
+    """``engine render --resume`` in its own process, and its files on disk so far."""
 
     def __init__(self, model: Path, store: Path, executor: str) -> None:
         self.store = store
@@ -71,18 +76,18 @@ class Render:
         return metadata.is_file() and '"complete": true' in metadata.read_text()
 
     def wait(self) -> None:
-        _, said = self.process.communicate()
+        _, errors = self.process.communicate()
         if self.process.returncode != 0:
-            raise SystemExit(f"render failed with {self.process.returncode}: {said.decode().strip()}")
+            raise SystemExit(f"render failed with {self.process.returncode}: {errors.decode().strip()}")
 
     def kill(self) -> None:
         self.process.kill()
         self.process.communicate()
         if self.process.returncode != -9:
-            raise SystemExit("the render had ended before its kill, so nothing was tested; make the image larger")
+            raise SystemExit("the render ended before its kill, so nothing was tested; make the image larger")
 
     def reached(self, moment: Moment, starting: float, total: int) -> bool:
-        """Whether the moment has come. Each run must add something of its own, or only starts would be killed."""
+        """Whether the moment has come. Each run must make progress, or only starts would be killed."""
         entries, shards, complete = self.before
         match moment.kind:
             case "making" if self.store.name not in entries:
@@ -95,7 +100,7 @@ class Render:
 
 
 def moments(kills: int, chance: random.Random, total: int) -> list[Moment]:
-    """In the order of a render. The shards' moments are drawn one from each equal part of the image."""
+    """Moments in the order of a render; those of shards are drawn one from each equal part of the image."""
     first = [Moment("making", 0.0, chance.uniform(0, 0.02)) for _ in range(2)]
     first += [Moment("start", 0.0, chance.uniform(0.1, 2.0)) for _ in range(2)]
     last = [Moment("last", total, chance.uniform(0, 0.01)), Moment("complete", 0.0, 0.0)]
@@ -107,7 +112,7 @@ def moments(kills: int, chance: random.Random, total: int) -> list[Moment]:
 
 
 def noisy_model(folder: Path) -> Path:
-    """A small model whose output varies from pixel to pixel: equal bytes of a flat picture would prove little."""
+    """Small model whose output varies from pixel to pixel; equal bytes of a flat picture would prove little."""
     small_model(folder, 1)
     state = load_file(folder / "small.safetensors")
     state["conv_last.weight"] *= 8
@@ -118,7 +123,7 @@ def noisy_model(folder: Path) -> Path:
 
 
 def undisturbed(model: Path, store: Path, executor: str) -> tuple[float, float]:
-    """Seconds until something is on disk, and until the end."""
+    """Render once; return the seconds until the first file, and until the end."""
     render = Render(model, store, executor)
     while render.running and not render.entries:
         time.sleep(POLL)
@@ -128,7 +133,7 @@ def undisturbed(model: Path, store: Path, executor: str) -> tuple[float, float]:
 
 
 def kill_at(moment: Moment, model: Path, store: Path, executor: str, starting: float, total: int) -> str:
-    """Start a render, kill it at the moment, and say what it left."""
+    """Start a render, kill it at the moment, and describe its files."""
     render = Render(model, store, executor)
     while render.running and not render.reached(moment, starting, total):
         time.sleep(POLL)
@@ -149,12 +154,12 @@ def files(folder: Path) -> dict[str, bytes | None]:
 
 def main(kills: int, seed: int, executor: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    began = time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = name
         model = noisy_model(folder)
-        # The first plan on a machine measures the networks; the starts that are killed should all be alike.
+        # The first plan on a machine measures the networks; all killed starts should be alike.
         subprocess.run(
             [ENGINE, "plan", model, *OPTIONS, "--executor", executor],
             check=True,
@@ -169,16 +174,16 @@ def main(kills: int, seed: int, executor: str) -> None:
         total = len([name for name in expected if name.startswith("out.zarr/0/c/0/") and expected[name] is not None])
         size = sum(len(content) for content in expected.values() if content) / 1e6
         print(f"undisturbed: {whole:.1f} s, of which {starting:.1f} s to start; {total} shards, {size:.1f} MB")
-        print("kill  moment      after   shards        half files  beside the store")
+        print("kill  moment      after   shards     partial files  beside the store")
         for number, moment in enumerate(moments(kills, random.Random(seed), total), 1):
             print(f"{number:4}  {kill_at(moment, model, stores[1], executor, starting, total)}", flush=True)
         Render(model, stores[1], executor).wait()
-        found = files(stores[1].parent)
-        different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        resumed = files(stores[1].parent)
+        different = sorted(name for name in resumed.keys() | expected.keys() if resumed.get(name) != expected.get(name))
         print(
             f"{len(expected)} files and folders: {f'{len(different)} differ, {different[:5]}' if different else 'all equal'}"
         )
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = round(time.perf_counter() - start, 1)
     add_row(
         "kill_test", {"executor": executor, "kills": kills, "shards": total, "equal": not different, "seconds": seconds}
     )
@@ -187,7 +192,9 @@ def main(kills: int, seed: int, executor: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="kill -9 a render at random moments, resume it, compare its bytes")
+    parser = argparse.ArgumentParser(
+        description="Kill a render (kill -9) at random moments, resume it and compare its bytes."
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--executor", choices=("tiles", "bands"), default="tiles")

@@ -1,4 +1,4 @@
-"""Fixtures for every test: networks of a few weights whose outputs vary, files made of them, and isolation."""
+"""Fixtures of all tests: small networks with varied outputs, model files of them, and isolation from the machine."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is imported
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel module is imported
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
@@ -19,15 +19,15 @@ from engine.archs.swinir import SwinIR
 from engine.cli.app import main
 from engine.model import bundle as model
 
-pytest.register_assert_rewrite("contracts")
+pytest.register_assert_rewrite("support")
 
-# Results must not depend on the machine's cores, and small tensors are slower on several.
+# Results must not depend on the number of cores, and small tensors are faster on one.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
-    """Measurements are cached per user; tests share a folder of their own and leave the user's alone."""
+    """Cache folder of the tests, in place of the user's."""
     path = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
@@ -36,26 +36,26 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible():
-    """A shell that starts the tests in the background lets them ignore Ctrl-C, which children would inherit."""
+    """Restore Ctrl-C: a shell that starts the tests in the background ignores it, and child processes inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
-    """``--precision auto`` means float32 in tests, whatever the machine is good at; tests of the choice say otherwise."""
+    """Make ``--precision auto`` select float32 on every machine; tests of the selection override it."""
     monkeypatch.setattr("engine.measure.fast_half", lambda device: None)
 
 
 @pytest.fixture
 def call(capsys):
-    """call("render ...") -> (exit code, stdout, stderr) of the command line, in this process."""
+    """Function ``call("render ...") -> (exit code, stdout, stderr)`` that runs the command line in this process."""
 
     def run(line):
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main(shlex.split(line))
-        said = capsys.readouterr()
-        return caught.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
 
     return run
 
@@ -63,11 +63,11 @@ def call(capsys):
 @pytest.fixture(autouse=True)
 def seeds():
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 (for code under test that draws from the global generator)
+    np.random.seed(0)  # noqa: NPY002 (code under test may draw from the global generator)
 
 
 def _picture(height, width, seed=0):
-    """[3, height, width] in [0, 1]: soft blobs under fine grain, so that a displaced or blurred pixel shows."""
+    """Picture [3, height, width] in [0, 1] of soft blobs and fine grain, in which a displaced or blurred pixel shows."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, max(2, height // 12), max(2, width // 12), generator=generator)
     soft = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
@@ -77,13 +77,13 @@ def _picture(height, width, seed=0):
 
 @pytest.fixture(scope="session")
 def picture():
-    """(height, width, seed=0) -> float32 [3, height, width] in [0, 1]."""
+    """Function ``picture(height, width, seed=0)`` -> float32 [3, height, width] in [0, 1]."""
     return _picture
 
 
 @torch.no_grad()
 def _lively(network, noise):
-    """Random weights for an output that varies around a half: a network at its usual start is nearly constant."""
+    """Randomise weights so that the output varies around 0.5; with the usual initialisation it is nearly constant."""
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
@@ -108,24 +108,24 @@ def _small_swinir():
 
 @pytest.fixture
 def small_rrdb():
-    """x4, align 1. Fresh for every test: a stage may cast it in place."""
+    """RRDBNet x4 with align 1; a new one per test, as a stage may cast it in place."""
     return _small_rrdb()
 
 
 @pytest.fixture
 def small_noisy_rrdb():
-    """The same with five noise channels."""
+    """RRDBNet x4 with five noise channels."""
     return _small_rrdb(noise_channels=5)
 
 
 @pytest.fixture
 def small_swinir():
-    """x4, align 8. Fresh for every test: a stage may cast it in place."""
+    """SwinIR x4 with align 8; a new one per test, as a stage may cast it in place."""
     return _small_swinir()
 
 
 def _small_structure():
-    """Three scales, the last one 24 rows by 32 columns."""
+    """Step 1 of three scales up to 24 rows by 32 columns."""
     config = Config(last=2, last_vae=1, channels=8, latent=6, layers=1)
     torch.manual_seed(0)
     structure = BaseGenerator(
@@ -144,34 +144,34 @@ def small_structure():
     return _small_structure()
 
 
-def _bundle(folder: Path, network, sigmas=()):
-    """Without a margin, so that sizes are easily told; tests/test_margin.py has models with one."""
+def _bundle(folder: Path, network):
+    """Write a model of two steps without a margin, so that sizes are simple; tests/run/test_margin.py has a margin."""
     _small_structure().to_file(folder / "structure.safetensors")
     save_file(network.state_dict(), folder / "sr.safetensors")
     checkpoint = str(folder / "sr.safetensors")
-    bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], sigmas, "CC0-1.0", margin=0)
+    bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], licence="CC0-1.0", margin=0)
     bundle.save(folder / "model.safetensors")
     return folder / "model.safetensors"
 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory):
-    """Path of a bundle: step 1 (24x32) and two RRDB stages x4 that share their weights. Do not write to it."""
+    """Path of a model: step 1 (24x32) and two RRDBNet steps x4 that share weights. Read only."""
     return _bundle(tmp_path_factory.mktemp("model"), _small_rrdb())
 
 
 @pytest.fixture(scope="session")
 def swin_model_file(tmp_path_factory):
-    """The same with two SwinIR stages. Do not write to it."""
+    """Path of a model: step 1 (24x32) and two SwinIR steps x4 that share weights. Read only."""
     return _bundle(tmp_path_factory.mktemp("swin_model"), _small_swinir())
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, model_file, swin_model_file):
-    """Bundles by name: convolutions, windows, and convolutions with input noise in both stages and noise channels in one."""
-    folder, given = tmp_path_factory.mktemp("noisy"), model_file.parent
+    """Models by name: RRDBNet, SwinIR, and RRDBNet with input noise in both steps and noise channels in one."""
+    folder, source = tmp_path_factory.mktemp("noisy"), model_file.parent
     path, channels = folder / "noisy.safetensors", folder / "channels.safetensors"
     save_file(_small_rrdb(noise_channels=5).state_dict(), channels)
-    checkpoints = [str(given / "sr.safetensors"), str(channels)]
-    model.build(given / "structure.safetensors", checkpoints, [0.05, 0.1], margin=0).save(path)
+    checkpoints = [str(source / "sr.safetensors"), str(channels)]
+    model.build(source / "structure.safetensors", checkpoints, [0.05, 0.1], margin=0).save(path)
     return {"rrdb": model.load(model_file), "swinir": model.load(swin_model_file), "noisy": model.load(path)}

@@ -58,7 +58,7 @@ def test_every_command_and_every_option_has_help(command):
     for name in command:
         found = found[name]
     assert found.help.strip().endswith(".")
-    options = [argument for argument in found.assemble_argument_collection() if argument.show]
+    options = [argument for argument in found.assemble_argument_collection(parse_docstring=True) if argument.show]
     assert options
     silent = [argument.name for argument in options if argument.name.startswith("--") and not argument.parameter.help]
     assert silent == []

@@ -127,7 +127,7 @@ def plan(
 
         if request != Request() or out != Path("out.zarr"):
             raise UsageError(
-                f"{option('theory', True)}: takes only {option('report')} and {option('json')}; leave out the rest"
+                f"{option('theory', True)}: only {option('report')} and {option('json')} apply to it; leave out the rest"
             )
         if report is not None and model is None:
             raise UsageError(f"{option('report', report)}: needs the model of that run; name it first")
@@ -135,7 +135,7 @@ def plan(
         return
     if report is not None:
         raise UsageError(
-            f"{option('report', report)}: applies to {option('theory')} only; engine render writes a report"
+            f"{option('report')} belongs to {option('theory')} here; engine render --report writes a report"
         )
     from engine.cli.render import render as run
 

@@ -124,7 +124,7 @@ def test_a_printed_preset_is_read_again(name, capsys):
         (("--preset", "slow"), 2, "there are distil"),
         (("--preset", "quick", "--config", "x.toml"), 2, "exclude each other"),
         (("--config", "none.toml"), 4, "none.toml: cannot be read"),
-        (("--memory", "lots"), 2, "memory 'lots'"),
+        (("--memory", "lots"), 2, "--memory lots"),
         (("--memory", "1MB"), 3, "smaller batch"),
         (("--step", "1"), 2, "--step"),
         (("--size", "5000"), 4, "take at most 240"),
