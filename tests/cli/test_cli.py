@@ -201,7 +201,7 @@ def test_out_of_memory_is_one_line_too(engine, monkeypatch, error, executor):
     def greedy(*_, **__):
         raise error
 
-    runs = {"tiles": "engine.archs.esrgan.RRDBNet.forward", "bands": "engine.bands.stream._Segment.push"}
+    runs = {"tiles": "engine.archs.esrgan.RRDBNet.forward", "bands": "engine.bands.stream._SegmentStream.push"}
     monkeypatch.setattr(runs[executor], greedy)
     code, _, err = engine(render(f"--executor {executor}"))
     assert code == 1

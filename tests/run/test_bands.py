@@ -386,7 +386,7 @@ def test_a_network_that_cannot_be_streamed_is_rendered_in_tiles(tmp_path, models
     assert job.plan.executor == "tiles"
     assert attributes(job.out)["complete"]
     seen.clear()
-    with pytest.raises(UsageError, match=r"AdaptiveAvgPool2d \(_1\) cannot be streamed in bands: .*--executor tiles"):
+    with pytest.raises(UsageError, match=r"AdaptiveAvgPool2d \(_1\): cannot be streamed in bands .*executor=.tiles"):
         Job(models["rrdb"], SMALL, tmp_path / "other.zarr")
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
