@@ -19,7 +19,7 @@ import torch
 
 from engine.bands.stream import RowStream
 from engine.device.memory import PeakMemory, accelerator_module
-from engine.device.queue import OutOfDeviceMemory, finished
+from engine.device.queue import OutOfDeviceMemory, synchronize
 from engine.plan.measured import Footprint
 from engine.run.stage import Stage
 
@@ -67,7 +67,7 @@ def measure_stream(stage: Stage) -> Footprint:
         for _ in range(0, _SMALL + plan.delay, plan.band):
             for _ in stage.push(stream, band):
                 pass
-        finished(stage.device)
+        synchronize(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
     pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
     return Footprint(0, 0.0, seconds / pixels)
@@ -78,7 +78,7 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
     with PeakMemory(device) as peak:
         start = time.perf_counter()
         run(side, side)
-        finished(device)
+        synchronize(device)
         seconds = time.perf_counter() - start
     return (peak.host - peak.start if accelerator_module(device) is None else peak.device - peak.device_start), seconds
 

@@ -103,7 +103,6 @@ def test_bands_neither_concatenate_nor_synchronize(picture, monkeypatch, make):
     assert not names & {"aten::cat", "aten::_local_scalar_dense", "aten::item", "aten::nonzero"}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults of Linux")
 def test_inner_bands_reuse_freed_pages(picture):
     """Temporaries, thousands of pages per band, lie in pages that earlier bands freed: there are hardly any page faults."""
