@@ -90,7 +90,7 @@ def plan(
 ) -> None:
     """Print what a render would do and cost: tiles, halos, memory, disk and time. Refuses like render."""
     if theory:
-        from engine.cli import theory as account
+        from engine.cli import paper_memory
 
         if request != Request() or out != Path("out.zarr"):
             raise UsageError("--theory counts networks: of the other options only --report and --json apply to it")
@@ -98,7 +98,7 @@ def plan(
             raise UsageError(
                 f"--report {report}: needs the model of that run; engine plan MODEL --theory --report {report}"
             )
-        account.theory(model, report, json)
+        paper_memory.print_account(model, report, as_json=json)
         return
     if report is not None:
         raise UsageError("--report belongs to --theory here; engine render --report writes one")
