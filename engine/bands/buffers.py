@@ -32,7 +32,7 @@ class Slot:
     channels: int
     """Number of its channels."""
     row: int
-    """First row of those that a band adds."""
+    """First of the rows that a band adds."""
     keep: int
     """Rows above ``row`` that the next band reads again."""
 

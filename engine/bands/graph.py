@@ -1,7 +1,7 @@
 """Row graph of a network: its ``torch.fx`` trace as a list of operations, each with the rule for its rows.
 
 Every value has a rate (its rows per row of the network's input) and a delay: once the input's rows above y are known, the
-value's rows above ``rate * y - delay`` are. An operation reads its inputs at a delay of its own (``Schedule``).
+value's rows above ``rate * y - delay`` are known. An operation reads its inputs at a delay of its own (``Schedule``).
 Operations without a rule (``engine.bands.rules``) are refused by name.
 """
 

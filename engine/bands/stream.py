@@ -170,7 +170,7 @@ class SegmentPlan:
         return max(self._temporary_bytes(op) for op in self.graph.ops)
 
     def _temporary_bytes(self, op: Op) -> int:
-        """Bytes of an operation's output, workspace and, for a convolution, dense copy of its input."""
+        """Bytes of an operation's output and workspace, and of the dense copy that a convolution makes of its input."""
         value, columns = self.graph.values[op.name], max(c.read_last - c.read_first for c in self.column_blocks(op))
         rows = int(self.band * value.rate)
         output = value.channels * value.dtype.itemsize if op.rule.compute is not None else 0
@@ -318,7 +318,7 @@ class _SegmentStream:
             self._end_buffers(position, rows)
 
     def _new_rows(self, name: str, rows: Rows) -> Rows:
-        """Rows that a band adds to a value; ``rows``: those that it adds to the input."""
+        """New rows of a value, given the new rows of the input."""
         scaled = rows.scale(self._graph.values[name].rate)
         return Rows(scaled.top - self.plan.schedule.delay[name], scaled.count, scaled.low, scaled.high)
 

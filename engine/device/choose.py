@@ -1,4 +1,4 @@
-"""Choice of the device and of the precision in which it computes."""
+"""Choice of the device and its precision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def fast_half(device: torch.device) -> Precision | None:
-    """The half precision in which the device is much faster than in float32; None if there is none."""
+    """Half precision that the device computes much faster than float32; None if there is none."""
     if device.type != "cpu":
         return "fp16"
     # PyTorch emulates bf16, slowly, on a CPU without these instructions. The tests are private names of torch.cpu.

@@ -1,8 +1,8 @@
 """The paper's account of synthesis memory (OUR-GAN, section 4.2 and Table 2), for any networks.
 
 Memory = parameters + input and output features of the largest layer, all in float32; 1 GB = 10^9 bytes. This is a lower
-bound for a framework without overhead. Shapes come from the networks themselves, run on the meta device. Two readings of
-"all parameters" are counted, because the paper's number fits the smaller one: those of one network, or of all.
+bound for a framework without overhead. Shapes come from the networks themselves, run on the meta device. "All parameters"
+is counted in two readings, for one network and for all networks, because the paper's number fits the smaller one.
 """
 
 from __future__ import annotations
