@@ -1,16 +1,17 @@
-"""Rows streamed in bands against the whole image, against tiles, and against the customary tiling, with real weights.
+"""Rendering in bands compared with the whole image, with tiles and with RealESRGANer's tiles, with real weights.
 
     python benchmarks/bench_bands.py [exact] [work] [time] [beside]
 
-exact   RRDBNet 64x23 (RealSR-DF2K), SwinIR-M (amplified random weights) and a chain of two RRDBNets, in float32: one strip and
-        strips with the exact halo, two heights of band, random rows to begin at. Writes results/bands_exact.csv.
-work    Multiply-adds executed over those of the whole image, for a 16384x8640 frame, counted in a narrow column of it.
+exact   Difference from the whole image in float32, for RRDBNet 64x23 (RealSR-DF2K), SwinIR-M (amplified random weights) and a
+        chain of two RRDBNets: one strip, strips with the exact halo, two band heights, random first rows. Writes
+        results/bands_exact.csv.
+work    Multiply-adds executed, relative to those of the whole image, for a 16384x8640 frame; counted in a narrow column of it.
         Writes results/bands_work.csv.
-time    A 16384x8640 frame: bands in one strip, tiles as the planner cuts them for 3 GiB (auto halo), and tiles of 512 with 10
-        pixels of padding as RealESRGANer runs them (plain PyTorch, float32). Seconds for each multiply-add of every way are
-        measured in turn in one run, and multiplied by what the frame takes of them. Writes results/bands_time.csv.
-beside  Compression and writing beside computing: a render of noise, which compresses worst, by a network so small that writing
-        matters, beside the same loop with every shard written before the next is computed. Writes results/bands_beside.csv.
+time    Seconds for a 16384x8640 frame: bands in one strip; tiles as planned for 3 GiB (auto halo); tiles of 512 with 10 pixels
+        of padding as in RealESRGANer (plain PyTorch, float32). The methods run in turn on parts of the frame, and their times
+        are scaled to it. Writes results/bands_time.csv.
+beside  Gain from writing shards while the next are computed, over writing each before the next: a render of noise, which
+        compresses worst, by a network so small that writing matters. Writes results/bands_beside.csv.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CPU = torch.device("cpu")
 
 
 def photo(height, width):
-    """[3, height, width]: a photograph, mirrored where it is too small."""
+    """Photograph [3, height, width], mirrored where it is too small."""
     source = PictureSource(PHOTOS / "picosdeeuropa-crop.jpg")
     picture = source.read(Box(0, 0, *source.size))
     while picture.shape[1] < height:
@@ -61,7 +62,7 @@ def photo(height, width):
 
 
 def streamed(stages, image, band, strip, first=0):
-    """Rows from ``first`` on of a chain of stages over ``image``, in strips of so many columns of the output."""
+    """Output of a chain of stages from row ``first`` on, in strips of ``strip`` output columns."""
     plans, size = [], image.shape[1:]
     for index, stage in enumerate(stages):
         halo = -(-stage.radius // stage.align) * stage.align
@@ -143,7 +144,7 @@ def push(stage, stream, band):
 
 
 def band_seconds(stage, count=3):
-    """A frame in one strip, again and again: by what so many bands in the middle of the picture took."""
+    """Yield seconds per frame in one strip, extrapolated from ``count`` bands in the middle of the picture."""
     plan = stage.stream_plan(FRAME[1])
     stream = RowStream(plan)
     band = photo(plan.band, FRAME[1])[None].contiguous(memory_format=torch.channels_last)
@@ -163,7 +164,7 @@ def tile_seconds(stage, shape, count):
 
 
 def customary_seconds(network, tile=512, pad=10):
-    """RealESRGANer's loop: tiles of 512 with 10 pixels on every side, whatever memory format comes out of it."""
+    """Seconds per frame for RealESRGANer's loop: tiles of 512 with 10 pixels on every side, in PyTorch's memory format."""
     rows, columns = (-(-n // tile) for n in FRAME)
     picture = photo(tile + 2 * pad, tile + 2 * pad)[None]
     with torch.inference_mode():
@@ -173,7 +174,7 @@ def customary_seconds(network, tile=512, pad=10):
 
 
 def planned(stage):
-    """The tiles that the planner takes for this frame in 3 GiB, with the halo of one level."""
+    """Plan of this frame's tiles for 3 GiB, with the halo for a seam error of one level."""
     model = build(None, ["realsr"])
     profile = probe.probe(model, PHOTOS / "picosdeeuropa-crop.jpg")[0]
     halo = HaloPolicy().choose(profile, stage.radius, stage.align)
@@ -200,7 +201,7 @@ def timed(repeats=3):
     for repeat in range(repeats + 1):
         for name, way in ways.items():
             if repeat == 0:
-                way()  # libraries prepare themselves, bands fill
+                way()  # warm-up: libraries choose algorithms, the stream fills
                 continue
             found[name].append(way())
             print(f"{name}: {found[name][-1]:.0f} s a frame", flush=True)
@@ -214,7 +215,7 @@ def timed(repeats=3):
 
 
 class InTurn(Executor):
-    """What is handed over is done before anything else."""
+    """Executor that runs each task when it is submitted."""
 
     def __init__(self, *_):
         super().__init__()
@@ -226,7 +227,7 @@ class InTurn(Executor):
 
 
 def rendered(model, picture, out, writer):
-    """Seconds of a render, and those of its parts."""
+    """Seconds of a render: (total, computing, writing)."""
     request = Request(init=picture, stages=1, executor="bands", precision="fp32")
     with unittest.mock.patch("engine.run.bands.ThreadPoolExecutor", writer):
         job = Job(model, request, out)

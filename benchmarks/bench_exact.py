@@ -1,9 +1,9 @@
-"""Tiled with --overlap exact against the whole image, full-size networks, float32.
+"""Tiles with ``--overlap exact`` compared with the whole image: full-size networks, float32.
 
     python benchmarks/bench_exact.py
 
-Question: is the theoretical receptive field enough? The pictures are long and narrow, so that tiles really are cut although the
-halo is 349 (RRDBNet, RealSR-DF2K weights) or 160 pixels (SwinIR-M, amplified random weights). Writes results/exact.csv.
+Question: is the theoretical receptive field a sufficient halo? The pictures are long and narrow, so that tiles are cut although
+the halo is 349 (RRDBNet, RealSR-DF2K weights) or 160 pixels (SwinIR-M, amplified random weights). Writes results/exact.csv.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def networks():
     torch.manual_seed(0)
     swinir = SwinIR()
     for name, parameter in swinir.named_parameters():
-        # Attention of a fresh network is nearly uniform: amplified, a wrong window would show.
+        # Attention of an untrained network is nearly uniform; amplified weights make a wrong window visible.
         if "qkv.weight" in name or "relative_position_bias_table" in name:
             parameter.data *= 4 if "qkv" in name else 20
     yield "SwinIR-M", swinir.eval().requires_grad_(False)
 
 
 def whole_image(stage, image):
-    """The reference: the frame padded once to the window, one run, cropped."""
+    """Reference: the frame padded once to the window, run in one piece and cropped."""
     height, width = image.shape[1:]
     padded = (-(-n // stage.align) * stage.align for n in (height, width))
     output = stage.run(gather(image, Box(0, 0, height, width), Box(0, 0, *padded), (height, width)))[0]

@@ -44,7 +44,7 @@ from torch.profiler import ProfilerActivity, profile
 from engine import archs
 from engine.archs.esrgan import RRDBNet
 from engine.device.memory import PeakMemory
-from engine.device.queue import OutOfDeviceMemory, finished, memory_errors
+from engine.device.queue import OutOfDeviceMemory, memory_errors, synchronize
 from engine.errors import EngineError
 from engine.job import Job
 from engine.kernels.launch import is_interpreting, takes_kernel
@@ -339,7 +339,7 @@ def busy(bench):
                 start = time.perf_counter()
                 for _ in job.run(sink):
                     pass
-                finished(bench.device)
+                synchronize(bench.device)
                 seconds = time.perf_counter() - start
     spans = [(e.time_range.start, e.time_range.end) for e in trace.events() if e.device_type == kind]
     share = covered(spans) / 1e6 / seconds

@@ -1,8 +1,9 @@
-"""Seam error against the halo for real weights on real photographs.
+"""Seam error by halo, for real weights on real photographs.
 
     python benchmarks/bench_seams.py [realsr x4plus]
 
-Question: how many low-resolution pixels of overlap does a stated error need? Writes results/seams.csv, one row for each halo.
+Question: which halo, in low-resolution pixels, keeps the seam error below a given level? Writes results/seams.csv, one row per
+halo.
 """
 
 from __future__ import annotations

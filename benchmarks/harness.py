@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
-from engine.device.queue import finished
+from engine.device.queue import synchronize
 from engine.job import Job
 from engine.model.bundle import Model, build
 from engine.plan.request import Request
@@ -51,7 +51,7 @@ def milliseconds(device: torch.device, call, repeats: int) -> float:
     """Median time of a call in ms after two warm-up calls: by events on a CUDA device, by the clock elsewhere."""
     times = []
     for k in range(repeats + 2):
-        finished(device)
+        synchronize(device)
         start = time.perf_counter()
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

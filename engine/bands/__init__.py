@@ -1,4 +1,4 @@
-"""The streaming form of a network: rows in, rows out, with the whole picture's result and memory for its width alone.
+"""Row streaming: a network runs on bands of rows, with the whole image's result and memory for a few rows of it.
 
-``graph`` reads a network's ``torch.fx`` trace, ``buffers`` decides where rows are kept, ``stream`` runs it band by band.
+``rules`` holds the operations' rules, ``graph`` reads a network's trace, ``buffers`` stores rows, ``stream`` runs the bands.
 """

@@ -1,9 +1,9 @@
-"""Where rows are kept while a network streams: planned as numbers, then made.
+"""Row buffers of a streamed network: their plan, in numbers, and their tensors.
 
-A buffer holds, side by side in channels, the values that are read together, so that a concatenation is never copied. It
-lives within one band: the rows that the next band needs again are saved when its last reader is done and put back
-when its first writer begins, so that all buffers share one arena. A value that waits for longer than a band keeps a
-buffer of its own, whose rows slide.
+A buffer holds the values that are read together side by side in channels, so concatenating them copies nothing. It is in
+use within one band only, so all buffers share one arena: the rows that the next band needs are saved after the last
+reader and restored before the first writer. A buffer that must keep more rows than a band adds has memory of its own,
+in which rows slide up.
 """
 
 from __future__ import annotations
@@ -16,130 +16,159 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from engine.bands.graph import Rows
+from engine.bands.rules import Rows
 
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A value's place in a buffer: its channels, the row where its new rows begin, and how many before them the next
-    band reads again.
-    """
+    """A value's place in a buffer."""
 
     value: str
+    """Name of the value."""
     channel: int
+    """Its first channel."""
     channels: int
+    """Number of its channels."""
     row: int
+    """First of the rows that a band adds."""
     keep: int
+    """Rows above ``row`` that the next band reads again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BufferPlan:
-    """[rows, width, channels], of which ``advance`` rows are new in every band and ``oldest`` lie before the band's own.
-
-    ``first``, ``last``: the positions of the operations between which it is in use.
-    """
+    """Size and use of a buffer [rows, width, channels]."""
 
     slots: tuple[Slot, ...]
+    """Values in it, in the order of their channels."""
     rows: int
+    """Number of rows."""
     width: int
+    """Number of columns."""
     channels: int
+    """Sum of the slots' channels."""
     dtype: torch.dtype
+    """Type of its numbers."""
     advance: int
+    """Rows that a band adds."""
     oldest: int
+    """Delay of its first row."""
     first: int
+    """Position of the first operation that writes to it."""
     last: int
+    """Position of the last operation that reads it."""
 
     @property
     def nbytes(self) -> int:
+        """Bytes, rounded up so that a buffer of any dtype can follow."""
         return -(-self.rows * self.width * self.channels * self.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
 
-    def meets(self, rows: Rows) -> bool:
-        """Whether any of its rows lies inside the picture when these rows of the segment's input are new."""
+    def overlaps_picture(self, rows: Rows) -> bool:
+        """Whether any of its rows lies in the picture in the band that adds ``rows`` to the segment's input."""
         rate = Fraction(self.advance, rows.count)
         top = rows.top * rate - self.oldest
         return top < rows.high * rate and top + self.rows > rows.low * rate
 
-    def starts_with(self, members: Sequence[str]) -> bool:
-        return tuple(s.value for s in self.slots[: len(members)]) == tuple(members)
+    def starts_with(self, values: Sequence[str]) -> bool:
+        """Whether these values are its first, in this order."""
+        return tuple(s.value for s in self.slots[: len(values)]) == tuple(values)
 
     @property
     def slides(self) -> bool:
-        """Whether it keeps at least as much as is new: saving that would take more memory than keeping it all."""
+        """Whether its rows slide: a band adds no more rows than it keeps, so saving them would cost more memory."""
         return max(s.keep for s in self.slots) >= self.advance
 
     @property
     def saved_bytes(self) -> int:
-        """Memory held from band to band."""
+        """Bytes held from band to band."""
         if self.slides:
             return self.nbytes
         return sum(s.keep * s.channels for s in self.slots) * self.width * self.dtype.itemsize
 
 
-def share(plans: Sequence[BufferPlan]) -> tuple[list[int], int]:
-    """Places in one arena such that buffers which are in use together do not overlap: (offsets, total), in bytes.
+def pack(plans: Sequence[BufferPlan]) -> tuple[list[int], int]:
+    """Offsets of buffers in one arena, and the arena's size, in bytes.
 
-    Greedy by size, the largest first, each at the lowest place that is free over its life.
+    Buffers that are in use at the same position do not overlap. Greedy by size: the largest first, each at the lowest
+    free offset.
     """
     order = sorted(range(len(plans)), key=lambda i: -plans[i].nbytes)
     offsets = [0] * len(plans)
     placed: list[int] = []
     for i in order:
-        plan, at = plans[i], 0
+        plan, offset = plans[i], 0
         for j in sorted(placed, key=lambda k: offsets[k]):
-            apart = plans[j].last < plan.first or plan.last < plans[j].first
-            if not apart and offsets[j] < at + plan.nbytes:
-                at = max(at, offsets[j] + plans[j].nbytes)
-        offsets[i] = at
+            disjoint = plans[j].last < plan.first or plan.last < plans[j].first
+            if not disjoint and offsets[j] < offset + plan.nbytes:
+                offset = max(offset, offsets[j] + plans[j].nbytes)
+        offsets[i] = offset
         placed.append(i)
     return offsets, max((offsets[i] + plans[i].nbytes for i in placed), default=0)
 
 
+@dataclass(frozen=True, slots=True)
+class _SavedRows:
+    """Rows of a slot that the next band reads again."""
+
+    copy: Tensor
+    """Memory that holds them between two bands."""
+    source: Tensor
+    """View of the buffer where a band leaves them."""
+    target: Tensor
+    """View of the buffer where the next band reads them."""
+
+
 class Buffer:
-    """A buffer at work. ``memory``: bytes of the arena, or of its own."""
+    """A buffer in memory."""
 
     def __init__(self, plan: BufferPlan, memory: Tensor) -> None:
+        """``memory``: uint8 [>= plan.nbytes], a part of the arena or the buffer's own."""
         shape = (plan.rows, plan.width, plan.channels)
         self.plan = plan
         self._rows = memory[: math.prod(shape) * plan.dtype.itemsize].view(plan.dtype).view(shape)
-        self._saved: list[tuple[Tensor, Tensor, Tensor]] = []  # (kept rows, where they end up, where they come from)
-        if not plan.slides:
-            self._saved = [self._keep(slot) for slot in plan.slots if slot.keep]
+        self._saved = [] if plan.slides else [self._saved_rows(slot) for slot in plan.slots if slot.keep]
 
-    def _keep(self, slot: Slot) -> tuple[Tensor, Tensor, Tensor]:
-        part = self._rows[:, :, slot.channel : slot.channel + slot.channels]
-        old = part[slot.row - slot.keep : slot.row]
-        new = part[slot.row - slot.keep + self.plan.advance : slot.row + self.plan.advance]
-        return torch.zeros(old.shape, dtype=old.dtype, device=old.device), old, new
+    def _saved_rows(self, slot: Slot) -> _SavedRows:
+        view = self._rows[:, :, slot.channel : slot.channel + slot.channels]
+        target = view[slot.row - slot.keep : slot.row]
+        source = view[slot.row - slot.keep + self.plan.advance : slot.row + self.plan.advance]
+        return _SavedRows(torch.zeros(target.shape, dtype=target.dtype, device=target.device), source, target)
 
     def clear(self) -> None:
-        """Forget every row: the picture's border."""
+        """Set all rows held from band to band to zero, as above a picture's first row."""
         if self.plan.slides:
             self._rows.zero_()
-        for kept, _, _ in self._saved:
-            kept.zero_()
+        for saved in self._saved:
+            saved.copy.zero_()
 
-    def begin(self) -> None:
-        """Before the band's first writer."""
-        for kept, old, _ in self._saved:
-            old.copy_(kept)
+    def begin_band(self) -> None:
+        """Bring the rows of the last band to where this one reads them; call it before the first writer."""
+        for saved in self._saved:
+            saved.target.copy_(saved.copy)
         if self.plan.slides:
             step, end = self.plan.advance, self.plan.rows
-            for row in range(0, end - step, step):  # a step at a time: source and target do not overlap
+            for row in range(0, end - step, step):  # in steps, so that source and target do not overlap
                 stop = min(row + 2 * step, end)
                 self._rows[row : stop - step].copy_(self._rows[row + step : stop])
 
-    def finish(self) -> None:
-        """After the band's last reader."""
-        for kept, _, new in self._saved:
-            kept.copy_(new)
+    def end_band(self) -> None:
+        """Save the rows that the next band reads again; call it after the last reader."""
+        for saved in self._saved:
+            saved.copy.copy_(saved.source)
 
     def new_rows(self, slot: Slot) -> Tensor:
-        """Where a value's new rows belong: [advance, width, its channels]."""
+        """View of the rows that a band adds to a value: [advance, width, slot.channels]."""
         return self._rows[slot.row : slot.row + self.plan.advance, :, slot.channel : slot.channel + slot.channels]
 
     def window(self, read: int, reach: int, channels: int) -> Tensor:
-        """The rows that an operation reads at delay ``read``: [advance + 2 reach, width, the first channels]."""
+        """View of the rows that an operation reads: [advance + 2 * reach, width, channels].
+
+        Args:
+            read: delay at which the operation reads, in rows of this buffer.
+            reach: rows that it reads above and below its output's rows.
+            channels: number of channels, from the buffer's first on.
+        """
         first = self.plan.oldest - read - reach
         return self._rows[first : first + self.plan.advance + 2 * reach, :, :channels]

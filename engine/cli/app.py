@@ -123,7 +123,7 @@ def plan(
         report: Run report of a render of this model, whose measured peak is printed beside --theory.
     """
     if theory:
-        from engine.cli.theory import theory as print_theory
+        from engine.cli import paper_memory
 
         if request != Request() or out != Path("out.zarr"):
             raise UsageError(
@@ -131,7 +131,7 @@ def plan(
             )
         if report is not None and model is None:
             raise UsageError(f"{option('report', report)}: needs the model of that run; name it first")
-        print_theory(model, report, json)
+        paper_memory.print_account(model, report, as_json=json)
         return
     if report is not None:
         raise UsageError(
@@ -143,11 +143,8 @@ def plan(
         _model_or_default(model),
         out,
         request,
-        resume=False,
-        overwrite=False,
         dry_run=True,
         as_json=json,
-        report_path=None,
     )
 
 

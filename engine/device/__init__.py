@@ -1,1 +1,1 @@
-"""The machine: choice of the device, its queue of work, its memory and the host's heap."""
+"""The machine: choice of device and precision, the device's work queue, its memory and the host's heap."""

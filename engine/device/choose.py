@@ -1,4 +1,4 @@
-"""Choice of the device and of the precision that it computes in."""
+"""Choice of the device and its precision."""
 
 from __future__ import annotations
 
@@ -6,37 +6,48 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.errors import UsageError
+from engine.device.precision import Precision
+from engine.errors import UsageError, option
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Name of a precision -> its dtype."""
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or the first of CUDA and CPU that exists."""
+    """The device of that name, or the default: CUDA where it is available, else the CPU.
+
+    Raises:
+        UsageError: the name is unknown, or a tensor cannot be made on the device and copied to the host.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here ({reason}); use cpu, or leave it out") from error
+        raise UsageError(f"{option('device', name)}: not usable here ({reason}); use cpu or leave it out") from error
     return device
 
 
-def fast_half(device: torch.device) -> str | None:
-    """The half precision that this device computes much faster than float32, if any."""
+def fast_half(device: torch.device) -> Precision | None:
+    """Half precision that the device computes much faster than float32; None if there is none."""
     if device.type != "cpu":
         return "fp16"
-    # PyTorch emulates bf16 on a CPU that lacks it, slowly.
+    # PyTorch emulates bf16, slowly, on a CPU without these instructions. The tests are private names of torch.cpu.
     tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bf16" if any(test is not None and test() for test in tests) else None
 
 
 def check_precisions(names: Sequence[str], stages: int) -> None:
-    """Raise UsageError unless there is a known precision for every stage."""
-    if len(names) != stages or any(name not in PRECISIONS for name in names):
-        raise UsageError(
-            f"--precision {','.join(dict.fromkeys(names))}: use auto, one of {', '.join(PRECISIONS)}, "
-            f"or {stages} of them with commas"
-        )
+    """Check the precisions of a chain of stages.
+
+    Raises:
+        UsageError: a name is unknown, or there is not one name for each of the ``stages``.
+    """
+    if len(names) == stages and all(name in PRECISIONS for name in names):
+        return
+    problem = "unknown" if len(names) == stages else f"{len(names)} for {stages} stages"
+    value = names[0] if problem == "unknown" and len(set(names)) == 1 else ",".join(names)
+    advice = f"auto, one of {', '.join(PRECISIONS)}" + (f", or {stages} of them with commas" if stages > 1 else "")
+    raise UsageError(f"{option('precision', value)}: {problem}; use {advice}")

@@ -1,4 +1,4 @@
-"""The heap of glibc: its behaviour is fixed, so that memory can be predicted."""
+"""Settings of glibc's heap that keep a process's memory predictable. On other systems they do nothing."""
 
 from __future__ import annotations
 
@@ -8,43 +8,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
+"""Parameters of mallopt(3)."""
 
+_MMAP_THRESHOLD, _MMAP_THRESHOLD_IN_NETWORK = 1 << 20, 16 << 20
+"""Bytes from which a block is mapped on its own, so that freeing it leaves no hole in the heap.
 
-_MAPPED, _MAPPED_IN_NETWORK = 1 << 20, 16 << 20
-"""Blocks from this size on are taken from the kernel and leave no holes in the heap. Inside a network the limit is
-higher: RRDBNet on a 240 x 240 tile takes as long as with 32 MiB, but 1.1 to 1.25 times as long with 8 MiB (docs/log.md)."""
+Inside a network the threshold is higher: RRDBNet on a 240 x 240 tile takes as long as with 32 MiB, but 1.1 to 1.25 times as
+long with 8 MiB (docs/log.md).
+"""
+
+_TRIM_THRESHOLD = 1 << 30
 
 
 def fix_malloc_thresholds() -> None:
-    """Make glibc's heap behave the same from the first tile to the last. Call this before the first measurement.
+    """Make the heap behave alike from the first tile to the last; call this before the first measurement.
 
-    All threads share one heap, since each further one would hold on to memory that the others need. The size from which
-    memory is taken from the kernel directly is fixed, since it would grow while tiles run; smaller blocks stay in the
-    heap until they are given back.
+    All threads share one arena, since further ones would hold freed memory that the others need. The mmap threshold is
+    fixed, since glibc raises it while blocks are freed. Smaller blocks stay in the heap until ``malloc_trim``.
     """
-    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MAPPED), (_M_TRIM_THRESHOLD, 1 << 30)):
-        _heap("mallopt", parameter, value)
+    parameters = (
+        (_M_ARENA_MAX, 1),
+        (_M_MMAP_THRESHOLD, _MMAP_THRESHOLD),
+        (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD),
+    )
+    for parameter, value in parameters:
+        _call_glibc("mallopt", parameter, value)
 
 
 @contextmanager
 def malloc_for_network(trim: bool = True) -> Iterator[None]:
-    """The heap while a network runs: it serves medium blocks itself, which a network frees and asks for again all the time.
-    ``trim``: it starts without the freed pages of what ran before, which would add to the peak."""
+    """Raise the mmap threshold while a network runs: it frees and allocates medium-sized blocks all the time.
+
+    Args:
+        trim: return freed pages to the system first; otherwise they add to the peak.
+    """
     if trim:
         malloc_trim()
-    _heap("mallopt", _M_MMAP_THRESHOLD, _MAPPED_IN_NETWORK)
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_IN_NETWORK)
     try:
         yield
     finally:
-        _heap("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
+        _call_glibc("mallopt", _M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 def malloc_trim() -> None:
-    """Give freed heap pages back to the system."""
-    _heap("malloc_trim", 0)
+    """Return freed pages of the heap to the system (malloc_trim(3))."""
+    _call_glibc("malloc_trim", 0)
 
 
-def _heap(function: str, *arguments: int) -> None:
-    """Call a function of glibc's heap; nothing happens where there is another heap."""
+def _call_glibc(function: str, *arguments: int) -> None:
     if sys.platform == "linux" and (call := getattr(ctypes.CDLL(None), function, None)) is not None:
         call(*arguments)

@@ -1,4 +1,4 @@
-"""Measures memory: what is free, what the process holds, and the peak over a span of code."""
+"""Memory of the process on the host and on the device: free, in use, and at its peak."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from engine.device.heap import malloc_trim
 
 _STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.002
 
 
@@ -27,11 +27,16 @@ def resident() -> int:
 
 
 class PeakMemory:
-    """Peak host and device memory inside a ``with`` block; ``host`` and ``device`` in bytes, valid after it; ``start`` and
-    ``device_start`` are those before it.
+    """Measures the peak of host and device memory inside a ``with`` block.
 
-    Linux keeps the peak itself and lets a process reset it; elsewhere a thread samples the resident size. On a device it
-    is PyTorch's peak and what the process holds besides, which only ever grows.
+    On Linux the host's peak is the kernel's own; elsewhere a thread samples the resident size. The device's peak is
+    that of PyTorch's allocator, plus the process's memory outside PyTorch at the end, which only ever grows.
+
+    Attributes:
+        start: resident bytes before the block.
+        device_start: device bytes before the block; 0 without an accelerator.
+        host: peak of resident bytes, valid after the block.
+        device: peak of device bytes, valid after the block; 0 without an accelerator.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,31 +74,32 @@ class PeakMemory:
 
 
 def _reset_peak() -> bool:
-    """Ask the kernel to forget the peak so far (proc(5), clear_refs, value 5)."""
+    """Reset the kernel's record of the peak; False where it keeps none (proc(5), clear_refs, value 5)."""
     try:
-        _CLEAR.write_text("5")
+        _CLEAR_REFS.write_text("5")
     except OSError:
         return False
     return True
 
 
 def _peak() -> int:
+    """Peak of resident bytes since the last reset."""
     line = next(text for text in _STATUS.read_text().splitlines() if text.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def free_host() -> int:
-    """Bytes that this process may still take, plus what it holds now."""
+    """Bytes of host memory that this process can hold in all: those available, plus those it holds now."""
     return int(psutil.virtual_memory().available) + resident()
 
 
 def accelerator_module(device: torch.device) -> Any:  # noqa: ANN401
-    """torch's module for a device with memory of its own; None for a CPU, and for MPS, whose memory is the host's."""
+    """Torch's module for a device with memory of its own (``torch.cuda``); None for CPU and MPS, which use the host's."""
     return torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
 
 
 def free_device(device: torch.device) -> int | None:
-    """Bytes of an accelerator that this process may still take, plus what it holds now; None without memory of its own."""
+    """Bytes of device memory that this process can hold in all; None for a device without memory of its own."""
     api = accelerator_module(device)
     if api is None:
         return None
@@ -102,8 +108,10 @@ def free_device(device: torch.device) -> int | None:
 
 
 def device_bytes(device: torch.device) -> int:
-    """Bytes of an accelerator that this process holds when nothing runs; 0 without memory of its own. Memory that PyTorch
-    keeps for later is given back first."""
+    """Bytes of device memory that this process holds while no work runs; 0 for a device without memory of its own.
+
+    Returns the cached blocks of PyTorch's allocator to the driver first.
+    """
     api = accelerator_module(device)
     if api is None:
         return 0
@@ -113,37 +121,39 @@ def device_bytes(device: torch.device) -> int:
 
 
 def _bytes_outside_torch(device: torch.device) -> int:
-    """Device memory of this process that is not PyTorch's: the driver's context, code of kernels, recorded launches.
+    """Device bytes of this process outside PyTorch's allocator: context, kernel code and instantiated graphs.
 
-    By the process's total where NVML knows it. Otherwise all that is used on the device counts as ours, which is right when
-    nobody else uses it, and too much when somebody does.
+    Derived from the process's total where NVML reports it, else from all memory in use on the device, which is too much
+    if other processes use it as well.
     """
     api = accelerator_module(device)
     free, total = api.mem_get_info(device)
     used = int(total - free)
     if device.type == "cuda":
-        with suppress(Exception):  # NVML is another library, of every age and with errors of its own
+        with suppress(Exception):  # NVML may be missing or of another version, and raises errors of its own
             used = process_bytes(torch.cuda.list_gpu_processes(device), os.getpid()) or used
     return max(0, used - int(api.memory_reserved(device)))
 
 
-def process_bytes(listed: str, process: int) -> int | None:
-    """Bytes of a process in what ``torch.cuda.list_gpu_processes`` says; None where it is not listed."""
-    found = re.search(rf"process +{process} uses +([\d.]+) MB", listed)
-    return int(float(found[1]) * (1 << 20)) if found else None
+def process_bytes(listing: str, pid: int) -> int | None:
+    """Bytes of a process in the output of ``torch.cuda.list_gpu_processes``; None if it is not listed."""
+    match = re.search(rf"process +{pid} uses +([\d.]+) MB", listing)
+    return int(float(match[1]) * (1 << 20)) if match else None
 
 
 @contextmanager
 def device_limit(device: torch.device, limit: int | None) -> Iterator[None]:
-    """Inside, PyTorch refuses to take more of a CUDA device than leaves the process within ``limit`` bytes: what does not
-    fit is an error that can be acted upon, and not a broken promise."""
+    """Limit the process to ``limit`` bytes of a CUDA device: PyTorch raises ``OutOfMemoryError`` beyond it.
+
+    Does nothing if ``limit`` is None, or on another device.
+    """
     if limit is None or device.type != "cuda":
         yield
         return
     _, total = torch.cuda.mem_get_info(device)
-    room = limit - _bytes_outside_torch(device)
+    for_torch = limit - _bytes_outside_torch(device)
     before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # newer than torch 2.6
-    torch.cuda.set_per_process_memory_fraction(min(before, max(0.0, room / total)), device)
+    torch.cuda.set_per_process_memory_fraction(min(before, max(0.0, for_torch / total)), device)
     try:
         yield
     finally:

@@ -1,8 +1,7 @@
-"""An accelerator's queue of work: copies beside it, points to wait for, launches that are recorded and repeated.
+"""Work queue of a device: asynchronous copies, events and captured launches.
 
-``DeviceQueue`` does everything in program order, which is right on every device; ``CudaDeviceQueue`` is what CUDA offers on
-top. The tile loop of engine.run.batched is written against these few methods, so all of it but ``CudaDeviceQueue`` runs on a
-CPU.
+``DeviceQueue`` runs everything in program order, which is correct on every device. ``CudaDeviceQueue`` adds CUDA's streams,
+events and graphs. Code written against these methods runs on a CPU too, except for ``CudaDeviceQueue`` itself.
 """
 
 from __future__ import annotations
@@ -15,34 +14,35 @@ import torch
 from torch import Tensor
 
 _cuda: Any = torch.cuda
-"""Its classes have no types."""
+"""Untyped: the classes of ``torch.cuda`` have no annotations."""
 
 WARM_UPS = 2
-"""Runs before a launch is recorded: libraries choose their algorithms and make their workspaces in the first."""
+"""Runs before a capture: in the first, libraries choose algorithms and allocate workspaces."""
 
 
 class OutOfDeviceMemory(MemoryError):
-    """An accelerator's memory, or the share of it that the run may take, is used up. ``position``: of the stage, if known."""
+    """An accelerator's memory, or the process's share of it, is used up."""
 
     position: int | None = None
+    """Position of the stage that ran out of memory; None if unknown."""
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """torch has a class for an accelerator's memory and only words for the host's: both become a MemoryError."""
+    """Turn PyTorch's out-of-memory errors, on a device or on the host, into ``MemoryError`` of one line."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfDeviceMemory(str(error).splitlines()[0]) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+        if "can't allocate memory" in str(error):  # the host's allocator has no class of its own
             raise MemoryError(str(error).splitlines()[0]) from error
         raise
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Inside, convolutions in float32 are in float32: PyTorch lets cuDNN round their factors to 10 bits, as half precision."""
+    """Disable TF32 in cuDNN: by default it rounds the factors of float32 convolutions to 10 bits."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -51,95 +51,105 @@ def full_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def finished(device: torch.device) -> None:
-    """Wait until a device has done all that it was asked for."""
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on the device is done."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
 
 class Event(Protocol):
-    """A point in the queue; ``synchronize`` waits until the device has reached it."""
+    """A point in a queue."""
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait until the device has reached this point."""
 
 
-class _Reached:
+class _CompletedEvent:
+    """Event of a queue that runs in program order."""
+
     def synchronize(self) -> None:
         pass
 
 
 class DeviceQueue:
-    """What is asked for is done when a call returns, or before anything that is asked for later."""
+    """Work queue that runs in program order."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
-        """``count`` elements of host memory, from which and to which the device copies by itself if it can."""
+        """Allocate ``count`` elements of page-locked host memory, which asynchronous copies need on CUDA."""
         return torch.empty(count, dtype=dtype)
 
     def record_event(self) -> Event:
-        """The point in the queue after all that was asked for so far."""
-        return _Reached()
+        """Record an event after all work queued so far."""
+        return _CompletedEvent()
 
     def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
-        """Copy (from the device, to pinned memory) once what was asked for so far is done; returns the end of it."""
+        """Queue copies of (device tensor, pinned tensor) behind the work queued so far.
+
+        Returns:
+            An event after the last copy. Work queued later may run beside the copies.
+        """
         for source, target in pairs:
             target.copy_(source)
-        return _Reached()
+        return _CompletedEvent()
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Run what is to be recorded, and give the memory it took back: all stages are warmed before the first is recorded."""
+        """Run ``work`` before its capture and return its temporary memory.
+
+        All stages are warmed up before the first capture, which keeps its memory.
+        """
         work()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """``work``, which fills buffers that stay where they are, as something that is cheap to repeat."""
+        """Capture the launches of ``work`` and return a function that replays them on the same memory."""
         return work
 
     @contextmanager
     def activate(self) -> Iterator[None]:
-        """Inside, what is launched goes to this queue's device."""
+        """Make this queue's device the current one."""
         yield
 
     def release(self) -> None:
-        """Give memory that is no longer used back to the system; recorded launches must have been dropped."""
+        """Return unused memory to the system; drop all captures first."""
 
 
 class CudaDeviceQueue(DeviceQueue):
-    """The default stream, one more for copies to the host, and CUDA graphs whose temporaries share one pool of memory.
+    """Queue on CUDA's current stream, with a second stream for copies to the host and one for captures.
 
-    The graphs may share it because no two run at once and none leaves its result there: they write to buffers that were
-    made before.
+    All captured graphs allocate from one memory pool. They may share it because no two run at the same time and none
+    leaves its result there: their outputs are allocated before the capture.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         with torch.cuda.device(device):
-            self._copies = _cuda.Stream()
-            self._recording = _cuda.Stream()
+            self._copy_stream = _cuda.Stream()
+            self._capture_stream = _cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, pin_memory=True)
 
     def record_event(self) -> Event:
-        event: torch.cuda.Event = _cuda.Event(blocking=True)  # whoever waits leaves the core to those who compress
+        event: torch.cuda.Event = _cuda.Event(blocking=True)  # a waiting thread leaves its core to the compressors
         event.record(torch.cuda.current_stream(self.device))
         return event
 
     def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         event: torch.cuda.Event = _cuda.Event(blocking=True)
-        self._copies.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._copies):
+        self._copy_stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copy_stream):
             for source, target in pairs:
                 target.copy_(source, non_blocking=True)
-            event.record(self._copies)
+            event.record(self._copy_stream)
         return event
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        # On the stream of the recording: libraries keep a workspace for each stream.
-        self._recording.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._recording):
+        # On the stream of the capture: libraries keep one workspace per stream.
+        self._capture_stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._capture_stream):
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.synchronize(self.device)
@@ -147,7 +157,7 @@ class CudaDeviceQueue(DeviceQueue):
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._recording):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._capture_stream):
             work()
         return graph.replay
 
@@ -159,10 +169,10 @@ class CudaDeviceQueue(DeviceQueue):
     def release(self) -> None:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
-        # A pool whose last graph is gone may not be recorded into again.
+        # CUDA graphs cannot be captured into a pool whose last graph was deleted.
         self._pool = torch.cuda.graph_pool_handle()
 
 
 def device_queue(device: torch.device) -> DeviceQueue:
-    """The queue of a device: MPS and XPU run in program order too."""
+    """The queue for a device: CUDA's own, or one in program order for CPU, MPS and XPU."""
     return CudaDeviceQueue(device) if device.type == "cuda" else DeviceQueue(device)

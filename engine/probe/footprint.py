@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.bands.stream import RowStream
 from engine.device.memory import PeakMemory, accelerator_module
-from engine.device.queue import OutOfDeviceMemory, finished
+from engine.device.queue import OutOfDeviceMemory, synchronize
 from engine.model.bundle import Model
 from engine.plan.measured import BandCost, Footprint
 from engine.probe import cache
@@ -128,7 +128,7 @@ def measure_stream(stage: Stage) -> Footprint:
         for _ in range(0, _SMALL + plan.delay, plan.band):
             for _ in stage.push(stream, band):
                 pass
-        finished(stage.device)
+        synchronize(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
     pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
     return Footprint(0, 0.0, seconds / pixels)
@@ -151,7 +151,7 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
     with PeakMemory(device) as peak:
         start = time.perf_counter()
         run(side, side)
-        finished(device)
+        synchronize(device)
         seconds = time.perf_counter() - start
     has_memory = accelerator_module(device) is not None
     return (peak.device - peak.device_start if has_memory else peak.host - peak.start), seconds

@@ -1,7 +1,7 @@
-"""Seam error: what cutting a tile out of an image does to its pixels, against the distance from the cut.
+"""Seam error: difference between a tile's pixels and those of the whole image, by distance from the tile's cut.
 
-A picture is run whole, then without its top and left third, and again without its bottom and right third. At distance h
-from a cut, the difference is what a tile with halo h would show: two runs give the curve for every halo at once.
+A picture is run whole, then without its top and left third, then without its bottom and right third. The difference at
+distance h from a cut is the error of a tile with halo h, so two runs give the curve for every halo.
 """
 
 from __future__ import annotations
@@ -14,19 +14,31 @@ from torch import Tensor, nn
 from engine.plan.measured import SeamPoint
 
 NEGLIGIBLE = 0.02
-"""The curve ends where the largest error falls below this many levels of 255."""
+"""Largest error, in levels of 255, at which the curve ends."""
 
 _STEP = 2
+"""Smallest step between two halos of the curve, in LR pixels."""
+
 _BAND = 2
+"""Width of the strip along the cut whose mean and 99.9th percentile are taken, in LR pixels."""
+
 _CUT = 0.35
+"""Share of each side that is cut off."""
 
 
 def seam_curve(
     network: nn.Module, content: Sequence[Tensor], scale: int, align: int
 ) -> tuple[tuple[SeamPoint, ...], list[Tensor]]:
-    """Error by halo over all pictures, and the pictures' whole outputs.
+    """Seam error by halo, over all pictures.
 
-    ``content``: float32 [1, 3, h, w], both sides multiples of ``align``. Pictures of one window cannot be cut: no curve.
+    Args:
+        network: [1, 3, h, w] -> [1, 3, h * scale, w * scale].
+        content: inputs of the stage, float32 [1, 3, h, w]; both sides are multiples of ``align``.
+        scale: enlargement of the network.
+        align: side of its window.
+
+    Returns:
+        The curve, empty if every picture is a single window, which cannot be cut; and the outputs of the whole pictures.
     """
     errors, distances, outputs = [], [], []
     for picture in content:
@@ -42,6 +54,7 @@ def seam_curve(
 
 
 def _cuts(network: nn.Module, picture: Tensor, whole: Tensor, scale: int, align: int) -> list[tuple[Tensor, Tensor]]:
+    """(error in levels, distance from the cut in LR pixels), both [h, w], of the two tiles."""
     height, width = picture.shape[2:]
     if min(height, width) <= align:
         return []
@@ -51,9 +64,9 @@ def _cuts(network: nn.Module, picture: Tensor, whole: Tensor, scale: int, align:
     results = []
     for (rows, columns), flip in ((lower, False), (upper, True)):
         tile = network(picture[:, :, rows, columns].contiguous(memory_format=torch.channels_last)).clamp(0, 1)
-        same = whole[:, :, _scaled(rows, scale), _scaled(columns, scale)]
-        error = (tile - same).abs().amax((0, 1)) * 255.0  # [h, w], the worst channel
-        results.append((error, _distance(error.shape, scale, flip)))
+        expected = whole[:, :, _scaled(rows, scale), _scaled(columns, scale)]
+        error = (tile - expected).abs().amax((0, 1)) * 255.0  # [h, w], largest over the channels
+        results.append((error, _distance(error.shape, scale, flip=flip)))
     return results
 
 
@@ -61,8 +74,8 @@ def _scaled(part: slice, scale: int) -> slice:
     return slice(part.start * scale, None if part.stop is None else part.stop * scale)
 
 
-def _distance(shape: Sequence[int], scale: int, flip: bool) -> Tensor:
-    """Whole LR pixels between an output pixel and the nearer cut: top and left, or bottom and right if flipped."""
+def _distance(shape: Sequence[int], scale: int, *, flip: bool) -> Tensor:
+    """Whole LR pixels from each output pixel to the nearer cut, at the top and left; if ``flip``, bottom and right."""
     y, x = (torch.arange(n) // scale for n in shape)
     if flip:
         y, x = y.flip(0), x.flip(0)

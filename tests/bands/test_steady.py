@@ -1,4 +1,4 @@
-"""Away from a picture's ends a band is one piece of work: launches that can be recorded, in memory that is already there."""
+"""Inner bands of a stream: launches that can be captured and replayed, in memory that is already allocated."""
 
 import resource
 import sys
@@ -25,87 +25,87 @@ def storages(values):
 
 
 class Launches(TorchDispatchMode):
-    """Every operation on tensors, with the memory that it read and wrote, as a CUDA graph keeps them."""
+    """Operations on tensors with the memory that they read and write, as a CUDA graph records them."""
 
     def __init__(self):
         super().__init__()
-        self.done = []
+        self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **kwargs or {})
-        self.done.append((func, args, kwargs or {}, result))
+        self.calls.append((func, args, kwargs or {}, result))
         return result
 
     @property
     def names(self):
-        return {func._schema.name for func, *_ in self.done}
+        return {func._schema.name for func, *_ in self.calls}
 
-    def repeat(self):
-        """The same operations on the same memory. Nothing of the program between them runs."""
-        for func, args, kwargs, result in self.done:
+    def replay(self):
+        """Run the same operations on the same memory, without the Python code between them."""
+        for func, args, kwargs, result in self.calls:
             if func._schema.is_mutable:
                 func(*args, **kwargs)
-            elif not storages(result) & storages((args, kwargs)):  # else a view, which is still where it was
+            elif not storages(result) & storages((args, kwargs)):  # else a view, whose memory is unchanged
                 result.copy_(func(*args, **kwargs))
 
 
-class Recording(DeviceQueue):
-    """A CPU's queue that records, as CUDA's does; what is recorded runs at its first repetition."""
+class CapturingQueue(DeviceQueue):
+    """A CPU queue that captures launches like CUDA's; a capture runs when it is first replayed."""
 
     def __init__(self, device):
         super().__init__(device)
-        self.recorded, self.repeated = [], 0
+        self.captures, self.replays = [], 0
 
     def capture(self, work):
         launches = Launches()
-        self.recorded.append(launches)
+        self.captures.append(launches)
 
-        def repeat():
-            self.repeated += 1
-            if launches.done:
-                launches.repeat()
+        def replay():
+            self.replays += 1
+            if launches.calls:
+                launches.replay()
             else:
                 with launches:
                     work()
 
-        return repeat
+        return replay
 
 
-def recorded(monkeypatch, *arguments):
-    """A stream whose queue records, and that queue."""
-    queues = []
+def capturing_stream(monkeypatch, *arguments):
+    """(stream, its capturing queue)."""
+    queue = CapturingQueue(CPU)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.bands.stream.device_queue", lambda device: queues.append(Recording(device)) or queues[-1])
-        return stream(*arguments), queues[0]
+        patch.setattr("engine.bands.stream.device_queue", lambda device: queue)
+        return stream(*arguments), queue
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, lambda: rrdb().to_mixed(torch.bfloat16), *NETWORKS])
-def test_recorded_launches_give_the_bits_of_the_program(picture, monkeypatch, make):
+def test_replayed_bands_are_bit_equal(picture, monkeypatch, make):
     network, image = lively(make()), picture(96, 12)
-    rows, queue = recorded(monkeypatch, network, 4, 12, 2)
+    rows, queue = capturing_stream(monkeypatch, network, 4, 12, 2)
     assert torch.equal(pour(rows, image), pour(stream(network, 4, 12, 2), image))
     segments = len(rows.plan.segments)
-    assert len(queue.recorded) == segments
-    # What was recorded in one picture serves the next, from its first band away from the border on.
-    repeated, queue.repeated = queue.repeated, 0
+    assert len(queue.captures) == segments
+    # The next picture replays the captures from its first inner band on.
+    replays, queue.replays = queue.replays, 0
     assert torch.equal(pour(rows, image[:, 8:]), pour(stream(network, 4, 12, 2), image[:, 8:]))
-    assert repeated - segments * 3 < queue.repeated < repeated + segments * WARM_UPS
-    assert len(queue.recorded) == segments
+    assert replays - segments * 3 < queue.replays < replays + segments * WARM_UPS
+    assert len(queue.captures) == segments
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_nothing_is_concatenated_and_nothing_waits_for_a_value(picture, monkeypatch, make):
-    """A number that the program asks for would stop the device, and cannot be recorded."""
-    rows, queue = recorded(monkeypatch, lively(make()), 4, 12, 2)
+def test_bands_neither_concatenate_nor_synchronize(picture, monkeypatch, make):
+    """Reading a number from the device would synchronize with it, which a CUDA graph forbids."""
+    rows, queue = capturing_stream(monkeypatch, lively(make()), 4, 12, 2)
     pour(rows, picture(96, 12))
-    names = set().union(*(launches.names for launches in queue.recorded))
+    names = set().union(*(launches.names for launches in queue.captures))
     assert names & {"aten::convolution", "aten::conv2d"}
     assert not names & {"aten::cat", "aten::_local_scalar_dense", "aten::item", "aten::nonzero"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts what the kernel of Linux gives out")
-def test_an_inner_band_takes_no_memory_from_the_system(picture):
-    """By page faults: what operations make on the way, thousands of pages a band, lies where the band before had its own."""
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults of Linux")
+def test_inner_bands_reuse_freed_pages(picture):
+    """Temporaries, thousands of pages per band, lie in pages that earlier bands freed: there are hardly any page faults."""
     fix_malloc_thresholds()
     stage = Stage(RRDBNet(blocks=1).eval(), CPU, "fp32")
     rows = RowStream(stage.stream_plan(256))
@@ -117,12 +117,12 @@ def test_an_inner_band_takes_no_memory_from_the_system(picture):
         for _ in stage.push(rows, band):
             pass
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(faults[-4:]) < 20  # thousands when the heap is given back in between
+    assert max(faults[-4:]) < 20  # thousands if the heap is trimmed between bands
 
 
 @needs_gpu
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_recorded_launches_on_a_gpu_give_the_whole_image(picture, make):
+def test_replayed_bands_on_a_gpu_equal_whole_image(picture, make):
     network, image = lively(make()).to("cuda"), picture(96, 12).to("cuda")
     rows = RowStream(plan(network, 4, 12, 2), "cuda")
     with full_float32():

@@ -1,4 +1,4 @@
-"""Bands of a network are the rows of its whole image: for every architecture, from any start, in planned memory."""
+"""Row streams against the whole image: every architecture, any first row, in the planned memory."""
 
 import random
 
@@ -17,80 +17,76 @@ from engine.bands.graph import read_graph
 from engine.bands.stream import RowStream, StreamPlan
 
 EXACT = 2e-6
-"""Of full scale: what float32 leaves when the same sums are made in another order."""
+"""Tolerance relative to the range of the output: float32 sums in another order."""
 
 
-def assert_equal(streamed, expected):
-    """Within EXACT of full scale, the range of the picture."""
-    assert streamed.shape == expected.shape
+def assert_equal(streamed, expected, message=None):
+    """Equal within ``EXACT`` of the expected image's range."""
+    assert streamed.shape == expected.shape, message
     low, high = expected.aminmax()
-    assert float((streamed - expected).abs().max()) <= EXACT * float(high - low)
+    assert float((streamed - expected).abs().max()) <= EXACT * float(high - low), message
 
 
-# Height, width, band and tail band, in units of what the network is aligned to.
-SHAPES = [
-    pytest.param((1, 1, 1, None), id="one"),
-    pytest.param((3, 5, 8, None), id="shorter than a band"),
-    pytest.param((5, 3, 2, 1), id="shorter than the delay"),
-    pytest.param((13, 6, 1, None), id="smallest bands"),
-    pytest.param((23, 7, 4, 2), id="odd"),
-    pytest.param((24, 5, 8, 8), id="whole bands"),
-    pytest.param((33, 4, 15, 5), id="a row more than bands"),
-]
+SHAPES = {
+    "one": (1, 1, 1, None),
+    "shorter than a band": (3, 5, 8, None),
+    "shorter than the delay": (5, 3, 2, 1),
+    "smallest bands": (13, 6, 1, None),
+    "odd": (23, 7, 4, 2),
+    "whole bands": (24, 5, 8, 8),
+    "a row more than whole bands": (33, 4, 15, 5),
+}
+"""Height, width, band and tail band, in units of the network's ``align``."""
 
 
-def check(network, picture, shape):
-    height, width, band, tail_band = shape
+def check_all_shapes(network, picture):
     align = getattr(network, "align", 1)
-    image = picture(height * align, width * align)
-    image = torch.cat([image, torch.randn(noise_channels(network), *image.shape[1:])])
-    rows = stream(network, band * align, width * align, tail_band and tail_band * align)
-    assert_equal(pour(rows, image), whole(network, image))
+    for name, (height, width, band, tail_band) in SHAPES.items():
+        image = picture(height * align, width * align)
+        image = torch.cat([image, torch.randn(noise_channels(network), *image.shape[1:])])
+        rows = stream(network, band * align, width * align, tail_band and tail_band * align)
+        assert_equal(pour(rows, image), whole(network, image), name)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [4, 2, 1])
-def test_rrdb_in_bands_is_the_whole_image(picture, scale, shape):
-    check(rrdb(scale), picture, shape)
+def test_rrdb_equals_whole_image(picture, scale):
+    check_all_shapes(rrdb(scale), picture)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("window", "scale"), [(4, 4), (4, 2), (8, 4), (5, 4), (7, 2)])
-def test_swinir_in_bands_is_the_whole_image(picture, window, scale, shape):
-    check(swinir(window, scale), picture, shape)
+def test_swinir_equals_whole_image(picture, window, scale):
+    check_all_shapes(swinir(window, scale), picture)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", [rrdb, swinir])
-def test_noise_channels_in_bands_are_those_of_the_whole_image(picture, make, shape):
-    check(make(noise_channels=5), picture, shape)
+def test_noise_channels_equal_whole_image(picture, make):
+    check_all_shapes(make(noise_channels=5), picture)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", NETWORKS)
-def test_any_network_of_known_operations_in_bands_is_the_whole_image(picture, make, shape):
-    check(lively(make(), 0.3), picture, shape)
+def test_any_network_equals_whole_image(picture, make):
+    check_all_shapes(lively(make(), 0.3), picture)
 
 
-@pytest.mark.parametrize("block", [1, 5, 8, 11, 29])
 @pytest.mark.parametrize("make", [rrdb, lambda: rrdb(2), swinir, *NETWORKS])
-def test_some_columns_at_a_time_are_the_same_columns(picture, make, block):
-    """Odd parts, parts narrower than a kernel, a last part that is smaller, both sides of the picture."""
+def test_column_blocks_equal_whole_image(picture, make):
+    """Odd blocks, blocks narrower than a kernel, a smaller last block, both sides of the picture."""
     network = lively(make())
     image = picture(12, 36)
-    rows = stream(network, 4, 36, 2, block)
-    assert_equal(pour(rows, image), whole(network, image))
-    cut = [len(s.columns(op)) > 1 for s in rows.plan.segments for op in s.graph.ops]
-    assert any(cut)
+    expected = whole(network, image)
+    for block in (1, 5, 8, 11, 29):
+        rows = stream(network, 4, 36, 2, block)
+        assert_equal(pour(rows, image), expected, block)
+        assert any(len(s.column_blocks(op)) > 1 for s in rows.plan.segments for op in s.graph.ops)
 
 
-def test_columns_at_a_time_are_equal_parts_that_read_equally_much():
+def test_column_blocks_read_equally_many_columns():
     (segment,) = plan(lively(nn.Sequential(conv3(3, 3))), 4, 23, block=8).segments
-    found = [(c.first, c.last, c.start, c.end) for c in segment.columns(segment.graph.ops[0])]
-    assert found == [(0, 8, 0, 10), (8, 16, 7, 17), (16, 23, 13, 23)]
+    blocks = [(b.first, b.last, b.read_first, b.read_last) for b in segment.column_blocks(segment.graph.ops[0])]
+    assert blocks == [(0, 8, 0, 10), (8, 16, 7, 17), (16, 23, 13, 23)]
 
 
-def test_what_operations_make_on_the_way_does_not_grow_with_the_width():
+def test_temporaries_of_blocks_do_not_grow_with_the_width():
     graph = read_graph(rrdb(), 1)
     wide, wider = (StreamPlan(graph, 8, width, 2, 64) for width in (1024, 2048))
     assert [s.temporary_bytes for s in wide.segments] == [s.temporary_bytes for s in wider.segments]
@@ -103,19 +99,19 @@ def eight_bits(picture):
 
 
 @pytest.mark.parametrize("name", ["small_rrdb", "small_swinir"])
-def test_the_eight_bit_image_is_the_same(picture, request, name):
+def test_eight_bit_image_is_the_same(picture, request, name):
     network = request.getfixturevalue(name)
     image = picture(56, 40)
     expected = eight_bits(whole(network, image))
     assert expected.float().std() > 10
     difference = (eight_bits(pour(stream(network, 16, 40, 8), image)) - expected).abs()
-    # Sums in another order may push a value that lies on the edge of two levels over it, and no other.
+    # Sums in another order may move a value that lies between two levels to the other one.
     assert int(difference.max()) <= 1
     assert float((difference > 0).float().mean()) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["small_rrdb", "small_swinir"])
-def test_in_mixed_precision_the_image_is_the_same_within_a_level(picture, request, name):
+def test_mixed_precision_is_within_one_level(picture, request, name):
     network = request.getfixturevalue(name)
     image = picture(56, 40)
     exact = whole(network, image)
@@ -128,7 +124,7 @@ def test_in_mixed_precision_the_image_is_the_same_within_a_level(picture, reques
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir])
-def test_rows_past_the_radius_do_not_know_where_the_stream_began(picture, make):
+def test_rows_beyond_the_radius_are_independent_of_the_start(picture, make):
     network = make()
     image = picture(104, 12)
     expected = whole(network, image)
@@ -138,41 +134,42 @@ def test_rows_past_the_radius_do_not_know_where_the_stream_began(picture, make):
         streamed = pour(rows, image, low)
         reached = network.radius * network.scale
         assert_equal(streamed[:, reached:], expected[:, low * network.scale + reached :])
-        # Bands of one shape on one grid: the same bits, and so the same file after a resume.
+        # Bands of one shape on one grid give the same bits, so a resumed render writes the same file.
         assert torch.equal(streamed[:, reached:], from_the_top[:, low * network.scale + reached :])
         assert not torch.allclose(streamed[:, 0], expected[:, low * network.scale])
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_a_stream_that_begins_in_the_middle_sees_the_picture_below_alone(picture, make):
+def test_a_stream_from_the_middle_sees_the_rows_below_only(picture, make):
     network, image = lively(make()), picture(64, 12)
     assert_equal(pour(stream(network, 8, 12), image, 24), whole(network, image[:, 24:]))
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """A plan -> a stream whose memory holds NaN throughout, and its arena (without the rows that slide)."""
+    """A plan -> (a stream whose memory holds NaN throughout, its arena)."""
     empty = torch.empty
 
     def make(plan):
-        made = []
+        tensors = []
 
         def poison(*args, **options):
-            made.append(empty(*args, **options).fill_(255))  # in every format a NaN
-            return made[-1]
+            tensors.append(empty(*args, **options).fill_(255))  # NaN in every format
+            return tensors[-1]
 
         with monkeypatch.context() as patch:
             patch.setattr(torch, "empty", poison)
             rows = RowStream(plan)
-        assert made[0].numel() == max(s.arena_bytes for s in plan.segments) > 0
-        return rows, made[0]
+        arena = tensors[0]
+        assert arena.numel() == max(s.arena_bytes for s in plan.segments) > 0
+        return rows, arena
 
     return make
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, lambda: rrdb(2).to_mixed(torch.bfloat16), *NETWORKS])
 def test_no_row_is_read_before_it_is_written(picture, poisoned, make):
-    """The arena belongs to a band: what lies in it when a band begins does not matter."""
+    """The arena's content between two bands does not matter."""
     network = lively(make())
     image = picture(44, 12)
     planned = plan(network, 4, 12)
@@ -182,7 +179,7 @@ def test_no_row_is_read_before_it_is_written(picture, poisoned, make):
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_nothing_of_one_picture_is_left_in_the_next(picture, make):
+def test_start_removes_the_last_picture(picture, make):
     network = lively(make())
     image = picture(28, 12)
     rows = stream(network, 4, 12)
@@ -194,29 +191,30 @@ def test_nothing_of_one_picture_is_left_in_the_next(picture, make):
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-@pytest.mark.parametrize("tail_band", [None, 2])
-def test_rows_are_complete_after_the_delay_and_no_earlier(make, tail_band):
+def test_rows_are_complete_exactly_after_the_delay(make):
     network = lively(make())
-    planned = plan(network, 4, 8, tail_band)
-    rows = RowStream(planned)
-    rows.start(0, 400)
-    complete, gaps = 0, []
-    for pushed, band in zip(range(4, 120, 4), bands(torch.zeros(3, 400, 8), 4), strict=False):
-        complete += sum(len(part) for _, part in rows.push(band))
-        gaps.append(pushed - complete / planned.scale)
-    assert planned.delay - 1 < max(gaps) <= planned.delay
+    for tail_band in (None, 2):
+        planned = plan(network, 4, 8, tail_band)
+        rows = RowStream(planned)
+        rows.start(0, 400)
+        complete, gaps = 0, []
+        for pushed, band in zip(range(4, 120, 4), bands(torch.zeros(3, 400, 8), 4), strict=False):
+            complete += sum(len(part) for _, part in rows.push(band))
+            gaps.append(pushed - complete / planned.scale)
+        assert planned.delay - 1 < max(gaps) <= planned.delay
 
 
 def executed(rows, height):
-    """Multiply-adds that a picture of so many rows took."""
+    """Multiply-adds executed for a picture of ``height`` rows."""
     before = rows.macs
     pour(rows, torch.zeros(3, height, rows.plan.width))
     return rows.macs - before
 
 
-def test_macs_of_two_convolutions_counted_by_hand():
-    """Seven rows of five pixels in bands of four: new rows of the first convolution begin at -1, 3 (and 7, outside), of
-    the second at -2, 2, 6.
+def test_macs_of_two_convolutions_by_hand():
+    """7 rows of 5 pixels in bands of 4.
+
+    New rows of the first convolution begin at -1, 3 (and 7, outside); those of the second at -2, 2 and 6.
     """
     network = lively(nn.Sequential(conv3(3, 4), conv3(4, 2)))
     rows = stream(network, 4, 5)
@@ -225,24 +223,24 @@ def test_macs_of_two_convolutions_counted_by_hand():
     assert executed(rows, 7) == 5 * (8 * first + 12 * second)
 
 
-def test_macs_of_every_kind_of_layer_counted_by_hand():
+def test_macs_of_all_layers_by_hand():
     network = lively(per_token())
-    pixel = 3 * 8 * 9 + 8 * 49 + 2 * 8 * 12 + 8 * 3 * 9  # grouped: each channel of 8 sees one of 7 x 7
+    pixel = 3 * 8 * 9 + 8 * 49 + 2 * 8 * 12 + 8 * 3 * 9  # grouped: each of 8 channels has a kernel of 7 x 7
     assert plan(network, 4, 6).macs(10) == 10 * 6 * pixel
     up = Network(lambda net, x: net.b(F.pixel_shuffle(net.a(x), 2)), a=conv3(3, 12), b=conv3(3, 3))
     assert plan(lively(up), 4, 6, 2).macs(10) == 10 * 6 * (3 * 12 * 9 + 4 * 3 * 3 * 9)
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_every_row_is_computed_once_but_for_the_ends_of_the_picture(make):
-    """An operation's first and last band may hang over the border, by less than a band each: no halo in between."""
+def test_every_inner_row_is_computed_once(make):
+    """Only an operation's first and last band extend over the border, by less than a band each: there is no halo."""
     rows = stream(lively(make()), 8, 8)
     for height in (8, 40, 400):
         assert rows.plan.macs(height) <= executed(rows, height) < rows.plan.macs(height + 2 * 8)
 
 
-def test_rows_held_from_band_to_band_counted_by_hand():
-    """A wide convolution of x and ``a`` at delay 3 goes back to row 5; ``narrow``, at delay 1, waits for it."""
+def test_saved_rows_by_hand():
+    """``wide`` reads x and ``a`` at delay 3 with 2 rows around; ``narrow``, at delay 1, is added to it later."""
 
     def forward(net, x):
         a = net.a(x)
@@ -252,35 +250,35 @@ def test_rows_held_from_band_to_band_counted_by_hand():
     wide = nn.Conv2d(7, 3, 5, padding=2)
     network = Network(forward, a=conv3(3, 4), b=nn.Conv2d(4, 2, 1), wide=wide, narrow=nn.Conv2d(9, 3, 1))
     (segment,) = plan(lively(network), 8, 6).segments
-    kept = [{slot.value: slot.keep for slot in buffer.slots} for buffer in segment.buffers if buffer.saved_bytes]
-    assert kept == [{"x": 5, "a": 4, "b": 0}, {"x": 2}, {"narrow": 2}]
+    saved = [{slot.value: slot.keep for slot in buffer.slots} for buffer in segment.buffers if buffer.saved_bytes]
+    assert saved == [{"x": 5, "a": 4, "b": 0}, {"x": 2}, {"narrow": 2}]
     assert segment.state_bytes == 4 * 6 * (5 * 3 + 4 * 4 + 2 * 3 + 2 * 3)
 
 
-class Live(TorchDispatchMode):
-    """The bytes of tensors that are alive and were made while this is on; ``peak``: the most at once."""
+class LiveBytes(TorchDispatchMode):
+    """Bytes of tensors that were created inside and are alive; ``peak``: their maximum."""
 
     def __init__(self):
         super().__init__()
-        self.peak, self._known = 0, {}
+        self.peak, self._storages = 0, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         result = func(*args, **kwargs or {})
-        self._known = {k: v for k, v in self._known.items() if not v[0].expired()}
+        self._storages = {k: v for k, v in self._storages.items() if not v[0].expired()}
         for tensor in tree_leaves(result):
             storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage._cdata not in given:
-                self._known.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.peak = max(self.peak, sum(size for _, size in self._known.values()))
+            if storage is not None and storage._cdata not in inputs:
+                self._storages.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
         return result
 
 
 def peak_of(network, height, width, tail_band=None):
-    """What the plan says that streaming takes, and what it took, in bytes."""
+    """(planned, measured) bytes of streaming a picture."""
     band = torch.rand(1, 3, 8, width)
     planned = plan(network, 8, width, tail_band)
-    with Live() as live:
+    with LiveBytes() as live:
         rows = RowStream(planned)
         rows.start(0, height)
         for _ in range((height + planned.delay) // 8 + 1):
@@ -289,32 +287,28 @@ def peak_of(network, height, width, tail_band=None):
     return planned.nbytes, live.peak
 
 
-# Not here: attention and the border of a bilinear enlargement, whose own temporary tensors the plan does not know.
+# The plan adds the largest temporaries to the largest arena; few networks have both at once.
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_memory_is_what_the_plan_says(make):
-    planned, measured = peak_of(lively(make()), 48, 24)
+def test_memory_is_planned_and_independent_of_the_height(make):
+    network = lively(make())
+    planned, measured = peak_of(network, 48, 24)
     assert 0.5 * planned < measured <= planned
+    assert peak_of(network, 48, 8) == peak_of(network, 160, 8)
 
 
 def test_tail_bands_divide_the_band():
-    with pytest.raises(ValueError, match="bands of 4 rows cannot be cut into tail bands of 3"):
+    with pytest.raises(ValueError, match="tail band: 3 rows do not divide the band of 4"):
         plan(rrdb(), 4, 8, tail_band=3)
 
 
-def test_memory_with_a_narrow_tail_is_what_the_plan_says():
+def test_memory_with_narrow_tail_bands():
     planned, measured = peak_of(rrdb(), 48, 24, tail_band=2)
     assert 0.7 * planned < measured <= planned
     assert planned < 0.6 * plan(rrdb(), 8, 24).nbytes
 
 
 @pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_memory_does_not_know_the_pictures_height(make):
-    network = lively(make())
-    assert peak_of(network, 48, 8) == peak_of(network, 160, 8)
-
-
-@pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
-def test_memory_grows_with_the_width_alone(make):
+def test_memory_grows_with_the_width(make):
     network = lively(make())
     graph = read_graph(network, getattr(network, "align", 1))
     # 16 columns of one float fill a buffer's alignment, so that nothing is rounded up.
@@ -323,12 +317,12 @@ def test_memory_grows_with_the_width_alone(make):
     assert StreamPlan(graph, 8, 64).nbytes < StreamPlan(graph, 16, 64).nbytes
 
 
-def test_nothing_comes_after_the_last_row_nor_before_the_delay(picture):
+def test_no_rows_before_the_delay_or_after_the_last(picture):
     rows = stream(rrdb(), 4, 8)
     rows.start(0, 30)
     counts = [
         sum(len(part) for _, part in rows.push(band))
         for _, band in zip(range(24), bands(picture(30, 8), 4), strict=False)
     ]
-    assert counts[:4] == [0] * 4  # 16 rows of a delay of more than 18
+    assert counts[:4] == [0] * 4  # 16 rows pushed; the delay is more than 18
     assert sum(counts[:13]) == sum(counts) == 120

@@ -208,7 +208,7 @@ OUT_OF_MEMORY = [
 
 @both
 def test_out_of_memory_is_one_line(engine, monkeypatch, executor):
-    functions = {"tiles": "engine.archs.esrgan.RRDBNet.forward", "bands": "engine.bands.stream._Segment.push"}
+    functions = {"tiles": "engine.archs.esrgan.RRDBNet.forward", "bands": "engine.bands.stream._SegmentStream.push"}
     for index, error in enumerate(OUT_OF_MEMORY):
 
         def fail(*_, error=error, **__):

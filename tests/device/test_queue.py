@@ -1,4 +1,4 @@
-"""Devices: errors of memory by their class, a queue that does things in order, what a driver's list of processes says."""
+"""Device queues, out-of-memory errors and the driver's list of processes."""
 
 import pytest
 import torch
@@ -16,47 +16,45 @@ from engine.device.queue import (
 
 CPU = torch.device("cpu")
 
-LISTED = """GPU:0
+LISTING = """GPU:0
 process       1234 uses      512.500 MB GPU memory
 process      12345 uses    20480.000 MB GPU memory"""
-"""As torch.cuda.list_gpu_processes writes it."""
+"""Format of ``torch.cuda.list_gpu_processes``."""
 
 
-def test_a_process_is_found_by_its_whole_number():
-    assert process_bytes(LISTED, 12345) == 20480 << 20
-    assert process_bytes(LISTED, 1234) == 512.5 * (1 << 20)
-    assert process_bytes(LISTED, 123) is None
+def test_process_bytes_matches_the_whole_id():
+    assert process_bytes(LISTING, 12345) == 20480 << 20
+    assert process_bytes(LISTING, 1234) == 512.5 * (1 << 20)
+    assert process_bytes(LISTING, 123) is None
     assert process_bytes("pynvml module not found, please install nvidia-ml-py", 1) is None
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
+def test_memory_errors_by_class():
+    errors = [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nSee documentation"), OutOfDeviceMemory),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes."), MemoryError),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
-    ],
-)
-def test_memory_that_is_used_up_is_a_memory_error(error, kind):
-    with pytest.raises((MemoryError, RuntimeError)) as caught, memory_errors():
-        raise error
-    assert type(caught.value) is kind
-    assert str(caught.value) == str(error).splitlines()[0]
+    ]
+    for error, kind in errors:
+        with pytest.raises((MemoryError, RuntimeError)) as caught, memory_errors():
+            raise error
+        assert type(caught.value) is kind
+        assert str(caught.value) == str(error).splitlines()[0]
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_float32_is_float32_inside_and_what_it_was_after(before, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
-    inside = []
+def test_full_float32_disables_tf32_and_restores_it(monkeypatch):
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        inside = []
 
-    def fail():
-        inside.append(torch.backends.cudnn.allow_tf32)
-        raise KeyError
+        def fail(inside=inside):
+            inside.append(torch.backends.cudnn.allow_tf32)
+            raise KeyError
 
-    with pytest.raises(KeyError), full_float32():
-        fail()
-    assert inside == [False]
-    assert torch.backends.cudnn.allow_tf32 == before
+        with pytest.raises(KeyError), full_float32():
+            fail()
+        assert inside == [False]
+        assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_a_cpu_has_no_memory_of_its_own():
@@ -67,7 +65,7 @@ def test_a_cpu_has_no_memory_of_its_own():
     assert peak.device == peak.device_start == 0
 
 
-def test_a_queue_does_things_in_order():
+def test_cpu_queue_runs_in_program_order():
     queue = device_queue(CPU)
     assert type(queue) is DeviceQueue
     host, device, runs = queue.pinned(4, torch.uint8), torch.arange(4, dtype=torch.uint8), []
@@ -81,7 +79,7 @@ def test_a_queue_does_things_in_order():
 
 
 @needs_gpu
-def test_a_recorded_launch_is_repeated_and_copies_wait_for_it():
+def test_cuda_queue_replays_and_copies_in_order():
     device = torch.device("cuda")
     queue = device_queue(device)
     assert type(queue) is CudaDeviceQueue

@@ -1,4 +1,4 @@
-"""Effective receptive fields of networks whose fields can be written down."""
+"""Effective receptive fields of networks with known fields."""
 
 import math
 
@@ -12,7 +12,7 @@ from engine.probe.erf import SIDE, effective_radius
 
 
 class Filter(nn.Module):
-    """A linear filter of one kernel for every channel, followed by nearest-neighbour enlargement."""
+    """One linear kernel for every channel, followed by nearest-neighbour enlargement."""
 
     def __init__(self, kernel, scale=1):
         super().__init__()
@@ -30,7 +30,7 @@ def box(side):
 
 
 def spike(distance, height, directions=((-1, 0), (1, 0), (0, -1), (0, 1))):
-    """One in the middle and ``height`` at four points at a distance."""
+    """Kernel with 1 in the middle and ``height`` at four points at ``distance``."""
     side = 2 * distance + 1
     kernel = [[0.0] * side for _ in range(side)]
     kernel[distance][distance] = 1.0
@@ -47,49 +47,47 @@ def content(picture):
     return [picture(64, 64, seed)[None] for seed in range(2)]
 
 
-def of(value):
+def all_radii(value):
     return dict.fromkeys(ERF_FRACTIONS, value)
 
 
-def test_a_network_that_looks_nowhere_else_has_radius_0(content):
-    assert effective_radius(nn.Identity(), content, 1, 1) == (of(0), of(0))
+def test_identity_has_radius_0(content):
+    assert effective_radius(nn.Identity(), content, 1, 1) == (all_radii(0), all_radii(0))
 
 
-def test_a_3x3_convolution_reaches_its_corners(content):
-    """Four of nine equal weights lie at the square root of two: every asked fraction needs the disc of radius 2."""
+def test_box_filter_has_radius_2(content):
+    """Four of nine equal weights lie at distance sqrt(2), so every fraction needs radius 2."""
     absolute, square = effective_radius(Filter(box(3)), content, 1, 1)
-    assert absolute == square == of(2)
+    assert absolute == square == all_radii(2)
 
 
-def test_a_cross_needs_only_radius_1(content):
+def test_cross_has_radius_1(content):
     cross = [[0.0, 0.2, 0.0], [0.2, 0.2, 0.2], [0.0, 0.2, 0.0]]
-    assert effective_radius(Filter(cross), content, 1, 1) == (of(1), of(1))
+    assert effective_radius(Filter(cross), content, 1, 1) == (all_radii(1), all_radii(1))
 
 
-@pytest.mark.parametrize(
-    ("height", "absolute", "square"),
-    [
-        # Four points of a tenth: 4 * 0.1 of 1.4 in magnitude, 4 * 0.01 of 1.04 in energy, of which 0.95 is at the centre.
-        (0.1, of(7), {"0.9": 0, "0.95": 0, "0.98": 7, "0.99": 7, "0.999": 7}),
-        (0.01, {"0.9": 0, "0.95": 0, "0.98": 7, "0.99": 7, "0.999": 7}, of(0)),
-        (-0.1, of(7), {"0.9": 0, "0.95": 0, "0.98": 7, "0.99": 7, "0.999": 7}),
-    ],
-)
-def test_the_two_definitions_of_magnitude(content, height, absolute, square):
-    assert effective_radius(Filter(spike(7, height)), content, 1, 1) == (absolute, square)
+def test_absolute_and_squared_magnitude(content):
+    # 0.96 of the magnitude lies at the centre: absolute for height 0.01, squared for 0.1 (4 * 0.01 of 1.04).
+    centre_holds_95_percent = {"0.9": 0, "0.95": 0, "0.98": 7, "0.99": 7, "0.999": 7}
+    for height, absolute, square in [
+        (0.1, all_radii(7), centre_holds_95_percent),
+        (-0.1, all_radii(7), centre_holds_95_percent),
+        (0.01, centre_holds_95_percent, all_radii(0)),
+    ]:
+        assert effective_radius(Filter(spike(7, height)), content, 1, 1) == (absolute, square), height
 
 
-@pytest.mark.parametrize("scale", [2, 4])
-def test_distance_is_measured_in_lr_pixels_from_the_output_pixel(content, scale):
-    """An output pixel lies up to 3/8 off the centre of the pixel it copies: no further than radius 1."""
-    assert effective_radius(Filter(box(1), scale), content, scale, 1) == (of(1), of(1))
-    absolute, _ = effective_radius(Filter(spike(9, 1.0), scale), content, scale, 1)
-    assert absolute == of(10)
+def test_distance_is_in_lr_pixels_from_the_output_pixel(content):
+    """An output pixel lies up to 3/8 off the centre of the LR pixel that it copies, so its radius is 1."""
+    for scale in (2, 4):
+        assert effective_radius(Filter(box(1), scale), content, scale, 1) == (all_radii(1), all_radii(1))
+        absolute, _ = effective_radius(Filter(spike(9, 1.0), scale), content, scale, 1)
+        assert absolute == all_radii(10)
 
 
-@pytest.mark.parametrize("align", [1, 2, 8])
-def test_windows_change_nothing_for_a_network_without_them(content, align):
-    assert effective_radius(Filter(spike(5, 1.0)), content, 1, align) == (of(5), of(5))
+def test_alignment_does_not_matter_without_windows(content):
+    for align in (1, 2, 8):
+        assert effective_radius(Filter(spike(5, 1.0)), content, 1, align) == (all_radii(5), all_radii(5)), align
 
 
 def test_radii_grow_with_the_fraction(content):
@@ -99,40 +97,41 @@ def test_radii_grow_with_the_fraction(content):
         values = [radii[f] for f in ERF_FRACTIONS]
         assert values == sorted(values)
         assert len(set(values)) > 2
-    # The energy of a Gaussian is a Gaussian, narrower by the square root of two.
+    # The square of a Gaussian is a Gaussian, narrower by sqrt(2).
     absolute, square = effective_radius(Filter(kernel), content, 1, 1)
     assert square["0.98"] / absolute["0.98"] == pytest.approx(0.5**0.5, abs=0.05)
     # The magnitude inside radius r is 1 - exp(-r^2 / 60).
     assert absolute["0.98"] == pytest.approx((60 * 3.912) ** 0.5, abs=1)
 
 
-def test_a_field_beyond_the_small_crop_is_measured_on_the_large_one(picture):
-    """In the corners of the small crop, outside of the largest disc that it holds."""
+def test_large_fields_are_measured_on_the_large_crop(picture):
+    """Points in the corners of the small crop, outside the largest disc that it holds."""
     side = SIDE // 2 - 12
     absolute, square = effective_radius(Filter(spike(side, 1.0, DIAGONAL)), [picture(SIDE + 16, SIDE + 16)[None]], 1, 1)
-    assert absolute == square == of(math.ceil(side * 2**0.5))
+    assert absolute == square == all_radii(math.ceil(side * 2**0.5))
     assert absolute["0.98"] > SIDE // 2
 
 
-def test_fractions_that_the_content_cannot_hold_are_absent(picture):
-    """0.93 of the magnitude at the centre, the rest in the corners: only 0.9 is known."""
+def test_fractions_beyond_the_content_are_absent(picture):
+    """0.93 of the magnitude lies at the centre, the rest in the corners."""
     absolute, square = effective_radius(Filter(spike(26, 0.02, DIAGONAL)), [picture(64, 64)[None]], 1, 1)
     assert absolute == {"0.9": 0}
     assert square == {"0.9": 0, "0.95": 0, "0.98": 0, "0.99": 0}
 
 
-def test_small_content_is_enough_for_small_fields(picture):
+def test_small_content_holds_small_fields(picture):
     content = [picture(24, 40)[None]]
-    assert effective_radius(Filter(spike(5, 1.0)), content, 1, 8) == (of(5), of(5))
+    assert effective_radius(Filter(spike(5, 1.0)), content, 1, 8) == (all_radii(5), all_radii(5))
 
 
-def test_real_networks_have_smaller_effective_than_theoretical_fields(small_rrdb, small_swinir, picture):
+@pytest.mark.slow
+def test_effective_fields_are_smaller_than_theoretical_ones(small_rrdb, small_swinir, picture):
     for network in (small_rrdb, small_swinir):
         absolute, square = effective_radius(network, [picture(72, 80)[None]], network.scale, network.align)
         assert set(absolute) == set(square) == set(ERF_FRACTIONS)
         assert 0 < square["0.98"] <= absolute["0.98"] < network.radius
 
 
-def test_it_is_the_same_every_time(small_rrdb, picture):
+def test_radii_are_reproducible(small_rrdb, picture):
     content = [picture(40, 40)[None]]
     assert effective_radius(small_rrdb, content, 4, 1) == effective_radius(small_rrdb, content, 4, 1)

@@ -1,4 +1,4 @@
-"""Seam curves: what they say of a cut is what a tile shows there."""
+"""Seam curves against computed errors and against real tiles."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def network(request, small_rrdb, small_swinir):
 
 
 class Blur(nn.Module):
-    """A box of a known radius: at distance h from a cut, the error is what the zeros beyond it take away."""
+    """Box filter of a known radius; beyond a cut it averages zeros."""
 
     scale, align = 1, 1
 
@@ -38,83 +38,68 @@ class Blur(nn.Module):
         return F.avg_pool2d(x, side, stride=1, padding=self.radius)
 
 
-@pytest.mark.parametrize("radius", [0, 1, 5, 10])
-def test_zero_from_the_theoretical_radius_on_and_not_before(radius, content):
-    points = curve_of(Blur(radius), content)
-    for point in points:
-        assert (point.max < NEGLIGIBLE) == (point.halo >= radius)
-    assert points[-1].halo >= radius
-    assert points[-1].halo <= radius + 1
+def test_curve_ends_at_the_theoretical_radius(content):
+    for radius in (0, 1, 5, 10):
+        points = curve_of(Blur(radius), content)
+        for point in points:
+            assert (point.max < NEGLIGIBLE) == (point.halo >= radius)
+        assert radius <= points[-1].halo <= radius + 1
 
 
-def test_a_blurs_error_is_what_can_be_computed(picture):
+def test_errors_of_a_blur(picture):
     """On white, a box of radius r at distance h from a straight cut loses (r - h) / (2 r + 1)."""
     points = curve_of(Blur(10), [torch.ones(1, 3, 96, 96)])
     by_halo = {p.halo: p for p in points}
     for halo in (0, 4, 8):
         lost = [(10 - h) / 21 for h in (halo, halo + 1)]
-        # Most where both cuts meet; next to one cut the two rows of the band, less where the picture ends.
+        # The maximum is at the corner of both cuts; the mean is that of two rows along one cut.
         corner = 1 - (1 - lost[0]) ** 2
         assert by_halo[halo].max == pytest.approx(255 * corner, abs=0.01)
         assert by_halo[halo].mean == pytest.approx(255 * sum(lost) / 2, rel=0.1)
 
 
-def test_halos_are_steps_of_the_window(network, content):
-    halos = [p.halo for p in curve_of(network, content)]
+def test_curve_of_a_network(network, content):
+    points, (output,) = seam_curve(network, content, network.scale, network.align)
+    assert torch.equal(output, network(content[0]).clamp(0, 1))
+    # Halos are steps of the window.
+    halos = [p.halo for p in points]
     assert halos[0] == 0
     assert {b - a for a, b in zip(halos, halos[1:], strict=False)} == {max(2, network.align)}
-
-
-def test_the_largest_error_only_falls(network, content):
-    points = curve_of(network, content)
+    # The largest error only falls; the last one is the first that is negligible.
     largest = [p.max for p in points]
-    assert largest == sorted(largest, reverse=True)
-    for point in points:
-        assert 0 <= point.mean <= point.p999 <= point.max <= 255
     assert largest[0] > 1
+    assert largest == sorted(largest, reverse=True)
+    assert all(0 <= p.mean <= p.p999 <= p.max <= 255 for p in points)
+    assert [p.halo for p in points if p.max < NEGLIGIBLE] == halos[-1:]
+    # The theoretical radius is enough.
+    assert halos[-1] <= -(-network.radius // network.align) * network.align
 
 
-def test_the_curve_ends_where_nothing_can_be_seen(network, content):
-    points = curve_of(network, content)
-    assert points[-1].max < NEGLIGIBLE
-    assert all(p.max >= NEGLIGIBLE for p in points[:-1])
-
-
-def test_an_exact_network_needs_no_more_than_its_radius(network, content):
-    assert curve_of(network, content)[-1].halo <= -(-network.radius // network.align) * network.align
-
-
-def test_outputs_are_those_of_the_whole_pictures(network, content):
-    _, (output,) = seam_curve(network, content, network.scale, network.align)
-    assert torch.equal(output, network(content[0]).clamp(0, 1))
-
-
-def test_cuts_are_on_the_window_grid(small_swinir, picture):
-    """SwinIR refuses a size off its grid, but cannot know of an origin off it: errors would then never decay."""
-    seen = []
+def test_cuts_lie_on_the_window_grid(small_swinir, picture):
+    """SwinIR refuses a size off its grid, but cannot detect an origin off it: the error would then never decay."""
+    shapes = []
 
     class Spy(nn.Module):
         def forward(self, x):
-            seen.append(tuple(x.shape[2:]))
+            shapes.append(tuple(x.shape[2:]))
             return small_swinir(x)
 
     for size in ((96, 144), (40, 200), (24, 16)):
         seam_curve(Spy(), [picture(*size)[None]], 4, 8)
-        whole, *tiles = seen
+        whole, *tiles = shapes
         assert whole == size
         assert len(tiles) == 2
         for tile in tiles:
             cuts = [w - t for w, t in zip(whole, tile, strict=True)]
             assert all(cut % 8 == 0 and 0 < cut < w for cut, w in zip(cuts, whole, strict=True))
-        seen.clear()
+        shapes.clear()
 
 
-@pytest.mark.parametrize("size", [(8, 8), (8, 40), (3, 5)])
-def test_pictures_too_small_to_cut_give_an_empty_curve(small_swinir, small_rrdb, picture, size):
-    network = small_rrdb if min(size) < 8 else small_swinir
-    points, (output,) = seam_curve(network, [picture(*size)[None]], 4, network.align)
-    assert output.shape[2:] == (4 * size[0], 4 * size[1])
-    assert points == () or points[-1].halo < min(size)
+def test_small_pictures_give_a_short_or_empty_curve(small_swinir, small_rrdb, picture):
+    for network, size in [(small_swinir, (8, 8)), (small_swinir, (8, 40)), (small_rrdb, (3, 5))]:
+        points, (output,) = seam_curve(network, [picture(*size)[None]], 4, network.align)
+        assert output.shape[2:] == (4 * size[0], 4 * size[1])
+        assert points == () or points[-1].halo < min(size)
 
 
 def test_every_picture_counts(small_rrdb, picture):
@@ -125,8 +110,8 @@ def test_every_picture_counts(small_rrdb, picture):
     assert all(p.max >= alone.get(p.halo, 0.0) for p in both)
 
 
-def test_a_tile_at_the_cut_shows_the_measured_error(network, content):
-    """The measurement's own cut, made by a plan's tile: the same pixels, the same error."""
+def test_a_tile_has_the_measured_error(network, content):
+    """A tile with the same cut as the measurement has the same error."""
     picture = content[0]
     points = {p.halo: p for p in curve_of(network, content)}
     align, scale = network.align, network.scale

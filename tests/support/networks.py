@@ -1,4 +1,4 @@
-"""Networks that stream, in a line each: every kind of operation, and every way in which values meet."""
+"""Small networks that can be streamed, with every kind of operation and of connection between values."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from engine.archs.swinir import SwinIR
 
 
 class Network(nn.Module):
-    """A network in a line: its forward pass as a function of itself and x, its layers by name."""
+    """A network from ``forward(network, x)`` and its layers by name."""
 
     def __init__(self, forward, **layers):
         super().__init__()
@@ -24,7 +24,7 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def lively(network, noise=0.1):
-    """Random weights and statistics, so that every layer changes every pixel."""
+    """Randomise weights and statistics, so that every layer changes every pixel."""
     for parameter in network.parameters():
         parameter.add_(torch.randn(parameter.shape) * noise)
     for module in network.modules():
@@ -80,7 +80,7 @@ def batch_norm():
 
 
 def per_token():
-    """A block of a ConvNeXt: depthwise convolution, LayerNorm and an MLP per pixel, a learnt scale."""
+    """ConvNeXt block: depthwise convolution, LayerNorm, an MLP per pixel and a learnt scale."""
 
     def forward(net, x):
         x = net.first(x)
@@ -112,7 +112,7 @@ def nested_concatenations():
 
 
 def concatenations_in_other_orders():
-    """No one is the beginning of another, and one holds a value twice."""
+    """No concatenation is a prefix of another, and one holds a value twice."""
 
     def forward(net, x):
         a, b = net.a(x), net.b(net.a(x))
@@ -122,7 +122,7 @@ def concatenations_in_other_orders():
 
 
 def concatenated_and_late():
-    """A value lies in a concatenation and is read long after it, alone and in another one."""
+    """A value is part of a concatenation and is read much later, alone and in another one."""
 
     def forward(net, x):
         a = net.a(x)
@@ -146,7 +146,7 @@ def in_place():
 
 
 def folded_within():
-    """Pixels are folded between convolutions, so bands must be even; and enlarged again, past a skip."""
+    """Pixel unshuffle and shuffle between convolutions, inside a skip connection; bands must be even."""
 
     def forward(net, x):
         x = net.a(x)
@@ -156,7 +156,7 @@ def folded_within():
 
 
 def dense_tail():
-    """Two enlargements; after the first, concatenations and a skip of its own."""
+    """Two enlargements; concatenations and a skip connection after the first."""
 
     def forward(net, x):
         x = net.first(x)
@@ -169,7 +169,7 @@ def dense_tail():
 
 
 def arithmetic():
-    """Scalars on either side, what is not zero at zero, and every operator."""
+    """Every operator, scalars on either side, and functions that are not zero at zero."""
 
     def forward(net, x):
         a = torch.sigmoid(net.a(1 - x)) + 0.5
@@ -180,7 +180,7 @@ def arithmetic():
 
 
 def constants():
-    """A constant that is added to what waits for the rows around it, from either side."""
+    """Constants on either side of a sum with a delayed value."""
 
     def forward(net, x):
         y = net.a(x + net.shift)

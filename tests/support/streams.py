@@ -1,4 +1,4 @@
-"""A picture poured through a network in bands."""
+"""Row streams of networks, and the picture that a stream yields."""
 
 import torch
 from torch.nn import functional as F
@@ -22,14 +22,14 @@ def stream(network, band, width, tail_band=None, block=None):
 
 
 def bands(picture, band, low=0):
-    """[1, 3, band, W] from row ``low`` on, without end: zero below the picture."""
+    """Endless bands [1, C, band, W] from row ``low`` on; zero below the picture."""
     for top in range(low, 10**6, band):
         part = picture[:, top : top + band]
         yield F.pad(part, (0, 0, 0, band - part.shape[1]))[None]
 
 
 def pour(rows, picture, low=0, before_push=lambda: None):
-    """The picture's output from row ``low`` on, [3, H, W], of rows that come in order, each once, none outside."""
+    """Output [3, H, W] of a stream for the picture from row ``low`` on; its rows must come in order, each once."""
     scale, height = rows.plan.scale, picture.shape[1]
     rows.start(low, height)
     parts, next_row = [], low * scale

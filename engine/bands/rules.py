@@ -1,0 +1,354 @@
+"""Row rules: which rows each operation of a network reads, and how it computes new rows from them.
+
+``RULES`` maps a module class, a function or the name of a tensor method to a function that turns a ``Call`` of the trace
+into a ``Rule``, or raises ``Call.refusal``. Adding an operation takes one entry there. Knows nothing of whole networks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from engine.archs.layers import WindowRows, check_whole_windows
+from engine.errors import UsageError, option
+
+
+class Layout(Enum):
+    """Axis order of a view of rows. Memory holds rows as [H, W, C] in both cases."""
+
+    NCHW = (1, 2, 3)
+    NHWC = (3, 1, 2)
+
+    def __init__(self, channels: int, rows: int, columns: int) -> None:
+        self.channels = channels
+        self.rows = rows
+        self.columns = columns
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a value: [top, top + count), in a picture whose rows are [low, high)."""
+
+    top: int
+    """First row; outside the picture if less than ``low``."""
+    count: int
+    """Number of rows."""
+    low: int
+    """First row of the picture."""
+    high: int
+    """End of the picture: its last row + 1."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether no row lies in the picture."""
+        return self.top + self.count <= self.low or self.top >= self.high
+
+    @property
+    def inside(self) -> bool:
+        """Whether every row lies in the picture."""
+        return self.top >= self.low and self.top + self.count <= self.high
+
+    def grow(self, reach: int) -> Rows:
+        """These rows and ``reach`` more above and below."""
+        return replace(self, top=self.top - reach, count=self.count + 2 * reach)
+
+    def scale(self, factor: Fraction) -> Rows:
+        """The same rows at ``factor`` times the resolution, rounded towards zero."""
+        return Rows(*(int(n * factor) for n in (self.top, self.count, self.low, self.high)))
+
+
+Compute = Callable[[Sequence[Tensor], Rows], Tensor]
+"""(views of the inputs' rows, the output's rows) -> the output; every tensor in its own layout."""
+
+Store = Callable[[Sequence[Tensor], Tensor], object]
+"""(views, destination): writes to the destination; independent of the rows' position."""
+
+
+def copy_rows(views: Sequence[Tensor], destination: Tensor) -> None:
+    """Default ``Store``: a copy, cast to the destination's dtype."""
+    destination.copy_(views[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Rows that an operation reads for its new rows, its computation and its cost."""
+
+    compute: Compute | None
+    """Computes new rows in memory of its own; None if ``store`` computes them at their destination."""
+    store: Store = copy_rows
+    """Writes the output of ``compute`` to its destination, or computes it there (like PyTorch's ``out=``)."""
+    factor: Fraction = Fraction(1)
+    """Output rows per input row."""
+    reach: int = 0
+    """Input rows read above and below the output's own."""
+    column_reach: int | None = None
+    """Input columns read left and right of the output's own; None if columns cannot be computed in blocks."""
+    grid: tuple[int, int] = (1, 0)
+    """(period, residue): the delay at which the operation reads must be ``residue`` modulo ``period``."""
+    macs: int = 0
+    """Multiply-adds per output pixel."""
+    workspace: int = 0
+    """Bytes per output pixel that the operation allocates while it runs, other than its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call in the trace of a network."""
+
+    node: fx.Node
+    """The traced call."""
+    module: nn.Module | None
+    """Module that is called; None for a function or a method."""
+    inputs: tuple[fx.Node, ...]
+    """Arguments that have rows, each once."""
+    layout: Layout
+    """Layout of the first input."""
+    constants: Mapping[fx.Node, Tensor]
+    """Arguments that have no rows: parameters and buffers of the network."""
+    result: Tensor
+    """Output for a small picture."""
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        """Argument of a function or method, given by position or by name."""
+        if position < len(self.node.args):
+            return self.node.args[position]
+        return self.node.kwargs.get(name, default)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the call overwrites its input."""
+        return bool(getattr(self.module, "inplace", False) or self.node.kwargs.get("inplace"))
+
+    def refusal(self, reason: str) -> UsageError:
+        """Error that names the call and the reason why it cannot be streamed."""
+        called: Any = self.node.target if self.module is None else type(self.module)
+        name = getattr(called, "__name__", str(called))
+        return UsageError(
+            f"{name} ({self.node.name}): cannot be streamed in bands ({reason}); use {option('executor', 'tiles')}"
+        )
+
+
+def rule_of(call: Call) -> Rule:
+    """The rule of a call.
+
+    Raises:
+        UsageError: the operation has no rule, or these arguments of it have none.
+    """
+    keys = (call.node.target,) if call.module is None else type(call.module).__mro__
+    make = next((RULES[key] for key in keys if key in RULES), None)
+    if make is None:
+        raise call.refusal(_UNBOUNDED)
+    if call.in_place and len(call.inputs[0].users) > 1:
+        raise call.refusal("it overwrites an input that other operations read")
+    return make(call)
+
+
+_UNBOUNDED = "it may read any number of rows"
+
+
+def _element_wise(call: Call) -> Rule:
+    """The call itself, on views in place of whole pictures."""
+    return Rule(_call_on_views(call), column_reach=0)
+
+
+def _check_windows(call: Call) -> Rule:
+    return Rule(_call_on_views(call))  # needs the full width
+
+
+def _call_on_views(call: Call) -> Compute:
+    node, inputs, constants = call.node, call.inputs, call.constants
+    function: Any = call.module or node.target
+    if node.op == "call_method":
+        function = getattr(Tensor, str(node.target))
+
+    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
+        tensors = {**constants, **dict(zip(inputs, views, strict=True))}
+        args: Any = fx.node.map_arg(node.args, tensors.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, tensors.__getitem__)
+        result: Tensor = function(*args, **kwargs)
+        return result
+
+    return compute
+
+
+def _cast(call: Call) -> Rule:
+    return Rule(None, copy_rows, column_reach=0)
+
+
+def _leaky_relu(call: Call) -> Rule:
+    module = call.module
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else call.argument(1, "negative_slope", 0.01)
+
+    def store(views: Sequence[Tensor], destination: Tensor) -> None:
+        torch.ops.aten.leaky_relu.out(views[0], slope, out=destination)
+
+    return Rule(None, store, column_reach=0)
+
+
+def _add(call: Call) -> Rule:
+    if call.node.args != call.inputs or len(call.inputs) != 2:  # with a scalar, a constant, or x + x
+        return _element_wise(call)
+    alpha: Any = call.node.kwargs.get("alpha", 1)
+
+    def store(views: Sequence[Tensor], destination: Tensor) -> None:
+        torch.add(views[0], views[1], alpha=alpha, out=destination)
+
+    return Rule(None, store, column_reach=0)
+
+
+def _narrow(call: Call) -> Rule:
+    if call.argument(1, "dim") % 4 != call.layout.channels:
+        raise call.refusal(_UNBOUNDED)
+    return _element_wise(call)
+
+
+def _batch_norm(call: Call) -> Rule:
+    module = call.module
+    assert isinstance(module, nn.BatchNorm2d)
+    if module.training or module.running_mean is None:
+        raise call.refusal(_UNBOUNDED)
+    return _element_wise(call)
+
+
+def _layer_norm(call: Call) -> Rule:
+    module = call.module
+    assert isinstance(module, nn.LayerNorm)
+    if call.layout is not Layout.NHWC or len(module.normalized_shape) != 1:
+        raise call.refusal(_UNBOUNDED)
+    return _element_wise(call)
+
+
+def _linear(call: Call) -> Rule:
+    if call.layout is not Layout.NHWC:
+        raise call.refusal(_UNBOUNDED)
+    return replace(_element_wise(call), macs=_linear_macs(call.module))
+
+
+def _linear_macs(module: nn.Module | None) -> int:
+    return module.in_features * module.out_features if isinstance(module, nn.Linear) else 0
+
+
+def _convolution(call: Call) -> Rule:
+    conv = call.module
+    assert isinstance(conv, nn.Conv2d)
+    height, width = conv.kernel_size
+    same = [d * (k // 2) for d, k in zip(conv.dilation, (height, width), strict=True)]
+    padding = same if conv.padding == "same" else list(conv.padding)
+    if conv.stride != (1, 1) or height % 2 == 0 or width % 2 == 0 or padding != same or conv.padding_mode != "zeros":
+        raise call.refusal("only stride 1, odd kernels and zero padding that keeps the size have a rule")
+
+    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
+        return F.conv2d(views[0], conv.weight, conv.bias, 1, (0, same[1]), conv.dilation, conv.groups)
+
+    macs = conv.in_channels // conv.groups * conv.out_channels * height * width
+    return Rule(compute, reach=same[0], column_reach=same[1], macs=macs)
+
+
+def _window_attention(call: Call) -> Rule:
+    layer = call.module
+    assert isinstance(layer, WindowRows)
+    window, shift = layer.window, layer.shift
+
+    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
+        tops = range(rows.top, rows.top + rows.count, window)
+        seams = [i for i, y in enumerate(tops) if y < rows.low < y + window or y < rows.high < y + window]
+        return layer.attend(views[0], seams)
+
+    macs = sum(_linear_macs(m) for m in layer.modules())
+    return Rule(compute, grid=(window, -shift % window), macs=macs, workspace=layer.workspace)
+
+
+def _pixel_shuffle(call: Call) -> Rule:
+    factor = int(getattr(call.module, "upscale_factor", 0) or call.argument(1, "upscale_factor"))
+    return Rule(lambda views, rows: F.pixel_shuffle(views[0], factor), factor=Fraction(factor))
+
+
+def _pixel_unshuffle(call: Call) -> Rule:
+    factor = int(getattr(call.module, "downscale_factor", 0) or call.argument(1, "downscale_factor"))
+    return Rule(lambda views, rows: F.pixel_unshuffle(views[0], factor), factor=Fraction(1, factor), grid=(factor, 0))
+
+
+def _upsampling(call: Call) -> Rule:
+    defaults = {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None}
+    if call.module is None:
+        values = [call.argument(position, *default) for position, default in enumerate(defaults.items(), start=1)]
+    else:
+        values = [getattr(call.module, name) for name in defaults]
+    size, factor, mode, corners = values
+    if isinstance(factor, tuple) and len(set(factor)) == 1:
+        factor = factor[0]
+    if not isinstance(factor, int | float) or factor != int(factor) or size is not None:
+        raise call.refusal("only a whole scale_factor, the same for rows and columns, has a rule")
+    scale = int(factor)
+    if mode == "nearest":
+        return Rule(None, _nearest(scale), Fraction(scale), column_reach=0)
+    if mode == "bilinear" and not corners:
+        # The input rows with one more above and below, and their output, which is cropped.
+        workspace = 2 * call.result.shape[1] * call.result.itemsize
+        return Rule(_bilinear(scale), factor=Fraction(scale), reach=1, workspace=workspace)
+    raise call.refusal(f"mode {mode} with align_corners={corners} has no rule")
+
+
+def _nearest(scale: int) -> Store:
+    def store(views: Sequence[Tensor], destination: Tensor) -> None:
+        """Repeat every pixel of [1, C, H, W] in ``scale`` rows and columns."""
+        channels, height, width = destination.shape[1:]
+        cells = destination[0].view(channels, height // scale, scale, width // scale, scale)
+        cells.copy_(views[0][0, :, :, None, :, None].expand(cells.shape))
+
+    return store
+
+
+def _bilinear(scale: int) -> Compute:
+    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
+        read = rows.scale(Fraction(1, scale)).grow(1)
+        # Beyond the border PyTorch repeats the picture's first and last row.
+        index = torch.arange(read.top, read.top + read.count).clamp(read.low, read.high - 1) - read.top
+        view = views[0] if read.inside else views[0][:, :, index.clamp(0, read.count - 1).to(views[0].device)]
+        return F.interpolate(view, scale_factor=scale, mode="bilinear")[:, :, scale:-scale]
+
+    return compute
+
+
+RULES: dict[object, Callable[[Call], Rule]] = {
+    nn.Conv2d: _convolution,
+    WindowRows: _window_attention,
+    nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.PixelShuffle: _pixel_shuffle,
+    F.pixel_shuffle: _pixel_shuffle,
+    nn.PixelUnshuffle: _pixel_unshuffle,
+    F.pixel_unshuffle: _pixel_unshuffle,
+    nn.Upsample: _upsampling,
+    F.interpolate: _upsampling,
+    nn.LeakyReLU: _leaky_relu,
+    F.leaky_relu: _leaky_relu,
+    operator.add: _add,
+    torch.add: _add,
+    check_whole_windows: _check_windows,
+    "to": _cast,
+    "narrow": _narrow,
+    **dict.fromkeys(
+        (
+            nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.PReLU, nn.GELU, nn.SiLU,
+            nn.Mish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardswish, nn.Identity, nn.Dropout, nn.Dropout2d,
+            F.relu, F.relu6, F.hardtanh, F.threshold, F.elu, F.celu, F.selu, F.prelu, F.gelu, F.silu,
+            F.mish, F.sigmoid, F.hardsigmoid, F.tanh, F.hardswish, F.softplus,
+            operator.sub, operator.mul, operator.truediv, operator.neg,
+            torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.clamp, torch.relu, torch.sigmoid, torch.tanh,
+            "float", "half", "bfloat16",
+            "add", "sub", "mul", "div", "neg", "abs", "clamp", "relu", "sigmoid", "tanh",
+        ),
+        _element_wise,
+    ),
+}  # fmt: skip
+"""Operation -> its rule. Element-wise operations share one; a subclass of a module has its parent's."""
