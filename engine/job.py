@@ -91,6 +91,7 @@ def render(
     model: Model | Path | str,
     out: Path | str,
     *,
+    init: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -103,12 +104,13 @@ def render(
     Args:
         model: a loaded model, a model file, or a super-resolution checkpoint (with ``init``).
         out: store to write.
+        init: picture to enlarge, in place of step 1.
         resume: finish a store that was interrupted; a missing store is begun.
         overwrite: replace an existing store.
         on_progress: called after each tile or band.
         cancelled: asked after each write; True stops the render.
         log: receives a line before each measurement.
-        **options: fields of ``engine.Request``: ``size=(height, width)``, ``seed``, ``init``, ``roi``, ``memory``, ...
+        **options: fields of ``engine.Request``: ``size=(height, width)``, ``seed``, ``roi``, ``memory``, ...
 
     Returns:
         Path, plan, projection and measurements.
@@ -119,6 +121,8 @@ def render(
     """
     fix_malloc_thresholds()
     loaded = model if isinstance(model, Model) else load(model)
+    if init is not None:
+        options["init"] = Path(init)
     job = Job.prepare(loaded, Request(**options), Path(out), log)
     return job.render(job.open_sink(resume=resume, overwrite=overwrite), on_progress=on_progress, cancelled=cancelled)
 

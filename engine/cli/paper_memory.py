@@ -72,6 +72,8 @@ class MeasuredRun:
     """Low-resolution pixels of the tile or band that each stage processes at a time."""
     executor: str
     """Executor of the run."""
+    in_bands: bool
+    """Whether the stages ran in bands."""
     precision: str
     """Precision of the stages."""
     working_peak: int
@@ -100,7 +102,7 @@ def print_account(model_path: Path | None, report_path: Path | None, *, as_json:
         counted.account("as the paper evaluates it", [PAPER_SUBREGION.pixels_as_evaluated] * len(counted.stages)),
     ]
     if run is not None:
-        name = "a band of this run" if run.executor == "bands" else "a tile of this run"
+        name = "a band of this run" if run.in_bands else "a tile of this run"
         accounts.append(sizes.first(len(run.pixels)).account(name, run.pixels))
     if as_json:
         report.print_json(_json(sizes, accounts, run))
@@ -173,7 +175,9 @@ def _read_run(path: Path, model: Model) -> MeasuredRun:
             "name the model of the run"
         )
     pixels = tuple((stage.band or stage.tile_shape[0]) * stage.tile_shape[1] for stage in stages)
-    return MeasuredRun(pixels, plan.executor, plan.precision, peaks.working_peak, peaks.device_peak)
+    return MeasuredRun(
+        pixels, plan.executor, stages[-1].band > 0, plan.precision, peaks.working_peak, peaks.device_peak
+    )
 
 
 def _json(sizes: ModelSize, accounts: Sequence[MemoryAccount], run: MeasuredRun | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from engine.errors import UsageError, option
 from engine.geometry import Box
 from engine.plan import strips, tiles
 from engine.plan.cost import Projection
@@ -144,10 +145,19 @@ EXECUTORS: dict[str, Executor] = {
 
 
 def candidates(request: Request, device: str) -> tuple[str, ...]:
-    """Names of the executors that a request allows on a type of device, the preferred one first."""
+    """Names of the executors that a request allows on a type of device, the preferred one first.
+
+    Raises UsageError when the requested executor cannot cross-fade.
+    """
     if request.executor == AUTO:
         return tuple(name for name, executor in EXECUTORS.items() if executor.is_automatic(request, device))
-    replacement = EXECUTORS[request.executor].on_cpu
+    chosen = EXECUTORS[request.executor]
+    if request.blend and chosen.layout.in_bands:
+        raise UsageError(
+            f"{option('blend', request.blend)}: {request.executor} have no tiles to cross-fade; "
+            f"use {option('executor', 'tiles')}, or leave out {option('blend')}"
+        )
+    replacement = chosen.on_cpu
     if replacement is not None and device == "cpu" and request.device is None:
         return (replacement,)
     return (request.executor,)

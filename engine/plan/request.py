@@ -170,11 +170,6 @@ class Request:
             raise UsageError(
                 f"{option('blend', self.blend)}: must be from 0 (no cross-fade) to {MAX_BLEND} low-resolution pixels"
             )
-        if self.blend and self.executor == "bands":
-            raise UsageError(
-                f"{option('blend', self.blend)}: bands have no tiles to blend; use {option('executor', 'tiles')}, "
-                f"or leave out {option('blend')}"
-            )
         if self.ramp not in RAMPS:
             raise UsageError(f"{option('ramp', self.ramp)}: unknown weight curve; use one of {', '.join(RAMPS)}")
         _ = self.halo_policy  # raises UsageError for an unknown overlap or tolerance
