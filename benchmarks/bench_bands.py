@@ -37,13 +37,17 @@ from engine.io.photo import PictureSource, TensorSource
 from engine.job import Job
 from engine.model.bundle import build
 from engine.model.checkpoints import find_packaged, read_checkpoint
-from engine.plan import tiles
-from engine.plan.cost import GIB, Budget, StageCost
+from engine.plan.canvas import Canvas
+from engine.plan.cost import GIB
 from engine.plan.halo import HaloPolicy
-from engine.plan.plan import StagePlan
+from engine.plan.measured import Budget, Measured, MeasuredStage
+from engine.plan.plan import StagePlan, step_of
 from engine.plan.request import Request
-from engine.probe import profiles as probe
-from engine.run.rows import BandedStage, SourceRows
+from engine.plan.tiles import choose_tiles
+from engine.probe.footprint import stage_footprint
+from engine.probe.profiles import measure_profiles
+from engine.run.pipeline import row_chain
+from engine.run.rows import RowStreams
 from engine.run.stage import Stage
 
 FRAME = (2160, 4096)  # LR pixels of 16384 x 8640
@@ -61,24 +65,39 @@ def photo(height, width):
     return picture[:, :height, :width].contiguous()
 
 
+class Streams(RowStreams):
+    """Row streams with bands of a given height."""
+
+    def __init__(self, stages, band):
+        super().__init__(stages)
+        self._band = band
+
+    def of(self, position, width):
+        return RowStream(StreamPlan(self._stages[position].graph, self._band, width, 4))
+
+
+def exact_cuts(stages, size, **changes):
+    """Cuts of a chain with exact halos, over an image of ``size``."""
+    cuts = []
+    for position, stage in enumerate(stages):
+        halo = -(-stage.radius // stage.align) * stage.align
+        fields = {"halo": halo, "tile": stage.align, "sigma": 0.0} | changes
+        cuts.append(
+            StagePlan(
+                step=step_of(position), height=size[0], width=size[1], scale=stage.scale, align=stage.align, **fields
+            )
+        )
+        size = cuts[-1].grid.bounds.shape
+    return cuts
+
+
 def streamed(stages, image, band, strip, first=0):
     """Output of a chain of stages from row ``first`` on, in strips of ``strip`` output columns."""
-    plans, size = [], image.shape[1:]
-    for index, stage in enumerate(stages):
-        halo = -(-stage.radius // stage.align) * stage.align
-        plans.append(StagePlan(f"stage {index + 1}", *size, stage.scale, stage.align, halo, 0, 0.0, 0.0, band))
-        size = [n * stage.scale for n in size]
-    parts = []
-    for x in range(0, size[1], strip):
-        wanted, chain = (x, min(x + strip, size[1])), []
-        for plan, stage in zip(reversed(plans), reversed(stages), strict=True):
-            reads = plan.columns(*wanted)
-            chain.append((plan, stage, reads, wanted))
-            wanted = plan.source_columns(reads)
-        rows = SourceRows(TensorSource(image), wanted)
-        for index, (plan, stage, reads, columns) in enumerate(reversed(chain)):
-            stream = RowStream(StreamPlan(stage.graph, band, reads[1] - reads[0], 4))
-            rows = BandedStage(plan, index, 0, stage, stream, rows, columns, reads, False, lambda *_: None)
+    cuts, parts = exact_cuts(stages, image.shape[1:], band=band), []
+    width = cuts[-1].grid.width
+    for x in range(0, width, strip):
+        columns = (x, min(x + strip, width))
+        rows = row_chain(cuts, stages, TensorSource(image), columns, seed=0, streams=Streams(stages, band))
         parts.append(torch.cat(list(rows.rows(first)), 1))
     return torch.cat(parts, 2)
 
@@ -176,11 +195,22 @@ def customary_seconds(network, tile=512, pad=10):
 def planned(stage):
     """Plan of this frame's tiles for 3 GiB, with the halo for a seam error of one level."""
     model = build(None, ["realsr"])
-    profile = probe.probe(model, PHOTOS / "picosdeeuropa-crop.jpg")[0]
+    profile = measure_profiles(model, PHOTOS / "picosdeeuropa-crop.jpg")[0]
     halo = HaloPolicy().choose(profile, stage.radius, stage.align)
-    cost = StageCost(probe.stage_footprint(model, 0, stage), False)
-    plan = StagePlan("stage 1", *FRAME, stage.scale, stage.align, halo, stage.align, 0.0, None)
-    (chosen,) = tiles.choose_tiles([plan], [cost], None, Budget(3 * GIB, None, 1 << 50), 400 << 20)
+    (cut,) = exact_cuts([stage], FRAME, halo=halo, is_last=True)
+    measured = Measured(
+        canvas=Canvas(FRAME, FRAME, 1),
+        stages=(
+            MeasuredStage(
+                scale=stage.scale, align=stage.align, radius=stage.radius, footprint=stage_footprint(model, 0, stage)
+            ),
+        ),
+        base=None,
+        baseline=400 << 20,
+        budget=Budget(3 * GIB, None, 1 << 50),
+        precisions=("fp32",),
+    )
+    (chosen,) = choose_tiles([cut], measured, batched=False)
     return chosen
 
 
@@ -230,7 +260,7 @@ def rendered(model, picture, out, writer):
     """Seconds of a render: (total, computing, writing)."""
     request = Request(init=picture, stages=1, executor="bands", precision="fp32")
     with unittest.mock.patch("engine.run.bands.ThreadPoolExecutor", writer):
-        job = Job(model, request, out)
+        job = Job.prepare(model, request, out)
         sink = job.open_sink(resume=False, overwrite=True)
         start = time.perf_counter()
         done = list(job.run(sink))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from harness import PHOTOS, add_row
 
@@ -22,9 +21,8 @@ from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import gather
 from engine.model.checkpoints import find_packaged, read_checkpoint
 from engine.plan.plan import StagePlan
+from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage
-from engine.run.tile_cache import Scratch, TileCache
-from engine.run.tiles import TiledStage
 
 CASES = {"RRDBNet 64x23": ((767, 17), (48, 64)), "SwinIR-M": ((391, 21), (24, 48))}
 
@@ -48,12 +46,15 @@ def whole_image(stage, image):
     return output[:, : height * stage.scale, : width * stage.scale].clamp(0, 1)
 
 
-def tiled(stage, image, core, folder):
+def tiled(stage, image, tile, folder):
+    """Output in tiles with an exact halo, and the cut."""
     halo = -(-stage.radius // stage.align) * stage.align
-    plan = StagePlan("stage", *image.shape[1:], stage.scale, stage.align, halo, core, 0.0, 0.0)
-    cache = TileCache(1 << 30, Scratch(folder, plan.grid, np.float32))
-    level = TiledStage(plan, 0, 0, stage, TensorSource(image), cache, False, lambda *_: None)
-    return level.read(Box(0, 0, *level.size)), plan
+    height, width = image.shape[1:]
+    cut = StagePlan(
+        step=2, height=height, width=width, scale=stage.scale, align=stage.align, halo=halo, tile=tile, sigma=0.0
+    )
+    (level,) = tile_chain([cut], [stage], TensorSource(image), seed=0, scratch=folder, cache_bytes=1 << 30)
+    return level.read(Box(0, 0, *level.size)), cut
 
 
 def main():

@@ -227,9 +227,8 @@ def whole_image_fp32(bench, weights, picture, path):
     """Save the whole image in fp32, as uint8, to ``path``, with the tail in strips; return False if memory does not suffice."""
     network, pixels = on_device(bench, weights, picture)
     stage = Stage(network, bench.device, "fp32")
-    stage.pieces = 64
     try:
-        np.save(path, to_levels(stage.run(pixels)))
+        np.save(path, to_levels(stage.run(pixels, tail_chunks=64)))
     except OutOfDeviceMemory:
         return False
     return True
