@@ -21,9 +21,8 @@ from harness import add_row, milliseconds
 from engine.geometry import Box
 from engine.kernels.blend import blend, blend_torch
 from engine.kernels.dense import dense, dense_torch
-from engine.kernels.gather import WHITE, Noise, gather, gather_torch
+from engine.kernels.gather import Noise, gather, gather_torch
 from engine.kernels.launch import is_interpreting
-from engine.kernels.noise import noise, noise_torch
 from engine.kernels.trim import trim, trim_torch
 from engine.kernels.window_attention import window_attention, window_attention_torch
 
@@ -56,12 +55,6 @@ def short(*words):
     return " ".join(str(word).removeprefix("torch.") for word in words)
 
 
-def noise_cases(device, side):
-    box = Box(3, 65_000, 3 + side, 65_000 + side)
-    # Three units in the last place of the few values beyond 4: each side may be one and a half off.
-    yield Case(f"3x{side}x{side}", pair(noise, noise_torch, 1, 65_536, box, 3, device), 12 * box.area, atol=1.5e-6)
-
-
 def gather_cases(device, side):
     frame = Box(0, 0, side, side)
     for source, target, sigma in (
@@ -70,7 +63,7 @@ def gather_cases(device, side):
         (torch.float32, torch.float32, 0.1),
     ):
         values = torch.rand(3, side, side, device=device)
-        block = (values * WHITE[source]).to(source) if source in WHITE else values
+        block = (values * 255).to(source) if source == torch.uint8 else values
         extra = Noise(sigma, 1, 65_536) if sigma else None
         run = pair(gather, gather_torch, block, frame, frame, frame.shape, extra, dtype=target)
         atol = (4e-7 if target == torch.float32 else 2**-10) if sigma else 0.0
@@ -128,7 +121,6 @@ def dense_cases(device, side):
 
 
 CASES = {
-    "noise": (noise_cases, 1024),
     "gather": (gather_cases, 2048),
     "trim": (trim_cases, 4096),
     "blend": (blend_cases, 4096),

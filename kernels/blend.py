@@ -39,7 +39,7 @@ def blend_torch(
     """``first``, ``second`` [C, h, w]: the same strip, in [0, 1], from the left and right (``axis`` "x") or the upper and
     lower tile ("y"); any float dtype and strides. The overlap's width is the strip's along ``axis``.
 
-    Returns [C, h, w] of ``dtype``: float32, or uint8 or uint16 rounded half to even. Raises ValueError for other
+    Returns [C, h, w] of ``dtype``: float32, or uint8 rounded half to even. Raises ValueError for other
     arguments.
     """
     _check(first, second, axis, dtype)

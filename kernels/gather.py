@@ -6,7 +6,6 @@ giving [1, C, h, w] channels-last in the stage's dtype.
 Border rule (no synthetic halo outside the true border): a tile reaches past the image only at the right and
 the bottom, by less than one window, where the frame was padded to a multiple of the window. There the image is
 reflected without repeating its edge; noise is reflected with it, because the reference pads after adding noise.
-With ``wrap`` the image is a torus instead, as a texture that must tile seamlessly.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from engine.geometry import Box
 from engine.kernels.launch import area, jit, launch, takes_kernel, tl
 from engine.kernels.noise import as_word, noise_at_torch, normals_at
 
-WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
-"""What stands for 1 in integer pixels."""
+_MAX_VALUE = 255.0
 
 
 class Noise(NamedTuple):
@@ -41,11 +39,6 @@ def reflect(start: int, stop: int, size: int) -> list[int]:
     return [min(p % period, period - p % period) if size > 1 else 0 for p in range(start, stop)]
 
 
-def fold(start: int, stop: int, size: int, wrap: bool = False) -> list[int]:
-    """Positions [start, stop) brought into [0, size) by the border rule: around the torus, or by reflection."""
-    return [p % size for p in range(start, stop)] if wrap else reflect(start, stop, size)
-
-
 def gather_torch(
     block: Tensor,
     inside: Box,
@@ -53,31 +46,27 @@ def gather_torch(
     size: tuple[int, int],
     noise: Noise | None = None,
     *,
-    wrap: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """The input tile of ``read``, a box in the padded frame of a level of ``size`` (height, width).
 
-    ``block`` [C, h, w]: the level's pixels of the box ``inside``; uint8, uint16 (both are divided by white) or float in
-    [0, 1], any strides. On a torus ``inside`` may leave the level, too. Nothing is clipped before the network. Returns
-    [1, C + noise channels, h, w] of ``dtype``, channels-last, on ``device`` (by default the block's), or fills ``out`` of
-    that shape and layout, as one image of a batch. Raises ValueError when the block lacks a pixel.
+    ``block`` [C, h, w]: the level's pixels of the box ``inside``; uint8 or float in [0, 1], any strides. Nothing is clipped
+    before the network. Returns [1, C + noise channels, h, w] of ``dtype``, channels-last, on ``device`` (by default the
+    block's), or fills ``out`` of that shape and layout, as one image of a batch. Raises ValueError when the block lacks a
+    pixel.
     """
     block = block if device is None else block.to(device)
     channels = block.shape[0] + (noise.channels if noise else 0)
-    _check(block, inside, read, size, wrap, out, channels)
-    tile = block.float() / WHITE.get(block.dtype, 1.0)
+    _check(block, inside, read, size, out, channels)
+    tile = block.float() / _MAX_VALUE if block.dtype == torch.uint8 else block.float()
     if noise:
-        at_y, at_x = (
-            torch.tensor(fold(start, stop, length, wrap), device=block.device)
-            for (start, stop), length in zip(_spans(inside), size, strict=True)
-        )
+        at_y, at_x = (torch.arange(start, stop, device=block.device) for start, stop in _spans(inside))
         normals = noise_at_torch(noise.seed, noise.substream, at_y, at_x, channels)
         normals[: len(tile)] = tile + noise.sigma * normals[: len(tile)]
         tile = normals
-    rows, columns = _lines(inside, read, size, wrap)
+    rows, columns = _lines(inside, read, size)
     # Indexing copies; a tile that does not touch the padding is a plain view.
     if rows != list(range(block.shape[1])):
         tile = tile[:, rows]
@@ -93,22 +82,20 @@ def _spans(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
     return (box.y0, box.y1), (box.x0, box.x1)
 
 
-def _lines(inside: Box, read: Box, size: tuple[int, int], wrap: bool) -> tuple[list[int], list[int]]:
+def _lines(inside: Box, read: Box, size: tuple[int, int]) -> tuple[list[int], list[int]]:
     """Which row of the block each row of ``read`` is, and which column each column."""
     rows, columns = (
-        [(p - origin) % length if wrap else p - origin for p in fold(start, stop, length, wrap)]
+        [p - origin for p in reflect(start, stop, length)]
         for (start, stop), (origin, _), length in zip(_spans(read), _spans(inside), size, strict=True)
     )
     return rows, columns
 
 
-def _check(
-    block: Tensor, inside: Box, read: Box, size: tuple[int, int], wrap: bool, out: Tensor | None, channels: int
-) -> None:
+def _check(block: Tensor, inside: Box, read: Box, size: tuple[int, int], out: Tensor | None, channels: int) -> None:
     """Raise ValueError unless the block has the shape of ``inside`` and holds all that ``read`` needs, and ``out`` fits."""
     if block.shape[1:] != inside.shape:
         raise ValueError(f"a block of {tuple(block.shape[1:])} is not the pixels of {inside}")
-    for name, lines, count in zip(("row", "column"), _lines(inside, read, size, wrap), inside.shape, strict=True):
+    for name, lines, count in zip(("row", "column"), _lines(inside, read, size), inside.shape, strict=True):
         if lines and not 0 <= min(lines) <= max(lines) < count:
             raise ValueError(f"{read} of a level of {size} needs a {name} that {inside} does not hold")
     shape = (1, channels, *read.shape)
@@ -117,26 +104,12 @@ def _check(
 
 
 @jit()
-def _fold(position: tl.tensor, size: tl.tensor, wrap: tl.constexpr) -> tl.tensor:
-    """``fold`` of int32 positions; the remainder of a negative number is negative, as in C."""
-    if wrap:
-        remainder = position % size
-        folded = tl.where(remainder < 0, remainder + size, remainder)
-    else:
-        period = tl.maximum(2 * size - 2, 1)
-        remainder = position % period
-        remainder = tl.where(remainder < 0, remainder + period, remainder)
-        folded = tl.minimum(remainder, period - remainder)
-    return folded
-
-
-@jit()
-def _within(folded: tl.tensor, origin: tl.tensor, size: tl.tensor, wrap: tl.constexpr) -> tl.tensor:
-    """Lines of the block for lines of the level."""
-    line = folded - origin
-    if wrap:
-        line = _fold(line, size, wrap)
-    return line
+def _reflect(position: tl.tensor, size: tl.tensor) -> tl.tensor:
+    """``reflect`` of int32 positions; the remainder of a negative number is negative, as in C."""
+    period = tl.maximum(2 * size - 2, 1)
+    remainder = position % period
+    remainder = tl.where(remainder < 0, remainder + period, remainder)
+    return tl.minimum(remainder, period - remainder)
 
 
 @jit(
@@ -167,7 +140,6 @@ def _gather_kernel(
     channels: tl.constexpr,
     white: tl.constexpr,
     noisy: tl.constexpr,
-    wrap: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
@@ -176,14 +148,13 @@ def _gather_kernel(
     """
     row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
     column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
-    y, x = _fold(read_y + row, level_h, wrap), _fold(read_x + column, level_w, wrap)
-    line_y, line_x = _within(y, inside_y, level_h, wrap), _within(x, inside_x, level_w, wrap)
-    taken = source + line_y.to(tl.int64) * stride_y + line_x.to(tl.int64) * stride_x
+    y, x = _reflect(read_y + row, level_h), _reflect(read_x + column, level_w)
+    taken = source + (y - inside_y).to(tl.int64) * stride_y + (x - inside_x).to(tl.int64) * stride_x
     put = target + (row.to(tl.int64) * width + column) * channels
     valid = (row < height) & (column < width)
     for c in tl.static_range(channels):
         if noisy and c % 4 == 0:
-            n0, n1, n2, n3 = normals_at(y, x, c // 4, substream, k0, k1, False)
+            n0, n1, n2, n3 = normals_at(y, x, c // 4, substream, k0, k1)
         if c < pictures:
             value = tl.load(taken, mask=valid, other=0).to(tl.float32)
             taken += stride_c
@@ -205,7 +176,6 @@ def gather(
     size: tuple[int, int],
     noise: Noise | None = None,
     *,
-    wrap: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
@@ -214,9 +184,9 @@ def gather(
     """As ``gather_torch``, in one pass where there is a kernel: neither the noise nor a float block is stored."""
     block = block if device is None else block.to(device)
     if not takes_kernel(block.device, use_triton):
-        return gather_torch(block, inside, read, size, noise, wrap=wrap, dtype=dtype, out=out)
+        return gather_torch(block, inside, read, size, noise, dtype=dtype, out=out)
     channels = block.shape[0] + (noise.channels if noise else 0)
-    _check(block, inside, read, size, wrap, out, channels)
+    _check(block, inside, read, size, out, channels)
     if out is None:
         out = torch.empty(1, channels, *read.shape, dtype=dtype, device=block.device, memory_format=torch.channels_last)
     sigma, seed, substream, _ = noise or Noise(0.0, 0, 0)
@@ -228,9 +198,8 @@ def gather(
         *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(substream)),
         pictures=block.shape[0],
         channels=channels,
-        white=WHITE.get(block.dtype, 1.0),
+        white=_MAX_VALUE if block.dtype == torch.uint8 else 1.0,
         noisy=noise is not None,
-        wrap=wrap,
         block_y=block_y,
         block_x=block_x,
         enable_fp_fusion=False,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["area", "block", "is_interpreting", "jit", "launch", "takes_kernel", "tl", "triton"]
+__all__ = ["area", "is_interpreting", "jit", "launch", "takes_kernel", "tl", "triton"]
 
 # Importing Triton costs 0.4 s and 80 MB, for nothing on a CPU build of torch; whoever sets this variable asks for it,
 # be it for the interpreter (1) or to compile ahead of time (0).
@@ -75,11 +75,6 @@ def takes_kernel(device: torch.device, use_triton: bool | None) -> bool:
             "on a CPU set TRITON_INTERPRET=1 before engine.kernels is imported, or leave use_triton out"
         )
     return use_triton
-
-
-def block(on_gpu: int, interpreted: int = 65536) -> int:
-    """Elements a program: the interpreter takes 3.5 ms for each program, whatever its size."""
-    return interpreted if is_interpreting() else on_gpu
 
 
 def area(height: int, width: int, on_gpu: tuple[int, int] = (4, 256)) -> tuple[tuple[int, int], tuple[int, int]]:

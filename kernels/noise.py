@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.geometry import Box
-from engine.kernels.launch import area, jit, launch, takes_kernel, tl
+from engine.kernels.launch import jit, tl
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -119,81 +119,27 @@ def _box_muller(first: tl.tensor, second: tl.tensor) -> tuple[tl.tensor, tl.tens
 
 
 @jit()
-def normals_at(
-    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor, raw: tl.constexpr
+def words_at(
+    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """The four normals of channels 4 group .. 4 group + 3 at ``y`` [h, 1] and ``x`` [1, w], all int32 (see as_word).
-
-    ``raw``: the words themselves (uint32), for tests.
-    """
+    """``words_torch`` at ``y`` [h, 1] and ``x`` [1, w], as uint32; arguments are int32 (see ``as_word``)."""
     zero = (y * 0 + x * 0).to(tl.uint32)
     c0, c1 = zero + x.to(tl.uint32, bitcast=True), zero + y.to(tl.uint32, bitcast=True)
     c2, c3 = zero + group, zero + substream.to(tl.uint32, bitcast=True)
-    n0, n1, n2, n3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
-    if not raw:
-        n0, n1 = _box_muller(n0, n1)
-        n2, n3 = _box_muller(n2, n3)
+    return _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
+
+
+@jit()
+def normals_at(
+    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Normals of channels 4 group .. 4 group + 3 at ``y`` [h, 1] and ``x`` [1, w]; arguments as for ``words_at``."""
+    n0, n1, n2, n3 = words_at(y, x, group, substream, k0, k1)
+    n0, n1 = _box_muller(n0, n1)
+    n2, n3 = _box_muller(n2, n3)
     return n0, n1, n2, n3
-
-
-@jit(volatile=("k0", "k1", "substream", "y0", "x0", "height", "width"))
-def _noise_kernel(
-    target: tl.tensor,
-    k0: tl.tensor,
-    k1: tl.tensor,
-    substream: tl.tensor,
-    y0: tl.tensor,
-    x0: tl.tensor,
-    channels: tl.tensor,
-    height: tl.tensor,
-    width: tl.tensor,
-    raw: tl.constexpr,
-    block_y: tl.constexpr,
-    block_x: tl.constexpr,
-) -> None:
-    """One block of one group of four channels."""
-    group = tl.program_id(2)
-    row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
-    column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
-    n0, n1, n2, n3 = normals_at(y0 + row, x0 + column, group, substream, k0, k1, raw)
-    plane = height.to(tl.int64) * width
-    at = target + group.to(tl.int64) * 4 * plane + row.to(tl.int64) * width + column
-    inside = (row < height) & (column < width)
-    tl.store(at, n0, mask=inside)
-    tl.store(at + plane, n1, mask=inside & (group * 4 + 1 < channels))
-    tl.store(at + 2 * plane, n2, mask=inside & (group * 4 + 2 < channels))
-    tl.store(at + 3 * plane, n3, mask=inside & (group * 4 + 3 < channels))
 
 
 def as_word(value: int) -> int:
     """The low 32 bits as a signed number: every launch then has the same types, whatever the value."""
     return (value & _MASK) - ((value & 0x80000000) << 1)
-
-
-def noise(
-    seed: int,
-    substream: int,
-    box: Box,
-    channels: int,
-    device: torch.device | str = "cpu",
-    *,
-    use_triton: bool | None = None,
-) -> Tensor:
-    """As ``noise_torch``, by the kernel where there is one: the same integers, normals equal to about 1e-6."""
-    if not takes_kernel(torch.device(device), use_triton):
-        return noise_torch(seed, substream, box, channels, device)
-    target = torch.empty(channels, *box.shape, device=device)
-    _fill(target, seed, substream, box, raw=False)
-    return target
-
-
-def _fill(target: Tensor, seed: int, substream: int, box: Box, raw: bool) -> None:
-    """``target`` [C, h, w]: float32, or int32 for the words themselves."""
-    if not target.numel():
-        return
-    (block_y, block_x), blocks = area(*box.shape)
-    key = as_word(seed), as_word(seed >> 32)
-    position = as_word(substream), as_word(box.y0), as_word(box.x0)
-    grid = (*blocks, -(-target.shape[0] // 4))
-    options = {"raw": raw, "block_y": block_y, "block_x": block_x, "enable_fp_fusion": False}
-    launch(_noise_kernel, grid, target, *key, *position, *target.shape, **options)

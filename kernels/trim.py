@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.geometry import Box
 from engine.kernels.launch import area, jit, launch, takes_kernel, tl
 
-MAX_VALUE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 0}
+MAX_VALUE = {torch.uint8: 255, torch.float32: 0}
 """The largest level of what can be written; 0: values are kept as they are."""
 
 BLOCK = (2, 256)
@@ -53,7 +53,7 @@ def trim_torch(
 ) -> Trimmed:
     """``output`` [1, C, H, W] of any float dtype and strides; ``core``: the kept rectangle in its coordinates.
 
-    ``dtype``: uint8, uint16, or float32, which is neither quantised nor dithered. ``origin``: (y, x) of the core in the
+    ``dtype``: uint8, or float32, which is neither quantised nor dithered. ``origin``: (y, x) of the core in the
     whole image, which addresses the dither and must be even for ``halve``; an odd last row or column is averaged with
     itself. What is not a number becomes 0. ``out``: contiguous tensors of the result's shapes to fill and return. Raises
     ValueError for another dtype, origin or ``out``.

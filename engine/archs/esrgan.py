@@ -197,11 +197,3 @@ class RRDBNet(nn.Module):
         growth = state["body.0.rdb1.conv1.weight"].shape[0]
         blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
         return cls(channels, blocks, growth, scales[inputs], noise_channels_of(state))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The network that a checkpoint of any naming holds, in fp32. `engine.archs.build` explains what is wrong."""
-        state = canonical(state)
-        network = cls.from_shapes(state)
-        network.load_state_dict(state)
-        return network

@@ -302,14 +302,11 @@ class BaseGenerator(nn.Module):
         return (*inner, (height, width))
 
     @torch.no_grad()
-    def sample(
-        self, noise: Noise, size: Size | None = None, *, noise_everywhere: bool = False, last: int | None = None
-    ) -> Tensor:
+    def sample(self, noise: Noise, size: Size | None = None, *, last: int | None = None) -> Tensor:
         """Draw one picture [3, H, W] in [0, 1], fp32. One scale at a time is alive.
 
         `noise(m, (channels, h, w))` returns standard normal values. Noise enters at m = 0 and, as in the paper's
-        equation 2, at m > L; `noise_everywhere` adds it at every m >= 1 as the reference's picture code does.
-        `last` stops at a lower scale, whose picture is returned as it is.
+        equation 2, at m > L. `last` stops at a lower scale, whose picture is returned as it is.
         """
         sizes = self.sizes if size is None else self.sizes_for(size)
         last = self.config.last if last is None else last
@@ -318,7 +315,7 @@ class BaseGenerator(nn.Module):
         picture = self.base(z.contiguous(memory_format=torch.channels_last))
         for m in range(1, last + 1):
             extra = None
-            if m > self.config.last_vae or noise_everywhere:
+            if m > self.config.last_vae:
                 extra = self.sigmas[m] * noise(m, (3, *sizes[m])).to(like)[None]
             picture = self.refine(m, picture, sizes[m], extra)
         return ((picture[0] + 1) / 2).clamp_(0, 1).contiguous()

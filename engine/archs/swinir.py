@@ -269,14 +269,6 @@ class SwinIR(nn.Module):
             noise_channels=noise_channels_of(state),
         )
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The network that an official checkpoint holds, in fp32. `engine.archs.build` explains what is wrong."""
-        state = canonical(state)
-        network = cls.from_shapes(state)
-        network.load_state_dict(state)
-        return network
-
 
 def _start_linear(module: nn.Module) -> None:
     """The usual start of a transformer; convolutions keep PyTorch's."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.archs import build
 from engine.archs.esrgan import RRDBNet, canonical, detect
 from engine.errors import ModelError
 
@@ -79,7 +80,7 @@ def test_smaller_scales_fold_pixels_first(scale, fold):
     assert net(x).shape == (1, 3, 8 * scale, 12 * scale)
     torch.testing.assert_close(net(x), plainly(net.state_dict(), x, blocks=1, fold=fold), rtol=0, atol=2e-6)
     assert net.align == fold
-    assert RRDBNet.from_state(net.state_dict()).scale == scale
+    assert build(net.state_dict()).scale == scale
 
 
 @pytest.mark.parametrize("rename", [str, first_release, second_release])
@@ -88,7 +89,7 @@ def test_every_naming_is_the_same_network(net, rename):
     assert detect(state)
     assert canonical(state).keys() == net.state_dict().keys()
     x = torch.rand(1, 3, 8, 8)
-    assert torch.equal(RRDBNet.from_state(state)(x), net(x))
+    assert torch.equal(build(state)(x), net(x))
 
 
 def test_size_is_read_from_the_tensors():
@@ -109,7 +110,7 @@ def test_noise_has_weights_of_its_own_that_files_of_others_lack(net):
     x, noise = torch.rand(1, 3, 9, 12), torch.randn(1, 3, 9, 12)
     torch.testing.assert_close(noisy(torch.cat([x, 0 * noise], 1)), net(x), rtol=0, atol=1e-6)
     assert (noisy(torch.cat([x, noise], 1)) - net(x)).abs().max() > 0.01
-    again = RRDBNet.from_state(noisy.state_dict())
+    again = build(noisy.state_dict())
     assert again.noise_channels == 3
     assert torch.equal(again(torch.cat([x, noise], 1)), noisy(torch.cat([x, noise], 1)))
 

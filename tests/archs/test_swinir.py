@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.archs import build
 from engine.archs.swinir import SwinIR, SwinLayer, canonical, detect
 from engine.errors import AlignmentError, ModelError
 
@@ -51,7 +52,7 @@ def test_official_names():
 def test_size_is_read_from_the_tensors(scale):
     net = lively(SwinIR(**SMALL, scale=scale))
     state = net.state_dict()
-    again = SwinIR.from_state(state).eval()
+    again = build(state)
     assert (again.depths, again.align, again.scale) == ((2, 3), 4, scale)
     x = torch.rand(1, 3, 8, 12)
     assert again(x).shape == (1, 3, 8 * scale, 12 * scale)
@@ -65,7 +66,7 @@ def test_noise_has_weights_of_its_own_that_files_of_others_lack(net):
     x, noise = torch.rand(1, 3, 8, 12), torch.randn(1, 3, 8, 12)
     torch.testing.assert_close(noisy(torch.cat([x, 0 * noise], 1)), net(x), rtol=0, atol=1e-5)
     assert (noisy(torch.cat([x, noise], 1)) - net(x)).abs().max() > 0.01
-    again = SwinIR.from_state(noisy.state_dict()).eval()
+    again = build(noisy.state_dict())
     assert torch.equal(again(torch.cat([x, noise], 1)), noisy(torch.cat([x, noise], 1)))
 
 

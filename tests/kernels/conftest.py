@@ -10,7 +10,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from support.kernels import poison  # noqa: E402
 
-from engine.kernels import blend, gather, noise, trim  # noqa: E402
+from engine.kernels import blend, gather, trim  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -29,5 +29,5 @@ def dirty_memory(monkeypatch):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many programs, as on a GPU, where the interpreter's blocks would hold a test's whole image."""
-    for module in (blend, gather, noise, trim):
+    for module in (blend, gather, trim):
         monkeypatch.setattr(module, "area", lambda height, width, *_: ((4, 16), (-(-width // 16), -(-height // 4))))

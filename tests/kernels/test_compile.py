@@ -8,7 +8,6 @@ from support.kernels import assert_all_compile, launches, needs_triton
 from engine.geometry import Box
 from engine.kernels.blend import blend
 from engine.kernels.gather import Noise, gather
-from engine.kernels.noise import noise
 from engine.kernels.trim import trim
 
 
@@ -28,13 +27,12 @@ def blend_of(source, target, axis):
 
 
 CALLS = {
-    "noise": lambda: noise(1, 2, Box(0, 0, 32, 512), 3),
     "gather u8 -> fp16": lambda: gather_of(torch.uint8, torch.float16),
     "gather fp32 with noise channels": lambda: gather_of(torch.float32, torch.float32, 16),
-    "gather u16 -> bf16": lambda: gather_of(torch.uint16, torch.bfloat16),
+    "gather u8 -> bf16": lambda: gather_of(torch.uint8, torch.bfloat16),
     "trim fp16 -> u8": lambda: trim_of(torch.float16, torch.uint8),
     "trim fp32 channels-last -> u8": lambda: trim_of(torch.float32, torch.uint8, torch.channels_last),
-    "trim bf16 -> u16": lambda: trim_of(torch.bfloat16, torch.uint16),
+    "trim bf16 -> u8": lambda: trim_of(torch.bfloat16, torch.uint8),
     "trim fp32 -> fp32": lambda: trim_of(torch.float32, torch.float32),
     "blend fp32 -> u8": lambda: blend_of(torch.float32, torch.uint8, "x"),
     "blend fp16 -> fp32": lambda: blend_of(torch.float16, torch.float32, "y"),
@@ -46,7 +44,7 @@ CALLS = {
 WIDTHS = {
     "trim fp16 -> u8": (8, 4),
     "trim fp32 channels-last -> u8": (4, 4),
-    "trim bf16 -> u16": (8, 8),
+    "trim bf16 -> u8": (8, 4),
     "trim fp32 -> fp32": (16, 16),
     "blend fp32 -> u8": (16, 8),
     "blend fp16 -> fp32": (16, 16),

@@ -1,12 +1,16 @@
 """Noise: Philox's published answers, addressing by position, and that the numbers are normal."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 from support.kernels import assert_close_to_twin, needs_triton, poisoned
 
 from engine.geometry import Box
-from engine.kernels.noise import _fill, as_word, noise, noise_torch, philox_torch, words_torch
+from engine.kernels.gather import Noise, gather
+from engine.kernels.launch import jit, launch, tl
+from engine.kernels.noise import as_word, noise_torch, philox_torch, words_at, words_torch
 
 ONES = 0xFFFFFFFF
 
@@ -141,29 +145,39 @@ BOXES = [Box(0, 0, 1, 1), Box(3, 70_001, 40, 70_070), Box(2**31 - 4, 5, 2**31 + 
 SEEDS = [0, ONES, 123_456_789_012_345, 2**64 - 1]
 
 
+@jit()
+def words_kernel(
+    target,
+    k0,
+    k1,
+    substream,
+    y0,
+    x0,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Store the words of four channels: ``target`` [4, height, width]."""
+    row, column = tl.arange(0, rows)[:, None], tl.arange(0, columns)[None, :]
+    at, inside = target + row * width + column, (row < height) & (column < width)
+    r0, r1, r2, r3 = words_at(y0 + row, x0 + column, 1, substream, k0, k1)
+    tl.store(at, r0, mask=inside)
+    tl.store(at + height * width, r1, mask=inside)
+    tl.store(at + 2 * height * width, r2, mask=inside)
+    tl.store(at + 3 * height * width, r3, mask=inside)
+
+
 @needs_triton
 @pytest.mark.parametrize("box", BOXES, ids=str)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_kernels_integers_are_the_twins(seed, box):
-    target = poisoned((6, *box.shape), torch.int32)
-    _fill(target, seed, 65_537, box, raw=True)
+    target = poisoned((4, *box.shape), torch.int32)
+    scalars = (seed, seed >> 32, 65_537, box.y0, box.x0)
+    sizes = dict(zip(("height", "width"), box.shape, strict=True), rows=512, columns=512)
+    launch(words_kernel, (1,), target, *(as_word(n) for n in scalars), **sizes)
     rows, columns = torch.arange(box.y0, box.y1), torch.arange(box.x0, box.x1)
-    words = torch.stack([word for group in (0, 1) for word in words_torch(seed, 65_537, rows, columns, group)])[:6]
-    assert torch.equal(target.long() & ONES, words)
-
-
-@needs_triton
-@pytest.mark.parametrize("channels", [1, 3, 4, 6])
-@pytest.mark.parametrize("box", BOXES, ids=str)
-def test_the_kernels_normals_are_the_twins(box, channels):
-    result = noise(7, 65_536, box, channels, use_triton=True)
-    assert_close_to_twin(result, noise_torch(7, 65_536, box, channels), atol=1e-6)
-
-
-@needs_triton
-def test_the_kernels_blocks_fit_together(small_blocks):
-    box = Box(7, 70_000, 20, 70_053)
-    assert_close_to_twin(noise(7, 0, box, 6, use_triton=True), noise_torch(7, 0, box, 6), atol=1e-6)
+    assert torch.equal(target.long() & ONES, torch.stack(words_torch(seed, 65_537, rows, columns, 1)))
 
 
 @needs_triton
@@ -172,15 +186,6 @@ def test_the_kernel_is_as_exact_as_the_twin():
     words = words_torch(1, 2, torch.arange(200), torch.arange(256), 0)
     u, v = (((w >> 9).double() + 0.5) / 2**23 for w in words[:2])
     exact = torch.sqrt(-2 * torch.log(u)) * torch.cos(2 * np.pi * v)
-    result, twin = noise(1, 2, box, 1, use_triton=True), noise_torch(1, 2, box, 1)
-    assert_close_to_twin(result, twin, exact=exact, factor=1.2)
-
-
-@needs_triton
-def test_the_kernel_of_an_empty_box():
-    assert noise(0, 0, Box(4, 5, 4, 8), 3, use_triton=True).shape == (3, 0, 3)
-
-
-def test_without_a_gpu_the_launcher_is_the_twin():
-    box = Box(5, 6, 25, 31)
-    assert torch.equal(noise(3, 0, box, 3), noise_torch(3, 0, box, 3))
+    black = torch.zeros(1, *box.shape)
+    result = gather(black, box, box, box.shape, Noise(1.0, 1, 2), use_triton=True)[0]
+    assert_close_to_twin(result, noise_torch(1, 2, box, 1), exact=exact, factor=1.2)
