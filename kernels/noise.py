@@ -126,7 +126,8 @@ def words_at(
     zero = (y * 0 + x * 0).to(tl.uint32)
     c0, c1 = zero + x.to(tl.uint32, bitcast=True), zero + y.to(tl.uint32, bitcast=True)
     c2, c3 = zero + group, zero + substream.to(tl.uint32, bitcast=True)
-    return _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
+    r0, r1, r2, r3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
+    return r0, r1, r2, r3
 
 
 @jit()

@@ -18,6 +18,7 @@ from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.archs.swinir import SwinIR
 from engine.cli.app import main
 from engine.model import bundle as model
+from engine.model.structure_file import write_structure
 
 pytest.register_assert_rewrite("contracts")
 
@@ -146,7 +147,7 @@ def small_structure():
 
 def _bundle(folder: Path, network, sigmas=()):
     """Without a margin, so that sizes are easily told; tests/test_margin.py has models with one."""
-    _small_structure().to_file(folder / "structure.safetensors")
+    write_structure(_small_structure(), folder / "structure.safetensors")
     save_file(network.state_dict(), folder / "sr.safetensors")
     checkpoint = str(folder / "sr.safetensors")
     bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], sigmas, "CC0-1.0", margin=0)

@@ -116,7 +116,7 @@ def print_model(model: Model) -> None:
     line(f"{model.path}: {model.path.stat().st_size / 1e6:.1f} MB, digest {model.digest[:16]}")
     if model.structure is not None:
         height, width = model.structure.base_size
-        facts = model.structure.metadata()
+        facts = model.manifest.structure or {}
         line(
             f"step 1: {facts['architecture']}, {len(model.structure.sizes)} scales up to {width}x{height}, "
             f"{model.parameters('structure'):,} parameters, margin {model.manifest.margin} px"
