@@ -25,7 +25,7 @@ from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
 from engine.device.queue import device_queue
-from engine.kernels.dense import by_input, dense, dense_by_input
+from engine.kernels.dense import dense, dense_by_input, pack_by_input
 from engine.kernels.launch import is_interpreting
 from engine.kernels.window_attention import window_attention
 
@@ -88,7 +88,7 @@ def prepare(network):
     """What a kernel wants ready: the weights of each dense block by input."""
     for module in network.modules():
         if isinstance(module, DenseBlock):
-            module.packed = by_input(weights_of(module)[0])
+            module.packed = pack_by_input(weights_of(module)[0])
     return network
 
 

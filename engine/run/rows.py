@@ -124,7 +124,7 @@ class BandedStage:
         core = Box(first, x, last, x + self._columns[1] - self._columns[0])
         dtype, origin = torch.uint8 if self._last else torch.float32, (y + first, self._columns[0])
         trimmed = trim(output, core, dtype, origin=origin, dither=self._plan.dither)
-        if bad := trimmed.bad:
+        if bad := trimmed.nonfinite_count:
             raise RenderError(
                 f"{self._plan.name}: {bad} values of rows {y + first} to {y + last - 1} are NaN or infinite; "
                 "they were not written; render again with --precision fp32, or check the weights"
