@@ -143,8 +143,8 @@ def kernels(bench):
             try:
                 row = bench_kernels.measure(name, case, bench.device, *bench.ceilings, bench.repeats)
             except (AssertionError, RuntimeError) as error:
-                wrong.append(f"{name}, {case.what}: {str(error).splitlines()[0]}")
-                bench.row("kernels", f"{name} {case.what}", "wrong", wrong[-1])
+                wrong.append(f"{name}, {case.name}: {str(error).splitlines()[0]}")
+                bench.row("kernels", f"{name} {case.name}", "wrong", wrong[-1])
                 continue
             bench.rows("kernels", f"{row.pop('kernel')} {row.pop('case')}", row)
     if wrong:
