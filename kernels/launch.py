@@ -1,4 +1,4 @@
-"""launch: what every kernel file shares: Triton if it is installed, and the choice between a kernel and its definition.
+"""launch: Triton if it is installed, and the choice between a kernel and its definition; shared by all kernel files.
 
 The convention of all files: ``<op>`` takes the arguments of its definition ``<op>_torch`` and the keyword ``use_triton``.
 None (the default) lets the device decide, True forces the kernel (CPU tensors then run in Triton's interpreter), False

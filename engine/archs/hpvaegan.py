@@ -243,9 +243,9 @@ class BaseGenerator(nn.Module):
         """Image of scale 0, [N, 3, h, w] in [-1, 1], from a latent map [N, latent, h, w]."""
         return torch.tanh(self.decoder(z).float())
 
-    def refine(self, m: int, picture: Tensor, size: Size, noise: Tensor | None = None) -> Tensor:
+    def refine(self, m: int, image: Tensor, size: Size, noise: Tensor | None = None) -> Tensor:
         """Image of scale ``m`` >= 1 from that of scale m - 1; ``noise`` is scaled by sigma_m already."""
-        up = F.interpolate(picture, size, mode="bilinear", align_corners=True)
+        up = F.interpolate(image, size, mode="bilinear", align_corners=True)
         entry = up if noise is None else up + noise
         return torch.tanh(up + self.blocks[m - 1](entry).float())
 
@@ -274,10 +274,10 @@ class BaseGenerator(nn.Module):
         last = self.config.last if last is None else last
         like = self.decoder.tail.weight
         z = noise(0, (self.config.latent, *sizes[0])).to(like)[None]
-        picture = self.base(z.contiguous(memory_format=torch.channels_last))
+        image = self.base(z.contiguous(memory_format=torch.channels_last))
         for m in range(1, last + 1):
             extra = None
             if m > self.config.last_vae:
                 extra = self.sigmas[m] * noise(m, (3, *sizes[m])).to(like)[None]
-            picture = self.refine(m, picture, sizes[m], extra)
-        return ((picture[0] + 1) / 2).clamp_(0, 1).contiguous()
+            image = self.refine(m, image, sizes[m], extra)
+        return ((image[0] + 1) / 2).clamp_(0, 1).contiguous()
