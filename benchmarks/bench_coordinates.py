@@ -20,8 +20,8 @@ import torch
 from harness import add_row
 from PIL import Image
 
-from engine.archs.hpvaegan import BaseGenerator
 from engine.metrics.layout import colour_profile_distance, diversity, pairwise_rms
+from engine.model.structure_file import read_structure
 from engine.training.data import open_photo, pyramid
 from engine.training.losses.texture import SlicedWasserstein
 
@@ -53,13 +53,13 @@ def sheet(found):
 def main(photo, with_path, without_path):
     sheets = []
     for name, path in (("with", with_path), ("without", without_path)):
-        structure = BaseGenerator.from_file(Path(path)).eval()
+        structure = read_structure(Path(path)).eval()
         assert structure.config.coordinates == (name == "with")
         photograph = (pyramid(open_photo(Path(photo)), [structure.base_size])[0][0] + 1) / 2
         found = samples(structure)
         row = {
             "coordinates": name,
-            "iterations": " ".join(map(str, structure.facts["iterations"])),
+            "iterations": " ".join(map(str, structure.provenance["iterations"])),
             "samples": SAMPLES,
             "profile": f"{statistics.mean(colour_profile_distance(one, photograph) for one in found):.2f}",
             "diversity": f"{diversity(found, photograph):.3f}",

@@ -47,7 +47,7 @@ from engine.device.memory import PeakMemory
 from engine.device.queue import OutOfDeviceMemory, memory_errors, synchronize
 from engine.errors import EngineError
 from engine.job import Job
-from engine.kernels.launch import is_interpreting, takes_kernel
+from engine.kernels.launch import is_interpreting, use_kernel
 from engine.model.bundle import load
 from engine.model.checkpoints import find_packaged, read_checkpoint
 from engine.plan.request import Request
@@ -127,7 +127,7 @@ def ceilings(bench):
     for case, source, target in (("host to device", pinned, resident), ("device to host", resident, pinned)):
         spent = milliseconds(bench.device, lambda s=source, t=target: t.copy_(s, non_blocking=True), bench.repeats)
         bench.row("ceilings", case, "gb_s", size / spent / 1e6)
-    bench.row("ceilings", "kernels", "compiled", int(takes_kernel(bench.device, None)))
+    bench.row("ceilings", "kernels", "compiled", int(use_kernel(bench.device, None)))
 
 
 def kernels(bench):
@@ -143,8 +143,8 @@ def kernels(bench):
             try:
                 row = bench_kernels.measure(name, case, bench.device, *bench.ceilings, bench.repeats)
             except (AssertionError, RuntimeError) as error:
-                wrong.append(f"{name}, {case.what}: {str(error).splitlines()[0]}")
-                bench.row("kernels", f"{name} {case.what}", "wrong", wrong[-1])
+                wrong.append(f"{name}, {case.name}: {str(error).splitlines()[0]}")
+                bench.row("kernels", f"{name} {case.name}", "wrong", wrong[-1])
                 continue
             bench.rows("kernels", f"{row.pop('kernel')} {row.pop('case')}", row)
     if wrong:

@@ -3,10 +3,10 @@
     python benchmarks/bench_networks.py [--networks esrgan swinir] [--tiles 256 512] [--only WORD] [--repeats 10]
 
 Each is timed as launched from Python (ms) and as a replayed CUDA graph (graph_ms): at small tiles the launches take longer
-than the work. px_per_s (input pixels) and tflops are of the faster of the two; tflops count two operations for each
+than the work. px_per_s (input pixels) and tflops belong to the faster of the two. tflops counts two operations for each
 product of the convolutions, linear maps and attention, nothing else. Errors are against fp32 without TF32, in 8-bit levels.
-cuDNN may choose its fastest algorithms. --only keeps the variants whose name holds the word. Appends to
-results/networks.csv. Without CUDA it says so and ends.
+cuDNN may choose its fastest algorithms. --only selects the variants whose name contains the word. Appends to
+results/networks.csv. Without CUDA nothing is measured.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
 from engine.device.queue import device_queue
-from engine.kernels.dense import by_input, dense, dense_by_input
+from engine.kernels.dense import dense, dense_by_input, pack_by_input
 from engine.kernels.launch import is_interpreting
 from engine.kernels.window_attention import window_attention
 
-OWN = True if torch.cuda.is_available() or is_interpreting() else None
-"""Insist on the kernels wherever they can run at all."""
+USE_TRITON = True if torch.cuda.is_available() or is_interpreting() else None
+"""Force the kernels wherever they can run at all."""
 
 
 @torch.no_grad()
 def lively(network):
-    """Weights under which every layer matters and the output varies around a half: errors then mean something."""
+    """Scale random weights so that every layer matters and the output varies around a half: errors then mean something."""
     for module in network.modules():
         if isinstance(module, DenseBlock):
             for conv in module.children():
@@ -50,13 +50,13 @@ def lively(network):
 
 
 @contextmanager
-def forwards(kind, forward):
-    """Every module of this class answers with ``forward`` instead."""
-    original, kind.forward = kind.forward, forward
+def patched_forward(module_class, forward):
+    """Replace the forward of every module of a class."""
+    original, module_class.forward = module_class.forward, forward
     try:
         yield
     finally:
-        kind.forward = original
+        module_class.forward = original
 
 
 def weights_of(block):
@@ -65,11 +65,11 @@ def weights_of(block):
 
 
 def dense_forward(block, x):
-    return dense(x, *weights_of(block), SLOPE, RESIDUAL, use_triton=OWN)
+    return dense(x, *weights_of(block), SLOPE, RESIDUAL, use_triton=USE_TRITON)
 
 
 def by_input_forward(block, x, sums_dtype=torch.float32):
-    options = {"packed": block.packed, "sums_dtype": sums_dtype, "use_triton": OWN}
+    options = {"packed": block.packed, "sums_dtype": sums_dtype, "use_triton": USE_TRITON}
     return dense_by_input(x, *weights_of(block), SLOPE, RESIDUAL, **options)
 
 
@@ -77,41 +77,42 @@ def half_sums_forward(block, x):
     return by_input_forward(block, x, torch.float16)
 
 
-def attention(own):
-    """SwinIR's windows by our kernel, or by its twin in PyTorch."""
+def attention(use_kernel):
+    """SwinIR's window attention by the kernel, or by its twin in PyTorch."""
     return mock.patch(
-        "engine.archs.swinir.window_attention", partial(window_attention, use_triton=OWN if own else False)
+        "engine.archs.swinir.window_attention",
+        partial(window_attention, use_triton=USE_TRITON if use_kernel else False),
     )
 
 
-def prepare(network):
-    """What a kernel wants ready: the weights of each dense block by input."""
+def pack(network):
+    """Pack the weights of each dense block for ``dense_by_input``."""
     for module in network.modules():
         if isinstance(module, DenseBlock):
-            module.packed = by_input(weights_of(module)[0])
+            module.packed = pack_by_input(weights_of(module)[0])
     return network
 
 
 def half(network):
-    return prepare(copy.deepcopy(network).to_mixed(torch.float16).to(memory_format=torch.channels_last))
+    return pack(copy.deepcopy(network).to_mixed(torch.float16).to(memory_format=torch.channels_last))
 
 
 def variants(name, network):
-    """Name, network, context to run it in. The first is the reference."""
-    yield "eager fp32", network, attention(own=False)
+    """(name, network, context to run it in) of each variant; the first is the reference."""
+    yield "eager fp32", network, attention(use_kernel=False)
     mixed = half(network)
-    yield "eager fp16 channels-last", mixed, attention(own=False)
-    # Without a GPU the compiler itself is of no interest, and takes minutes.
+    yield "eager fp16 channels-last", mixed, attention(use_kernel=False)
+    # Without a GPU nothing is timed, and the compiler would take minutes.
     compiled = partial(torch.compile, backend="inductor" if torch.cuda.is_available() else "eager")
-    yield "compiled fp16", compiled(mixed), attention(own=False)
+    yield "compiled fp16", compiled(mixed), attention(use_kernel=False)
     if name == "esrgan":
-        yield "fp16, dense", mixed, forwards(DenseBlock, dense_forward)
-        yield "fp16, dense by input, fp32 sums", mixed, forwards(DenseBlock, by_input_forward)
-        yield "fp16, dense by input, fp16 sums", mixed, forwards(DenseBlock, half_sums_forward)
+        yield "fp16, dense", mixed, patched_forward(DenseBlock, dense_forward)
+        yield "fp16, dense by input, fp32 sums", mixed, patched_forward(DenseBlock, by_input_forward)
+        yield "fp16, dense by input, fp16 sums", mixed, patched_forward(DenseBlock, half_sums_forward)
     else:
-        yield "fp16, window attention", mixed, attention(own=True)
-        torch.compiler.reset()  # what was compiled without the kernel must not be taken for it
-        yield "compiled fp16, window attention", compiled(mixed), attention(own=True)
+        yield "fp16, window attention", mixed, attention(use_kernel=True)
+        torch.compiler.reset()  # or the variant compiled without the kernel would be taken
+        yield "compiled fp16, window attention", compiled(mixed), attention(use_kernel=True)
 
 
 def flops_per_pixel(network):
@@ -121,7 +122,7 @@ def flops_per_pixel(network):
 
 
 def replayed(network, x, repeats):
-    """The same without the host's time for launches: the network recorded as a CUDA graph. NaN where that fails."""
+    """Milliseconds of the network as a CUDA graph, without the host's time for launches; NaN if it cannot be captured."""
     queue = device_queue(x.device)
     output = torch.empty_like(network(x))
 
@@ -138,19 +139,19 @@ def replayed(network, x, repeats):
 
 
 def measure(network, context, x, reference, repeats):
-    """(output in fp32 on the host, row). The peak is what the process takes more of the device, without the graph."""
+    """(float32 output on the host, row). The peak is the increase of the process's device memory, without the graph."""
     with context:
         output = network(x).float().cpu()  # compiles and tunes
         with PeakMemory(x.device) as peak:
             row = {"ms": milliseconds(x.device, partial(network, x), repeats)}
         row["graph_ms"] = replayed(network, x, repeats)
     error = (output - (output if reference is None else reference)).abs() * 255
-    more = (peak.device - peak.device_start) / 2**30
-    return output, {**row, "max_error": float(error.max()), "mean_error": float(error.mean()), "peak_gib": more}
+    increase = (peak.device - peak.device_start) / 2**30
+    return output, {**row, "max_error": float(error.max()), "mean_error": float(error.mean()), "peak_gib": increase}
 
 
 def rows(name, network, tile, device, only="", repeats=10):
-    """Yields a row for every variant; one that fails is said and does not hide the others."""
+    """Yield a row for every variant; one that fails is printed and does not stop the others."""
     x = torch.rand(1, 3, tile, tile, device=device).contiguous(memory_format=torch.channels_last)
     flops, reference = flops_per_pixel(network), None
     for variant, candidate, context in variants(name, network):
@@ -173,7 +174,7 @@ def rows(name, network, tile, device, only="", repeats=10):
 
 @contextmanager
 def full_precision():
-    """fp32 without TF32; cuDNN may try its algorithms."""
+    """Turn off TF32, and let cuDNN try its algorithms."""
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
@@ -184,14 +185,14 @@ def full_precision():
 
 
 def network_of(name, device, tiny=False):
-    """RRDBNet 64x23 or SwinIR-M, random; ``tiny``: the same in a size that an interpreter can bear."""
+    """RRDBNet 64x23 or SwinIR-M with random weights; ``tiny``: small enough for an interpreter."""
     torch.manual_seed(0)
     small = {
         "esrgan": {"channels": 16, "blocks": 1, "growth": 16},
         "swinir": {"dim": 32, "depths": (2,), "heads": (2,)},
     }
-    kind = {"esrgan": RRDBNet, "swinir": SwinIR}[name]
-    return lively(kind(**(small[name] if tiny else {})).to(device))
+    network_class = {"esrgan": RRDBNet, "swinir": SwinIR}[name]
+    return lively(network_class(**(small[name] if tiny else {})).to(device))
 
 
 def main():

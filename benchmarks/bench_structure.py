@@ -103,13 +103,13 @@ def main():
         rows.append([one.repeat_interleave(2, 1).repeat_interleave(2, 2) for one in (photograph, *found[:SHOWN])])
         row = {
             "photo": Path(given.photo).name,
-            "ema": structure.facts.get("ema", 0.0),
+            "ema": structure.provenance.get("ema", 0.0),
             "last_vae": structure.config.last_vae,
-            "texture": structure.facts.get("texture", 0.0),
-            "feature_texture": structure.facts.get("feature_texture", 0.0),
-            "sigma": structure.facts.get("sigma", 0.05),
-            "discriminator": structure.facts.get("discriminator", "wgan"),
-            "iterations": " ".join(map(str, structure.facts["iterations"])),
+            "texture": structure.provenance.get("texture", 0.0),
+            "feature_texture": structure.provenance.get("feature_texture", 0.0),
+            "sigma": structure.provenance.get("sigma", 0.05),
+            "discriminator": structure.provenance.get("discriminator", "wgan"),
+            "iterations": " ".join(map(str, structure.provenance["iterations"])),
             "samples": SAMPLES,
             "profile": f"{statistics.mean(colour_profile_distance(one, photograph) for one in found):.2f}",
             "diversity": f"{diversity(found, photograph):.3f}",
@@ -120,7 +120,7 @@ def main():
         distances = [frechet(vgg, one[None], photograph[None], LAYER) for one in found] if vgg else []
         row["frechet"] = f"{statistics.mean(distances):.4f}" if distances else ""
         contrast, first = first_samples(structure, photo)
-        row |= {name: structure.facts.get(name, 0.0) for name in ("vae_texture", "vae_coherence", "detail")}
+        row |= {name: structure.provenance.get(name, 0.0) for name in ("vae_texture", "vae_coherence", "detail")}
         row |= {"vae_contrast": f"{contrast:.2f}", "vae_patches": f"{first:.4f}"}
         row["hatching"] = f"{hatching(found, photograph):.2f}"
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)

@@ -19,6 +19,7 @@ from PIL import Image
 import engine
 from engine.geometry import Box
 from engine.model.bundle import build
+from engine.model.structure_file import write_structure
 
 ROOT = Path(__file__).parent.parent
 SIDE, WIDTH, GAP = 384, 4096, 8
@@ -41,7 +42,7 @@ def main(photo, name, *places):
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        after.base_generator.to_file(folder / "structure.safetensors")
+        write_structure(after.base_generator, folder / "structure.safetensors")
         before = build(folder / "structure.safetensors", ["realsr"] * len(after.stages), margin=after.manifest.margin)
         for text in places:
             x, y = (int(n) for n in text.split(","))

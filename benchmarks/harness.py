@@ -21,6 +21,7 @@ from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.device.queue import synchronize
 from engine.job import Job
 from engine.model.bundle import Model, build
+from engine.model.structure_file import write_structure
 from engine.plan.request import Request
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,7 +88,7 @@ def small_model(folder: Path, stages: int, channels: int = 16, blocks: int = 2, 
     config = Config()
     structure = BaseGenerator(config, scale_sizes((135, 256)))
     structure_file = folder / "structure.safetensors"
-    structure.to_file(structure_file)
+    write_structure(structure, structure_file)
     model = build(structure_file, [str(checkpoint)] * stages)
     model.save(folder / "model.safetensors")
     model.path = folder / "model.safetensors"

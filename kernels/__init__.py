@@ -1,1 +1,1 @@
-"""Numerical kernels of a tile's life, one operation a file; README.md has the maths."""
+"""Numerical kernels of a tile's life, one operation a file; README.md has the mathematics."""

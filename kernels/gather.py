@@ -1,12 +1,11 @@
-"""gather: from a block of the source level to a network's input tile.
+"""gather: from a block of the source image to a network's input tile.
 
-Normalises to [0, 1], adds the noise, puts the noise channels behind the picture's, applies the border rule and casts,
-giving [1, C, h, w] channels-last in the stage's dtype.
+Normalises to [0, 1], adds the noise, appends the noise channels, applies the border rule and casts. The result is
+[1, C, h, w], channels-last, in the stage's dtype.
 
-Border rule (no synthetic halo outside the true border): a tile reaches past the image only at the right and
-the bottom, by less than one window, where the frame was padded to a multiple of the window. There the image is
-reflected without repeating its edge; noise is reflected with it, because the reference pads after adding noise.
-With ``wrap`` the image is a torus instead, as a texture that must tile seamlessly.
+Border rule: there is no synthetic halo outside the image. A tile reaches past it only at the right and the bottom, by less
+than one window, where the frame was padded to a multiple of the window. There the image is reflected without repeating its
+edge. Its noise is reflected with it, because the reference pads after adding noise.
 """
 
 from __future__ import annotations
@@ -17,67 +16,71 @@ import torch
 from torch import Tensor
 
 from engine.geometry import Box
-from engine.kernels.launch import area, jit, launch, takes_kernel, tl
+from engine.kernels.launch import block_and_grid, jit, launch, tl, use_kernel
 from engine.kernels.noise import as_word, noise_at_torch, normals_at
-
-WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
-"""What stands for 1 in integer pixels."""
 
 
 class Noise(NamedTuple):
-    """The normal numbers of (seed, substream, position, channel): ``sigma`` times the first are added to the picture's
-    channels, the next are ``channels`` of their own.
-    """
+    """Standard normal numbers that a tile's input gets, addressed by position."""
 
     sigma: float
+    """Amplitude of the noise that is added to the image's channels."""
+
     seed: int
+    """64 bits."""
+
     substream: int
+    """Use of the seed: separates the super-resolution steps."""
+
     channels: int = 0
+    """Number of further input channels that are noise, not scaled."""
 
 
 def reflect(start: int, stop: int, size: int) -> list[int]:
-    """Positions [start, stop) folded into [0, size) by reflection about the first and last position."""
+    """Positions [start, stop) folded into [0, size) by reflection about the first and the last position."""
     period = max(1, 2 * (size - 1))
     return [min(p % period, period - p % period) if size > 1 else 0 for p in range(start, stop)]
 
 
-def fold(start: int, stop: int, size: int, wrap: bool = False) -> list[int]:
-    """Positions [start, stop) brought into [0, size) by the border rule: around the torus, or by reflection."""
-    return [p % size for p in range(start, stop)] if wrap else reflect(start, stop, size)
-
-
 def gather_torch(
     block: Tensor,
-    inside: Box,
+    box: Box,
     read: Box,
     size: tuple[int, int],
     noise: Noise | None = None,
     *,
-    wrap: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The input tile of ``read``, a box in the padded frame of a level of ``size`` (height, width).
+    """Input tile of ``read``. Nothing is clipped before the network.
 
-    ``block`` [C, h, w]: the level's pixels of the box ``inside``; uint8, uint16 (both are divided by white) or float in
-    [0, 1], any strides. On a torus ``inside`` may leave the level, too. Nothing is clipped before the network. Returns
-    [1, C + noise channels, h, w] of ``dtype``, channels-last, on ``device`` (by default the block's), or fills ``out`` of
-    that shape and layout, as one image of a batch. Raises ValueError when the block lacks a pixel.
+    Args:
+        block: pixels of the source image, [C, h, w], uint8 or float in [0, 1], any strides.
+        box: position of the block in the source image.
+        read: position of the tile in the padded frame.
+        size: (height, width) of the source image.
+        noise: noise to add and to append.
+        dtype: dtype of the result.
+        device: device of the result; the block's if None.
+        out: tensor to fill instead of a new one, of the result's shape and layout: one image of a batch.
+
+    Returns:
+        [1, C + noise channels, h, w], channels-last.
+
+    Raises:
+        ValueError: the block lacks a pixel or has another dtype, or ``out`` does not fit.
     """
     block = block if device is None else block.to(device)
     channels = block.shape[0] + (noise.channels if noise else 0)
-    _check(block, inside, read, size, wrap, out, channels)
-    tile = block.float() / WHITE.get(block.dtype, 1.0)
+    _check(block, box, read, size, out, channels)
+    tile = block.float() / _max_value(block)
     if noise:
-        at_y, at_x = (
-            torch.tensor(fold(start, stop, length, wrap), device=block.device)
-            for (start, stop), length in zip(_spans(inside), size, strict=True)
-        )
-        normals = noise_at_torch(noise.seed, noise.substream, at_y, at_x, channels)
+        y, x = (torch.arange(start, stop, device=block.device) for start, stop in _spans(box))
+        normals = noise_at_torch(noise.seed, noise.substream, y, x, channels)
         normals[: len(tile)] = tile + noise.sigma * normals[: len(tile)]
         tile = normals
-    rows, columns = _lines(inside, read, size, wrap)
+    rows, columns = _lines(box, read, size)
     # Indexing copies; a tile that does not touch the padding is a plain view.
     if rows != list(range(block.shape[1])):
         tile = tile[:, rows]
@@ -88,60 +91,51 @@ def gather_torch(
     return tile[None].to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def _max_value(block: Tensor) -> float:
+    """Pixel value that stands for 1."""
+    return 255.0 if block.dtype == torch.uint8 else 1.0
+
+
 def _spans(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
     """(start, stop) of the rows and of the columns."""
     return (box.y0, box.y1), (box.x0, box.x1)
 
 
-def _lines(inside: Box, read: Box, size: tuple[int, int], wrap: bool) -> tuple[list[int], list[int]]:
-    """Which row of the block each row of ``read`` is, and which column each column."""
+def _lines(box: Box, read: Box, size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The block's row for each row of ``read``, and its column for each column."""
     rows, columns = (
-        [(p - origin) % length if wrap else p - origin for p in fold(start, stop, length, wrap)]
-        for (start, stop), (origin, _), length in zip(_spans(read), _spans(inside), size, strict=True)
+        [position - origin for position in reflect(start, stop, length)]
+        for (start, stop), (origin, _), length in zip(_spans(read), _spans(box), size, strict=True)
     )
     return rows, columns
 
 
-def _check(
-    block: Tensor, inside: Box, read: Box, size: tuple[int, int], wrap: bool, out: Tensor | None, channels: int
-) -> None:
-    """Raise ValueError unless the block has the shape of ``inside`` and holds all that ``read`` needs, and ``out`` fits."""
-    if block.shape[1:] != inside.shape:
-        raise ValueError(f"a block of {tuple(block.shape[1:])} is not the pixels of {inside}")
-    for name, lines, count in zip(("row", "column"), _lines(inside, read, size, wrap), inside.shape, strict=True):
+def _check(block: Tensor, box: Box, read: Box, size: tuple[int, int], out: Tensor | None, channels: int) -> None:
+    """Raise ValueError unless the block is that of ``box`` and holds all that ``read`` needs, and ``out`` fits."""
+    if block.dtype != torch.uint8 and not block.is_floating_point():
+        raise ValueError(f"block of {block.dtype}: neither uint8 nor float; convert it")
+    if block.shape[1:] != box.shape:
+        raise ValueError(f"block of {tuple(block.shape[1:])}: not the pixels of {box}; pass the block of this box")
+    for name, lines, count in zip(("row", "column"), _lines(box, read, size), box.shape, strict=True):
         if lines and not 0 <= min(lines) <= max(lines) < count:
-            raise ValueError(f"{read} of a level of {size} needs a {name} that {inside} does not hold")
+            raise ValueError(f"{read} of an image of {size}: needs a {name} outside {box}; pass a larger block")
     shape = (1, channels, *read.shape)
     if out is not None and (out.shape != shape or not out.is_contiguous(memory_format=torch.channels_last)):
-        raise ValueError(f"out of shape {tuple(out.shape)} is not {shape}, channels-last")
+        raise ValueError(f"out of shape {tuple(out.shape)}: not {shape}, channels-last; pass such a tensor")
 
 
 @jit()
-def _fold(position: tl.tensor, size: tl.tensor, wrap: tl.constexpr) -> tl.tensor:
-    """``fold`` of int32 positions; the remainder of a negative number is negative, as in C."""
-    if wrap:
-        remainder = position % size
-        folded = tl.where(remainder < 0, remainder + size, remainder)
-    else:
-        period = tl.maximum(2 * size - 2, 1)
-        remainder = position % period
-        remainder = tl.where(remainder < 0, remainder + period, remainder)
-        folded = tl.minimum(remainder, period - remainder)
-    return folded
-
-
-@jit()
-def _within(folded: tl.tensor, origin: tl.tensor, size: tl.tensor, wrap: tl.constexpr) -> tl.tensor:
-    """Lines of the block for lines of the level."""
-    line = folded - origin
-    if wrap:
-        line = _fold(line, size, wrap)
-    return line
+def _reflect(position: tl.tensor, size: tl.tensor) -> tl.tensor:
+    """``reflect`` of int32 positions; the remainder of a negative number is negative, as in C."""
+    period = tl.maximum(2 * size - 2, 1)
+    remainder = position % period
+    remainder = tl.where(remainder < 0, remainder + period, remainder)
+    return tl.minimum(remainder, period - remainder)
 
 
 @jit(
-    volatile=(
-        *("stride_c", "stride_y", "height", "width", "read_y", "read_x", "level_h", "level_w", "inside_y", "inside_x"),
+    do_not_specialize=(
+        *("stride_c", "stride_y", "height", "width", "read_y", "read_x", "image_h", "image_w", "box_y", "box_x"),
         *("sigma", "k0", "k1", "substream"),
     )
 )
@@ -155,82 +149,76 @@ def _gather_kernel(
     width: tl.tensor,
     read_y: tl.tensor,
     read_x: tl.tensor,
-    level_h: tl.tensor,
-    level_w: tl.tensor,
-    inside_y: tl.tensor,
-    inside_x: tl.tensor,
+    image_h: tl.tensor,
+    image_w: tl.tensor,
+    box_y: tl.tensor,
+    box_x: tl.tensor,
     sigma: tl.tensor,
     k0: tl.tensor,
     k1: tl.tensor,
     substream: tl.tensor,
-    pictures: tl.constexpr,
+    image_channels: tl.constexpr,
     channels: tl.constexpr,
-    white: tl.constexpr,
-    noisy: tl.constexpr,
-    wrap: tl.constexpr,
+    max_value: tl.constexpr,
+    has_noise: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
-    """One block of pixels with all its ``channels``, of which the first ``pictures`` are the picture's: the normals of four
-    channels are made once.
-    """
+    """One block of pixels with all its channels, so that the normals of four channels are computed once."""
     row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
     column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
-    y, x = _fold(read_y + row, level_h, wrap), _fold(read_x + column, level_w, wrap)
-    line_y, line_x = _within(y, inside_y, level_h, wrap), _within(x, inside_x, level_w, wrap)
-    taken = source + line_y.to(tl.int64) * stride_y + line_x.to(tl.int64) * stride_x
-    put = target + (row.to(tl.int64) * width + column) * channels
+    y, x = _reflect(read_y + row, image_h), _reflect(read_x + column, image_w)
+    source_pixel = source + (y - box_y).to(tl.int64) * stride_y + (x - box_x).to(tl.int64) * stride_x
+    target_pixel = target + (row.to(tl.int64) * width + column) * channels
     valid = (row < height) & (column < width)
     for c in tl.static_range(channels):
-        if noisy and c % 4 == 0:
-            n0, n1, n2, n3 = normals_at(y, x, c // 4, substream, k0, k1, False)
-        if c < pictures:
-            value = tl.load(taken, mask=valid, other=0).to(tl.float32)
-            taken += stride_c
-            if white != 1.0:
-                value = tl.div_rn(value, white)
-            if noisy:
+        if has_noise and c % 4 == 0:
+            n0, n1, n2, n3 = normals_at(y, x, c // 4, substream, k0, k1)
+        if c < image_channels:
+            value = tl.load(source_pixel, mask=valid, other=0).to(tl.float32)
+            source_pixel += stride_c
+            if max_value != 1.0:
+                value = tl.div_rn(value, max_value)
+            if has_noise:
                 value += sigma * n0
         else:
             value = n0
-        if noisy:
+        if has_noise:
             n0, n1, n2 = n1, n2, n3
-        tl.store(put + c, value.to(target.dtype.element_ty), mask=valid)
+        tl.store(target_pixel + c, value.to(target.dtype.element_ty), mask=valid)
 
 
 def gather(
     block: Tensor,
-    inside: Box,
+    box: Box,
     read: Box,
     size: tuple[int, int],
     noise: Noise | None = None,
     *,
-    wrap: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
     use_triton: bool | None = None,
 ) -> Tensor:
-    """As ``gather_torch``, in one pass where there is a kernel: neither the noise nor a float block is stored."""
+    """``gather_torch`` in one pass where there is a kernel: neither the noise nor a float block is stored."""
     block = block if device is None else block.to(device)
-    if not takes_kernel(block.device, use_triton):
-        return gather_torch(block, inside, read, size, noise, wrap=wrap, dtype=dtype, out=out)
+    if not use_kernel(block.device, use_triton):
+        return gather_torch(block, box, read, size, noise, dtype=dtype, out=out)
     channels = block.shape[0] + (noise.channels if noise else 0)
-    _check(block, inside, read, size, wrap, out, channels)
+    _check(block, box, read, size, out, channels)
     if out is None:
         out = torch.empty(1, channels, *read.shape, dtype=dtype, device=block.device, memory_format=torch.channels_last)
     sigma, seed, substream, _ = noise or Noise(0.0, 0, 0)
-    (block_y, block_x), blocks = area(*read.shape)
+    (block_y, block_x), grid = block_and_grid(*read.shape)
     launch(
         _gather_kernel,
-        blocks,
-        *(block, out, *block.stride(), *read.shape, read.y0, read.x0, *size, inside.y0, inside.x0),
+        grid,
+        *(block, out, *block.stride(), *read.shape, read.y0, read.x0, *size, box.y0, box.x0),
         *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(substream)),
-        pictures=block.shape[0],
+        image_channels=block.shape[0],
         channels=channels,
-        white=WHITE.get(block.dtype, 1.0),
-        noisy=noise is not None,
-        wrap=wrap,
+        max_value=_max_value(block),
+        has_noise=noise is not None,
         block_y=block_y,
         block_x=block_x,
         enable_fp_fusion=False,

@@ -1,8 +1,8 @@
-"""launch: what every kernel file shares: Triton where there is one, and the choice between a kernel and its twin.
+"""launch: Triton if it is installed, and the choice between a kernel and its definition; shared by all kernel files.
 
-The convention of all files: ``<op>`` takes the arguments of its definition ``<op>_torch`` and the keyword ``use_triton``:
-None (the default) lets the device decide, True insists on the kernel (on CPU tensors it then runs in Triton's
-interpreter), False takes the twin.
+The convention of all files: ``<op>`` takes the arguments of its definition ``<op>_torch`` and the keyword ``use_triton``.
+None (the default) lets the device decide, True forces the kernel (CPU tensors then run in Triton's interpreter), False
+takes the definition.
 """
 
 from __future__ import annotations
@@ -18,35 +18,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["area", "block", "is_interpreting", "jit", "launch", "takes_kernel", "tl", "triton"]
+__all__ = ["block_and_grid", "is_interpreting", "jit", "launch", "tl", "triton", "use_kernel"]
 
-# Importing Triton costs 0.4 s and 80 MB, for nothing on a CPU build of torch; whoever sets this variable asks for it,
-# be it for the interpreter (1) or to compile ahead of time (0).
-_WANTED = torch.version.cuda is not None or "TRITON_INTERPRET" in os.environ
-_INSTALLED = _WANTED and importlib.util.find_spec("triton") is not None
+# Importing Triton costs 0.4 s and 80 MB, in vain on a CPU build of torch. There, setting the variable asks for it: 1 for
+# the interpreter, 0 to compile ahead of time.
+_ENABLED = torch.version.cuda is not None or "TRITON_INTERPRET" in os.environ
+_AVAILABLE = _ENABLED and importlib.util.find_spec("triton") is not None
 
 if TYPE_CHECKING:
     import triton
     import triton.language as tl
 else:
-    triton = importlib.import_module("triton") if _INSTALLED else None
-    tl = importlib.import_module("triton.language") if _INSTALLED else None
+    triton = importlib.import_module("triton") if _AVAILABLE else None
+    tl = importlib.import_module("triton.language") if _AVAILABLE else None
 
 # Triton decides once, when a kernel is defined.
 _INTERPRETING = triton is not None and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
-_OLDEST = (8, 0)  # compute capability that Triton supports, and that has bfloat16
+_OLDEST = (8, 0)  # compute capability that Triton supports and that has bfloat16
+_INTERPRETED_ELEMENTS = 65536  # the interpreter takes 3.5 ms for each program, whatever its size
 
 
-def jit(volatile: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator ``@jit()``: triton.jit, or the function itself where there is no Triton.
+def jit(*, do_not_specialize: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator ``@jit()``: ``triton.jit``, or the function itself without Triton.
 
-    ``volatile``: numbers that differ from launch to launch; a kernel is not compiled anew for their divisibility.
     A kernel's arguments are annotated ``tl.tensor`` (addresses and numbers) or ``tl.constexpr``.
+
+    Args:
+        do_not_specialize: numbers that differ from launch to launch, for whose divisibility nothing is compiled again.
     """
     if triton is None:
         return lambda function: function
-    return functools.partial(triton.jit, do_not_specialize=list(volatile))
+    return functools.partial(triton.jit, do_not_specialize=list(do_not_specialize))
 
 
 def is_interpreting() -> bool:
@@ -55,45 +58,47 @@ def is_interpreting() -> bool:
 
 
 @functools.cache
-def _is_compiled_for(device: torch.device) -> bool:
+def _can_compile_for(device: torch.device) -> bool:
     if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < _OLDEST:
         return False
     # Triton builds a stub around every kernel with the system's compiler, which many desktops lack.
     return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
 
 
-def takes_kernel(device: torch.device, use_triton: bool | None) -> bool:
-    """Whether a launcher takes its kernel for tensors on ``device`` (else its twin).
+def use_kernel(device: torch.device, use_triton: bool | None) -> bool:
+    """Whether an operation on tensors of ``device`` takes its kernel; otherwise it takes its definition.
 
-    Raises RuntimeError when the kernel is insisted on where it cannot run.
+    Raises RuntimeError for ``use_triton=True`` where the kernel cannot run.
     """
     if use_triton is None:
-        return _is_compiled_for(device) and not is_interpreting()
-    if use_triton and not (is_interpreting() or _is_compiled_for(device)):
+        return _can_compile_for(device) and not is_interpreting()
+    if use_triton and not (is_interpreting() or _can_compile_for(device)):
         raise RuntimeError(
-            f"no Triton kernel for {device}: on a GPU this takes triton and compute capability {_OLDEST[0]}.{_OLDEST[1]}; "
-            "on a CPU set TRITON_INTERPRET=1 before engine.kernels is imported, or leave use_triton out"
+            f"no Triton kernel for {device}: a GPU needs triton and compute capability {_OLDEST[0]}.{_OLDEST[1]}, "
+            "a CPU needs TRITON_INTERPRET=1 set before engine.kernels is imported; or leave out use_triton"
         )
     return use_triton
 
 
-def block(on_gpu: int, interpreted: int = 65536) -> int:
-    """Elements a program: the interpreter takes 3.5 ms for each program, whatever its size."""
-    return interpreted if is_interpreting() else on_gpu
+def block_and_grid(
+    height: int, width: int, gpu_block: tuple[int, int] = (4, 256)
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Blocks that cover [height, width].
 
-
-def area(height: int, width: int, on_gpu: tuple[int, int] = (4, 256)) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How [height, width] is cut into blocks of powers of two: ((rows, columns) of a block, blocks along (x, y))."""
+    Returns:
+        (rows, columns) of a block, powers of two: ``gpu_block``, or a large one in the interpreter.
+        (columns, rows) of the grid of blocks.
+    """
     if is_interpreting():
         columns = min(256, _power_of_two(width))
-        shape = min(65536 // columns, _power_of_two(height)), columns
+        block = min(_INTERPRETED_ELEMENTS // columns, _power_of_two(height)), columns
     else:
-        shape = on_gpu
-    return shape, (-(-width // shape[1]), -(-height // shape[0]))
+        block = gpu_block
+    return block, (-(-width // block[1]), -(-height // block[0]))
 
 
 def _power_of_two(size: int) -> int:
-    """The smallest power of two that is at least ``size``, and at least 2."""
+    """Smallest power of two that is at least ``size``, and at least 2."""
     return 1 << max(1, (size - 1).bit_length())
 
 

@@ -1,9 +1,11 @@
 """noise: standard normal numbers addressed by position.
 
-The value at (seed, substream, y, x, c) is a pure function of these five numbers, so tiles that overlap see the same noise,
-and neither the tile size, nor their order, nor the canvas changes it. Philox4x32-10 (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011) with key = seed and counter = (x, y, c // 4, substream); its four words make four
-normals by the Box-Muller transform, of which channel c takes number c % 4.
+The number at (seed, substream, y, x, c) is a pure function of these five integers. Overlapping tiles therefore see the
+same noise, and neither the size of the tiles, nor their order, nor the canvas changes it. Philox4x32-10 (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key = seed and counter = (x, y, c // 4, substream) gives four
+words; the Box-Muller transform makes four normals of them, and channel c takes number c % 4.
+
+Has no launcher of its own: ``gather`` computes the numbers in the pass that needs them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.geometry import Box
-from engine.kernels.launch import area, jit, launch, takes_kernel, tl
+from engine.kernels.launch import jit, tl
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -23,7 +25,7 @@ _MASK = 0xFFFFFFFF
 
 
 def philox_torch(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10. ``counter``: four int64 tensors of one shape holding uint32 values; ``seed``: 64 bits."""
+    """Philox4x32-10 of a 64-bit ``seed`` and four int64 tensors of one shape that hold uint32 values."""
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1, c2, c3 = counter
     for _ in range(_ROUNDS):
@@ -40,9 +42,9 @@ def _uniform(word: Tensor) -> Tensor:
 
 
 def words_torch(seed: int, substream: int, rows: Tensor, columns: Tensor, group: int) -> tuple[Tensor, ...]:
-    """The four words of every counter of ``rows`` x ``columns`` (int64 [h], [w]), for channels 4 group .. 4 group + 3.
+    """The four words for channels 4 group to 4 group + 3 at ``rows`` x ``columns`` (int64 [h], [w]).
 
-    Returns int64 [h, w] each, holding uint32 values.
+    Returns four int64 tensors [h, w] that hold uint32 values.
     """
     shape = (len(rows), len(columns))
     x, y = columns.expand(shape), rows[:, None].expand(shape)
@@ -50,12 +52,12 @@ def words_torch(seed: int, substream: int, rows: Tensor, columns: Tensor, group:
 
 
 def noise_at_torch(seed: int, substream: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
-    """Standard normal numbers of ``rows`` x ``columns`` (int64 [h], [w]), which need not be neighbours.
+    """Standard normal numbers at ``rows`` x ``columns`` (int64 [h], [w]), which need not be adjacent.
 
     ``substream`` separates the uses of one seed (scales of step 1, super-resolution steps). Returns float32 [C, h, w].
     """
     result = torch.empty(channels, len(rows), len(columns), device=rows.device)
-    # The words of a counter are int64 here: four channels at a time, or they would take more memory than the normals.
+    # Four channels at a time: the words are int64 here and would take more memory than the normals.
     for group in range(-(-channels // 4)):
         words = words_torch(seed, substream, rows, columns, group)
         normals = []
@@ -69,7 +71,7 @@ def noise_at_torch(seed: int, substream: int, rows: Tensor, columns: Tensor, cha
 
 
 def noise_torch(seed: int, substream: int, box: Box, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers of the pixels of ``box``. Returns float32 [C, h, w]."""
+    """Standard normal numbers of the pixels of ``box``, float32 [C, h, w]."""
     rows, columns = torch.arange(box.y0, box.y1, device=device), torch.arange(box.x0, box.x1, device=device)
     return noise_at_torch(seed, substream, rows, columns, channels)
 
@@ -78,7 +80,7 @@ def noise_torch(seed: int, substream: int, box: Box, channels: int, device: torc
 def _philox(
     c0: tl.tensor, c1: tl.tensor, c2: tl.tensor, c3: tl.tensor, k0: tl.tensor, k1: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Philox4x32-10: counter and key are uint32, in one shape or scalar."""
+    """``philox_torch`` of uint32: counters of one shape or scalar, a key of two words."""
     for _ in tl.static_range(10):
         high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
         high2, low2 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
@@ -88,13 +90,13 @@ def _philox(
 
 
 @jit()
-def _turn(angle: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+def _cos_sin(angle: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """(cosine, sine) of float32 in [0, 2 pi]: Taylor series within an eighth of a turn, to float32's last place.
 
-    The library's functions also take angles of any size, for which they put a table on the stack.
+    The library's functions take angles of any size, for which they put a table on the stack.
     """
     quarter = tl.floor(angle * 0.6366197723675814 + 0.5)
-    # pi / 2 in three parts, of which the first is so short that its multiples are exact.
+    # pi / 2 in three parts; the first is so short that its multiples are exact.
     r = angle - quarter * 1.5703125
     r = r - quarter * 4.837512969970703e-4
     r = r - quarter * 7.549789948768648e-8
@@ -110,90 +112,37 @@ def _turn(angle: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 @jit()
 def _box_muller(first: tl.tensor, second: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Two words (uint32) -> two standard normal numbers, in the twin's float32 steps."""
+    """Two words (uint32) -> two standard normal numbers, in the definition's float32 steps."""
     u = ((first >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     v = ((second >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     radius = tl.sqrt_rn(-2.0 * tl.log(u))
-    cosine, sine = _turn(6.283185307179586 * v)
+    cosine, sine = _cos_sin(6.283185307179586 * v)
     return radius * cosine, radius * sine
 
 
 @jit()
-def normals_at(
-    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor, raw: tl.constexpr
+def words_at(
+    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """The four normals of channels 4 group .. 4 group + 3 at ``y`` [h, 1] and ``x`` [1, w], all int32 (see as_word).
-
-    ``raw``: the words themselves (uint32), for tests.
-    """
+    """``words_torch`` at ``y`` [h, 1] and ``x`` [1, w], as uint32; all arguments are int32 (see ``as_word``)."""
     zero = (y * 0 + x * 0).to(tl.uint32)
     c0, c1 = zero + x.to(tl.uint32, bitcast=True), zero + y.to(tl.uint32, bitcast=True)
     c2, c3 = zero + group, zero + substream.to(tl.uint32, bitcast=True)
-    n0, n1, n2, n3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
-    if not raw:
-        n0, n1 = _box_muller(n0, n1)
-        n2, n3 = _box_muller(n2, n3)
+    r0, r1, r2, r3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32, bitcast=True), k1.to(tl.uint32, bitcast=True))
+    return r0, r1, r2, r3
+
+
+@jit()
+def normals_at(
+    y: tl.tensor, x: tl.tensor, group: tl.tensor, substream: tl.tensor, k0: tl.tensor, k1: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Normals of channels 4 group to 4 group + 3 at ``y`` [h, 1] and ``x`` [1, w]; arguments as for ``words_at``."""
+    n0, n1, n2, n3 = words_at(y, x, group, substream, k0, k1)
+    n0, n1 = _box_muller(n0, n1)
+    n2, n3 = _box_muller(n2, n3)
     return n0, n1, n2, n3
 
 
-@jit(volatile=("k0", "k1", "substream", "y0", "x0", "height", "width"))
-def _noise_kernel(
-    target: tl.tensor,
-    k0: tl.tensor,
-    k1: tl.tensor,
-    substream: tl.tensor,
-    y0: tl.tensor,
-    x0: tl.tensor,
-    channels: tl.tensor,
-    height: tl.tensor,
-    width: tl.tensor,
-    raw: tl.constexpr,
-    block_y: tl.constexpr,
-    block_x: tl.constexpr,
-) -> None:
-    """One block of one group of four channels."""
-    group = tl.program_id(2)
-    row = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
-    column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
-    n0, n1, n2, n3 = normals_at(y0 + row, x0 + column, group, substream, k0, k1, raw)
-    plane = height.to(tl.int64) * width
-    at = target + group.to(tl.int64) * 4 * plane + row.to(tl.int64) * width + column
-    inside = (row < height) & (column < width)
-    tl.store(at, n0, mask=inside)
-    tl.store(at + plane, n1, mask=inside & (group * 4 + 1 < channels))
-    tl.store(at + 2 * plane, n2, mask=inside & (group * 4 + 2 < channels))
-    tl.store(at + 3 * plane, n3, mask=inside & (group * 4 + 3 < channels))
-
-
 def as_word(value: int) -> int:
-    """The low 32 bits as a signed number: every launch then has the same types, whatever the value."""
+    """Low 32 bits as a signed number, so that every launch has the same types whatever the value."""
     return (value & _MASK) - ((value & 0x80000000) << 1)
-
-
-def noise(
-    seed: int,
-    substream: int,
-    box: Box,
-    channels: int,
-    device: torch.device | str = "cpu",
-    *,
-    use_triton: bool | None = None,
-) -> Tensor:
-    """As ``noise_torch``, by the kernel where there is one: the same integers, normals equal to about 1e-6."""
-    if not takes_kernel(torch.device(device), use_triton):
-        return noise_torch(seed, substream, box, channels, device)
-    target = torch.empty(channels, *box.shape, device=device)
-    _fill(target, seed, substream, box, raw=False)
-    return target
-
-
-def _fill(target: Tensor, seed: int, substream: int, box: Box, raw: bool) -> None:
-    """``target`` [C, h, w]: float32, or int32 for the words themselves."""
-    if not target.numel():
-        return
-    (block_y, block_x), blocks = area(*box.shape)
-    key = as_word(seed), as_word(seed >> 32)
-    position = as_word(substream), as_word(box.y0), as_word(box.x0)
-    grid = (*blocks, -(-target.shape[0] // 4))
-    options = {"raw": raw, "block_y": block_y, "block_x": block_x, "enable_fp_fusion": False}
-    launch(_noise_kernel, grid, target, *key, *position, *target.shape, **options)

@@ -1,8 +1,8 @@
-"""trim: from a network's output tile to the pixels that are kept.
+"""trim: from a network's output tile to the pixels that are written.
 
-Cuts the core out of the halo, counts NaN, infinity and saturated halves, clamps to [0, 1] and, for the last level,
-quantises with round-half-even, if wanted with an ordered dither and with the next level of the pyramid in the same pass.
-Inner levels stay float32: rounding between the steps would be amplified by the next one.
+Cuts the crop out of the halo, counts NaN, infinity and saturated halves, and clamps to [0, 1]. The last stage's pixels are
+quantised with round-half-even, on request with an ordered dither and with the next level of the pyramid in the same pass.
+Pixels of other stages stay float32: the next network would amplify a rounding.
 """
 
 from __future__ import annotations
@@ -13,37 +13,39 @@ import torch
 from torch import Tensor
 
 from engine.geometry import Box
-from engine.kernels.launch import area, jit, launch, takes_kernel, tl
+from engine.kernels.launch import block_and_grid, jit, launch, tl, use_kernel
 
-MAX_VALUE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 0}
-"""The largest level of what can be written; 0: values are kept as they are."""
+MAX_VALUE = {torch.uint8: 255, torch.float32: 0}
+"""Largest pixel value of each dtype that can be written; 0: values are not quantised."""
 
 BLOCK = (2, 256)
-"""Pairs of rows and columns that a program on a GPU takes: twice as many need all registers, and at times the stack."""
+"""Pairs of rows, and columns, of a program on a GPU: twice as many take all registers, and at times the stack."""
 
 _LARGEST_HALF = 65504.0
 
 
 class Trimmed(NamedTuple):
-    """``pixels`` [C, h, w]; ``half`` [C, ceil(h / 2), ceil(w / 2)] of the same dtype, when it was asked for.
-
-    ``nonfinite``: int64 [3] on the device, so that reading it is the caller's choice of a moment to wait: how many values
-    of the core were NaN, infinite, and the largest half or beyond (0 for other dtypes).
-    """
+    """Result of ``trim``."""
 
     pixels: Tensor
+    """[C, h, w] of the requested dtype."""
+
     half: Tensor | None
+    """[C, ceil(h / 2), ceil(w / 2)] of the same dtype: the pixels halved, if requested."""
+
     nonfinite: Tensor
+    """int64 [3]: number of values that were NaN, infinite, and +-65504 (0 unless float16). It is on the device, so that
+    the caller chooses when to wait for it."""
 
     @property
-    def bad(self) -> int:
-        """How many values were not finite; waits for the device."""
+    def nonfinite_count(self) -> int:
+        """Number of values that were NaN or infinite; waits for the device."""
         return int(self.nonfinite[:2].sum())
 
 
 def trim_torch(
     output: Tensor,
-    core: Box,
+    crop: Box,
     dtype: torch.dtype,
     *,
     origin: tuple[int, int] = (0, 0),
@@ -51,76 +53,83 @@ def trim_torch(
     halve: bool = False,
     out: Trimmed | None = None,
 ) -> Trimmed:
-    """``output`` [1, C, H, W] of any float dtype and strides; ``core``: the kept rectangle in its coordinates.
+    """Pixels of a tile. NaN becomes 0.
 
-    ``dtype``: uint8, uint16, or float32, which is neither quantised nor dithered. ``origin``: (y, x) of the core in the
-    whole image, which addresses the dither and must be even for ``halve``; an odd last row or column is averaged with
-    itself. What is not a number becomes 0. ``out``: contiguous tensors of the result's shapes to fill and return. Raises
-    ValueError for another dtype, origin or ``out``.
+    Args:
+        output: the network's output, [1, C, H, W], any float dtype and strides.
+        crop: rectangle to cut out, in the output's coordinates.
+        dtype: uint8, or float32, which is neither quantised nor dithered.
+        origin: (y, x) of the crop in the whole image, which addresses the dither; even with ``halve``.
+        dither: add an ordered dither before rounding.
+        halve: average 2x2 pixels, too; an odd last row or column is averaged with itself.
+        out: contiguous tensors of the result's shapes to fill and return.
+
+    Raises:
+        ValueError: another dtype, an odd origin with ``halve``, or ``out`` does not fit.
     """
-    _check(output, core, dtype, origin, halve, out)
-    kept = output[0][:, core.y0 : core.y1, core.x0 : core.x1]
-    nonfinite = _faults(kept)
-    values = kept.float()
+    _check(output, crop, dtype, origin, halve, out)
+    source = output[0][:, crop.y0 : crop.y1, crop.x0 : crop.x1]
+    nonfinite = _count_nonfinite(source)
+    values = source.float()
     if int(nonfinite[0]):
         values = values.nan_to_num(nan=0.0)
     values = values.clamp(0.0, 1.0)
     if not MAX_VALUE[dtype]:
-        return _given(Trimmed(values.contiguous(), _halve(values) * 0.25 if halve else None, nonfinite), out)
+        return _into(out, Trimmed(values.contiguous(), _sums_of_2x2(values) * 0.25 if halve else None, nonfinite))
     levels = values * float(MAX_VALUE[dtype])
     if dither:
-        levels = levels + _thresholds(origin, core, output.device)
+        levels = levels + _thresholds(origin, crop, output.device)
     levels = levels.round()
-    half = (_halve(levels.to(torch.int32)) + 2 >> 2).to(dtype) if halve else None
-    return _given(Trimmed(levels.to(dtype).contiguous(), half, nonfinite), out)
+    half = (_sums_of_2x2(levels.to(torch.int32)) + 2 >> 2).to(dtype) if halve else None
+    return _into(out, Trimmed(levels.to(dtype).contiguous(), half, nonfinite))
 
 
-def _given(made: Trimmed, out: Trimmed | None) -> Trimmed:
-    """The result, in the tensors of ``out`` if there are any."""
-    for mine, wanted in zip(made, out or (), strict=False):
-        if mine is not None and wanted is not None:
-            wanted.copy_(mine)
-    return out or made
+def _into(out: Trimmed | None, result: Trimmed) -> Trimmed:
+    """``result``, copied into the tensors of ``out`` if there are any."""
+    for target, source in zip(out or (), result, strict=False):
+        if target is not None and source is not None:
+            target.copy_(source)
+    return out or result
 
 
 def _check(
-    output: Tensor, core: Box, dtype: torch.dtype, origin: tuple[int, int], halve: bool, out: Trimmed | None
+    output: Tensor, crop: Box, dtype: torch.dtype, origin: tuple[int, int], halve: bool, out: Trimmed | None
 ) -> None:
     if dtype not in MAX_VALUE:
-        raise ValueError(f"cannot write {dtype}; use one of {', '.join(map(str, MAX_VALUE))}")
+        raise ValueError(f"{dtype}: cannot be written; use one of {', '.join(map(str, MAX_VALUE))}")
     if halve and (origin[0] % 2 or origin[1] % 2):
-        raise ValueError(f"a core at {origin} does not begin on a pixel of the halved level; both must be even")
+        raise ValueError(f"origin {origin}: not a pixel of the halved image; both must be even")
     if out is None:
         return
-    shape = (output.shape[1], *core.shape)
-    halved = (shape[0], -(-shape[1] // 2), -(-shape[2] // 2)) if halve else None
-    wanted = ((shape, dtype), (halved, dtype) if halve else None, ((3,), torch.int64))
-    given = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in out)
-    if given != wanted or not all(t is None or t.is_contiguous() for t in out):
-        raise ValueError(f"out holds {given}; contiguous tensors of {wanted} were expected")
+    shape = (output.shape[1], *crop.shape)
+    half_shape = (shape[0], -(-shape[1] // 2), -(-shape[2] // 2)) if halve else None
+    expected = ((shape, dtype), (half_shape, dtype) if halve else None, ((3,), torch.int64))
+    actual = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in out)
+    if actual != expected or not all(t is None or t.is_contiguous() for t in out):
+        raise ValueError(f"out of {actual}: does not fit; pass contiguous tensors of {expected}")
 
 
-def _faults(kept: Tensor) -> Tensor:
-    """int64 [3]: NaN, infinite, saturated; one pass where all is well."""
-    bad = kept.numel() - torch.isfinite(kept).sum()
-    nan = torch.isnan(kept).sum() if int(bad) else bad
+def _count_nonfinite(source: Tensor) -> Tensor:
+    """int64 [3]: NaN, infinite, saturated; a single pass over finite values."""
+    bad = source.numel() - torch.isfinite(source).sum()
+    nan = torch.isnan(source).sum() if int(bad) else bad
     saturated = torch.zeros_like(bad)
-    if kept.dtype == torch.float16:
-        saturated = (kept.abs() == _LARGEST_HALF).sum()
+    if source.dtype == torch.float16:
+        saturated = (source.abs() == _LARGEST_HALF).sum()
     return torch.stack([nan, bad - nan, saturated])
 
 
-def _thresholds(origin: tuple[int, int], core: Box, device: torch.device) -> Tensor:
+def _thresholds(origin: tuple[int, int], crop: Box, device: torch.device) -> Tensor:
     """Bayer's 8 x 8 matrix at absolute positions, float32 [h, w] in (-1/2, 1/2) with mean 0."""
-    y = torch.arange(origin[0], origin[0] + core.height, device=device)[:, None]
-    x = torch.arange(origin[1], origin[1] + core.width, device=device)
+    y = torch.arange(origin[0], origin[0] + crop.height, device=device)[:, None]
+    x = torch.arange(origin[1], origin[1] + crop.width, device=device)
     both = x ^ y
     high = (both & 1) * 32 + (both >> 1 & 1) * 8 + (both >> 2 & 1) * 2
     low = (y & 1) * 16 + (y >> 1 & 1) * 4 + (y >> 2 & 1)
     return (high + low - 31.5) / 64.0
 
 
-def _halve(pixels: Tensor) -> Tensor:
+def _sums_of_2x2(pixels: Tensor) -> Tensor:
     """Sums of 2 x 2 values of [C, h, w]; an odd last row or column counts twice."""
     if pixels.shape[1] % 2:
         pixels = torch.cat([pixels, pixels[:, -1:]], 1)
@@ -139,7 +148,7 @@ def _threshold(y: tl.tensor, x: tl.tensor) -> tl.tensor:
     return ((high + low).to(tl.float32) - 31.5) / 64.0
 
 
-@jit(volatile=("origin_y", "origin_x"))
+@jit(do_not_specialize=("origin_y", "origin_x"))
 def _trim_kernel(
     source: tl.tensor,
     target: tl.tensor,
@@ -154,54 +163,54 @@ def _trim_kernel(
     origin_y: tl.tensor,
     origin_x: tl.tensor,
     channels: tl.constexpr,
-    white: tl.constexpr,
+    max_value: tl.constexpr,
     dither: tl.constexpr,
     halve: tl.constexpr,
-    saturates: tl.constexpr,
+    is_half: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
-    """``block_y`` pairs of rows of all channels; rows of a pair are apart, so that their sum stays in its thread."""
+    """``block_y`` pairs of rows of all channels; the rows of a pair are separate, so that their sum stays in its thread."""
     pair = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
     column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
     nans = tl.zeros((block_y, block_x), tl.int32)
     infinities = tl.zeros((block_y, block_x), tl.int32)
     saturated = tl.zeros((block_y, block_x), tl.int32)
     for c in tl.static_range(channels):
-        # As a tensor: a stride or height of 1 is a constant by the time this is compiled, and has no 64 bits.
+        # As a tensor: a stride or height of 1 is a constant in the compiled kernel, and has no 64 bits.
         plane = tl.full((1, 1), c, tl.int64)
         total = tl.zeros((block_y, block_x), tl.float32)
         for second in tl.static_range(2):
             row = pair * 2 + second
-            kept = (row < height) & (column < width)
+            valid = (row < height) & (column < width)
             offset = row.to(tl.int64) * stride_y + column.to(tl.int64) * stride_x + plane * stride_c
-            value = tl.load(source + offset, mask=kept, other=0.0).to(tl.float32)
+            value = tl.load(source + offset, mask=valid, other=0.0).to(tl.float32)
             nans += (value != value).to(tl.int32)
             infinities += (tl.abs(value) == float("inf")).to(tl.int32)
-            if saturates:
+            if is_half:
                 saturated += (tl.abs(value) == 65504.0).to(tl.int32)
             value = tl.minimum(tl.maximum(tl.where(value == value, value, 0.0), 0.0), 1.0)
-            if white:
-                value = value * white
+            if max_value:
+                value = value * max_value
                 if dither:
                     value += _threshold(origin_y + row, origin_x + column)
                 value = (value + 12582912.0) - 12582912.0  # to the nearest whole number, ties to even
-            at = target + (plane * height + row) * width + column
-            tl.store(at, value.to(target.dtype.element_ty), mask=kept)
-            total += tl.where(kept, value, 0.0)
+            pixel = target + (plane * height + row) * width + column
+            tl.store(pixel, value.to(target.dtype.element_ty), mask=valid)
+            total += tl.where(valid, value, 0.0)
         if halve:
             total = tl.where(pair * 2 + 1 < height, total, total * 2.0)
-            _store_half(half, plane, total, height, width, half_width, white, block_y, block_x)
-    _count(nonfinite, nans)
-    _count(nonfinite + 1, infinities)
-    if saturates:
-        _count(nonfinite + 2, saturated)
+            _store_half(half, plane, total, height, width, half_width, max_value, block_y, block_x)
+    _add_to_counter(nonfinite, nans)
+    _add_to_counter(nonfinite + 1, infinities)
+    if is_half:
+        _add_to_counter(nonfinite + 2, saturated)
 
 
 @jit()
-def _count(counter: tl.tensor, found: tl.tensor) -> None:
-    """Most programs find nothing and leave the counter, which all share, alone."""
-    count = tl.sum(found).to(tl.int64)
+def _add_to_counter(counter: tl.tensor, counts: tl.tensor) -> None:
+    """Most programs count nothing and leave the counter, which all share, alone."""
+    count = tl.sum(counts).to(tl.int64)
     tl.atomic_add(counter, count, mask=count > 0, sem="relaxed")
 
 
@@ -213,11 +222,11 @@ def _store_half(
     height: tl.tensor,
     width: tl.tensor,
     half_width: tl.tensor,
-    white: tl.constexpr,
+    max_value: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
-    """``total``: float32 sums of two rows, exact for whole numbers. Averages neighbours, halves rounded up.
+    """Average neighbours of ``total``: float32 sums of two rows, exact for whole numbers. Halves are rounded up.
 
     A last column without a neighbour counts twice, as a last row already does.
     """
@@ -226,14 +235,14 @@ def _store_half(
     column = tl.program_id(0) * (block_x // 2) + tl.arange(0, block_x // 2)[None, :]
     mean = tl.sum(tl.reshape(total, (block_y, block_x // 2, 2)), axis=2)
     mean = tl.where(column * 2 + 1 < width, mean, mean * 2.0)
-    mean = (mean.to(tl.int32) + 2) >> 2 if white else mean * 0.25
-    at = half + (plane * half_height + row) * half_width + column
-    tl.store(at, mean.to(half.dtype.element_ty), mask=(row < half_height) & (column < half_width))
+    mean = (mean.to(tl.int32) + 2) >> 2 if max_value else mean * 0.25
+    pixel = half + (plane * half_height + row) * half_width + column
+    tl.store(pixel, mean.to(half.dtype.element_ty), mask=(row < half_height) & (column < half_width))
 
 
 def trim(
     output: Tensor,
-    core: Box,
+    crop: Box,
     dtype: torch.dtype,
     *,
     origin: tuple[int, int] = (0, 0),
@@ -242,25 +251,25 @@ def trim(
     out: Trimmed | None = None,
     use_triton: bool | None = None,
 ) -> Trimmed:
-    """As ``trim_torch``, in one pass where there is a kernel: the output's core is read once."""
-    if not takes_kernel(output.device, use_triton):
-        return trim_torch(output, core, dtype, origin=origin, dither=dither, halve=halve, out=out)
-    _check(output, core, dtype, origin, halve, out)
-    kept = output[0][:, core.y0 : core.y1, core.x0 : core.x1]
-    channels, height, width = kept.shape
-    pixels, half, nonfinite = out or _new(kept, dtype, halve)
+    """``trim_torch`` in one pass where there is a kernel: the crop is read once."""
+    if not use_kernel(output.device, use_triton):
+        return trim_torch(output, crop, dtype, origin=origin, dither=dither, halve=halve, out=out)
+    _check(output, crop, dtype, origin, halve, out)
+    source = output[0][:, crop.y0 : crop.y1, crop.x0 : crop.x1]
+    channels, height, width = source.shape
+    pixels, half, nonfinite = out or _empty(source, dtype, halve)
     nonfinite.zero_()
-    (block_y, block_x), blocks = area(-(-height // 2), width, BLOCK)
+    (block_y, block_x), grid = block_and_grid(-(-height // 2), width, BLOCK)
     launch(
         _trim_kernel,
-        blocks,
-        *(kept, pixels, pixels if half is None else half, nonfinite, *kept.stride(), height, width, -(-width // 2)),
+        grid,
+        *(source, pixels, pixels if half is None else half, nonfinite, *source.stride(), height, width, -(-width // 2)),
         *(origin[0] % 8, origin[1] % 8),
         channels=channels,
-        white=MAX_VALUE[dtype],
+        max_value=MAX_VALUE[dtype],
         dither=dither,
         halve=halve,
-        saturates=output.dtype == torch.float16,
+        is_half=output.dtype == torch.float16,
         block_y=block_y,
         block_x=block_x,
         enable_fp_fusion=False,
@@ -268,8 +277,8 @@ def trim(
     return Trimmed(pixels, half, nonfinite)
 
 
-def _new(kept: Tensor, dtype: torch.dtype, halve: bool) -> Trimmed:
-    """Tensors for what is made of ``kept`` [C, h, w]."""
-    channels, height, width = kept.shape
-    half = kept.new_empty(channels, -(-height // 2), -(-width // 2), dtype=dtype) if halve else None
-    return Trimmed(kept.new_empty(kept.shape, dtype=dtype), half, kept.new_empty(3, dtype=torch.int64))
+def _empty(source: Tensor, dtype: torch.dtype, halve: bool) -> Trimmed:
+    """Tensors for the result of trimming ``source`` [C, h, w]."""
+    channels, height, width = source.shape
+    half = source.new_empty(channels, -(-height // 2), -(-width // 2), dtype=dtype) if halve else None
+    return Trimmed(source.new_empty(source.shape, dtype=dtype), half, source.new_empty(3, dtype=torch.int64))

@@ -18,6 +18,7 @@ from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.archs.swinir import SwinIR
 from engine.cli.app import main
 from engine.model import bundle as model
+from engine.model.structure_file import write_structure
 
 pytest.register_assert_rewrite("support")
 
@@ -146,7 +147,7 @@ def small_structure():
 
 def _bundle(folder: Path, network):
     """Write a model of two steps without a margin, so that sizes are simple; tests/run/test_margin.py has a margin."""
-    _small_structure().to_file(folder / "structure.safetensors")
+    write_structure(_small_structure(), folder / "structure.safetensors")
     save_file(network.state_dict(), folder / "sr.safetensors")
     checkpoint = str(folder / "sr.safetensors")
     bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], licence="CC0-1.0", margin=0)

@@ -1,9 +1,11 @@
-"""Super-resolution architectures: which one a checkpoint's tensors are, and the network that they fill.
+"""Super-resolution architectures: which one a checkpoint's tensors belong to, and the network that they fill.
 
-Knows one ordered table and what can be wrong with a set of named tensors; knows nothing of files (that is
-engine/checkpoints.py). Hyper-parameters are read from tensor shapes. To add an architecture, write one file like
-esrgan.py and one line of `ARCHITECTURES`; a network that generates structure (hpvaegan.py) has no place here.
+Holds one ordered table and the checks of a set of named tensors; knows nothing of files (see ``engine.model.checkpoints``).
+Hyper-parameters are read from tensor shapes. To add an architecture, write one file like esrgan.py and one line of
+``ARCHITECTURES``. Step 1's generator (hpvaegan.py) has no place in the table.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,50 +18,62 @@ from engine.archs import esrgan, swinir
 from engine.errors import ModelError
 
 State: TypeAlias = Mapping[str, Tensor]
-# Every network has `scale`, `align` (the grid of tile origins), `radius` (its receptive field), `noise_channels`,
-# `to_mixed(dtype)`, and `trunk` and `tail` (layers.TAIL_REACH).
+
 Upscaler: TypeAlias = esrgan.RRDBNet | swinir.SwinIR
+"""A network with ``scale``, ``align`` (grid of tile origins), ``radius`` (of its receptive field), ``noise_channels``,
+``to_mixed(dtype)``, and the two halves ``trunk`` and ``tail`` (see ``layers.TAIL_REACH``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How to recognise an architecture, name its tensors and size its network."""
+    """One line of the table."""
 
     name: str
+    """Name in manifests."""
+
     detect: Callable[[State], bool]
+    """Whether these tensors belong to it."""
+
     canonical: Callable[[State], dict[str, Tensor]]
+    """The tensors under the names of this package, without those that carry no information."""
+
     from_shapes: Callable[[State], Upscaler]
+    """A network of the size of these tensors, not yet filled with them."""
 
 
-# The first that recognises the tensors wins.
 ARCHITECTURES = (
     Architecture(esrgan.NAME, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.from_shapes),
     Architecture(swinir.NAME, swinir.detect, swinir.canonical, swinir.SwinIR.from_shapes),
 )
+"""The first that detects the tensors is taken."""
 
 
 def identify(state: State, source: str = "checkpoint") -> Architecture:
-    """The architecture of these tensors; `source` is what an error calls them."""
+    """The architecture of these tensors. Raises ModelError, in which ``source`` names them, for an unknown one."""
     for architecture in ARCHITECTURES:
         if architecture.detect(state):
             return architecture
-    known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    raise ModelError(f"{source}: unknown architecture with {_some(list(state))}; known are {known}")
+    names = ", ".join(architecture.name for architecture in ARCHITECTURES)
+    raise ModelError(f"{source}: unknown architecture with {_summary(list(state))}; use a checkpoint of {names}")
 
 
 def build(state: State, source: str = "checkpoint") -> Upscaler:
-    """The network in fp32, frozen and in evaluation mode. It takes the tensors over: fp32 ones are not copied."""
+    """The network of these tensors in float32, frozen and in evaluation mode. float32 tensors are shared, not copied.
+
+    Raises ModelError, in which ``source`` names the tensors, for an unknown architecture and for tensors that are missing,
+    unexpected, misshapen, not floating-point or not finite.
+    """
     architecture = identify(state, source)
     state = architecture.canonical(state)
     label = f"{source} ({architecture.name})"
-    network = _sized(architecture, state, label)
+    network = _from_shapes(architecture, state, label)
     _check_names_and_shapes(network.state_dict(), state, label)
     _check_values(state, label)
     network.load_state_dict({name: tensor.detach().float() for name, tensor in state.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def _sized(architecture: Architecture, state: State, label: str) -> Upscaler:
+def _from_shapes(architecture: Architecture, state: State, label: str) -> Upscaler:
     """The network on the meta device: shapes without values."""
     try:
         with torch.device("meta"):
@@ -74,25 +88,25 @@ def _sized(architecture: Architecture, state: State, label: str) -> Upscaler:
 
 def _check_names_and_shapes(expected: State, state: State, label: str) -> None:
     if missing := [name for name in expected if name not in state]:
-        raise ModelError(f"{label}: {_some(missing)} missing of {len(expected)}; the file is incomplete")
+        raise ModelError(f"{label}: {_summary(missing)} missing of {len(expected)}; the file is incomplete")
     wrong = [name for name in expected if state[name].shape != expected[name].shape]
     if wrong:
-        found, wanted = list(state[wrong[0]].shape), list(expected[wrong[0]].shape)
-        raise ModelError(f"{label}: {_some(wrong)} misshapen; {wrong[0]} is {found}, expected {wanted}")
+        shape, right = list(state[wrong[0]].shape), list(expected[wrong[0]].shape)
+        raise ModelError(f"{label}: {_summary(wrong)} misshapen; {wrong[0]} is {shape}, expected {right}")
     if extra := [name for name in state if name not in expected]:
-        raise ModelError(f"{label}: {_some(extra)} unexpected; this is a variant that the engine does not know")
+        raise ModelError(f"{label}: {_summary(extra)} unexpected; this variant of the architecture is not supported")
 
 
 def _check_values(state: State, label: str) -> None:
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            raise ModelError(f"{label}: {name} is stored as {tensor.dtype}; only floating-point weights can be used")
+            raise ModelError(f"{label}: {name} is stored as {tensor.dtype}; convert it to a floating-point dtype")
         if bad := int((~torch.isfinite(tensor.float())).sum()):
-            raise ModelError(f"{label}: {name} holds {bad} NaN or infinite values of {tensor.numel()}")
+            raise ModelError(f"{label}: {name} holds {bad} NaN or infinite values of {tensor.numel()}; fetch it again")
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """How many, and the first of them by name."""
+def _summary(names: Sequence[str], most: int = 3) -> str:
+    """Number of tensors, and the names of the first ``most``."""
     rest = ", ..." if len(names) > most else ""
     first = ", ".join(names[:most]) + rest
     return f"{len(names)} tensor{'' if len(names) == 1 else 's'}" + (f" ({first})" if names else "")

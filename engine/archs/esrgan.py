@@ -1,9 +1,11 @@
 """ESRGAN's generator, RRDBNet: residual-in-residual dense blocks and two nearest-neighbour upsamplings.
 
 Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCV workshops 2018. RealSR and
-Real-ESRGAN use the same network. Knows the graph, its key names in three generations of checkpoints and its receptive
-field; knows nothing of files, tiles, padding or devices. `torch.fx` traces it: no branch depends on a tensor.
+Real-ESRGAN use the same network. Holds the graph, the tensor names of three generations of checkpoints and the receptive
+field; knows nothing of files, tiles, padding or devices. ``torch.fx`` traces it: no branch depends on a tensor.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,16 +20,16 @@ from engine.archs.layers import (
     add_noise_features,
     cast_to_weights,
     conv3,
+    image_of,
     noise_channels_of,
     noise_conv,
-    picture_of,
 )
 from engine.errors import ModelError
 
 NAME = "esrgan"
-SLOPE = 0.2  # of every leaky ReLU
-RESIDUAL = 0.2  # of every dense block and every group of three
-TRUNK = 4  # output pixels for each pixel that the trunk sees, in both directions
+SLOPE = 0.2  # negative slope of every leaky ReLU
+RESIDUAL = 0.2  # factor of the residual of every dense block and every group of three
+TRUNK = 4  # output pixels a trunk pixel, in each direction
 
 _NUMBERED = r"(\d+)\.RDB(\d)\.conv(\d)"
 _OLDER_NAMES = tuple(
@@ -52,12 +54,12 @@ _MARK = re.compile(rf"^(body\.\d+\.rdb\d|RRDB_trunk\.\d+\.RDB\d|model\.1\.sub\.{
 
 
 def detect(state: Mapping[str, Tensor]) -> bool:
-    """Whether any tensor is named as one of a dense block, in any of the three namings."""
+    """Whether any tensor has the name of a dense block's, in any of the three namings."""
     return any(_MARK.match(key) for key in state)
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under BasicSR's names, which Real-ESRGAN uses too: the names of this module."""
+    """The tensors under BasicSR's names, which Real-ESRGAN uses too and this module has."""
     return {_newest(key): tensor for key, tensor in state.items()}
 
 
@@ -68,7 +70,7 @@ def _newest(key: str) -> str:
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of which sees all before it: [B, C, H, W] -> the same, as a residual."""
+    """Five convolutions that see the input and all results before them, as a residual: [B, C, H, W] -> the same."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -81,16 +83,16 @@ class DenseBlock(nn.Module):
             _start_small(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = cast_to_weights(self, x)
+        maps = cast_to_weights(self, x)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE)], 1)
-        last: Tensor = self.conv5(seen)
+            maps = torch.cat([maps, F.leaky_relu(conv(maps), SLOPE)], 1)
+        last: Tensor = self.conv5(maps)
         return torch.add(x, last, alpha=RESIDUAL)
 
 
 def _start_small(conv: nn.Conv2d) -> None:
-    """A tenth of Kaiming's initialisation, as in the paper, so that a deep trunk starts near the identity."""
-    # Uniform, of the same variance: normal numbers on the meta device cost two seconds of imports within PyTorch.
+    """Initialise with a tenth of Kaiming's weights, as in the paper, so that a deep trunk starts near the identity."""
+    # Uniform with the same variance: normal numbers on the meta device cost two seconds of imports within PyTorch.
     nn.init.kaiming_uniform_(conv.weight)
     conv.weight.data.mul_(0.1)
     if conv.bias is not None:
@@ -98,7 +100,7 @@ def _start_small(conv: nn.Conv2d) -> None:
 
 
 class ResidualGroup(nn.Module):
-    """Three dense blocks inside one more residual: the RRDB of the paper."""
+    """Three dense blocks inside one more residual, the paper's RRDB: [B, C, H, W] -> the same."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -112,10 +114,21 @@ class ResidualGroup(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """[B, 3 + noise channels, H, W], the picture in 0..1 -> [B, 3, scale H, scale W] in about 0..1.
+    """ESRGAN's generator: [B, 3 + noise channels, H, W] with RGB in [0, 1] -> [B, 3, scale H, scale W], about [0, 1].
 
-    The trunk always enlarges four times. Scales 2 and 1 are BasicSR's variants, which first fold 2 x 2 or 4 x 4 pixels
-    into channels; the origin of a tile must then sit on that grid, `align`. Noise channels are this engine's own.
+    The network always enlarges its trunk four times. Scales 2 and 1 are BasicSR's variants, which first fold 2 x 2 or
+    4 x 4 pixels into channels; the origin of a tile must then sit on that grid, ``align``. Noise channels are an addition
+    of this engine.
+
+    Args:
+        channels: channels of the trunk.
+        blocks: number of residual groups.
+        growth: channels that each convolution of a dense block adds.
+        scale: 4, 2 or 1.
+        noise_channels: input channels beside RGB; with scale 4 only.
+
+    Raises:
+        ModelError: another scale, or noise channels with scale 2 or 1.
     """
 
     def __init__(
@@ -123,9 +136,9 @@ class RRDBNet(nn.Module):
     ) -> None:
         super().__init__()
         if scale not in (1, 2, 4):
-            raise ModelError(f"an RRDBNet enlarges 1, 2 or 4 times, not {scale} times")
+            raise ModelError(f"RRDBNet of scale {scale}: does not exist; use scale 1, 2 or 4")
         if noise_channels and scale != TRUNK:
-            raise ModelError(f"an RRDBNet with noise channels enlarges {TRUNK} times, not {scale} times")
+            raise ModelError(f"RRDBNet with noise channels of scale {scale}: does not exist; use scale {TRUNK}")
         self.scale = scale
         self.align = TRUNK // scale
         self.noise_channels = noise_channels
@@ -143,15 +156,15 @@ class RRDBNet(nn.Module):
 
     def trunk(self, x: Tensor) -> Tensor:
         """[B, 3 + noise channels, H, W] -> features [B, C, H / align, W / align]."""
-        picture = picture_of(x, self.noise_channels)
+        image = image_of(x, self.noise_channels)
         if self.align > 1:
-            picture = F.pixel_unshuffle(picture, self.align)
-        x = add_noise_features(self.conv_first(picture), self.conv_noise, x)
+            image = F.pixel_unshuffle(image, self.align)
+        x = add_noise_features(self.conv_first(image), self.conv_noise, x)
         x = x + self.conv_body(cast_to_weights(self.conv_body, self.body(x)))
         return cast_to_weights(self.conv_up1, x)
 
     def tail(self, x: Tensor) -> Tensor:
-        """Features -> picture, ``TRUNK`` times as large; see `layers.TAIL_REACH`."""
+        """Features -> image, ``TRUNK`` times as large; see ``layers.TAIL_REACH``."""
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         x = F.leaky_relu(self.conv_up1(x), SLOPE)
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -161,10 +174,10 @@ class RRDBNet(nn.Module):
         return result
 
     def to_mixed(self, dtype: torch.dtype) -> Self:
-        """Cast, in place, every convolution but the ones at both ends.
+        """Cast in place every convolution except those at both ends; returns the network.
 
-        Those and the residual stream stay in fp32: the 8 bits of mantissa that bf16 has are all that an 8-bit
-        picture has, so rounding the input costs more than everything else together (0.97 levels; this way 0.26).
+        The ends and the residual stream stay float32. bf16 has 8 bits of mantissa, no more than an 8-bit image has, so
+        rounding the input would cost more than everything else together (0.97 levels instead of 0.26).
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and name not in ("conv_first", "conv_noise", "conv_last"):
@@ -173,15 +186,15 @@ class RRDBNet(nn.Module):
 
     @property
     def radius(self) -> int:
-        """How many input pixels to either side of its own an output pixel can depend on, at the worst phase.
+        """Radius of the receptive field: input pixels to either side that an output pixel depends on, at the worst phase.
 
-        The interval that one output pixel needs, carried backwards through the graph: a convolution widens it by one, a
+        The interval that one output pixel needs is traced back through the graph. A convolution widens it by one, a
         nearest-neighbour upsampling halves both ends (rounding down), folded pixels multiply them again.
         """
         return max(max(q // self.scale - low, high - q // self.scale) for q, low, high in self._reach())
 
     def _reach(self) -> Iterator[tuple[int, int, int]]:
-        """An output pixel of each phase, and the first and the last input pixel that it needs."""
+        """(output pixel, its first and its last input pixel) for each phase."""
         trunk = 15 * len(self.body) + 2  # five convolutions a dense block, three blocks a group; conv_first, conv_body
         for q in range(TRUNK):
             low, high = ((q - 3) // 2 - 1) // 2 - trunk, ((q + 3) // 2 + 1) // 2 + trunk
@@ -189,19 +202,16 @@ class RRDBNet(nn.Module):
 
     @classmethod
     def from_shapes(cls, state: Mapping[str, Tensor]) -> Self:
-        """A network of the size that these tensors tell (under their canonical names), not yet filled with them."""
+        """A network of the size of these canonical tensors, not yet filled with them.
+
+        Raises ModelError, or KeyError, IndexError or ValueError, for tensors that tell no size.
+        """
         channels, inputs = state["conv_first.weight"].shape[:2]
         scales = {3: 4, 12: 2, 48: 1}
         if inputs not in scales:
-            raise ModelError(f"conv_first.weight takes {inputs} channels; an RRDBNet of RGB pictures takes 3, 12 or 48")
+            raise ModelError(
+                f"conv_first.weight takes {inputs} channels: not RGB; use a network that takes 3, 12 or 48"
+            )
         growth = state["body.0.rdb1.conv1.weight"].shape[0]
         blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
         return cls(channels, blocks, growth, scales[inputs], noise_channels_of(state))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The network that a checkpoint of any naming holds, in fp32. `engine.archs.build` explains what is wrong."""
-        state = canonical(state)
-        network = cls.from_shapes(state)
-        network.load_state_dict(state)
-        return network

@@ -1,11 +1,13 @@
 """SwinIR for real photographs: residual groups of shifted-window attention, then nearest-neighbour upsampling.
 
-Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV workshops 2021, in its `nearest+conv` form. Knows
-the graph, the names in the authors' checkpoints and its receptive field; knows nothing of files, tiles or padding: a
-picture whose sides are no multiples of the window is refused, because padding is done once for the whole picture.
+Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV workshops 2021, in its ``nearest+conv`` form. Holds
+the graph, the tensor names of the authors' checkpoints and the receptive field; knows nothing of files, tiles or padding.
+An image whose sides are no multiples of the window is refused, because padding is done once for the whole image.
 
 The residual stream is [B, H, W, C] throughout, so a token is a pixel and a convolution sees it as channels-last.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
@@ -22,16 +24,16 @@ from engine.archs.layers import (
     cast_to_weights,
     check_whole_windows,
     conv3,
+    image_of,
     noise_channels_of,
     noise_conv,
-    picture_of,
 )
 from engine.errors import ModelError
 from engine.kernels.window_attention import window_attention
 
 NAME = "swinir"
-SLOPE = 0.2  # of the leaky ReLUs after the upsamplings; the one before them has PyTorch's default, as published
-MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K pictures, subtracted from every input
+SLOPE = 0.2  # negative slope after the upsamplings; before them it is PyTorch's default, as published
+MEAN = (0.4488, 0.4371, 0.4040)  # mean of the DIV2K images, subtracted from every input
 
 fx.wrap("check_whole_windows")  # a trace keeps the check as one call
 
@@ -45,28 +47,33 @@ def detect(state: Mapping[str, Tensor]) -> bool:
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names without the buffers that some files hold though they follow from the window alone."""
+    """The tensors without the buffers that some files hold, which follow from the window alone."""
     return {key: tensor for key, tensor in state.items() if not key.endswith(_DERIVED) and key != "mean"}
 
 
 def relative_index(window: int) -> Tensor:
-    """[N, N] for N = window * window: the row of the bias table for every pair of pixels in a window."""
-    # The device is named because networks are sized on the meta device, and these values are not in the checkpoint.
-    at = torch.arange(window, device="cpu")
-    y, x = at.repeat_interleave(window), at.repeat(window)
+    """Row of the bias table for every pair of pixels in a window: [N, N], N = window * window."""
+    # On the CPU explicitly: networks are sized on the meta device, and these values are not in the checkpoint.
+    positions = torch.arange(window, device="cpu")
+    y, x = positions.repeat_interleave(window), positions.repeat(window)
     down, right = y[:, None] - y[None, :], x[:, None] - x[None, :]
     return (down + window - 1) * (2 * window - 1) + right + window - 1
 
 
 class WindowAttention(WindowRows):
-    """Multi-head self-attention inside each window, with a learnt bias for each relative position."""
+    """Multi-head self-attention inside each window, with a learnt bias for each relative position.
+
+    Raises ModelError for channels that the heads cannot share.
+    """
 
     index: Tensor
 
     def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
         if heads < 1 or dim % heads:
-            raise ModelError(f"{dim} channels cannot be shared by {heads} attention heads")
+            raise ModelError(
+                f"{dim} channels for {heads} attention heads: not divisible; use a number of heads that divides them"
+            )
         self.heads, self.window, self.shift = heads, window, shift
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -75,13 +82,13 @@ class WindowAttention(WindowRows):
 
     @property
     def workspace(self) -> int:
-        """Queries, keys and values, once more shifted and once in the order of the heads; the logits before and after
-        softmax."""
+        """Bytes of each pixel: queries, keys and values (shifted, and in the order of the heads), logits before and after
+        the softmax."""
         logits = 2 * self.heads * self.window**2 * 4
         return 3 * self.qkv.out_features * self.qkv.weight.itemsize + logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C], a whole picture or tile -> the same."""
+        """Attention in a whole image or tile: [B, H, W, C] -> the same."""
         return self.attend(x, None)
 
     def attend(self, x: Tensor, seams: Sequence[int] | None) -> Tensor:
@@ -90,11 +97,13 @@ class WindowAttention(WindowRows):
 
     @property
     def bias(self) -> Tensor:
-        """[heads, N, N]. It is fp32, so in mixed precision the logits and the softmax are too."""
+        """Bias of every pair of pixels, [heads, N, N]. It is float32, so logits and softmax are, too, in mixed precision."""
         return self.relative_position_bias_table[self.index].permute(2, 0, 1)
 
 
 class Mlp(nn.Module):
+    """Two linear maps with a GELU between them: [..., dim] -> the same."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -106,7 +115,7 @@ class Mlp(nn.Module):
 
 
 class SwinLayer(nn.Module):
-    """Attention and then an MLP, each behind a LayerNorm and added to the residual stream [B, H, W, C]."""
+    """Attention, then an MLP, each after a LayerNorm and added to the residual stream [B, H, W, C]."""
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, hidden: int) -> None:
         super().__init__()
@@ -122,7 +131,7 @@ class SwinLayer(nn.Module):
 
 
 class SwinGroup(nn.Module):
-    """Layers that are in turn unshifted and shifted by half a window, and a convolution: the paper's RSTB."""
+    """Layers that alternate between no shift and half a window's, then a convolution: the paper's RSTB, [B, H, W, C]."""
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, hidden: int) -> None:
         super().__init__()
@@ -148,11 +157,23 @@ def planes(x: Tensor) -> Tensor:
 
 
 class SwinIR(nn.Module):
-    """[B, 3 + noise channels, H, W], the picture in 0..1 -> [B, 3, scale H, scale W] in about 0..1; H and W are multiples
-    of the window.
+    """SwinIR: [B, 3 + noise channels, H, W] with RGB in [0, 1] -> [B, 3, scale H, scale W], about [0, 1].
 
-    The windows start at the tile's origin, so that origin must sit on the window grid of the whole picture (`align`):
-    no halo repairs a misaligned tile. The defaults are SwinIR-M of the paper.
+    H and W are multiples of the window. The windows start at the tile's origin, which must therefore sit on the window
+    grid of the whole image (``align``): no halo repairs a misaligned tile. The defaults are the paper's SwinIR-M.
+
+    Args:
+        dim: channels of the residual stream.
+        depths: number of layers of each group.
+        heads: number of attention heads of each group.
+        window: side of a window in pixels.
+        hidden: channels inside the MLPs.
+        features: channels after the trunk.
+        scale: 4 or 2.
+        noise_channels: input channels beside RGB.
+
+    Raises:
+        ModelError: another scale, or heads that do not divide ``dim``.
     """
 
     mean: Tensor
@@ -170,7 +191,7 @@ class SwinIR(nn.Module):
     ) -> None:
         super().__init__()
         if scale not in (2, 4):
-            raise ModelError(f"a SwinIR with nearest-neighbour upsampling enlarges 2 or 4 times, not {scale} times")
+            raise ModelError(f"SwinIR of scale {scale}: does not exist; use scale 2 or 4")
         self.scale, self.align, self.depths = scale, window, tuple(depths)
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
         self.noise_channels = noise_channels
@@ -194,13 +215,13 @@ class SwinIR(nn.Module):
     def trunk(self, x: Tensor) -> Tensor:
         """[B, 3 + noise channels, H, W] -> features [B, dim, H, W]."""
         x = check_whole_windows(x, self.align)
-        x = add_noise_features(self.conv_first(picture_of(x, self.noise_channels) - self.mean), self.conv_noise, x)
+        x = add_noise_features(self.conv_first(image_of(x, self.noise_channels) - self.mean), self.conv_noise, x)
         y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
         x = x + self.conv_after_body(cast_to_weights(self.conv_after_body, planes(y)))
         return cast_to_weights(self.conv_before_upsample, x)
 
     def tail(self, x: Tensor) -> Tensor:
-        """Features -> picture, ``scale`` times as large; see `layers.TAIL_REACH`."""
+        """Features -> image, ``scale`` times as large; see ``layers.TAIL_REACH``."""
         x = self._enlarge(self.conv_before_upsample(x))
         result: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
         return result + self.mean
@@ -212,10 +233,10 @@ class SwinIR(nn.Module):
         return F.leaky_relu(self.conv_hr(x), SLOPE)
 
     def to_mixed(self, dtype: torch.dtype) -> Self:
-        """Cast, in place, every linear map and convolution but the convolutions at both ends.
+        """Cast in place every linear map and convolution except the convolutions at both ends; returns the network.
 
-        LayerNorm, softmax and the residual stream stay in fp32: the stream grows from group to group and overflows
-        fp16, and the input loses most to rounding.
+        LayerNorm, softmax and the residual stream stay float32: the stream grows from group to group until it overflows
+        fp16, and rounding the input would cost the most.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and name not in ("conv_first", "conv_noise", "conv_last"):
@@ -224,16 +245,16 @@ class SwinIR(nn.Module):
 
     @property
     def radius(self) -> int:
-        """How many input pixels to either side of its own an output pixel can depend on, at the worst phase.
+        """Radius of the receptive field: input pixels to either side that an output pixel depends on, at the worst phase.
 
-        The interval that one output pixel needs, carried backwards through the graph: a convolution widens it by one,
-        an upsampling halves both ends (rounding down), an attention layer rounds it out to whole (shifted) windows.
-        The pattern repeats every window, so the phases of one window are all there are.
+        The interval that one output pixel needs is traced back through the graph. A convolution widens it by one, an
+        upsampling halves both ends (rounding down), an attention layer extends it to whole (shifted) windows. The
+        pattern repeats every window, so one window has all phases.
         """
         return max(max(q // self.scale - low, high - q // self.scale) for q, low, high in self._reach())
 
     def _reach(self) -> Iterator[tuple[int, int, int]]:
-        """An output pixel of each phase, and the first and the last input pixel that it needs."""
+        """(output pixel, its first and its last input pixel) for each phase."""
         for q in range(self.align * self.scale):
             low, high = q - 2, q + 2  # conv_last, conv_hr
             for _ in range(self.scale // 2):
@@ -253,7 +274,10 @@ class SwinIR(nn.Module):
 
     @classmethod
     def from_shapes(cls, state: Mapping[str, Tensor]) -> Self:
-        """A network of the size that these tensors tell (under their canonical names), not yet filled with them."""
+        """A network of the size of these canonical tensors, not yet filled with them.
+
+        Raises ModelError, or KeyError, IndexError or ValueError, for tensors that tell no size.
+        """
         groups = _count(state, "layers.")
         block = "layers.{}.residual_group.blocks."
         depths = [_count(state, block.format(i)) for i in range(groups)]
@@ -269,17 +293,9 @@ class SwinIR(nn.Module):
             noise_channels=noise_channels_of(state),
         )
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The network that an official checkpoint holds, in fp32. `engine.archs.build` explains what is wrong."""
-        state = canonical(state)
-        network = cls.from_shapes(state)
-        network.load_state_dict(state)
-        return network
-
 
 def _start_linear(module: nn.Module) -> None:
-    """The usual start of a transformer; convolutions keep PyTorch's."""
+    """Initialise linear maps and bias tables as transformers are; convolutions keep PyTorch's initialisation."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -288,13 +304,13 @@ def _start_linear(module: nn.Module) -> None:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow this prefix."""
+    """Number of modules that are numbered behind this prefix."""
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def _window_of(table: Tensor) -> int:
-    """A window of w x w pixels has (2w - 1)^2 relative positions."""
+    """Side of the window of a bias table: w x w pixels have (2w - 1)^2 relative positions. Raises ModelError."""
     side = isqrt(table.shape[0])
     if side**2 != table.shape[0] or side % 2 == 0:
-        raise ModelError(f"a bias table of {table.shape[0]} rows fits no square window; (2w - 1)^2 rows were expected")
+        raise ModelError(f"bias table of {table.shape[0]} rows: no square window; expected (2w - 1)^2 rows")
     return (side + 1) // 2

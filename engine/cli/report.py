@@ -131,7 +131,7 @@ def print_model(model: Model) -> None:
     if (generator := model.base_generator) is not None:
         height, width = generator.base_size
         line(
-            f"step 1: {generator.metadata()['architecture']}, {len(generator.sizes)} scales up to {width}x{height}, "
+            f"step 1: {(model.manifest.structure or {})['architecture']}, {len(generator.sizes)} scales up to {width}x{height}, "
             f"{model.parameters('structure'):,} parameters, margin {model.manifest.margin} px"
         )
     table = Table(

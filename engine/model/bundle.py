@@ -23,12 +23,19 @@ from torch import Tensor
 
 from engine import archs
 from engine.archs import Upscaler
-from engine.archs.hpvaegan import METADATA_KEY, BaseGenerator
+from engine.archs.hpvaegan import BaseGenerator
 from engine.archs.layers import noise_channels_of, with_noise_gain
 from engine.errors import InputError, ModelError, UsageError
 from engine.io.tensors import write_tensors
 from engine.model import checkpoints
 from engine.model.manifest import Manifest, SRStage
+from engine.model.structure_file import (
+    METADATA_KEY,
+    read_structure,
+    structure_from_state,
+    structure_metadata,
+    structure_state,
+)
 from engine.plan.measured import StageProfile
 
 MARGIN, MOST_MARGIN = 8, 64
@@ -68,7 +75,7 @@ class Model:
         if metadata is None:
             return None
         try:
-            return BaseGenerator.from_state(self._states[_STRUCTURE], metadata)
+            return structure_from_state(self._states[_STRUCTURE], metadata)
         except ModelError as error:
             raise ModelError(f"{self.path} (step 1): {error}") from error
 
@@ -157,7 +164,7 @@ def load(path: Path | str) -> Model:
 def open_structure(path: Path) -> BaseGenerator:
     """Step 1, of a file of its own or of a model bundle. Raises ModelError."""
     if _is_structure(_metadata(path)):
-        return BaseGenerator.from_file(path)
+        return read_structure(path)
     structure = load(path).base_generator
     if structure is None:
         raise ModelError(f"{path}: holds no step 1; name a model bundle with one, or what engine train structure wrote")
@@ -243,7 +250,7 @@ def build(
     metadata: dict[str, Any] | None = None
     if structure is not None:
         network = open_structure(structure)
-        states[_STRUCTURE], metadata = network.state(), network.metadata()
+        states[_STRUCTURE], metadata = structure_state(network), structure_metadata(network)
         margin = MARGIN if margin is None else margin
     stages = []
     for index, name in enumerate(checkpoint_names):

@@ -153,7 +153,7 @@ class BandedStage:
         crop = Box(first, x, last, x + self._columns.output[1] - self._columns.output[0])
         dtype = torch.uint8 if self._plan.is_last else torch.float32
         result = trim(output, crop, dtype, origin=(y + first, self._columns.output[0]), dither=self._plan.dither)
-        if bad := result.bad:
+        if bad := result.nonfinite_count:
             raise RenderError(
                 f"{self._plan.name}: {bad} NaN or infinite values in rows {y + first} to {y + last - 1}; the rows were "
                 f"not written; use {option('precision', 'fp32')}, or check the weights"

@@ -1,9 +1,10 @@
-"""SwinIR: its published size, its attention against a dense one, its receptive field, its window grid."""
+"""SwinIR: published size, attention against a dense formulation, receptive field, window grid."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.archs import build
 from engine.archs.swinir import SwinIR, SwinLayer, canonical, detect
 from engine.errors import AlignmentError, ModelError
 
@@ -11,7 +12,7 @@ SMALL = {"dim": 8, "depths": (2, 3), "heads": (2, 4), "window": 4, "hidden": 12,
 
 
 def lively(module):
-    """Attention that depends on its input: at the usual start it is nearly uniform and would hide mistakes."""
+    """Weights under which attention depends on its input: as initialised it is nearly uniform and would hide mistakes."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -51,22 +52,22 @@ def test_official_names():
 def test_size_is_read_from_the_tensors(scale):
     net = lively(SwinIR(**SMALL, scale=scale))
     state = net.state_dict()
-    again = SwinIR.from_state(state).eval()
-    assert (again.depths, again.align, again.scale) == ((2, 3), 4, scale)
+    loaded = build(state)
+    assert (loaded.depths, loaded.align, loaded.scale) == ((2, 3), 4, scale)
     x = torch.rand(1, 3, 8, 12)
-    assert again(x).shape == (1, 3, 8 * scale, 12 * scale)
-    assert torch.equal(again(x), net(x))
+    assert loaded(x).shape == (1, 3, 8 * scale, 12 * scale)
+    assert torch.equal(loaded(x), net(x))
 
 
-def test_noise_has_weights_of_its_own_that_files_of_others_lack(net):
+def test_noise_channels_have_their_own_weights(net):
     noisy = lively(SwinIR(**SMALL, noise_channels=3))
     assert noisy.state_dict().keys() - net.state_dict().keys() == {"conv_noise.weight"}
     noisy.load_state_dict({**net.state_dict(), "conv_noise.weight": torch.randn(8, 3, 3, 3)})
     x, noise = torch.rand(1, 3, 8, 12), torch.randn(1, 3, 8, 12)
     torch.testing.assert_close(noisy(torch.cat([x, 0 * noise], 1)), net(x), rtol=0, atol=1e-5)
     assert (noisy(torch.cat([x, noise], 1)) - net(x)).abs().max() > 0.01
-    again = SwinIR.from_state(noisy.state_dict()).eval()
-    assert torch.equal(again(torch.cat([x, noise], 1)), noisy(torch.cat([x, noise], 1)))
+    loaded = build(noisy.state_dict())
+    assert torch.equal(loaded(torch.cat([x, noise], 1)), noisy(torch.cat([x, noise], 1)))
 
 
 def test_buffers_of_official_files_are_dropped(net):
@@ -78,23 +79,23 @@ def test_buffers_of_official_files_are_dropped(net):
     assert canonical(state_and_more).keys() == state.keys()
 
 
-def test_bias_table_of_no_window(net):
+def test_bias_table_without_a_window(net):
     table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
     with pytest.raises(ModelError, match="48 rows"):
         SwinIR.from_shapes(net.state_dict() | {table: torch.zeros(48, 2)})
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [("heads", (3, 3), "3 attention heads"), ("scale", 3, "not 3")])
-def test_impossible_sizes(key, value, message):
-    with pytest.raises(ModelError, match=message):
-        SwinIR(**SMALL | {key: value})
+def test_impossible_sizes():
+    for key, value, message in [("heads", (3, 3), "3 attention heads"), ("scale", 3, "scale 3")]:
+        with pytest.raises(ModelError, match=message):
+            SwinIR(**SMALL | {key: value})
 
 
-def densely(layer, x, window, shift):
-    """The same attention over all pixels of one picture: two see each other in the same cell of the shifted grid.
+def dense_attention(layer, x, window, shift):
+    """The layer's attention over all pixels of one image: two see each other in the same cell of the shifted grid.
 
-    No roll and no wrap: at the border the cells are half ones. That the module agrees shows its masks, and the definition of
-    the kernel ``window_attention``, right.
+    Nothing is rolled: cells at the border are cut off. Equality proves the module's masks, and with them the definition
+    of the kernel ``window_attention``.
     """
     attn, (height, width, dim) = layer.attn, x.shape
     y, x_at = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -114,13 +115,14 @@ def densely(layer, x, window, shift):
 
 
 @pytest.mark.parametrize("shift", [0, 2])
-@pytest.mark.parametrize("size", [(8, 12), (4, 4), (4, 8)])
-def test_attention_equals_a_dense_one(shift, size):
+def test_attention_equals_dense_attention(shift):
     layer = lively(SwinLayer(8, heads=2, window=4, shift=shift, hidden=12))
-    x = torch.randn(2, *size, 8)
-    y = x + torch.stack([densely(layer, F.layer_norm(one, (8,), *layer.norm1.parameters()), 4, shift) for one in x])
-    y = y + layer.mlp(layer.norm2(y))
-    torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
+    for size in [(8, 12), (4, 4), (4, 8)]:
+        x = torch.randn(2, *size, 8)
+        images = (F.layer_norm(image, (8,), *layer.norm1.parameters()) for image in x)
+        y = x + torch.stack([dense_attention(layer, image, 4, shift) for image in images])
+        y = y + layer.mlp(layer.norm2(y))
+        torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("depths", "window", "scale"), [((2, 2), 4, 4), ((3,), 4, 2), ((2,), 5, 4)])
@@ -132,8 +134,8 @@ def test_radius_is_the_gradients_support(depths, window, scale):
     for q in range(half * scale, (half + window) * scale):
         (grad,) = torch.autograd.grad(y[0, :, 0, q].sum(), x, retain_graph=True)
         # The masked neighbours of the cyclic roll weigh exp(-100), which is not zero in fp64.
-        seen = (grad.abs().sum((0, 1, 2)) > 1e-30).nonzero().flatten()
-        reach += [q // scale - int(seen[0]), int(seen[-1]) - q // scale]
+        support = (grad.abs().sum((0, 1, 2)) > 1e-30).nonzero().flatten()
+        reach += [q // scale - int(support[0]), int(support[-1]) - q // scale]
     assert max(reach) == net.radius < half
 
 
@@ -148,8 +150,8 @@ def test_tiles_must_sit_on_the_window_grid(net, phase, same):
     assert error < 1e-5 if same else error > 1e-2
 
 
-def test_picture_off_the_window_grid(net):
-    with pytest.raises(AlignmentError, match=r"10 x 16 pixels, no multiple of the window of 4; .* to 12 x 16"):
+def test_images_off_the_window_grid_are_refused(net):
+    with pytest.raises(AlignmentError, match=r"10 x 16 pixels: no multiple of the window of 4; .* to 12 x 16"):
         net(torch.rand(1, 3, 10, 16))
 
 
@@ -168,9 +170,9 @@ def test_mixed_precision(net):
     x = torch.rand(1, 3, 8, 8)
     exact = net(x)
     assert net.to_mixed(torch.bfloat16) is net
-    kept = {name for name, weight in net.named_parameters() if weight.dtype == torch.float32}
+    uncast = {name for name, weight in net.named_parameters() if weight.dtype == torch.float32}
     always = ("norm", "bias_table", "conv_first", "conv_last")
-    assert kept == {name for name in dict(net.named_parameters()) if any(part in name for part in always)}
+    assert uncast == {name for name in dict(net.named_parameters()) if any(part in name for part in always)}
     stream = net.layers(net.conv_first(x).permute(0, 2, 3, 1))
     assert stream.dtype == torch.float32
     assert net(x).dtype == torch.float32

@@ -10,12 +10,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from support.kernels import poison  # noqa: E402
 
-from engine.kernels import blend, gather, noise, trim  # noqa: E402
+from engine.kernels import blend, gather, trim  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def dirty_memory(monkeypatch):
-    """What ``torch.empty`` and its relatives return is poisoned: an element that a kernel leaves out shows."""
+    """Poison the result of ``torch.empty`` and its relatives, so that an element that a kernel leaves out shows."""
     for owner, name in [
         (torch, "empty"),
         (torch, "empty_like"),
@@ -28,6 +28,8 @@ def dirty_memory(monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Many programs, as on a GPU, where the interpreter's blocks would hold a test's whole image."""
-    for module in (blend, gather, noise, trim):
-        monkeypatch.setattr(module, "area", lambda height, width, *_: ((4, 16), (-(-width // 16), -(-height // 4))))
+    """Many programs, as on a GPU; the interpreter's own blocks would hold a test's whole image."""
+    for module in (blend, gather, trim):
+        monkeypatch.setattr(
+            module, "block_and_grid", lambda height, width, *_: ((4, 16), (-(-width // 16), -(-height // 4)))
+        )

@@ -1,16 +1,19 @@
-"""Dense blocks: the twins are ESRGAN's and PyTorch's, the kernel is the twin, whole or in bands of rows."""
+"""Dense blocks: the twins are ESRGAN's and PyTorch's, the kernel equals the twin, whole or in bands of rows."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.kernels import assert_all_compile, assert_close_to_twin, layouts, needs_triton, poisoned
 from torch.nn import functional as F
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock
 from engine.kernels import dense as op
-from engine.kernels.dense import blocks, by_input, conv3x3, conv3x3_torch, dense, dense_by_input, dense_torch
+from engine.kernels.dense import block_sizes, conv3x3, conv3x3_torch, dense, dense_by_input, dense_torch, pack_by_input
 
 # The interpreter cuts bfloat16 off where a GPU rounds.
 FACTORS = {torch.float32: 3.0, torch.float16: 2.0, torch.bfloat16: 5.0}
+BLOCKS = pytest.mark.parametrize("function", [dense, dense_by_input])
 
 
 def weights_of(channels, growth, dtype=torch.float32):
@@ -25,7 +28,7 @@ def double(tensors):
 
 
 @pytest.mark.parametrize("mixed", [None, torch.bfloat16])
-def test_the_twin_is_esrgans_dense_block(mixed):
+def test_twin_is_esrgans_dense_block(mixed):
     block = DenseBlock(16, 8).requires_grad_(False)
     for conv in block.children():
         conv.weight.mul_(10)
@@ -37,36 +40,47 @@ def test_the_twin_is_esrgans_dense_block(mixed):
     assert torch.equal(dense_torch(x, weights, biases, SLOPE, RESIDUAL), block(x))
 
 
-@pytest.mark.parametrize(("top", "rows"), [(0, 9), (-4, 9), (3, 2), (5, 9), (-6, 3), (-30, 60), (20, 4)])
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.integers(-30, 30), st.integers(1, 60))
 def test_rows_are_those_of_the_whole_convolution(top, rows):
-    """Beyond the picture the input is zero, but the convolution's answer there is not: bias, and the border's share."""
+    """Beyond the image the input is zero, but the convolution is not: it has the bias and the border's share."""
     x, weight, bias = torch.randn(2, 9, 5, 3), torch.randn(4, 3, 3, 3), torch.randn(4)
     out = poisoned((2, rows, 5, 4))
     conv3x3_torch(x, weight, bias, out, top)
-    padded = F.pad(x.permute(0, 3, 1, 2), (0, 0, 40, 40))
+    padded = F.pad(x.permute(0, 3, 1, 2), (0, 0, 40, 90))
     whole = F.conv2d(padded, weight, bias, padding=1).permute(0, 2, 3, 1)
     torch.testing.assert_close(out, whole[:, 40 + top : 40 + top + rows], atol=1e-5, rtol=0.0)
 
 
+# batch, height, width; inputs; outputs; first row; rows
+LARGE = ((1, 17, 33), 64, 32, 0, 17)  # one more than a tile in both directions
+TWO_BLOCKS = ((2, 9, 7), 33, 100, -3, 15)  # two blocks of columns
+SMALL = ((2, 5, 3), 12, 5, 0, 5)
+PIXEL = ((1, 1, 1), 3, 1, 0, 1)
+PARTIAL = ((1, 9, 40), 96, 24, 2, 4)
+
+
 @needs_triton
-@pytest.mark.parametrize("dtype", FACTORS, ids=str)
 @pytest.mark.parametrize(
-    ("shape", "inputs", "outputs", "top", "rows"),
+    ("case", "dtype"),
     [
-        ((1, 17, 33), 64, 32, 0, 17),  # one more than a tile in both directions
-        ((2, 5, 3), 12, 5, 0, 5),
-        ((1, 1, 1), 3, 1, 0, 1),
-        ((1, 9, 40), 96, 24, 2, 4),
-        ((2, 9, 7), 33, 100, -3, 15),
+        *((SMALL, dtype) for dtype in FACTORS),
+        (PIXEL, torch.float16),
+        (PARTIAL, torch.float16),
+        (PARTIAL, torch.float32),
+        (LARGE, torch.float16),
+        pytest.param(LARGE, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(TWO_BLOCKS, torch.bfloat16, marks=pytest.mark.slow),
+        (TWO_BLOCKS, torch.float32),
     ],
+    ids=str,
 )
-def test_convolution(shape, inputs, outputs, top, rows, dtype):
-    """From a prefix of a buffer's channels into others of them, which alone are written; then with the residual."""
-    batch, height, width = shape
+def test_convolution_is_the_twins(case, dtype):
+    """From a prefix of a buffer's channels into others of them, and nowhere else; then with the residual."""
+    (batch, height, width), inputs, outputs, top, rows = case
     weight = (torch.randn(outputs, inputs, 3, 3) * (9 * inputs) ** -0.5).to(dtype)
     bias, residual = torch.randn(outputs).to(dtype), torch.randn(batch, rows, width, outputs)
-    taller = max(height, rows)
-    buffer = poisoned((batch, taller, width, inputs + outputs + 3), dtype)
+    buffer = poisoned((batch, max(height, rows), width, inputs + outputs + 3), dtype)
     x = buffer[:, :height, :, :inputs].copy_(torch.randn(batch, height, width, inputs))
     out = buffer[:, :rows, :, inputs + 2 : inputs + 2 + outputs]
     conv3x3(x, weight, bias, out, top, slope=0.2, use_triton=True)
@@ -85,9 +99,16 @@ def test_convolution(shape, inputs, outputs, top, rows, dtype):
 
 
 @needs_triton
-@pytest.mark.parametrize("function", [dense, dense_by_input])
-@pytest.mark.parametrize("dtype", FACTORS, ids=str)
-@pytest.mark.parametrize(("shape", "growth"), [((2, 64, 5, 9), 32), ((1, 12, 17, 20), 5)], ids=str)
+@BLOCKS
+@pytest.mark.parametrize(
+    ("shape", "growth", "dtype"),
+    [
+        *(((1, 12, 17, 20), 5, dtype) for dtype in FACTORS),
+        pytest.param((2, 64, 5, 9), 32, torch.float16, marks=pytest.mark.slow),
+        pytest.param((2, 64, 5, 9), 32, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_blocks_are_the_twins(shape, growth, dtype, function):
     weights, biases = weights_of(shape[1], growth, dtype)
     x = torch.randn(shape)
@@ -99,17 +120,17 @@ def test_blocks_are_the_twins(shape, growth, dtype, function):
 
 
 @needs_triton
-@pytest.mark.parametrize("function", [dense, dense_by_input])
+@BLOCKS
 def test_layouts(function):
-    """Of the picture and of the weights; a picture in half precision stays in it."""
+    """Layouts of the image and of the weights; an image in half precision stays in it."""
     weights, biases = weights_of(16, 8, torch.float16)
     x = torch.randn(1, 16, 6, 7).half()
     whole = function(x, weights, biases, 0.1, 0.4, use_triton=True)
     assert whole.dtype == torch.float16
     torch.testing.assert_close(whole.contiguous(), dense_torch(x, weights, biases, 0.1, 0.4), atol=1e-2, rtol=0.0)
-    last = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
+    channels_last = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
     for _, same in layouts(x):
-        assert torch.equal(function(same, last, biases, 0.1, 0.4, use_triton=True), whole)
+        assert torch.equal(function(same, channels_last, biases, 0.1, 0.4, use_triton=True), whole)
 
 
 @needs_triton
@@ -117,7 +138,7 @@ def test_partial_sums_in_half_precision():
     weights, biases = weights_of(16, 8, torch.float16)
     x = torch.randn(1, 16, 9, 9)
     exact = dense_torch(x.double(), double(weights), double(biases))
-    options = {"packed": by_input(weights), "sums_dtype": torch.float16}
+    options = {"packed": pack_by_input(weights), "sums_dtype": torch.float16}
     error = dense_by_input(x, weights, biases, **options, use_triton=True) - exact
     twins = dense_torch(x, weights, biases) - exact
     assert 0 < float(error.abs().max()) < 3 * float(twins.abs().max())
@@ -125,13 +146,13 @@ def test_partial_sums_in_half_precision():
 
 @needs_triton
 def test_streaming_in_bands():
-    """Bands of 4 rows through two convolutions that share a buffer equal the whole: what a band executor will do."""
+    """Bands of 4 rows through two convolutions that share a buffer equal the whole, as a band executor needs."""
     (weight, last), biases = ([torch.randn(8, k, 3, 3) * 0.1 for k in (6, 14)], [torch.randn(8) for _ in range(2)])
     x = torch.randn(1, 12, 5, 6)
     buffer, out = poisoned((1, 12, 5, 14)), poisoned((1, 12, 5, 8))
     buffer[..., :6] = x
     for end in (4, 8, 12, 14):
-        # The second convolution lags a row behind the first; rows not yet made are not in its view.
+        # The second convolution lags a row behind the first; rows that do not exist yet are not in its view.
         first, second = (range(max(0, end - 4 - lag), min(12, end - lag)) for lag in (0, 1))
         for rows, k, factors, bias, target in (
             (first, 6, weight, biases[0], buffer[..., 6:]),
@@ -151,19 +172,19 @@ def test_streaming_in_bands():
 def test_column_blocks_hold_every_channel():
     for inputs in range(1, 260):
         for outputs in range(1, 260):
-            sizes = blocks(inputs, outputs)
+            sizes = block_sizes(inputs, outputs)
             assert sizes["block_n"] + sizes["block_rest"] >= outputs
             assert all(size == 0 or size.bit_length() > 4 and size & (size - 1) == 0 for size in sizes.values())
-    assert blocks(64, 192) == {"block_k": 32, "block_n": 128, "block_rest": 64}  # nothing is computed in vain
-    assert blocks(64, 160) == {"block_k": 32, "block_n": 128, "block_rest": 32}
+    assert block_sizes(64, 192) == {"block_k": 32, "block_n": 128, "block_rest": 64}  # nothing is computed in vain
+    assert block_sizes(64, 160) == {"block_k": 32, "block_n": 128, "block_rest": 32}
 
 
 @needs_triton
 def test_tuning_with_a_single_choice(monkeypatch):
-    """The tuner's own path, which a GPU takes, with partial sums that are added in place."""
+    """The tuner's own path, which a GPU takes, with partial sums that accumulate in place."""
     monkeypatch.setattr(op, "_TILES", ((8, 16, 8, 4, 3),))
     monkeypatch.setattr(op, "_tuned", op._tuned.__wrapped__)  # without its memory of other choices
-    monkeypatch.setattr(op, "is_interpreting", lambda: False)  # but for the choice of the tile, it still is
+    monkeypatch.setattr(op, "is_interpreting", lambda: False)  # only the choice of the tile believes it
     weights, biases = weights_of(16, 8)
     x = torch.randn(1, 16, 9, 17)
     for function in (dense, dense_by_input):
@@ -172,20 +193,20 @@ def test_tuning_with_a_single_choice(monkeypatch):
 
 
 @needs_triton
-def test_refuses_channels_that_are_apart():
+def test_strided_channels_are_refused():
     x, out = torch.zeros(1, 3, 8, 8).permute(0, 2, 3, 1), torch.zeros(1, 8, 8, 4)
-    with pytest.raises(ValueError, match="channels of x are 64 elements apart"):
+    with pytest.raises(ValueError, match="x: channels with a stride of 64"):
         conv3x3(x, torch.zeros(4, 3, 3, 3), torch.zeros(4), out, use_triton=True)
 
 
-@pytest.mark.parametrize("function", [dense, dense_by_input])
+@BLOCKS
 def test_without_a_gpu_it_is_the_twin(function):
     weights, biases = weights_of(8, 4)
     x = torch.randn(1, 8, 6, 7)
     assert torch.equal(function(x, weights, biases), dense_torch(x, weights, biases))
 
 
-def case(inputs, outputs, done, tile, warps, residual=False, add=False, dtype="fp16"):
+def case(inputs, outputs, final, tile, warps, residual=False, accumulate=False, dtype="fp16"):
     stream = f"*{'fp32' if residual else dtype}:16"
     signature = {
         **dict.fromkeys(("x", "weight", "bias"), f"*{dtype}:16"),
@@ -193,23 +214,27 @@ def case(inputs, outputs, done, tile, warps, residual=False, add=False, dtype="f
         **dict.fromkeys(("height", "width", "rows", "top"), "i32"),
         **{f"{name}_{stride}": "i32:16" for name in ("x", "residual", "sums", "out") for stride in ("batch", "row")},
     }
-    pixels = {"x_pixel": inputs, "residual_pixel": outputs, "sums_pixel": 192, "out_pixel": done}
-    flags = {"inputs": inputs, "outputs": outputs, "done": done, "add": add, "has_residual": residual, "widen": False}
-    tile = dict(zip(("block_y", "block_x", "vector"), (*tile, 8), strict=True))
-    options = {"num_warps": warps, "num_stages": 3}
-    return op._conv3x3_kernel, signature, {**pixels, **flags, **tile, **blocks(inputs, outputs)}, options
+    constexprs = {
+        **{"x_pixel": inputs, "residual_pixel": outputs, "sums_pixel": 192, "out_pixel": final},
+        **{"inputs": inputs, "outputs": outputs, "final": final},
+        **{"accumulate": accumulate, "has_residual": residual, "upcast": False},
+        **dict(zip(("block_y", "block_x", "vector"), (*tile, 8), strict=True)),
+        **block_sizes(inputs, outputs),
+    }
+    return op._conv3x3_kernel, signature, constexprs, {"num_warps": warps, "num_stages": 3}
 
 
 @needs_triton
+@pytest.mark.slow
 def test_compiles():
-    """The convolutions of RRDBNet 64x23, at least one tile of each without register spills, with matrix instructions."""
+    """The convolutions of RRDBNet 64x23, with matrix instructions and without register spills."""
     cases = [
         case(160, 32, 32, (8, 16), 4),
         case(192, 64, 64, (8, 16), 8, residual=True, dtype="bf16"),
-        case(32, 160, 32, (8, 8), 8, add=True),
+        case(32, 160, 32, (8, 8), 8, accumulate=True),
     ]
     for compiled in assert_all_compile(cases):
         assert "wgmma.mma_async" in compiled[90].ptx
         assert "mma.sync.aligned.m16n8k16" in compiled[80].ptx
         assert "cp.async" in compiled[80].ptx
-        assert max(compiled[a].shared for a in (80, 89)) <= 99 * 1024  # what an RTX 40 has
+        assert max(compiled[a].shared for a in (80, 89)) <= 99 * 1024  # an RTX 40's

@@ -12,6 +12,7 @@ import engine
 from engine.cli.app import main
 from engine.errors import ModelError, UsageError
 from engine.model.bundle import MARGIN, build, load
+from engine.model.structure_file import write_structure
 from engine.plan.measured import SeamPoint, StageProfile
 from engine.probe.profiles import profiles_of, remember
 
@@ -131,9 +132,9 @@ def test_every_weight_and_what_else_decides_pixels_is_in_the_digest(checkpoint, 
 
 
 def test_the_structure_is_in_the_digest(tmp_path, checkpoint, small_structure):
-    small_structure.to_file(tmp_path / "a.safetensors")
+    write_structure(small_structure, tmp_path / "a.safetensors")
     small_structure.sigmas[1] += 0.5
-    small_structure.to_file(tmp_path / "b.safetensors")
+    write_structure(small_structure, tmp_path / "b.safetensors")
     digests = {
         build(path, [str(checkpoint)]).digest for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     }
@@ -141,7 +142,7 @@ def test_the_structure_is_in_the_digest(tmp_path, checkpoint, small_structure):
 
 
 def test_the_margin_is_in_the_digest_and_in_the_file(tmp_path, checkpoint, small_structure, call):
-    small_structure.to_file(tmp_path / "structure.safetensors")
+    write_structure(small_structure, tmp_path / "structure.safetensors")
     parts = (tmp_path / "structure.safetensors", [str(checkpoint)])
     models = [build(*parts, margin=margin) for margin in (None, 8, 0, 3)]
     assert [model.manifest.margin for model in models] == [MARGIN, 8, 0, 3]
@@ -402,7 +403,7 @@ def test_what_is_no_file_of_a_model_is_refused(tmp_path, monkeypatch, capsys, na
 
 
 def test_step_1_alone_is_refused_with_what_makes_a_model_of_it(tmp_path, small_structure):
-    small_structure.to_file(tmp_path / "structure.safetensors")
+    write_structure(small_structure, tmp_path / "structure.safetensors")
     with pytest.raises(ModelError, match="step 1 alone; engine model build --structure structure.safetensors --sr"):
         load(tmp_path / "structure.safetensors")
 
@@ -431,7 +432,7 @@ def test_a_file_in_the_way_is_kept_until_the_new_one_is_whole(tmp_path, monkeypa
 
 def test_step_1_is_taken_from_a_model_as_from_its_own_file(tmp_path, model_file, small_structure, checkpoint):
     alone = tmp_path / "structure.safetensors"
-    small_structure.to_file(alone)
+    write_structure(small_structure, alone)
     taken, own = (build(path, [str(checkpoint)]) for path in (model_file, alone))
     assert taken.digest == own.digest
     with pytest.raises(ModelError, match="holds no step 1"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine import archs
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
 from engine.run.stage import Stage, _chunks
@@ -78,7 +79,7 @@ def test_pieces_cover_a_batch_once_and_are_about_as_many_as_asked_for(images, ro
 
 
 def test_a_stage_in_half_precision_knows_its_float32_form(small_rrdb, picture):
-    full = RRDBNet.from_state(small_rrdb.state_dict()).eval().requires_grad_(False)
+    full = archs.build(small_rrdb.state_dict())
     made = []
     stage = Stage(small_rrdb, CPU, "bf16", lambda: made.append(1) or full)
     tile = picture(24, 24)[None]

@@ -1,10 +1,10 @@
-"""Which tests need which device."""
+"""Markers for tests that need a device."""
 
 import pytest
 import torch
 
 
 def needs_gpu(test):
-    """Marked ``gpu``, and skipped without one."""
+    """Mark a test ``gpu``, and skip it without a CUDA device."""
     skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     return pytest.mark.gpu(skip(test))

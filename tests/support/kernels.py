@@ -1,5 +1,9 @@
-"""What every kernel must pass: it equals its twin on dirty memory, and it compiles for the GPUs of the last years."""
+"""Checks that every kernel must pass: equality with its twin on dirty memory, and compilation for three GPUs.
 
+A kernel's twin is its definition in PyTorch, ``<op>_torch``.
+"""
+
+import importlib
 import importlib.util
 import json
 import os
@@ -17,6 +21,9 @@ _POISON = 0xCD
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
+BOTH = pytest.mark.parametrize("use_triton", [False, pytest.param(True, marks=needs_triton)], ids=["twin", "kernel"])
+"""Run a test with the twin and with the kernel."""
+
 
 def poison(tensor):
     """Fill with NaN, or with 0xCD in every byte; returns the tensor."""
@@ -31,12 +38,12 @@ def poison(tensor):
 
 
 def poisoned(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
-    """A tensor that nobody has written: NaN, or 0xCD in every byte of an integer."""
+    """A new tensor that holds NaN, or 0xCD in every byte of an integer."""
     return poison(torch.empty(shape, dtype=dtype)).contiguous(memory_format=memory_format)
 
 
 def layouts(tensor):
-    """The same values [..., C, h, w] in memory of three kinds: planes, channels last, and a window of something larger."""
+    """(name, the same values [..., C, h, w]) in three memory layouts: planes, channels last, window of a larger tensor."""
     yield "planes", tensor.contiguous()
     yield "channels last", tensor.movedim(-3, -1).contiguous().movedim(-1, -3)
     larger = poisoned((*tensor.shape[:-2], tensor.shape[-2] + 3, tensor.shape[-1] + 5), tensor.dtype)
@@ -45,14 +52,14 @@ def layouts(tensor):
 
 
 def assert_close_to_twin(result, twin, atol=0.0, exact=None, factor=2.0):
-    """``result`` of the kernel has the shape, dtype and layout of ``twin``, and its values.
+    """Assert that the kernel's ``result`` has the shape, dtype, strides and values of ``twin``.
 
-    Integers are equal, floats within ``atol``. With ``exact`` (the true values, in higher precision) the kernel's largest
-    error may be ``factor`` times the twin's own, plus ``atol``: the measure for half precision.
+    Integers must be equal, floats equal within ``atol``. With ``exact`` (the true values, in higher precision) the kernel's
+    largest error may be ``factor`` times the twin's own, plus ``atol``: the measure for half precision.
     """
     assert result.shape == twin.shape
     assert result.dtype == twin.dtype
-    # A dimension of one element has no stride that means anything.
+    # The stride of a dimension of one element has no meaning.
     assert [s for s, n in zip(result.stride(), result.shape, strict=True) if n > 1] == [
         s for s, n in zip(twin.stride(), twin.shape, strict=True) if n > 1
     ]
@@ -60,33 +67,43 @@ def assert_close_to_twin(result, twin, atol=0.0, exact=None, factor=2.0):
         tolerance = 0.0 if not result.is_floating_point() else atol
         torch.testing.assert_close(result, twin, atol=tolerance, rtol=0.0, equal_nan=True)
         return
-    assert torch.isfinite(result).all(), "the kernel left poison behind, or made numbers that are not finite"
+    assert torch.isfinite(result).all(), "the kernel left an element unwritten, or wrote NaN or infinity"
     own, theirs = (float((t.double() - exact.double()).abs().max()) for t in (result, twin))
     assert own <= factor * theirs + atol, f"largest error {own:.3g}, the twin's own {theirs:.3g}"
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one architecture. Memory in bytes; ``stack`` holds what was spilled from the registers."""
+    """One kernel for one architecture."""
 
     registers: int
+    """Registers of a thread."""
+
     stack: int
+    """Bytes of a thread's stack, which holds spilled registers."""
+
     shared: int
+    """Bytes of shared memory."""
+
     cubin: int
+    """Bytes of the binary."""
+
     ptx: str = field(repr=False)
+    """Assembly text."""
 
 
-def assert_compiles(kernel, signature, constexprs, **options):
-    """Compile without a GPU, for all of ``ARCHITECTURES``; nothing may be spilled. Returns {architecture: Compiled}.
+def assert_all_compile(cases, architectures=ARCHITECTURES):
+    """Compile without a GPU, in one process because it takes seconds to start; assert that no register is spilled.
 
-    ``signature``: argument -> Triton type; ":16" after it promises divisibility by 16, as a launch finds out by itself.
-    ``constexprs``: argument -> value. ``options``: those of a launch, as num_warps=8.
+    Args:
+        cases: (kernel, signature, constexprs, options) each. ``signature``: argument -> Triton type; the suffix ":16"
+            promises divisibility by 16, as a launch finds out by itself. ``constexprs``: argument -> value. ``options``:
+            those of a launch, such as num_warps=8.
+        architectures: compute capabilities times 10.
+
+    Returns:
+        {architecture: Compiled} of each case.
     """
-    return assert_all_compile([(kernel, signature, constexprs, options)])[0]
-
-
-def assert_all_compile(cases):
-    """The same for several (kernel, signature, constexprs, options) in one process, which takes seconds to start."""
     jobs = [
         {
             "module": kernel.fn.__module__,
@@ -94,22 +111,23 @@ def assert_all_compile(cases):
             "signature": signature,
             "constexprs": constexprs,
             "options": options,
+            "architectures": architectures,
         }
         for kernel, signature, constexprs, options in cases
     ]
     # A process of its own, because here kernels are interpreted; 0 asks for Triton without its interpreter.
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, __file__], input=json.dumps(jobs), capture_output=True, text=True, env=environment
         )
-    assert done.returncode == 0, done.stderr
-    results = [{int(arch): Compiled(**facts) for arch, facts in job.items()} for job in json.loads(done.stdout)]
+    assert process.returncode == 0, process.stderr
+    results = [{int(a): Compiled(**values) for a, values in job.items()} for job in json.loads(process.stdout)]
     for job, result in zip(jobs, results, strict=True):
-        for architecture, facts in result.items():
-            assert ".entry" in facts.ptx
-            assert facts.cubin > 0
-            assert facts.stack == 0, f"{job['name']} for sm_{architecture} spills: a stack of {facts.stack} bytes"
+        for architecture, compiled in result.items():
+            assert ".entry" in compiled.ptx
+            assert compiled.cubin > 0
+            assert compiled.stack == 0, f"{job['name']} for sm_{architecture} spills: a stack of {compiled.stack} bytes"
     return results
 
 
@@ -118,42 +136,41 @@ _TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.uint8: "*u8",
-    torch.uint16: "*u16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
 
 
 def launches(monkeypatch, call):
-    """What ``call`` would launch on a GPU: cases for ``assert_all_compile``, with the types that its arguments have."""
-    found = []
+    """Launches of ``call`` on a GPU, as cases for ``assert_all_compile`` with the types of their arguments."""
+    cases = []
 
     def record(kernel, _, *arguments, **options):
-        found.append(_as_compiled(kernel, dict(zip(kernel.arg_names, arguments, strict=False)), options))
+        cases.append(_case(kernel, dict(zip(kernel.arg_names, arguments, strict=False)), options))
 
     with monkeypatch.context() as patch:
         patch.setattr("engine.kernels.launch.is_interpreting", lambda: False)
         for name, module in list(sys.modules.items()):
             if name.startswith("engine.kernels.") and not name.endswith(".launch"):
-                patch.setattr(module, "takes_kernel", lambda *_: True, raising=False)
+                patch.setattr(module, "use_kernel", lambda *_: True, raising=False)
                 patch.setattr(module, "launch", record, raising=False)
         call()
-    return found
+    return cases
 
 
-def _as_compiled(kernel, arguments, options):
-    """As a launch does it: an integer of 1 is a constant, unless it is volatile, and divisibility by 16 is known."""
+def _case(kernel, arguments, options):
+    """As Triton specialises a launch: an integer 1 is a constant and divisibility by 16 is known, unless excluded."""
     signature, constants = {}, {}
     for name, value in arguments.items():
-        volatile = name in kernel.kwargs.get("do_not_specialize", ())
+        specialised = name not in kernel.kwargs.get("do_not_specialize", ())
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype] + ":16" * (value.data_ptr() % 16 == 0)
         elif isinstance(value, float):
             signature[name] = "fp32"
-        elif value == 1 and not volatile:
+        elif value == 1 and specialised:
             constants[name] = 1
         else:
-            signature[name] = ("i32" if abs(value) < 2**31 else "i64") + ":16" * (value % 16 == 0 and not volatile)
+            signature[name] = ("i32" if abs(value) < 2**31 else "i64") + ":16" * (value % 16 == 0 and specialised)
     constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
     return kernel, signature, constants, {k: v for k, v in options.items() if k not in kernel.arg_names}
 
@@ -182,7 +199,7 @@ def _compile(job, architecture):
 
 
 def _resources(cubin):
-    """What cuobjdump, which comes with Triton, says of a cubin: REG:24 STACK:0 SHARED:0 LOCAL:0 ..."""
+    """Resource usage of a cubin as cuobjdump, which comes with Triton, prints it: REG:24 STACK:0 SHARED:0 LOCAL:0 ..."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -197,4 +214,4 @@ def _resources(cubin):
 
 
 if __name__ == "__main__":
-    print(json.dumps([{a: _compile(job, a) for a in ARCHITECTURES} for job in json.load(sys.stdin)]))  # noqa: T201
+    print(json.dumps([{a: _compile(job, a) for a in job["architectures"]} for job in json.load(sys.stdin)]))  # noqa: T201

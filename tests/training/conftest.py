@@ -9,6 +9,7 @@ from support.random_vgg import random_vgg
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config
+from engine.model.structure_file import write_structure
 from engine.training.preset import read_preset
 
 
@@ -64,7 +65,7 @@ def start_file(tmp_path):
 def structure_file(tmp_path, small_structure):
     """Step 1 that makes 32x24 pixels."""
     path = tmp_path / "structure.safetensors"
-    small_structure.to_file(path)
+    write_structure(small_structure, path)
     return path
 
 

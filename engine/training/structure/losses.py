@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from engine.archs.hpvaegan import Config
-from engine.archs.hpvaegan import Discriminator as PatchDiscriminator
 from engine.device.precision import Precision
 from engine.errors import UsageError
 from engine.training.losses.discriminators import PROJECTED_LAYERS, Projected
@@ -21,6 +20,7 @@ from engine.training.losses.features import Look
 from engine.training.losses.gan import discriminator_loss, generator_loss
 from engine.training.losses.texture import TEXTURE_LAYERS, SlicedWasserstein
 from engine.training.run.precision import autocast
+from engine.training.structure.networks import Discriminator as PatchDiscriminator
 
 Kind = Literal["wgan", "projected"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, BaseGenerator, Config
 from engine.device.precision import Precision
 from engine.errors import UsageError
+from engine.model.structure_file import write_structure
 from engine.training.data import open_photo
 from engine.training.losses.vgg import VGGFeatures, absent, open_vgg
 from engine.training.run import loop
@@ -99,7 +100,7 @@ def train_structure(
     trainer = StructureTrainer(settings, opened, facts, samples, known_device(device), features)
 
     def write() -> Event:
-        trainer.structure.cpu().requires_grad_(False).to_file(out)
+        write_structure(trainer.structure.cpu().requires_grad_(False), out)
         return StructureSaved(out, out.stat().st_size, time.monotonic() - started)
 
     loop.train(trainer, out, checkpoint_every=checkpoint_every, resume=resume, on_event=on_event, write=write)

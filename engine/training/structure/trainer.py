@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.archs.hpvaegan import BaseGenerator, Config, Encoder, Noise, scale_sizes
+from engine.archs.hpvaegan import BaseGenerator, Config, NoiseSource, scale_sizes
 from engine.device.precision import Precision
 from engine.training.data import Photo, pyramid, write_row
 from engine.training.losses.features import Frame, Look, maps_of
@@ -33,6 +33,7 @@ from engine.training.structure.losses import (
     patch_distance,
     vae_patch_distance,
 )
+from engine.training.structure.networks import Encoder
 
 # Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
 OVERHEAD = 3000
@@ -390,7 +391,7 @@ class StructureTrainer(Trainer):
         return autocast(self.device, self._settings.precision, enabled)
 
 
-def seeded_noise(seed: int) -> Noise:
+def seeded_noise(seed: int) -> NoiseSource:
     """Normal values for `BaseGenerator.sample` that depend on the seed, the scale and the shape only."""
 
     def noise(m: int, shape: tuple[int, int, int]) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.archs.hpvaegan import BaseGenerator
+from engine.model.structure_file import read_structure
 from engine.run.stage import Stage
 from engine.training.data import open_photo
 from engine.training.sr import chain
@@ -13,7 +13,7 @@ from engine.training.sr.chain import Counts, Previous, enlarge, invert, keep_cha
 
 @pytest.fixture
 def structure(structure_file):
-    return BaseGenerator.from_file(structure_file)
+    return read_structure(structure_file)
 
 
 def generator(seed=0):

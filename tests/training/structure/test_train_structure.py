@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.archs.hpvaegan import BaseGenerator, Config
+from engine.archs.hpvaegan import Config
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
+from engine.model.structure_file import read_structure, structure_metadata
 from engine.training.data import open_photo
 from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.losses.vgg import VGGFeatures
@@ -63,9 +64,9 @@ def test_run_writes_the_structure_and_its_record(photo, options, tmp_path):
         photo, out, **options, seed=3, licence="CC0-1.0", source="a test", on_event=events.append
     )
     assert not checkpoint_path(out).exists()
-    loaded = BaseGenerator.from_file(out)
+    loaded = read_structure(out)
     assert loaded.base_size == structure.base_size == (24, 32)
-    metadata = loaded.metadata()
+    metadata = structure_metadata(loaded)
     assert metadata["photo"]["name"] == "photo.png"
     assert (metadata["photo"]["width"], metadata["photo"]["height"]) == (64, 48)
     assert (metadata["licence"], metadata["source"], metadata["seed"]) == ("CC0-1.0", "a test", 3)
@@ -216,7 +217,7 @@ def test_half_precision_trains(photo, options, tmp_path, precision):
 def test_batch_of_two(photo, options, tmp_path):
     losses = Losses(40.0, 80.0, 60.0, 2.0)
     train_structure(photo, tmp_path / "s", **options | {"iterations": 2}, batch=2, losses=losses)
-    assert BaseGenerator.from_file(tmp_path / "s").base_size == (24, 32)
+    assert read_structure(tmp_path / "s").base_size == (24, 32)
 
 
 def test_texture_brings_samples_patches_near_the_photographs(photo, options):
@@ -316,7 +317,7 @@ def test_a_long_photograph_is_seen_by_vgg(options, vgg_file, tmp_path):
     losses = Losses(40.0, 80.0, detail=2.0, feature_texture=20.0, discriminator="projected")
     Image.effect_noise((128, 20), 80).convert("RGB").save(tmp_path / "long.png")
     train_structure(tmp_path / "long.png", tmp_path / "s", **options | {"iterations": 2}, losses=losses, vgg=vgg_file)
-    assert BaseGenerator.from_file(tmp_path / "s").base_size == (5, 32)
+    assert read_structure(tmp_path / "s").base_size == (5, 32)
 
 
 def test_what_looks_through_vgg_resumes_bit_for_bit(photo, options, vgg_file, tmp_path):
@@ -329,8 +330,8 @@ def test_what_looks_through_vgg_resumes_bit_for_bit(photo, options, vgg_file, tm
         train_structure(photo, tmp_path / "cut", **options, on_event=interrupt_at(2, 3))
     resumed = train_structure(photo, tmp_path / "cut", **options, resume=True)
     assert tensors_equal(whole.state_dict(), resumed.state_dict())
-    assert resumed.facts["discriminator"] == "projected"
-    assert resumed.facts["vgg"]["network"] == "VGG-16"
+    assert resumed.provenance["discriminator"] == "projected"
+    assert resumed.provenance["vgg"]["network"] == "VGG-16"
 
 
 def test_losses_that_need_vgg_say_so(photo, options, tmp_path, monkeypatch):
