@@ -31,7 +31,7 @@ from engine.training.losses.vgg import open_vgg
 from engine.training.picture import open_picture
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape, open_start
-from engine.training.sr.review import Review, fixed_crops
+from engine.training.sr.validation import Validation, fixed_crops
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,7 +80,7 @@ def main():
         trained = width - int(width * facts["recipe"]["held_out"])
         hr, held_out = fixed_crops(picture, trained, 4 * tuned.network.align)
     assert held_out
-    review = Review(hr, bicubic(hr, 4), tuned.sigma, tuned.network.noise_channels, held_out)
+    review = Validation(hr, bicubic(hr, 4), tuned.sigma, tuned.network.noise_channels, held_out)
     made = {
         "bicubic": F.interpolate(review.lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1),
         "start": enlarger(start.network)(review.lr),

@@ -29,17 +29,17 @@ RATE = 0.05
 PRIOR = 0.1
 """Weight of (mean square of the code - 1)^2 beside the mean square error of the pictures (in [-1, 1]). A render draws
 codes from N(0, 1), whose mean square is 1: fitted without it, the code shrinks to values that no render sees."""
-LED = 10
+NOISE_STEPS = 10
 """Steps that lead the noise of each GAN scale. As drawn, what these scales invent lies elsewhere than in the photograph, and a
 network that is asked to make the one of the other learns to blur (docs/decisions/0016)."""
-LED_RATE = 0.1
-MOST_BYTES = 512 << 20  # of all pictures together; where one is large there are fewer
+NOISE_RATE = 0.1
+MAX_BYTES = 512 << 20  # of all pictures together; where one is large there are fewer
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class ChainPicture:
+class SimulatedInput:
     """An input of the step, fp16 [3, h, w] in [0, 1], and what its output should reduce to: the photograph at this size
     for a reconstruction, the input itself for a free sample (`paired` tells which).
     """
@@ -50,12 +50,12 @@ class ChainPicture:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class SimulatedInputs:
     """All chain pictures, and how much the reconstructions resemble the photograph, PSNR in dB: at the last VAE scale,
     where the code was fitted, and as they enter this step (mean).
     """
 
-    pictures: tuple[ChainPicture, ...]
+    pictures: tuple[SimulatedInput, ...]
     psnr_fitted: float
     psnr: float
 
@@ -67,7 +67,7 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
+class PreviousStep:
     """A step below, at work, and the input noise that a render gives it."""
 
     stage: Stage
@@ -81,7 +81,7 @@ class Counts:
     reconstructions: int
     samples: int
 
-    def within(self, size: Size, most: int = MOST_BYTES) -> "Counts":
+    def within(self, size: Size, most: int = MAX_BYTES) -> "Counts":
         """As many as fit, of both kinds in their proportion, at least one of each kind that is wanted."""
         room = max(1, most // (size[0] * size[1] * 3 * 2))
         total = self.reconstructions + self.samples
@@ -91,28 +91,28 @@ class Counts:
         return Counts(paired, max(min(self.samples, 1), room - paired) if self.samples else 0)
 
 
-def make_chain(
+def simulate_inputs(
     structure: BaseGenerator,
     photo: Photo,
-    previous: Sequence[Previous],
+    previous: Sequence[PreviousStep],
     counts: Counts,
     generator: torch.Generator,
     device: torch.device,
     scratch: Path,
-    log: Tell,
-) -> Chain:
+    log: Log,
+) -> SimulatedInputs:
     """Fit the code, draw the pictures and run the steps below on each. `scratch`: a file for the photograph's pixels."""
     structure = structure.to(device)
-    reals = [_photograph(photo, size, scratch)[None].to(device) * 2 - 1 for size in structure.sizes]
+    reals = [_read_photo(photo, size, scratch)[None].to(device) * 2 - 1 for size in structure.sizes]
     last_vae = structure.config.last_vae
     code = invert(structure, reals[: last_vae + 1], generator)
-    fitted = _psnr(_unit(_scale(structure, code, last_vae)), _unit(reals[last_vae]))
+    fitted = _psnr(_unit(_image_at_scale(structure, code, last_vae)), _unit(reals[last_vae]))
     log(f"step 1 inverted: PSNR {fitted:.1f} dB, code of mean square {float(code.square().mean()):.2f}")
     factor = 1
     for step in previous:
         factor *= step.stage.scale
     size = (structure.base_size[0] * factor, structure.base_size[1] * factor)
-    truth = _photograph(photo, size, scratch).half().contiguous()
+    truth = _read_photo(photo, size, scratch).half().contiguous()
     counts = counts.within(size)
     total = counts.reconstructions + counts.samples
     pictures, errors = [], []
@@ -124,12 +124,12 @@ def make_chain(
         picture = picture.half().cpu()
         if paired:
             errors.append(_psnr(picture, truth))
-        pictures.append(ChainPicture(picture, truth if paired else picture, paired))
+        pictures.append(SimulatedInput(picture, truth if paired else picture, paired))
         log(f"chain picture {number + 1} of {total}: {size[1]}x{size[0]}")
-    return Chain(tuple(pictures), fitted, sum(errors) / max(1, len(errors)))
+    return SimulatedInputs(tuple(pictures), fitted, sum(errors) / max(1, len(errors)))
 
 
-def keep_chain(path: Path, key: str, make: Callable[[], Chain]) -> Chain:
+def cached_inputs(path: Path, key: str, make: Callable[[], SimulatedInputs]) -> SimulatedInputs:
     """The chain of the file if `key` is its own; else a new one, written to the file, so that a resumed run need not
     make it again.
     """
@@ -145,7 +145,7 @@ def keep_chain(path: Path, key: str, make: Callable[[], Chain]) -> Chain:
     return chain
 
 
-def _read(path: Path, key: str) -> Chain | None:
+def _read(path: Path, key: str) -> SimulatedInputs | None:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("chain", "{}"))
@@ -155,10 +155,10 @@ def _read(path: Path, key: str) -> Chain | None:
     except (SafetensorError, OSError, ValueError):
         return None  # not there, or cut short: it is made again
     pictures = (
-        ChainPicture(tensors[str(i)], tensors["photograph" if paired else str(i)], paired)
+        SimulatedInput(tensors[str(i)], tensors["photograph" if paired else str(i)], paired)
         for i, paired in enumerate(about["paired"])
     )
-    return Chain(tuple(pictures), about["psnr_fitted"], about["psnr"])
+    return SimulatedInputs(tuple(pictures), about["psnr_fitted"], about["psnr"])
 
 
 def invert(structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -181,9 +181,9 @@ def reconstruct(structure: BaseGenerator, code: Tensor, reals: Sequence[Tensor],
     scale's picture comes closer to the photograph, `reals` [1, 3, h, w] at every scale in [-1, 1].
     """
     first = structure.config.last_vae + 1
-    picture = _scale(structure, code, first - 1)
+    picture = _image_at_scale(structure, code, first - 1)
     for m, real in enumerate(reals[first:], first):
-        picture = _led(structure, m, picture, real, _normal(real.shape, generator, real.device))
+        picture = _optimise_noise(structure, m, picture, real, _normal(real.shape, generator, real.device))
     return _unit(picture[0])
 
 
@@ -193,7 +193,7 @@ def draw(structure: BaseGenerator, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tensor:
+def enlarge(step: PreviousStep, picture: Tensor, generator: torch.Generator) -> Tensor:
     """[3, H, W] in [0, 1] -> fp16 [3, scale H, scale W] on the same device, clamped; in bands, so memory is bounded."""
     stage, (_, height, width) = step.stage, picture.shape
     right, below = -width % stage.align, -height % stage.align
@@ -218,13 +218,13 @@ def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tens
     return result[:, : height * scale, : width * scale].contiguous()
 
 
-def _led(structure: BaseGenerator, m: int, below: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+def _optimise_noise(structure: BaseGenerator, m: int, below: Tensor, real: Tensor, noise: Tensor) -> Tensor:
     """The picture of scale m upon the one below, its noise led towards the photograph."""
 
     def refined(noise: Tensor) -> Tensor:
         return structure.refine(m, below, structure.sizes[m], structure.sigmas[m] * noise)
 
-    noise = _fit(noise, lambda z: F.mse_loss(refined(z), real), LED, LED_RATE)
+    noise = _fit(noise, lambda z: F.mse_loss(refined(z), real), NOISE_STEPS, NOISE_RATE)
     with torch.no_grad():
         return refined(noise)
 
@@ -241,13 +241,13 @@ def _fit(z: Tensor, error: Callable[[Tensor], Tensor], steps: int, rate: float) 
     return z.detach()
 
 
-def _photograph(photo: Photo, size: Size, scratch: Path) -> Tensor:
+def _read_photo(photo: Photo, size: Size, scratch: Path) -> Tensor:
     """float32 [3, h, w] in [0, 1]."""
     return open_picture(photo, size, scratch).crop(0, 0, *size).float() / 255
 
 
 @torch.no_grad()
-def _scale(structure: BaseGenerator, z: Tensor, m: int) -> Tensor:
+def _image_at_scale(structure: BaseGenerator, z: Tensor, m: int) -> Tensor:
     picture = structure.base(z)
     for k in range(1, m + 1):
         picture = structure.refine(k, picture, structure.sizes[k])

@@ -28,9 +28,9 @@ from engine.training.sr.networks import Shape
 from engine.training.sr.pairs import TeacherPairs
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.request import Common
-from engine.training.sr.review import Review, fixed_crops
 from engine.training.sr.train import SCALE, Runtime, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
+from engine.training.sr.validation import Validation, fixed_crops
 
 _REFUSED = (
     "consistency",
@@ -43,7 +43,7 @@ _REFUSED = (
     "chain",
     "noise_channels",
 )
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             Settings(recipe, "distillation", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(truth, lr, recipe.render_sigma, start.network.noise_channels, held_out),
+            Validation(truth, lr, recipe.render_sigma, start.network.noise_channels, held_out),
             None,
             True,
             out.with_name(out.stem + "-samples"),
@@ -121,9 +121,9 @@ def _files(photos: Sequence[Path]) -> list[Path]:
     """Every picture of a folder, by name, and every file as it is."""
     found: list[Path] = []
     for path in photos:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise InputError(f"{path}: no photograph in this folder; {', '.join(PICTURES)} are looked for")
+            raise InputError(f"{path}: no photograph in this folder; {', '.join(SUFFIXES)} are looked for")
         found += inside
     if not found:
         raise UsageError("no photographs to learn on: name files or folders")

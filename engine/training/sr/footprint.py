@@ -16,18 +16,20 @@ from engine.errors import BudgetError
 from engine.training.sr.recipe import Recipe
 
 PROBE = 16  # side of the small input, LR pixels
-KEPT_BYTES = 4 + 4 + 8 + 4  # of a weight: itself, its gradient, Adam's two moments, the running mean
+BYTES_PER_WEIGHT = 4 + 4 + 8 + 4  # of a weight: itself, its gradient, Adam's two moments, the running mean
 
 
-def fit(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, budget: int) -> bool:
+def needs_checkpointing(
+    worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, budget: int
+) -> bool:
     """Whether activations of the trunk must be computed twice (gradient checkpointing) to stay within `budget` bytes.
 
     Raises BudgetError if even that takes more.
     """
-    plain = estimate(worker, discriminator, vgg, recipe, twice=False)
+    plain = estimate(worker, discriminator, vgg, recipe, checkpointing=False)
     if plain <= budget:
         return False
-    least = estimate(worker, discriminator, vgg, recipe, twice=True)
+    least = estimate(worker, discriminator, vgg, recipe, checkpointing=True)
     if least > budget:
         raise BudgetError(
             f"an iteration takes about {least / 2**30:.1f} GiB, {budget / 2**30:.1f} GiB are allowed: "
@@ -36,33 +38,35 @@ def fit(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recip
     return True
 
 
-def estimate(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, *, twice: bool) -> int:
+def estimate(
+    worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, *, checkpointing: bool
+) -> int:
     """Bytes of weights, optimisers and activations; the working memory of single operations is not in it."""
     side = recipe.crop // worker.scale
     probe = min(side, -(-PROBE // worker.align) * worker.align)
-    one = _saved_by_trunk(worker, probe) if twice else _saved(worker, worker, probe)
+    one = _saved_bytes_checkpointed(worker, probe) if checkpointing else _saved_bytes(worker, worker, probe)
     pixels = (side / probe) ** 2 * recipe.batch
-    weights = sum(p.numel() * (KEPT_BYTES + 2 * p.itemsize) for p in worker.parameters())
+    weights = sum(p.numel() * (BYTES_PER_WEIGHT + 2 * p.itemsize) for p in worker.parameters())
     total = weights + one * pixels
     if recipe.adversarial:
         judge = copy.deepcopy(discriminator)  # counting must not move its power iteration or its statistics
         total += sum(p.numel() * 16 for p in judge.parameters())
-        looking = judge if recipe.discriminator != "projected" else _OfMaps(judge, vgg)
+        looking = judge if recipe.discriminator != "projected" else _OnFeatureMaps(judge, vgg)
         # Batches of two, since batch normalisation wants more than one value; real and fake are alive at once.
-        total += _saved(judge, looking, recipe.crop, batch=2) / 2 * recipe.batch * 2
+        total += _saved_bytes(judge, looking, recipe.crop, batch=2) / 2 * recipe.batch * 2
     if vgg is not None:
         total += sum(p.numel() * p.itemsize for p in vgg.parameters())
-        total += _saved(vgg, vgg, recipe.crop) * recipe.batch
+        total += _saved_bytes(vgg, vgg, recipe.crop) * recipe.batch
     return int(total)
 
 
 def checkpoint_blocks(worker: Upscaler) -> None:
     """Keep only what goes from block to block of the trunk, and compute the rest again on the way back."""
     for block in _blocks(worker):
-        block.forward = _Twice(block.forward)
+        block.forward = _CheckpointedForward(block.forward)
 
 
-class _Twice:
+class _CheckpointedForward:
     def __init__(self, forward: object) -> None:
         self._forward = forward
 
@@ -71,7 +75,7 @@ class _Twice:
         return result
 
 
-class _OfMaps(nn.Module):
+class _OnFeatureMaps(nn.Module):
     """A discriminator of feature maps as one of pictures; what the feature network keeps is counted elsewhere."""
 
     def __init__(self, judge: nn.Module, vgg: nn.Module | None) -> None:
@@ -90,7 +94,7 @@ def _blocks(worker: Upscaler) -> Iterable[nn.Module]:
     return worker.body if isinstance(worker, esrgan.RRDBNet) else worker.layers
 
 
-def _saved_by_trunk(worker: Upscaler, side: int) -> float:
+def _saved_bytes_checkpointed(worker: Upscaler, side: int) -> float:
     """The same with computation twice: what lies between the blocks, and the largest block once at a time."""
     trunk = copy.deepcopy(worker)
     block = copy.deepcopy(next(iter(_blocks(worker))))
@@ -99,10 +103,10 @@ def _saved_by_trunk(worker: Upscaler, side: int) -> float:
     channels = trunk.conv_first.out_channels
     shape = (1, channels, side, side) if isinstance(worker, esrgan.RRDBNet) else (1, side, side, channels)
     x = torch.full(shape, 0.5, device=parameter.device)
-    return _saved(trunk, trunk, side) + _saved(block, block, side, x=x)
+    return _saved_bytes(trunk, trunk, side) + _saved_bytes(block, block, side, x=x)
 
 
-def _saved(owner: nn.Module, network: nn.Module, side: int, batch: int = 1, x: Tensor | None = None) -> float:
+def _saved_bytes(owner: nn.Module, network: nn.Module, side: int, batch: int = 1, x: Tensor | None = None) -> float:
     """Bytes that the backward pass would keep of an input [batch, channels, side, side] (or of `x`), weights not among them."""
     parameter = next(owner.parameters())
     weights = {p.untyped_storage().data_ptr() for p in (*owner.parameters(), *owner.buffers())}

@@ -59,7 +59,7 @@ class Start:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
+def open_start(name: str, shape: Shape, seed: int, index: int = 0) -> Start:
     """`name`: a packaged checkpoint, a file, a model bundle (its enlargement at this `place`, from 0), or "scratch".
 
     Raises:
@@ -68,12 +68,12 @@ def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
     """
     if name == SCRATCH:
         with seeded(seed):
-            return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
-    state, stage = read_stage(name, place)
+            return Start(_from_scratch(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
+    state, stage = read_stage(name, index)
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
         raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
     if shape.blocks is not None:
-        state = _shallower(state, stage.architecture, shape.blocks, name)
+        state = _select_blocks(state, stage.architecture, shape.blocks, name)
     if not noise_channels_of(state):
         with seeded(seed):
             state = _with_noise_channels(state, shape.noise_channels)
@@ -101,7 +101,7 @@ def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtyp
     write_tensors(path, tensors, {"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
 
 
-def _fresh(shape: Shape) -> Upscaler:
+def _from_scratch(shape: Shape) -> Upscaler:
     """SwinIR-M or RRDBNet 64x23, or what the shape says; half as many channels grow in a dense block as come in."""
     if shape.architecture == swinir.NAME:
         dim, groups = shape.channels or 180, shape.blocks or 6
@@ -111,7 +111,7 @@ def _fresh(shape: Shape) -> Upscaler:
     return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2), noise_channels=shape.noise_channels)
 
 
-def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
+def _select_blocks(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
     """Evenly spaced blocks of the trunk, the first and the last among them, and everything around the trunk."""
     prefix = "body." if architecture == esrgan.NAME else "layers."
     numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(prefix)})

@@ -16,7 +16,7 @@ from engine.training.losses.features import maps_of
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.picture import Picture, to_unit
 from engine.training.sr import degradations
-from engine.training.sr.chain import ChainPicture
+from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.recipe import Recipe
 
 CANDIDATES, SHORTLIST = 96, 8
@@ -40,7 +40,7 @@ class Batch:
     matched: int
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from."""
 
     def draw(self, generator: Generator) -> Batch: ...
@@ -64,7 +64,7 @@ class PhotographPairs:
     def __init__(
         self,
         photo: Picture,
-        chain: Sequence[ChainPicture],
+        chain: Sequence[SimulatedInput],
         recipe: Recipe,
         scale: int,
         trained: int,
@@ -87,7 +87,7 @@ class PhotographPairs:
         return sizes <= {self.photo.size}
 
     def draw(self, generator: Generator) -> Batch:
-        which = sorted(self.chain[_below(len(self.chain), generator)].paired for _ in range(self.chained))
+        which = sorted(self.chain[_randint(len(self.chain), generator)].paired for _ in range(self.chained))
         paired = sum(which)
         plain = [self._photograph(generator) for _ in range(self.recipe.batch - self.chained)]
         chained = [self._chained(index < paired, generator) for index in range(self.chained)]
@@ -100,22 +100,22 @@ class PhotographPairs:
 
     def _photograph(self, generator: Generator) -> Crop:
         side = self.recipe.crop
-        y, x = _below(self.size[0] - side + 1, generator), _below(self.size[1] - side + 1, generator)
-        turn = _Turn.draw(self.recipe, generator)
+        y, x = _randint(self.size[0] - side + 1, generator), _randint(self.size[1] - side + 1, generator)
+        turn = Augmentation.draw(self.recipe, generator)
         return Crop(turn(self.photo.crop(y, x, side, side)))
 
     def _chained(self, paired: bool, generator: Generator) -> Crop:
         """The crop of the photograph lies at the same relative place; a free sample's is the one that looks most like it."""
         candidates = [one for one in self.chain if one.paired == paired]
-        one = candidates[_below(len(candidates), generator)]
+        one = candidates[_randint(len(candidates), generator)]
         side = self.recipe.crop
         small = side // self.scale
         down, right = one.picture.shape[1] - small, self._columns(one) - small
-        y, x = _below(down + 1, generator), _below(right + 1, generator)
+        y, x = _randint(down + 1, generator), _randint(right + 1, generator)
         rows, columns = slice(y, y + small), slice(x, x + small)
         picture, target = one.picture[:, rows, columns], one.target[:, rows, columns]
         if not paired:
-            real = self._alike(picture, generator)
+            real = self._best_match(picture, generator)
         elif self.aligned:
             real = self.photo.crop(y * self.scale, x * self.scale, side, side)
         else:
@@ -124,10 +124,10 @@ class PhotographPairs:
                 round(x / max(1, right) * (self.size[1] - side)),
             )
             real = self.photo.crop(top, left, side, side)
-        turn = _Turn.draw(self.recipe, generator)
+        turn = Augmentation.draw(self.recipe, generator)
         return Crop(turn(real), turn(picture), turn(target))
 
-    def _alike(self, picture: Tensor, generator: Generator) -> Tensor:
+    def _best_match(self, picture: Tensor, generator: Generator) -> Tensor:
         """The crop, of `CANDIDATES` drawn ones, that looks most like the small picture: grass is to learn its texture from
         grass, and rock from rock.
 
@@ -136,7 +136,7 @@ class PhotographPairs:
         """
         side, small = self.recipe.crop, picture.float()
         places = [
-            (_below(self.size[0] - side + 1, generator), _below(self.size[1] - side + 1, generator))
+            (_randint(self.size[0] - side + 1, generator), _randint(self.size[1] - side + 1, generator))
             for _ in range(CANDIDATES)
         ]
         crops = [self.photo.crop(y, x, side, side) for y, x in places]
@@ -145,9 +145,11 @@ class PhotographPairs:
         if self.vgg is None:
             return crops[int(far.argmin())]
         best = far.topk(SHORTLIST, largest=False).indices
-        return crops[int(best[_unlike(torch.cat([small[None], reduced[best]]).to(self.device), self.vgg).argmin()])]
+        return crops[
+            int(best[_feature_distance(torch.cat([small[None], reduced[best]]).to(self.device), self.vgg).argmin()])
+        ]
 
-    def _columns(self, one: ChainPicture) -> int:
+    def _columns(self, one: SimulatedInput) -> int:
         """How many of its columns show what may be trained on; a free sample shows all of it."""
         width = int(one.picture.shape[2])
         return width * self.size[1] // self.photo.size[1] if one.paired else width
@@ -181,20 +183,20 @@ class TeacherPairs:
     def _crop(self, generator: Generator) -> Tensor:
         picture, trained = self.photos[int(torch.multinomial(self.areas, 1, generator=generator))]
         side = self.recipe.crop
-        y, x = _below(picture.size[0] - side + 1, generator), _below(trained - side + 1, generator)
-        return _Turn.draw(self.recipe, generator)(picture.crop(y, x, side, side))
+        y, x = _randint(picture.size[0] - side + 1, generator), _randint(trained - side + 1, generator)
+        return Augmentation.draw(self.recipe, generator)(picture.crop(y, x, side, side))
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class Augmentation:
     """One augmentation, to be applied to all parts of a pair."""
 
     mirrored: bool
     quarters: int
 
     @classmethod
-    def draw(cls, recipe: Recipe, generator: Generator) -> "_Turn":
-        return cls(recipe.flip and _below(2, generator) == 1, _below(4, generator) if recipe.rotate else 0)
+    def draw(cls, recipe: Recipe, generator: Generator) -> "Augmentation":
+        return cls(recipe.flip and _randint(2, generator) == 1, _randint(4, generator) if recipe.rotate else 0)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.flip(-1) if self.mirrored else x
@@ -242,12 +244,12 @@ def _colours(picture: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _unlike(pictures: Tensor, vgg: VGGFeatures) -> Tensor:
+def _feature_distance(pictures: Tensor, vgg: VGGFeatures) -> Tensor:
     """How far the means of the maps of all but the first of [N, 3, h, w] are from those of the first, layer by layer alike."""
     means = [maps.float().mean((2, 3)) for maps in maps_of(pictures, vgg, (0, 0), "bf16").values()]
     return torch.stack([(mean[1:] - mean[0]).norm(dim=1) / mean.norm(dim=1).mean() for mean in means]).mean(0).cpu()
 
 
-def _below(limit: int, generator: Generator) -> int:
+def _randint(limit: int, generator: Generator) -> int:
     """A whole number from 0 to limit - 1."""
     return int(torch.randint(limit, (), generator=generator))

@@ -1,4 +1,4 @@
-"""Chain pictures: step 1 inverted, the steps below run as a render runs them, all of it kept in a file."""
+"""SimulatedInputs pictures: step 1 inverted, the steps below run as a render runs them, all of it kept in a file."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from engine.archs.hpvaegan import BaseGenerator
 from engine.run.stage import Stage
 from engine.training.data import open_photo
 from engine.training.sr import chain
-from engine.training.sr.chain import Counts, Previous, enlarge, invert, keep_chain, make_chain, reconstruct
+from engine.training.sr.chain import Counts, PreviousStep, cached_inputs, enlarge, invert, reconstruct, simulate_inputs
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_noise_is_led_towards_the_photograph(structure, monkeypatch):
     led = [reconstruct(structure, code, reals, generator(seed)) for seed in (0, 0, 1)]
     assert torch.equal(led[0], led[1])
     assert not torch.equal(led[0], led[2])
-    monkeypatch.setattr(chain, "LED", 0)
+    monkeypatch.setattr(chain, "NOISE_STEPS", 0)
     drawn = reconstruct(structure, code, reals, generator())
     error, before = (F.mse_loss(picture * 2 - 1, reals[-1][0]) for picture in (led[0], drawn))
     assert error < 0.97 * before
@@ -50,8 +50,8 @@ def test_noise_is_led_towards_the_photograph(structure, monkeypatch):
 
 def test_chain_pictures(large_photo, structure, small_rrdb, tmp_path):
     photo = open_photo(large_photo, 1)
-    previous = [Previous(Stage(small_rrdb, torch.device("cpu"), "fp32"), 0.05)]
-    made = make_chain(
+    previous = [PreviousStep(Stage(small_rrdb, torch.device("cpu"), "fp32"), 0.05)]
+    made = simulate_inputs(
         structure, photo, previous, Counts(2, 1), generator(), torch.device("cpu"), tmp_path / "scratch", print
     )
     assert made.size == (96, 128)
@@ -73,7 +73,7 @@ def test_a_step_below_runs_as_a_whole_image(small_rrdb, picture, size):
     stage = Stage(small_rrdb, torch.device("cpu"), "fp32")
     x = picture(*size)
     whole = small_rrdb(x[None])[0].clamp(0, 1)
-    assert (enlarge(Previous(stage, 0.0), x, generator()).float() - whole).abs().max() < 1e-3  # fp16
+    assert (enlarge(PreviousStep(stage, 0.0), x, generator()).float() - whole).abs().max() < 1e-3  # fp16
 
 
 def test_a_step_with_windows_pads_once(small_swinir, picture):
@@ -81,19 +81,19 @@ def test_a_step_with_windows_pads_once(small_swinir, picture):
     x = picture(19, 37)
     padded = F.pad(x[None], (0, 3, 0, 5), mode="reflect")
     whole = small_swinir(padded)[0, :, : 4 * 19, : 4 * 37].clamp(0, 1)
-    assert (enlarge(Previous(stage, 0.0), x, generator()).float() - whole).abs().max() < 1e-3
+    assert (enlarge(PreviousStep(stage, 0.0), x, generator()).float() - whole).abs().max() < 1e-3
 
 
 def test_input_noise_is_that_of_the_step(small_rrdb, picture):
     stage, x = Stage(small_rrdb, torch.device("cpu"), "fp32"), picture(24, 32)
-    one, same, other = (enlarge(Previous(stage, 0.1), x, generator(seed)) for seed in (0, 0, 1))
+    one, same, other = (enlarge(PreviousStep(stage, 0.1), x, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
 def test_noise_channels_are_filled_anew_for_every_picture(small_noisy_rrdb, picture):
     stage, x = Stage(small_noisy_rrdb, torch.device("cpu"), "fp32"), picture(24, 32)
-    one, same, other = (enlarge(Previous(stage, 0.0), x, generator(seed)) for seed in (0, 0, 1))
+    one, same, other = (enlarge(PreviousStep(stage, 0.0), x, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert (one - other).abs().max() > 0.02
 
@@ -112,18 +112,20 @@ def test_the_file_is_read_only_for_its_own_run(large_photo, structure, tmp_path)
 
     def make():
         calls.append(None)
-        return make_chain(structure, photo, [], Counts(1, 1), generator(), torch.device("cpu"), tmp_path / "s", print)
+        return simulate_inputs(
+            structure, photo, [], Counts(1, 1), generator(), torch.device("cpu"), tmp_path / "s", print
+        )
 
-    made = keep_chain(path, "a", make)
-    kept = keep_chain(path, "a", make)
+    made = cached_inputs(path, "a", make)
+    kept = cached_inputs(path, "a", make)
     assert len(calls) == 1
     assert (kept.psnr, kept.psnr_fitted) == (made.psnr, made.psnr_fitted)
     for one, other in zip(made.pictures, kept.pictures, strict=True):
         assert one.paired == other.paired
         assert torch.equal(one.picture, other.picture)
         assert torch.equal(one.target, other.target)
-    keep_chain(path, "b", make)
+    cached_inputs(path, "b", make)
     assert len(calls) == 2
     path.write_bytes(path.read_bytes()[:50])
-    keep_chain(path, "b", make)
+    cached_inputs(path, "b", make)
     assert len(calls) == 3

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from engine.errors import InputError, UsageError
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.picture import Picture, to_unit
-from engine.training.sr.chain import ChainPicture
+from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.pairs import PhotographPairs, TeacherPairs, add_noise, check_grid
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def reduced(picture):
 
 def chained(coordinates):
     small = reduced(coordinates)
-    return [ChainPicture(small, small, True), ChainPicture(small, small, False)]
+    return [SimulatedInput(small, small, True), SimulatedInput(small, small, False)]
 
 
 def test_rows_come_in_order_and_show_the_same_place(coordinates, plain):
@@ -78,7 +78,7 @@ def test_a_free_sample_stands_beside_what_looks_like_it(plain):
     recipe = plain.replace(chain=1.0, samples=1, reconstructions=0)
     for colour in materials:
         picture = torch.tensor(colour / 255).half()[:, None, None].expand(3, 24, 48)
-        pairs = PhotographPairs(photo, [ChainPicture(picture, picture, False)], recipe, 4, 192, CPU)
+        pairs = PhotographPairs(photo, [SimulatedInput(picture, picture, False)], recipe, 4, 192, CPU)
         batch = pairs.draw(generator(1))
         assert batch.matched == 0
         assert ((batch.hr.mean((2, 3)) * 255 - torch.tensor(colour)).abs().amax(1) < 8).all()
@@ -92,7 +92,7 @@ def test_with_vgg_it_looks_like_it_in_texture_too(plain, vgg_file):
     recipe = plain.replace(chain=1.0, samples=1, reconstructions=0)
     for texture, axis in ((across, 2), (down, 3)):
         picture = reduced(Picture.of(texture[..., None].repeat(3, 2)))
-        chain = [ChainPicture(picture, picture, False)]
+        chain = [SimulatedInput(picture, picture, False)]
 
         def share(vgg, chain=chain, axis=axis):
             pairs = PhotographPairs(photo, chain, recipe, 4, 192, CPU, vgg)
@@ -106,7 +106,7 @@ def test_with_vgg_it_looks_like_it_in_texture_too(plain, vgg_file):
 
 def test_a_photograph_of_another_size_is_met_at_the_same_relative_place(coordinates, plain):
     small = F.interpolate(reduced(coordinates)[None].float(), (48, 64), mode="bilinear")[0].half()
-    chain = [ChainPicture(small, small, True)]
+    chain = [SimulatedInput(small, small, True)]
     pairs = PhotographPairs(coordinates, chain, plain.replace(chain=1.0), 4, 128, CPU)
     assert not pairs.aligned
     for seed in range(5):
@@ -175,6 +175,6 @@ def test_refusals(coordinates, plain):
         PhotographPairs(coordinates, [], plain, 4, 24, CPU)
     small = reduced(coordinates)[:, :7]
     with pytest.raises(InputError, match="a chain picture"):
-        PhotographPairs(coordinates, [ChainPicture(small, small, True)], plain, 4, 96, CPU)
+        PhotographPairs(coordinates, [SimulatedInput(small, small, True)], plain, 4, 96, CPU)
     with pytest.raises(UsageError, match="multiple of 32"):
         check_grid(48, 4, 8)

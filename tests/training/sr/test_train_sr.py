@@ -146,7 +146,7 @@ def test_resume_takes_the_chain_pictures_from_their_file(large_photo, request_, 
     out = tmp_path / "sr.safetensors"
     with pytest.raises(Interrupted):
         train(large_photo, out, request_(), on_event=stop_after(3))
-    monkeypatch.setattr("engine.training.sr.train.make_chain", None)  # would fail if it were called
+    monkeypatch.setattr("engine.training.sr.train.simulate_inputs", None)  # would fail if it were called
     train(large_photo, out, request_(), resume=True)
     assert not (tmp_path / "sr.safetensors.chain").exists()
 

@@ -12,7 +12,7 @@ from engine.device.memory import PeakMemory
 from engine.errors import BudgetError
 from engine.training.losses.discriminators import build
 from engine.training.losses.vgg import VGGFeatures
-from engine.training.sr.footprint import checkpoint_blocks, estimate, fit
+from engine.training.sr.footprint import checkpoint_blocks, estimate, needs_checkpointing
 from engine.training.sr.trainer import feature_layers
 
 NETWORKS = {
@@ -42,7 +42,7 @@ def test_the_count_is_what_is_taken(recipe, name, twice):
     recipe = recipe.replace(batch=8, crop=128, adversarial=0.0)
     network, judge = NETWORKS[name](), build("patch", 128, 8)
     weights = sum(28 * p.numel() for p in network.parameters())
-    counted = estimate(network, judge, None, recipe, twice=twice) - weights
+    counted = estimate(network, judge, None, recipe, checkpointing=twice) - weights
     with get_context("spawn").Pool(1) as alone:
         measured = alone.apply(peak, (name, twice, 8, 32))
     assert 0.75 * measured < counted < 2 * measured
@@ -53,8 +53,8 @@ def test_feature_maps_are_counted(with_features, vgg_file):
     recipe = with_features.replace(batch=4, crop=128)
     network, judge = NETWORKS["rrdb"](), build("projected", 128, 32)
     vgg = VGGFeatures(vgg_file, feature_layers(recipe))
-    counted = estimate(network, judge, vgg, recipe, twice=False) - estimate(
-        network, judge, None, plain(recipe), twice=False
+    counted = estimate(network, judge, vgg, recipe, checkpointing=False) - estimate(
+        network, judge, None, plain(recipe), checkpointing=False
     )
 
     def look(fake, real):
@@ -78,7 +78,7 @@ def test_counting_leaves_no_trace(recipe):
     network, judge = NETWORKS["rrdb"](), build("vgg", 32, 8)
     before = {name: tensor.clone() for name, tensor in judge.state_dict().items()}
     drawn = torch.get_rng_state()
-    estimate(network, judge, None, recipe, twice=True)
+    estimate(network, judge, None, recipe, checkpointing=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in judge.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state())
     assert all(p.grad is None for p in network.parameters())
@@ -86,13 +86,13 @@ def test_counting_leaves_no_trace(recipe):
 
 def test_the_budget_decides(recipe):
     network, judge = NETWORKS["rrdb"](), build("patch", 32, 8)
-    once, twice = (estimate(network, judge, None, recipe, twice=value) for value in (False, True))
+    once, twice = (estimate(network, judge, None, recipe, checkpointing=value) for value in (False, True))
     assert twice < once
-    assert not fit(network, judge, None, recipe, once)
-    assert fit(network, judge, None, recipe, once - 1)
-    assert fit(network, judge, None, recipe, twice)
+    assert not needs_checkpointing(network, judge, None, recipe, once)
+    assert needs_checkpointing(network, judge, None, recipe, once - 1)
+    assert needs_checkpointing(network, judge, None, recipe, twice)
     with pytest.raises(BudgetError, match="smaller batch than 4 or smaller crops than 32") as error:
-        fit(network, judge, None, recipe, twice - 1)
+        needs_checkpointing(network, judge, None, recipe, twice - 1)
     assert "\n" not in str(error.value)
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from engine.training.picture import Picture
-from engine.training.sr.chain import ChainPicture
-from engine.training.sr.review import Review, fixed_crops
+from engine.training.sr.chain import SimulatedInput
+from engine.training.sr.validation import Validation, fixed_crops
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_crops_are_those_that_are_held_out(photo):
 def test_the_truth_itself_is_best_and_noise_costs(photo):
     crops, held_out = fixed_crops(photo, 96, 4)
     lr = F.avg_pool2d(crops, 4)
-    review = Review(crops, lr, 0.1, 0, held_out)
+    review = Validation(crops, lr, 0.1, 0, held_out)
     assert review.quality(lambda _: crops, noise=False).psnr == pytest.approx(100)
     assert review.quality(lambda _: crops, noise=False).texture == 0
     flat = crops.mean((2, 3), keepdim=True).expand_as(crops)
@@ -49,7 +49,7 @@ def test_the_truth_itself_is_best_and_noise_costs(photo):
 
 def test_noise_channels_are_zero_without_noise(photo):
     crops, held_out = fixed_crops(photo, 96, 4)
-    review = Review(crops, F.avg_pool2d(crops, 4), 0.0, 2, held_out)
+    review = Validation(crops, F.avg_pool2d(crops, 4), 0.0, 2, held_out)
     quiet, noisy = (review.inputs(noise=noise) for noise in (False, True))
     assert torch.equal(quiet[:, :3], noisy[:, :3])
     assert float(quiet[:, 3:].abs().max()) == 0
@@ -59,7 +59,7 @@ def test_noise_channels_are_zero_without_noise(photo):
 def test_another_piece_of_the_texture_is_better_than_a_blur_though_not_in_psnr():
     grain = Picture.of(np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8))
     crops, held_out = fixed_crops(grain, 96, 4)
-    review = Review(crops, F.avg_pool2d(crops, 4), 0.0, 0, held_out)
+    review = Validation(crops, F.avg_pool2d(crops, 4), 0.0, 0, held_out)
     beside = torch.stack([grain.crop(y, 50, 32, 32) for y in (0, 32, 64)]) / 255
     moved = review.quality(lambda _: beside, noise=False)
     assert moved.psnr < review.bicubic().psnr - 2
@@ -69,8 +69,8 @@ def test_another_piece_of_the_texture_is_better_than_a_blur_though_not_in_psnr()
 @pytest.mark.parametrize("chained", [False, True])
 def test_the_picture_has_a_column_for_each_kind(photo, tmp_path, chained):
     crops, held_out = fixed_crops(photo, 96, 4)
-    one = ChainPicture(torch.rand(3, 24, 32).half(), torch.rand(3, 24, 32).half(), False)
-    review = Review(crops, F.avg_pool2d(crops, 4), 0.0, 0, held_out, [one] if chained else [])
+    one = SimulatedInput(torch.rand(3, 24, 32).half(), torch.rand(3, 24, 32).half(), False)
+    review = Validation(crops, F.avg_pool2d(crops, 4), 0.0, 0, held_out, [one] if chained else [])
     review.keep_start(lambda lr: nearest(lr) * 0)
     review.write(nearest, tmp_path / "row.png")
     with Image.open(tmp_path / "row.png") as image:

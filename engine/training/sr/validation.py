@@ -16,10 +16,10 @@ from engine.archs.layers import RGB
 from engine.training.data import write_row
 from engine.training.losses.texture import SlicedWasserstein
 from engine.training.picture import Picture, to_unit
-from engine.training.sr.chain import ChainPicture
+from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.pairs import Enlarge
 
-MOST_CROPS, LEAST_SIDE, MOST_SIDE = 8, 16, 256
+MAX_CROPS, MIN_SIDE, MAX_SIDE = 8, 16, 256
 SEED = 1
 
 
@@ -31,7 +31,7 @@ class Quality:
     texture: float
 
 
-class Review:
+class Validation:
     """Fixed crops: `hr` [N, 3, H, W] in [0, 1] is the truth, `lr` its reduction; `sigma` and `noise_channels`: the input
     noise of a render.
 
@@ -45,7 +45,7 @@ class Review:
         sigma: float,
         noise_channels: int,
         held_out: bool,
-        chain: Sequence[ChainPicture] = (),
+        chain: Sequence[SimulatedInput] = (),
     ) -> None:
         self.hr, self.lr, self.held_out = hr, lr, held_out
         self.scale = hr.shape[2] // lr.shape[2]
@@ -114,16 +114,16 @@ def fixed_crops(photo: Picture, trained: int, grid: int) -> tuple[Tensor, bool]:
     trained on; the side is a multiple of `grid`.
     """
     height, width = photo.size
-    held_out = width - trained >= max(grid, LEAST_SIDE)
+    held_out = width - trained >= max(grid, MIN_SIDE)
     left = trained if held_out else 0
-    side = min(MOST_SIDE, height, width - left) // grid * grid
-    count = min(MOST_CROPS, height // side)
+    side = min(MAX_SIDE, height, width - left) // grid * grid
+    count = min(MAX_CROPS, height // side)
     shares = [i / max(1, count - 1) for i in range(count)]
     places = [(round(s * (height - side)), left if held_out else round(s * (width - side))) for s in shares]
     return to_unit(torch.stack([photo.crop(y, x, side, side) for y, x in places])), held_out
 
 
-def _middle(chain: Sequence[ChainPicture], side: int) -> Tensor | None:
+def _middle(chain: Sequence[SimulatedInput], side: int) -> Tensor | None:
     if not chain:
         return None
     picture = chain[-1].picture.float()
