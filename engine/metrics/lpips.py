@@ -21,7 +21,7 @@ from engine.errors import InputError
 from engine.geometry import Box
 from engine.io.photo import Source
 from engine.metrics.frechet import Matrix
-from engine.metrics.rows import RowNetwork, RowStream
+from engine.metrics.rows import StridedNetwork, StridedRowStream
 
 Range = Literal["-1..1", "0..1"]
 RANGES: tuple[Range, ...] = ("-1..1", "0..1")
@@ -66,7 +66,7 @@ class Lpips:
         self._network = network.eval().requires_grad_(False).to(self._device)
         self._dtype = next(network.parameters()).dtype
         self._roots = [head.to(self._device, self._dtype).sqrt().view(1, -1, 1, 1) for head in heads]
-        self._rows = RowNetwork(self._network)
+        self._rows = StridedNetwork(self._network)
 
     def pairwise(
         self, pictures: Sequence[Source], given: Range = "-1..1", on_rows: Callable[[int], None] = lambda rows: None
@@ -80,7 +80,7 @@ class Lpips:
             found = ", ".join(sorted(f"{width}x{height}" for height, width in sizes))
             raise InputError(f"LPIPS compares pictures of one size; found {found or 'no pictures'}")
         (size,) = sizes
-        streams = [RowStream(self._rows, size) for _ in pictures]
+        streams = [StridedRowStream(self._rows, size) for _ in pictures]
         positions = [self._rows.sizes(*size)[name] for name in self._rows.outputs]
         product = np.zeros((len(pictures), len(pictures)))
         step = self._strip(size[1], len(pictures))

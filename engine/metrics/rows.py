@@ -56,7 +56,7 @@ class _Op:
     run: Callable[[Sequence[Tensor], Pads], Tensor]
 
 
-class RowNetwork:
+class StridedNetwork:
     """A network as operations on rows. Its ``forward`` takes [1, C, H, W] and returns a tuple of tensors.
 
     It may consist of convolutions, max pooling without padding, average pooling that counts its padding,
@@ -87,10 +87,10 @@ class RowNetwork:
         return sizes
 
 
-class RowStream:
+class StridedRowStream:
     """One pass of a network over a picture of (height, width)."""
 
-    def __init__(self, network: RowNetwork, size: tuple[int, int]) -> None:
+    def __init__(self, network: StridedNetwork, size: tuple[int, int]) -> None:
         self._network = network
         self._heights = {name: height for name, (height, _) in network.sizes(*size).items()}
         self._held: dict[str, Tensor] = {}
@@ -174,7 +174,7 @@ def _op(node: fx.Node, modules: dict[str, nn.Module]) -> _Op:
 
 def _require(node: fx.Node, known: bool) -> None:
     if not known:
-        raise TypeError(f"{node.name} ({node.target}) is nothing that RowNetwork runs over rows")
+        raise TypeError(f"{node.name} ({node.target}) is nothing that StridedNetwork runs over rows")
 
 
 def _windows(module: Any) -> tuple[Window, Window]:  # noqa: ANN401

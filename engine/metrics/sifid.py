@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.metrics.frechet import Gaussian, Moments
 from engine.metrics.inception import InceptionPrefix
-from engine.metrics.rows import RowNetwork, RowStream
+from engine.metrics.rows import StridedNetwork, StridedRowStream
 
 LAYERS = {"5": 192, "13": 768}
 """Layer -> channels."""
@@ -22,18 +22,18 @@ class Inception:
 
     def __init__(self, network: InceptionPrefix, device: torch.device | None = None) -> None:
         self._network = network.eval().requires_grad_(False).to(device or torch.device("cpu"))
-        self._rows = RowNetwork(self._network)
+        self._rows = StridedNetwork(self._network)
 
     def start(self, size: tuple[int, int]) -> FeatureMoments:
         """For one picture of (height, width). Raises InputError when it is too small."""
         weight = self._network.Conv2d_1a_3x3.conv.weight
-        return FeatureMoments(RowStream(self._rows, size), weight.device, weight.dtype)
+        return FeatureMoments(StridedRowStream(self._rows, size), weight.device, weight.dtype)
 
 
 class FeatureMoments:
     """Takes a picture's rows; then the Gaussians of its features."""
 
-    def __init__(self, stream: RowStream, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, stream: StridedRowStream, device: torch.device, dtype: torch.dtype) -> None:
         self._stream, self._device, self._dtype = stream, device, dtype
         self._moments = tuple(Moments(channels) for channels in LAYERS.values())
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from engine.errors import InputError
-from engine.metrics.rows import RowNetwork, RowStream, Window
+from engine.metrics.rows import StridedNetwork, StridedRowStream, Window
 
 
 def streamed(network, picture, step):
     """Every output of the network, from ``step`` rows at a time."""
-    stream = RowStream(RowNetwork(network), tuple(picture.shape[2:]))
+    stream = StridedRowStream(StridedNetwork(network), tuple(picture.shape[2:]))
     outputs = None
     for y in range(0, picture.shape[2], step):
         made = stream.push(picture[:, :, y : y + step])
@@ -89,7 +89,7 @@ def test_rows_of_one_operation(pool, step):
 )
 def test_what_rows_would_get_wrong_is_refused(layer):
     with pytest.raises(TypeError, match="pool"):
-        RowNetwork(Averages(layer).eval())
+        StridedNetwork(Averages(layer).eval())
 
 
 def test_batch_norm_in_training_is_refused(inception_network):
@@ -102,14 +102,14 @@ def test_batch_norm_in_training_is_refused(inception_network):
             return (self.norm(x),)
 
     with pytest.raises(TypeError, match="norm"):
-        RowNetwork(Norm())
+        StridedNetwork(Norm())
 
 
 def test_memory_does_not_grow_with_the_height(inception_network):
-    network = RowNetwork(inception_network)
+    network = StridedNetwork(inception_network)
     held = {}
     for height in (1024, 2048):  # both more than the 13th layer sees, so that every layer has all that it ever holds
-        stream = RowStream(network, (height, 80))
+        stream = StridedRowStream(network, (height, 80))
         held[height] = 0
         for _ in range(0, height, 32):
             stream.push(torch.zeros(1, 3, 32, 80, dtype=torch.float64))
@@ -119,18 +119,18 @@ def test_memory_does_not_grow_with_the_height(inception_network):
 
 def test_sizes_are_those_of_the_paper(inception_network):
     """4096 x 2160: 546,720 vectors of the 5th layer and 33,782 of the 13th."""
-    network = RowNetwork(inception_network)
+    network = StridedNetwork(inception_network)
     fifth, thirteenth = (network.sizes(2160, 4096)[name] for name in network.outputs)
     assert fifth == (536, 1020)
     assert thirteenth == (133, 254)
 
 
 def test_a_picture_that_is_too_small_is_refused(inception_network):
-    network = RowNetwork(inception_network)
+    network = StridedNetwork(inception_network)
     least = next(n for n in range(20, 200) if _fits(network, n))
     assert inception_network(random_picture(least, least))[1].shape[2:] == (1, 1)
     with pytest.raises(InputError, match=f"{least - 1}x{least} is too small for InceptionPrefix"):
-        RowStream(network, (least, least - 1))
+        StridedRowStream(network, (least, least - 1))
 
 
 def _fits(network, side):
