@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from engine.errors import InputError
 from engine.io.photo import Source
 from engine.metrics.images import bands
+from engine.metrics.psnr import psnr
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -78,7 +79,7 @@ def compare(
 
 
 def _psnr(mse: float) -> float:
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
+    return float(psnr(torch.tensor(mse, dtype=torch.float64), peak=255))
 
 
 def _with_luma(rows: Tensor) -> Tensor:

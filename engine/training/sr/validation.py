@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.archs.layers import RGB
+from engine.metrics.psnr import psnr
 from engine.training.data import write_row
 from engine.training.losses.texture import SlicedWasserstein
 from engine.training.picture import Picture, to_unit
@@ -103,10 +104,9 @@ class Validation:
         return F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(0, 1)
 
     def _measure(self, pictures: Tensor) -> Quality:
-        errors = (pictures - self.hr).square().mean((1, 2, 3)).clamp_min(1e-10)
-        psnr = float((-10 * errors.log10()).mean())
+        errors = (pictures - self.hr).square().mean((1, 2, 3))
         distance = SlicedWasserstein()(pictures, self.hr, torch.Generator().manual_seed(SEED))
-        return Quality(psnr, float(distance))
+        return Quality(float(psnr(errors, floor=1e-10).mean()), float(distance))
 
 
 def fixed_crops(photo: Picture, trained: int, grid: int) -> tuple[Tensor, bool]:
