@@ -1,8 +1,10 @@
-"""How good a network is now: numbers on a strip that was never trained on, and a picture to look at.
+"""Validation of a network in training: quality on a strip that training never sees, and a sample image.
 
-The numbers are PSNR and the sliced Wasserstein distance of patches: the first falls and the second improves when a
-network begins to draw texture, and neither alone says enough. Draws nothing from the run's generator.
+Quality is PSNR and the sliced Wasserstein distance of patches. When a network begins to draw texture the first falls and the
+second improves, so neither is enough alone. Nothing is drawn from the run's generator.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,24 +22,32 @@ from engine.training.picture import Picture, to_unit
 from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.pairs import Enlarge
 
-MAX_CROPS, MIN_SIDE, MAX_SIDE = 8, 16, 256
+MAX_CROPS = 8
+"""Number of validation crops."""
+
+MIN_SIDE = 16
+"""Columns that must be held out for a strip to be validated on, in pixels."""
+
+MAX_SIDE = 256
+"""Largest side of a validation crop, in pixels."""
+
 SEED = 1
+"""Seed of the input noise and of the texture distance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """PSNR in dB (higher is better) and texture distance in units of 1.0 (lower is better)."""
+    """Mean quality of the validation crops."""
 
     psnr: float
+    """In dB; higher is better."""
+
     texture: float
+    """Distance of the patch distributions for images in [0, 1]; lower is better."""
 
 
 class Validation:
-    """Fixed crops: `hr` [N, 3, H, W] in [0, 1] is the truth, `lr` its reduction; `sigma` and `noise_channels`: the input
-    noise of a render.
-
-    `held_out`: whether the crops were never trained on; otherwise they are for the eye only.
-    """
+    """Fixed validation crops with fixed input noise."""
 
     def __init__(
         self,
@@ -46,61 +56,71 @@ class Validation:
         sigma: float,
         noise_channels: int,
         held_out: bool,
-        chain: Sequence[SimulatedInput] = (),
+        simulated: Sequence[SimulatedInput] = (),
     ) -> None:
+        """Draw the input noise.
+
+        Args:
+            hr: true crops [N, 3, H, W] in [0, 1].
+            lr: reduced crops [N, 3, h, w] in [0, 1].
+            sigma: standard deviation of the input noise in a render.
+            noise_channels: noise channels of the network.
+            held_out: whether training never sees the crops; otherwise they are for the eye only.
+            simulated: simulated inputs, of which one is shown.
+        """
         self.hr, self.lr, self.held_out = hr, lr, held_out
         self.scale = hr.shape[2] // lr.shape[2]
         shape = (lr.shape[0], RGB + noise_channels, *lr.shape[2:])
         self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
         self.noise[:, :RGB] *= sigma
-        self.chain = _middle(chain, lr.shape[2])
+        self.simulated = _centre_crop(simulated, lr.shape[2])
         self._start: Tensor | None = None
 
     def inputs(self, *, noise: bool) -> Tensor:
-        """What a network takes to make the crops."""
+        """The network's inputs for all crops."""
         return self._with_noise(self.lr, noise)
 
     def quality(self, enlarge: Enlarge, *, noise: bool) -> Quality:
+        """Quality of a network's output, with or without input noise."""
         return self._measure(enlarge(self.inputs(noise=noise)))
 
     def bicubic(self) -> Quality:
-        return self._measure(self._enlarged(self.lr))
+        """Quality of a bicubic enlargement."""
+        return self._measure(self._bicubic(self.lr))
 
     def keep_start(self, enlarge: Enlarge) -> None:
-        """Remember what the network made before training, to show beside what it makes later."""
-        self._start = self._show(enlarge, noise=False)
+        """Keep the network's output before training, to show it beside later ones."""
+        self._start = self._sample_rows(enlarge, noise=False)
 
     def write(self, enlarge: Enlarge, path: Path) -> None:
-        """Rows of pictures: the input enlarged bicubically, the start, now (with the input noise of a render), the
-        photograph; the last row is a chain input, of which there is no photograph (its input is shown again).
+        """Write a sample image as PNG.
+
+        The columns are a bicubic enlargement, the output before training, the current output with input noise, and the
+        photograph. The rows are three crops and, if there is one, a simulated input. No photograph belongs to the latter,
+        so its bicubic enlargement is shown again.
         """
-        last = [] if self.chain is None else [self._enlarged(self.chain[None])]
-        now = self._show(enlarge, noise=True)
+        extra = [] if self.simulated is None else [self._bicubic(self.simulated[None])]
+        current = self._sample_rows(enlarge, noise=True)
         columns = [
-            torch.cat([self._enlarged(self._shown(self.lr)), *last]),
-            self._start if self._start is not None else now,
-            now,
-            torch.cat([self._shown(self.hr), *last]),
+            torch.cat([self._bicubic(_three(self.lr)), *extra]),
+            self._start if self._start is not None else current,
+            current,
+            torch.cat([_three(self.hr), *extra]),
         ]
         write_row([torch.cat(list(column), 1) for column in columns], path)
 
-    def _show(self, enlarge: Enlarge, *, noise: bool) -> Tensor:
-        rows = self._shown(self.lr)
-        if self.chain is not None:
-            rows = torch.cat([rows, self.chain[None]])
+    def _sample_rows(self, enlarge: Enlarge, *, noise: bool) -> Tensor:
+        rows = _three(self.lr)
+        if self.simulated is not None:
+            rows = torch.cat([rows, self.simulated[None]])
         return enlarge(self._with_noise(rows, noise))
 
     def _with_noise(self, pictures: Tensor, noise: bool) -> Tensor:
-        """[n, 3, h, w] -> [n, 3 + noise channels, h, w]; without `noise` its numbers are all zero."""
+        """[n, 3, h, w] -> [n, 3 + noise channels, h, w]; zeros instead of noise if ``noise`` is False."""
         values = noise * self.noise[torch.arange(len(pictures)) % len(self.noise)]
         return torch.cat([pictures + values[:, :RGB], values[:, RGB:]], 1)
 
-    @staticmethod
-    def _shown(crops: Tensor) -> Tensor:
-        """Three of the crops: of the upper, the middle and the lower part."""
-        return crops[[0, len(crops) // 2, len(crops) - 1]]
-
-    def _enlarged(self, lr: Tensor) -> Tensor:
+    def _bicubic(self, lr: Tensor) -> Tensor:
         return F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(0, 1)
 
     def _measure(self, pictures: Tensor) -> Quality:
@@ -110,8 +130,15 @@ class Validation:
 
 
 def fixed_crops(photo: Picture, trained: int, grid: int) -> tuple[Tensor, bool]:
-    """Up to eight crops [N, 3, side, side] in [0, 1] from top to bottom, and whether they lie in columns that are not
-    trained on; the side is a multiple of `grid`.
+    """Cut the validation crops, from top to bottom.
+
+    Args:
+        photo: the photograph at the size of the step's output.
+        trained: number of columns, from the left, that training may see.
+        grid: divisor of a crop's side.
+
+    Returns:
+        At most ``MAX_CROPS`` crops [N, 3, side, side] in [0, 1], and whether they lie in columns that training never sees.
     """
     height, width = photo.size
     held_out = width - trained >= max(grid, MIN_SIDE)
@@ -123,9 +150,15 @@ def fixed_crops(photo: Picture, trained: int, grid: int) -> tuple[Tensor, bool]:
     return to_unit(torch.stack([photo.crop(y, x, side, side) for y, x in places])), held_out
 
 
-def _middle(chain: Sequence[SimulatedInput], side: int) -> Tensor | None:
-    if not chain:
+def _three(crops: Tensor) -> Tensor:
+    """The first, the middle and the last crop: upper, middle and lower part of the photograph."""
+    return crops[[0, len(crops) // 2, len(crops) - 1]]
+
+
+def _centre_crop(simulated: Sequence[SimulatedInput], side: int) -> Tensor | None:
+    """Centre [3, side, side] of the last simulated input, if it is large enough."""
+    if not simulated:
         return None
-    picture = chain[-1].picture.float()
+    picture = simulated[-1].picture.float()
     y, x = ((n - side) // 2 for n in picture.shape[1:])
     return picture[:, y : y + side, x : x + side] if min(y, x) >= 0 else None
