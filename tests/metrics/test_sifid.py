@@ -37,6 +37,7 @@ def test_moments_equal_definition(inception, inception_network, picture):
         np.testing.assert_allclose(gaussian.covariance, covariance, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_equal_images_have_distance_zero(inception, picture):
     image = picture(150, 131)
     real = moments(inception, image)
@@ -44,6 +45,7 @@ def test_equal_images_have_distance_zero(inception, picture):
         assert distance <= 1e-9 * np.trace(gaussian.covariance)
 
 
+@pytest.mark.slow
 def test_other_image_is_farther_than_noise(inception, picture):
     image, other = picture(150, 131), picture(150, 131, seed=5) ** 2
     noisy = (image + 0.01 * torch.randn(image.shape)).clamp(0, 1)
