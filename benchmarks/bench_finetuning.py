@@ -1,14 +1,17 @@
-"""What fine-tuning changes, on the strip of the photograph that was never trained on: bicubic, start weights, fine-tuned.
+"""Effect of fine-tuning on the strip of the photograph that training never saw: bicubic, start weights, fine-tuned weights.
 
-    python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [PLACE] [--vgg FILE]
+    python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [INDEX] [--vgg FILE]
 
-START and WEIGHTS are files (or names of packaged weights) of one step, or models whose enlargement at PLACE, from 0, is taken;
-WEIGHTS knows its size of the photograph and its input noise. PSNR, the distance of the distributions of 7x7 patches, and with
---vgg (VGG-16) two perceptual distances. `pointwise`:
-unit-length feature vectors' mean squared difference at the same place, averaged over five layers (LPIPS with equal weights in
-place of its learned heads; Zhang et al. 2018, "baseline"). `frechet`: the Frechet distance of the vectors' distributions, as SIFID
-takes it, at relu4_3, divided by the photograph's own variance there. Appends a row for each to results/finetuning.csv and
-writes docs/finetuning-NAME.jpg: three crops, each as bicubic, start, fine-tuned, photograph.
+START and WEIGHTS are weights files of one step, names of packaged weights, or models of which the stage INDEX (from 0) is taken.
+WEIGHTS records the size of the photograph and the input noise.
+
+Columns: PSNR, the distance of the distributions of 7x7 patches and, with --vgg (VGG-16), two perceptual distances. ``pointwise``
+is the mean squared difference of unit-length feature vectors at the same place, averaged over five layers: LPIPS with equal
+weights instead of learned heads (Zhang et al. 2018, "baseline"). ``frechet`` is the Frechet distance of the vectors' distributions
+at relu4_3, as in SIFID, divided by the photograph's own variance there.
+
+Appends a row for each to results/finetuning.csv and writes docs/finetuning-NAME.jpg: three crops, each as bicubic, start,
+fine-tuned and photograph.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from engine.training.losses.vgg import open_vgg
 from engine.training.picture import open_picture
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape, open_start
-from engine.training.sr.review import Review, fixed_crops
+from engine.training.sr.validation import Validation, fixed_crops
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 DOCS = Path(__file__).parent.parent / "docs"
@@ -39,17 +42,17 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 @torch.no_grad()
 def pointwise(vgg, ours, truth):
-    """The mean over layers, positions and crops of |a / |a| - b / |b||^2."""
-    found = []
+    """Mean of |a / |a| - b / |b||^2 over layers, positions and crops."""
+    distances = []
     for a, b in zip(torch.split(ours, 1), torch.split(truth, 1), strict=True):
         a, b = vgg(a), vgg(b)
-        found += [(F.normalize(a[layer]) - F.normalize(b[layer])).square().sum(1).mean() for layer in LAYERS]
-    return float(torch.stack(found).mean())
+        distances += [(F.normalize(a[layer]) - F.normalize(b[layer])).square().sum(1).mean() for layer in LAYERS]
+    return float(torch.stack(distances).mean())
 
 
 @torch.no_grad()
 def frechet(vgg, ours, truth, layer="relu4_3"):
-    """Of the vectors of all crops together."""
+    """Frechet distance of the vectors of all crops together, relative to the variance of ``truth``."""
     gaussians = []
     for pictures in (ours, truth):
         moments = Moments(512)
@@ -64,39 +67,43 @@ def enlarger(network):
     return lambda lr: torch.cat([stage.run(one).clamp(0, 1) for one in torch.split(lr, 1)])
 
 
-def main():
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("photo", "start", "weights", "name"):
-        words.add_argument(name)
-    words.add_argument("place", type=int, nargs="?", default=0)
-    words.add_argument("--vgg", type=Path)
-    given = words.parse_args()
-    facts = read_stage(given.weights, given.place)[1].training
-    start, tuned = (open_start(name, Shape(), 0, given.place) for name in (given.start, given.weights))
+        parser.add_argument(name)
+    parser.add_argument("index", type=int, nargs="?", default=0)
+    parser.add_argument("--vgg", type=Path)
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse()
+    facts = read_stage(arguments.weights, arguments.index)[1].training
+    start, tuned = (open_start(name, Shape(), 0, arguments.index) for name in (arguments.start, arguments.weights))
     width, height = facts["photo"]["trained_at"]
-    vgg = open_vgg(given.vgg, LAYERS) if given.vgg else None
+    vgg = open_vgg(arguments.vgg, LAYERS) if arguments.vgg else None
     with tempfile.TemporaryDirectory() as folder:
-        picture = open_picture(open_photo(Path(given.photo)), (height, width), Path(folder) / "photo")
+        picture = open_picture(open_photo(Path(arguments.photo)), (height, width), Path(folder) / "photo")
         trained = width - int(width * facts["recipe"]["held_out"])
         hr, held_out = fixed_crops(picture, trained, 4 * tuned.network.align)
     assert held_out
-    review = Review(hr, bicubic(hr, 4), tuned.sigma, tuned.network.noise_channels, held_out)
-    made = {
-        "bicubic": F.interpolate(review.lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1),
-        "start": enlarger(start.network)(review.lr),
-        "fine-tuned": enlarger(tuned.network)(review.inputs(noise=True)),
+    validation = Validation(hr, bicubic(hr, 4), tuned.sigma, tuned.network.noise_channels, held_out)
+    outputs = {
+        "bicubic": F.interpolate(validation.lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1),
+        "start": enlarger(start.network)(validation.lr),
+        "fine-tuned": enlarger(tuned.network)(validation.inputs(noise=True)),
     }
-    for way, pictures in made.items():
-        quality = review.quality(lambda lr, pictures=pictures: pictures, noise=False)
-        row = {"name": given.name, "step": facts["step"], "crops": len(hr), "way": way}
+    for way, pictures in outputs.items():
+        quality = validation.quality(lambda lr, pictures=pictures: pictures, noise=False)
+        row = {"name": arguments.name, "step": facts["step"], "crops": len(hr), "way": way}
         row |= {"psnr": f"{quality.psnr:.2f}", "patches": f"{quality.texture:.4f}"}
         row["pointwise"] = f"{pointwise(vgg, pictures, hr):.4f}" if vgg else ""
         row["frechet"] = f"{frechet(vgg, pictures, hr):.4f}" if vgg else ""
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         add_row("finetuning", row)
-    columns = [torch.cat(list(pictures[[1, len(hr) // 2, -2]]), 1) for pictures in (*made.values(), hr)]
+    columns = [torch.cat(list(pictures[[1, len(hr) // 2, -2]]), 1) for pictures in (*outputs.values(), hr)]
     sheet = torch.cat(columns, 2).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(np.ascontiguousarray(sheet)).save(DOCS / f"finetuning-{given.name}.jpg", quality=92)
+    Image.fromarray(np.ascontiguousarray(sheet)).save(DOCS / f"finetuning-{arguments.name}.jpg", quality=92)
 
 
 if __name__ == "__main__":

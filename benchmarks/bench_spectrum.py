@@ -1,12 +1,12 @@
-"""Where a model's pictures have more or less texture than the photograph: its energy octave by octave.
+"""Texture energy of a model's images relative to the photograph, octave by octave.
 
     python benchmarks/bench_spectrum.py MODEL PHOTO [MODEL PHOTO ...]
 
-Renders, 4096 columns wide and with the photograph's proportions, three samples (`samples`) and the photograph itself reduced to
-step 1's size (`reduced`), whose content is the photograph's, so that what differs is the enlargements' doing. Of each the energy
-of the structures of 16 to 32, 8 to 16, 4 to 8 and 2 to 4 pixels, over that of the photograph at this size: 1 is equal. Much
-energy in coarse octaves and little in fine ones is what a painting has. A photograph of fewer than 4096 columns has little in
-the last one itself. Writes results/spectrum.csv.
+Renders 4096 columns with the photograph's proportions: three samples (``samples``), and the photograph reduced to step 1's size
+(``reduced``), whose content is the photograph's, so that differences come from the enlargements alone. For each, the energy of
+structures of 16 to 32, 8 to 16, 4 to 8 and 2 to 4 pixels over that of the photograph at this size; 1 is equal. Much energy in
+coarse octaves and little in fine ones looks painted. A photograph of fewer than 4096 columns has little in the last octave
+itself. Appends to results/spectrum.csv.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PERIODS = (32, 16, 8, 4, 2)  # pixels
 
 
 def power(image):
-    """Of an image [3, H, W], the mean of the colours: the energy of each frequency, and that down and across in 1 / pixels."""
+    """Energy at each frequency of an image [3, H, W] in grey, and the frequencies down and across in 1 / pixels."""
     grey = image.mean(0, dtype=np.float64)
     window = np.hanning(grey.shape[0])[:, None] * np.hanning(grey.shape[1])
     energy = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
@@ -40,7 +40,7 @@ def power(image):
 
 
 def energies(image):
-    """Of an image [3, H, W], for each octave."""
+    """Energy of an image [3, H, W] in each octave."""
     energy, down, across = power(image)
     frequency = np.maximum(np.abs(down), np.abs(across))
     octaves = ((frequency >= 1 / low) & (frequency < 1 / high) for low, high in pairwise(PERIODS))
@@ -48,12 +48,12 @@ def energies(image):
 
 
 def photograph(photo, size, folder):
-    """[3, H, W] of this size, as it is reduced for training."""
+    """The photograph [3, H, W] at this size, reduced as for training."""
     return open_picture(photo, size, folder / "pixels").crop(0, 0, *size).numpy()
 
 
-def show(name, what, values, images):
-    row = {"model": name, "of": what, "images": images}
+def show(name, kind, values, images):
+    row = {"model": name, "of": kind, "images": images}
     row |= {f"{high} to {low} px": f"{value:.2f}" for (low, high), value in zip(pairwise(PERIODS), values, strict=True)}
     print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     add_row("spectrum", row)
@@ -63,7 +63,7 @@ def main(*paths):
     for path, picture in zip(paths[::2], paths[1::2], strict=True):
         model, photo = load(path), open_photo(Path(picture))
         size = (round(WIDTH * photo.height / photo.width), WIDTH)
-        found = [energies(render(model, Request(size=size, seed=seed))) for seed in SEEDS]
+        sampled = [energies(render(model, Request(size=size, seed=seed))) for seed in SEEDS]
         base = model.base_size[1]
         small = (round(base * photo.height / photo.width), base)
         enlarged = (small[0] * WIDTH // base, WIDTH)
@@ -71,10 +71,10 @@ def main(*paths):
             folder = Path(temporary)
             start = folder / "reduced.png"
             Image.fromarray(np.moveaxis(photograph(photo, small, folder), 0, -1)).save(start)
-            again = energies(render(model, Request(size=enlarged, init=start)))
+            reduced = energies(render(model, Request(size=enlarged, init=start)))
             truths = [energies(photograph(photo, one, folder)) for one in (size, enlarged)]
-        show(Path(path).stem, "samples", np.mean(found, 0) / truths[0], len(found))
-        show(Path(path).stem, "reduced", again / truths[1], 1)
+        show(Path(path).stem, "samples", np.mean(sampled, 0) / truths[0], len(sampled))
+        show(Path(path).stem, "reduced", reduced / truths[1], 1)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/crops.py PHOTO NAME X,Y [X,Y ...]
 
-Of models/NAME.safetensors, seed 7, at 4096 columns: the places X,Y with RealSR-DF2K in all steps (before), with the model's own
-networks (after), and the photograph, enlarged to the same width, at the same place. Writes docs/crops-NAME.jpg.
+The sample is seed 7 of models/NAME.safetensors at 4096 columns. Each place X,Y is shown with RealSR-DF2K in all steps (before),
+with the model's own networks (after), and in the photograph enlarged to the same width. Writes docs/crops-NAME.jpg.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE, WIDTH, GAP = 384, 4096, 8
 
 
 def crop(model, place):
-    """[SIDE, SIDE, 3] of the sample, rendered alone."""
+    """Crop [SIDE, SIDE, 3] of the sample, rendered alone."""
     base_height, base_width = model.base_size
     size = (base_height * WIDTH // base_width, WIDTH)
     roi = Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE)
@@ -46,8 +46,8 @@ def main(photo, name, *places):
         before = build(folder / "structure.safetensors", ["realsr"] * len(after.stages), margin=after.manifest.margin)
         for text in places:
             x, y = (int(n) for n in text.split(","))
-            seen = np.asarray(photograph.crop((x, y, x + SIDE, y + SIDE)))
-            rows.append([crop(before, (x, y)), crop(after, (x, y)), seen])
+            truth = np.asarray(photograph.crop((x, y, x + SIDE, y + SIDE)))
+            rows.append([crop(before, (x, y)), crop(after, (x, y)), truth])
     step = SIDE + GAP
     sheet = np.full((step * len(rows) - GAP, step * 3 - GAP, 3), 255, np.uint8)
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""engine score."""
+"""``engine score``: scores of images, or of samples rendered first, against a photograph or a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.cli.tables import print_table
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory
-from engine.errors import BudgetError, InputError, Interrupted, UsageError
+from engine.errors import BudgetError, InputError, Interrupted, UsageError, option
 from engine.io.photo import PictureSource
 from engine.job import Job
 from engine.metrics import weights
@@ -30,7 +30,8 @@ from engine.plan.cost import readable
 from engine.plan.request import Request
 
 AVAILABLE, FREE, ALL = "available", "free", "all"
-TRAINED = tuple(weights.NEEDED)
+TRAINED = tuple(weights.FILES)
+"""Metrics with trained weights."""
 
 _PAPER = (
     ("OUR-GAN with ESRGAN, paper, ST4K", "1.36/1.48", ".43"),
@@ -38,42 +39,46 @@ _PAPER = (
     ("OUR-GAN with ESRGAN, paper, RAISE", "1.22/1.50", ".40"),
     ("OUR-GAN with SwinIR, paper, RAISE", ".97/1.48", ".38"),
 )
-"""Rows of Table 4: means over 25 and 50 photographs."""
+"""Model, SIFID and LPIPS from the paper's Table 4: means over 25 and 50 photographs."""
 
 
 def check(
     images: Sequence[Path], real: Path | None, reference: Path | None, model: Path | None,
     samples: int, keep: Path | None, request: Request,
 ) -> None:  # fmt: skip
-    """Raise UsageError unless the options describe one of the three things that can be scored."""
+    """Raise UsageError unless the options describe one of the three ways to score."""
     if (real is None) == (reference is None):
-        raise UsageError("engine score needs either --real PHOTOGRAPH (or --against) or --reference PICTURE")
+        raise UsageError(f"engine score: give either {option('real')} PHOTOGRAPH or {option('reference')} PICTURE")
     if model is not None and (images or reference is not None):
-        raise UsageError("--model renders its own samples for --against: leave the images and --reference out")
+        raise UsageError(
+            f"{option('model')}: renders its own samples for {option('real')}; leave the images and {option('reference')} out"
+        )
     if model is None and not images:
-        raise UsageError("engine score needs images, stores or folders of them; or --model to render samples")
+        raise UsageError(f"engine score: no images; name pictures, stores or folders, or {option('model')} to render")
     if model is None and keep is not None:
-        raise UsageError(f"--keep {keep}: keeps rendered samples, which only --model makes")
+        raise UsageError(f"{option('keep', keep)}: there are no rendered samples to keep; add {option('model')}")
     if model is None and replace(request, device=None) != Request():
-        raise UsageError("options of a render apply to --model only; for images that are there, leave them out")
+        raise UsageError(f"options of a render need {option('model')}; leave them out for existing images")
     if samples < 1:
-        raise UsageError(f"--samples {samples}: must be at least 1")
+        raise UsageError(f"{option('samples', samples)}: must be at least 1")
     if request.init is not None or request.roi is not None:
-        raise UsageError("--init and --roi: samples are whole images that begin with step 1; leave these options out")
+        raise UsageError(
+            f"{option('init')} and {option('roi')}: samples are whole images that begin with step 1; leave these options out"
+        )
 
 
 def reference(images: Sequence[Path], reference_path: Path, as_json: bool) -> None:
-    """PSNR and SSIM of every image against the reference."""
-    wanted = open_image(reference_path)
+    """Print PSNR and SSIM of every image against the reference."""
+    truth = open_image(reference_path)
     samples = [open_image(path) for path in expand(images)]
-    with meter("scoring", len(samples) * wanted.size[0]) as bar:
-        found = [(s.name, compare(s.source, wanted.source, bar.advance, s.name)) for s in samples]
+    with meter("scoring", len(samples) * truth.size[0]) as bar:
+        results = [(s.name, compare(s.source, truth.source, bar.advance, s.name)) for s in samples]
     if as_json:
-        images_json = [{"name": name, **fidelity.to_json()} for name, fidelity in found]
-        report.print_json({"reference": wanted.name, "images": images_json})
+        images_json = [{"name": name, **fidelity.to_json()} for name, fidelity in results]
+        report.print_json({"reference": truth.name, "images": images_json})
     else:
         head = ("image", "PSNR RGB", "PSNR Y", "SSIM RGB", "SSIM Y")
-        print_table(head, [(name, *_fidelity_row(fidelity)) for name, fidelity in found])
+        print_table(head, [(name, *_fidelity_row(fidelity)) for name, fidelity in results])
 
 
 def _fidelity_row(fidelity: Fidelity) -> Iterator[str]:
@@ -85,12 +90,17 @@ def _fidelity_row(fidelity: Fidelity) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """Samples that are made to be scored. ``keep``: where they stay; else they are deleted."""
+    """Samples to render before scoring."""
 
     model: Path
+
     samples: int
+    """Number of samples, of consecutive seeds."""
+
     request: Request
+
     keep: Path | None
+    """Folder for the samples' stores; None to delete them."""
 
 
 def against(
@@ -102,22 +112,24 @@ def against(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Score images, or samples that are rendered first, against a photograph."""
-    asked, notes = choose_metrics(metrics, weights_folder)
+    """Score images, or samples that are rendered first, against a photograph, and print the scores."""
+    available, notes = choose_metrics(metrics, weights_folder)
     for note in notes:
         log(note)
     fix_malloc_thresholds()
-    where = choose_device(device)
-    inception = weights.load_inception(weights_folder, where) if "sifid" in asked else None
-    lpips = weights.load_lpips(weights_folder, where) if "lpips" in asked else None
+    chosen_device = choose_device(device)
+    inception = weights.load_inception(weights_folder, chosen_device) if "sifid" in available else None
+    lpips = weights.load_lpips(weights_folder, chosen_device) if "lpips" in available else None
     real = open_image(photograph)
-    with _stoppable(rendering), _samples(images, rendering) as paths:
+    with _interruptible(rendering), _samples(images, rendering) as paths:
         samples = [open_image(path) for path in paths]
         if lpips is not None and len(samples) < 2:
-            raise UsageError("LPIPS is the mean over pairs, and there is 1 sample; give more, or --metrics sifid")
+            raise UsageError(
+                f"LPIPS: needs at least 2 samples, there is 1; add samples, or use {option('metrics', 'sifid')}"
+            )
         real = _at_height(real, samples)
-        total = rows_to_read(real, samples, lpips is not None)
-        with PeakMemory(where) as peak, meter("scoring", total) as bar:
+        total = rows_to_read(real, samples, lpips=lpips is not None)
+        with PeakMemory(chosen_device) as peak, meter("scoring", total) as bar:
             scores = score_samples(real, samples, inception, lpips, bar.advance)
     if as_json:
         report.print_json({**scores.to_json(), "missing": notes, "host_peak": peak.host, "device_peak": peak.device})
@@ -127,9 +139,18 @@ def against(
 
 
 def choose_metrics(text: str, folder: Path | None) -> tuple[tuple[str, ...], list[str]]:
-    """The metrics to compute with trained weights, and a line for each file that keeps one from being computed.
+    """Choose the metrics with trained weights.
 
-    Raises InputError when a metric was asked for by name and a file of it is missing.
+    Args:
+        text: ``available``, ``free``, ``all``, or names separated by commas.
+        folder: folder of the weights, besides PyTorch's cache.
+
+    Returns:
+        Names of the metrics to compute, and a line for each file whose absence prevents one.
+
+    Raises:
+        UsageError: a name is unknown.
+        InputError: a metric other than by ``available`` lacks a file.
     """
     names = tuple(dict.fromkeys(text.split(",")))
     if text in (AVAILABLE, ALL):
@@ -138,44 +159,49 @@ def choose_metrics(text: str, folder: Path | None) -> tuple[tuple[str, ...], lis
         names = ()
     if unknown := [name for name in names if name not in TRAINED]:
         raise UsageError(
-            f"--metrics {unknown[0]}: use {AVAILABLE}, {FREE}, {ALL}, or {', '.join(TRAINED)} with commas between"
+            f"{option('metrics', unknown[0])}: unknown; use {AVAILABLE}, {FREE}, {ALL}, or {', '.join(TRAINED)} "
+            "separated by commas"
         )
-    absent = {name: lines for name in names if (lines := weights.missing(name, folder))}
-    notes = [f"{name.upper()} is left out: {line}" for name, lines in absent.items() for line in lines]
-    if absent and text != AVAILABLE:
-        raise InputError("; ".join(line for lines in absent.values() for line in lines))
-    return tuple(name for name in names if name not in absent), notes
+    missing = {name: lines for name in names if (lines := weights.missing(name, folder))}
+    if missing and text != AVAILABLE:
+        problems = "; ".join(line for lines in missing.values() for line in lines)
+        raise InputError(f"{problems}; or name the folder with {option('weights_dir')}")
+    notes = [
+        f"{name.upper()} is left out: {line}, or name the folder with --weights-dir"
+        for name, lines in missing.items()
+        for line in lines
+    ]
+    return tuple(name for name in names if name not in missing), notes
 
 
 def _at_height(photograph: Sample, samples: Sequence[Sample]) -> Sample:
-    """The photograph at the samples' height: textures can be compared only at one scale."""
+    """The photograph resampled to the samples' height: textures are comparable at one scale only."""
     height, width = photograph.size
-    wanted = samples[0].size[0] if samples else height
-    if height == wanted or not isinstance(photograph.source, PictureSource):
+    sample_height = samples[0].size[0] if samples else height
+    if height == sample_height or not isinstance(photograph.source, PictureSource):
         return photograph
-    size = (wanted, max(1, round(width * wanted / height)))
+    size = (sample_height, max(1, round(width * sample_height / height)))
     log(f"{photograph.name}: resampled from {width}x{height} to {size[1]}x{size[0]}, the samples' height")
     return Sample(photograph.name, photograph.source.resampled(size))
 
 
 @contextmanager
-def _stoppable(rendering: Rendering | None) -> Iterator[None]:
-    """After Ctrl-C, says what is left."""
+def _interruptible(rendering: Rendering | None) -> Iterator[None]:
+    """Turn Ctrl-C into an error that says which samples remain."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = (
-            f"the same command goes on with what {rendering.keep} holds"
-            if rendering and rendering.keep
-            else "nothing is kept"
-        )
-        raise Interrupted(f"stopped; {kept}") from None
+        if rendering is None or rendering.keep is None:
+            raise Interrupted("stopped: nothing is kept") from None
+        raise Interrupted(f"stopped: {rendering.keep} keeps the samples; repeat the command to continue") from None
 
 
 @contextmanager
 def _samples(images: Sequence[Path], rendering: Rendering | None) -> Iterator[list[Path]]:
-    """What is scored. Rendered samples all lie there at once, because LPIPS needs every pair: a store takes a tenth of
-    what the features of one picture would."""
+    """Paths of the images to score.
+
+    All rendered samples exist at once, because LPIPS needs every pair; a store is a tenth of the size of its features.
+    """
     if rendering is None:
         yield expand(images)
     elif rendering.keep is not None:
@@ -186,11 +212,11 @@ def _samples(images: Sequence[Path], rendering: Rendering | None) -> Iterator[li
 
 
 def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
-    """The samples' stores; what a kept folder already holds is not rendered again."""
+    """Render the samples that the folder does not hold yet; returns the paths of all stores."""
     folder.mkdir(parents=True, exist_ok=True)
     request = rendering.request
     seeds = range(request.seed, request.seed + rendering.samples)
-    replace(request, seed=seeds[-1])  # refused now, not after the other renders
+    replace(request, seed=seeds[-1])  # refuse the last seed now, not after all other renders
     paths = [folder / f"sample-{seed}.zarr" for seed in seeds]
     model = load(rendering.model)
     with meter("rendering", rendering.samples) as bar:
@@ -203,12 +229,13 @@ def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
 
 
 def _check_disk(job: Job, missing: Sequence[Path]) -> None:
-    """All samples that are still to come must fit beside each other."""
+    """Raise BudgetError unless all missing samples fit on the disk together."""
     needed = len(missing) * job.projection.disk + job.projection.scratch
     if needed > job.measured.budget.disk:
         raise BudgetError(
             f"{len(missing)} samples may take {readable(needed)}, the disk of {job.out.parent} has "
-            f"{readable(job.measured.budget.disk)} free; use fewer --samples, a smaller --size, or --keep on another disk"
+            f"{readable(job.measured.budget.disk)} free; use fewer {option('samples')}, a smaller {option('size')}, or "
+            f"{option('keep')} on another disk"
         )
 
 
@@ -218,14 +245,14 @@ def _render(job: Job, bar: Meter) -> None:
     for _ in job.run(sink, lambda stage, pixels: bar.advance(pixels / total, job.out.name)):
         pass
     if not total:
-        bar.advance(1, job.out.name)  # it was there
+        bar.advance(1, job.out.name)  # the store was complete before
 
 
 def _print(scores: Scores, name: str) -> None:
     (height, width), (base_height, base_width) = scores.size, scores.base
     report.line(
         f"{len(scores.samples)} samples of {width}x{height} against {scores.photograph}; "
-        f"layout looked at in {base_width}x{base_height}"
+        f"layout compared at {base_width}x{base_height}"
     )
     print_table(("measure", "samples", "photograph itself", "unit"), _rows(scores))
     lpips = scores.diversity.lpips if scores.diversity else None
@@ -236,17 +263,17 @@ def _print(scores: Scores, name: str) -> None:
             "/".join(f"{v:.2f}" for v in sifid.values()) if sifid else "-",
             f"{lpips[RANGES[0]]:.2f}" if lpips else "-",
         )
-        report.line("as a row of the paper's Table 4, whose own are means over many photographs:")
+        report.line("as a row of the paper's Table 4, whose rows are means over many photographs:")
         print_table(("model", "SIFID 5th/13th", "LPIPS"), (ours, *_PAPER))
 
 
 def _rows(scores: Scores) -> Iterator[tuple[str, str, str, str]]:
-    """Measure, samples, the photograph's own value or the least that could be expected, unit."""
+    """Measure, value of the samples, value of the photograph itself (or the best possible one), unit."""
     for layer, value in (scores.sifid or {}).items():
         yield f"SIFID, layer {layer}", f"{value:.3f}", "0", "lower is nearer"
     if scores.diversity is not None:
-        for given, value in (scores.diversity.lpips or {}).items():
-            yield f"LPIPS over pairs, input in {given}", f"{value:.3f}", "", "higher is more varied"
+        for input_range, value in (scores.diversity.lpips or {}).items():
+            yield f"LPIPS over pairs, input in {input_range}", f"{value:.3f}", "", "higher is more varied"
         yield "diversity (std over samples / std of the photograph)", f"{scores.diversity.pixels:.3f}", "", "of 1"
         yield "RMS difference of two samples", f"{scores.diversity.rms:.2f}", "", "levels"
     yield "colour of rows, top to bottom", f"{scores.colour_profile:.2f}", "0", "levels"

@@ -1,5 +1,5 @@
-"""How good pictures are: SIFID, LPIPS, and measures that need no trained network. Every picture is read as rows, once
-for each measure, so memory grows with the width and not with the height.
+"""Quality of images: SIFID, LPIPS, and measures that need no trained network.
 
-Knows pictures (``engine.io.photo``), stores and networks; knows nothing of rendering: the command renders, this package looks.
+Images are read as rows, once for each measure, so memory grows with the width and not with the height. The package knows image
+files (``engine.io.photo``), stores and networks, and nothing of rendering.
 """

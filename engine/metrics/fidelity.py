@@ -1,8 +1,8 @@
-"""PSNR and SSIM of a picture against a reference of the same size, row by row, in float64.
+"""PSNR and SSIM of an image against a reference of the same size, row by row, in float64.
 
-RGB in levels of 255, and Y as super-resolution papers have it: BT.601 luma with footroom, 16 to 235 (MATLAB's rgb2ycbcr), peak 255.
-SSIM as in Wang et al. 2004: an 11 x 11 Gaussian of 1.5 pixels, only where it fits inside, K1 = 0.01, K2 = 0.03; for RGB the mean of
-the channels. No border is cut off.
+Both are computed for RGB in levels of 255, and for Y as super-resolution papers define it: BT.601 luma from 16 to 235
+(MATLAB's ``rgb2ycbcr``), peak 255. SSIM follows Wang et al. 2004: an 11 x 11 Gaussian of 1.5 pixels where it fits inside,
+K1 = 0.01, K2 = 0.03, and the mean over channels for RGB. No border is cropped.
 """
 
 from __future__ import annotations
@@ -19,58 +19,77 @@ from torch.nn import functional as F
 from engine.errors import InputError
 from engine.io.photo import Source
 from engine.metrics.images import bands
+from engine.metrics.psnr import psnr
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-_LUMA, _FOOT = (65.481, 128.553, 24.966), 16.0
+_LUMA, _LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0
 _CHANNELS = 4  # R, G, B, Y
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Mean squared errors in squared levels, and SSIM, of RGB and of Y."""
+    """Errors of an image against its reference."""
 
     mse_rgb: float
+    """Mean squared error over the three channels, in squared levels."""
+
     mse_y: float
+    """Mean squared error of Y, in squared levels."""
+
     ssim_rgb: float
+    """Mean SSIM of the three channels."""
+
     ssim_y: float
 
     @property
     def psnr_rgb(self) -> float:
-        """Decibels; infinite for equal pictures."""
+        """PSNR in dB; infinite for equal images."""
         return _psnr(self.mse_rgb)
 
     @property
     def psnr_y(self) -> float:
+        """PSNR of Y in dB; infinite for equal images."""
         return _psnr(self.mse_y)
 
     def to_json(self) -> dict[str, Any]:
-        """An infinite PSNR is null, which JSON can say."""
-        psnr = {"psnr_rgb": self.psnr_rgb, "psnr_y": self.psnr_y}
-        return {**{k: v if math.isfinite(v) else None for k, v in psnr.items()}, **asdict(self)}
+        """All values; None for an infinite PSNR, which JSON cannot express."""
+        values = {"psnr_rgb": self.psnr_rgb, "psnr_y": self.psnr_y}
+        return {**{k: v if math.isfinite(v) else None for k, v in values.items()}, **asdict(self)}
 
 
 def compare(
     picture: Source, reference: Source, on_rows: Callable[[int], None] = lambda rows: None, name: str = "picture"
 ) -> Fidelity:
-    """Raises InputError when the sizes differ or are smaller than SSIM's window."""
-    (height, width), (wanted_height, wanted_width) = picture.size, reference.size
+    """Compare an image with its reference.
+
+    Args:
+        picture: the image.
+        reference: the image that it should equal.
+        on_rows: called with the number of rows that were compared.
+        name: name of the image in messages.
+
+    Raises:
+        InputError: the sizes differ or are smaller than SSIM's window.
+    """
+    height, width = picture.size
     if picture.size != reference.size:
-        raise InputError(
-            f"{name}: {width}x{height}, but the reference is {wanted_width}x{wanted_height}; PSNR needs equal sizes"
-        )
+        expected = f"{reference.size[1]}x{reference.size[0]}"
+        raise InputError(f"{name}: {width}x{height}, but the reference is {expected}; PSNR needs equal sizes")
     if min(height, width) < _WINDOW:
-        raise InputError(f"{name}: {width}x{height} is smaller than SSIM's window of {_WINDOW} pixels")
+        raise InputError(
+            f"{name}: {width}x{height} is smaller than SSIM's window of {_WINDOW} pixels; use a larger image"
+        )
     squares = torch.zeros(_CHANNELS, dtype=torch.float64)
     similarity = torch.zeros(_CHANNELS, dtype=torch.float64)
-    held = torch.empty(2, _CHANNELS, 0, width, dtype=torch.float64)  # rows of both that a window will still need
-    for rows, wanted in zip(bands(picture), bands(reference), strict=True):
-        pair = torch.stack([_with_luma(rows), _with_luma(wanted)])
+    pending = torch.empty(2, _CHANNELS, 0, width, dtype=torch.float64)  # rows of both that later windows need
+    for rows, reference_rows in zip(bands(picture), bands(reference), strict=True):
+        pair = torch.stack([_with_luma(rows), _with_luma(reference_rows)])
         squares += (pair[0] - pair[1]).square().sum((1, 2))
-        held = torch.cat([held, pair], 2)
-        if held.shape[2] >= _WINDOW:
-            similarity += _ssim(held[0], held[1]).sum((1, 2))
-            held = held[:, :, -(_WINDOW - 1) :]
+        pending = torch.cat([pending, pair], 2)
+        if pending.shape[2] >= _WINDOW:
+            similarity += _ssim(pending[0], pending[1]).sum((1, 2))
+            pending = pending[:, :, -(_WINDOW - 1) :]
         on_rows(rows.shape[1])
     mse = squares / (height * width)
     ssim = similarity / ((height - _WINDOW + 1) * (width - _WINDOW + 1))
@@ -78,18 +97,18 @@ def compare(
 
 
 def _psnr(mse: float) -> float:
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
+    return float(psnr(torch.tensor(mse, dtype=torch.float64), peak=255))
 
 
 def _with_luma(rows: Tensor) -> Tensor:
-    """[3, r, W] in [0, 1] -> [4, r, W] in levels."""
+    """Convert [3, r, W] in [0, 1] to RGB and Y in levels, [4, r, W]."""
     rows = rows.double()
-    luma = (rows * torch.tensor(_LUMA, dtype=torch.float64).view(3, 1, 1)).sum(0) + _FOOT
+    luma = (rows * torch.tensor(_LUMA, dtype=torch.float64).view(3, 1, 1)).sum(0) + _LUMA_OFFSET
     return torch.cat([rows * 255, luma[None]])
 
 
 def _ssim(a: Tensor, b: Tensor) -> Tensor:
-    """The map of [C, r, W], without the borders that the window does not fill."""
+    """SSIM map [C, r - 10, W - 10] of [C, r, W]."""
     maps = _blurred(torch.stack([a, b, a * a, b * b, a * b]))
     mean_a, mean_b, square_a, square_b, product = maps
     variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
@@ -100,7 +119,7 @@ def _ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """[N, C, r, W] -> [N, C, r - 10, W - 10]."""
+    """Blur [N, C, r, W] by the Gaussian window to [N, C, r - 10, W - 10]."""
     at = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     kernel = torch.exp(-(at**2) / (2 * _SIGMA**2))
     kernel = kernel / kernel.sum()

@@ -1,4 +1,4 @@
-"""Frechet distance of two Gaussians, and mean and covariance of feature vectors that come in parts. All in float64."""
+"""Frechet distance of two Gaussians, and streaming moments of feature vectors, in float64."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """``mean`` [C], ``covariance`` [C, C], of ``count`` vectors."""
+    """Gaussian fitted to feature vectors of C channels."""
 
     mean: Matrix
+    """[C]."""
+
     covariance: Matrix
+    """[C, C]."""
+
     count: int
+    """Number of vectors."""
 
 
 class Moments:
-    """Gathers mean and covariance part by part, as Chan, Golub and LeVeque (1983) merge them: without cancellation."""
+    """Streaming mean and covariance, merged as in Chan, Golub and LeVeque (1983), without cancellation."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -29,7 +34,7 @@ class Moments:
         self._scatter = np.zeros((channels, channels))
 
     def add(self, features: Tensor) -> None:
-        """``features`` [1, C, h, w]: every position is one vector."""
+        """Add a feature map [1, C, h, w]; every position is one vector."""
         vectors = features[0].flatten(1).cpu().double().numpy()  # [C, n]
         count = vectors.shape[1]
         mean = vectors.mean(1)
@@ -41,15 +46,15 @@ class Moments:
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """The covariance is the unbiased one, as in the reference code; of a single vector it is zero."""
+        """The Gaussian with the unbiased covariance, as in the reference code; the covariance of one vector is zero."""
         return Gaussian(self._mean.copy(), self._scatter / max(1, self.count - 1), self.count)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2)   (Dowson and Landau, 1982).
 
-    With S = A A^T the last trace is the sum of the singular values of A^T B. A covariance of fewer vectors than channels is
-    singular; this form then loses nothing, where the square root of S_a S_b would square the rounding errors.
+    With S = A A^T the trace of the root is the sum of the singular values of A^T B. This form stays exact for singular
+    covariances (fewer vectors than channels), where the square root of S_a S_b loses half of the digits.
     """
     shift = a.mean - b.mean
     singular = np.linalg.svd(_root(a.covariance).T @ _root(b.covariance), compute_uv=False)
@@ -58,7 +63,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _root(covariance: Matrix) -> Matrix:
-    """A with A A^T = S; eigenvalues that rounding made negative are zero."""
+    """A with A A^T = S; eigenvalues that rounding made negative become zero."""
     values, vectors = np.linalg.eigh(covariance)
     root: Matrix = vectors * np.sqrt(values.clip(0))
     return root

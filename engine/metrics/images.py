@@ -1,4 +1,4 @@
-"""What is scored: pictures and OME-Zarr stores as float32 rows in [0, 1], and folders of them."""
+"""Images to score: files, OME-Zarr stores and folders of them, read as float32 rows in [0, 1]."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from engine.errors import InputError
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box
 from engine.io.photo import PictureSource, Source
+from engine.metrics.area import Size
 
 BAND = 64
-"""Rows at a time. Inception's widest layer then takes 17 MB of a picture that is 4096 pixels wide."""
+"""Rows at a time. Inception's widest layer then takes 17 MB for an image of 4096 columns."""
 
-BASE_WIDTH = 256
-"""Width of step 1's image, at which a picture's layout is compared unless its store names another base."""
+LAYOUT_WIDTH = 256
+"""Width at which layouts are compared, unless the store records the size of step 1's image."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-
-Size = tuple[int, int]
+"""Files of a folder that count as images."""
 
 
 class StoreSource:
-    """The full-size level of a store. Holds one row of the store's cells, 512 rows by the whole width for our own."""
+    """The full-size level of a store. Memory: one row of cells, which is 512 rows for our own stores."""
 
     def __init__(self, path: Path) -> None:
-        self._pyramid = Pyramid(path, cache_bytes=1)  # a row of cells is kept here, once
+        self._pyramid = Pyramid(path, cache_bytes=1)  # this class keeps the current row of cells itself
         level = self._pyramid.levels[0]
         self.size = (level.height, level.width)
         self._step = level.cell[0]
@@ -40,7 +40,7 @@ class StoreSource:
 
     @property
     def base(self) -> Size | None:
-        """(height, width) of step 1's image, when this is a whole canvas of ours."""
+        """Size of step 1's image if the store holds a whole canvas of this engine."""
         plan = self._pyramid.provenance.get("plan", {})
         try:
             return (int(plan["base"][0]), int(plan["base"][1])) if tuple(plan["canvas"]) == self.size else None
@@ -48,6 +48,7 @@ class StoreSource:
             return None
 
     def read(self, box: Box) -> Tensor:
+        """float32 [3, h, w] in [0, 1]; the box lies inside the image."""
         parts, y = [], box.y0
         while y < box.y1:
             top = y // self._step * self._step
@@ -66,7 +67,7 @@ class StoreSource:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture or a store with its name."""
+    """A named image."""
 
     name: str
     source: Source
@@ -77,17 +78,25 @@ class Sample:
 
 
 def open_image(path: Path) -> Sample:
-    """A picture file or a store. Raises InputError when it is neither, or a store that is not finished."""
-    # Many pictures are open at once: all but the small ones are decoded to temporary files. libvips asks for this once.
+    """Open an image file or a store.
+
+    Raises:
+        InputError: it is neither, or the store is unfinished.
+    """
+    # Many images are open at once, so all but small ones are decoded to temporary files. libvips reads this once.
     os.environ.setdefault("VIPS_DISC_THRESHOLD", "1m")
     if not path.exists():
-        raise InputError(f"{path}: no such picture or store")
+        raise InputError(f"{path}: no such picture or store; check the path")
     return Sample(path.name, StoreSource(path) if path.is_dir() else PictureSource(path))
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """The same paths with the pictures and stores of a folder in the folder's place, in the order of their names."""
-    return [found for path in paths for found in (_inside(path) if _is_folder(path) else [path])]
+    """Replace every folder by its images and stores, sorted by name.
+
+    Raises:
+        InputError: a folder holds neither.
+    """
+    return [image for path in paths for image in (_inside(path) if _is_folder(path) else [path])]
 
 
 def _is_folder(path: Path) -> bool:
@@ -99,21 +108,21 @@ def _is_store(path: Path) -> bool:
 
 
 def _inside(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES or _is_store(p))
-    if not found:
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES or _is_store(p))
+    if not images:
         raise InputError(f"{folder}: no picture ({', '.join(SUFFIXES)}) and no store in this folder; name another")
-    return found
+    return images
 
 
-def base_size(sample: Sample) -> Size:
-    """(height, width) at which its layout is looked at: the base that a store of ours grew from, else 256 pixels wide."""
+def layout_size(sample: Sample) -> Size:
+    """Size at which the layout is compared: step 1's image of our own store, otherwise ``LAYOUT_WIDTH`` columns."""
     base = sample.source.base if isinstance(sample.source, StoreSource) else None
     height, width = sample.size
-    return base or (max(4, round(BASE_WIDTH * height / width)), BASE_WIDTH)
+    return base or (max(4, round(LAYOUT_WIDTH * height / width)), LAYOUT_WIDTH)
 
 
 def bands(source: Source, rows: int = BAND) -> Iterator[Tensor]:
-    """The picture from its top: float32 [3, rows, W], the last one with what is left."""
+    """Bands [3, rows, W] from the top; the last one may be lower."""
     height, width = source.size
     for y in range(0, height, rows):
         yield source.read(Box(y, 0, min(y + rows, height), width))

@@ -1,7 +1,6 @@
-"""Inception-v3 up to Mixed_6e, the layers that SIFID looks at. Knows the graph and torchvision's names of its tensors.
+"""Inception-v3 up to Mixed_6e, with torchvision's tensor names (Szegedy et al., CVPR 2016).
 
-Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016. Nothing up to here looks at the whole
-picture, so a picture of any size may be given; it is not resized.
+All of its layers are local, so images of any size can be given and are not resized.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class BasicConv2d(nn.Module):
 
 
 class InceptionA(nn.Module):
-    """1x1, 5x5, two 3x3 and pooling side by side."""
+    """Parallel branches: 1x1, 5x5, two 3x3, pooling."""
 
     def __init__(self, inputs: int, pooled: int) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """Half the resolution: 3x3, two 3x3 and pooling with stride 2."""
+    """Parallel branches with stride 2: 3x3, two 3x3, pooling."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """1x1, one and two 7x7 (each as a row and a column) and pooling side by side."""
+    """Parallel branches: 1x1, one 7x7, two 7x7, pooling; a 7x7 is a row and a column convolution."""
 
     def __init__(self, inner: int) -> None:
         super().__init__()
@@ -89,10 +88,10 @@ class InceptionC(nn.Module):
 
 
 class InceptionPrefix(nn.Module):
-    """[1, 3, H, W] in [-1, 1] -> Conv2d_4a_3x3 [1, 192, about H/4, W/4] and Mixed_6e [1, 768, about H/16, W/16].
+    """Maps [1, 3, H, W] in [-1, 1] to the features of the 5th and the 13th layer, an Inception block being one layer.
 
-    Counting an Inception block as one layer, these are the 5th and the 13th. The first is taken before the
-    second max pooling.
+    These are Conv2d_4a_3x3 [1, 192, about H / 4, W / 4], before the second max pooling, and Mixed_6e
+    [1, 768, about H / 16, W / 16].
     """
 
     def __init__(self) -> None:

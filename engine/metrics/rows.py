@@ -1,11 +1,11 @@
-"""Runs a convolutional network that shrinks its input over the rows of a picture, top to bottom, with no recomputation.
+"""Streaming of strided networks over the rows of an image, from top to bottom, without recomputation.
 
-An operation reads, for its output row o, the input rows [o * stride - padding, o * stride - padding + kernel). So it makes
-an output row as soon as those have come, and a row is dropped when its last reader is done with it. Padding is added at
-the picture's own borders only, which is why the result is the whole picture's: no overlap, no trimming.
+For its output row o an operation reads the input rows [o * stride - padding, o * stride - padding + kernel). It runs as soon as
+these have arrived, and a row is dropped after its last reader. Padding is added at the borders of the image only, so the
+result equals that of the whole image, without overlap or trimming.
 
-``engine.bands`` streams networks that enlarge, in bands of one fixed shape, for speed. This is for networks with strides,
-and for looking.
+``engine.bands`` streams networks that enlarge, in bands of one shape, and refuses strides and poolings: all of its values share
+one rate and delay. Here every value has its own size, which border rows depend on.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from engine.errors import InputError
 Pads = tuple[int, int]
 """Rows of padding above and below."""
 
+Run = Callable[[Sequence[Tensor], Pads], Tensor]
+"""Views of the inputs' rows, and their padding -> output rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one output position reads along one axis."""
+    """Input window of one output position along one axis."""
 
     kernel: int = 1
     stride: int = 1
     padding: int = 0
 
     def outputs(self, length: int) -> int:
-        """How many positions an input of this length gives."""
+        """Number of output positions of an input of this length."""
         return (length + 2 * self.padding - self.kernel) // self.stride + 1
 
     def complete(self, seen: int, length: int) -> int:
-        """How many of them the first ``seen`` inputs complete."""
+        """Number of output positions that the first ``seen`` of ``length`` inputs complete."""
         if seen >= length:
             return self.outputs(length)
         return max(0, (seen + self.padding - self.kernel) // self.stride + 1)
 
     def reads(self, first: int, last: int) -> tuple[int, int]:
-        """[from, to) of the inputs of positions [first, last); they may lie in the padding."""
+        """Input interval [from, to) of the positions [first, last); it may reach into the padding."""
         return first * self.stride - self.padding, (last - 1) * self.stride - self.padding + self.kernel
 
 
@@ -53,17 +56,23 @@ class _Op:
     inputs: tuple[str, ...]
     rows: Window
     columns: Window
-    run: Callable[[Sequence[Tensor], Pads], Tensor]
+    run: Run
 
 
-class RowNetwork:
-    """A network as operations on rows. Its ``forward`` takes [1, C, H, W] and returns a tuple of tensors.
-
-    It may consist of convolutions, max pooling without padding, average pooling that counts its padding,
-    BatchNorm in evaluation mode, ReLU and concatenations of channels; else TypeError.
-    """
+class StridedNetwork:
+    """A network as a list of operations on rows."""
 
     def __init__(self, network: nn.Module) -> None:
+        """Trace the network.
+
+        Args:
+            network: its ``forward`` maps [1, C, H, W] to a tuple of tensors. It consists of convolutions, max pooling
+                without padding, average pooling that counts its padding, BatchNorm in evaluation mode, ReLU and
+                concatenations of channels.
+
+        Raises:
+            TypeError: the network has another operation.
+        """
         self.name = type(network).__name__
         graph = fx.symbolic_trace(network).graph
         nodes = list(graph.nodes)
@@ -77,7 +86,11 @@ class RowNetwork:
                 self.readers[name].append(op)
 
     def sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """(height, width) of every value for a picture of this size. Raises InputError when one would be empty."""
+        """(height, width) of every value for an image of this size.
+
+        Raises:
+            InputError: a value would be empty.
+        """
         sizes = {self.input: (height, width)}
         for op in self.ops:
             rows, columns = sizes[op.inputs[0]]
@@ -87,42 +100,42 @@ class RowNetwork:
         return sizes
 
 
-class RowStream:
-    """One pass of a network over a picture of (height, width)."""
+class StridedRowStream:
+    """One pass of a network over an image of (height, width)."""
 
-    def __init__(self, network: RowNetwork, size: tuple[int, int]) -> None:
+    def __init__(self, network: StridedNetwork, size: tuple[int, int]) -> None:
         self._network = network
         self._heights = {name: height for name, (height, _) in network.sizes(*size).items()}
-        self._held: dict[str, Tensor] = {}
-        self._made = dict.fromkeys(network.readers, 0)  # rows of each value so far, held or dropped
+        self._buffers: dict[str, Tensor] = {}
+        self._done = dict.fromkeys(network.readers, 0)  # rows of each value so far, dropped ones included
 
     @torch.inference_mode()
     def push(self, rows: Tensor) -> tuple[Tensor | None, ...]:
-        """Take the next rows, [1, C, r, W]; returns the rows of every output that they complete, or None."""
+        """Process the next rows [1, C, r, W]; returns the rows of every output that they complete, or None."""
         network = self._network
         outputs: dict[str, Tensor | None] = {}
-        self._take(network.input, rows)
+        self._append(network.input, rows)
         for op in network.ops:
-            made = self._make(op)
-            if made is not None:
-                self._take(op.name, made)
+            output = self._compute(op)
+            if output is not None:
+                self._append(op.name, output)
             if op.name in network.outputs:
-                outputs[op.name] = made
+                outputs[op.name] = output
             for name in op.inputs:
                 if op is network.readers[name][-1]:
-                    self._drop(name)  # at once: what the next operations make takes its place
+                    self._drop(name)  # at once, so that the next operations reuse the memory
             if not network.readers[op.name]:
                 self._drop(op.name)
         return tuple(outputs[name] for name in network.outputs)
 
     @property
     def nbytes(self) -> int:
-        """Memory held between pushes."""
-        return sum(rows.nbytes for rows in self._held.values())
+        """Bytes of the rows that are kept between pushes."""
+        return sum(rows.nbytes for rows in self._buffers.values())
 
-    def _make(self, op: _Op) -> Tensor | None:
-        first = self._made[op.name]
-        last = min(op.rows.complete(self._made[name], self._heights[name]) for name in op.inputs)
+    def _compute(self, op: _Op) -> Tensor | None:
+        first = self._done[op.name]
+        last = min(op.rows.complete(self._done[name], self._heights[name]) for name in op.inputs)
         if last == first:
             return None
         top, bottom = op.rows.reads(first, last)
@@ -130,27 +143,27 @@ class RowStream:
         views = [self._view(name, max(0, top), min(bottom, height)) for name in op.inputs]
         return op.run(views, (max(0, -top), max(0, bottom - height)))
 
-    def _take(self, name: str, rows: Tensor) -> None:
-        self._held[name] = torch.cat([self._held[name], rows], 2) if name in self._held else rows
-        self._made[name] += rows.shape[2]
+    def _append(self, name: str, rows: Tensor) -> None:
+        self._buffers[name] = torch.cat([self._buffers[name], rows], 2) if name in self._buffers else rows
+        self._done[name] += rows.shape[2]
 
     def _view(self, name: str, top: int, bottom: int) -> Tensor:
-        held = self._held[name]
-        origin = self._made[name] - held.shape[2]
-        return held[:, :, top - origin : bottom - origin]
+        buffer = self._buffers[name]
+        origin = self._done[name] - buffer.shape[2]
+        return buffer[:, :, top - origin : bottom - origin]
 
     def _drop(self, name: str) -> None:
-        """Forget the rows that nobody will read again."""
+        """Drop the rows that no operation will read again."""
         readers = self._network.readers[name]
-        needed = min((max(0, op.rows.reads(self._made[op.name], 0)[0]) for op in readers), default=self._made[name])
-        held = self._held.get(name)
-        if held is None:
+        needed = min((max(0, op.rows.reads(self._done[op.name], 0)[0]) for op in readers), default=self._done[name])
+        buffer = self._buffers.get(name)
+        if buffer is None:
             return
-        unread = self._made[name] - needed
+        unread = self._done[name] - needed
         if unread <= 0:
-            del self._held[name]
-        elif unread < held.shape[2]:
-            self._held[name] = held[:, :, -unread:].clone()  # a view would keep all of it alive
+            del self._buffers[name]
+        elif unread < buffer.shape[2]:
+            self._buffers[name] = buffer[:, :, -unread:].clone()  # a view would keep the whole buffer alive
 
 
 def _op(node: fx.Node, modules: dict[str, nn.Module]) -> _Op:
@@ -172,13 +185,13 @@ def _op(node: fx.Node, modules: dict[str, nn.Module]) -> _Op:
     return _Op(node.name, inputs, Window(), Window(), _apply(module))
 
 
-def _require(node: fx.Node, known: bool) -> None:
-    if not known:
-        raise TypeError(f"{node.name} ({node.target}) is nothing that RowNetwork runs over rows")
+def _require(node: fx.Node, condition: bool) -> None:
+    if not condition:
+        raise TypeError(f"{node.name} ({node.target}): StridedNetwork cannot run this operation row by row")
 
 
 def _windows(module: Any) -> tuple[Window, Window]:  # noqa: ANN401
-    """Of a convolution or a pooling: along the rows and along the columns."""
+    """Windows of a convolution or pooling along the rows and along the columns."""
     kernel, stride, padding = (_pair(n) for n in (module.kernel_size, module.stride, module.padding))
     return Window(kernel[0], stride[0], padding[0]), Window(kernel[1], stride[1], padding[1])
 
@@ -187,7 +200,7 @@ def _pair(n: int | tuple[int, int]) -> tuple[int, int]:
     return (n, n) if isinstance(n, int) else n
 
 
-def _apply(module: nn.Module) -> Callable[[Sequence[Tensor], Pads], Tensor]:
+def _apply(module: nn.Module) -> Run:
     def run(views: Sequence[Tensor], pads: Pads) -> Tensor:
         result: Tensor = module(views[0])
         return result
@@ -199,7 +212,7 @@ def _padded(x: Tensor, pads: Pads) -> Tensor:
     return F.pad(x, (0, 0, *pads)) if any(pads) else x
 
 
-def _convolution(conv: nn.Conv2d) -> Callable[[Sequence[Tensor], Pads], Tensor]:
+def _convolution(conv: nn.Conv2d) -> Run:
     columns = _windows(conv)[1]
 
     def run(views: Sequence[Tensor], pads: Pads) -> Tensor:
@@ -209,11 +222,11 @@ def _convolution(conv: nn.Conv2d) -> Callable[[Sequence[Tensor], Pads], Tensor]:
     return run
 
 
-def _average(pool: nn.AvgPool2d) -> Callable[[Sequence[Tensor], Pads], Tensor]:
+def _average(pool: nn.AvgPool2d) -> Run:
     columns = _windows(pool)[1]
 
     def run(views: Sequence[Tensor], pads: Pads) -> Tensor:
-        # Padded zeros are counted, so zeros that are there give the same average.
+        # The average counts padding, so explicit zeros give the same result.
         return F.avg_pool2d(_padded(views[0], pads), pool.kernel_size, pool.stride, (0, columns.padding))
 
     return run

@@ -1,4 +1,4 @@
-"""Samples against the photograph: every measure of one set of pictures, and the means that are published."""
+"""Scores of samples against their photograph: all measures of one set of images, and their means."""
 
 from __future__ import annotations
 
@@ -11,71 +11,98 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError
-from engine.metrics.area import AreaMean
+from engine.metrics.area import AreaMean, Size
 from engine.metrics.frechet import Gaussian, frechet_distance
-from engine.metrics.images import Sample, Size, bands, base_size
+from engine.metrics.images import Sample, bands, layout_size
 from engine.metrics.layout import Border, colour_profile_distance, diversity, pairwise_rms
 from engine.metrics.lpips import RANGES, Lpips
-from engine.metrics.patches import LEAST, PatchScales, Projections, distances
+from engine.metrics.patches import MIN_SIDE, PatchScales, Projections, distances
 from engine.metrics.sifid import LAYERS, Inception
 
 OnRows = Callable[[int], None]
+"""Receives the number of rows of one image that were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleScore:
-    """One sample against the photograph. ``sifid``: layer -> distance, None when it was not asked for; ``patches``: sliced
-    Wasserstein distance of every scale, full size first; ``border`` of the sample alone."""
+    """Scores of one sample against the photograph."""
 
     name: str
+
     sifid: dict[str, float] | None
+    """Layer -> SIFID; None if it was not requested."""
+
     colour_profile: float
+    """Distance of the rows' mean colours, in levels."""
+
     patches: tuple[float, ...]
+    """Sliced Wasserstein distance of the patches at every scale, full size first, in levels."""
+
     border: Border
+    """Border of the sample itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """Of all samples. ``lpips``: range of the input -> mean over all pairs, None when it was not asked for."""
+    """Diversity of all samples."""
 
     lpips: dict[str, float] | None
+    """Input range -> mean LPIPS over all pairs; None if it was not requested."""
+
     pixels: float
+    """SinGAN's diversity."""
+
     rms: float
+    """Mean RMS difference of two samples, in levels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Sizes are (height, width). ``patch_floor``: what two draws of patches from the photograph itself are apart;
-    ``diversity`` is None of a single sample."""
+    """Scores of a set of samples; sizes are (height, width)."""
 
     photograph: str
+
     size: Size
+    """Size of every sample."""
+
     photograph_size: Size
+
     base: Size
+    """Size at which the layout is compared."""
+
     photograph_border: Border
+
     patch_floor: tuple[float, ...]
+    """Distances between two draws of patches from the photograph itself."""
+
     samples: tuple[SampleScore, ...]
+
     diversity: Diversity | None
+    """None for a single sample."""
 
     @property
     def sifid(self) -> dict[str, float] | None:
-        """Layer -> mean over the samples."""
-        found = [sample.sifid for sample in self.samples if sample.sifid is not None]
-        return {layer: statistics.fmean(f[layer] for f in found) for layer in LAYERS} if found else None
+        """Layer -> mean SIFID over the samples."""
+        values = [sample.sifid for sample in self.samples if sample.sifid is not None]
+        return {layer: statistics.fmean(v[layer] for v in values) for layer in LAYERS} if values else None
 
     @property
     def colour_profile(self) -> float:
+        """Mean over the samples, in levels."""
         return statistics.fmean(s.colour_profile for s in self.samples)
 
     @property
     def patches(self) -> tuple[float, ...]:
+        """Means over the samples at every scale, in levels."""
         return tuple(statistics.fmean(values) for values in zip(*(s.patches for s in self.samples), strict=True))
 
     @property
     def border(self) -> Border:
+        """Mean over the samples."""
         return Border.mean([sample.border for sample in self.samples])
 
     def to_json(self) -> dict[str, Any]:
+        """All values and, under ``mean``, the means over the samples."""
         means = {
             "sifid": self.sifid,
             "colour_profile": self.colour_profile,
@@ -92,104 +119,117 @@ def score(
     lpips: Lpips | None,
     on_rows: OnRows = lambda rows: None,
 ) -> Scores:
-    """Every measure; those without a network are left out. ``on_rows(n)``: n rows of one picture were read.
+    """Compute every measure; measures without their network are left out.
 
-    Raises InputError unless the samples have one size, and the photograph their height: textures can be compared only
-    at one scale.
+    Args:
+        photograph: the photograph at the samples' height, because textures are comparable at one scale only.
+        samples: images of one size.
+        inception: for SIFID.
+        lpips: for LPIPS, with at least two samples.
+        on_rows: progress; ``rows_to_read`` is the total.
+
+    Raises:
+        InputError: sizes that cannot be compared.
     """
     size = check_sizes(photograph, samples)
-    base = base_size(samples[0])
-    real_base = (base[0], max(1, round(base[0] * photograph.size[1] / photograph.size[0])))
-    real = _look(photograph, real_base, inception, on_rows)
-    again = PatchScales(photograph.size, draw=1)
+    base = layout_size(samples[0])
+    photograph_base = (base[0], max(1, round(base[0] * photograph.size[1] / photograph.size[0])))
+    real = _extract(photograph, photograph_base, inception, on_rows)
+    second_draw = PatchScales(photograph.size, draw=1)
     for rows in bands(photograph.source):
-        again.add(rows)
+        second_draw.add(rows)
         on_rows(rows.shape[1])
-    scored, small = [], []
+    scored, reduced = [], []
     for sample in samples:
-        view = _look(sample, base, inception, on_rows)
-        scored.append(_against(sample.name, view, real))
-        small.append(view.small)
+        features = _extract(sample, base, inception, on_rows)
+        scored.append(_compare(sample.name, features, real))
+        reduced.append(features.reduced)
     return Scores(
         photograph=photograph.name,
         size=size,
         photograph_size=photograph.size,
         base=base,
-        photograph_border=Border.of(real.small),
-        patch_floor=distances(again.projections(), real.patches),
+        photograph_border=Border.of(real.reduced),
+        patch_floor=distances(second_draw.projections(), real.patches),
         samples=tuple(scored),
-        diversity=_diversity(samples, small, real.small, lpips, on_rows) if len(samples) > 1 else None,
+        diversity=_diversity(samples, reduced, real.reduced, lpips, on_rows) if len(samples) > 1 else None,
     )
 
 
-def rows_to_read(photograph: Sample, samples: Sequence[Sample], lpips: bool) -> int:
-    """How many rows ``score`` will report in all."""
+def rows_to_read(photograph: Sample, samples: Sequence[Sample], *, lpips: bool) -> int:
+    """Total number of rows that ``score`` reports."""
     height = samples[0].size[0]
     return 2 * photograph.size[0] + len(samples) * height * (3 if lpips and len(samples) > 1 else 1)
 
 
 def check_sizes(photograph: Sample, samples: Sequence[Sample]) -> Size:
-    """(height, width) of the samples. Raises InputError as ``score`` does."""
+    """Size of the samples. Raises InputError for sizes that cannot be compared."""
     if not samples:
         raise InputError("no samples to score; name pictures, stores, or folders of them")
     size = samples[0].size
     for sample in samples[1:]:
         if sample.size != size:
-            raise InputError(f"{_told(sample)}, {_told(samples[0])}: samples must have one size; export them alike")
-    if min(size) < LEAST:
-        raise InputError(f"{_told(samples[0])}: both sides must have at least {LEAST} pixels to be scored")
+            raise InputError(
+                f"{_with_size(sample)}, {_with_size(samples[0])}: samples must have one size; export them alike"
+            )
+    if min(size) < MIN_SIDE:
+        raise InputError(f"{_with_size(samples[0])}: both sides must have at least {MIN_SIDE} pixels to be scored")
     if photograph.size[0] != size[0]:
-        raise InputError(f"{_told(photograph)}, {_told(samples[0])}: heights must be equal; resize the photograph")
+        raise InputError(
+            f"{_with_size(photograph)}, {_with_size(samples[0])}: heights must be equal; resize the photograph"
+        )
     return size
 
 
-def _told(sample: Sample) -> str:
+def _with_size(sample: Sample) -> str:
     return f"{sample.name} is {sample.size[1]}x{sample.size[0]}"
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
-    """What remains of a picture after its rows have passed."""
+class _Features:
+    """Data of one image that the measures need after its rows have passed."""
 
-    small: Tensor  # [3, *base]
+    reduced: Tensor
+    """[3, *base] in [0, 1]."""
+
     patches: tuple[Projections, ...]
-    features: tuple[Gaussian, ...] | None
+    inception: tuple[Gaussian, ...] | None
 
 
-def _look(sample: Sample, base: Size, inception: Inception | None, on_rows: OnRows) -> _View:
-    small, patches = AreaMean(sample.size, base), PatchScales(sample.size)
-    features = inception.start(sample.size) if inception is not None else None
-    made = []
+def _extract(sample: Sample, base: Size, inception: Inception | None, on_rows: OnRows) -> _Features:
+    reduction, patches = AreaMean(sample.size, base), PatchScales(sample.size)
+    moments = inception.start(sample.size) if inception is not None else None
+    parts = []
     for rows in bands(sample.source):
-        made.append(small.add(rows))
+        parts.append(reduction.add(rows))
         patches.add(rows)
-        if features is not None:
-            features.add(rows)
+        if moments is not None:
+            moments.add(rows)
         on_rows(rows.shape[1])
-    return _View(torch.cat(made, 1), patches.projections(), features.gaussians() if features is not None else None)
+    return _Features(torch.cat(parts, 1), patches.projections(), moments.gaussians() if moments is not None else None)
 
 
-def _against(name: str, view: _View, real: _View) -> SampleScore:
+def _compare(name: str, sample: _Features, real: _Features) -> SampleScore:
     sifid = None
-    if view.features is not None and real.features is not None:
-        found = zip(LAYERS, view.features, real.features, strict=True)
-        sifid = {layer: frechet_distance(a, b) for layer, a, b in found}
+    if sample.inception is not None and real.inception is not None:
+        pairs = zip(LAYERS, sample.inception, real.inception, strict=True)
+        sifid = {layer: frechet_distance(a, b) for layer, a, b in pairs}
     return SampleScore(
         name,
         sifid,
-        colour_profile_distance(view.small, real.small),
-        distances(view.patches, real.patches),
-        Border.of(view.small),
+        colour_profile_distance(sample.reduced, real.reduced),
+        distances(sample.patches, real.patches),
+        Border.of(sample.reduced),
     )
 
 
 def _diversity(
-    samples: Sequence[Sample], small: Sequence[Tensor], photograph: Tensor, lpips: Lpips | None, on_rows: OnRows
+    samples: Sequence[Sample], reduced: Sequence[Tensor], photograph: Tensor, lpips: Lpips | None, on_rows: OnRows
 ) -> Diversity:
-    found: dict[str, float] | None = None
+    means: dict[str, float] | None = None
     if lpips is not None:
         sources, n = [s.source for s in samples], len(samples)
         pairs = n * (n - 1) // 2
-        matrices = {given: lpips.pairwise(sources, given, lambda rows: on_rows(rows * n)) for given in RANGES}
-        found = {given: float(matrix.sum()) / 2 / pairs for given, matrix in matrices.items()}
-    return Diversity(found, diversity(small, photograph), pairwise_rms(small))
+        matrices = {r: lpips.pairwise(sources, r, lambda rows: on_rows(rows * n)) for r in RANGES}
+        means = {r: float(matrix.sum()) / 2 / pairs for r, matrix in matrices.items()}
+    return Diversity(means, diversity(reduced, photograph), pairwise_rms(reduced))

@@ -1,12 +1,11 @@
-"""The trained weights that SIFID and LPIPS are defined with: which files they are, where they are looked for, their loading.
+"""Trained weights of SIFID and LPIPS: file names, folders, digests and loading.
 
-They are downloaded by the user. Every file's name carries the first digits of its sha256, or they are given here, and
-are checked: a score with other weights would be no SIFID and no LPIPS.
+Users download the files themselves. The digest of every file is checked, because scores from other weights are not comparable
+with published ones.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import util
@@ -15,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.errors import ModelError
+from engine.errors import ModelError, option
+from engine.io.files import sha256
 from engine.metrics.inception import InceptionPrefix
 from engine.metrics.lpips import AlexFeatures, Lpips
 from engine.metrics.sifid import Inception
@@ -26,51 +26,58 @@ _HUB = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A file of weights under the names that it has had, each with the first digits of its sha256, the newest first."""
+    """A published file of weights."""
 
     names: Mapping[str, str]
+    """File name -> first digits of the sha256, newest first."""
+
     content: str
+    """Description for messages."""
+
     origin: str
-    package: str | None = None  # a package that carries it, and where
+    """Where to get it."""
+
+    package: str | None = None
+    """Python package that carries the file."""
+
     inside: str = ""
+    """Folder within the package."""
 
     def find(self, folder: Path | None) -> Path | None:
-        """The file in ``folder``, else in PyTorch's hub cache, else in the package; None when it is nowhere."""
-        for place in self._places(folder):
+        """The file in ``folder``, in PyTorch's hub cache or in the package; None if it is in none of them."""
+        for place in self._folders(folder):
             for name in self.names:
                 if (place / name).is_file():
                     return place / name
         return None
 
     def missing(self, folder: Path | None) -> str:
-        """What to tell when it is not found: one line."""
+        """One line about the missing file and its place."""
         name = next(iter(self.names))
-        where = folder or hub_folder()
-        return (
-            f"{name} is missing ({self.content}): put it into {where} (from {self.origin}), "
-            "or name its folder with --weights-dir"
-        )
+        return f"{name} is missing ({self.content}); download it from {self.origin} into {folder or hub_folder()}"
 
     def load(self, folder: Path | None) -> dict[str, Tensor]:
-        """Its tensors. Raises ModelError when it is missing or is another file of that name."""
+        """Tensors of the file.
+
+        Raises:
+            ModelError: the file is missing or has another digest.
+        """
         path = self.find(folder)
         if path is None:
-            raise ModelError(self.missing(folder))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        wanted = self.names[path.name]
-        if not digest.startswith(wanted):
+            raise ModelError(f"{self.missing(folder)}, or name its folder with {option('weights_dir')}")
+        digest, expected = sha256(path), self.names[path.name]
+        if not digest.startswith(expected):
             raise ModelError(
-                f"{path}: sha256 begins with {digest[: len(wanted)]}, expected {wanted}: not {self.content}; "
-                f"fetch it again from {self.origin}"
+                f"{path}: sha256 begins with {digest[: len(expected)]}, expected {expected}: not {self.content}; "
+                f"download it again from {self.origin}"
             )
         return read_checkpoint(path)
 
-    def _places(self, folder: Path | None) -> list[Path]:
-        places = [hub_folder()] if folder is None else [folder, hub_folder()]
+    def _folders(self, folder: Path | None) -> list[Path]:
+        folders = [hub_folder()] if folder is None else [folder, hub_folder()]
         spec = util.find_spec(self.package) if self.package else None
         roots = (spec.submodule_search_locations or ()) if spec else ()
-        return places + [Path(root) / self.inside for root in roots]
+        return folders + [Path(root) / self.inside for root in roots]
 
 
 INCEPTION = WeightFile(
@@ -86,42 +93,53 @@ ALEXNET = WeightFile(
 HEADS = WeightFile(
     {"alex.pth": "df73285e"},
     "the linear heads of LPIPS 0.1 for AlexNet",
-    "weights/v0.1 of the lpips package, which is also found where it is installed",
+    "weights/v0.1 of the lpips package (found by itself where that is installed)",
     package="lpips",
     inside="weights/v0.1",
 )
 
-NEEDED = {"sifid": (INCEPTION,), "lpips": (ALEXNET, HEADS)}
-"""Metric -> its files."""
+FILES = {"sifid": (INCEPTION,), "lpips": (ALEXNET, HEADS)}
+"""Metric -> its files of weights."""
 
 
 def hub_folder() -> Path:
-    """Where PyTorch keeps downloaded weights."""
+    """PyTorch's cache of downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def missing(metric: str, folder: Path | None) -> list[str]:
-    """A line for every file that this metric needs and that is nowhere."""
-    return [file.missing(folder) for file in NEEDED[metric] if file.find(folder) is None]
+    """One line for every missing file of a metric."""
+    return [file.missing(folder) for file in FILES[metric] if file.find(folder) is None]
 
 
 def load_inception(folder: Path | None, device: torch.device | None = None) -> Inception:
+    """Load the network of SIFID. Raises ModelError as ``WeightFile.load``."""
     network = InceptionPrefix()
     fill(network, INCEPTION.load(folder), INCEPTION.content)
     return Inception(network, device)
 
 
 def load_lpips(folder: Path | None, device: torch.device | None = None) -> Lpips:
+    """Load the networks of LPIPS. Raises ModelError as ``WeightFile.load``."""
     network, heads = AlexFeatures(), HEADS.load(folder)
     fill(network, ALEXNET.load(folder), ALEXNET.content)
     return Lpips(network, [heads[f"lin{layer}.model.1.weight"].flatten() for layer in range(5)], device)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], content: str) -> None:
-    """Copy a network's tensors out of a file that may hold more, in float32. Raises ModelError when one is not as expected."""
+    """Load a network's tensors, in float32, from a state dict that may hold more.
+
+    Args:
+        network: every tensor of it except batch counters must be in ``state``.
+        state: tensors by name.
+        content: description of the file for messages.
+
+    Raises:
+        ModelError: a tensor is missing or has another shape.
+    """
     expected = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     for name, tensor in expected.items():
-        found = list(state[name].shape) if name in state else "missing"
-        if found != list(tensor.shape):
-            raise ModelError(f"{content}: {name} is {found}, expected {list(tensor.shape)}; give the file of that name")
+        shape = list(state[name].shape) if name in state else "missing"
+        if shape != list(tensor.shape):
+            raise ModelError(f"{content}: {name} is {shape}, expected {list(tensor.shape)}; use the file of that name")
     network.load_state_dict({name: state[name].float() for name in expected}, strict=False)

@@ -129,7 +129,7 @@ def test_a_printed_preset_is_read_again(name, capsys):
         (("--step", "1"), 2, "--step"),
         (("--size", "5000"), 4, "take at most 240"),
         (("--structure", "none.safetensors"), 4, "none.safetensors"),
-        (("--blocks", "0"), 2, "blocks = 0"),
+        (("--blocks", "0"), 2, "--blocks 0"),
         (("--iterations", "0"), 2, "iterations = 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Networks with random weights: what is tested is the computation, which is the same with any."""
+"""Networks with random weights: the computation is tested, which is the same with trained ones."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CHANNELS = (64, 192, 384, 256, 256)
 
 
 def _varied(network):
-    """Statistics of BatchNorm and biases that are not the neutral ones, so that leaving them out would show."""
+    """Draw the statistics and biases of BatchNorm, so that ignoring them changes the output."""
     generator = torch.Generator().manual_seed(3)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -23,7 +23,7 @@ def _varied(network):
 
 @pytest.fixture(scope="session")
 def inception_network():
-    """In float64. Do not change it."""
+    """float64; shared, so tests must not change it."""
     torch.manual_seed(1)
     return _varied(InceptionPrefix()).double()
 
@@ -35,7 +35,7 @@ def inception(inception_network):
 
 @pytest.fixture(scope="session")
 def alex_network():
-    """In float64. Do not change it."""
+    """float64; shared, so tests must not change it."""
     torch.manual_seed(2)
     return AlexFeatures().eval().requires_grad_(False).double()
 

@@ -1,4 +1,4 @@
-"""Pictures, stores and folders as rows."""
+"""Image files, stores and folders, read as rows."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from PIL import Image
 
 from engine.errors import InputError
 from engine.geometry import Box
-from engine.metrics.images import bands, base_size, expand, open_image
+from engine.metrics.images import bands, expand, layout_size, open_image
 
 
 @pytest.fixture
 def pixels(picture):
-    """uint8 [3, 201, 157]: odd sizes, so that the last band and the last chunks are cut."""
+    """uint8 [3, 201, 157]: the last band and the last chunks are cut."""
     return (picture(201, 157) * 255).byte().numpy()
 
 
@@ -35,7 +35,7 @@ def whole(sample, rows=64):
     return torch.cat(list(bands(sample.source, rows)), 1)
 
 
-def test_a_picture_and_a_store_of_the_same_pixels_are_equal(tmp_path, pixels):
+def test_picture_and_store_read_equal(tmp_path, pixels):
     Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "a.png")
     write_store(tmp_path / "a.zarr", pixels)
     for name in ("a.png", "a.zarr"):
@@ -45,7 +45,7 @@ def test_a_picture_and_a_store_of_the_same_pixels_are_equal(tmp_path, pixels):
             np.testing.assert_array_equal((whole(sample, rows) * 255).round().byte().numpy(), pixels)
 
 
-def test_boxes_of_a_store_across_its_cells(tmp_path, picture):
+def test_boxes_across_cells_of_a_store(tmp_path, picture):
     pixels = (picture(1300, 40) * 255).byte().numpy()  # two and a half rows of cells
     source = open_image(write_store(tmp_path / "a.zarr", pixels)).source
     for box in (Box(500, 3, 1290, 17), Box(0, 0, 1, 40), Box(1299, 39, 1300, 40), Box(100, 0, 200, 40)):
@@ -58,15 +58,15 @@ def test_sixteen_bits_reach_one(tmp_path):
     assert whole(open_image(write_store(tmp_path / "a.zarr", pixels))).unique().tolist() == [1.0]
 
 
-def test_base_of_our_own_store_is_that_of_its_plan(tmp_path, pixels):
+def test_layout_size(tmp_path, pixels):
     plan = {"canvas": [201, 157], "base": [51, 40]}
-    assert base_size(open_image(write_store(tmp_path / "a.zarr", pixels, plan))) == (51, 40)
+    assert layout_size(open_image(write_store(tmp_path / "a.zarr", pixels, plan))) == (51, 40)
     region = {"canvas": [999, 999], "base": [51, 40]}
-    assert base_size(open_image(write_store(tmp_path / "b.zarr", pixels, region))) == (328, 256)
-    assert base_size(open_image(write_store(tmp_path / "c.zarr", pixels))) == (328, 256)
+    assert layout_size(open_image(write_store(tmp_path / "b.zarr", pixels, region))) == (328, 256)
+    assert layout_size(open_image(write_store(tmp_path / "c.zarr", pixels))) == (328, 256)
 
 
-def test_folders_are_their_pictures_and_stores_in_order(tmp_path, pixels):
+def test_folders_expand_in_order(tmp_path, pixels):
     folder = tmp_path / "samples"
     folder.mkdir()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / "b.PNG")
@@ -75,7 +75,7 @@ def test_folders_are_their_pictures_and_stores_in_order(tmp_path, pixels):
     assert [p.name for p in expand([folder, folder / "b.PNG"])] == ["a.zarr", "b.PNG", "b.PNG"]
 
 
-def test_what_cannot_be_scored_is_named(tmp_path, pixels):
+def test_refusals(tmp_path, pixels):
     with pytest.raises(InputError, match="nothing.png: no such picture or store"):
         open_image(tmp_path / "nothing.png")
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Measures of small pictures against values that follow by hand."""
+"""Measures of layout against values computed by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from engine.metrics.layout import Border, colour_profile_distance, diversity, pairwise_rms
 
 
-def test_profile_of_a_shift_in_one_colour(picture):
+def test_profile_of_shifted_channel(picture):
     image = picture(40, 60)
     moved = image.clone()
     moved[0] += 10 / 255
@@ -14,7 +14,7 @@ def test_profile_of_a_shift_in_one_colour(picture):
     assert colour_profile_distance(moved, image) == pytest.approx(10 / 3**0.5, rel=1e-5)
 
 
-def test_profile_knows_rows_and_not_columns(picture):
+def test_profile_ignores_columns(picture):
     image = picture(40, 60)
     assert colour_profile_distance(image.flip(2), image) == pytest.approx(0, abs=1e-4)
     assert colour_profile_distance(image[:, :, :30].repeat(1, 1, 4), image[:, :, :30]) == pytest.approx(0, abs=1e-4)
@@ -22,12 +22,12 @@ def test_profile_knows_rows_and_not_columns(picture):
 
 
 def test_border_of_a_frame():
-    """Each side by itself, in levels; corners are of two sides."""
+    """Each side separately, in levels; corners belong to two sides."""
     picture = torch.full((3, 30, 40), 0.5)
     picture[:, :2] += 10 / 255
-    found = Border.of(picture)
-    assert (found.top, found.bottom) == (pytest.approx(10, rel=1e-4), pytest.approx(0, abs=1e-4))
-    assert found.left == found.right == pytest.approx(0, abs=1e-4)
+    border = Border.of(picture)
+    assert (border.top, border.bottom) == (pytest.approx(10, rel=1e-4), pytest.approx(0, abs=1e-4))
+    assert border.left == border.right == pytest.approx(0, abs=1e-4)
     picture = torch.full((3, 30, 40), 0.5)
     picture[:, :, -2:] -= 20 / 255
     assert Border.of(picture).right == pytest.approx(-20, rel=1e-4)
@@ -37,10 +37,10 @@ def test_border_of_a_frame():
 
 
 def test_border_of_a_slope():
-    """Two rows and the next two of a slope of one level a row are two levels apart."""
+    """With a slope of one level per row, two rows and the next two differ by two levels."""
     picture = (torch.arange(50.0) / 255).view(1, 50, 1).expand(3, 50, 60)
-    found = Border.of(picture)
-    assert (found.top, found.bottom) == (pytest.approx(-2, abs=1e-4), pytest.approx(2, abs=1e-4))
+    border = Border.of(picture)
+    assert (border.top, border.bottom) == (pytest.approx(-2, abs=1e-4), pytest.approx(2, abs=1e-4))
 
 
 def test_mean_border():
@@ -48,7 +48,7 @@ def test_mean_border():
 
 
 def test_diversity_of_independent_noise():
-    """As varied at each pixel as the photograph is over its pixels: 1, with many samples."""
+    """Each pixel varies over many samples as the photograph varies over its pixels: 1."""
     generator = torch.Generator().manual_seed(0)
     samples = [torch.rand(3, 20, 30, generator=generator) for _ in range(200)]
     assert diversity(samples, samples[0]) == pytest.approx(1, abs=0.03)
@@ -62,7 +62,7 @@ def test_diversity_of_equal_samples(picture):
 
 
 def test_diversity_by_hand():
-    """Two grey samples at 0.2 and 0.6: deviation 0.2; a photograph half black and half white: 0.5."""
+    """Grey samples at 0.2 and 0.6 deviate by 0.2; a photograph half black and half white by 0.5."""
     photograph = torch.zeros(3, 4, 8)
     photograph[:, :, 4:] = 1
     samples = [torch.full((3, 4, 8), 0.2), torch.full((3, 4, 8), 0.6)]

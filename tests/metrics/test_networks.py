@@ -1,4 +1,4 @@
-"""The networks are torchvision's: parameters by arithmetic from its published totals, names, shapes."""
+"""The networks match torchvision's: tensor names, shapes, and numbers of parameters derived from its totals."""
 
 import torch
 
@@ -16,7 +16,7 @@ def conv(inputs, outputs, kernel):
 
 
 def test_parameters_of_the_inception_prefix():
-    published = 27_161_264  # of torchvision's inception_v3, all of it
+    published = 27_161_264  # all of torchvision's inception_v3
     auxiliary = conv(768, 128, 1) + conv(128, 768, 25) + 768 * 1000 + 1000
     mixed_7a = conv(768, 192, 1) + conv(192, 320, 9)
     mixed_7a += conv(768, 192, 1) + 2 * conv(192, 192, 7) + conv(192, 192, 9)
@@ -35,10 +35,10 @@ def test_parameters_of_alexnet():
     assert count(AlexFeatures()) == published - classifier == 2_469_696
 
 
-def test_names_are_torchvisions():
-    """A sample of every kind of block, with shapes, as they stand in the published files."""
+def test_tensor_names_match_torchvision():
+    """One tensor of every kind of block, as in the published files."""
     state = InceptionPrefix().state_dict()
-    known = {
+    shapes = {
         "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
         "Conv2d_4a_3x3.bn.running_var": (192,),
         "Mixed_5b.branch5x5_2.conv.weight": (64, 48, 5, 5),
@@ -50,7 +50,7 @@ def test_names_are_torchvisions():
         "Mixed_6b.branch7x7dbl_2.conv.weight": (128, 128, 7, 1),
         "Mixed_6e.branch7x7dbl_5.conv.weight": (192, 192, 1, 7),
     }
-    assert {name: tuple(state[name].shape) for name in known} == known
+    assert {name: tuple(state[name].shape) for name in shapes} == shapes
     assert all(
         module.eps == 0.001 for module in InceptionPrefix().modules() if isinstance(module, torch.nn.BatchNorm2d)
     )

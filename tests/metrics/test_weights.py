@@ -1,4 +1,4 @@
-"""The weights' files: found by name, checked by digest, never replaced by others."""
+"""Files of weights: found by name, checked by digest, never replaced by others."""
 
 import hashlib
 from importlib import util
@@ -12,12 +12,12 @@ from engine.metrics.inception import InceptionPrefix
 from engine.metrics.lpips import AlexFeatures
 from engine.metrics.weights import ALEXNET, HEADS, INCEPTION, WeightFile, fill, load_inception, load_lpips
 
-CACHE = weights.hub_folder()  # the user's, before it is hidden
+CACHE = weights.hub_folder()  # the user's, before the fixture hides it
 
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
-    """PyTorch's cache is an empty folder of the test's."""
+    """Point PyTorch's cache to an empty folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -25,7 +25,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def saved(folder, state, name="weights-{}.pth"):
-    """A file whose name carries its digest, as PyTorch's do, and what describes it."""
+    """Save a file whose name carries its digest, as PyTorch's do; returns its description."""
     folder.mkdir(exist_ok=True)
     path = folder / "part"
     torch.save(state, path)
@@ -34,7 +34,7 @@ def saved(folder, state, name="weights-{}.pth"):
     return WeightFile({path.name: digest}, "random weights", "nowhere")
 
 
-def test_names_and_digests_are_pytorchs():
+def test_names_carry_digests():
     for file in (INCEPTION, ALEXNET):
         for name, digest in file.names.items():
             assert name.endswith(f"-{digest}.pth")
@@ -42,22 +42,22 @@ def test_names_and_digests_are_pytorchs():
     assert list(ALEXNET.names) == ["alexnet-owt-7be5be79.pth", "alexnet-owt-4df8aa71.pth"]
 
 
-def test_missing_files_are_named_with_their_place(tmp_path, hub):
+def test_missing_files_are_named(tmp_path, hub):
     (line,) = weights.missing("sifid", None)
     assert "inception_v3_google-0cc3c7bd.pth is missing" in line
     assert str(hub) in line
-    assert "--weights-dir" in line
     (line,) = weights.missing("sifid", tmp_path / "mine")
     assert str(tmp_path / "mine") in line
     with pytest.raises(ModelError, match=r"alexnet-owt-7be5be79\.pth is missing|alex\.pth is missing") as caught:
         load_lpips(None)
     assert caught.value.exit_code == 4
+    assert "--weights-dir" in caught.value.for_command_line()
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match=r"inception_v3_google-0cc3c7bd\.pth is missing"):
         load_inception(None)
 
 
-def test_the_given_folder_comes_before_the_cache(tmp_path, hub):
+def test_folder_comes_before_cache(tmp_path, hub):
     state = {"a": torch.rand(3)}
     file = saved(hub, state)
     (name,) = file.names
@@ -67,16 +67,16 @@ def test_the_given_folder_comes_before_the_cache(tmp_path, hub):
     torch.testing.assert_close(file.load(None)["a"], state["a"])
 
 
-def test_another_file_of_the_name_is_refused(tmp_path):
+def test_wrong_digest_is_refused(tmp_path):
     folder = tmp_path / "mine"
     file = saved(folder, {"a": torch.rand(3)})
     torch.save({"a": torch.rand(3)}, folder / next(iter(file.names)))
-    with pytest.raises(ModelError, match="sha256 begins with .*: not random weights; fetch it again from nowhere"):
+    with pytest.raises(ModelError, match="sha256 begins with .*: not random weights; download it again from nowhere"):
         file.load(folder)
 
 
-def test_a_whole_inception_file_fills_the_prefix(tmp_path):
-    """A file holds more than the prefix, and need not count batches."""
+def test_whole_inception_fills_prefix(tmp_path):
+    """A file may hold more than the prefix, and no batch counters."""
     source, network = InceptionPrefix(), InceptionPrefix()
     state = {k: v for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked")}
     file = saved(tmp_path / "mine", {**state, "fc.weight": torch.rand(1000, 2048), "Mixed_7a.x": torch.rand(2)})
@@ -86,7 +86,7 @@ def test_a_whole_inception_file_fills_the_prefix(tmp_path):
         torch.testing.assert_close(a, b)
 
 
-def test_missing_and_misshapen_tensors_are_named():
+def test_wrong_tensors_are_named():
     state = dict(AlexFeatures().state_dict())
     with pytest.raises(ModelError, match=r"features\.6\.weight is \[2, 2\], expected \[384, 192, 3, 3\]"):
         fill(AlexFeatures(), {**state, "features.6.weight": torch.rand(2, 2)}, "AlexNet")
@@ -96,7 +96,7 @@ def test_missing_and_misshapen_tensors_are_named():
 
 
 @pytest.mark.skipif(util.find_spec("lpips") is None, reason="the lpips package is not installed")
-def test_the_heads_of_the_lpips_package():
+def test_heads_of_lpips_package():
     heads = HEADS.load(None)
     shapes = [tuple(heads[f"lin{layer}.model.1.weight"].shape) for layer in range(5)]
     assert shapes == [(1, c, 1, 1) for c in (64, 192, 384, 256, 256)]
@@ -104,10 +104,10 @@ def test_the_heads_of_the_lpips_package():
 
 
 @pytest.mark.skipif(bool(weights.missing("sifid", None)), reason="torchvision's Inception-v3 is not in the cache")
-def test_the_published_inception():
+def test_published_inception():
     load_inception(CACHE)
 
 
 @pytest.mark.skipif(bool(weights.missing("lpips", None)), reason="AlexNet or the heads are not in the cache")
-def test_the_published_alexnet():
+def test_published_alexnet():
     load_lpips(CACHE)

@@ -1,10 +1,11 @@
-"""Chain pictures: what the steps before a super-resolution step really hand it, made before the training begins.
+"""Simulated inputs of a super-resolution step: images as the steps below it produce them, made before training.
 
-At render time a step enlarges the output of the steps below, with its artefacts, not a reduced photograph. A structure
-file has no encoder, so a picture that resembles the photograph is found by inverting it: the code z_0 is fitted to the
-photograph through the VAE scales, and the noise that the GAN scales draw is led towards it. The steps between are then run
-on it.
+A render's step enlarges the output of the steps below, artefacts included, not a reduced photograph. Step 1 has no encoder,
+so images that resemble the photograph are found by inversion. The code z_0 is fitted to the photograph through the VAE scales,
+and the noise of each GAN scale is optimised towards it. The steps in between then enlarge the result.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,71 +20,88 @@ from torch import Tensor
 from engine.archs.hpvaegan import BaseGenerator
 from engine.bands.stream import RowStream
 from engine.io.tensors import write_tensors
+from engine.metrics.psnr import psnr
 from engine.run.stage import Stage
 from engine.training.data import Photo, Size
 from engine.training.picture import open_picture
 from engine.training.run.adam import Adam
 
-ITERATIONS = 200
-RATE = 0.05
-PRIOR = 0.1
-"""Weight of (mean square of the code - 1)^2 beside the mean square error of the pictures (in [-1, 1]). A render draws
-codes from N(0, 1), whose mean square is 1: fitted without it, the code shrinks to values that no render sees."""
-LED = 10
-"""Steps that lead the noise of each GAN scale. As drawn, what these scales invent lies elsewhere than in the photograph, and a
-network that is asked to make the one of the other learns to blur (docs/decisions/0016)."""
-LED_RATE = 0.1
-MOST_BYTES = 512 << 20  # of all pictures together; where one is large there are fewer
+CODE_STEPS, CODE_RATE = 200, 0.05
+"""Adam steps that fit the code, and their learning rate."""
 
-Tell = Callable[[str], None]
+NOISE_STEPS, NOISE_RATE = 10, 0.1
+"""Adam steps that optimise the noise of each GAN scale, and their learning rate.
+
+Noise as drawn puts details where the photograph has none. A network trained to turn one into the other learns to blur
+(docs/decisions/0016).
+"""
+
+PRIOR = 0.1
+"""Weight of (mean square - 1)^2 of the code or noise, beside the mean square error of images in [-1, 1].
+
+A render draws from N(0, 1), whose mean square is 1. Without this term the code shrinks to values that no render sees.
+"""
+
+MAX_BYTES = 512 << 20
+"""Memory of all simulated inputs together, which limits their number."""
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class ChainPicture:
-    """An input of the step, fp16 [3, h, w] in [0, 1], and what its output should reduce to: the photograph at this size
-    for a reconstruction, the input itself for a free sample (`paired` tells which).
-    """
+class SimulatedInput:
+    """One input of the step, and the image that its output should reduce to."""
 
     picture: Tensor
+    """float16 [3, h, w] in [0, 1]."""
+
     target: Tensor
+    """Shape and dtype of ``picture``: the photograph at this size for a reconstruction, ``picture`` itself for a free sample."""
+
     paired: bool
+    """Whether this is a reconstruction of the photograph."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """All chain pictures, and how much the reconstructions resemble the photograph, PSNR in dB: at the last VAE scale,
-    where the code was fitted, and as they enter this step (mean).
-    """
+class SimulatedInputs:
+    """All simulated inputs of a run, of one size."""
 
-    pictures: tuple[ChainPicture, ...]
+    pictures: tuple[SimulatedInput, ...]
+
     psnr_fitted: float
+    """PSNR in dB of the reconstruction at the last VAE scale, where the code was fitted."""
+
     psnr: float
+    """Mean PSNR in dB of the reconstructions as they enter the step."""
 
     @property
     def size(self) -> Size:
-        """(height, width) of every picture."""
+        """(height, width) of every input."""
         height, width = self.pictures[0].picture.shape[1:]
         return height, width
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
-    """A step below, at work, and the input noise that a render gives it."""
+class PreviousStep:
+    """A super-resolution step below the one in training."""
 
     stage: Stage
+
     sigma: float
+    """Standard deviation of its input noise in a render, for images in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many pictures are wanted: reconstructions of the photograph and free samples."""
+    """Numbers of simulated inputs."""
 
     reconstructions: int
     samples: int
+    """Free samples, drawn from random codes."""
 
-    def within(self, size: Size, most: int = MOST_BYTES) -> "Counts":
-        """As many as fit, of both kinds in their proportion, at least one of each kind that is wanted."""
-        room = max(1, most // (size[0] * size[1] * 3 * 2))
+    def within(self, size: Size, max_bytes: int = MAX_BYTES) -> Counts:
+        """As many inputs of (height, width) as fit, in the same proportion, at least one of each kind that was requested."""
+        room = max(1, max_bytes // (size[0] * size[1] * 3 * 2))
         total = self.reconstructions + self.samples
         if total <= room:
             return self
@@ -91,28 +109,42 @@ class Counts:
         return Counts(paired, max(min(self.samples, 1), room - paired) if self.samples else 0)
 
 
-def make_chain(
+def simulate_inputs(
     structure: BaseGenerator,
     photo: Photo,
-    previous: Sequence[Previous],
+    previous: Sequence[PreviousStep],
     counts: Counts,
     generator: torch.Generator,
     device: torch.device,
     scratch: Path,
-    log: Tell,
-) -> Chain:
-    """Fit the code, draw the pictures and run the steps below on each. `scratch`: a file for the photograph's pixels."""
+    log: Log,
+) -> SimulatedInputs:
+    """Fit the code, generate step 1's images and enlarge each with the previous steps.
+
+    Args:
+        structure: step 1; it is moved to ``device``.
+        photo: the photograph to reconstruct.
+        previous: the steps between step 1 and the one in training, lowest first.
+        counts: requested numbers, reduced to what ``MAX_BYTES`` holds.
+        generator: CPU generator of every code and noise.
+        device: where step 1 and the inversion run.
+        scratch: file for the photograph's pixels where they exceed memory.
+        log: receives a line for each image.
+
+    Raises:
+        InputError: the photograph cannot be decoded.
+    """
     structure = structure.to(device)
-    reals = [_photograph(photo, size, scratch)[None].to(device) * 2 - 1 for size in structure.sizes]
+    reals = [_read_photo(photo, size, scratch)[None].to(device) * 2 - 1 for size in structure.sizes]
     last_vae = structure.config.last_vae
     code = invert(structure, reals[: last_vae + 1], generator)
-    fitted = _psnr(_unit(_scale(structure, code, last_vae)), _unit(reals[last_vae]))
-    log(f"step 1 inverted: PSNR {fitted:.1f} dB, code of mean square {float(code.square().mean()):.2f}")
+    fitted = _psnr(_to_unit_range(_image_at_scale(structure, code, last_vae)), _to_unit_range(reals[last_vae]))
+    log(f"step 1 inverted: PSNR {fitted:.1f} dB, mean square of the code {float(code.square().mean()):.2f}")
     factor = 1
     for step in previous:
         factor *= step.stage.scale
     size = (structure.base_size[0] * factor, structure.base_size[1] * factor)
-    truth = _photograph(photo, size, scratch).half().contiguous()
+    truth = _read_photo(photo, size, scratch).half().contiguous()
     counts = counts.within(size)
     total = counts.reconstructions + counts.samples
     pictures, errors = [], []
@@ -124,45 +156,61 @@ def make_chain(
         picture = picture.half().cpu()
         if paired:
             errors.append(_psnr(picture, truth))
-        pictures.append(ChainPicture(picture, truth if paired else picture, paired))
-        log(f"chain picture {number + 1} of {total}: {size[1]}x{size[0]}")
-    return Chain(tuple(pictures), fitted, sum(errors) / max(1, len(errors)))
+        pictures.append(SimulatedInput(picture, truth if paired else picture, paired))
+        log(f"simulated input {number + 1} of {total}: {size[1]}x{size[0]}")
+    return SimulatedInputs(tuple(pictures), fitted, sum(errors) / max(1, len(errors)))
 
 
-def keep_chain(path: Path, key: str, make: Callable[[], Chain]) -> Chain:
-    """The chain of the file if `key` is its own; else a new one, written to the file, so that a resumed run need not
-    make it again.
+def cached_inputs(path: Path, key: str, simulate: Callable[[], SimulatedInputs]) -> SimulatedInputs:
+    """Read the inputs from a file, or simulate them and write it, so that a resumed run does not repeat the work.
+
+    Args:
+        path: the file; one that is missing, damaged or of another ``key`` is replaced.
+        key: identifies everything that the inputs depend on.
+        simulate: called when the file does not hold inputs of ``key``.
+
+    Raises:
+        InputError: the file cannot be written.
     """
-    if (kept := _read(path, key)) is not None:
-        return kept
-    chain = make()
-    tensors = {str(i): one.picture for i, one in enumerate(chain.pictures)}
-    if chain.pictures[0].paired:
-        tensors["photograph"] = chain.pictures[0].target
-    paired = [one.paired for one in chain.pictures]
-    about = {"key": key, "psnr_fitted": chain.psnr_fitted, "psnr": chain.psnr, "paired": paired}
-    write_tensors(path, tensors, {"chain": json.dumps(about)})
-    return chain
+    if (cached := _read(path, key)) is not None:
+        return cached
+    inputs = simulate()
+    tensors = {str(i): one.picture for i, one in enumerate(inputs.pictures)}
+    if inputs.pictures[0].paired:
+        tensors["photograph"] = inputs.pictures[0].target
+    paired = [one.paired for one in inputs.pictures]
+    metadata = {"key": key, "psnr_fitted": inputs.psnr_fitted, "psnr": inputs.psnr, "paired": paired}
+    write_tensors(path, tensors, {"chain": json.dumps(metadata)})
+    return inputs
 
 
-def _read(path: Path, key: str) -> Chain | None:
+def _read(path: Path, key: str) -> SimulatedInputs | None:
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("chain", "{}"))
-            if about.get("key") != key:
+            metadata = json.loads((file.metadata() or {}).get("chain", "{}"))
+            if metadata.get("key") != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError):
-        return None  # not there, or cut short: it is made again
+        return None  # missing or truncated: the caller simulates again
     pictures = (
-        ChainPicture(tensors[str(i)], tensors["photograph" if paired else str(i)], paired)
-        for i, paired in enumerate(about["paired"])
+        SimulatedInput(tensors[str(i)], tensors["photograph" if paired else str(i)], paired)
+        for i, paired in enumerate(metadata["paired"])
     )
-    return Chain(tuple(pictures), about["psnr_fitted"], about["psnr"])
+    return SimulatedInputs(tuple(pictures), metadata["psnr_fitted"], metadata["psnr"])
 
 
 def invert(structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """The code [1, latent, h, w] whose pictures at the first scales are closest to `reals` [1, 3, h, w], by Adam."""
+    """Fit a code to the photograph at the VAE scales.
+
+    Args:
+        structure: step 1.
+        reals: the photograph at the first scales, each [1, 3, h, w] in [-1, 1].
+        generator: draws the first code.
+
+    Returns:
+        The code [1, latent, h, w].
+    """
 
     def error(z: Tensor) -> Tensor:
         picture = structure.base(z)
@@ -173,31 +221,48 @@ def invert(structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.G
         return loss
 
     z = _normal((1, structure.config.latent, *structure.sizes[0]), generator, reals[0].device)
-    return _fit(z, error, ITERATIONS, RATE)
+    return _optimise(z, error, CODE_STEPS, CODE_RATE)
 
 
 def reconstruct(structure: BaseGenerator, code: Tensor, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """The whole picture [3, H, W] in [0, 1] of a fitted code; the noise of each GAN scale is drawn, and then led so that the
-    scale's picture comes closer to the photograph, `reals` [1, 3, h, w] at every scale in [-1, 1].
+    """Generate the image of a fitted code, with noise optimised towards the photograph.
+
+    Args:
+        structure: step 1.
+        code: [1, latent, h, w] from ``invert``.
+        reals: the photograph at every scale, each [1, 3, h, w] in [-1, 1].
+        generator: draws the first noise of each GAN scale.
+
+    Returns:
+        The image [3, H, W] in [0, 1].
     """
     first = structure.config.last_vae + 1
-    picture = _scale(structure, code, first - 1)
+    picture = _image_at_scale(structure, code, first - 1)
     for m, real in enumerate(reals[first:], first):
-        picture = _led(structure, m, picture, real, _normal(real.shape, generator, real.device))
-    return _unit(picture[0])
+        picture = _optimise_noise(structure, m, picture, real, _normal(real.shape, generator, real.device))
+    return _to_unit_range(picture[0])
 
 
 def draw(structure: BaseGenerator, generator: torch.Generator) -> Tensor:
-    """The whole picture [3, H, W] in [0, 1] of a random code."""
+    """Image [3, H, W] in [0, 1] of a random code."""
     return structure.sample(lambda _, shape: torch.randn(shape, generator=generator))
 
 
 @torch.no_grad()
-def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tensor:
-    """[3, H, W] in [0, 1] -> fp16 [3, scale H, scale W] on the same device, clamped; in bands, so memory is bounded."""
+def enlarge(step: PreviousStep, picture: Tensor, generator: torch.Generator) -> Tensor:
+    """Enlarge an image in bands, whose memory does not grow with the height.
+
+    Args:
+        step: the network and its input noise.
+        picture: [3, H, W] in [0, 1].
+        generator: CPU generator of the noise.
+
+    Returns:
+        float16 [3, scale * H, scale * W] in [0, 1] on the device of ``picture``.
+    """
     stage, (_, height, width) = step.stage, picture.shape
-    right, below = -width % stage.align, -height % stage.align
-    padded = F.pad(picture[None], (0, right, 0, below), mode="reflect")
+    right, bottom = -width % stage.align, -height % stage.align
+    padded = F.pad(picture[None], (0, right, 0, bottom), mode="reflect")
     plan = stage.stream_plan(width + right)
     stream = RowStream(plan, stage.device)
     rows, scale = padded.shape[2], stage.scale
@@ -218,19 +283,19 @@ def enlarge(step: Previous, picture: Tensor, generator: torch.Generator) -> Tens
     return result[:, : height * scale, : width * scale].contiguous()
 
 
-def _led(structure: BaseGenerator, m: int, below: Tensor, real: Tensor, noise: Tensor) -> Tensor:
-    """The picture of scale m upon the one below, its noise led towards the photograph."""
+def _optimise_noise(structure: BaseGenerator, m: int, source: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+    """Image of scale ``m``, refined from ``source`` with noise optimised towards ``real``."""
 
     def refined(noise: Tensor) -> Tensor:
-        return structure.refine(m, below, structure.sizes[m], structure.sigmas[m] * noise)
+        return structure.refine(m, source, structure.sizes[m], structure.sigmas[m] * noise)
 
-    noise = _fit(noise, lambda z: F.mse_loss(refined(z), real), LED, LED_RATE)
+    noise = _optimise(noise, lambda z: F.mse_loss(refined(z), real), NOISE_STEPS, NOISE_RATE)
     with torch.no_grad():
         return refined(noise)
 
 
-def _fit(z: Tensor, error: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
-    """`z`, by Adam moved to where the error is small and its mean square still 1."""
+def _optimise(z: Tensor, error: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
+    """Minimise ``error`` over ``z`` by Adam, with ``PRIOR`` keeping its mean square near 1."""
     z = z.detach().requires_grad_(True)
     adam = Adam([([z], rate)], (0.9, 0.999))
     for _ in range(steps):
@@ -241,13 +306,13 @@ def _fit(z: Tensor, error: Callable[[Tensor], Tensor], steps: int, rate: float) 
     return z.detach()
 
 
-def _photograph(photo: Photo, size: Size, scratch: Path) -> Tensor:
+def _read_photo(photo: Photo, size: Size, scratch: Path) -> Tensor:
     """float32 [3, h, w] in [0, 1]."""
     return open_picture(photo, size, scratch).crop(0, 0, *size).float() / 255
 
 
 @torch.no_grad()
-def _scale(structure: BaseGenerator, z: Tensor, m: int) -> Tensor:
+def _image_at_scale(structure: BaseGenerator, z: Tensor, m: int) -> Tensor:
     picture = structure.base(z)
     for k in range(1, m + 1):
         picture = structure.refine(k, picture, structure.sizes[k])
@@ -258,11 +323,11 @@ def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.devi
     return torch.randn(tuple(shape), generator=generator).to(device)
 
 
-def _unit(picture: Tensor) -> Tensor:
-    """From [-1, 1], where step 1 computes, to [0, 1]."""
+def _to_unit_range(picture: Tensor) -> Tensor:
+    """Convert from step 1's [-1, 1] to [0, 1]."""
     return ((picture + 1) / 2).clamp(0, 1)
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:
-    """Of pictures in [0, 1], in dB."""
-    return float(-10 * torch.log10(F.mse_loss(a.float(), b.float()).clamp_min(1e-12)))
+    """PSNR in dB of images in [0, 1], at most 120."""
+    return float(psnr(F.mse_loss(a.float(), b.float()), floor=1e-12))

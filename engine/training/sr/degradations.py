@@ -1,9 +1,11 @@
-"""How a crop of the photograph becomes the small picture that a network learns to enlarge.
+"""Degradations: photograph crops become the low-resolution images that a network learns to enlarge.
 
-`bicubic` is the clean way of ESRGAN, `bsrgan` the blind one of SwinIR: blur, resizing, noise and JPEG in random order.
-Pictures are float tensors (N, 3, H, W) in [0, 1], borders are mirrored, and every random choice comes from the caller's
-generator. Knows nothing of networks.
+``bicubic`` is ESRGAN's clean reduction. ``bsrgan`` is SwinIR's blind one: blur, resizing, noise and JPEG in random order.
+Images are float tensors [N, 3, H, W] in [0, 1], borders are mirrored, and every random choice comes from the caller's
+generator.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -17,34 +19,68 @@ from torch import Generator, Tensor
 from engine.errors import UsageError
 
 HALVE_FIRST = 0.25
+"""Probability of a first halving, for a scale of 4."""
+
 ANISOTROPIC = 0.5
+"""Probability of an anisotropic blur."""
+
 RESIZE = 0.75
+"""Probability that ``shrink`` resizes instead of decimating."""
+
 JPEG = 0.9
-NOISE_LEVELS = (2, 25)  # standard deviations, in levels of 255
+"""Probability of a JPEG before the last one."""
+
+NOISE_LEVELS = (2, 25)
+"""Smallest and largest standard deviation of the noise, in grey levels of 255."""
+
 QUALITIES = (30, 95)
+"""Lowest and highest JPEG quality."""
+
 KERNEL_SIZES = (7, 25)
-LEAST_SIGMA = 0.1  # a Gaussian this narrow is one pixel already; zero would divide by zero
+"""Smallest and largest side of a blur kernel, in pixels."""
+
+MIN_SIGMA = 0.1
+"""Standard deviation in pixels below which a Gaussian is a single pixel; zero would divide by zero."""
 
 
 def bicubic(hr: Tensor, scale: int) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, H / scale, W / scale), as MATLAB's imresize shrinks: Keys' cubic, a = -1/2, antialiased.
+    """Reduce images as MATLAB's ``imresize`` does: Keys' cubic with a = -1/2, antialiased.
 
-    The kernel is `scale` times as wide as for enlarging, borders are mirrored with the edge twice, and the result is
-    clamped to [0, 1], as that of an 8-bit picture is; gradients pass. Raises UsageError if a side is no multiple of
-    `scale`.
+    The kernel is ``scale`` times as wide as for enlarging. Borders are mirrored with the edge pixel repeated. The result is
+    clamped to [0, 1], as an 8-bit image is. Gradients pass.
+
+    Args:
+        hr: [N, 3, H, W] in [0, 1].
+        scale: integer reduction factor.
+
+    Returns:
+        [N, 3, H / scale, W / scale] in [0, 1].
+
+    Raises:
+        UsageError: a side is no multiple of ``scale``, or the shape is not that of a batch of RGB images.
     """
     _check(hr, scale)
     return _bicubic(hr, scale)
 
 
 def bsrgan(hr: Tensor, scale: int, generator: Generator) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, H / scale, W / scale): BSRGAN's degradation (Zhang et al. 2021), new for each picture.
+    """Degrade each image by BSRGAN's random pipeline (Zhang et al., ICCV 2021).
 
-    For `scale` 4 a picture is halved first in one case of four. Then come, in random order, two blurs, a random
-    resizing, one to the final size (never before the other), Gaussian noise and, nine times of ten, JPEG; a last
-    JPEG always, so the values are 8-bit. BSRGAN's simulation of a camera, which needs a model of one, is left out, as
-    in its code by default. It runs on the CPU, so that a seed means the same on every device.
-    Raises UsageError if a side is no multiple of `scale`.
+    For ``scale`` 4 one image in four is halved first. Two blurs, a random resizing, a resizing to the final size, Gaussian
+    noise and (nine times out of ten) JPEG follow in random order; the final size never precedes the random one. A last
+    JPEG makes the values 8-bit. The camera simulation of BSRGAN needs a sensor model and is left out, as in its code by
+    default. Everything runs on the CPU, so that a seed gives the same images on every device.
+
+    Args:
+        hr: [N, 3, H, W] in [0, 1].
+        scale: integer reduction factor.
+        generator: CPU generator of every choice.
+
+    Returns:
+        [N, 3, H / scale, W / scale] in [0, 1], with the dtype and device of ``hr``.
+
+    Raises:
+        UsageError: a side is no multiple of ``scale``, or the shape is not that of a batch of RGB images.
     """
     _check(hr, scale)
     pictures = hr.detach().to("cpu", torch.float32)
@@ -53,23 +89,23 @@ def bsrgan(hr: Tensor, scale: int, generator: Generator) -> Tensor:
 
 def _bsrgan(picture: Tensor, scale: int, generator: Generator) -> Tensor:
     size = (picture.shape[2] // scale, picture.shape[3] // scale)
-    recipe = draw_recipe(scale, generator)
-    left = scale // 2 if "halve" in recipe else scale
+    names = draw_operations(scale, generator)
+    remaining = scale // 2 if "halve" in names else scale
     operations: dict[str, Callable[[Tensor], Tensor]] = {
         "halve": lambda x: halve(x, generator),
-        "blur": lambda x: blur(x, left, generator),
-        "shrink": lambda x: shrink(x, left, generator),
-        "fit": lambda x: _resize(x, size, _any_mode(generator)),
+        "blur": lambda x: blur(x, remaining, generator),
+        "shrink": lambda x: shrink(x, remaining, generator),
+        "fit": lambda x: _resize(x, size, _random_mode(generator)),
         "noise": lambda x: noise(x, generator),
         "jpeg": lambda x: jpeg(x, generator),
     }
-    for name in recipe:
+    for name in names:
         picture = operations[name](picture)
     return picture
 
 
-def draw_recipe(scale: int, generator: Generator) -> list[str]:
-    """The names of the operations in their order; what each of them does is drawn when its turn comes."""
+def draw_operations(scale: int, generator: Generator) -> list[str]:
+    """Names of the operations in order; each operation draws its own parameters when it runs."""
     start = ["halve"] if scale == 4 and _chance(generator, HALVE_FIRST) else []
     names = ["blur", "blur", "shrink", "fit", "noise", "jpeg"]
     order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
@@ -81,14 +117,14 @@ def draw_recipe(scale: int, generator: Generator) -> list[str]:
 
 
 def halve(picture: Tensor, generator: Generator) -> Tensor:
-    """(1, 3, H, W) -> (1, 3, H / 2, W / 2) by one of four ways of resizing."""
+    """Reduce [1, 3, H, W] to [1, 3, H / 2, W / 2] by one of four resizing methods."""
     if _chance(generator, 0.5):
         return _bicubic(picture, 2)
-    return _resize(picture, (picture.shape[2] // 2, picture.shape[3] // 2), _any_mode(generator))
+    return _resize(picture, (picture.shape[2] // 2, picture.shape[3] // 2), _random_mode(generator))
 
 
 def blur(picture: Tensor, scale: int, generator: Generator) -> Tensor:
-    """A Gaussian, turned and stretched in half of the cases, of 7, 9, ... or 25 pixels."""
+    """Blur by a Gaussian of 7, 9, ... or 25 pixels, isotropic or (half of the time) rotated and stretched."""
     size = 2 * _between(generator, (KERNEL_SIZES[0] // 2, KERNEL_SIZES[1] // 2)) + 1
     if _chance(generator, ANISOTROPIC):
         variances = ((4 + scale) * _uniform(generator), (4 + scale) * _uniform(generator))
@@ -100,22 +136,22 @@ def blur(picture: Tensor, scale: int, generator: Generator) -> Tensor:
 
 
 def shrink(picture: Tensor, scale: int, generator: Generator) -> Tensor:
-    """Three times of four a resizing to 1 / U(1, 2 scale) of the size, else a Gaussian and every `scale`-th pixel."""
+    """Resize to 1 / U(1, 2 * scale) of the size (three times out of four), or blur and keep every ``scale``-th pixel."""
     if _chance(generator, RESIZE):
         factor = 1 + (2 * scale - 1) * _uniform(generator)
         size = (max(1, int(picture.shape[2] / factor)), max(1, int(picture.shape[3] / factor)))
-        return _resize(picture, size, _any_mode(generator))
+        return _resize(picture, size, _random_mode(generator))
     sigma = 0.1 + (0.6 * scale - 0.1) * _uniform(generator)
-    # Moved by half a block, so that each pixel that is kept lies in the middle of those it stands for.
+    # Shifted by half a block, so that each remaining pixel is the centre of its block.
     kernel = _gaussian(KERNEL_SIZES[1], (sigma**2, sigma**2), centre=(scale - 1) / 2)
     return _filter(picture, kernel, stride=scale)
 
 
 def noise(picture: Tensor, generator: Generator) -> Tensor:
-    """Gaussian noise: 40 % independent in the channels, 40 % equal in them, 20 % correlated.
+    """Add Gaussian noise: independent channels (40 %), equal channels (40 %) or correlated channels (20 %).
 
-    The first two have a standard deviation of 2, 3, ... or 25 levels of 255. The third has the covariance L^2 |U' D U|, U
-    the orthonormal basis of a random matrix, D random in (0, 1), L the strongest level always, as in BSRGAN's code.
+    The standard deviation of the first two is 2, 3, ... or 25 grey levels. The third has the covariance L^2 |U' D U| with U
+    the orthonormal basis of a random matrix and D random in (0, 1). L is always the largest level, as in BSRGAN's code.
     """
     shape = (1, 3, picture.shape[2], picture.shape[3])
     kind = _uniform(generator)
@@ -125,7 +161,7 @@ def noise(picture: Tensor, generator: Generator) -> Tensor:
         return (picture + sigma * torch.randn(shape, generator=generator)).clamp(0, 1)
     basis = torch.linalg.svd(torch.rand(3, 3, generator=generator, dtype=torch.float64)).U
     spread = torch.rand(3, generator=generator, dtype=torch.float64)
-    # Of a 3 x 3 covariance the absolute values are one, too: every principal minor stays or grows.
+    # Absolute values of a 3 x 3 covariance are a covariance again: no principal minor decreases.
     values, vectors = torch.linalg.eigh((basis.T @ torch.diag(spread) @ basis).abs())
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T * (NOISE_LEVELS[1] / 255)
     correlated = torch.einsum("ij,njhw->nihw", root.float(), torch.randn(shape, generator=generator))
@@ -133,12 +169,12 @@ def noise(picture: Tensor, generator: Generator) -> Tensor:
 
 
 def jpeg(picture: Tensor, generator: Generator) -> Tensor:
-    """JPEG of a quality from 30 to 95, and back."""
+    """Compress as JPEG of a quality from 30 to 95, and decode."""
     return compress(picture, _between(generator, QUALITIES))
 
 
 def compress(picture: Tensor, quality: int) -> Tensor:
-    """(1, 3, H, W) written as JPEG, colour at half the resolution, and read again: values are multiples of 1 / 255."""
+    """Compress [1, 3, H, W] as JPEG with 4:2:0 chroma, and decode to multiples of 1 / 255."""
     pixels = picture[0].mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     height, width, bands = pixels.shape
     image = pyvips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar").copy(interpretation="srgb")
@@ -148,7 +184,11 @@ def compress(picture: Tensor, quality: int) -> Tensor:
 
 
 def _bicubic(picture: Tensor, scale: int) -> Tensor:
-    """Every output pixel has the same weights, since its place among the input pixels is the same."""
+    """Antialiased cubic reduction as one strided convolution along each axis.
+
+    ``F.interpolate(mode="bicubic", antialias=True)`` is the same kernel but renormalises it at the borders instead of
+    mirroring: border pixels differ by up to 0.06, inner ones by 2e-7. ``imresize`` and the published networks mirror.
+    """
     taps = 4 * scale - scale % 2  # an odd scale puts the kernel's two zeros on pixels
     distance = (torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2).abs() / scale
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
@@ -164,14 +204,17 @@ def _bicubic(picture: Tensor, scale: int) -> Tensor:
 
 
 def _resize(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """As OpenCV's INTER_LINEAR, INTER_CUBIC (a = -3/4; neither antialiased) and INTER_AREA, clamped."""
+    """Resize as OpenCV does (``INTER_LINEAR``, ``INTER_CUBIC`` with a = -3/4, ``INTER_AREA``), clamped.
+
+    The first two do not antialias.
+    """
     if mode == "area":
-        return _shares(picture.shape[2], size[0]) @ picture @ _shares(picture.shape[3], size[1]).T
+        return _area_weights(picture.shape[2], size[0]) @ picture @ _area_weights(picture.shape[3], size[1]).T
     return F.interpolate(picture, size, mode=mode, align_corners=False).clamp(0, 1)
 
 
-def _shares(size: int, new: int) -> Tensor:
-    """[new, size]: how much of each new pixel every old one covers."""
+def _area_weights(size: int, new: int) -> Tensor:
+    """Share of every old pixel in each new one, [new, size]."""
     ratio = size / new
     start = torch.arange(new, dtype=torch.float64)[:, None] * ratio
     pixel = torch.arange(size, dtype=torch.float64)[None]
@@ -180,18 +223,25 @@ def _shares(size: int, new: int) -> Tensor:
 
 
 def _gaussian(size: int, variances: tuple[float, float], angle: float = 0.0, centre: float = 0.0) -> Tensor:
-    """[size, size], sum one: the variances along an axis turned by `angle` and across it; `centre` px off on both axes."""
+    """Gaussian kernel [size, size] of sum 1.
+
+    Args:
+        size: side in pixels.
+        variances: along an axis rotated by ``angle``, and across it, in squared pixels.
+        angle: in radians.
+        centre: offset from the middle pixel on both axes, in pixels.
+    """
     at = torch.arange(size, dtype=torch.float64) - size // 2 - centre
     y, x = at[:, None], at[None]
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    first, second = (max(variance, LEAST_SIGMA**2) for variance in variances)
-    # A narrow Gaussian between the pixels would be zero on all of them: softmax divides by the largest first.
+    first, second = (max(variance, MIN_SIGMA**2) for variance in variances)
+    # A narrow Gaussian centred between pixels underflows on all of them; softmax divides by the largest first.
     exponent = -(along**2 / first + across**2 / second) / 2
     return exponent.flatten().softmax(0).view(size, size).float()
 
 
 def _filter(picture: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
-    """Correlation with [k, k], mirrored at the borders without the edge."""
+    """Correlation with [k, k], borders mirrored without repeating the edge."""
     margin = kernel.shape[0] // 2
     for axis in (2, 3):
         picture = _mirror(picture, axis, margin, edge=0)
@@ -200,7 +250,10 @@ def _filter(picture: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
 
 
 def _mirror(picture: Tensor, axis: int, margin: int, *, edge: int) -> Tensor:
-    """`margin` pixels more on both sides, the edge repeated (1) or not (0). The margin may exceed the picture."""
+    """Add ``margin`` mirrored pixels on both sides, with the edge repeated (1) or not (0).
+
+    The margin may exceed the image, which ``F.pad`` does not allow.
+    """
     size = picture.shape[axis]
     period = max(2 * (size - 1 + edge), 1)
     index = torch.arange(-margin, size + margin) % period
@@ -209,14 +262,16 @@ def _mirror(picture: Tensor, axis: int, margin: int, *, edge: int) -> Tensor:
 
 def _check(hr: Tensor, scale: int) -> None:
     if hr.ndim != 4 or hr.shape[1] != 3 or not len(hr):
-        raise UsageError(f"crops have the shape {tuple(hr.shape)}; a batch of RGB pictures is (N, 3, H, W)")
+        raise UsageError(f"crops: shape {tuple(hr.shape)} is no batch of RGB images; pass (N, 3, H, W)")
     height, width = hr.shape[2:]
     if scale < 1 or height < scale or width < scale or height % scale or width % scale:
-        raise UsageError(f"crops of {height} x {width} pixels: both sides must be multiples of the scale, {scale}")
+        raise UsageError(
+            f"crops of {width}x{height}: the sides are no multiples of the scale ({scale}); choose other crops"
+        )
 
 
 def _uniform(generator: Generator) -> float:
-    """In [0, 1)."""
+    """Random number in [0, 1)."""
     return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
@@ -225,9 +280,9 @@ def _chance(generator: Generator, probability: float) -> bool:
 
 
 def _between(generator: Generator, limits: tuple[int, int]) -> int:
-    """A whole number, both limits included."""
+    """Random integer, both limits included."""
     return int(torch.randint(limits[0], limits[1] + 1, (), generator=generator))
 
 
-def _any_mode(generator: Generator) -> str:
+def _random_mode(generator: Generator) -> str:
     return ("bilinear", "bicubic", "area")[_between(generator, (0, 2))]

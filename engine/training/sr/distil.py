@@ -1,8 +1,10 @@
-"""`distil`: a small network learns to do what a large one does, on crops of any photographs.
+"""``distil``: a small network learns to reproduce a large one on crops of any photographs.
 
-The target is the teacher's output, so there is no texture to invent and the pixel loss alone serves (Hinton et al. 2015,
-of pictures as in Gou et al. 2021, "response-based"). The loop, the trainer and the file are those of `train_sr`.
+The target is the teacher's output, so there is no texture to invent and the pixel loss alone is enough: response-based
+distillation (Hinton et al. 2015; Gou et al. 2021). The loop, the trainer and the file format are those of ``train_sr``.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import time
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import InputError, UsageError
+from engine.errors import InputError, UsageError, option
 from engine.run.stage import Stage
 from engine.training.data import Photo, open_photo
 from engine.training.picture import IN_MEMORY, open_picture
@@ -28,11 +30,14 @@ from engine.training.sr.networks import Shape
 from engine.training.sr.pairs import TeacherPairs
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.request import Common
-from engine.training.sr.review import Review, fixed_crops
 from engine.training.sr.train import SCALE, Runtime, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
+from engine.training.sr.validation import Validation, fixed_crops
 
-_REFUSED = (
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+"""Files of a folder that count as photographs."""
+
+_MUST_BE_ZERO = (
     "consistency",
     "perceptual",
     "texture",
@@ -43,30 +48,39 @@ _REFUSED = (
     "chain",
     "noise_channels",
 )
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+"""Values of a recipe that make no sense with a teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(Common):
-    """`teacher`: packaged weights or a file."""
+    """Options of a distillation. Raises UsageError for a recipe with other losses than the pixel loss."""
 
     recipe: Recipe
+
     teacher: str = "realsr"
+    """Packaged weights or a checkpoint file."""
 
     def __post_init__(self) -> None:
         Common.__post_init__(self)
-        recipe = self.recipe
-        for name in _REFUSED:
-            if getattr(recipe, name):
-                raise UsageError(
-                    f"{name} = {getattr(recipe, name):g}: a teacher is followed by the pixel loss alone: set 0"
-                )
+        for name in _MUST_BE_ZERO:
+            if value := getattr(self.recipe, name):
+                raise UsageError(f"{name} = {value:g}: a distillation uses the pixel loss alone; set it to 0")
 
 
 def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime) -> None:
-    """Train on crops of photographs (files, or folders of them) and write the weights to `out`.
+    """Train on crops of photographs and write the weights.
 
-    Raises as `train_sr`. The quality that is logged is measured against the teacher's output.
+    Args:
+        photos: files, or folders of them.
+        out: weights file to write (safetensors, the community's tensor names).
+        request: what to train; validation measures against the teacher's output.
+        runtime: how to run.
+
+    Raises:
+        InputError: a photograph is missing, undecodable or smaller than a crop.
+        UsageError: no photographs, or a teacher that draws noise.
+        BudgetError: an iteration does not fit the memory.
+        Interrupted, ResumeError, EngineError: as ``loop.train``.
     """
     started = time.monotonic()
     loop.check_out(out, runtime.resume)
@@ -76,14 +90,15 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     teacher = open_network(request.teacher, Shape(), 0, recipe)
     if channels := teacher.network.noise_channels:
         raise UsageError(
-            f"the teacher {request.teacher} has {channels} noise channels: what it draws cannot be followed"
+            f"{request.teacher}: has {channels} noise channels, and random detail cannot be learned; "
+            f"choose another {option('teacher')}"
         )
     stage = Stage(teacher.network.eval().requires_grad_(False), device, request.precision)
 
     def enlarge(lr: Tensor) -> Tensor:
-        """inference_mode makes tensors that autograd refuses: a copy is an ordinary one."""
         with torch.no_grad():
             lr = lr.to(device).contiguous(memory_format=torch.channels_last)
+            # Autograd refuses tensors made in inference mode; a copy is an ordinary one.
             return stage.run(lr).float().clamp(0, 1).clone()
 
     scratches = [out.with_name(f"{out.name}.photo{i}") for i in range(len(opened))]
@@ -102,7 +117,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             Settings(recipe, "distillation", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(truth, lr, recipe.render_sigma, start.network.noise_channels, held_out),
+            Validation(truth, lr, recipe.render_sigma, start.network.noise_channels, held_out),
             None,
             True,
             out.with_name(out.stem + "-samples"),
@@ -118,19 +133,20 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
 
 
 def _files(photos: Sequence[Path]) -> list[Path]:
-    """Every picture of a folder, by name, and every file as it is."""
-    found: list[Path] = []
+    """Files as they are, and the photographs of every folder by name."""
+    files: list[Path] = []
     for path in photos:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise InputError(f"{path}: no photograph in this folder; {', '.join(PICTURES)} are looked for")
-        found += inside
-    if not found:
-        raise UsageError("no photographs to learn on: name files or folders")
-    return found
+            raise InputError(f"{path}: no photograph in this folder ({', '.join(SUFFIXES)}); name another")
+        files += inside
+    if not files:
+        raise UsageError("no photographs to learn from; name files or folders")
+    return files
 
 
 def _facts(photos: Sequence[Photo], request: Request, teacher: networks.Start) -> dict[str, Any]:
+    """Metadata of the weights file."""
     return {
         "licence": teacher.licence or "not stated",
         "source": f"distilled from {teacher.source} on {len(photos)} photographs",

@@ -1,10 +1,12 @@
-"""What an iteration takes of memory, counted before it runs: weights, optimisers, and what the backward pass keeps.
+"""Memory of a training iteration, computed before it runs: weights, optimisers and saved activations.
 
-What the forward pass of each network keeps is counted by autograd itself, on one small input, and grows with the pixels.
+The activations of each network are counted by autograd's own hooks on one small input; they grow with the pixels.
 """
 
+from __future__ import annotations
+
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,55 +17,80 @@ from engine.archs.layers import RGB
 from engine.errors import BudgetError
 from engine.training.sr.recipe import Recipe
 
-PROBE = 16  # side of the small input, LR pixels
-KEPT_BYTES = 4 + 4 + 8 + 4  # of a weight: itself, its gradient, Adam's two moments, the running mean
+PROBE = 16
+"""Side of the small input, in LR pixels."""
+
+BYTES_PER_WEIGHT = 4 + 4 + 8 + 4
+"""The master weight, its gradient, Adam's two moments and the EMA, all fp32."""
 
 
-def fit(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, budget: int) -> bool:
-    """Whether activations of the trunk must be computed twice (gradient checkpointing) to stay within `budget` bytes.
+def needs_checkpointing(
+    network: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, budget: int
+) -> bool:
+    """Decide whether the trunk needs activation checkpointing to stay within the budget.
 
-    Raises BudgetError if even that takes more.
+    Args:
+        network: the generator's compute copy, in the dtype in which it trains.
+        discriminator: counted if the recipe is adversarial.
+        vgg: feature network of the losses, if any.
+        recipe: batch, crop and losses.
+        budget: bytes that an iteration may take.
+
+    Raises:
+        BudgetError: an iteration does not fit even with checkpointing.
     """
-    plain = estimate(worker, discriminator, vgg, recipe, twice=False)
-    if plain <= budget:
+    if estimate(network, discriminator, vgg, recipe, checkpointing=False) <= budget:
         return False
-    least = estimate(worker, discriminator, vgg, recipe, twice=True)
-    if least > budget:
+    smallest = estimate(network, discriminator, vgg, recipe, checkpointing=True)
+    if smallest > budget:
         raise BudgetError(
-            f"an iteration takes about {least / 2**30:.1f} GiB, {budget / 2**30:.1f} GiB are allowed: "
-            f"take a smaller batch than {recipe.batch} or smaller crops than {recipe.crop}"
+            f"an iteration takes about {smallest / 2**30:.1f} GiB, {budget / 2**30:.1f} GiB are allowed; "
+            f"use a smaller batch than {recipe.batch} or smaller crops than {recipe.crop}"
         )
     return True
 
 
-def estimate(worker: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, *, twice: bool) -> int:
-    """Bytes of weights, optimisers and activations; the working memory of single operations is not in it."""
-    side = recipe.crop // worker.scale
-    probe = min(side, -(-PROBE // worker.align) * worker.align)
-    one = _saved_by_trunk(worker, probe) if twice else _saved(worker, worker, probe)
+def estimate(
+    network: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, *, checkpointing: bool
+) -> int:
+    """Bytes of weights, optimisers and activations, without the workspace of single operations.
+
+    Args:
+        network: the generator's compute copy.
+        discriminator: counted if the recipe is adversarial; a copy is run, so its state does not change.
+        vgg: feature network of the losses, if any.
+        recipe: batch, crop and losses.
+        checkpointing: whether ``checkpoint_blocks`` is applied to the network.
+    """
+    side = recipe.crop // network.scale
+    probe = min(side, -(-PROBE // network.align) * network.align)
+    activations = _saved_bytes_checkpointed(network, probe) if checkpointing else _saved_bytes(network, network, probe)
     pixels = (side / probe) ** 2 * recipe.batch
-    weights = sum(p.numel() * (KEPT_BYTES + 2 * p.itemsize) for p in worker.parameters())
-    total = weights + one * pixels
+    weights = sum(p.numel() * (BYTES_PER_WEIGHT + 2 * p.itemsize) for p in network.parameters())
+    total = weights + activations * pixels
     if recipe.adversarial:
-        judge = copy.deepcopy(discriminator)  # counting must not move its power iteration or its statistics
-        total += sum(p.numel() * 16 for p in judge.parameters())
-        looking = judge if recipe.discriminator != "projected" else _OfMaps(judge, vgg)
-        # Batches of two, since batch normalisation wants more than one value; real and fake are alive at once.
-        total += _saved(judge, looking, recipe.crop, batch=2) / 2 * recipe.batch * 2
+        # A copy: counting must not advance the power iteration of spectral norm or the statistics of batch norm.
+        discriminator = copy.deepcopy(discriminator)
+        total += sum(p.numel() * 16 for p in discriminator.parameters())
+        on_images = discriminator if recipe.discriminator != "projected" else _OnFeatureMaps(discriminator, vgg)
+        # Batches of two, because batch norm needs more than one value. Real and fake activations are alive together.
+        total += _saved_bytes(discriminator, on_images, recipe.crop, batch=2) / 2 * recipe.batch * 2
     if vgg is not None:
         total += sum(p.numel() * p.itemsize for p in vgg.parameters())
-        total += _saved(vgg, vgg, recipe.crop) * recipe.batch
+        total += _saved_bytes(vgg, vgg, recipe.crop) * recipe.batch
     return int(total)
 
 
-def checkpoint_blocks(worker: Upscaler) -> None:
-    """Keep only what goes from block to block of the trunk, and compute the rest again on the way back."""
-    for block in _blocks(worker):
-        block.forward = _Twice(block.forward)
+def checkpoint_blocks(network: Upscaler) -> None:
+    """Apply activation checkpointing to every block of the trunk, in place."""
+    for block in _blocks(network):
+        block.forward = _CheckpointedForward(block.forward)
 
 
-class _Twice:
-    def __init__(self, forward: object) -> None:
+class _CheckpointedForward:
+    """A block's ``forward`` that keeps its input alone and computes again in the backward pass."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
         self._forward = forward
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -71,53 +98,61 @@ class _Twice:
         return result
 
 
-class _OfMaps(nn.Module):
-    """A discriminator of feature maps as one of pictures; what the feature network keeps is counted elsewhere."""
+class _OnFeatureMaps(nn.Module):
+    """Discriminator of feature maps as one of images; activations of the feature network are not counted."""
 
-    def __init__(self, judge: nn.Module, vgg: nn.Module | None) -> None:
+    def __init__(self, discriminator: nn.Module, vgg: nn.Module | None) -> None:
         super().__init__()
-        self.judge, self.vgg = judge, vgg
+        self.discriminator, self.vgg = discriminator, vgg
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.vgg is not None
         with torch.no_grad():
             maps = self.vgg(x)
-        result: Tensor = self.judge(maps)
+        result: Tensor = self.discriminator(maps)
         return result
 
 
-def _blocks(worker: Upscaler) -> Iterable[nn.Module]:
-    return worker.body if isinstance(worker, esrgan.RRDBNet) else worker.layers
+def _blocks(network: Upscaler) -> Iterable[nn.Module]:
+    return network.body if isinstance(network, esrgan.RRDBNet) else network.layers
 
 
-def _saved_by_trunk(worker: Upscaler, side: int) -> float:
-    """The same with computation twice: what lies between the blocks, and the largest block once at a time."""
-    trunk = copy.deepcopy(worker)
-    block = copy.deepcopy(next(iter(_blocks(worker))))
+def _saved_bytes_checkpointed(network: Upscaler, side: int) -> float:
+    """Saved activations with checkpointing: the inputs of all blocks, and one block's activations at a time."""
+    trunk = copy.deepcopy(network)
+    block = copy.deepcopy(next(iter(_blocks(network))))
     checkpoint_blocks(trunk)
     parameter = next(trunk.parameters())
     channels = trunk.conv_first.out_channels
-    shape = (1, channels, side, side) if isinstance(worker, esrgan.RRDBNet) else (1, side, side, channels)
+    shape = (1, channels, side, side) if isinstance(network, esrgan.RRDBNet) else (1, side, side, channels)
     x = torch.full(shape, 0.5, device=parameter.device)
-    return _saved(trunk, trunk, side) + _saved(block, block, side, x=x)
+    return _saved_bytes(trunk, trunk, side) + _saved_bytes(block, block, side, x=x)
 
 
-def _saved(owner: nn.Module, network: nn.Module, side: int, batch: int = 1, x: Tensor | None = None) -> float:
-    """Bytes that the backward pass would keep of an input [batch, channels, side, side] (or of `x`), weights not among them."""
+def _saved_bytes(owner: nn.Module, network: nn.Module, side: int, batch: int = 1, x: Tensor | None = None) -> float:
+    """Bytes that autograd saves for the backward pass, without weights.
+
+    Args:
+        owner: module whose parameters and buffers are not counted.
+        network: module to run.
+        side: side of the input in pixels.
+        batch: images of the input [batch, channels, side, side].
+        x: input to use instead.
+    """
     parameter = next(owner.parameters())
     weights = {p.untyped_storage().data_ptr() for p in (*owner.parameters(), *owner.buffers())}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     if x is None:
         channels = RGB + (owner.noise_channels if isinstance(owner, Upscaler) else 0)
         x = torch.full((batch, channels, side, side), 0.5, device=parameter.device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         y = network(x.requires_grad_(True))
-    del y  # alive until here, so that no storage was given out twice
-    return sum(kept.values())
+    del y  # alive until here, so that no address is reused while sizes are recorded
+    return sum(sizes.values())

@@ -1,8 +1,10 @@
-"""Where a super-resolution run starts and what it leaves: weights by name, by file, shallower or from scratch.
+"""First weights and trained weights: by name, from a file, with fewer blocks or from scratch.
 
-Knows the community's names of tensors through engine.archs, and the facts that a weights file carries in its metadata.
-Does not know losses or photographs.
+Knows the community's tensor names through ``engine.archs``, and the metadata of a weights file. Does not know losses or
+photographs.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -17,63 +19,84 @@ from torch import Tensor
 from engine import archs
 from engine.archs import Upscaler, esrgan, swinir
 from engine.archs.layers import NOISE_KEY, noise_channels_of, noise_conv
-from engine.errors import ModelError, UsageError
+from engine.errors import ModelError, UsageError, option
 from engine.io.tensors import write_tensors
 from engine.model.bundle import read_stage
 from engine.model.checkpoints import FACTS_KEY
 from engine.training.run.seed import seeded
 
 SCRATCH = "scratch"
+"""Name of the start with random weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A network's size, where it is not the start's own. None: as the start has it, or the architecture's default.
-
-    `noise_channels` are given to a start that has none; it makes nearly the same picture with them.
-    """
+    """Size of a network, as far as it differs from its start. Raises UsageError for values out of range."""
 
     architecture: str | None = None
+    """``rrdbnet`` or ``swinir``; None for that of the start, ``rrdbnet`` from scratch."""
+
     channels: int | None = None
+    """Feature maps of the trunk; None for those of the start, the published number from scratch."""
+
     blocks: int | None = None
+    """Blocks of the trunk; None for all of the start, the published number from scratch."""
+
     noise_channels: int = 0
+    """Noise channels to add to a start without any; its output hardly changes."""
 
     def __post_init__(self) -> None:
         if self.architecture not in (None, "rrdbnet", esrgan.NAME, swinir.NAME):
-            raise UsageError(f"architecture {self.architecture!r} is unknown: choose rrdbnet or swinir")
+            raise UsageError(
+                f"{option('architecture', self.architecture)}: unknown architecture; choose rrdbnet or swinir"
+            )
         for name in ("channels", "blocks"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"{name} = {value}: must be at least 1")
+                raise UsageError(f"{option(name, value)}: must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A network that can be trained (fp32), and where its weights came from. ``facts``: what their own training noted."""
+    """A trainable fp32 network and the origin of its weights."""
 
     network: Upscaler
     name: str
     source: str
     licence: str
+
     digest: str
+    """Identifies the weights."""
+
     sigma: float = 0.0
+    """Input noise in a render, for images in [0, 1]."""
+
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """Metadata that the training of these weights recorded."""
 
 
-def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
-    """`name`: a packaged checkpoint, a file, a model bundle (its enlargement at this `place`, from 0), or "scratch".
+def open_start(name: str, shape: Shape, seed: int, index: int = 0) -> Start:
+    """Open first weights.
+
+    Args:
+        name: a packaged checkpoint, a checkpoint file, a model file or ``scratch``.
+        shape: size of the network, as far as it differs from the start.
+        seed: seeds random weights.
+        index: stage of a model file, from 0.
 
     Raises:
         UsageError: the shape contradicts the start.
-        ModelError: no such weights, or a file that is damaged or of an unknown architecture.
+        ModelError: the weights are missing, damaged or of an unknown architecture.
     """
     if name == SCRATCH:
         with seeded(seed):
-            return Start(_fresh(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
-    state, stage = read_stage(name, place)
+            return Start(_from_scratch(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
+    state, stage = read_stage(name, index)
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
-        raise UsageError(f"the start {name} is of architecture {stage.architecture}, not {shape.architecture}")
+        raise UsageError(
+            f"{name}: architecture {stage.architecture}, not {shape.architecture}; leave {option('architecture')} out"
+        )
     if shape.blocks is not None:
-        state = _shallower(state, stage.architecture, shape.blocks, name)
+        state = _select_blocks(state, stage.architecture, shape.blocks, name)
     if not noise_channels_of(state):
         with seeded(seed):
             state = _with_noise_channels(state, shape.noise_channels)
@@ -85,24 +108,33 @@ def open_start(name: str, shape: Shape, seed: int, place: int = 0) -> Start:
 
 
 def architecture_of(name: str, shape: Shape) -> str:
-    """What `open_start` would give, "esrgan" or "swinir"."""
+    """Architecture of a start, ``esrgan`` or ``swinir``, without building its network."""
     if name == SCRATCH:
         return swinir.NAME if shape.architecture == swinir.NAME else esrgan.NAME
     return read_stage(name)[1].architecture
 
 
 def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Write the weights under the community's names, whole or not at all, with `facts` as JSON in the metadata."""
+    """Write weights under the community's tensor names, atomically.
+
+    Args:
+        path: file to write.
+        state: weights by tensor name.
+        facts: metadata, stored as JSON.
+        dtype: dtype in the file.
+
+    Raises:
+        ModelError: a weight is not finite in ``dtype``.
+        InputError: the file cannot be written.
+    """
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     if bad := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
-        raise ModelError(
-            f"{path}: the trained tensor {bad} holds NaN or infinity in {dtype}: store fp32 or train again"
-        )
+        raise ModelError(f"{path}: tensor {bad} holds NaN or infinity in {dtype}; store fp32 or train again")
     write_tensors(path, tensors, {"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
 
 
-def _fresh(shape: Shape) -> Upscaler:
-    """SwinIR-M or RRDBNet 64x23, or what the shape says; half as many channels grow in a dense block as come in."""
+def _from_scratch(shape: Shape) -> Upscaler:
+    """SwinIR-M or RRDBNet 64x23 unless the shape differs; a dense block grows by half of its input channels."""
     if shape.architecture == swinir.NAME:
         dim, groups = shape.channels or 180, shape.blocks or 6
         layers = (6,) * groups
@@ -111,35 +143,38 @@ def _fresh(shape: Shape) -> Upscaler:
     return esrgan.RRDBNet(channels, shape.blocks or 23, max(1, channels // 2), noise_channels=shape.noise_channels)
 
 
-def _shallower(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
-    """Evenly spaced blocks of the trunk, the first and the last among them, and everything around the trunk."""
+def _select_blocks(state: Mapping[str, Tensor], architecture: str, blocks: int, name: str) -> dict[str, Tensor]:
+    """Evenly spaced blocks of the trunk, including the first and the last, and all tensors outside the trunk."""
     prefix = "body." if architecture == esrgan.NAME else "layers."
     numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(prefix)})
     if blocks > len(numbers):
-        raise UsageError(f"blocks = {blocks}: the start {name} has {len(numbers)}; take at most as many, or scratch")
-    kept = torch.linspace(0, len(numbers) - 1, blocks).round().int().tolist() if blocks > 1 else [len(numbers) // 2]
-    place = {numbers[old]: new for new, old in enumerate(kept)}
+        raise UsageError(
+            f"{option('blocks', blocks)}: {name} has {len(numbers)}; use at most as many, or {option('start', SCRATCH)}"
+        )
+    last = len(numbers) - 1
+    selected = torch.linspace(0, last, blocks).round().int().tolist() if blocks > 1 else [len(numbers) // 2]
+    new_number = {numbers[old]: new for new, old in enumerate(selected)}
     result = {}
     for key, tensor in state.items():
         if not key.startswith(prefix):
             result[key] = tensor
-        elif (number := int(key.split(".")[1])) in place:
-            result[f"{prefix}{place[number]}.{key.split('.', 2)[2]}"] = tensor
+        elif (number := int(key.split(".")[1])) in new_number:
+            result[f"{prefix}{new_number[number]}.{key.split('.', 2)[2]}"] = tensor
     return result
 
 
 def _with_noise_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """The state with so many of them."""
+    """The state with the weights of ``channels`` noise channels."""
     conv = noise_conv(channels, state["conv_first.weight"].shape[0])
     return state if conv is None else {**state, NOISE_KEY: conv.weight.detach()}
 
 
 def _check_width(network: Upscaler, shape: Shape, name: str) -> None:
-    """Channels cannot be taken from a trained network as blocks can."""
-    found = network.conv_first.out_channels
-    if shape.channels not in (None, found):
+    """Refuse another width: unlike blocks, channels cannot be taken out of a trained network."""
+    channels = network.conv_first.out_channels
+    if shape.channels not in (None, channels):
         raise UsageError(
-            f"channels = {shape.channels}: the start {name} has {found}; leave it out, or start from scratch"
+            f"{option('channels', shape.channels)}: {name} has {channels}; leave it out, or use {option('start', SCRATCH)}"
         )
 
 

@@ -28,14 +28,14 @@ from engine.training.run import loop
 from engine.training.run.events import Event, Prepared, WeightsSaved
 from engine.training.run.precision import known_device
 from engine.training.sr import networks
-from engine.training.sr.chain import Chain, Counts, Previous, Tell, keep_chain, make_chain
+from engine.training.sr.chain import Counts, Log, PreviousStep, SimulatedInputs, cached_inputs, simulate_inputs
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape
 from engine.training.sr.pairs import PhotographPairs, check_grid
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.request import OfPhotograph
-from engine.training.sr.review import Review, fixed_crops
 from engine.training.sr.trainer import Settings, SRTrainer, feature_layers
+from engine.training.sr.validation import Validation, fixed_crops
 
 STEPS = (2, 3, 4)
 SCALE = 4
@@ -79,7 +79,7 @@ class Runtime:
     resume: bool = False
     budget: int | None = None
     on_event: Callable[[Event], None] = lambda event: None
-    log: Tell = lambda line: None
+    log: Log = lambda line: None
 
     def bytes_for(self, device: torch.device) -> int:
         if self.budget is not None:
@@ -127,7 +127,9 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             Settings(recipe, f"step {request.step}", request.precision, request.seed, inputs),
             start.network,
             pairs,
-            Review(crops, bicubic(crops, SCALE), recipe.render_sigma, start.network.noise_channels, held_out, pictures),
+            Validation(
+                crops, bicubic(crops, SCALE), recipe.render_sigma, start.network.noise_channels, held_out, pictures
+            ),
             vgg,
             pairs.aligned,
             out.with_name(out.stem + "-samples"),
@@ -226,8 +228,8 @@ def _chain(
     inputs: dict[str, Any],
     device: torch.device,
     path: Path,
-    log: Tell,
-) -> Chain | None:
+    log: Log,
+) -> SimulatedInputs | None:
     """The chain pictures if there is a structure and the recipe wants them."""
     counts = Counts(request.recipe.reconstructions, request.recipe.samples)
     if structure is None or request.recipe.chain == 0 or counts == Counts(0, 0):
@@ -235,28 +237,28 @@ def _chain(
     wanted = {name: inputs[name] for name in ("photo", "structure", "previous")}
     key = json.dumps([wanted, dataclasses.asdict(counts), request.seed, request.precision])
 
-    def make() -> Chain:
+    def make() -> SimulatedInputs:
         generator = torch.Generator().manual_seed(request.seed)
         previous = _previous(request.previous, request.precision, device)
         scratch = path.with_name(path.name + ".photo")
         try:
-            return make_chain(structure, photo, previous, counts, generator, device, scratch, log)
+            return simulate_inputs(structure, photo, previous, counts, generator, device, scratch, log)
         finally:
             scratch.unlink(missing_ok=True)
 
-    return keep_chain(path, key, make)
+    return cached_inputs(path, key, make)
 
 
-def _previous(paths: Sequence[Path], precision: Precision, device: torch.device) -> list[Previous]:
+def _previous(paths: Sequence[Path], precision: Precision, device: torch.device) -> list[PreviousStep]:
     found = []
     for place, path in enumerate(paths):
         start = networks.open_start(str(path), Shape(), 0, place)
         network = start.network.eval().requires_grad_(False)
-        found.append(Previous(Stage(network, device, precision), start.sigma))
+        found.append(PreviousStep(Stage(network, device, precision), start.sigma))
     return found
 
 
-def _feature_network(request: Request, log: Tell) -> tuple[Recipe, VGGFeatures | None]:
+def _feature_network(request: Request, log: Log) -> tuple[Recipe, VGGFeatures | None]:
     """VGG if the recipe asks for it and its weights are there; else, of the perceptual loss alone, patches in its place."""
     recipe = request.recipe
     layers = feature_layers(recipe)
@@ -274,7 +276,7 @@ def _feature_network(request: Request, log: Tell) -> tuple[Recipe, VGGFeatures |
     return recipe.replace(perceptual=0.0, texture=texture), None
 
 
-def _prepared(size: Size, trained: int, chain: Chain | None) -> list[Event]:
+def _prepared(size: Size, trained: int, chain: SimulatedInputs | None) -> list[Event]:
     events: list[Event] = [Prepared("photograph", {"height": size[0], "width": size[1], "columns trained on": trained})]
     if chain is not None:
         height, width = chain.size

@@ -32,9 +32,9 @@ from engine.training.run.seed import seeded
 from engine.training.sr import footprint
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.losses import PERCEPTUAL, consistency_loss, perceptual_loss
-from engine.training.sr.pairs import Batch, Source, add_noise
+from engine.training.sr.pairs import Batch, BatchSource, add_noise
 from engine.training.sr.recipe import Recipe
-from engine.training.sr.review import Review
+from engine.training.sr.validation import Validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class SRTrainer(Trainer):
         self,
         settings: Settings,
         network: Upscaler,
-        source: Source,
-        review: Review,
+        source: BatchSource,
+        review: Validation,
         vgg: VGGFeatures | None,
         aligned: bool,
         samples: Path,
@@ -97,7 +97,7 @@ class SRTrainer(Trainer):
         with seeded(settings.seed):
             discriminator = discriminators.build(recipe.discriminator, recipe.crop, recipe.discriminator_channels)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.computes_twice = footprint.fit(self.worker, self.discriminator, self.vgg, recipe, budget)
+        self.computes_twice = footprint.needs_checkpointing(self.worker, self.discriminator, self.vgg, recipe, budget)
         if self.computes_twice:
             footprint.checkpoint_blocks(self.worker)
         betas = (recipe.betas[0], recipe.betas[1])

@@ -1,4 +1,4 @@
-"""A small network follows a large one."""
+"""Distillation: a small network learns from a large one."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def run(photos, out, request, **runtime):
     return events
 
 
-def test_the_student_comes_closer_to_the_teacher(large_photo, small, teacher, tmp_path):
+def test_student_approaches_teacher(large_photo, small, teacher, tmp_path):
     out = tmp_path / "student.safetensors"
     request = Request(recipe=small, teacher=teacher, start=teacher, shape=Shape(blocks=1), precision="fp32")
     events = run([large_photo], out, request)
@@ -48,14 +48,16 @@ def test_the_student_comes_closer_to_the_teacher(large_photo, small, teacher, tm
     assert facts["sigma"] == 0
 
 
-def test_a_teacher_that_is_its_own_student_has_nothing_to_teach(large_photo, small, teacher, tmp_path):
+def test_teacher_as_student_has_no_error(large_photo, small, teacher, tmp_path):
     request = Request(recipe=small.replace(iterations=1), teacher=teacher, start=teacher, precision="fp32")
     events = run([large_photo], tmp_path / "same.safetensors", request)
-    assert next(e for e in events if isinstance(e, IterationDone)).losses["pixel"] < 1e-2  # the network is not clamped
+    assert (
+        next(e for e in events if isinstance(e, IterationDone)).losses["pixel"] < 1e-2
+    )  # the student's output is not clamped
     assert next(e for e in events if isinstance(e, Reviewed)).psnr["start"] == pytest.approx(100)
 
 
-def test_folders_hold_photographs_and_a_run_resumes(large_photo, small, teacher, tmp_path):
+def test_folders_and_resume(large_photo, small, teacher, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.txt").write_text("no picture")
@@ -80,10 +82,10 @@ def test_folders_hold_photographs_and_a_run_resumes(large_photo, small, teacher,
     assert not list(tmp_path.glob("*.photo*"))
 
 
-def test_a_teacher_that_draws_noise_is_refused(large_photo, small, small_noisy_rrdb, tmp_path):
+def test_teacher_with_noise_channels_is_refused(large_photo, small, small_noisy_rrdb, tmp_path):
     save_file(small_noisy_rrdb.state_dict(), tmp_path / "noisy.safetensors")
     request = Request(recipe=small, teacher=str(tmp_path / "noisy.safetensors"))
-    with pytest.raises(UsageError, match="noisy.safetensors has 5 noise channels"):
+    with pytest.raises(UsageError, match="noisy.safetensors: has 5 noise channels"):
         run([large_photo], tmp_path / "x.safetensors", request)
 
 
@@ -95,8 +97,8 @@ def test_refusals(large_photo, small, teacher, tmp_path):
     with pytest.raises(UsageError, match="name files or folders"):
         run([], tmp_path / "x.safetensors", request)
     for name in ("texture", "detail", "feature_texture", "checkerboard"):
-        with pytest.raises(UsageError, match=f"^{name} = 1"):
+        with pytest.raises(UsageError, match=f"^{name} = 1: a distillation"):
             Request(recipe=small.replace(**{name: 1.0}))
     Image.new("RGB", (40, 40)).save(tmp_path / "tiny.png")
-    with pytest.raises(InputError, match="a photograph has 30x40"):
+    with pytest.raises(InputError, match="a photograph: 30x40"):
         run([tmp_path / "tiny.png"], tmp_path / "x.safetensors", request)

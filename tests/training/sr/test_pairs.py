@@ -1,4 +1,4 @@
-"""Batches: pairs show the same place, the held-out strip never shows, the seed decides everything."""
+"""Batches: pairs show the same place, the held-out strip never appears, the seed decides everything."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from engine.errors import InputError, UsageError
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.picture import Picture, to_unit
-from engine.training.sr.chain import ChainPicture
+from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.pairs import PhotographPairs, TeacherPairs, add_noise, check_grid
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def generator(seed=0):
 
 @pytest.fixture
 def coordinates():
-    """A picture whose red is its row and whose green is its column; from column 96 on blue is full."""
+    """An image whose red is the row and whose green is the column; blue is full from column 96."""
     pixels = np.zeros((96, 128, 3), np.uint8)
     pixels[..., 0] = np.arange(96)[:, None]
     pixels[..., 1] = np.arange(128)
@@ -38,13 +38,13 @@ def reduced(picture):
     return F.avg_pool2d(whole[None], 4)[0].half()
 
 
-def chained(coordinates):
+def simulated(coordinates):
     small = reduced(coordinates)
-    return [ChainPicture(small, small, True), ChainPicture(small, small, False)]
+    return [SimulatedInput(small, small, True), SimulatedInput(small, small, False)]
 
 
-def test_rows_come_in_order_and_show_the_same_place(coordinates, plain):
-    pairs = PhotographPairs(coordinates, chained(coordinates), plain, 4, 96, CPU)
+def test_rows_in_order_show_same_place(coordinates, plain):
+    pairs = PhotographPairs(coordinates, simulated(coordinates), plain, 4, 96, CPU)
     assert pairs.aligned
     seen = set()
     for seed in range(8):
@@ -58,8 +58,8 @@ def test_rows_come_in_order_and_show_the_same_place(coordinates, plain):
     assert len(seen) > 1
 
 
-def test_the_held_out_strip_is_never_seen(coordinates, plain):
-    pairs = PhotographPairs(coordinates, chained(coordinates)[:1], plain, 4, 96, CPU)
+def test_held_out_strip_is_never_seen(coordinates, plain):
+    pairs = PhotographPairs(coordinates, simulated(coordinates)[:1], plain, 4, 96, CPU)
     columns = set()
     for seed in range(30):
         batch = pairs.draw(generator(seed))
@@ -69,8 +69,8 @@ def test_the_held_out_strip_is_never_seen(coordinates, plain):
     assert max(columns) == 95
 
 
-def test_a_free_sample_stands_beside_what_looks_like_it(plain):
-    """Three materials in columns; a sample of each meets its own, wherever it lies."""
+def test_free_sample_meets_similar_colours(plain):
+    """Three materials in columns; a sample of each meets its own material, wherever that lies."""
     rng = np.random.default_rng(0)
     materials = np.array([(200, 60, 40), (60, 200, 40), (40, 60, 200)])
     pixels = materials.repeat(64, 0)[None].repeat(96, 0) + rng.integers(-30, 30, (96, 192, 3))
@@ -78,21 +78,21 @@ def test_a_free_sample_stands_beside_what_looks_like_it(plain):
     recipe = plain.replace(chain=1.0, samples=1, reconstructions=0)
     for colour in materials:
         picture = torch.tensor(colour / 255).half()[:, None, None].expand(3, 24, 48)
-        pairs = PhotographPairs(photo, [ChainPicture(picture, picture, False)], recipe, 4, 192, CPU)
+        pairs = PhotographPairs(photo, [SimulatedInput(picture, picture, False)], recipe, 4, 192, CPU)
         batch = pairs.draw(generator(1))
         assert batch.matched == 0
         assert ((batch.hr.mean((2, 3)) * 255 - torch.tensor(colour)).abs().amax(1) < 8).all()
 
 
-def test_with_vgg_it_looks_like_it_in_texture_too(plain, vgg_file):
-    """Stripes across on the left, stripes down on the right, of the same two greys."""
+def test_free_sample_meets_similar_texture(plain, vgg_file):
+    """Horizontal stripes on the left, vertical stripes on the right, of the same two greys."""
     stripes = np.where(np.arange(96) // 8 % 2, 180, 60).astype(np.uint8)
     across, down = np.broadcast_to(stripes[:, None], (96, 96)), np.broadcast_to(stripes, (96, 96))
     photo = Picture.of(np.concatenate([across, down], 1)[..., None].repeat(3, 2))
     recipe = plain.replace(chain=1.0, samples=1, reconstructions=0)
     for texture, axis in ((across, 2), (down, 3)):
         picture = reduced(Picture.of(texture[..., None].repeat(3, 2)))
-        chain = [ChainPicture(picture, picture, False)]
+        chain = [SimulatedInput(picture, picture, False)]
 
         def share(vgg, chain=chain, axis=axis):
             pairs = PhotographPairs(photo, chain, recipe, 4, 192, CPU, vgg)
@@ -104,20 +104,20 @@ def test_with_vgg_it_looks_like_it_in_texture_too(plain, vgg_file):
         assert share(VGGFeatures(vgg_file, ("relu1_2", "relu2_2", "relu3_3"))) > 0.9
 
 
-def test_a_photograph_of_another_size_is_met_at_the_same_relative_place(coordinates, plain):
+def test_other_size_matches_relative_place(coordinates, plain):
     small = F.interpolate(reduced(coordinates)[None].float(), (48, 64), mode="bilinear")[0].half()
-    chain = [ChainPicture(small, small, True)]
+    chain = [SimulatedInput(small, small, True)]
     pairs = PhotographPairs(coordinates, chain, plain.replace(chain=1.0), 4, 128, CPU)
     assert not pairs.aligned
     for seed in range(5):
         batch = pairs.draw(generator(seed))
         difference = batch.hr.mean((2, 3)) - batch.lr.mean((2, 3))
-        # The chain's crop covers 8 of 64 columns, the photograph's 32 of 128: at most 12 of the photograph's apart.
+        # The simulated crop covers 8 of 64 columns, the photograph's 32 of 128: at most 12 of the latter apart.
         assert (difference[:, :2].abs() * 255).max() <= 12
 
 
-def test_turning_turns_all_parts_of_a_pair(coordinates, plain):
-    pairs = PhotographPairs(coordinates, chained(coordinates)[:1], plain.replace(flip=True, rotate=True), 4, 96, CPU)
+def test_augmentation_applies_to_all_parts(coordinates, plain):
+    pairs = PhotographPairs(coordinates, simulated(coordinates)[:1], plain.replace(flip=True, rotate=True), 4, 96, CPU)
     across, down = set(), set()
     for seed in range(20):
         batch = pairs.draw(generator(seed))
@@ -127,15 +127,15 @@ def test_turning_turns_all_parts_of_a_pair(coordinates, plain):
     assert across == {-1, 0, 1} == down
 
 
-def test_the_seed_decides(coordinates, recipe):
-    pairs = PhotographPairs(coordinates, chained(coordinates), recipe.replace(degradation="bsrgan"), 4, 96, CPU)
+def test_batches_follow_seed(coordinates, recipe):
+    pairs = PhotographPairs(coordinates, simulated(coordinates), recipe.replace(degradation="bsrgan"), 4, 96, CPU)
     one, same, other = (pairs.draw(generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(one.lr, same.lr)
     assert torch.equal(one.hr, same.hr)
     assert not torch.equal(one.hr, other.hr)
 
 
-def test_noise_is_as_strong_as_the_recipe_says(recipe):
+def test_input_noise_strength(recipe):
     lr = torch.full((64, 3, 32, 32), 0.5)
     fixed = (add_noise(lr, recipe.replace(noise="fixed", sigma=0.1), 0, generator()) - lr).std((1, 2, 3))
     assert (fixed - 0.1).abs().max() < 0.01
@@ -146,16 +146,16 @@ def test_noise_is_as_strong_as_the_recipe_says(recipe):
     assert add_noise(lr, recipe.replace(sigma=0.0), 0, generator()) is lr
 
 
-def test_noise_channels_are_normal_and_the_picture_is_left(recipe):
+def test_noise_channels_are_normal(recipe):
     lr = torch.full((8, 3, 32, 32), 0.5)
-    made = add_noise(lr, recipe.replace(sigma=0.0), 4, generator())
-    assert made.shape == (8, 7, 32, 32)
-    assert torch.equal(made[:, :3], lr)
-    assert made[:, 3:].std() == pytest.approx(1, abs=0.02)
-    assert made[:, 3:].flatten(0, 1).flatten(1).corrcoef().fill_diagonal_(0).abs().max() < 0.15
+    noisy = add_noise(lr, recipe.replace(sigma=0.0), 4, generator())
+    assert noisy.shape == (8, 7, 32, 32)
+    assert torch.equal(noisy[:, :3], lr)
+    assert noisy[:, 3:].std() == pytest.approx(1, abs=0.02)
+    assert noisy[:, 3:].flatten(0, 1).flatten(1).corrcoef().fill_diagonal_(0).abs().max() < 0.15
 
 
-def test_a_teacher_gives_the_target(coordinates, plain):
+def test_teacher_gives_target(coordinates, plain):
     def enlarge(lr):
         return F.interpolate(lr, scale_factor=4, mode="nearest")
 
@@ -171,10 +171,10 @@ def test_a_teacher_gives_the_target(coordinates, plain):
 
 
 def test_refusals(coordinates, plain):
-    with pytest.raises(InputError, match="24x96 pixels to train on, a crop 32x32"):
+    with pytest.raises(InputError, match="24x96 pixels to train on, smaller than a crop of 32x32"):
         PhotographPairs(coordinates, [], plain, 4, 24, CPU)
     small = reduced(coordinates)[:, :7]
-    with pytest.raises(InputError, match="a chain picture"):
-        PhotographPairs(coordinates, [ChainPicture(small, small, True)], plain, 4, 96, CPU)
+    with pytest.raises(InputError, match="a simulated input: 24x7"):
+        PhotographPairs(coordinates, [SimulatedInput(small, small, True)], plain, 4, 96, CPU)
     with pytest.raises(UsageError, match="multiple of 32"):
         check_grid(48, 4, 8)

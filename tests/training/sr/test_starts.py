@@ -1,4 +1,4 @@
-"""Starts: by name, by file, shallower, from scratch; and what a weights file tells."""
+"""First weights by name, from a file, with fewer blocks and from scratch; metadata of a weights file."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from engine.model.checkpoints import read_facts
 from engine.training.sr.networks import Shape, architecture_of, open_start, save
 
 
-def test_a_file_is_opened_as_it_is(start_file):
+def test_file_is_opened_unchanged(start_file):
     start = open_start(str(start_file), Shape(), 0)
     state = start.network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in load_file(start_file).items())
@@ -20,34 +20,34 @@ def test_a_file_is_opened_as_it_is(start_file):
     assert (start.source, start.licence, start.sigma) == ("start.safetensors", "not stated", 0.0)
 
 
-def test_a_model_lends_its_enlargement_of_the_same_place(tmp_path, start_file):
+def test_model_gives_stage_of_index(tmp_path, start_file):
     state, path = load_file(start_file), tmp_path / "model.safetensors"
     state["conv_last.bias"] = state["conv_last.bias"] + 1
     save(
         tmp_path / "other.safetensors", state, {"licence": "CC0-1.0", "source": "a test", "sigma": 0.05}, torch.float32
     )
     build(None, [str(start_file), str(tmp_path / "other.safetensors")]).save(path)
-    first, second, third = (open_start(str(path), Shape(), 0, place) for place in range(3))
+    first, second, third = (open_start(str(path), Shape(), 0, index) for index in range(3))
     assert torch.equal(second.network.conv_last.bias, first.network.conv_last.bias + 1)
     assert (second.digest, second.facts["source"], second.sigma) == (third.digest, "a test", 0.05)
     assert (second.licence, second.source, first.facts) == ("CC0-1.0", "a test", {})
     assert architecture_of(str(path), Shape()) == "esrgan"
 
 
-@pytest.mark.parametrize(("blocks", "kept"), [(1, [2]), (2, [0, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4])])
-def test_fewer_blocks_are_evenly_spaced_ones(tmp_path, blocks, kept):
+def test_fewer_blocks_are_evenly_spaced(tmp_path):
     torch.manual_seed(1)
     deep = RRDBNet(channels=8, blocks=5, growth=4)
     save(tmp_path / "deep.safetensors", deep.state_dict(), {}, torch.float32)
-    network = open_start(str(tmp_path / "deep.safetensors"), Shape(blocks=blocks), 0).network
-    assert len(network.body) == blocks
-    for mine, old in enumerate(kept):
-        assert torch.equal(network.body[mine].rdb2.conv3.weight, deep.body[old].rdb2.conv3.weight)
-    assert torch.equal(network.conv_first.weight, deep.conv_first.weight)
-    assert torch.equal(network.conv_last.bias, deep.conv_last.bias)
+    for blocks, selected in ((1, [2]), (2, [0, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4])):
+        network = open_start(str(tmp_path / "deep.safetensors"), Shape(blocks=blocks), 0).network
+        assert len(network.body) == blocks
+        for new, old in enumerate(selected):
+            assert torch.equal(network.body[new].rdb2.conv3.weight, deep.body[old].rdb2.conv3.weight)
+        assert torch.equal(network.conv_first.weight, deep.conv_first.weight)
+        assert torch.equal(network.conv_last.bias, deep.conv_last.bias)
 
 
-def test_a_start_without_noise_channels_is_given_some(tmp_path, start_file):
+def test_noise_channels_are_added_once(tmp_path, start_file):
     first, same, other = (open_start(str(start_file), Shape(noise_channels=3), seed) for seed in (1, 1, 2))
     state = first.network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in load_file(start_file).items())
@@ -59,13 +59,13 @@ def test_a_start_without_noise_channels_is_given_some(tmp_path, start_file):
         assert torch.equal(again.network.conv_noise.weight, first.network.conv_noise.weight)
 
 
-@pytest.mark.parametrize("architecture", ["rrdbnet", "swinir"])
-def test_scratch_has_the_noise_channels_it_is_told(architecture):
-    with torch.device("meta"):
-        assert open_start("scratch", Shape(architecture, noise_channels=3), 0).network.noise_channels == 3
+def test_scratch_with_noise_channels():
+    for architecture in ("rrdbnet", "swinir"):
+        with torch.device("meta"):
+            assert open_start("scratch", Shape(architecture, noise_channels=3), 0).network.noise_channels == 3
 
 
-def test_scratch_is_what_the_shape_says_and_the_seed_decides():
+def test_scratch_follows_shape_and_seed():
     sizes = Shape("rrdbnet", channels=16, blocks=2)
     network, same, other = (open_start("scratch", sizes, seed).network for seed in (1, 1, 2))
     assert (network.conv_first.out_channels, len(network.body)) == (16, 2)
@@ -74,7 +74,7 @@ def test_scratch_is_what_the_shape_says_and_the_seed_decides():
     assert not torch.equal(network.conv_last.weight, other.conv_last.weight)
 
 
-def test_the_defaults_of_scratch_are_the_published_sizes():
+def test_scratch_defaults_to_published_sizes():
     with torch.device("meta"):
         esrgan = open_start("scratch", Shape(), 0).network
         swinir = open_start("scratch", Shape("swinir"), 0).network
@@ -82,26 +82,26 @@ def test_the_defaults_of_scratch_are_the_published_sizes():
     assert sum(p.numel() for p in swinir.parameters()) == 11_715_559
 
 
-def test_the_architecture_is_known_before_the_network_is_made(start_file):
+def test_architecture_without_building_network(start_file):
     assert architecture_of(str(start_file), Shape()) == "esrgan"
     assert architecture_of("scratch", Shape("swinir")) == "swinir"
     assert architecture_of("scratch", Shape(blocks=2)) == "esrgan"
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0), (torch.float16, 1e-3)])
-def test_saved_weights_tell_their_facts(tmp_path, start_file, dtype, tolerance):
+def test_saved_weights_keep_metadata(tmp_path, start_file):
     path = tmp_path / "trained.safetensors"
     state = load_file(start_file)
-    save(path, state, {"licence": "CC0-1.0", "source": "a test", "sigma": 0.05}, dtype)
-    start = open_start(str(path), Shape(), 0)
-    assert (start.licence, start.source, start.sigma) == ("CC0-1.0", "a test", 0.05)
-    assert load_file(path)["conv_last.weight"].dtype == dtype
-    for name, tensor in start.network.state_dict().items():
-        torch.testing.assert_close(tensor, state[name], rtol=tolerance, atol=tolerance)
-    assert [p.name for p in tmp_path.iterdir() if "trained" in p.name] == ["trained.safetensors"]
+    for dtype, tolerance in ((torch.float32, 0), (torch.float16, 1e-3)):
+        save(path, state, {"licence": "CC0-1.0", "source": "a test", "sigma": 0.05}, dtype)
+        start = open_start(str(path), Shape(), 0)
+        assert (start.licence, start.source, start.sigma) == ("CC0-1.0", "a test", 0.05)
+        assert load_file(path)["conv_last.weight"].dtype == dtype
+        for name, tensor in start.network.state_dict().items():
+            torch.testing.assert_close(tensor, state[name], rtol=tolerance, atol=tolerance)
+        assert [p.name for p in tmp_path.iterdir() if "trained" in p.name] == ["trained.safetensors"]
 
 
-def test_files_of_others_have_no_facts(tmp_path, start_file):
+def test_foreign_files_have_no_metadata(tmp_path, start_file):
     assert read_facts(start_file) == {}
     assert read_facts(tmp_path / "other.pth") == {}
     (tmp_path / "cut.safetensors").write_bytes(start_file.read_bytes()[:100])
@@ -111,9 +111,9 @@ def test_files_of_others_have_no_facts(tmp_path, start_file):
 
 def test_refusals(tmp_path, start_file):
     state = load_file(start_file)
-    with pytest.raises(UsageError, match="'edsr' is unknown"):
+    with pytest.raises(UsageError, match="architecture='edsr': unknown"):
         Shape("edsr")
-    with pytest.raises(UsageError, match="blocks = 0"):
+    with pytest.raises(UsageError, match="blocks=0"):
         Shape(blocks=0)
     with pytest.raises(InputError, match="cannot be written"):
         save(tmp_path / "none" / "x.safetensors", state, {}, torch.float32)
@@ -123,7 +123,7 @@ def test_refusals(tmp_path, start_file):
 
 
 @pytest.mark.weights
-def test_packaged_weights_name_their_licence():
+def test_packaged_weights_have_licence():
     start = open_start("realsr", Shape(blocks=3), 0)
     assert start.licence.startswith("MIT")
     assert archs.identify(start.network.state_dict()).name == "esrgan"

@@ -80,7 +80,7 @@ def test_run_writes_weights_that_others_open_and_its_record(large_photo, request
     assert [e.iteration for e in reviews] == [2, 4, 6]
     assert all(e.held_out and e.psnr.keys() == {"bicubic", "start", "now"} for e in reviews)
     with Image.open(reviews[0].sample) as image:
-        assert image.size == (4 * 32, 4 * 32)  # four columns; three crops and a chain picture
+        assert image.size == (4 * 32, 4 * 32)  # four columns; three crops and a simulated input
     assert isinstance(events[-1], WeightsSaved)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("sr")) == [
         "sr-samples", "sr.safetensors", "sr.safetensors.log.jsonl",
@@ -146,7 +146,7 @@ def test_resume_takes_the_chain_pictures_from_their_file(large_photo, request_, 
     out = tmp_path / "sr.safetensors"
     with pytest.raises(Interrupted):
         train(large_photo, out, request_(), on_event=stop_after(3))
-    monkeypatch.setattr("engine.training.sr.train.make_chain", None)  # would fail if it were called
+    monkeypatch.setattr("engine.training.sr.train.simulate_inputs", None)  # would fail if it were called
     train(large_photo, out, request_(), resume=True)
     assert not (tmp_path / "sr.safetensors.chain").exists()
 
@@ -167,7 +167,7 @@ def test_a_looked_at_run_trains_as_one_that_is_not(large_photo, request_, recipe
 def test_computing_twice_changes_nothing_but_memory(large_photo, request_, recipe, start_file, tmp_path):
     plain, twice = tmp_path / "plain.safetensors", tmp_path / "twice.safetensors"
     network, judge = archs.build(load_file(start_file)).requires_grad_(True), Patch(recipe.discriminator_channels)
-    once, least = (estimate(network, judge, None, recipe, twice=value) for value in (False, True))
+    once, least = (estimate(network, judge, None, recipe, checkpointing=value) for value in (False, True))
     assert least < once
     train(large_photo, plain, request_(), budget=once)
     lines = []
@@ -305,13 +305,13 @@ def test_a_checkpoint_is_saved_before_the_first_iteration(large_photo, request_,
     [
         ({"step": 5}, UsageError, "step = 5"),
         ({"width": 241}, InputError, "160 px wide, .* take at most 240"),
-        ({"width": 40}, InputError, "30x30 pixels to train on, a crop 32x32"),
+        ({"width": 40}, InputError, "30x30 pixels to train on, smaller than a crop of 32x32"),
         ({"precision": "int8"}, UsageError, "int8"),
         ({"step": 3}, UsageError, "takes 1 files"),
         ({"structure": None, "previous": ("x",)}, UsageError, "give the structure"),
         ({"start": "none.pth"}, InputError, "no such file"),
-        ({"shape": Shape(blocks=3)}, UsageError, "blocks = 3"),
-        ({"shape": Shape(channels=16)}, UsageError, "channels = 16"),
+        ({"shape": Shape(blocks=3)}, UsageError, "blocks=3"),
+        ({"shape": Shape(channels=16)}, UsageError, "channels=16"),
         ({"shape": Shape(architecture="swinir")}, UsageError, "not swinir"),
     ],
 )
