@@ -124,6 +124,21 @@ def test_requested_tiles_are_rounded_up():
     assert [s.tile for s in wide.stages] == [63, 250]
 
 
+def test_margins_are_enlarged_only_as_context():
+    """Each inner stage cuts away what exceeds 32 pixels of its output, in whole windows; the last stage cuts the rest."""
+    for margin, align, count, margins in (
+        (8, 1, 2, [0, 32]),
+        (16, 1, 2, [8, 32]),
+        (16, 1, 3, [8, 24, 32]),
+        (40, 8, 3, [32, 24, 32]),
+        (12, 8, 2, [0, 48]),
+        (40, 1, 1, [40]),
+    ):
+        canvas = resolve_canvas((700, 1000), (44, 63), [4] * count, count).with_margin(margin)
+        measurements = measured(*[replace(COST, align=align)] * count, canvas=canvas)
+        assert [s.margin for s in make_plan(Request(), measurements).stages] == margins
+
+
 @st.composite
 def renders(draw):
     """(request, measurements) of any small render."""

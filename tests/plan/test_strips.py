@@ -101,6 +101,17 @@ def test_narrow_strips_cost_their_halos():
     assert cut.scratch == whole.scratch == 0
 
 
+def test_time_counts_partial_bands_and_margins():
+    """The first and the last band are filled in part, and the output of a margin is dropped."""
+    (uncut,) = chain(base=(135, 256), scales=(4,), halo=8)
+    for margin in (0, 8):
+        (cut,) = strips.with_strips([replace(uncut, margin=margin)], measured(count=1), 256)
+        plan = replace(bands_of(cut.grid.bounds.shape, cores=(16,), halos=(8,), scales=(4,)), stages=(cut,))
+        projection = strips.project(plan, measured(count=1, base=None))
+        assert projection.lr_pixels == ((135 - 2 * margin) * 256,)
+        assert projection.seconds == pytest.approx((135 - 2 * margin + 16 + 2 * margin) * 256 * 1e-6)
+
+
 def test_all_stages_hold_their_rows_at_once():
     plan, projection, _ = planned(chain(), 1 << 50)
     assert projection.host_parts["network"] == sum(200_000 * stage.width for stage in plan.stages)

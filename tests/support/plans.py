@@ -73,5 +73,3 @@ def measured_of(stages, *, host=64 * GIB, device=None, disk=1 << 50, base=None, 
         "budget": Budget(host, device, disk),
     }
     return Measured(stages=tuple(stages), base=base, baseline=baseline, **(fields | changes))
-
-
