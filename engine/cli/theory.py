@@ -17,8 +17,7 @@ from engine.cli import report
 from engine.cli.tables import print_table
 from engine.errors import InputError
 from engine.model.bundle import Model, load
-from engine.plan.layouts import EXECUTORS
-from engine.plan.plan import StagePlan, executor_of
+from engine.plan.plan import StagePlan
 from engine.probe.theory import (
     GB,
     PAPER_MEASURED,
@@ -79,7 +78,7 @@ def theory(model_path: Path | None, report_path: Path | None, as_json: bool) -> 
         counted.account("as the paper evaluates it", [PAPER_SUBREGION.pixels_as_evaluated] * len(counted.stages)),
     ]
     if run is not None:
-        piece = "a band of this run" if EXECUTORS[run.executor].layout.in_bands else "a tile of this run"
+        piece = "a band of this run" if run.executor == "bands" else "a tile of this run"
         accounts.append(chain.first(len(run.pixels)).account(piece, run.pixels))
     if as_json:
         report.print_json(_json(chain, accounts, run))
@@ -118,11 +117,10 @@ def _read_run(path: Path, model: Model) -> Run:
         stages = [StagePlan.from_json(stage) for stage in plan["stages"]]
         pieces = [(stage.band or stage.tile_shape[0]) * stage.tile_shape[1] for stage in stages]
         run = Run(
-            tuple(pieces), executor_of(plan), str(plan["precision"]),
+            tuple(pieces), str(plan["executor"]), str(plan["precision"]),
             int(measured["working_peak"]), int(measured["device_peak"]),
         )  # fmt: skip
         digest = str(plan["model_digest"])
-        _ = EXECUTORS[run.executor]  # raises KeyError for an unknown executor
     except OSError as error:
         raise InputError(
             f"--report {path}: cannot be read ({error.strerror}); engine render --report writes it"

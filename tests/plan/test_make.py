@@ -1,6 +1,7 @@
 """Plans made of requests and measurements, and cuts that are restored from stored plans."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,13 @@ def test_bands_by_name_do_not_give_way():
     ):
         with pytest.raises(kind, match=words):
             make_plan(Request(executor="bands"), measurements)
+
+
+def test_bands_cannot_cross_fade():
+    words = r"^--blend 8: bands have no tiles to [\w-]+; use --executor tiles, or leave out --blend$"
+    with pytest.raises(UsageError) as caught:
+        make_plan(Request(blend=8, executor="bands"), measured())
+    assert re.match(words, caught.value.for_command_line())
 
 
 def test_refusal_is_that_of_the_last_candidate():
