@@ -1,7 +1,7 @@
 """The executors by name: how each one cuts an image, and which module runs it. Knows nothing of tensors.
 
-To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (see ``engine.run.pipeline``) and add one entry to
-``EXECUTORS``.
+To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (see ``engine.run.pipeline``), add one entry to
+``EXECUTORS``, and its name to the names that ``engine.plan.request`` accepts.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class TileLayout:
     ) -> tuple[StagePlan, ...]:
         if tile is None:
             return tiles.choose_tiles(stages, measured, batched=self.batched)
-        return self.restore(stages, measured, width, [rounded(tile, s) for s in stages])
+        return self.restore(stages, measured, width, [tile] * len(stages))
 
     def restore(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
     ) -> tuple[StagePlan, ...]:
-        return tuple(replace(s, tile=tile) for s, tile in zip(stages, tiles, strict=True))
+        return tuple(replace(s, tile=rounded(tile, s)) for s, tile in zip(stages, tiles, strict=True))
 
     def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
         return shard_of(last.tile * last.scale)

@@ -42,7 +42,9 @@ def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None
 
     Raises:
         BudgetError: no executor fits the budget.
-        UsageError: a stage needs a measurement that is missing, or options contradict each other.
+        UsageError: a stage needs a measurement that is missing, the requested executor cannot run the networks, or options
+            contradict each other.
+        AlignmentError: a margin or a band is not a multiple of its stage's window.
     """
     if cut is not None:
         return _plan(request, measured, cut.executor, cut)
@@ -54,8 +56,9 @@ def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None
             return _plan(request, measured, name, None)
         except BudgetError as error:
             refusal = error
-    assert refusal is not None
-    raise refusal
+    raise refusal or UsageError(
+        f"{option('executor', request.executor)}: cannot run the networks of this model; use {option('executor', 'tiles')}"
+    )
 
 
 def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:

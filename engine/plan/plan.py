@@ -195,9 +195,13 @@ class StagePlan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StagePlan:
-        """The cut of its stored form, also that of earlier versions. Raises KeyError, TypeError or ValueError."""
-        kept = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        return cls(**kept, step=step_of(int(data["name"].removeprefix("stage ")) - 1), tile=data["core"])
+        """The cut of its stored form, also that of earlier versions. ``is_last`` is not stored.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data is damaged.
+        """
+        values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        return cls(**values, step=step_of(int(str(data["name"]).removeprefix("stage ")) - 1), tile=data["core"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

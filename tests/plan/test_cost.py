@@ -1,51 +1,38 @@
-"""Budgets: what is chosen fits, what does not fit is refused with the numbers, more memory never costs more work."""
+"""Tiles: their choice within a budget, their cost, and refusals with numbers."""
 
-import dataclasses
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.plans import chain
+from support.plans import GIB, chain, cost_of, measured_of
 
 from engine.errors import BudgetError
 from engine.geometry import Box
-from engine.plan.cost import GIB, Budget, StageCost, check
+from engine.plan.cost import check, readable
 from engine.plan.limits import IN_FLIGHT, WRITERS, cache_share
-from engine.plan.measured import Footprint
-from engine.plan.plan import BATCHED, Plan, shard_of
-from engine.plan.tiles import LARGEST_BATCH, SATURATING, TILES, WORK_SLACK, choose_tiles, project, smaller_tile
+from engine.plan.measured import Budget, Footprint
+from engine.plan.plan import Plan, shard_of
+from engine.plan.tiles import (
+    LARGEST_BATCH,
+    SATURATING,
+    TILES,
+    WORK_SLACK,
+    choose_tiles,
+    inner_edges,
+    project,
+    smaller_tile,
+)
 
 MIB = 1 << 20
 BASELINE = 300 * MIB
-PLENTY = Budget(host=1 << 50, device=1 << 50, disk=1 << 50)
+DEVICE_BASELINE = 600 * MIB
+BASE = Footprint(5 * MIB, 400.0, 1e-6)
 
-# Of a full RRDBNet: 2048 floats a pixel at the output's size, and the trunk's.
-LARGE = Footprint(20 * MIB, 12_000.0, 1e-5)
-SMALL = Footprint(3 * MIB, 700.0, 1e-6)
-STRUCTURE = StageCost(Footprint(5 * MIB, 400.0, 1e-6), on_device=False)
-
-
-def costs_of(stages, footprint=LARGE, on_device=False):
-    return [StageCost(footprint, on_device)] * len(stages)
-
-
-def plan_of(stages, roi=None):
-    last = stages[-1]
-    size = (last.height * last.scale, last.width * last.scale)
-    shard, chunk = shard_of(last.tile * last.scale)
-    base = (stages[0].height, stages[0].width)
-    return Plan(size, roi or Box(0, 0, *size), base, tuple(stages), shard, chunk, 0, "", "fp32", "auto", "cpu")
-
-
-def projected(stages, costs, structure=STRUCTURE, roi=None):
-    plan = plan_of(stages, roi)
-    return plan, project(plan, costs, structure, BASELINE, list(plan.writes()))
-
-
-def work(stages):
-    return sum(len(s.grid) * math.prod(s.tile_shape) for s in stages)
-
+# A full RRDBNet: 2048 floats per pixel at the output's size, and the trunk's.
+LARGE = cost_of(20 * MIB, 12_000.0, 1e-5)
+SMALL = cost_of(3 * MIB, 700.0, 1e-6)
 
 CHAINS = {
     "the paper's": chain(),
@@ -56,225 +43,257 @@ CHAINS = {
 }
 BUDGETS = [int(v) for v in np.geomspace(0.35, 64, 16) * GIB]
 
-
-@pytest.mark.parametrize("footprint", [LARGE, SMALL], ids=["large", "small"])
-@pytest.mark.parametrize("name", CHAINS)
-def test_what_is_chosen_passes_the_check(name, footprint):
-    """Whatever the budget: tiles are found that fit it, or it is refused. A plan that is then refused helps nobody."""
-    stages = CHAINS[name]
-    costs = costs_of(stages, footprint)
-    found = 0
-    for host in BUDGETS:
-        budget = Budget(host, None, 1 << 50)
-        try:
-            chosen = choose_tiles(stages, costs, STRUCTURE, budget, BASELINE)
-        except BudgetError:
-            assert not found, "a larger budget was refused where a smaller one was not"
-            continue
-        found += 1
-        plan, projection = projected(chosen, costs)
-        check(plan, projection, budget)
-        for stage in chosen:
-            stage.check()
-    assert found > len(BUDGETS) // 3
+over_chains = pytest.mark.parametrize("stages", CHAINS.values(), ids=CHAINS)
 
 
-@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
-@pytest.mark.parametrize("name", CHAINS)
-def test_a_larger_budget_never_costs_more_work(name, on_device):
-    stages = CHAINS[name]
-    costs = costs_of(stages, on_device=on_device)
-    works = []
+def measured(stages, cost=LARGE, *, on_device=False, host=1 << 50, device=1 << 50, disk=1 << 50, **changes):
+    """Measurements of stages of equal cost; budgets are unlimited by default."""
+    changes = {"base": BASE, "baseline": BASELINE} | changes
+    costs = [replace(cost, on_device=on_device)] * len(stages)
+    return measured_of(costs, host=host, device=device, disk=disk, **changes)
+
+
+def plan_of(stages, roi=None):
+    last = stages[-1]
+    size = (last.height * last.scale, last.width * last.scale)
+    shard, chunk = shard_of(last.tile * last.scale)
+    return Plan(
+        canvas=size, roi=roi or Box(0, 0, *size), base=(stages[0].height, stages[0].width), stages=tuple(stages),
+        shard=shard, chunk=chunk, seed=0, model_digest="", precision="fp32", backend="cpu",
+    )  # fmt: skip
+
+
+def with_tiles(stages, *tiles, **changes):
+    """The stages with these tiles, or with one tile for all."""
+    tiles = tiles if len(tiles) > 1 else tiles * len(stages)
+    return tuple(replace(s, tile=tile, **changes) for s, tile in zip(stages, tiles, strict=True))
+
+
+def projected(stages, measurements, *, batched=False, roi=None, writes=None):
+    plan = plan_of(stages, roi)
+    return plan, project(plan, measurements, writes, batched=batched)
+
+
+def batches_of(stages, writes=None, **changes):
+    """Projection of batches on a device."""
+    changes = {"on_device": True, "device_baseline": DEVICE_BASELINE} | changes
+    return projected(stages, measured(stages, **changes), batched=True, writes=writes)[1]
+
+
+def work(stages):
+    return sum(len(s.grid) * math.prod(s.tile_shape) for s in stages)
+
+
+# The choice of tiles
+
+
+@over_chains
+@pytest.mark.parametrize("kind", ["host", "device", "batched"])
+def test_chosen_tiles_fit_every_budget(stages, kind):
+    """Any budget is met or refused, and a larger one is never refused or used for more work."""
+    for cost in (LARGE, SMALL):
+        works = []
+        for limit in BUDGETS:
+            limits = {"host": limit, "device": None} if kind == "host" else {"device": limit, "on_device": True}
+            baseline = DEVICE_BASELINE if kind == "batched" else 0
+            measurements = measured(stages, cost, device_baseline=baseline, **limits)
+            try:
+                chosen = choose_tiles(stages, measurements, batched=kind == "batched")
+            except BudgetError:
+                assert not works, "a larger budget was refused where a smaller one was not"
+                continue
+            plan, projection = projected(chosen, measurements, batched=kind == "batched")
+            check(plan, projection, measurements.budget)
+            for stage in chosen:
+                stage.check()
+            assert projection.device > baseline or kind == "host"
+            works.append(work(chosen))
+        assert len(works) > len(BUDGETS) // 3
+        assert works == sorted(works, reverse=True)
+        # Small costs fit any budget, so that only a large one shows the difference.
+        assert works[0] > works[-1] or cost is SMALL
+
+
+@over_chains
+def test_unlimited_tiles_are_near_the_least_work(stages):
+    """Within ``WORK_SLACK`` of the least work, and no larger than that needs."""
+    for uncut, stage in zip(stages, choose_tiles(stages, measured(stages), batched=False), strict=True):
+        works = {t: work([replace(uncut, tile=t)]) for t in TILES if t % uncut.align == 0}
+        limit = WORK_SLACK * min(works.values())
+        assert work([stage]) <= limit
+        assert all(n > limit for tile, n in works.items() if tile < stage.tile)
+
+
+def test_tiles_hold_their_blend():
+    """However small the budget: a cross-fade is never wider than the tile."""
+    stages = tuple(replace(s, blend=200) for s in chain(base=(900, 1200), scales=(4,)))
+    tiles = set()
     for limit in BUDGETS:
-        budget = Budget(1 << 50, limit, 1 << 50) if on_device else Budget(limit, None, 1 << 50)
         try:
-            works.append(work(choose_tiles(stages, costs, STRUCTURE, budget, BASELINE)))
+            (stage,) = choose_tiles(stages, measured(stages, host=limit), batched=False)
         except BudgetError:
-            assert not works
-    assert works == sorted(works, reverse=True)
-    assert works[0] > works[-1]
+            continue
+        stage.check()
+        tiles.add(stage.tile)
+    assert min(tiles) == 256
 
 
-@pytest.mark.parametrize("name", CHAINS)
-def test_with_memory_to_spare_the_work_is_near_the_least(name):
-    stages = CHAINS[name]
-    for given, stage in zip(stages, choose_tiles(stages, costs_of(stages), STRUCTURE, PLENTY, BASELINE), strict=True):
-        least = min(work([dataclasses.replace(given, core=c)]) for c in TILES if c % given.align == 0)
-        assert work([stage]) <= WORK_SLACK * least
-        # No larger than that needs.
-        assert all(
-            work([dataclasses.replace(given, core=c)]) > WORK_SLACK * least
-            for c in TILES
-            if c < stage.tile and c % given.align == 0
-        )
-
-
-def test_a_device_has_its_own_limit_and_the_host_keeps_its():
+def test_device_and_host_have_their_own_limits():
     stages = chain()
-    costs = costs_of(stages, on_device=True)
-    chosen = choose_tiles(stages, costs, STRUCTURE, Budget(1 << 50, GIB, 1 << 50), BASELINE)
-    plan, projection = projected(chosen, costs)
+    measurements = measured(stages, on_device=True, device=GIB)
+    chosen = choose_tiles(stages, measurements, batched=False)
+    projection = projected(chosen, measurements)[1]
     assert projection.device <= GIB
-    assert projection.device == max(LARGE.bytes_at(math.prod(s.tile_shape)) for s in chosen)
+    assert projection.device == max(LARGE.footprint.bytes_at(math.prod(s.tile_shape)) for s in chosen)
     # The network's tiles are not in the host's memory; a small host limits the tiles in hand all the same.
-    host = BASELINE + 256 * MIB
-    small = choose_tiles(stages, costs, STRUCTURE, Budget(host, 1 << 50, 1 << 50), BASELINE)
-    plan, projection = projected(small, costs)
-    check(plan, projection, Budget(host, 1 << 50, 1 << 50))
+    measurements = measured(stages, on_device=True, host=BASELINE + 256 * MIB)
+    small = choose_tiles(stages, measurements, batched=False)
+    check(*projected(small, measurements), measurements.budget)
+
+
+def test_next_smaller_tile_is_smaller():
+    (stage,) = with_tiles(chain(base=(500, 700), scales=(4,), halo=24), 2048)
+    sizes, tile = [], stage.tile
+    while tile is not None:
+        stage = replace(stage, tile=tile)
+        stage.check()
+        sizes.append(math.prod(stage.tile_shape))
+        tile = smaller_tile(stage)
+    assert len(sizes) > 3
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert TILES[0] <= stage.tile < 2 * TILES[0]
+    assert smaller_tile(replace(stage, tile=64, blend=64)) is None
+
+
+def test_inner_edges_of_tiles():
+    stages = with_tiles(chain(), 256, 64, 64)
+    assert inner_edges(plan_of(stages)) == [False, True, True]
 
 
 # Batches on a device
 
 
-RESIDENT = 600 * MIB
+def test_small_tiles_are_batched():
+    stages = with_tiles(chain(), 64, 32, 480, halo=8)
+    projection = batches_of(stages)
+    tasks = projection.tasks
+    assert projection.batches == (min(tasks[0], SATURATING // 80**2), min(LARGEST_BATCH, SATURATING // 48**2), 1)
+    # A CPU gains nothing from batches, and tiles one by one have none.
+    assert batches_of(stages, on_device=False).batches == (1, 1, 1)
+    assert projected(stages, measured(stages, on_device=True))[1].batches == ()
+    # A batch is not larger than the work that is left.
+    left = batches_of(stages, writes=list(plan_of(stages).writes())[-1:])
+    assert left.batches[1] <= left.tasks[1] < projection.tasks[1]
 
 
-def streamed(stages, costs, budget, writes=None):
-    plan = dataclasses.replace(plan_of(stages), executor=BATCHED)
-    return plan, project(plan, costs, STRUCTURE, BASELINE, writes, RESIDENT, budget)
-
-
-@pytest.mark.parametrize("footprint", [LARGE, SMALL], ids=["large", "small"])
-@pytest.mark.parametrize("name", CHAINS)
-def test_what_is_chosen_for_a_device_passes_the_check(name, footprint):
-    stages = CHAINS[name]
-    costs = costs_of(stages, footprint, on_device=True)
-    found = []
-    for limit in BUDGETS:
-        budget = Budget(host=1 << 50, device=limit, disk=1 << 50)
-        try:
-            chosen = choose_tiles(stages, costs, STRUCTURE, budget, BASELINE, RESIDENT, streaming=True)
-        except BudgetError:
-            assert not found, "a larger budget was refused where a smaller one was not"
-            continue
-        plan, projection = streamed(chosen, costs, budget)
-        check(plan, projection, budget)
-        assert projection.device > RESIDENT
-        found.append(work(chosen))
-    assert len(found) > len(BUDGETS) // 3
-    assert found == sorted(found, reverse=True)
-
-
-def test_small_tiles_are_put_together_until_they_fill_a_device():
-    stages = tuple(dataclasses.replace(s, core=c, halo=8) for s, c in zip(chain(), (64, 32, 480), strict=True))
-    _, projection = streamed(stages, costs_of(stages, on_device=True), PLENTY)
-    counts = projection.tasks
-    assert projection.batches == (min(counts[0], SATURATING // 80**2), min(LARGEST_BATCH, SATURATING // 48**2), 1)
-    # A CPU has nothing to be filled.
-    assert streamed(stages, costs_of(stages), PLENTY)[1].batches == (1, 1, 1)
-    # Nor are there more than what is left to do.
-    plan, _ = streamed(stages, costs_of(stages, on_device=True), PLENTY)
-    left = streamed(stages, costs_of(stages, on_device=True), PLENTY, list(plan.writes())[-1:])[1]
-    assert left.batches[1] <= left.tasks[1] < projection.batches[1]
-
-
-def test_batches_shrink_with_the_device_and_never_stand_in_the_way():
-    stages = tuple(dataclasses.replace(s, core=64) for s in chain())
-    costs = costs_of(stages, on_device=True)
-    alone = streamed(stages, costs, Budget(1 << 50, 0, 1 << 50))[1]
+def test_batches_shrink_to_fit():
+    stages = with_tiles(chain(), 64)
+    alone, most = batches_of(stages, device=0), batches_of(stages)
     assert alone.batches == (1, 1, 1)
     sizes = []
     for room in np.geomspace(1, 64, 12):
-        budget = Budget(1 << 50, int(alone.device * room), 1 << 50)
-        plan, projection = streamed(stages, costs, budget)
-        check(plan, projection, budget)
+        device = int(alone.device * room)
+        projection = batches_of(stages, device=device)
+        check(plan_of(stages), projection, Budget(1 << 50, device, 1 << 50))
         sizes.append(sum(projection.batches))
     assert sizes == sorted(sizes)
     assert sizes[0] == 3 < sizes[-1]
-    # The host's memory, which holds what comes out of them, limits them as well.
-    most = streamed(stages, costs, PLENTY)[1]
-    tight = Budget(alone.host + (most.host - alone.host) // 2, 1 << 50, 1 << 50)
-    plan, projection = streamed(stages, costs, tight)
-    check(plan, projection, tight)
+    # The host's memory, which holds their outputs, limits them as well.
+    host = alone.host + (most.host - alone.host) // 2
+    projection = batches_of(stages, host=host)
+    check(plan_of(stages), projection, Budget(host, 1 << 50, 1 << 50))
     assert sum(projection.batches) < sum(most.batches)
 
 
-def test_a_device_holds_the_largest_network_and_every_stages_buffers():
-    stages = tuple(dataclasses.replace(s, core=c) for s, c in zip(chain(), (64, 128, 256), strict=True))
-    _, projection = streamed(stages, costs_of(stages, on_device=True), Budget(1 << 50, 0, 1 << 50))
+def test_device_holds_one_network_and_all_buffers():
+    stages = with_tiles(chain(), 64, 128, 256)
+    projection = batches_of(stages, device=0)
     pixels = [math.prod(s.tile_shape) for s in stages]
-    largest = LARGE.bytes_at(max(pixels))
-    # The blocks that tiles are made of, inputs and outputs; those of the largest are in its footprint already.
+    # Source pixels, inputs and outputs; those of the largest network are in its footprint already.
     buffers = [12 * n * (1 + 1 + 16) for n in pixels]
     inner = sum(12 * (s.tile * 4) ** 2 for s in stages[:2])
-    slots = (IN_FLIGHT + 1) * 3 * (stages[2].tile * 4) ** 2
-    assert projection.device == RESIDENT + largest + sum(buffers) - max(buffers) + inner + slots
+    outputs = (IN_FLIGHT + 1) * 3 * (stages[2].tile * 4) ** 2
+    network = LARGE.footprint.bytes_at(max(pixels))
+    assert projection.device == DEVICE_BASELINE + network + sum(buffers) - max(buffers) + inner + outputs
     assert projection.host_parts["shards"] == WRITERS * 4 * 3 * plan_of(stages).shard ** 2
-
-
-def test_the_next_smaller_tile_is_smaller():
-    (stage,) = chain(base=(500, 700), scales=(4,), halo=24)
-    sizes, core = [], 2048
-    while core is not None:
-        stage = dataclasses.replace(stage, core=core)
-        stage.check()
-        sizes.append(math.prod(stage.tile_shape))
-        core = smaller_tile(stage)
-    assert len(sizes) > 3
-    assert sizes == sorted(set(sizes), reverse=True)
-    assert TILES[0] <= stage.tile < 2 * TILES[0]
 
 
 # Refusals
 
 
-@pytest.mark.parametrize("on_device", [False, True], ids=["memory", "vram"])
-def test_too_little_for_the_smallest_tile_is_refused_with_what_would_do(on_device):
-    """The number in the message is the truth: given that much, the same call succeeds."""
+@pytest.mark.parametrize("kind", ["memory", "vram"])
+def test_smallest_tile_is_refused_with_its_need(kind):
+    """The number in the message is the truth: with that much, the same call succeeds."""
     stages = chain(halo=160)
-    costs = costs_of(stages, on_device=on_device)
-    flag = "--vram" if on_device else "--memory"
 
-    def given(limit):
-        return Budget(1 << 50, limit, 1 << 50) if on_device else Budget(limit, None, 1 << 50)
+    def choose(gib):
+        limits = {"device": int(gib * GIB), "on_device": True} if kind == "vram" else {"host": int(gib * GIB)}
+        return choose_tiles(stages, measured(stages, **limits), batched=False)
 
-    with pytest.raises(BudgetError, match=rf"stage \d: the smallest tile .*, {flag} allows 0.40 GiB") as caught:
-        choose_tiles(stages, costs, STRUCTURE, given(int(0.4 * GIB)), BASELINE)
+    words = (
+        rf"{kind}: the smallest tile of step \d \(\d+x\d+ with its halo of 160\) needs ([\d.]+) GiB of {kind}, "
+        r"more than 0.40 GiB; raise it, or use a smaller overlap or half precision"
+    )
+    with pytest.raises(BudgetError, match=f"(?i){words}") as caught:
+        choose(0.4)
     need = float(re.search(r"needs ([\d.]+) GiB", str(caught.value))[1])
     assert need > 0.4
-    assert choose_tiles(stages, costs, STRUCTURE, given(int((need + 0.01) * GIB)), BASELINE)
+    assert choose(need + 0.01)
     with pytest.raises(BudgetError):
-        choose_tiles(stages, costs, STRUCTURE, given(int((need - 0.01) * GIB)), BASELINE)
+        choose(need - 0.01)
 
 
-def test_step_1_too_large_is_refused_with_its_own_way_out():
+def test_large_step_1_is_refused_with_its_remedy():
     """No tile helps against a base image that is too large."""
     stages = chain(base=(3000, 4000), scales=(4,))
-    with pytest.raises(BudgetError, match=r"step 1: its image of 4000x3000 needs [\d.]+ GiB .*0.50 GiB; .*--stages"):
-        choose_tiles(stages, costs_of(stages, SMALL), STRUCTURE, Budget(GIB // 2, None, 1 << 50), BASELINE)
+    words = r"memory: step 1 needs [\d.]+ GiB of memory for its image of 4000x3000, more than 0.50 GiB; .* more stages"
+    with pytest.raises(BudgetError, match=words):
+        choose_tiles(stages, measured(stages, SMALL, host=GIB // 2), batched=False)
 
 
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        (
-            {"host": GIB // 2},
-            r"needs [\d.]+ GiB of memory \(largest part: \w.*, [\d.]+ GiB\), --memory allows 0.50 GiB",
-        ),
-        ({"device": GIB // 4}, r"needs [\d.]+ GiB of VRAM, --vram allows 0.25 GiB"),
-        (
-            {"disk": GIB // 2},
-            r"output may take 0.\d\d GiB and the scratch array 0.\d\d GiB, the disk has 0.50 GiB free",
-        ),
-    ],
-)
-def test_a_plan_beyond_a_budget_is_refused_with_the_numbers(limits, message):
-    stages = tuple(dataclasses.replace(s, core=256) for s in chain())
-    costs = costs_of(stages, on_device="device" in limits)
-    plan, projection = projected(stages, costs)
-    with pytest.raises(BudgetError, match=message):
-        check(plan, projection, dataclasses.replace(PLENTY, **limits))
-    check(plan, projection, PLENTY)
+EXCESSES = {
+    "host": (
+        GIB // 2,
+        r"^memory: the plan needs [\d.]+ GiB of memory, more than 0.50 GiB \(largest part: \w.*, [\d.]+ GiB\); raise it, "
+        r"or use tile below 256$",
+    ),
+    "device": (
+        GIB // 4,
+        r"^vram: the plan needs [\d.]+ GiB of VRAM, more than 0.25 GiB; raise it, or use tile below 256$",
+    ),
+    "disk": (
+        GIB // 2,
+        r"^disk: the output may take 0.\d\d GiB and the scratch array 0.\d\d GiB, more than 0.50 GiB free; make room, ",
+    ),
+}
 
 
-@pytest.mark.parametrize("resource", ["host", "device", "disk"])
-def test_a_budget_is_enough_to_the_byte(resource):
-    stages = tuple(dataclasses.replace(s, core=64) for s in chain())
-    plan, projection = projected(stages, costs_of(stages, on_device=True))
+@pytest.mark.parametrize("resource", EXCESSES)
+def test_excess_is_refused_with_numbers(resource):
+    stages = with_tiles(chain(), 256)
+    limit, words = EXCESSES[resource]
+    measurements = measured(stages, on_device=resource == "device")
+    plan, projection = projected(stages, measurements)
+    check(plan, projection, measurements.budget)
+    with pytest.raises(BudgetError, match=words):
+        check(plan, projection, replace(measurements.budget, **{resource: limit}))
+
+
+def test_budget_is_enough_to_the_byte():
+    stages = with_tiles(chain(), 64)
+    measurements = measured(stages, on_device=True)
+    plan, projection = projected(stages, measurements)
     used = {"host": projection.host, "device": projection.device, "disk": projection.disk + projection.scratch}
-    check(plan, projection, dataclasses.replace(PLENTY, **{resource: used[resource]}))
-    with pytest.raises(BudgetError):
-        check(plan, projection, dataclasses.replace(PLENTY, **{resource: used[resource] - 1}))
+    for resource, size in used.items():
+        check(plan, projection, replace(measurements.budget, **{resource: size}))
+        with pytest.raises(BudgetError):
+            check(plan, projection, replace(measurements.budget, **{resource: size - 1}))
+    check(plan, projection, replace(measurements.budget, device=None))
+
+
+def test_readable_bytes():
+    sizes = {5 * GIB // 4: "1.25 GiB", GIB // 10: "0.10 GiB", 12 * MIB: "12.0 MiB", 0: "0.0 MiB"}
+    assert {size: readable(size) for size in sizes} == sizes
 
 
 # Projections
@@ -282,11 +301,11 @@ def test_a_budget_is_enough_to_the_byte(resource):
 
 @pytest.fixture
 def tiled():
-    return tuple(dataclasses.replace(s, core=c) for s, c in zip(chain(), (64, 128, 128), strict=True))
+    return with_tiles(chain(), 64, 128, 128)
 
 
-def test_the_projection_sums_its_parts(tiled):
-    _, projection = projected(tiled, costs_of(tiled))
+def test_projection_sums_its_parts(tiled):
+    projection = projected(tiled, measured(tiled))[1]
     assert projection.working == sum(projection.host_parts.values())
     assert projection.host == BASELINE + projection.working
     assert min(projection.host_parts.values()) > 0
@@ -294,66 +313,75 @@ def test_the_projection_sums_its_parts(tiled):
     assert projection.to_json()["working"] == projection.working
 
 
-def test_buffers_are_counted(tiled):
-    """The base image; the tile being filled and the one it is cut from; every stage's input; four shards."""
-    plan, projection = projected(tiled, costs_of(tiled))
+def test_projection_counts_buffers(tiled):
+    """The base image; the tile being filled and its source; the input of every stage; four shards."""
+    plan, projection = projected(tiled, measured(tiled))
     parts = projection.host_parts
     assert parts["base image"] == 12 * 135 * 256
     inputs = sum(12 * math.prod(s.tile_shape) for s in tiled)
     assert parts["tiles in hand"] == 2 * 12 * (128 * 4) ** 2 + inputs
     assert parts["shards"] == 4 * 3 * plan.shard**2
     assert parts["allocator"] > 0.1 * (projection.working - parts["allocator"])
+    assert "borders" not in parts
+
+
+def test_projection_counts_blend_borders(tiled):
+    last = replace(tiled[-1], blend=16)
+    parts = projected((*tiled[:-1], last), measured(tiled))[1].host_parts
+    assert last.borders_kept == 2 * 32 + 3
+    # A strip to the right and one below, each of blend x tile, and their corner.
+    assert parts["borders"] == last.borders_kept * 12 * (2 * 512 * 64 + 64**2)
 
 
 def test_networks_run_one_at_a_time(tiled):
-    cheap = StageCost(SMALL, on_device=False)
-    _, projection = projected(tiled, [cheap, StageCost(LARGE, on_device=False), cheap])
-    assert projection.host_parts["network"] == LARGE.bytes_at(math.prod(tiled[1].tile_shape))
-    greedy = StageCost(Footprint(50 * GIB, 0, 0), on_device=False)
-    assert projected(tiled, [cheap] * 3, greedy)[1].host_parts["network"] == 50 * GIB
+    costs = measured_of([SMALL, LARGE, SMALL], base=BASE, baseline=BASELINE)
+    largest = LARGE.footprint.bytes_at(math.prod(tiled[1].tile_shape))
+    assert projected(tiled, costs)[1].host_parts["network"] == largest
+    greedy = measured(tiled, SMALL, base=Footprint(50 * GIB, 0, 0))
+    assert projected(tiled, greedy)[1].host_parts["network"] == 50 * GIB
 
 
-def test_every_inner_level_has_a_cache_of_its_own(tiled):
-    """Three stages: two levels are held, each within its share, and never more than a whole level."""
-    _, projection = projected(tiled, costs_of(tiled))
+def test_inner_stages_have_their_own_caches(tiled):
+    """Each of the two inner stages is cached within its share, and never beyond its whole image."""
     first, second = (s.height * s.width * s.scale**2 * 12 for s in tiled[:2])
     share = cache_share(3)
     assert first < share < second
-    assert projection.host_parts["cache"] == first + share
-    assert projected(chain(scales=(4,)), costs_of(tiled[:1]))[1].host_parts["cache"] == 0
+    assert projected(tiled, measured(tiled))[1].host_parts["cache"] == first + share
+    single = chain(scales=(4,))
+    assert projected(single, measured(single))[1].host_parts["cache"] == 0
 
 
-def test_a_region_holds_the_last_stages_tiles_too(tiled):
-    """Its shards do not line up with the tiles, which are therefore kept until their neighbours are written."""
-    _, whole = projected(tiled, costs_of(tiled))
-    plan, part = projected(tiled, costs_of(tiled), roi=Box(100, 100, 6000, 6000))
+def test_regions_cache_the_last_stage(tiled):
+    """A region's shards do not line up with the tiles, which are kept until their neighbours are written."""
+    whole = projected(tiled, measured(tiled))[1]
+    plan, part = projected(tiled, measured(tiled), roi=Box(100, 100, 6000, 6000))
     assert part.host_parts["cache"] == whole.host_parts["cache"] + cache_share(3)
     tiles = list(plan.stages[-1].tiles(plan.roi))
     assert part.scratch == whole.scratch + 3 * sum(t.cell.area for t in tiles)
 
 
 def test_time_is_pixels_times_seconds(tiled):
-    costs = [StageCost(Footprint(0, 0, t), on_device=False) for t in (1e-6, 2e-6, 4e-6)]
-    plan, projection = projected(tiled, costs, structure=None)
+    seconds = (1e-6, 2e-6, 4e-6)
+    costs = [cost_of(seconds=s) for s in seconds]
+    plan, projection = projected(tiled, measured_of(costs))
     counts = plan.tiles_to_run(list(plan.writes()))
-    pixels = [math.prod(s.tile_shape) for s in plan.stages]
-    expected = sum(k * n * t for k, n, t in zip(counts, pixels, (1e-6, 2e-6, 4e-6), strict=True))
+    pixels = tuple(k * math.prod(s.tile_shape) for k, s in zip(counts, plan.stages, strict=True))
+    expected = sum(n * s for n, s in zip(pixels, seconds, strict=True))
     assert projection.tasks == counts
-    assert projection.lr_pixels == tuple(k * n for k, n in zip(counts, pixels, strict=True))
+    assert projection.lr_pixels == pixels
     assert projection.seconds == pytest.approx(expected)
-    with_structure = projected(tiled, costs)[1]
-    assert with_structure.seconds == pytest.approx(expected + 135 * 256 * 1e-6)
+    with_step_1 = projected(tiled, measured_of(costs, base=BASE))[1]
+    assert with_step_1.seconds == pytest.approx(expected + 135 * 256 * 1e-6)
 
 
-def test_writing_less_takes_less_time_but_the_same_memory(tiled):
-    costs = costs_of(tiled)
-    plan, whole = projected(tiled, costs)
-    rest = project(plan, costs, STRUCTURE, BASELINE, list(plan.writes())[-3:])
+def test_fewer_writes_take_less_time_not_memory(tiled):
+    plan, whole = projected(tiled, measured(tiled))
+    rest = project(plan, measured(tiled), list(plan.writes())[-3:], batched=False)
     assert rest.seconds < whole.seconds
     assert rest.host == whole.host
 
 
-def test_disk_is_that_of_the_uncompressed_pyramid(tiled):
-    plan, projection = projected(tiled, costs_of(tiled))
+def test_disk_is_the_uncompressed_pyramid(tiled):
+    plan, projection = projected(tiled, measured(tiled))
     assert projection.disk == sum(3 * h * w for h, w in plan.pyramid)
     assert projection.scratch == sum(12 * s.height * s.width * s.scale**2 for s in tiled[:2])

@@ -1,111 +1,161 @@
-"""Profiles: which halo a policy gives, and that measurements survive JSON."""
+"""Halos: policies, profiles and seam errors."""
 
 import json
+import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.plans import cost_of, stage_of
 
 from engine.errors import UsageError
-from engine.plan.halo import ERF_FRACTIONS, HaloPolicy
-from engine.plan.measured import Footprint, SeamPoint, StageProfile
+from engine.plan.halo import ERF_FRACTIONS, HaloPolicy, largest, seam_error
+from engine.plan.measured import BandCost, Footprint, SeamPoint, StageProfile
 
-MEASURED = [(0, 90.0), (4, 31.0), (8, 6.0), (12, 1.0), (16, 0.4), (20, 0.01)]
+quick = settings(deadline=None, derandomize=True, max_examples=50)
+
+MEASURED = {0: 90.0, 4: 31.0, 8: 6.0, 12: 1.0, 16: 0.4, 20: 0.01}
 PROFILE = StageProfile(
     "crops of a.png",
     {"0.9": 11, "0.98": 26},
     {"0.9": 5, "0.95": 7, "0.98": 9, "0.99": 13},
-    tuple(SeamPoint(halo, worst / 8, worst / 2, worst) for halo, worst in MEASURED),
+    tuple(SeamPoint(halo, worst / 8, worst / 2, worst) for halo, worst in MEASURED.items()),
 )
+EMPTY = StageProfile("", {}, {}, ())
+
+POLICIES = [
+    ("auto", 1.0, 1, 12),
+    ("auto", 1.0, 8, 16),
+    ("auto", 0.5, 8, 16),
+    ("auto", 200.0, 8, 0),
+    # No measured halo is good enough: the theoretical radius.
+    ("auto", 0.001, 1, 30),
+    ("auto", 0.001, 8, 32),
+    ("exact", 1.0, 1, 30),
+    ("exact", 1.0, 8, 32),
+    ("0", 1.0, 8, 0),
+    ("10", 1.0, 1, 10),
+    ("10", 1.0, 8, 16),
+    # A number of pixels is not limited by the radius.
+    ("100", 1.0, 1, 100),
+    # The squared gradient: the paper's definition.
+    ("erf:0.98", 1.0, 1, 9),
+    ("erf:0.98", 1.0, 8, 16),
+    # Beyond the probe's crop: the theoretical radius.
+    ("erf:0.999", 1.0, 8, 32),
+]
+
+# Profiles
 
 
-@pytest.mark.parametrize(
-    ("tolerance", "halo"), [(100.0, 0), (90.0, 0), (89.9, 4), (1.0, 12), (0.99, 16), (0.01, 20), (0.005, None)]
-)
-def test_halo_within_is_the_smallest_that_is_good_enough(tolerance, halo):
-    point = PROFILE.halo_within(tolerance)
-    assert (point and point.halo) == halo
-    assert point is None or point.max <= tolerance
+def test_halo_within_is_the_smallest_good_one():
+    halos = {100.0: 0, 90.0: 0, 89.9: 4, 1.0: 12, 0.99: 16, 0.01: 20, 0.005: None}
+    for tolerance, halo in halos.items():
+        point = PROFILE.halo_within(tolerance)
+        assert (point and point.halo) == halo, tolerance
+        assert point is None or point.max <= tolerance
 
 
-@pytest.mark.parametrize(("halo", "error"), [(0, 90.0), (3, 90.0), (4, 31.0), (15, 1.0), (20, 0.01), (999, 0.01)])
-def test_the_error_at_a_halo_is_that_of_the_next_smaller_measured_one(halo, error):
-    assert PROFILE.at(halo).max == error
+def test_error_is_that_of_the_next_smaller_halo():
+    errors = {0: 90.0, 3: 90.0, 4: 31.0, 15: 1.0, 20: 0.01, 999: 0.01}
+    assert {halo: PROFILE.at(halo).max for halo in errors} == errors
 
 
-def test_the_order_of_points_does_not_decide_the_error():
+def test_order_of_points_is_irrelevant():
     backwards = StageProfile("", {}, {}, PROFILE.seam[::-1])
-    assert backwards.at(10) == PROFILE.at(10)
+    assert [backwards.at(halo) for halo in range(25)] == [PROFILE.at(halo) for halo in range(25)]
 
 
-def test_no_measurement_is_no_error_bound():
-    empty = StageProfile("", {}, {}, ())
-    assert empty.at(10) is None
-    assert empty.halo_within(255.0) is None
+def test_empty_profile_bounds_nothing():
+    assert EMPTY.at(10) is None
+    assert EMPTY.halo_within(255.0) is None
 
 
 def test_profile_survives_json():
     assert StageProfile.from_json(json.loads(json.dumps(PROFILE.to_json()))) == PROFILE
 
 
-@pytest.mark.parametrize(
-    ("policy", "tolerance", "align", "halo"),
-    [
-        ("auto", 1.0, 1, 12),
-        ("auto", 1.0, 8, 16),
-        ("auto", 0.5, 8, 16),
-        ("auto", 200.0, 8, 0),
-        ("auto", 0.001, 1, 30),  # nothing measured is good enough: the theoretical radius
-        ("auto", 0.001, 8, 32),
-        ("exact", 1.0, 1, 30),
-        ("exact", 1.0, 8, 32),
-        ("0", 1.0, 8, 0),
-        ("10", 1.0, 1, 10),
-        ("10", 1.0, 8, 16),
-        ("100", 1.0, 1, 100),  # a number of pixels is taken as it is
-        ("erf:0.98", 1.0, 1, 9),  # of the squared gradient: the paper's definition
-        ("erf:0.98", 1.0, 8, 16),
-        ("erf:0.999", 1.0, 8, 32),  # beyond the probe's crop: the theoretical radius
-    ],
-)
-def test_policies(policy, tolerance, align, halo):
-    assert HaloPolicy(policy, tolerance).choose(PROFILE, 30, align) == halo
+# Policies
 
 
-@pytest.mark.parametrize("policy", ["auto", "erf:0.99"])
-def test_a_measured_halo_never_exceeds_the_exact_one(policy):
-    assert HaloPolicy(policy).choose(PROFILE, 5, 1) == 5
-    assert HaloPolicy(policy).choose(PROFILE, 5, 8) == 8
+def test_policies():
+    chosen = [HaloPolicy(policy, tolerance).choose(PROFILE, 30, align) for policy, tolerance, align, _ in POLICIES]
+    assert chosen == [halo for *_, halo in POLICIES]
 
 
-@pytest.mark.parametrize("policy", ["auto", "erf:0.98"])
-def test_measured_policies_want_a_measurement(policy):
-    assert HaloPolicy(policy).needs_profile
-    with pytest.raises(UsageError, match="engine probe"):
-        HaloPolicy(policy).choose(None, 30, 1)
+@quick
+@given(st.sampled_from(["auto", "exact", *(f"erf:{f}" for f in ERF_FRACTIONS)]), st.integers(0, 40), st.integers(1, 16))
+def test_halo_never_exceeds_the_exact_one(policy, radius, align):
+    halo = HaloPolicy(policy).choose(PROFILE, radius, align)
+    assert halo % align == 0
+    assert 0 <= halo <= -(-radius // align) * align
 
 
-@pytest.mark.parametrize("policy", ["exact", "24"])
-def test_other_policies_want_none(policy):
-    assert not HaloPolicy(policy).needs_profile
-    HaloPolicy(policy).choose(None, 30, 1)
+def test_policies_that_need_a_profile():
+    for policy in ("auto", "erf:0.98"):
+        assert HaloPolicy(policy).needs_profile
+        with pytest.raises(UsageError, match=f"overlap='{policy}': the stage was not measured; run engine probe first"):
+            HaloPolicy(policy).choose(None, 30, 1)
+    for policy, halo in (("exact", 30), ("24", 24)):
+        assert not HaloPolicy(policy).needs_profile
+        assert HaloPolicy(policy).choose(None, 30, 1) == halo
 
 
-@pytest.mark.parametrize("fraction", ERF_FRACTIONS)
-def test_every_measured_fraction_can_be_asked_for(fraction):
-    assert HaloPolicy(f"erf:{fraction}").policy == f"erf:{fraction}"
+def test_unknown_policies_are_refused():
+    for policy in ("", "erf", "erf:", "erf:0.5", "-1", "1.5", "AUTO", "erf:98", "²"):
+        with pytest.raises(
+            UsageError, match=r"use auto, exact, a number of pixels, or erf:0.9, .*erf:0.999$"
+        ) as caught:
+            HaloPolicy(policy)
+        assert f"('{policy}')" in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", ["", "erf", "erf:", "erf:0.5", "-1", "1.5", "AUTO", "erf:98", "²"])
-def test_unknown_policies_are_refused_with_the_known_ones(policy):
-    with pytest.raises(UsageError, match=r"use auto, exact, a number of pixels, or one of erf:0.9,"):
-        HaloPolicy(policy)
+def test_tolerance_must_be_positive():
+    for tolerance in (0.0, -1.0, math.nan):
+        with pytest.raises(UsageError) as caught:
+            HaloPolicy("auto", tolerance)
+        assert caught.value.for_command_line() == (
+            f"--seam-tolerance: is not above 0 levels ({tolerance}); use --overlap exact for no error"
+        )
 
 
-@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan")])
-def test_a_tolerance_of_nothing_is_refused(tolerance):
-    with pytest.raises(UsageError, match="--overlap exact"):
-        HaloPolicy("auto", tolerance)
+# Seam errors
 
 
-def test_footprint_is_a_line():
+def test_seam_error_of_a_stage():
+    """Exact without inner edges and with the whole receptive field; otherwise as measured."""
+    cases = [
+        (12, PROFILE, False, 0.0),
+        (12, None, False, 0.0),
+        (30, PROFILE, True, 0.0),
+        (30, None, True, 0.0),
+        (29, PROFILE, True, 0.01),
+        (12, PROFILE, True, 1.0),
+        (0, PROFILE, True, 90.0),
+        (12, None, True, None),
+        (12, EMPTY, True, None),
+    ]
+    for halo, profile, has_inner_edges, error in cases:
+        stage, cut = cost_of(radius=30, profile=profile), stage_of(100, 100, 16, halo)
+        assert seam_error(cut, stage, has_inner_edges=has_inner_edges) == error, (halo, profile, has_inner_edges)
+
+
+def test_largest_seam_error():
+    assert largest([0.0, 0.0]) == 0.0
+    assert largest([0.5, 0.7]) == 0.7
+    assert largest([0.5, None]) is None
+    assert largest([None, 0.5]) is None
+
+
+# Costs
+
+
+def test_footprint_is_linear():
     footprint = Footprint(fixed=1000, per_pixel=2.5, seconds_per_pixel=0.0)
     assert [footprint.bytes_at(n) for n in (0, 1, 4)] == [1000, 1002, 1010]
+
+
+def test_band_cost_is_the_smaller_line():
+    cost = BandCost(16, bytes_per_column=10.0, seconds_per_pixel=0.0, fixed=1000, narrow_bytes_per_column=30.0)
+    assert [cost.bytes_at(n) for n in (0, 10, 50, 100)] == [0, 300, 1500, 2000]
+    assert BandCost(16, 10.0, 0.0, fixed=1000).bytes_at(1) == 1010

@@ -1,81 +1,99 @@
-"""Strips: as wide as the memory allows, what they cost, and what they read and write."""
+"""Strips: their choice, their cost, and the columns that they read and write."""
 
-import random
+import re
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.plans import bands_of, chain
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from support.plans import GIB, bands_of, chain, cost_of, measured_of
 
 from engine.errors import BudgetError
 from engine.geometry import Box
-from engine.plan import strips as bands
-from engine.plan.cost import GIB, BandCost, Budget, StageCost, check
-from engine.plan.measured import Footprint
+from engine.plan import strips
+from engine.plan.cost import check
+from engine.plan.measured import BandCost, Footprint
 from engine.plan.plan import Plan, shard_of
 
-BASELINE = 300 << 20
-COST = StageCost(Footprint(0, 0.0, 0.0), False, BandCost(16, 200_000.0, 1e-6))
-STRUCTURE = StageCost(Footprint(5 << 20, 400.0, 1e-6), False)
+quick = settings(deadline=None, derandomize=True, max_examples=50)
+
+COST = cost_of(bands=BandCost(16, 200_000.0, 1e-6))
+LIMITS = {"base": Footprint(5 << 20, 400.0, 1e-6), "baseline": 300 << 20}
 
 
-def planned(stages, host, costs=None, size=None):
-    """The plan and the projection for this much memory, as a job makes them."""
-    costs, last = costs or [COST] * len(stages), stages[-1]
-    size = size or (last.height * last.scale, last.width * last.scale)
-    chosen = bands.choose_strips(stages, costs, STRUCTURE, Budget(host, None, 1 << 50), BASELINE, size[1])
-    shard, chunk = bands.shard_of_strips(chosen[-1].tile * chosen[-1].scale, size[1])
-    base = (stages[0].height, stages[0].width)
-    plan = Plan(size, Box(0, 0, *size), base, chosen, shard, chunk, 0, "", "fp32", "auto", "cpu", "bands")
-    return plan, bands.project(plan, costs, STRUCTURE, BASELINE)
+def measured(cost=COST, count=3, **changes):
+    return measured_of([cost] * count, **(LIMITS | changes))
+
+
+def planned(stages, host, cost=COST, device=None):
+    """The plan, its projection and the budget for this much memory."""
+    measurements = measured(cost, len(stages), host=host, device=device)
+    last = stages[-1]
+    size = (last.height * last.scale, last.width * last.scale)
+    chosen = strips.choose_strips(stages, measurements, size[1])
+    shard, chunk = strips.shard_of_strips(chosen[-1].tile * chosen[-1].scale, size[1])
+    plan = Plan(
+        canvas=size, roi=Box(0, 0, *size), base=(stages[0].height, stages[0].width), stages=chosen, shard=shard,
+        chunk=chunk, seed=0, model_digest="", precision="fp32", backend="cpu", executor="bands",
+    )  # fmt: skip
+    return plan, strips.project(plan, measurements), measurements.budget
 
 
 @pytest.mark.parametrize("align", [1, 8])
-def test_less_memory_means_narrower_strips_that_fit(align):
+def test_less_memory_means_narrower_strips(align):
     widths = []
     for host in (int(v) for v in np.geomspace(0.4, 8, 40) * GIB):
         try:
-            plan, projection = planned(chain(align=align), host)
+            plan, projection, budget = planned(chain(align=align), host)
         except BudgetError:
             assert not widths, "a larger budget was refused where a smaller one was not"
             continue
-        check(plan, projection, Budget(host, None, 1 << 50))
+        check(plan, projection, budget)
         for stage in plan.stages:
             stage.check()
-        strips = list(plan.column_strips())
-        assert len(strips) == 1 or plan.shard <= bands.SHARD
-        assert all(x % plan.shard == 0 for x, _ in strips)
-        assert projection.tasks == (len(strips),) * 3
+        columns = list(plan.column_strips())
+        assert len(columns) == 1 or plan.shard <= strips.SHARD
+        assert all(x % plan.shard == 0 for x, _ in columns)
+        assert projection.tasks == (len(columns),) * 3
         widths.append(plan.stages[-1].tile)
     assert widths == sorted(widths)
-    assert widths[0] == bands.SHARD // 4
+    assert widths[0] == strips.SHARD // 4
     assert widths[-1] * 4 == 16384
     assert len(set(widths)) > 5
 
 
-def test_the_narrowest_strip_is_refused_with_what_would_do():
-    """The number in the message is the truth: given that much, the same call succeeds."""
+@pytest.mark.parametrize("resource", ["memory", "VRAM"])
+def test_narrowest_strip_is_refused_with_its_need(resource):
+    """The number in the message is the truth: with that much, the same call succeeds."""
+
+    def plan(limit):
+        on_device = resource == "VRAM"
+        cost = cost_of(bands=BandCost(16, 2e6, 1e-6), on_device=True) if on_device else COST
+        return planned(chain(), 1 << 50 if on_device else limit, cost, device=limit if on_device else None)
+
+    limit = {"memory": 0.35, "VRAM": 0.2}[resource]
     words = (
-        r"bands: the narrowest strip \(1024 px\) needs ([\d.]+) GiB of memory, --memory allows 0.35 GiB; raise it, or "
+        rf"{resource.lower()}: the narrowest strip of bands \(1024 px\) needs ([\d.]+) GiB of {resource}, "
+        rf"more than {limit:.2f} GiB; raise it, or use executor='tiles'"
     )
     with pytest.raises(BudgetError, match=words) as caught:
-        planned(chain(), int(0.35 * GIB))
-    need = float(str(caught.value).split("needs ")[1].split()[0])
-    planned(chain(), int((need + 0.01) * GIB))
+        plan(int(limit * GIB))
+    need = float(re.search(words, str(caught.value))[1])
+    plan(int((need + 0.01) * GIB))
     with pytest.raises(BudgetError):
-        planned(chain(), int((need - 0.01) * GIB))
+        plan(int((need - 0.01) * GIB))
 
 
-def test_narrower_strips_cost_their_halos_and_nothing_else():
-    (one, whole), (many, cut) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
-    strips = list(many.column_strips())
-    assert len(strips) > 1
+def test_narrow_strips_cost_their_halos():
+    (one, whole, _), (many, cut, _) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
+    columns = list(many.column_strips())
+    assert len(columns) > 1
     assert whole.lr_pixels == tuple(s.height * s.width for s in one.stages)
     for index, stage in enumerate(many.stages):
-        extra = (
-            sum(last - first for first, last in (many.input_columns(strip)[index] for strip in strips)) - stage.width
-        )
+        inputs = (many.input_columns(strip)[index] for strip in columns)
+        extra = sum(last - first for first, last in inputs) - stage.width
         assert extra > 0
         assert cut.lr_pixels[index] == whole.lr_pixels[index] + stage.height * extra
     assert cut.working < whole.working
@@ -83,20 +101,42 @@ def test_narrower_strips_cost_their_halos_and_nothing_else():
     assert cut.scratch == whole.scratch == 0
 
 
-def test_all_stages_hold_their_rows_at_the_same_time():
-    plan, projection = planned(chain(), 1 << 50)
+def test_time_counts_partial_bands_and_margins():
+    """The first and the last band are filled in part, and the output of a margin is dropped."""
+    (uncut,) = chain(base=(135, 256), scales=(4,), halo=8)
+    for margin in (0, 8):
+        (cut,) = strips.with_strips([replace(uncut, margin=margin)], measured(count=1), 256)
+        plan = replace(bands_of(cut.grid.bounds.shape, cores=(16,), halos=(8,), scales=(4,)), stages=(cut,))
+        projection = strips.project(plan, measured(count=1, base=None))
+        assert projection.lr_pixels == ((135 - 2 * margin) * 256,)
+        assert projection.seconds == pytest.approx((135 - 2 * margin + 16 + 2 * margin) * 256 * 1e-6)
+
+
+def test_all_stages_hold_their_rows_at_once():
+    plan, projection, _ = planned(chain(), 1 << 50)
     assert projection.host_parts["network"] == sum(200_000 * stage.width for stage in plan.stages)
     assert projection.device == 0
-    on_device = replace(COST, on_device=True)
-    stages = bands.with_strips(chain(), [on_device] * 3, 256)
-    found = bands.project(replace(plan, stages=stages), [on_device] * 3, None, BASELINE)
-    assert found.device >= 200_000 * (256 + 2 * 24)
-    assert found.host_parts["network"] == 0
+    on_device = measured(replace(COST, on_device=True), base=None)
+    stages = strips.with_strips(chain(), on_device, 256)
+    projection = strips.project(replace(plan, stages=stages), on_device)
+    assert projection.device >= 200_000 * (256 + 2 * 24)
+    assert projection.host_parts["network"] == 0
 
 
-def test_the_widest_of_canvases_is_planned_at_once():
+def test_inner_edges_of_strips():
+    one, many = planned(chain(), 1 << 50)[0], planned(chain(), int(0.7 * GIB))[0]
+    assert strips.inner_edges(one) == [False] * 3
+    assert strips.inner_edges(many) == [True] * 3
+
+
+def test_streamable_needs_every_cost():
+    assert strips.streamable(measured())
+    assert not strips.streamable(measured_of([COST, cost_of()]))
+
+
+def test_widest_canvas_is_planned_at_once():
     start = time.perf_counter()
-    plan, projection = planned(chain((540, 1024)), int(1.5 * GIB))
+    plan, projection, _ = planned(chain((540, 1024)), int(1.5 * GIB))
     assert time.perf_counter() - start < 1
     assert plan.size == (34560, 65536)
     assert projection.host <= 1.5 * GIB
@@ -104,56 +144,69 @@ def test_the_widest_of_canvases_is_planned_at_once():
     assert sum(box.area for box in plan.writes()) == 34560 * 65536
 
 
-# What they read and write, by brute force
-
-
-def random_plan(seed):
-    chance = random.Random(seed)
-    align = chance.choice([1, 2, 8])
-    scales = chance.choice([(4,), (2,), (4, 4), (2, 4), (4, 2, 2)])
-    halos = [align * chance.randrange(3) for _ in scales]
-    size = (chance.randrange(1, 500), chance.randrange(1, 700))
-    step = chance.choice([8, 16, 24, 40])
-    cores = [step] * len(scales)
-    if chance.random() < 0.5:
-        top, left = (chance.randrange(n) for n in size)
-        roi = Box(top, left, chance.randrange(top, size[0]) + 1, chance.randrange(left, size[1]) + 1)
-    else:
-        roi = None
-    shard, chunk = shard_of(step * scales[-1], 64)
+@st.composite
+def plans(draw):
+    """Any small plan of bands, of a whole image or a region."""
+    align = draw(st.sampled_from([1, 2, 8]))
+    scales = draw(st.sampled_from([(4,), (2,), (4, 4), (2, 4), (4, 2, 2)]))
+    size = draw(st.integers(1, 499)), draw(st.integers(1, 699))
+    tile = draw(st.sampled_from([8, 16, 24, 40]))
+    roi = None
+    if draw(st.booleans()):
+        top, left = (draw(st.integers(0, n - 1)) for n in size)
+        roi = Box(top, left, draw(st.integers(top + 1, size[0])), draw(st.integers(left + 1, size[1])))
+    shard, chunk = shard_of(tile * scales[-1], 64)
     return bands_of(
-        size, scales=scales, halos=halos, cores=cores, align=align, roi=roi, shard=shard, chunk=chunk, band=2 * align
-    )
+        size, scales=scales, halos=[align * draw(st.integers(0, 2)) for _ in scales], cores=[tile] * len(scales),
+        align=align, roi=roi, shard=shard, chunk=chunk, band=2 * align,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_strips_and_writes_cover_the_output_once(seed):
-    plan = random_plan(seed)
+@quick
+@given(plans())
+def test_strips_and_writes_cover_once(plan):
     height, width = plan.size
-    assert [x for x0, x1 in plan.column_strips() for x in range(x0, x1)] == list(range(width))
+    columns = list(plan.column_strips())
+    assert [x for x0, x1 in columns for x in range(x0, x1)] == list(range(width))
     counts = np.zeros(plan.size, np.uint8)
     for box in plan.writes():
         counts[box.slices] += 1
         assert (box.y0 % plan.shard, box.x0 % plan.shard) == (0, 0)
         assert box.y1 % plan.shard == 0 or box.y1 == height
-        assert (box.x0, box.x1) in set(plan.column_strips())
+        assert (box.x0, box.x1) in columns
         assert box.height <= plan.shard
     assert (counts == 1).all()
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_strip_reads_its_columns_and_their_halos_in_every_stage(seed):
-    plan = random_plan(seed)
+@quick
+@given(plans())
+def test_strips_read_their_columns_and_halos(plan):
+    """In every stage, by brute force."""
     for strip in plan.column_strips():
-        wanted = {x + plan.roi.x0 for x in range(*strip)}
+        columns = {x + plan.roi.x0 for x in range(*strip)}
         for stage, (first, last) in reversed(list(zip(plan.stages, plan.input_columns(strip), strict=True))):
             frame = stage.padded[1]
             reach = range(-stage.halo, stage.halo + 1)
-            needed = {x // stage.scale + d for x in wanted for d in reach} & set(range(frame))
+            needed = {x // stage.scale + d for x in columns for d in reach} & set(range(frame))
             assert first % stage.align == last % stage.align == 0
             assert 0 <= first <= min(needed) < first + stage.align
             assert last - stage.align <= max(needed) < last <= frame
             padding = np.pad(np.arange(stage.width), (0, frame - stage.width), mode="reflect")
-            inside = stage.source_box(Box(0, first, stage.padded[0], last))
-            assert set(padding[first:last]) <= set(range(inside.x0, inside.x1)) <= set(range(stage.width))
-            wanted = set(range(inside.x0, inside.x1))
+            source = range(*stage.source_columns((first, last)))
+            assert set(padding[first:last]) <= set(source) <= set(range(stage.width))
+            columns = set(source)
+
+
+@quick
+@given(plans(), st.data())
+def test_projection_of_some_writes(plan, data):
+    """Strips are counted once each; fewer writes take no more time, and the same memory."""
+    measurements = measured(count=len(plan.stages))
+    writes = list(plan.writes())
+    first = data.draw(st.integers(0, len(writes) - 1))
+    assume(first)
+    whole, rest = (strips.project(plan, measurements, w) for w in (writes, writes[first:]))
+    assert whole == strips.project(plan, measurements)
+    assert rest.tasks == (len({(box.x0, box.x1) for box in writes[first:]}),) * len(plan.stages)
+    assert rest.seconds <= whole.seconds
+    assert (rest.host, rest.disk) == (whole.host, whole.disk)
