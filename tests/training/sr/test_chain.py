@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from engine.archs.hpvaegan import BaseGenerator
+from engine.io.photo import open_photo
 from engine.run.stage import Stage
-from engine.training.data import open_photo
 from engine.training.sr import chain
 from engine.training.sr.chain import Counts, Previous, enlarge, invert, keep_chain, make_chain, reconstruct
 

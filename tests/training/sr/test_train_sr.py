@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from engine import archs
 from engine.errors import BudgetError, EngineError, InputError, Interrupted, ResumeError, UsageError
 from engine.model.checkpoints import read_facts
-from engine.training.data import write_row
 from engine.training.losses.discriminators import Patch
+from engine.training.photo import write_row
 from engine.training.run.checkpoint import checkpoint_path
 from engine.training.run.events import CheckpointSaved, IterationDone, Prepared, Reviewed, WeightsSaved
 from engine.training.sr.footprint import estimate

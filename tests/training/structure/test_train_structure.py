@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.archs.hpvaegan import BaseGenerator, Config
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
-from engine.training.data import open_photo
+from engine.io.photo import open_photo
 from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.run.checkpoint import checkpoint_path
