@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from engine.io.photo import open_photo
 from engine.metrics.frechet import Moments, frechet_distance
-from engine.model.bundle import read_stage
+from engine.model.build import read_stage
 from engine.run.stage import Stage
 from engine.training.losses.vgg import open_vgg
 from engine.training.photo import open_picture

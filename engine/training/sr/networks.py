@@ -19,8 +19,8 @@ from engine.archs import Upscaler, esrgan, swinir
 from engine.archs.layers import NOISE_KEY, noise_channels_of, noise_conv
 from engine.errors import ModelError, UsageError
 from engine.io.tensors import write_tensors
-from engine.model.bundle import read_stage
-from engine.model.checkpoints import FACTS_KEY
+from engine.model.build import read_stage
+from engine.model.checkpoints import PROVENANCE_KEY
 from engine.training.run.seed import seeded
 
 SCRATCH = "scratch"
@@ -98,7 +98,7 @@ def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtyp
         raise ModelError(
             f"{path}: the trained tensor {bad} holds NaN or infinity in {dtype}: store fp32 or train again"
         )
-    write_tensors(path, tensors, {"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
+    write_tensors(path, tensors, {"format": "pt", PROVENANCE_KEY: json.dumps(facts, sort_keys=True)})
 
 
 def _fresh(shape: Shape) -> Upscaler:
