@@ -70,7 +70,7 @@ class Job:
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
             self.check()
-            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
+            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite=overwrite)
             shutil.rmtree(self._scratch_root, ignore_errors=True)
             return sink
         self.plan = self._planner.continued(stored or {}) or self.plan
@@ -138,7 +138,7 @@ class Job:
 
     def _adopt_cut(self, sink: ZarrSink) -> None:
         """The cut that an earlier run ended with."""
-        cores = sink.facts.get("cores", [])
+        cores = sink.provenance.get("cores", [])
         if len(cores) == len(self.executed):
             self.executed = self._planner.recut(self.executed, cores)
 

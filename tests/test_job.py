@@ -325,7 +325,7 @@ def test_a_refused_store_keeps_what_an_interrupted_render_spilled(tmp_path, mode
     before = files(tmp_path)
     assert any("scratch" in name for name in before)
     again = Job(model, replace(SMALL, tile=8), tmp_path / "out.zarr")
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume=True"):
         again.open_sink(resume=False, overwrite=False)
     assert files(tmp_path) == before
 
