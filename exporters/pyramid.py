@@ -197,7 +197,7 @@ def _cell_bytes(level: Level, dtype: np.dtype[Any]) -> int:
 
 
 def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None:
-    """Levels of this engine measure ceil(size / 2**i) (``exact``); those of other software only have to shrink."""
+    """Check that levels shrink, to ceil(size / 2**i) in stores of this engine (``exact``)."""
     for index, (upper, level) in enumerate(zip(levels, levels[1:], strict=False), start=1):
         where, expected = (
             f"{store}/{level.path}: {level.width} x {level.height} pixels",

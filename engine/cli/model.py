@@ -19,15 +19,15 @@ def build(
     out: Path,
     structure: Path | None,
     sr: Sequence[str],
-    sigma: Sequence[float],
+    sigmas: Sequence[float],
     licence: str | None,
     margin: int | None,
-    noise_gain: Sequence[float],
+    noise_gains: Sequence[float],
 ) -> None:
     """Write a model file and print it."""
     if out.suffix != ".safetensors":
         raise UsageError(f"{option('out', out)}: a model file ends in .safetensors; choose another name")
-    build_model(structure, sr, sigma, licence, margin, noise_gain).save(out)
+    build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
     report.print_model(load(out))
 
 

@@ -184,7 +184,7 @@ class ZarrSink:
         return list(below.indices(box))
 
     def _extend_pyramid(self, level: int, index: tuple[int, int]) -> None:
-        """Write a shard of ``level``, and those above it, as far as all children exist."""
+        """Write a shard of ``level`` and its ancestors, as far as all their children exist."""
         if level == len(self._arrays):
             return
         if all(self._is_written(level - 1, child) for child in self._children(level, index)):

@@ -70,7 +70,7 @@ class BuildRequest:
             )
 
     @property
-    def pixels_of_margin(self) -> int:
+    def effective_margin(self) -> int:
         """The margin with its default filled in."""
         if self.margin is not None:
             return self.margin
@@ -104,7 +104,7 @@ def build(
         prefix = prefixes.setdefault(state_digest(state), f"sr{len(prefixes)}")
         states[prefix] = state
         stages.append(SRStage.of(origin, weights=prefix))
-    manifest = Manifest(metadata, tuple(stages), "", margin=request.pixels_of_margin)
+    manifest = Manifest(metadata, tuple(stages), "", margin=request.effective_margin)
     return Model.with_digest(Path("model.safetensors"), manifest, states)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that packages of the ``weights`` extra carry: where they lie and what is known about them."""
+"""Checkpoints in packages of the ``weights`` extra: their paths and their provenance."""
 
 from __future__ import annotations
 

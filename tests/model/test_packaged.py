@@ -20,7 +20,7 @@ def test_packaged_networks_enlarge(name):
     path = find_packaged(name)
     net = build(read_checkpoint(path), str(path))
     assert sum(parameter.numel() for parameter in net.parameters()) == 16_697_987
-    # The weights are those of a trained network: enlarged grey stays grey.
+    # A trained network keeps enlarged grey grey.
     assert (net(torch.full((1, 3, 8, 8), 0.5))[..., 12:20, 12:20] - 0.5).abs().mean() < 0.05
     source, licence = PACKAGED[name].provenance()
     assert licence.startswith("MIT")
