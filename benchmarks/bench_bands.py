@@ -35,8 +35,9 @@ from engine.bands.stream import RowStream, StreamPlan
 from engine.geometry import Box
 from engine.io.photo import PictureSource, TensorSource
 from engine.job import Job
-from engine.model.bundle import build
-from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.model.build import build
+from engine.model.checkpoints import read_checkpoint
+from engine.model.packaged import find_packaged
 from engine.plan.canvas import Canvas
 from engine.plan.cost import GIB
 from engine.plan.halo import HaloPolicy

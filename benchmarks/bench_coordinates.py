@@ -19,10 +19,11 @@ import torch
 from harness import add_row
 from PIL import Image
 
+from engine.io.photo import open_photo
 from engine.metrics.layout import colour_profile_distance, diversity, pairwise_rms
 from engine.model.structure_file import read_structure
-from engine.training.data import open_photo, pyramid
 from engine.training.losses.texture import SlicedWasserstein
+from engine.training.photo import pyramid
 
 SAMPLES, SIDE = 50, 5
 

@@ -19,7 +19,8 @@ from engine.archs.swinir import SwinIR
 from engine.geometry import Box
 from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import gather
-from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.model.checkpoints import read_checkpoint
+from engine.model.packaged import find_packaged
 from engine.plan.plan import StagePlan
 from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage

@@ -26,12 +26,12 @@ from harness import add_row
 from PIL import Image
 from torch.nn import functional as F
 
+from engine.io.photo import open_photo
 from engine.metrics.frechet import Moments, frechet_distance
-from engine.model.bundle import read_stage
+from engine.model.build import read_stage
 from engine.run.stage import Stage
-from engine.training.data import open_photo
 from engine.training.losses.vgg import open_vgg
-from engine.training.picture import open_picture
+from engine.training.photo import open_picture
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape, open_start
 from engine.training.sr.validation import Validation, fixed_crops

@@ -49,7 +49,8 @@ from engine.errors import EngineError
 from engine.job import Job
 from engine.kernels.launch import is_interpreting, use_kernel
 from engine.model.bundle import load
-from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.model.checkpoints import read_checkpoint
+from engine.model.packaged import find_packaged
 from engine.plan.request import Request
 from engine.probe.precision import chain_errors
 from engine.run.stage import Stage

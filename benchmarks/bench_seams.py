@@ -13,7 +13,8 @@ import sys
 from harness import PHOTOS, add_row
 
 from engine import archs
-from engine.model.checkpoints import find_packaged, read_checkpoint
+from engine.model.checkpoints import read_checkpoint
+from engine.model.packaged import find_packaged
 from engine.probe.content import photograph_crops
 from engine.probe.erf import effective_radius
 from engine.probe.seam import seam_curve

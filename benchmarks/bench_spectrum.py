@@ -20,10 +20,10 @@ import numpy as np
 from harness import add_row, render
 from PIL import Image
 
+from engine.io.photo import open_photo
 from engine.model.bundle import load
 from engine.plan.request import Request
-from engine.training.data import open_photo
-from engine.training.picture import open_picture
+from engine.training.photo import open_picture
 
 SEEDS = range(3)
 WIDTH = 4096

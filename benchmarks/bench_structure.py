@@ -28,10 +28,11 @@ from bench_spectrum import power
 from harness import add_row
 from PIL import Image
 
+from engine.io.photo import open_photo
 from engine.metrics.layout import colour_profile_distance, diversity
 from engine.model.bundle import open_structure
-from engine.training.data import open_photo, pyramid
 from engine.training.losses.vgg import open_vgg
+from engine.training.photo import pyramid
 from engine.training.structure.trainer import seeded_noise
 
 STEP, LAYER, SHOWN, GAP = 16, "relu5_3", 3, 8

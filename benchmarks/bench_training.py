@@ -33,7 +33,7 @@ from torch import nn
 
 from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config, VerticalCoordConv2d, vertical_coordinates
 from engine.cli.app import main as engine_command
-from engine.training.data import open_photo
+from engine.io.photo import open_photo
 from engine.training.losses.vgg import LAYOUTS, modules
 from engine.training.structure.losses import PENALTY, Losses
 from engine.training.structure.trainer import CLIP, LEARNING_RATE, RECONSTRUCTION, Settings, StructureTrainer

@@ -18,7 +18,7 @@ from PIL import Image
 
 import engine
 from engine.geometry import Box
-from engine.model.bundle import build
+from engine.model.build import build
 from engine.model.structure_file import write_structure
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,8 @@ from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.device.queue import synchronize
 from engine.job import Job
-from engine.model.bundle import Model, build
+from engine.model.build import build
+from engine.model.bundle import Model
 from engine.model.structure_file import write_structure
 from engine.plan.request import Request
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from harness import add_row, small_model
 from safetensors.torch import load_file, save_file
 
-from engine.model.bundle import build
+from engine.model.build import build
 
 ENGINE = Path(sys.executable).parent / "engine"
 OPTIONS = ("--size", "4096x2304", "--tile", "64", "--overlap", "8")
@@ -117,7 +117,7 @@ def noisy_model(folder: Path) -> Path:
     state = load_file(folder / "small.safetensors")
     state["conv_last.weight"] *= 8
     save_file(state, folder / "noisy.safetensors")
-    model = build(folder / "structure.safetensors", [str(folder / "noisy.safetensors")] * 2, sigmas=[0.2, 0.2])
+    model = build(folder / "structure.safetensors", [str(folder / "noisy.safetensors")] * 2, sigma=[0.2, 0.2])
     model.save(folder / "model.safetensors")
     return folder / "model.safetensors"
 

@@ -206,13 +206,13 @@ class Job:
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
             self.check()
-            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite)
+            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite=overwrite)
             shutil.rmtree(self._scratch, ignore_errors=True)
             return sink
         if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
             self.plan = make_plan(self.request, self.measured, cut)
         sink = ZarrSink.resume(self.out, self.plan)
-        self.cuts = _with_tiles(self.plan.stages, sink.facts.get("cores", []))
+        self.cuts = _with_tiles(self.plan.stages, sink.provenance.get("cores", []))
         self.projection = project(self.plan, self.measured, list(sink.missing()))
         budget = self.measured.budget
         written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
@@ -228,7 +228,7 @@ class Job:
             on_pixels: called with (position of the stage, LR pixels) after a network has run.
         """
         with device_limit(self.device, self.request.vram):
-            if next(sink.missing(), None) is not None:
+            if not sink.is_finished:
                 pipeline = self._pipeline(sink, on_pixels)
                 try:
                     yield from executor_of(self.plan)(pipeline, sink)
@@ -259,7 +259,7 @@ class Job:
                 writes += 1
                 compute += written.compute_seconds
                 write += written.write_seconds
-                if cancelled() and not sink.complete and next(sink.missing(), None) is not None:
+                if cancelled() and not sink.is_finished:
                     raise Interrupted(
                         f"{self.out}: stopped after a whole shard; the same command with {option('resume', True)} goes on"
                     )

@@ -1,27 +1,24 @@
-"""From a finished OME-Zarr image to one file: ``export`` is all a caller needs.
+"""Export of a finished OME-Zarr image to one file, through one function: ``export``.
 
-Knows which module writes which suffix, and how a file appears whole or not at all. Knows no format: the modules are
-imported when their suffix is asked for. Nothing here imports torch.
+The package knows which module writes which suffix, and imports a module only when its suffix is requested. It never imports
+torch.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import BudgetError, EngineError, UsageError
+from engine.errors import BudgetError, EngineError, UsageError, option
+from engine.io.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from engine.exporters.job import Job
+    from engine.exporters.job import ExportJob
 
 __all__ = ["FORMATS", "ExportResult", "export"]
 
@@ -35,20 +32,27 @@ FORMATS = {
     ".jpeg": "preview",
     ".webp": "preview",
 }
-"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> Job``."""
+"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What was written; ``notes`` are one-line warnings about the file."""
+    """Summary of a written file."""
 
     path: Path
+    """The file."""
     bytes: int
+    """Size of the file."""
     width: int
+    """Width in pixels of the largest level."""
     height: int
+    """Height in pixels of the largest level."""
     levels: int
+    """Number of resolutions in the file."""
     seconds: float
+    """Wall-clock time of the export."""
     notes: tuple[str, ...] = ()
+    """One-line warnings about the file."""
 
 
 def export(
@@ -66,9 +70,29 @@ def export(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Write the image in ``store`` to ``out``; None leaves an option to the format, which refuses those it lacks.
+    """Write the image in ``store`` to ``out``, which appears whole or not at all.
 
-    ``out`` appears only when it is whole: until then there is ``<out>.part``, which any failure removes.
+    Args:
+        store: folder of an OME-Zarr image.
+        out: file to write; its suffix chooses the format (``FORMATS``).
+        compression: TIFF's compression: deflate, jpeg or none.
+        quality: quality of JPEG and WebP, 1 to 100.
+        max_size: limit in pixels of a flat picture's longest side.
+        tile: side in pixels of TIFF's tiles, a multiple of 16.
+        bigtiff: write BigTIFF or classic TIFF; by default the size decides.
+        dpi: resolution for print, in dots per inch.
+        workers: threads that compress TIFF tiles; by default one per core, up to 8.
+        allow_incomplete: export a render that is not finished; missing shards are black.
+        overwrite: replace an existing file.
+        on_progress: called with (done, total) in the format's own unit.
+
+    ``None`` leaves an option to the format. An option that the format lacks is refused.
+
+    Raises:
+        UsageError: an option does not fit the format, the image or the target.
+        InputError: the store cannot be read or is not finished.
+        BudgetError: the disk has too little space.
+        EngineError: writing failed.
     """
     start, store, out = time.perf_counter(), Path(store), Path(out)
     options = {
@@ -85,49 +109,40 @@ def export(
     from engine.exporters.pyramid import Pyramid
 
     pyramid = Pyramid(store, allow_incomplete=allow_incomplete)
-    job: Job = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
+    job: ExportJob = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
     check_space(job.estimate, shutil.disk_usage(out.parent).free, out)
-    with _appearing(out) as part:
-        job.write(part, on_progress or _ignore)
+    try:
+        with replacing(out) as part:
+            job.write(part, on_progress or _ignore)
+    except OSError as error:
+        raise EngineError(f"{out}: could not be written ({error}); check the disk and its permissions") from error
     size, seconds = out.stat().st_size, time.perf_counter() - start
     return ExportResult(out, size, job.width, job.height, job.levels, seconds, job.notes)
 
 
 def find_suffix(out: Path) -> str:
-    """The longest known suffix of the name, so that ``.ome.tif`` is not taken for ``.tif``."""
-    found = [suffix for suffix in FORMATS if out.name.lower().endswith(suffix)]
-    if not found:
-        raise UsageError(f"{out.name}: no exporter for suffix {out.suffix!r}: choose one of {', '.join(FORMATS)}")
-    return max(found, key=len)
+    """The longest known suffix of a file's name, so that ``.ome.tif`` is not taken for ``.tif``."""
+    matches = [suffix for suffix in FORMATS if out.name.lower().endswith(suffix)]
+    if not matches:
+        raise UsageError(f"{out.name}: no exporter for suffix {out.suffix!r}; choose one of {', '.join(FORMATS)}")
+    return max(matches, key=len)
 
 
 def check_space(estimate: int, free: int, out: Path) -> None:
-    """Refuse to start what would fill the disk."""
+    """Refuse an export that would fill the disk. ``estimate`` and ``free`` are bytes."""
     if estimate > free:
-        raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free: free some, or choose another folder")
+        raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free; free some, or choose another folder")
 
 
 def _check_target(out: Path, *, overwrite: bool) -> None:
     if not out.parent.is_dir():
-        raise UsageError(f"{out}: folder {out.parent} does not exist: create it first")
+        raise UsageError(f"{out}: folder {out.parent} does not exist; create it first")
     if out.is_dir():
-        raise UsageError(f"{out}: is a folder: give the name of a file")
+        raise UsageError(f"{out}: is a folder; give the name of a file")
     if out.exists() and not overwrite:
-        raise UsageError(f"{out}: exists ({out.stat().st_size} bytes): pass overwrite=True or choose another name")
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A name to write to; it becomes ``out`` at the end, and vanishes on any failure, an interrupt included."""
-    part = out.with_name(out.name + ".part")
-    try:
-        yield part
-        os.replace(part, out)
-    except OSError as error:
-        raise EngineError(f"{out}: could not be written ({error}): check the disk and its permissions") from error
-    finally:
-        part.unlink(missing_ok=True)
+        size = out.stat().st_size
+        raise UsageError(f"{out}: exists ({size} bytes); give {option('overwrite', True)} or choose another name")
 
 
 def _ignore(done: int, total: int) -> None:
-    """Progress that nobody follows."""
+    """Progress without a listener."""

@@ -1,4 +1,4 @@
-"""The colour profile that every exported file carries. Knows nothing of pixels."""
+"""The colour profile of every exported file."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pyvips
 
 @cache
 def srgb_profile() -> bytes:
-    """libvips' built-in sRGB profile (480 bytes, CC0): a file without one is shown at the mercy of its reader."""
+    """libvips' built-in sRGB profile (480 bytes, CC0). Without a profile each reader would guess the colours."""
     return bytes(pyvips.Operation.call("profile_load", "srgb"))

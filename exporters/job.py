@@ -1,6 +1,6 @@
-"""What every format hands back before it writes: a job with its size, its cost and its warnings.
+"""Interface between ``export`` and the formats: a checked job with its size, its cost and its warnings.
 
-Knows how options are matched to a format. Knows no format, no Zarr and no image library.
+The module matches options to a format. It knows no format, no Zarr and no image library.
 """
 
 from __future__ import annotations
@@ -10,47 +10,62 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from engine.errors import UsageError
+from engine.errors import UsageError, option
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total); the unit is the format's own: tiles for TIFF, rows for the others."""
+"""Called with (done, total) in the format's own unit: tiles for TIFF, rows for the others."""
 
 OptionsT = TypeVar("OptionsT")
 
 
-class Job(Protocol):
-    """An export that has passed every check which needs no pixels."""
+class ExportJob(Protocol):
+    """An export that has passed every check that needs no pixels."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Width in pixels of the largest level."""
+        ...
+
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Height in pixels of the largest level."""
+        ...
+
     @property
-    def levels(self) -> int: ...
+    def levels(self) -> int:
+        """Number of resolutions in the file."""
+        ...
+
     @property
     def estimate(self) -> int:
-        """Bytes that the file is expected to take."""
+        """Expected size of the file in bytes."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One-line warnings that concern the reader of the file."""
+        """One-line warnings for the reader of the file."""
         ...
 
-    def write(self, path: Path, on_progress: Progress) -> None: ...
+    def write(self, path: Path, on_progress: Progress) -> None:
+        """Write the file."""
+        ...
 
 
-def pick(options: type[OptionsT], given: Mapping[str, Any], suffix: str) -> OptionsT:
-    """The options of one format from those given (not None); an option that it lacks is refused, not ignored."""
-    known = [field.name for field in fields(options)]  # type: ignore[arg-type]
-    chosen = {name: value for name, value in given.items() if value is not None}
-    foreign = sorted(set(chosen) - set(known))
-    if foreign:
-        raise UsageError(f"{', '.join(foreign)} does not apply to {suffix}: its options are {', '.join(known)}")
+def parse_options(options: type[OptionsT], values: Mapping[str, Any], suffix: str) -> OptionsT:
+    """The options of one format from all values that are not None.
+
+    Raises:
+        UsageError: a value belongs to an option that the format lacks.
+    """
+    names = [field.name for field in fields(options)]  # type: ignore[arg-type]
+    chosen = {name: value for name, value in values.items() if value is not None}
+    if foreign := sorted(set(chosen) - set(names)):
+        refused, valid = (", ".join(option(name) for name in group) for group in (foreign, names))
+        raise UsageError(f"{refused}: does not apply to {suffix}; its options are {valid}")
     return options(**chosen)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Refuse a number outside [low, high]."""
     if not low <= value <= high:
-        raise UsageError(f"{name} is {value}: it must lie between {low} and {high}")
+        raise UsageError(f"{option(name)}: {value} is out of range; give {low} to {high}")

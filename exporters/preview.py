@@ -1,8 +1,8 @@
-"""Flat pictures for eyes and browsers: PNG, JPEG and WebP, at full size or smaller.
+"""Flat pictures for viewers and browsers: PNG, JPEG and WebP, at full size or smaller.
 
-Knows the limits of these formats and how libvips saves them. Reads the one level that is just large enough and streams
-it through libvips; see ``stream``. Memory grows with the width of that level, not with its height: one band (a row
-of cells, normally 512 rows) and the pyramid's cache. WebP is the exception: its encoder holds the whole picture.
+The smallest sufficient level is streamed through libvips (``stream``). Memory grows with the width of that level, not with
+its height: one band (a row of cells, normally 512 rows) and the pyramid's cache. WebP is the exception: its encoder holds
+the whole picture.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import pyvips
 
-from engine.errors import EngineError, Interrupted, UsageError
+from engine.errors import EngineError, Interrupted, UsageError, option
 from engine.exporters.colour import srgb_profile
-from engine.exporters.job import Progress, check_range, pick
+from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Level, Pyramid
 from engine.exporters.stream import LevelStream
 
@@ -25,30 +25,38 @@ MM_PER_INCH = 25.4
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A format of libvips: its saver, the most pixels a side it can say, its depth, and bytes it takes of raw ones."""
+class VipsFormat:
+    """A format that libvips saves."""
 
     name: str
+    """Name for messages."""
     saver: str
+    """Method of ``pyvips.Image`` that saves it."""
     side: int
+    """Largest width and height in pixels."""
     bits: int
+    """Largest depth per channel."""
     fraction: float
+    """Expected size, as a fraction of the raw bytes."""
 
 
-JPEG = Kind("JPEG", "jpegsave", 65_535, 8, 0.5)
-# PNG could say 2**31 - 1 a side; libvips ends before.
-PNG = Kind("PNG", "pngsave", 100_000_000, 16, 1.0)
-WEBP = Kind("WebP", "webpsave", 16_383, 8, 0.5)
-KINDS = {".jpg": JPEG, ".jpeg": JPEG, ".png": PNG, ".webp": WEBP}
+JPEG = VipsFormat("JPEG", "jpegsave", 65_535, 8, 0.5)
+# PNG's header allows 2**31 - 1 per side; libvips stops earlier.
+PNG = VipsFormat("PNG", "pngsave", 100_000_000, 16, 1.0)
+WEBP = VipsFormat("WebP", "webpsave", 16_383, 8, 0.5)
+VIPS_FORMATS = {".jpg": JPEG, ".jpeg": JPEG, ".png": PNG, ".webp": WEBP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """``max_size`` bounds the longest side in pixels; None keeps the full size. PNG is lossless at any ``quality``."""
+class PreviewOptions:
+    """Options of the flat formats."""
 
     max_size: int | None = None
+    """Limit in pixels of the longest side; None keeps the full size."""
     quality: int = 90
+    """Quality of JPEG and WebP, 1 to 100. PNG ignores it: it is lossless."""
     dpi: float = 300.0
+    """Resolution for print, in dots per inch."""
 
     def __post_init__(self) -> None:
         check_range("quality", self.quality, 1, 100)
@@ -62,9 +70,10 @@ class PreviewJob:
     """A checked export of one level to one flat picture."""
 
     pyramid: Pyramid
-    options: Options
-    kind: Kind
+    options: PreviewOptions
+    vips_format: VipsFormat
     level: int
+    """Index of the level that is read."""
     width: int
     height: int
     levels: int = 1
@@ -72,18 +81,18 @@ class PreviewJob:
 
     @property
     def estimate(self) -> int:
-        deep = min(self.kind.bits, 8 * self.pyramid.dtype.itemsize) // 8
-        return int(self.width * self.height * 3 * deep * self.kind.fraction)
+        sample_bytes = min(self.vips_format.bits, 8 * self.pyramid.dtype.itemsize) // 8
+        return int(self.width * self.height * 3 * sample_bytes * self.vips_format.fraction)
 
     def write(self, path: Path, on_progress: Progress) -> None:
-        """Save in a thread, so that an interrupt reaches this one: it ends the stream, and libvips gives up."""
+        """Save in another thread, so that an interrupt reaches this one: it ends the stream, and libvips gives up."""
         total = self.pyramid.levels[self.level].height
         stream = LevelStream(self.pyramid, self.level, lambda rows: on_progress(rows, total))
         with ThreadPoolExecutor(1) as thread:
             try:
                 thread.submit(self._save, stream, path).result()
             except pyvips.Error as error:
-                stream.check()  # the cause, where it was ours
+                stream.check()  # raises the cause, if reading the pyramid failed
                 raise EngineError(f"{path}: libvips could not write it: {' '.join(str(error).split())}") from error
             except BaseException:
                 stream.stop(Interrupted("export stopped"))
@@ -92,15 +101,15 @@ class PreviewJob:
 
     def _save(self, stream: LevelStream, path: Path) -> None:
         image = pyvips.Image.new_from_source(stream.source(), "", access="sequential", fail_on="error")
-        save = getattr(self._finish(image), self.kind.saver)
-        quality = {} if self.kind is PNG else {"Q": self.options.quality}
+        save = getattr(self._finish(image), self.vips_format.saver)
+        quality = {} if self.vips_format is PNG else {"Q": self.options.quality}
         save(str(path), **quality)
 
     def _finish(self, image: pyvips.Image) -> pyvips.Image:
-        """Size, depth, profile and resolution; lazy, as everything in libvips."""
+        """Set size, depth, profile and resolution; libvips computes lazily."""
         if (image.width, image.height) != (self.width, self.height):
             image = image.resize(self.width / image.width, vscale=self.height / image.height)
-        if self.kind.bits == 8 and image.format != "uchar":
+        if self.vips_format.bits == 8 and image.format != "uchar":
             image = (image >> 8).cast("uchar")
         per_mm = self.options.dpi / MM_PER_INCH
         image = image.copy(interpretation="srgb" if image.format == "uchar" else "rgb16", xres=per_mm, yres=per_mm)
@@ -108,28 +117,32 @@ class PreviewJob:
         return image
 
 
-def prepare(pyramid: Pyramid, suffix: str, given: Mapping[str, Any]) -> PreviewJob:
-    """Check the options against the pyramid and the format's limits; nothing is written yet."""
-    options, kind = pick(Options, given, suffix), KINDS[suffix]
-    if not pyvips.type_find("VipsOperation", kind.saver):
-        raise UsageError(f"this build of libvips writes no {kind.name}: choose another suffix, e.g. .png")
+def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> PreviewJob:
+    """Check the options against the pyramid and the format's limits. Nothing is written yet.
+
+    Raises:
+        UsageError: an option is unknown or out of range, or the picture exceeds the format's limits.
+    """
+    options, vips_format = parse_options(PreviewOptions, values, suffix), VIPS_FORMATS[suffix]
+    name, side = vips_format.name, vips_format.side
+    if not pyvips.type_find("VipsOperation", vips_format.saver):
+        raise UsageError(f"{suffix}: this build of libvips writes no {name}; choose another suffix, e.g. .png")
     width, height = target_size(pyramid.levels[0], options.max_size)
-    if max(width, height) > kind.side:
+    if max(width, height) > side:
         raise UsageError(
-            f"{width} x {height} pixels, limit of {kind.name} {kind.side} a side: "
-            f"pass max_size={kind.side}, or export a .tif"
+            f"{width} x {height} pixels exceed {name} ({side} per side); give {option('max_size', side)}, or export a .tif"
         )
-    return PreviewJob(pyramid, options, kind, pick_level(pyramid.levels, max(width, height)), width, height)
+    return PreviewJob(pyramid, options, vips_format, choose_level(pyramid.levels, max(width, height)), width, height)
 
 
 def target_size(full: Level, max_size: int | None) -> tuple[int, int]:
-    """(width, height) with the longest side at most ``max_size``; never enlarged, never below one pixel."""
+    """(width, height) with the longest side at most ``max_size``: never enlarged, never below one pixel."""
     longest = max(full.width, full.height)
     if max_size is None or longest <= max_size:
         return full.width, full.height
     return max(1, round(full.width * max_size / longest)), max(1, round(full.height * max_size / longest))
 
 
-def pick_level(levels: tuple[Level, ...], longest: int) -> int:
-    """The smallest level that need not be enlarged."""
+def choose_level(levels: tuple[Level, ...], longest: int) -> int:
+    """Index of the smallest level whose longest side has at least ``longest`` pixels."""
     return max(index for index, level in enumerate(levels) if max(level.height, level.width) >= longest)

@@ -1,15 +1,13 @@
-"""The reading side of every exporter: an OME-Zarr image as levels of interleaved RGB.
+"""Input of every exporter: an OME-Zarr image as levels of interleaved RGB.
 
-Knows OME-Zarr metadata, Zarr chunks and how to read any rectangle without decoding a chunk twice in a row. Knows
-nothing of file formats, and nothing of how a store is rendered.
+Any rectangle can be read, and a sweep decodes no chunk twice. The module does not know file formats or rendering.
 
-Memory, whatever the size of the image: the rectangle that was asked for, the cache (``CACHE_BYTES``), and one cell
-twice while it is read (``CELL_BYTES`` each, or one chunk where a chunk is larger; ``CHUNK_LIMIT`` at most).
+Memory, whatever the size of the image: the requested rectangle, the cache (``CACHE_BYTES``), and one cell twice while it
+is read (``CELL_BYTES`` each, or one chunk where a chunk is larger; at most ``CHUNK_LIMIT``).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,40 +15,46 @@ from typing import Any
 
 import numpy as np
 import zarr
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from engine.errors import InputError
+from engine.errors import InputError, option
 from engine.geometry import Box
 
 Pixels = NDArray[Any]
 """[H, W, 3], uint8 or uint16."""
 
 CELL_ROWS = 512
-"""A cell is at least one row of export tiles high, so that a sweep along the row finishes with it."""
+"""Least height of a cell: one row of export tiles, so that a sweep along the row finishes with it."""
 
 CELL_BYTES = 4 << 20
-"""Width of a cell: five 512-pixel chunks of uint8 RGB are decoded in one call, in Zarr's own threads."""
+"""Target size of a cell: five 512-pixel chunks of uint8 RGB, decoded in one call by Zarr's threads."""
 
 CACHE_BYTES = 32 << 20
-"""At least the four cells that a rectangle across a corner touches, with as much again to spare."""
+"""Size of the cache: twice the four cells that a rectangle across a corner touches."""
 
 CHUNK_LIMIT = 256 << 20
-"""A chunk is decoded whole, so it bounds the memory from below: beyond this the store must be rechunked."""
+"""Largest chunk. A chunk is decoded whole, so a store with larger ones must be rechunked."""
 
 DTYPES = ("uint8", "uint16")
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One resolution of the image; ``cell`` is the (rows, columns) read at once, a multiple of the chunk."""
+    """One resolution of the image."""
 
     path: str
+    """Path of the array in the store."""
     height: int
+    """Height in pixels."""
     width: int
+    """Width in pixels."""
     cell: tuple[int, int]
+    """(rows, columns) that are read at once, a multiple of the chunk."""
 
     @property
     def bounds(self) -> Box:
+        """The whole level."""
         return Box(0, 0, self.height, self.width)
 
     def cells(self, box: Box) -> Iterator[Box]:
@@ -62,7 +66,21 @@ class Level:
 
 
 class Pyramid:
-    """An open store: ``levels`` from full size downwards, ``dtype``, ``provenance``, and reads of any rectangle."""
+    """An open store.
+
+    Args:
+        store: folder of an OME-Zarr image with the axes c,y,x, three channels and 8 or 16 bits.
+        allow_incomplete: accept a render of this engine that is not finished.
+        cache_bytes: size of the cache of decoded cells; the newest cell is always kept.
+
+    Attributes:
+        levels: resolutions from full size downwards.
+        dtype: uint8 or uint16.
+        provenance: attributes that this engine recorded in the store; empty for stores of other software.
+
+    Raises:
+        InputError: the store is no such image, is damaged, or is not finished.
+    """
 
     def __init__(self, store: Path, *, allow_incomplete: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
         self.store = store
@@ -75,11 +93,14 @@ class Pyramid:
         self.provenance: Mapping[str, Any] = provenance if isinstance(provenance, dict) else {}
         _check_sizes(store, self.levels, exact=provenance is not None)
         if provenance is not None and not allow_incomplete:
-            _check_complete(store, self._arrays, self.provenance.get("complete") is True)
-        self._cache = _Cache(cache_bytes)
+            _check_complete(store, self._arrays, complete=self.provenance.get("complete") is True)
+        largest = max(_cell_bytes(level, self.dtype) for level in self.levels)
+        self._cache: LRUCache[tuple[int, int, int], Pixels] = LRUCache(
+            max(cache_bytes, largest), getsizeof=lambda pixels: pixels.nbytes
+        )
 
     def read(self, level: int, box: Box) -> Pixels:
-        """The pixels of ``box``, which lies inside the level."""
+        """Pixels of ``box``, which lies inside the level."""
         assert self.levels[level].bounds.contains(box), f"{box} leaves {self.levels[level]}"
         pixels = np.empty((*box.shape, 3), self.dtype)  # [H, W, 3]
         for cell in self.levels[level].cells(box):
@@ -91,19 +112,15 @@ class Pyramid:
         """Rows y0 to y1 over the whole width."""
         return self.read(level, Box(y0, 0, y1, self.levels[level].width))
 
-    def raw_bytes(self, level: int) -> int:
-        return self.levels[level].bounds.area * 3 * self.dtype.itemsize
-
     def stored_bytes(self, level: int) -> int:
-        """What the level takes in the store: a measure of how well its pixels compress."""
+        """Bytes of the level in the store: a measure of how well its pixels compress."""
         return int(self._arrays[level].nbytes_stored())
 
     def _cell(self, level: int, cell: Box) -> Pixels:
         key = (level, cell.y0, cell.x0)
         pixels = self._cache.get(key)
         if pixels is None:
-            pixels = self._decode(level, cell)
-            self._cache.put(key, pixels)
+            pixels = self._cache[key] = self._decode(level, cell)
         return pixels
 
     def _decode(self, level: int, cell: Box) -> Pixels:
@@ -111,38 +128,19 @@ class Pyramid:
         try:
             planes = np.asarray(self._arrays[level][:, rows, columns])  # [3, H, W]
         except Exception as error:  # each codec has exceptions of its own
-            where, why = f"{self.store}/{self.levels[level].path}", " ".join(str(error).split())
-            raise InputError(f"{where}, {cell}: a chunk cannot be read ({why}): render its shard again") from error
+            where, reason = f"{self.store}/{self.levels[level].path}", " ".join(str(error).split())
+            raise InputError(f"{where}, {cell}: a chunk cannot be read ({reason}); render its shard again") from error
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
-
-
-class _Cache:
-    """Least recently used cells within a number of bytes; the newest is always kept."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._cells: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
-
-    def get(self, key: tuple[int, int, int]) -> Pixels | None:
-        pixels = self._cells.get(key)
-        if pixels is not None:
-            self._cells.move_to_end(key)
-        return pixels
-
-    def put(self, key: tuple[int, int, int], pixels: Pixels) -> None:
-        self._cells[key] = pixels
-        self._used += pixels.nbytes
-        while self._used > self._limit and len(self._cells) > 1:
-            self._used -= self._cells.popitem(last=False)[1].nbytes
 
 
 def _open(store: Path) -> zarr.Group:
     try:
         return zarr.open_group(store, mode="r")
     except (OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{store}: not a readable Zarr group ({why}): give the folder of an OME-Zarr image") from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{store}: not a readable Zarr group ({reason}); give the folder of an OME-Zarr image"
+        ) from error
 
 
 def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> list[zarr.Array[Any]]:
@@ -150,7 +148,7 @@ def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> li
     for path in _paths(store, attributes):
         array = group.get(path)
         if not isinstance(array, zarr.Array):
-            raise InputError(f"{store}: level {path!r} of its metadata is no array in the store: copy it again, whole")
+            raise InputError(f"{store}: level {path!r} of its metadata is no array in the store; copy it again, whole")
         arrays.append(array)
     for array in arrays:
         _check_array(store, array, arrays[0].dtype)
@@ -158,31 +156,31 @@ def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> li
 
 
 def _paths(store: Path, attributes: Mapping[str, Any]) -> list[str]:
-    """Paths of the levels; the metadata sit under ``ome`` in OME-Zarr 0.5 and at the top before."""
+    """Paths of the levels. OME-Zarr 0.5 keeps its metadata under ``ome``, earlier versions at the top."""
     try:
         image = attributes.get("ome", attributes)["multiscales"][0]
         axes = [axis["name"] for axis in image["axes"]]
         paths = [str(dataset["path"]) for dataset in image["datasets"]]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{store}: no OME-Zarr image ({error}): give the folder that holds its levels") from error
+        raise InputError(f"{store}: no OME-Zarr image ({error}); give the folder that holds its levels") from error
     if axes != ["c", "y", "x"]:
-        raise InputError(f"{store}: axes {','.join(map(str, axes))}: only images with the axes c,y,x can be exported")
+        raise InputError(f"{store}: axes {','.join(map(str, axes))}; only images with the axes c,y,x can be exported")
     if not paths:
-        raise InputError(f"{store}: its metadata list 0 levels: at least 1 is needed")
+        raise InputError(f"{store}: its metadata list 0 levels; at least 1 is needed")
     return paths
 
 
 def _check_array(store: Path, array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
     where = f"{store}/{array.path}"
     if len(array.shape) != 3 or array.shape[0] != 3:
-        raise InputError(f"{where}: shape {array.shape}: only 3 channels (3, H, W) can be exported")
+        raise InputError(f"{where}: shape {array.shape}; only 3 channels (3, H, W) can be exported")
     if 0 in array.shape:
-        raise InputError(f"{where}: shape {array.shape}: an image needs at least 1 x 1 pixels")
+        raise InputError(f"{where}: shape {array.shape}; an image needs at least 1 x 1 pixels")
     if array.dtype.name not in DTYPES or array.dtype != dtype:
-        raise InputError(f"{where}: dtype {array.dtype}: all levels must share one of {', '.join(DTYPES)}")
+        raise InputError(f"{where}: dtype {array.dtype}; all levels must share one of {', '.join(DTYPES)}")
     chunk = int(np.prod(array.chunks)) * array.dtype.itemsize
     if chunk > CHUNK_LIMIT:
-        raise InputError(f"{where}: one chunk is {chunk} bytes, limit {CHUNK_LIMIT}: rechunk it, e.g. to (3, 512, 512)")
+        raise InputError(f"{where}: one chunk is {chunk} bytes, limit {CHUNK_LIMIT}; rechunk it, e.g. to (3, 512, 512)")
 
 
 def _level(store: Path, array: zarr.Array[Any]) -> Level:
@@ -193,26 +191,34 @@ def _level(store: Path, array: zarr.Array[Any]) -> Level:
     return Level(array.path, height, width, (rows, columns))
 
 
+def _cell_bytes(level: Level, dtype: np.dtype[Any]) -> int:
+    rows, columns = level.cell
+    return min(rows, level.height) * min(columns, level.width) * 3 * dtype.itemsize
+
+
 def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None:
-    """Our own levels are ceil(size / 2**i); those of others only have to shrink."""
+    """Check that levels shrink, to ceil(size / 2**i) in stores of this engine (``exact``)."""
     for index, (upper, level) in enumerate(zip(levels, levels[1:], strict=False), start=1):
-        where, wanted = f"{store}/{level.path}: {level.width} x {level.height} pixels", levels[0].bounds.cover(2**index)
-        if exact and level.bounds != wanted:
-            raise InputError(f"{where}, {wanted.width} x {wanted.height} expected: render it again")
+        where, expected = (
+            f"{store}/{level.path}: {level.width} x {level.height} pixels",
+            levels[0].bounds.cover(2**index),
+        )
+        if exact and level.bounds != expected:
+            raise InputError(f"{where}, {expected.width} x {expected.height} expected; render it again")
         if not upper.bounds.contains(level.bounds) or level.bounds == upper.bounds:
-            raise InputError(f"{where}, {upper.width} x {upper.height} before it: levels must shrink, write them again")
+            raise InputError(f"{where}, {upper.width} x {upper.height} before it; levels must shrink, write them again")
 
 
-def _check_complete(store: Path, arrays: list[zarr.Array[Any]], complete: bool) -> None:
-    """Our stores hold every shard, black ones too; Zarr would read a lost one as black without a word."""
+def _check_complete(store: Path, arrays: list[zarr.Array[Any]], *, complete: bool) -> None:
+    """Count the shards. This engine stores black ones too; Zarr would silently read a lost shard as black."""
     for array in arrays:
         _, height, width = array.shape
         rows, columns = (array.shards or array.chunks)[1:]
-        wanted = -(-height // rows) * -(-width // columns)
-        # Temporary files of a writer have other names than the last number of a key.
-        found = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
-        if not complete or found < wanted:
+        total = -(-height // rows) * -(-width // columns)
+        # A shard's file is named by the last number of its key; temporary files are not.
+        written = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
+        if not complete or written < total:
             raise InputError(
-                f"{store}: not finished, {found} of {wanted} shards of level {array.path} are written: "
-                "finish it with --resume, or pass allow_incomplete=True"
+                f"{store}: not finished, {written} of {total} shards of level {array.path} are written; finish it with "
+                f"{option('resume', True)}, or give {option('allow_incomplete', True)}"
             )

@@ -1,9 +1,9 @@
-"""Presents one level of a pyramid to libvips as an uncompressed BigTIFF that exists nowhere.
+"""One level of a pyramid as a virtual, uncompressed BigTIFF that libvips reads through a callback.
 
-Knows the few tags of such a file and how libvips reads from a callback. Knows nothing of what is made of the pixels.
+A raw format with a shorter header would do as well, but libvips as packaged for Python reads none of them from a callback.
 
-libvips only prints an exception that leaves the callback, takes it for the end of the file, and may report success
-with rows missing. So the callback never raises: it keeps the error and ends the file, and ``check`` raises the error.
+libvips only prints an exception that leaves the callback, takes it for the end of the file, and may report success with
+rows missing. So the callback never raises: it keeps the error and ends the file, and ``check`` raises the error.
 """
 
 from __future__ import annotations
@@ -18,25 +18,35 @@ import pyvips
 from engine.exporters.pyramid import Pixels, Pyramid
 
 STRIP_ROWS = 16
-"""Rows that libvips asks for at once; small, because it holds several strips of the whole width."""
+"""Rows per strip of the TIFF. libvips reads strip by strip and holds several of them, at the whole width."""
 
 
 class LevelStream:
-    """A readable, seekable file of one level. Holds one band: a row of cells, ``cell rows x width x 3`` samples."""
+    """A readable, seekable file of one level, which holds one band in memory: a row of cells.
+
+    Args:
+        pyramid: the open store.
+        level: index of the level.
+        on_rows: called with the number of rows that have been read so far.
+
+    Attributes:
+        error: the first error of a read; None while all is well.
+    """
 
     def __init__(self, pyramid: Pyramid, level: int, on_rows: Callable[[int], None]) -> None:
         self._pyramid, self._index = pyramid, level
         self._level = pyramid.levels[level]
         self._on_rows = on_rows
         self._row_bytes = self._level.width * 3 * pyramid.dtype.itemsize
-        self._head = header(self._level.height, self._level.width, pyramid.dtype.itemsize)
-        self._size = len(self._head) + self._level.height * self._row_bytes
+        self._header = tiff_header(self._level.height, self._level.width, pyramid.dtype.itemsize)
+        self._size = len(self._header) + self._level.height * self._row_bytes
         self._position = 0
         self._band: Pixels | None = None
         self._band_top = -1
         self.error: BaseException | None = None
 
     def source(self) -> pyvips.SourceCustom:
+        """The file as an input of libvips."""
         source = pyvips.SourceCustom()
         source.on_read(self.read)
         source.on_seek(self.seek)
@@ -55,6 +65,7 @@ class LevelStream:
         return chunk
 
     def seek(self, offset: int, whence: int) -> int:
+        """Move to ``offset`` relative to ``whence`` (``os.SEEK_...``) and return the new position."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = base + offset
         return self._position
@@ -64,13 +75,14 @@ class LevelStream:
         self.error = self.error or error
 
     def check(self) -> None:
+        """Raise the error of a read, if there was one."""
         if self.error is not None:
             raise self.error
 
     def _slice(self, length: int) -> bytes:
-        if self._position < len(self._head):
-            return self._head[self._position : self._position + length]
-        row, column = divmod(self._position - len(self._head), self._row_bytes)
+        if self._position < len(self._header):
+            return self._header[self._position : self._position + length]
+        row, column = divmod(self._position - len(self._header), self._row_bytes)
         band = self._load(row)
         start = (row - self._band_top) * self._row_bytes + column
         return band.reshape(-1).view(np.uint8)[start : start + length].tobytes()
@@ -79,14 +91,14 @@ class LevelStream:
         rows = self._level.cell[0]
         top = row // rows * rows
         if self._band is None or top != self._band_top:
-            self._band = None  # the old band goes before the new one is made
+            self._band = None  # frees the old band before the new one is read
             bottom = min(top + rows, self._level.height)
             self._band, self._band_top = self._pyramid.band(self._index, top, bottom), top
             self._on_rows(bottom)
         return self._band
 
 
-def header(height: int, width: int, itemsize: int) -> bytes:
+def tiff_header(height: int, width: int, itemsize: int) -> bytes:
     """The BigTIFF header, directory and strip tables that precede the rows of an RGB image."""
     strips = -(-height // STRIP_ROWS)
     row_bytes = width * 3 * itemsize
@@ -102,7 +114,7 @@ def header(height: int, width: int, itemsize: int) -> bytes:
         _tag(259, short, [1]),  # uncompressed
         _tag(262, short, [2]),  # RGB
         _tag(273, long8, offsets, tables),
-        _tag(277, short, [3]),  # samples a pixel
+        _tag(277, short, [3]),  # samples per pixel
         _tag(278, long, [STRIP_ROWS]),
         _tag(279, long8, counts, tables + 8 * strips),
         _tag(284, short, [1]),  # interleaved
@@ -111,9 +123,9 @@ def header(height: int, width: int, itemsize: int) -> bytes:
     return struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + directory + struct.pack(f"<{2 * strips}Q", *offsets, *counts)
 
 
-def _tag(code: int, kind: tuple[int, str], values: list[int], elsewhere: int = 0) -> bytes:
-    """A directory entry; values beyond 8 bytes stand ``elsewhere``."""
-    number, letter = kind
+def _tag(code: int, field_type: tuple[int, str], values: list[int], offset: int = 0) -> bytes:
+    """A directory entry; values of more than 8 bytes are stored at ``offset``."""
+    number, letter = field_type
     value = struct.pack(f"<{len(values)}{letter}", *values)
-    value = value if len(value) <= 8 else struct.pack("<Q", elsewhere)
+    value = value if len(value) <= 8 else struct.pack("<Q", offset)
     return struct.pack("<HHQ", code, number, len(values)) + value.ljust(8, b"\0")

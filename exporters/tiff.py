@@ -1,8 +1,8 @@
 """Pyramidal tiled TIFF, and OME-TIFF with the same tiles.
 
-Knows TIFF: pages, tiles, compression, BigTIFF, tags. Takes its pixels tile by tile from a ``Pyramid`` and copies the
-store's own levels, so memory does not depend on the size of the image: the pyramid's cache and one batch of tiles.
-Why tifffile writes and not libvips: docs/decisions/0002-tiff-writer.md.
+Pixels come tile by tile from a ``Pyramid``, and pages are the store's own levels, so memory does not depend on the size of
+the image: the pyramid's cache and one batch of tiles. docs/decisions/0002-tiff-writer.md says why tifffile writes, not
+libvips.
 """
 
 from __future__ import annotations
@@ -21,62 +21,70 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from engine.errors import UsageError
+from engine.errors import UsageError, option
 from engine.exporters.colour import srgb_profile
-from engine.exporters.job import Progress, check_range, pick
+from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Grid
 
 COMPRESSIONS = ("deflate", "jpeg", "none")
 
 CLASSIC_LIMIT = 2**32
-"""Offsets of a classic TIFF are 32 bits wide."""
+"""Largest classic TIFF in bytes: its offsets have 32 bits."""
 
 CLASSIC_MARGIN = 32 << 20
-"""For what is not pixels: deflate's growth on noise (5 bytes in 16 KB: 1.3 MB in 4 GiB), 24 bytes a tile, tags."""
+"""Reserve for bytes other than pixels: deflate's growth on noise (1.3 MB in 4 GiB), 24 bytes per tile, tags."""
 
 LOSSLESS_SLACK = 1.5
-"""Deflate with a predictor against the store's zstd: 0.4 to 0.8 of its bytes on photographs, 1.2 on a gradient."""
+"""Upper bound of deflate (with a predictor) relative to the store's zstd: 0.4 to 0.8 on photographs, 1.2 on a gradient."""
 
 DEFLATE_FLOOR = 512
-"""Deflate shrinks one colour to 1/900 of its bytes and no further."""
+"""Lower bound of deflate: 1/512 of the raw bytes. One colour shrinks to 1/900."""
 
 JPEG_FRACTION = 0.5
-"""JPEG against raw pixels: a photograph takes 0.09 at quality 90 and 0.23 at 100. (Noise at 100 takes 1.4.)"""
+"""Upper bound of JPEG relative to raw pixels: 0.09 on photographs at quality 90, 0.23 at 100 (1.4 on noise)."""
 
 FULL_CHROMA_QUALITY = 90
-"""From this JPEG quality on colour is not subsampled, as in libvips."""
+"""Least JPEG quality without chroma subsampling, as in libvips."""
 
 _REDUCED = {"subfiletype": 1, "software": False}
-"""Tags of a page that is a smaller copy of the first."""
+"""Tags of a page that is a reduced copy of the first."""
 
 BATCH_TILES = 4
-"""Tiles in flight for each thread; tifffile's default is 512 MiB of them."""
+"""Tiles in flight per thread; tifffile's default is 512 MiB of tiles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """``bigtiff`` None decides by size; ``workers`` None uses every core, up to 8."""
+class TiffOptions:
+    """Options of TIFF and OME-TIFF."""
 
     compression: str = "deflate"
+    """deflate, jpeg or none."""
     quality: int = 90
+    """JPEG quality, 1 to 100."""
     tile: int = 512
+    """Side of a tile in pixels, a multiple of 16."""
     bigtiff: bool | None = None
+    """Write BigTIFF or classic TIFF; None decides by size."""
     dpi: float = 300.0
+    """Resolution for print, in dots per inch."""
     workers: int | None = None
+    """Threads that compress; None uses one per core, up to 8."""
 
     def __post_init__(self) -> None:
         if self.compression not in COMPRESSIONS:
-            raise UsageError(f"compression {self.compression!r} is unknown: choose one of {', '.join(COMPRESSIONS)}")
+            choices = ", ".join(COMPRESSIONS)
+            raise UsageError(f"{option('compression')}: {self.compression!r} is unknown; choose one of {choices}")
         check_range("quality", self.quality, 1, 100)
         check_range("tile", self.tile, 64, 4096)
         check_range("dpi", self.dpi, 1, 100_000)
         check_range("workers", self.threads, 1, 256)
         if self.tile % 16:
-            raise UsageError(f"tile is {self.tile}: TIFF demands a multiple of 16, e.g. 512")
+            raise UsageError(f"{option('tile')}: {self.tile} is no multiple of 16, which TIFF demands; give e.g. 512")
 
     @property
     def threads(self) -> int:
+        """``workers`` with its default filled in."""
         return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
 
 
@@ -85,8 +93,9 @@ class TiffJob:
     """A checked export to one TIFF file."""
 
     pyramid: Pyramid
-    options: Options
+    options: TiffOptions
     ome: bool
+    """Whether to write OME-TIFF: levels in SubIFDs, and OME-XML."""
     levels: int
 
     @property
@@ -99,7 +108,7 @@ class TiffJob:
 
     @property
     def raw(self) -> int:
-        """Bytes of all tiles uncompressed, those at the border filled up."""
+        """Bytes of all tiles uncompressed, with padding at the border."""
         tile_bytes = self.options.tile**2 * 3 * self.pyramid.dtype.itemsize
         return sum(len(self._grid(index)) for index in range(self.levels)) * tile_bytes
 
@@ -114,23 +123,24 @@ class TiffJob:
 
     @property
     def bigtiff(self) -> bool:
+        """Whether to write BigTIFF."""
         return needs_bigtiff(self.raw) if self.options.bigtiff is None else self.options.bigtiff
 
     @property
     def notes(self) -> tuple[str, ...]:
         if not self.bigtiff:
             return ()
-        return (f"BigTIFF, for {self.raw} bytes of pixels (classic: {CLASSIC_LIMIT}): some print software refuses it",)
+        return (f"BigTIFF, for {self.raw} bytes of pixels (classic: {CLASSIC_LIMIT}); some print software refuses it",)
 
     def write(self, path: Path, on_progress: Progress) -> None:
-        """Write every level; pages follow each other from the largest to the smallest."""
+        """Write every level, from the largest to the smallest."""
         total = sum(len(self._grid(index)) for index in range(self.levels))
         done = 0
 
         def tiles(index: int) -> Iterator[Pixels]:
             nonlocal done
             for tile in self._tiles(index):
-                done += 1  # before the tile goes: nobody asks again after the last one
+                done += 1  # before the yield: tifffile does not ask again after the last tile
                 on_progress(done, total)
                 yield tile
 
@@ -139,15 +149,16 @@ class TiffJob:
                 for index in range(self.levels):
                     writer.write(tiles(index), **self._page(index))
         except struct.error as error:  # an offset that does not fit 32 bits
-            why = f"the file passes {CLASSIC_LIMIT} bytes, the limit of classic TIFF: pass bigtiff=True"
-            raise UsageError(why) from error
+            raise UsageError(
+                f"the file passes {CLASSIC_LIMIT} bytes, the limit of classic TIFF; give {option('bigtiff', True)}"
+            ) from error
 
     def _grid(self, index: int) -> Grid:
         level = self.pyramid.levels[index]
         return Grid(level.height, level.width, self.options.tile)
 
     def _tiles(self, index: int) -> Iterator[Pixels]:
-        """Tiles of a level in file order. The border is repeated: black there would ring into a JPEG's last pixels."""
+        """Tiles of a level in file order, padded by repeating the border: black would ring into a JPEG's last pixels."""
         grid, size = self._grid(index), self.options.tile
         for row, column in grid.indices():
             pixels = self.pyramid.read(index, grid.box(row, column))
@@ -181,39 +192,47 @@ class TiffJob:
         return {}
 
     def _head(self) -> dict[str, Any]:
-        """What only the first page carries: who made it, from what, and in OME-TIFF its reduced levels."""
+        """Tags of the first page alone: software, provenance, and in OME-TIFF the number of reduced levels."""
         about = description(self.pyramid.provenance)
         if self.ome:
-            # tifffile draws a random UUID; from the provenance, the same store makes the same file.
-            mark = str(uuid.uuid5(uuid.NAMESPACE_URL, about))
-            metadata = {"axes": "YXS", "Description": about, "Creator": software(), "UUID": mark}
+            # tifffile draws a random UUID. One from the provenance gives the same file for the same store.
+            identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, about))
+            metadata = {"axes": "YXS", "Description": about, "Creator": software(), "UUID": identifier}
             return {"software": software(), "metadata": metadata, "subifds": self.levels - 1}
         return {"software": software(), "description": about}
 
     def _plain(self) -> dict[str, Any]:
-        """Without this tifffile describes the array's shape in a tag of its own dialect."""
+        """Keep tifffile from writing a description in its own JSON dialect."""
         return {} if self.ome else {"metadata": None}
 
 
-def prepare(pyramid: Pyramid, suffix: str, given: Mapping[str, Any]) -> TiffJob:
-    """Check the options against the pyramid; nothing is written yet."""
-    options = pick(Options, given, suffix)
+def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob:
+    """Check the options against the pyramid. Nothing is written yet.
+
+    Raises:
+        UsageError: an option is unknown or out of range, or does not fit the pyramid.
+    """
+    options = parse_options(TiffOptions, values, suffix)
     if options.compression == "jpeg":
         _check_jpeg(pyramid)
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
-        raise UsageError(f"{job.raw} bytes of pixels, limit of TIFF {CLASSIC_LIMIT}: leave bigtiff unset, or compress")
+        raise UsageError(
+            f"{job.raw} bytes of pixels exceed classic TIFF ({CLASSIC_LIMIT}); leave {option('bigtiff')} unset, or compress"
+        )
     return job
 
 
 def needs_bigtiff(raw: int) -> bool:
-    """Whether ``raw`` bytes of uncompressed tiles might not fit a classic TIFF. Never asks how well they compress:
-    that is known when the file is written, which is too late."""
+    """Whether ``raw`` bytes of uncompressed tiles might not fit a classic TIFF.
+
+    Compression is not considered: its result is known when the file is written, which is too late.
+    """
     return raw > CLASSIC_LIMIT - CLASSIC_MARGIN
 
 
 def count_levels(pyramid: Pyramid, tile: int) -> int:
-    """Levels down to the first that fits one tile: a smaller one saves a reader nothing."""
+    """Number of levels down to the first that fits one tile; smaller ones save a reader nothing."""
     for count, level in enumerate(pyramid.levels, start=1):
         if max(level.height, level.width) <= tile:
             return count
@@ -223,12 +242,13 @@ def count_levels(pyramid: Pyramid, tile: int) -> int:
 def description(provenance: Mapping[str, Any]) -> str:
     """The store's provenance in one line of ASCII JSON."""
     plan = provenance.get("plan")
-    known = {**(plan if isinstance(plan, dict) else {}), **provenance}
-    about = {key: known[key] for key in ("seed", "model_digest", "licences") if key in known}
+    fields = {**(plan if isinstance(plan, dict) else {}), **provenance}
+    about = {key: fields[key] for key in ("seed", "model_digest", "licences") if key in fields}
     return json.dumps({"software": software(), **about})
 
 
 def software() -> str:
+    """Name and version of this package."""
     try:
         return f"ourgan-engine {importlib.metadata.version('ourgan-engine')}"
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
@@ -237,6 +257,8 @@ def software() -> str:
 
 def _check_jpeg(pyramid: Pyramid) -> None:
     if pyramid.dtype != np.uint8:
-        raise UsageError(f"compression jpeg holds 8 bits, the store has {pyramid.dtype}: use deflate")
+        raise UsageError(f"{option('compression')}: jpeg holds 8 bits, the store has {pyramid.dtype}; use deflate")
     if importlib.util.find_spec("imagecodecs") is None:
-        raise UsageError("compression jpeg needs imagecodecs: pip install 'ourgan-engine[jpeg]', or use deflate")
+        raise UsageError(
+            f"{option('compression')}: jpeg needs imagecodecs; pip install 'ourgan-engine[jpeg]', or use deflate"
+        )

@@ -1,4 +1,4 @@
-"""engine export."""
+"""The command ``engine export``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.exporters import export as write
 
 
 def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Export with progress and say what was written."""
+    """Export a store with a progress bar and print a line about the file; ``options`` go to the exporter."""
     with meter(f"writing {out.name}", 1.0) as bar:
         before = 0.0
 

@@ -1,4 +1,4 @@
-"""engine model build, engine info and engine probe."""
+"""The commands ``engine model build``, ``engine info`` and ``engine probe``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from engine.cli import report
 from engine.cli.progress import log
 from engine.device.choose import choose_device
-from engine.errors import UsageError
-from engine.model.bundle import build as build_model
+from engine.errors import UsageError, option
+from engine.model.build import build as build_model
 from engine.model.bundle import load
 from engine.probe.profiles import measure_profiles, remember
 
@@ -23,15 +23,15 @@ def build(
     margin: int | None,
     noise_gains: Sequence[float],
 ) -> None:
-    """Write a bundle and show it."""
+    """Write a model file and print it."""
     if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}: a model file ends in .safetensors")
+        raise UsageError(f"{option('out', out)}: a model file ends in .safetensors; choose another name")
     build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
     report.print_model(load(out))
 
 
 def info(path: Path, as_json: bool) -> None:
-    """Show a model file, after checking all of it."""
+    """Check a model file completely and print it."""
     model = load(path)
     if as_json:
         report.print_json(report.model_json(model))
@@ -40,10 +40,12 @@ def info(path: Path, as_json: bool) -> None:
 
 
 def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device: str | None, as_json: bool) -> None:
-    """Measure, show, and keep the result in the model file or the cache."""
+    """Measure a model's stages, print the profiles, and store them in the model file or in the cache."""
     model = load(path)
     if save and model.path.suffix != ".safetensors":
-        raise UsageError(f"--save: {path} is a checkpoint, not a model file; make one with engine model build")
+        raise UsageError(
+            f"{option('save', True)}: {path} is a checkpoint, not a model file; make one with engine model build"
+        )
     if plot is not None:
         report.check_plot(plot)
     profiles = measure_profiles(model, image, choose_device(device), log)

@@ -15,8 +15,8 @@ from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
 from engine.device.precision import Precision
 from engine.errors import UsageError
+from engine.io.photo import open_photo
 from engine.model.bundle import load
-from engine.training.data import open_photo
 from engine.training.losses.vgg import find_vgg
 from engine.training.preset import Preset, preset_text, read_file, read_preset
 from engine.training.run.events import (

@@ -1,1 +1,1 @@
-"""Files: photographs in, Zarr stores and tensors out."""
+"""Files: photographs as input, Zarr stores and files of tensors as output."""

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 metadata of a pyramid, made and validated by yaozarrs."""
+"""OME-Zarr 0.5 metadata of a pyramid, built and validated by yaozarrs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ _COLOURS = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
 
 
 def image_metadata(name: str, levels: int, origin: tuple[int, int]) -> dict[str, Any]:
-    """The ``ome`` attribute of a group with arrays "0", "1", ...; scales are exact powers of two.
+    """The ``ome`` attribute of a group with the arrays "0", "1", ...
 
-    ``origin``: (y, x) of the image's corner in pixels of the whole canvas; not zero for a region of interest. A pixel
-    of level i is the average of 2**i x 2**i pixels, so its centre is shifted by (2**i - 1) / 2.
+    Args:
+        name: name of the image.
+        levels: number of arrays; each halves the one before.
+        origin: (y, x) of the image's corner in pixels of the whole canvas; not zero for a region of interest.
+
+    Scales are exact powers of two. A pixel of level i is the average of 2**i x 2**i pixels, so its centre is shifted by
+    (2**i - 1) / 2.
     """
     datasets = [
         v05.Dataset(

@@ -1,8 +1,8 @@
-"""Where finished pixels go: a sharded OME-Zarr store whose pyramid grows with it.
+"""The output of a render: a sharded OME-Zarr store whose pyramid grows with it.
 
-Only whole shards are written, each to a temporary file that is renamed, so a shard exists exactly when it is whole: its
-presence is the resume mark. A shard of a pyramid level is made when its four children exist, by reading them back; the
-memory is therefore that of one shard, whatever the canvas, and a killed run leaves nothing to remember.
+Only whole shards are written, each to a temporary file that is renamed. So a shard exists exactly when it is whole, and its
+presence is the resume mark. A shard of a pyramid level is computed from its four children, read back as soon as they exist:
+the memory is that of one shard, whatever the canvas, and a killed run leaves no state behind.
 """
 
 from __future__ import annotations
@@ -17,45 +17,64 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from engine.errors import InputError, ResumeError
+from engine.errors import InputError, ResumeError, option
 from engine.geometry import Box
 from engine.io import ome
 from engine.plan.plan import Plan
 
 ATTRIBUTE = "ourgan"
+"""Attribute of the group that holds the plan and the provenance."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Sink(Protocol):
-    """Takes finished pixels. ``missing`` yields the boxes that are still to be written, in order."""
+    """A destination of finished pixels."""
 
-    def missing(self) -> Iterator[Box]: ...
+    def missing(self) -> Iterator[Box]:
+        """Boxes that are not written yet, in the plan's order."""
+        ...
 
-    def write(self, box: Box, pixels: Array) -> None: ...
+    def write(self, box: Box, pixels: Array) -> None:
+        """Write uint8 [3, h, w] of ``box``."""
+        ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Complete the output. Raises ResumeError while a box is missing."""
+        ...
 
 
 class ZarrSink:
-    """An OME-Zarr 0.5 store of one plan. Use ``create`` or ``resume``."""
+    """An OME-Zarr 0.5 store of one plan, opened by ``create`` or ``resume``."""
 
     def __init__(self, path: Path, plan: Plan, group: zarr.Group) -> None:
         self.path = path
         self._plan = plan
         self._group = group
-        # Without this a black shard would not be written, and existence is the resume mark.
+        # Without this option a black shard would not be written, and existence is the resume mark.
         options = {"write_empty_chunks": True}
-        self._levels: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
+        self._arrays: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], overwrite: bool = False) -> ZarrSink:
-        """Make a new store. Raises InputError when something exists at ``path`` and ``overwrite`` is false."""
+    def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False) -> ZarrSink:
+        """Create a new store.
+
+        Args:
+            path: folder of the store.
+            plan: the plan of the render.
+            provenance: JSON values to record beside the plan.
+            overwrite: replace an existing store, or an empty folder.
+
+        Raises:
+            ResumeError: ``path`` exists and ``overwrite`` is false, or it is no Zarr store.
+            InputError: the store cannot be written.
+        """
         if path.exists() and not overwrite:
             raise ResumeError(
-                f"{path}: exists; give --resume to finish it, --overwrite to replace it, or another --out"
+                f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
+                f"or another {option('out')}"
             )
-        # Built under another name: a store of the final name has all of its arrays and its plan, at any death.
+        # The store is built under another name, so that one of the final name has all its arrays and its plan.
         part = path.with_name(path.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         if path.exists():
@@ -73,18 +92,22 @@ class ZarrSink:
             part.rename(path)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise InputError(f"{path}: cannot be made ({error.strerror or error}); choose another --out") from error
+            raise InputError(
+                f"{path}: cannot be created ({error.strerror or error}); choose another {option('out')}"
+            ) from error
         return cls(path, plan, zarr.open_group(path, mode="r+"))
 
     @classmethod
     def resume(cls, path: Path, plan: Plan) -> ZarrSink:
-        """Open a store to finish it. Raises ResumeError when it is another plan's."""
-        stored = stored_plan(path)
+        """Open a store to finish it. Raises ResumeError when it has another plan, is damaged, or is no store."""
+        stored, overwrite = stored_plan(path), option("overwrite", True)
         if stored is None:
-            raise ResumeError(f"{path}: not a store of this engine; give another --out, or --overwrite to replace it")
+            raise ResumeError(
+                f"{path}: not a store of this engine; give another {option('out')}, or {overwrite} to replace it"
+            )
         if differences := plan.differences(stored):
             raise ResumeError(
-                f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or --overwrite"
+                f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or {overwrite}"
             )
         for leftover in path.rglob("*.partial"):
             leftover.unlink()
@@ -92,50 +115,62 @@ class ZarrSink:
             return cls(path, plan, zarr.open_group(path, mode="r+"))
         except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
-            raise ResumeError(f"{path}: damaged, an array cannot be opened ({reason}); use --overwrite") from error
+            raise ResumeError(f"{path}: damaged, an array cannot be opened ({reason}); give {overwrite}") from error
 
     @property
     def complete(self) -> bool:
-        return bool(self.facts.get("complete"))
+        """Whether ``finish`` marked the store complete."""
+        return bool(self.provenance.get("complete"))
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the store says of itself besides its image: its plan, where it comes from, what was noted."""
+    def is_finished(self) -> bool:
+        """Whether every shard of the full-size image is written; ``finish`` may still have to complete the pyramid."""
+        return next(self.missing(), None) is None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The plan, the provenance of the render, and later notes."""
         attributes: Any = self._group.attrs[ATTRIBUTE]
         return dict(attributes)
 
-    def note(self, facts: dict[str, Any]) -> None:
-        """Record something that became known while rendering."""
-        self._group.attrs[ATTRIBUTE] = {**self.facts, **facts}
+    def note(self, values: dict[str, Any]) -> None:
+        """Add values, measured while rendering, to the provenance."""
+        self._group.attrs[ATTRIBUTE] = {**self.provenance, **values}
 
     def missing(self) -> Iterator[Box]:
+        """Boxes of the plan with a missing shard, in the plan's order."""
         for box in self._plan.writes():
-            if any(not self._has(0, index) for index in self._plan.grid().indices(box)):
+            if any(not self._is_written(0, index) for index in self._plan.grid().indices(box)):
                 yield box
 
     def write(self, box: Box, pixels: Array) -> None:
-        """``pixels`` uint8 [3, h, w] of ``box``, which is a whole number of shards or touches the border."""
+        """Write uint8 [3, h, w] of ``box``, a whole number of shards (cut by the image's border), and grow the pyramid."""
         for index in self._plan.grid().indices(box):
             shard = self._plan.grid().box(*index)
             rows, columns = shard.relative_to(box).slices
-            self._levels[0][(slice(None), *shard.slices)] = pixels[:, rows, columns]
-            self._grow(1, (index[0] // 2, index[1] // 2))
+            self._arrays[0][(slice(None), *shard.slices)] = pixels[:, rows, columns]
+            self._extend_pyramid(1, (index[0] // 2, index[1] // 2))
 
     def finish(self) -> None:
-        """Mark the store complete, after making what a killed run left out of the pyramid."""
-        for level in range(len(self._levels)):
+        """Add the shards of the pyramid that a killed run left out, and mark the store complete.
+
+        Raises:
+            ResumeError: a shard of the full-size image is missing.
+        """
+        for level in range(len(self._arrays)):
             for index in self._plan.grid(level).indices():
-                if not self._has(level, index):
+                if not self._is_written(level, index):
                     if level == 0:
-                        raise ResumeError(f"{self.path}: shard {index} is missing; render again with --resume")
-                    self._make(level, index)
+                        resume = option("resume", True)
+                        raise ResumeError(f"{self.path}: shard {index} is missing; render again with {resume}")
+                    self._write_halved(level, index)
         if self.complete:
             return
-        os.sync()  # before "complete" is written, everything it speaks of is on the disk
+        os.sync()  # every shard is on the disk before the store is marked complete
         self.note({"complete": True})
 
-    def _has(self, level: int, index: tuple[int, int]) -> bool:
-        """An empty file is what a loss of power can leave of a shard that was renamed but not yet on the disk."""
+    def _is_written(self, level: int, index: tuple[int, int]) -> bool:
+        """Whether the shard exists. A loss of power can leave an empty file of one that was renamed but not on the disk."""
         shard = self.path / str(level) / "c" / "0" / str(index[0]) / str(index[1])
         try:
             return shard.stat().st_size > 0
@@ -143,24 +178,28 @@ class ZarrSink:
             return False
 
     def _children(self, level: int, index: tuple[int, int]) -> list[tuple[int, int]]:
+        """Indices of the shards below one shard: four, or fewer at the image's border."""
         below = self._plan.grid(level - 1)
         box = self._plan.grid(level).box(*index).scale(2).clip(below.bounds)
         return list(below.indices(box))
 
-    def _grow(self, level: int, index: tuple[int, int]) -> None:
-        """Make the shard of ``level`` if its last child has just appeared, and so on upwards."""
-        if level < len(self._levels) and all(self._has(level - 1, child) for child in self._children(level, index)):
-            self._make(level, index)
-            self._grow(level + 1, (index[0] // 2, index[1] // 2))
+    def _extend_pyramid(self, level: int, index: tuple[int, int]) -> None:
+        """Write a shard of ``level`` and its ancestors, as far as all their children exist."""
+        if level == len(self._arrays):
+            return
+        if all(self._is_written(level - 1, child) for child in self._children(level, index)):
+            self._write_halved(level, index)
+            self._extend_pyramid(level + 1, (index[0] // 2, index[1] // 2))
 
-    def _make(self, level: int, index: tuple[int, int]) -> None:
+    def _write_halved(self, level: int, index: tuple[int, int]) -> None:
+        """Write a shard of ``level`` from its children in the level below."""
         box = self._plan.grid(level).box(*index)
         parent = np.empty((3, *box.shape), np.uint8)
         for child in self._children(level, index):
             source = self._plan.grid(level - 1).box(*child)
             rows, columns = source.cover(2).relative_to(box).slices
-            parent[:, rows, columns] = halve(self._levels[level - 1][(slice(None), *source.slices)])
-        self._levels[level][(slice(None), *box.slices)] = parent
+            parent[:, rows, columns] = halve(self._arrays[level - 1][(slice(None), *source.slices)])
+        self._arrays[level][(slice(None), *box.slices)] = parent
 
 
 def halve(pixels: Array) -> Array:
@@ -174,7 +213,7 @@ def halve(pixels: Array) -> Array:
 
 
 def stored_plan(path: Path) -> dict[str, Any] | None:
-    """The plan of an existing store, or None when there is no store of ours."""
+    """The plan of an existing store, or None where there is no store of this engine."""
     if not (path / "zarr.json").is_file():
         return None
     try:
@@ -198,9 +237,9 @@ def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Pl
 
 
 def _remove_store(path: Path) -> None:
-    """Delete a store, but only something that is one: never a folder of the user's that happens to have the name."""
+    """Delete a store or an empty folder. Raises ResumeError for anything else of that name, which may be the user's."""
     if path.is_dir() and not path.is_symlink() and ((path / "zarr.json").is_file() or not any(path.iterdir())):
-        # Moved first: half a store under the final name would be neither a store nor removable.
+        # Moved first: a half-deleted store under the final name would be neither a store nor removable.
         shutil.rmtree(path.rename(path.with_name(path.name + ".part")))
         return
-    raise ResumeError(f"{path}: exists and is not a Zarr store; give another --out or remove it")
+    raise ResumeError(f"{path}: exists and is not a Zarr store; give another {option('out')}, or remove it")

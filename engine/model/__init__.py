@@ -1,1 +1,1 @@
-"""Model files and other people's checkpoints."""
+"""Model files, and checkpoints from elsewhere."""

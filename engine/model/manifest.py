@@ -1,12 +1,12 @@
-"""The manifest of a model file: JSON that describes every stage."""
+"""The manifest of a model file: JSON that describes step 1 and every super-resolution stage."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from engine.errors import ModelError
 from engine.plan.measured import StageProfile
@@ -14,74 +14,87 @@ from engine.plan.measured import StageProfile
 FORMAT = "ourgan-engine/1"
 
 
-@dataclass(frozen=True, slots=True)
-class SRStage:
-    """One super-resolution step as the manifest tells it. ``sigma``: standard deviation of its input noise, of 1.0;
-    ``training``: what its training noted, if it was ours; ``noise_gain``: how many times as loud as trained its noise channels
-    are, in the weights.
-    """
+class StageOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """Description of a super-resolution network, wherever its weights are stored."""
+
+    architecture: str
+    """Name in ``engine.archs``: "esrgan" or "swinir"."""
+    scale: int
+    """Enlargement of each side."""
+    sigma: int | float
+    """Standard deviation of the noise that is added to the input, as a share of 1.0."""
+    source: str
+    """File, package or author that the weights come from."""
+    licence: str
+    """Licence of the weights."""
+    training: dict[str, Any] | None = None
+    """Provenance that ``engine train`` recorded with the weights; None for weights from elsewhere."""
+    noise_gain: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Factor by which noise channels are louder than trained; the weights include it."""
+
+
+class SRStage(StageOrigin, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A super-resolution stage of a model file."""
 
     weights: str
-    architecture: str
-    scale: int
-    sigma: float
-    source: str
-    licence: str
+    """Prefix of the stage's tensors in the file; stages with equal weights share one."""
     profile: StageProfile | None = None
-    training: dict[str, Any] | None = None
-    noise_gain: float = 1.0
+    """Measurements by ``engine probe``, if the file holds them."""
+
+    def __post_init__(self) -> None:
+        if self.profile is not None and any(point.halo < 0 for point in self.profile.seam):
+            raise ValueError("a halo is negative")
+
+    @classmethod
+    def of(cls, origin: StageOrigin, **changes: Any) -> SRStage:  # noqa: ANN401
+        """The stage of a network with this origin; ``changes`` are fields of the stage."""
+        return cls(**(msgspec.structs.asdict(origin) | changes))
+
+    @property
+    def origin(self) -> StageOrigin:
+        """The stage without its place in the file and without its profile."""
+        return StageOrigin(**{name: getattr(self, name) for name in StageOrigin.__struct_fields__})
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What the file holds. ``structure``: metadata of step 1, if any; ``digest``: sha256 of what decides pixels;
-    ``margin``: so many pixels along the sides of step 1's image are context for what follows and not enlarged to the end.
-    """
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="format", tag=FORMAT):
+    """Contents of a model file."""
 
     structure: dict[str, Any] | None
+    """Metadata of step 1; None for a file of super-resolution stages alone."""
     stages: tuple[SRStage, ...]
+    """Super-resolution stages in the order in which they run."""
     digest: str
+    """sha256 of everything that decides pixels."""
     colour: str = "sRGB"
-    margin: int = 0
+    """Colour space of input and output."""
+    margin: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Pixels along each side of step 1's image that are context for the stages and are cropped from the result."""
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        """JSON with sorted keys."""
+        return json.dumps(msgspec.to_builtins(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Manifest:
+        """Read the manifest of the file ``path``. Raises ModelError when it is damaged or of another format."""
         try:
-            data = json.loads(text)
-            if data.pop("format") != FORMAT:
+            if msgspec.json.decode(text, type=_Format).format != FORMAT:
                 raise ModelError(
                     f"{path}: not format {FORMAT}; this engine is too old or the file is not a model bundle"
                 )
-            profiles = [s.pop("profile") for s in data["stages"]]
-            stages = tuple(
-                SRStage(**s, profile=StageProfile.from_json(p) if p else None)
-                for s, p in zip(data.pop("stages"), profiles, strict=True)
-            )
-            manifest = cls(stages=stages, **data)
-            manifest._check_types()
-            return manifest
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.MsgspecError as error:
             raise ModelError(f"{path}: damaged manifest ({error}); build the model again") from error
-
-    def _check_types(self) -> None:
-        """The digest tells whether contents are right, but only of a manifest that can be read that far."""
-        texts = [self.digest, *(t for s in self.stages for t in (s.weights, s.architecture, s.source, s.licence))]
-        if wrong := [t for t in texts if not isinstance(t, str)]:
-            raise TypeError(f"{wrong[0]!r} stands where a text is expected")
-        if type(self.margin) is not int or self.margin < 0:
-            raise TypeError(f"'margin' is {self.margin!r}")
-        for gain in (s.noise_gain for s in self.stages):
-            if not (isinstance(gain, float) and 0 < gain < math.inf):
-                raise TypeError(f"'noise_gain' is {gain!r}")
-        if not isinstance(self.structure, dict | None):
-            raise TypeError(f"'structure' is {self.structure!r}")
 
     @property
     def licences(self) -> list[str]:
-        """Every licence in the file with what it covers, in order, each once."""
+        """Every licence in the file with the source that it covers, in order, each once."""
         structure = self.structure or {}
         pairs = [(structure.get("source"), structure.get("licence")), *((s.source, s.licence) for s in self.stages)]
         return list(dict.fromkeys(f"{licence}: {source}" for source, licence in pairs if licence))
+
+
+class _Format(msgspec.Struct):
+    """The one field that manifests of every format have."""
+
+    format: str

@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.archs.hpvaegan import BASE_WIDTH
 from engine.errors import InputError, ResumeError, UsageError
-from engine.model.bundle import build
-from engine.training.data import Photo, open_photo
+from engine.io.photo import Photo, open_photo
+from engine.model.build import build
 from engine.training.preset import Preset
 from engine.training.sr.request import OfPhotograph
 from engine.training.sr.train import SCALE, STEPS, Runtime, file_digest, train_sr

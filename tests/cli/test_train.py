@@ -10,7 +10,7 @@ from engine.archs.hpvaegan import Config
 from engine.cli.app import main
 from engine.model.bundle import load
 from engine.training import train as whole
-from engine.training.data import write_row
+from engine.training.photo import write_row
 from engine.training.preset import parse, preset_text, read_preset
 from engine.training.sr import train as sr
 

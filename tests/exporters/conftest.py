@@ -1,6 +1,6 @@
-"""Synthetic OME-Zarr stores, small enough to be held whole beside their export.
+"""Synthetic OME-Zarr stores, small enough to be held in memory.
 
-Helpers are fixtures that return functions: another folder's conftest may be the module named ``conftest``.
+Helpers are fixtures that return functions, because every folder may have a module named ``conftest``.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def _write(path, levels, *, shard=256, chunk=128, ourgan=PROVENANCE, axes=("c", 
             dtype=planes.dtype,
             chunks=(channels, chunk, chunk),
             shards=None if shard is None else (channels, shard, shard),
-            config={"write_empty_chunks": True},  # as our sink does: a shard that is not there was lost
+            config={"write_empty_chunks": True},  # as the engine does: an absent shard was lost
             compressors=[zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")],
         )
         array[:] = planes
@@ -54,25 +54,25 @@ def _write(path, levels, *, shard=256, chunk=128, ourgan=PROVENANCE, axes=("c", 
 
 @pytest.fixture(scope="session")
 def picture():
-    """(height, width, dtype) -> [H, W, 3]: smooth with some noise, so that a swapped or lost pixel shows."""
+    """(height, width, dtype) -> [H, W, 3]: smooth with some noise, so that a displaced or lost pixel shows."""
     return _picture
 
 
 @pytest.fixture(scope="session")
 def halvings():
-    """[H, W, 3] -> all its levels, every second pixel of the one before: ceil(size / 2) each."""
+    """[H, W, 3] -> its levels, each with every second pixel of the one before: ceil(size / 2)."""
     return _halvings
 
 
 @pytest.fixture(scope="session")
 def write_store():
-    """Write levels as a sharded OME-Zarr 0.5 image; ``ourgan=None`` makes it somebody else's."""
+    """Write levels as a sharded OME-Zarr 0.5 image; ``ourgan=None`` for a store of other software."""
     return _write
 
 
 @pytest.fixture(scope="session")
 def levels():
-    """Odd sizes on purpose: the last tile of every level is cut, on both sides."""
+    """Odd sizes: the last tile of every level is cut, on both sides."""
     return _halvings(_picture(531, 1037))
 
 
@@ -83,7 +83,7 @@ def store(tmp_path, levels):
 
 @pytest.fixture
 def broken_reads(monkeypatch):
-    """The second read of a pyramid fails, as on a damaged shard."""
+    """The second read of a pyramid fails, as on a damaged shard; later reads succeed."""
     from engine.exporters.pyramid import Pyramid
 
     decode = Pyramid._decode

@@ -1,4 +1,4 @@
-"""The door: what is refused, what is reported, and that a file appears whole or not at all."""
+"""``export``: refusals, results, and files that appear whole or not at all."""
 
 import shutil
 import subprocess
@@ -19,28 +19,32 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_result_and_progress(store, tmp_path, name):
-    seen = []
-    result = export(store, tmp_path / name, on_progress=lambda done, total: seen.append((done, total)))
-    assert result.path == tmp_path / name
-    assert result.bytes == result.path.stat().st_size > 0
-    assert (result.width, result.height) == (1037, 531)
-    assert result.seconds > 0
-    assert seen == sorted(seen)
-    assert seen[-1][0] == seen[-1][1] > 0
-    assert names(tmp_path) == [name, "out.zarr"]
+def test_result_progress_and_estimate(store, tmp_path):
+    from engine.exporters import preview, tiff
+    from engine.exporters.pyramid import Pyramid
+
+    for name in NAMES:
+        calls, folder = [], tmp_path / f"folder-{name}"
+        folder.mkdir()
+        result = export(store, folder / name, on_progress=lambda done, total, calls=calls: calls.append((done, total)))
+        assert result.path == folder / name
+        assert result.bytes == result.path.stat().st_size > 0
+        assert (result.width, result.height) == (1037, 531)
+        assert result.seconds > 0
+        assert calls == sorted(calls), name
+        assert calls[-1][0] == calls[-1][1] > 0
+        assert names(folder) == [name]
+        suffix = exporters.find_suffix(result.path)
+        module = {"tiff": tiff, "preview": preview}[exporters.FORMATS[suffix]]
+        assert result.bytes <= 1.01 * module.prepare(Pyramid(store), suffix, {}).estimate, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_failure_midway_leaves_nothing(store, tmp_path, broken_reads, name):
+def test_failures_and_interrupts_leave_nothing(store, tmp_path, broken_reads, name):
     with pytest.raises(InputError, match="injected"):
         export(store, tmp_path / name)
     assert names(tmp_path) == ["out.zarr"]
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_interrupt_leaves_nothing(store, tmp_path, name):
     def stop(done, total):
         raise KeyboardInterrupt
 
@@ -50,37 +54,35 @@ def test_interrupt_leaves_nothing(store, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
-def test_existing_output(store, tmp_path, broken_reads, name):
+def test_an_existing_file_is_kept_or_replaced_whole(store, tmp_path, broken_reads, name):
     out = tmp_path / name
     out.write_bytes(b"before")
-    with pytest.raises(UsageError, match="exists .6 bytes.: pass overwrite=True"):
+    with pytest.raises(UsageError, match=r"exists .6 bytes.; give overwrite=True") as caught:
         export(store, out)
+    assert "give --overwrite or" in caught.value.for_command_line()
     with pytest.raises(InputError):
         export(store, out, overwrite=True)
     assert out.read_bytes() == b"before"  # a failed export costs nothing
     assert export(store, out, overwrite=True).bytes == out.stat().st_size > 6
 
 
-@pytest.mark.parametrize("name", ["a.bmp", "a", "tif", ".part"])
-def test_unknown_suffix_lists_the_known(store, tmp_path, name):
-    with pytest.raises(UsageError, match=r"choose one of \.tif, \.tiff, \.ome\.tif, \.ome\.tiff, \.png, \.jpg"):
-        export(store, tmp_path / name)
-
-
-def test_suffix_in_any_case_and_the_longest_first():
-    assert exporters.find_suffix(SimpleNamespace(name="A.OME.TIF", suffix=".TIF")) == ".ome.tif"
-    assert exporters.find_suffix(SimpleNamespace(name="some.tif", suffix=".tif")) == ".tif"
+def test_suffixes(store, tmp_path):
+    for name in ("a.bmp", "a", "tif", ".part"):
+        with pytest.raises(UsageError, match=r"choose one of \.tif, \.tiff, \.ome\.tif, \.ome\.tiff, \.png, \.jpg"):
+            export(store, tmp_path / name)
+    assert exporters.find_suffix(Path("A.OME.TIF")) == ".ome.tif"
+    assert exporters.find_suffix(Path("some.tif")) == ".tif"
 
 
 def test_target_folders(store, tmp_path):
-    with pytest.raises(UsageError, match="does not exist: create it"):
+    with pytest.raises(UsageError, match="does not exist; create it"):
         export(store, tmp_path / "missing" / "a.tif")
     (tmp_path / "b.tif").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         export(store, tmp_path / "b.tif", overwrite=True)
 
 
-def test_full_disk_is_refused_before_writing(store, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_writing(store, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     for name in NAMES:
         with pytest.raises(BudgetError, match=r"about \d+ bytes needed, 1000 free"):
@@ -89,42 +91,28 @@ def test_full_disk_is_refused_before_writing(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg"])
-def test_disk_that_fills_while_writing(store, tmp_path, name):
-    (tmp_path / f"{name}.part").symlink_to("/dev/full")
-    with pytest.raises(EngineError, match=r"No space left on device|could not write") as caught:
-        export(store, tmp_path / name)
-    assert "\n" not in str(caught.value)
-    assert names(tmp_path) == ["out.zarr"]
+def test_a_disk_that_fills_while_writing(store, tmp_path):
+    for name in ("a.tif", "a.png", "a.jpg"):
+        (tmp_path / f"{name}.part").symlink_to("/dev/full")
+        with pytest.raises(EngineError, match=r"No space left on device|could not write") as caught:
+            export(store, tmp_path / name)
+        assert "\n" not in str(caught.value)
+        assert names(tmp_path) == ["out.zarr"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_estimate_is_an_upper_bound_here(store, tmp_path, name):
-    from engine.exporters import preview, tiff
-    from engine.exporters.pyramid import Pyramid
-
-    suffix = exporters.find_suffix(tmp_path / name)
-    module = {"tiff": tiff, "preview": preview}[exporters.FORMATS[suffix]]
-    estimate = module.prepare(Pyramid(store), suffix, {}).estimate
-    assert export(store, tmp_path / name).bytes <= estimate * 1.01
-
-
-def test_incomplete_store(tmp_path, levels, write_store):
+def test_an_incomplete_store(tmp_path, levels, write_store):
     store = write_store(tmp_path / "a.zarr", levels, ourgan={"complete": False})
     with pytest.raises(InputError, match="not finished"):
         export(store, tmp_path / "a.tif")
     assert export(store, tmp_path / "a.tif", allow_incomplete=True).width == 1037
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+def test_imports():
+    """Formats are imported on request; torch never is."""
 
+    def run(code):
+        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
 
-def test_exporters_never_import_torch():
+    assert not {"numpy", "pyvips", "tifffile", "zarr"} & set(run("import sys, engine.exporters; print(*sys.modules)"))
     modules = "engine.exporters, engine.exporters.pyramid, engine.exporters.tiff, engine.exporters.preview"
     assert run(f"import sys, {modules}; print('torch' in sys.modules)") == ["False"]
-
-
-def test_formats_are_imported_when_asked_for():
-    heavy = {"numpy", "pyvips", "tifffile", "zarr"}
-    assert not heavy & set(run("import sys, engine.exporters; print(*sys.modules)"))

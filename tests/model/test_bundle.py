@@ -1,93 +1,35 @@
-"""The model file: what is stored once, what the digest covers, and that every damaged file is refused in one line."""
+"""Model files: round trips, bare checkpoints, networks, and refusal of every damaged file in one line."""
 
-import json
 import os
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
+from support.model_files import PROFILE, contents, rewritten
 
 import engine
 from engine.cli.app import main
-from engine.errors import ModelError, UsageError
-from engine.model.bundle import MARGIN, build, load
+from engine.errors import ModelError
+from engine.model.build import build
+from engine.model.bundle import load
 from engine.model.structure_file import write_structure
-from engine.plan.measured import SeamPoint, StageProfile
+from engine.plan.measured import StageProfile
 from engine.probe.profiles import profiles_of, remember
-
-PROFILE = StageProfile("a test", {"0.98": 5}, {"0.98": 3}, (SeamPoint(0, 3.0, 4.0, 5.0), SeamPoint(4, 0.1, 0.2, 0.3)))
-
-
-@pytest.fixture
-def checkpoint(tmp_path, small_rrdb):
-    save_file(small_rrdb.state_dict(), tmp_path / "net.safetensors")
-    return tmp_path / "net.safetensors"
-
-
-@pytest.fixture
-def other_checkpoint(tmp_path, small_rrdb):
-    """The same network but for one weight."""
-    state = {name: tensor.clone() for name, tensor in small_rrdb.state_dict().items()}
-    state["conv_last.bias"][0] += 0.25
-    save_file(state, tmp_path / "other.safetensors")
-    return tmp_path / "other.safetensors"
-
-
-def contents(path):
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 (not a dict)
-
-
-def rewritten(path, to, change):
-    """A copy whose tensors and manifest ``change(tensors, manifest)`` has altered."""
-    tensors, metadata = contents(path)
-    manifest = json.loads(metadata["ourgan"])
-    change(tensors, manifest)
-    save_file(tensors, to, {**metadata, "ourgan": json.dumps(manifest)})
-    return to
 
 
 def refusal(path, capsys, *command):
-    """What the command line says of the file; it is one line and exit code 4."""
+    """The command line's message about a file: one line, with exit code 4."""
     with pytest.raises(SystemExit) as caught:
         main([*(command or ("info",)), str(path)])
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert caught.value.code == 4
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     assert line.startswith("engine: ")
     return line
 
 
-def test_weights_that_stages_share_are_stored_once(tmp_path, checkpoint):
-    for count in (1, 3):
-        build(None, [str(checkpoint)] * count).save(tmp_path / f"{count}.safetensors")
-    one, three = (tmp_path / f"{count}.safetensors" for count in (1, 3))
-    assert three.stat().st_size - one.stat().st_size < 1024
-    assert [stage.weights for stage in load(three).stages] == ["sr0"] * 3
-    model = load(three)
-    assert model.network(0) is model.network(2)
-
-
-def test_equal_weights_of_two_files_are_stored_once(tmp_path, checkpoint):
-    copy = tmp_path / "copy.safetensors"
-    copy.write_bytes(checkpoint.read_bytes())
-    assert [stage.weights for stage in build(None, [str(checkpoint), str(copy)]).stages] == ["sr0", "sr0"]
-
-
-def test_different_weights_are_stored_each(tmp_path, checkpoint, other_checkpoint):
-    model = build(None, [str(checkpoint), str(other_checkpoint), str(checkpoint)])
-    model.save(tmp_path / "model.safetensors")
-    assert [stage.weights for stage in model.stages] == ["sr0", "sr1", "sr0"]
-    tensors = sum(tensor.nbytes for tensor in contents(checkpoint)[0].values())
-    assert (tmp_path / "model.safetensors").stat().st_size > 2 * tensors
-    loaded = load(tmp_path / "model.safetensors")
-    difference = loaded.network(1).conv_last.bias - loaded.network(0).conv_last.bias
-    assert difference.tolist() == pytest.approx([0.25, 0, 0], abs=1e-6)
-
-
-def test_what_is_loaded_is_what_was_built(tmp_path, model_file, small_structure):
+def test_round_trip(tmp_path, model_file, small_structure):
     model = load(model_file)
     model.save(tmp_path / "again.safetensors")
     again = load(tmp_path / "again.safetensors")
@@ -98,7 +40,7 @@ def test_what_is_loaded_is_what_was_built(tmp_path, model_file, small_structure)
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_profiles_travel_with_the_file_and_leave_the_digest_alone(tmp_path, model_file):
+def test_profiles_are_stored_outside_the_digest(tmp_path, model_file):
     model = load(model_file)
     assert [stage.profile for stage in model.stages] == [None, None]
     model.with_profiles([PROFILE, None]).save(tmp_path / "measured.safetensors")
@@ -107,7 +49,7 @@ def test_profiles_travel_with_the_file_and_leave_the_digest_alone(tmp_path, mode
     assert measured.digest == model.digest
 
 
-def test_profiles_of_a_file_are_taken_before_the_cache(tmp_path, model_file):
+def test_profiles_of_a_file_come_before_the_cache(model_file):
     model = load(model_file)
     cached = StageProfile("cached", {}, {}, PROFILE.seam)
     remember(model, [cached, cached])
@@ -115,110 +57,35 @@ def test_profiles_of_a_file_are_taken_before_the_cache(tmp_path, model_file):
     assert profiles_of(model.with_profiles([PROFILE, PROFILE])) == [PROFILE, PROFILE]
 
 
-def test_every_weight_and_what_else_decides_pixels_is_in_the_digest(checkpoint, other_checkpoint):
-    name, other = str(checkpoint), str(other_checkpoint)
-    builds = [
-        ([name], []),
-        ([other], []),
-        ([name, name], []),
-        ([name, other], []),
-        ([other, name], []),
-        ([name], [0.1]),
-    ]
-    digests = [build(None, names, sigmas).digest for names, sigmas in builds]
-    assert len(set(digests)) == len(digests)
-    assert build(None, [name], [0.1]).digest == digests[-1]
-    assert build(None, [name], licence="MIT").digest == digests[0]
-
-
-def test_the_structure_is_in_the_digest(tmp_path, checkpoint, small_structure):
-    write_structure(small_structure, tmp_path / "a.safetensors")
-    small_structure.sigmas[1] += 0.5
-    write_structure(small_structure, tmp_path / "b.safetensors")
-    digests = {
-        build(path, [str(checkpoint)]).digest for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    }
-    assert len(digests) == 2
-
-
-def test_the_margin_is_in_the_digest_and_in_the_file(tmp_path, checkpoint, small_structure, call):
-    write_structure(small_structure, tmp_path / "structure.safetensors")
-    parts = (tmp_path / "structure.safetensors", [str(checkpoint)])
-    models = [build(*parts, margin=margin) for margin in (None, 8, 0, 3)]
-    assert [model.manifest.margin for model in models] == [MARGIN, 8, 0, 3]
-    assert len({model.digest for model in models}) == 3
-    models[-1].save(tmp_path / "model.safetensors")
-    assert load(tmp_path / "model.safetensors").manifest.margin == 3
-    assert "margin 3 px" in call(f"info {tmp_path / 'model.safetensors'}")[1]
-    assert build(None, [str(checkpoint)]).manifest.margin == 0
-
-
-def test_a_file_that_knows_of_no_margin_has_none(tmp_path, model_file):
-    """And keeps the digest that it was written with."""
+def test_a_file_older_than_the_margin_has_none(tmp_path, model_file):
+    """It keeps the digest that it was written with."""
     old = rewritten(model_file, tmp_path / "old.safetensors", lambda tensors, manifest: manifest.pop("margin"))
     assert load(old).manifest == load(model_file).manifest
 
 
-@pytest.mark.parametrize("gain", ["1.5", None, float("nan"), 0.0])
-def test_a_damaged_noise_gain_is_refused(tmp_path, model_file, capsys, gain):
-    def change(_, manifest):
-        manifest["stages"][0]["noise_gain"] = gain
-
-    assert "damaged manifest" in refusal(rewritten(model_file, tmp_path / "m.safetensors", change), capsys)
-
-
-@pytest.mark.parametrize("margin", [-1, 65])
-def test_an_absurd_margin_is_refused(model_file, checkpoint, margin):
-    with pytest.raises(UsageError, match=f"--margin {margin}: must be 0 to 64 pixels of step 1"):
-        build(model_file, [str(checkpoint)], margin=margin)
-    with pytest.raises(UsageError, match="--margin 8: must be 0 to 64 pixels of step 1, which a model with one has"):
-        build(None, [str(checkpoint)], margin=8)
-
-
-@pytest.mark.parametrize("margin", [-1, "8", 8.0, None])
-def test_a_damaged_margin_is_refused(tmp_path, model_file, capsys, margin):
-    damaged = rewritten(model_file, tmp_path / "m.safetensors", lambda _, manifest: manifest.update(margin=margin))
-    assert "damaged manifest" in refusal(damaged, capsys)
-
-
-def test_sigma_belongs_to_its_stage(tmp_path, checkpoint):
-    build(None, [str(checkpoint)] * 3, [0.0, 0.05]).save(tmp_path / "model.safetensors")
-    assert [stage.sigma for stage in load(tmp_path / "model.safetensors").stages] == [0.0, 0.05, 0.0]
-
-
-@pytest.mark.parametrize("sigma", [-0.1, float("nan"), float("inf")])
-def test_a_sigma_that_is_no_deviation_is_refused(checkpoint, sigma):
-    with pytest.raises(UsageError, match=f"sigma {sigma:g}: must be 0 or more"):
-        build(None, [str(checkpoint)], [sigma])
-
-
-def test_a_model_of_no_stages_or_of_too_many_sigmas_is_refused(checkpoint):
-    with pytest.raises(ModelError, match="--sr"):
-        build(None, [])
-    with pytest.raises(ModelError, match="2 values of sigma for 1 stages"):
-        build(None, [str(checkpoint)], [0.1, 0.2])
-
-
-def test_licences_name_the_photograph_and_the_weights(tmp_path, model_file, checkpoint, other_checkpoint):
-    assert load(model_file).manifest.licences == ["CC0-1.0: test", "CC0-1.0: sr.safetensors"]
-    assert build(None, [str(checkpoint)]).manifest.licences == ["not stated: net.safetensors"]
-    two = build(None, [str(checkpoint), str(other_checkpoint)], licence="MIT")
-    assert two.manifest.licences == ["MIT: net.safetensors", "MIT: other.safetensors"]
-
-
-def test_info_prints_the_licences(model_file, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["info", str(model_file)])
-    assert caught.value.code == 0
-    assert "licence: CC0-1.0: test\nlicence: CC0-1.0: sr.safetensors\n" in capsys.readouterr().out
-
-
-def test_each_precision_has_a_network_of_its_own(model_file):
-    """Casting is in place: a render in bf16 must not change what a later one in fp32 runs."""
+def test_each_precision_has_its_own_network(model_file):
+    """Casting is in place: a render in bf16 must not change the network of a later one in fp32."""
     model = load(model_file)
     model.network(0, "bf16").to_mixed(torch.bfloat16)
     assert {parameter.dtype for parameter in model.network(0).parameters()} == {torch.float32}
     assert model.network(0, "bf16") is model.network(1, "bf16")
+
+
+def test_a_new_network_belongs_to_its_caller(model_file):
+    model = load(model_file)
+    fresh = model.new_network(0)
+    assert fresh is not model.new_network(0)
+    fresh.to_mixed(torch.bfloat16)
+    assert {parameter.dtype for parameter in model.new_network(0).parameters()} == {torch.float32}
+
+
+def test_files_follow_the_umask(tmp_path, checkpoint):
+    mask = os.umask(0o027)
+    try:
+        build(None, [str(checkpoint)]).save(tmp_path / "model.safetensors")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 # Bare checkpoints
@@ -259,7 +126,7 @@ class RunsCode:
         return (open, (str(self.path), "w"))
 
 
-def test_a_checkpoint_that_asks_to_run_code_is_refused_and_runs_none(tmp_path, capsys):
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     torch.save({"params": RunsCode(tmp_path / "ran")}, tmp_path / "evil.pth")
     line = refusal(tmp_path / "evil.pth", capsys)
     assert "would run code" in line
@@ -285,50 +152,68 @@ def flip_last_byte(source, path):
     path.write_bytes(content)
 
 
-def with_change(change):
-    return lambda source, path: rewritten(source, path, change)
+def change_tensors(change):
+    return lambda source, path: rewritten(source, path, lambda tensors, _: change(tensors))
 
 
-def pop_tensor(tensors, _):
+def change_manifest(**fields):
+    return lambda source, path: rewritten(source, path, lambda _, manifest: manifest.update(fields))
+
+
+def change_stage(**fields):
+    return lambda source, path: rewritten(source, path, lambda _, manifest: manifest["stages"][0].update(fields))
+
+
+def pop_tensor(tensors):
     del tensors["sr0.conv_hr.bias"]
 
 
-def pop_stage(tensors, _):
+def pop_stage(tensors):
     for key in [key for key in tensors if key.startswith("sr0.")]:
         del tensors[key]
 
 
-def pop_structure_tensor(tensors, _):
+def pop_structure_tensor(tensors):
     del tensors["structure.decoder.tail.weight"]
 
 
-def misshape(tensors, _):
+def misshape(tensors):
     tensors["sr0.conv_hr.weight"] = tensors["sr0.conv_hr.weight"][:-1]
 
 
-def poison(tensors, _):
+def poison(tensors):
     tensors["sr0.conv_hr.weight"][0, 0, 0, 0] = torch.nan
 
 
-def poison_structure(tensors, _):
+def poison_structure(tensors):
     tensors["structure.decoder.tail.weight"].view(-1)[3] = torch.inf
 
 
-def rename_all(tensors, _):
+def rename_all(tensors):
     for key in [key for key in tensors if key.startswith("sr0.")]:
         tensors[key.replace("sr0.", "sr0.layer_of_")] = tensors.pop(key)
 
 
-def add_tensor(tensors, _):
+def add_tensor(tensors):
     tensors["sr0.attention.weight"] = torch.zeros(3)
 
 
-def exchange(tensors, _):
+def exchange(tensors):
     name, other = "sr0.body.0.rdb1.conv1.weight", "sr0.body.1.rdb1.conv1.weight"
     tensors[name], tensors[other] = tensors[other], tensors[name]
 
 
-DAMAGED = {
+def pop_stages(source, path):
+    rewritten(source, path, lambda _, manifest: manifest.pop("stages"))
+
+
+def pop_format(source, path):
+    rewritten(source, path, lambda _, manifest: manifest.pop("format"))
+
+
+NEGATIVE_HALO = {**PROFILE.to_json(), "seam": [{"halo": -1, "mean": 0.0, "p999": 0.0, "max": 0.0}]}
+
+DAMAGE_TO_TENSORS = {
     "empty": (lambda source, path: path.write_bytes(b""), "damaged"),
     "garbage": (lambda source, path: path.write_bytes(bytes(range(256)) * 30), "damaged"),
     "a text": (lambda source, path: path.write_text("not a model\n" * 99), "damaged"),
@@ -336,47 +221,59 @@ DAMAGED = {
     "cut in the middle": (cut(0.5), "damaged"),
     "cut at the end": (cut(0.9999), "damaged"),
     "one bit": (flip_last_byte, "do not match the manifest"),
-    "tensor missing": (with_change(pop_tensor), r"1 tensor \(conv_hr.bias\) missing"),
-    "stage missing": (with_change(pop_stage), "no tensors for sr0"),
-    "structure tensor missing": (with_change(pop_structure_tensor), "tensor decoder.tail.weight is missing"),
-    "misshapen": (with_change(misshape), r"misshapen; conv_hr.weight is \[15, 16, 3, 3\], expected \[16, 16, 3, 3\]"),
-    "NaN": (with_change(poison), "conv_hr.weight holds 1 NaN"),
-    "infinity in the structure": (with_change(poison_structure), "decoder.tail.weight holds NaN or infinity"),
-    "unknown architecture": (with_change(rename_all), "unknown architecture"),
-    "unknown tensor": (with_change(add_tensor), "attention.weight"),
-    "tensors exchanged": (with_change(exchange), "do not match the manifest"),
-    "sigma altered": (with_change(lambda _, m: m["stages"][0].update(sigma=0.5)), "do not match the manifest"),
-    "structure altered": (with_change(lambda _, m: m["structure"].update(L=0)), "do not match the manifest"),
-    "other format": (with_change(lambda _, m: m.update(format="ourgan-engine/99")), "not format ourgan-engine/1"),
-    "manifest without stages": (with_change(lambda _, m: m.pop("stages")), "damaged manifest"),
-    "manifest with more": (with_change(lambda _, m: m.update(colours=3)), "damaged manifest"),
-    "digest of a wrong type": (with_change(lambda _, m: m.update(digest=3)), "damaged manifest"),
-    "weights of a wrong type": (with_change(lambda _, m: m["stages"][0].update(weights=[])), "damaged manifest"),
-    "structure of a wrong type": (with_change(lambda _, m: m.update(structure="yes")), "damaged manifest"),
-    "stage of a wrong type": (with_change(lambda _, m: m.update(stages=["sr0"])), "damaged manifest"),
-    "profile of a wrong type": (
-        with_change(lambda _, m: m["stages"][0].update(profile={"seam": 3})),
-        "damaged manifest",
+    "tensor missing": (change_tensors(pop_tensor), "1 tensor (conv_hr.bias) missing"),
+    "stage missing": (change_tensors(pop_stage), "no tensors for sr0"),
+    "structure tensor missing": (change_tensors(pop_structure_tensor), "tensor decoder.tail.weight is missing"),
+    "misshapen": (change_tensors(misshape), "misshapen; conv_hr.weight is [15, 16, 3, 3], expected [16, 16, 3, 3]"),
+    "NaN": (change_tensors(poison), "conv_hr.weight holds 1 NaN"),
+    "infinity in the structure": (change_tensors(poison_structure), "decoder.tail.weight holds NaN or infinity"),
+    "unknown architecture": (change_tensors(rename_all), "unknown architecture"),
+    "unknown tensor": (change_tensors(add_tensor), "attention.weight"),
+    "tensors exchanged": (change_tensors(exchange), "do not match the manifest"),
+}
+
+DAMAGE_TO_MANIFEST = {
+    "sigma altered": (change_stage(sigma=0.5), "do not match the manifest"),
+    "margin altered": (change_manifest(margin=5), "do not match the manifest"),
+    "structure altered": (
+        lambda source, path: rewritten(source, path, lambda _, manifest: manifest["structure"].update(L=0)),
+        "do not match the manifest",
     ),
+    "other format": (change_manifest(format="ourgan-engine/99"), "not format ourgan-engine/1"),
+    "no format": (pop_format, "damaged manifest"),
+    "no stages": (pop_stages, "damaged manifest"),
+    "unknown field": (change_manifest(colours=3), "damaged manifest (Object contains unknown field `colours`)"),
+    "unknown field of a stage": (change_stage(blur=3), "damaged manifest (Object contains unknown field `blur`"),
+    "digest of a wrong type": (change_manifest(digest=3), "damaged manifest"),
+    "structure of a wrong type": (change_manifest(structure="yes"), "damaged manifest"),
+    "stage of a wrong type": (change_manifest(stages=["sr0"]), "damaged manifest"),
+    "weights of a wrong type": (change_stage(weights=[]), "damaged manifest"),
+    "profile of a wrong type": (change_stage(profile={"seam": 3}), "damaged manifest"),
+    "negative halo": (change_stage(profile=NEGATIVE_HALO), "damaged manifest (a halo is negative"),
+    **{f"margin {m!r}": (change_manifest(margin=m), "damaged manifest") for m in (-1, "8", 8.0, None, True)},
+    **{
+        f"noise gain {g!r}": (change_stage(noise_gain=g), "damaged manifest")
+        for g in ("1.5", None, float("nan"), float("inf"), 0.0)
+    },
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_files_are_refused_by_name(tmp_path, model_file, capsys, damage):
-    path = tmp_path / "damaged.safetensors"
-    inflict, reason = DAMAGED[damage]
-    inflict(model_file, path)
-    with pytest.raises(ModelError, match=reason) as caught:
-        load(path)
-    assert refusal(path, capsys) == f"engine: {caught.value}"
-    assert str(path) in str(caught.value)
+@pytest.mark.parametrize("table", [DAMAGE_TO_TENSORS, DAMAGE_TO_MANIFEST], ids=["tensors", "manifest"])
+def test_damaged_files_are_refused_in_one_line(tmp_path, model_file, capsys, table):
+    for number, (name, (damage, reason)) in enumerate(table.items()):
+        path = tmp_path / f"{number}.safetensors"
+        damage(model_file, path)
+        with pytest.raises(ModelError) as caught:
+            load(path)
+        assert reason in str(caught.value), name
+        assert refusal(path, capsys) == f"engine: {caught.value}", name
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"format": "ourgan-engine/1"}', '"text"'])
-def test_a_manifest_that_is_no_manifest_is_refused(tmp_path, model_file, capsys, text):
+def test_a_manifest_that_is_none_is_refused(tmp_path, model_file, capsys):
     tensors, metadata = contents(model_file)
-    save_file(tensors, tmp_path / "model.safetensors", {**metadata, "ourgan": text})
-    assert "damaged manifest" in refusal(tmp_path / "model.safetensors", capsys)
+    for text in ("", "{", "[]", "3", "null", '{"format": "ourgan-engine/1"}', '"text"'):
+        save_file(tensors, tmp_path / "model.safetensors", {**metadata, "ourgan": text})
+        assert "damaged manifest" in refusal(tmp_path / "model.safetensors", capsys), text
 
 
 def test_a_profile_of_wrong_types_is_refused(tmp_path, model_file):
@@ -393,30 +290,30 @@ def test_a_profile_of_wrong_types_is_refused(tmp_path, model_file):
             load(path)
 
 
-@pytest.mark.parametrize("name", ["absent.safetensors", "absent.pth", "folder.safetensors", "picture.png", "absent"])
-@pytest.mark.parametrize("command", [("info",), ("plan",), ("render", "--out", "out.zarr"), ("probe",)], ids=" ".join)
-def test_what_is_no_file_of_a_model_is_refused(tmp_path, monkeypatch, capsys, name, command):
+def test_files_that_are_no_model_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    assert name in refusal(name, capsys, *command)
+    for command in (("info",), ("plan",), ("render", "--out", "out.zarr"), ("probe",)):
+        for name in ("absent.safetensors", "absent.pth", "folder.safetensors", "picture.png", "absent"):
+            assert name in refusal(name, capsys, *command), command
 
 
-def test_step_1_alone_is_refused_with_what_makes_a_model_of_it(tmp_path, small_structure):
+def test_step_1_alone_is_refused_with_a_command(tmp_path, small_structure):
     write_structure(small_structure, tmp_path / "structure.safetensors")
-    with pytest.raises(ModelError, match="step 1 alone; engine model build --structure structure.safetensors --sr"):
+    with pytest.raises(ModelError, match=r"step 1 alone; .*engine model build --structure structure.safetensors --sr"):
         load(tmp_path / "structure.safetensors")
 
 
-@pytest.mark.parametrize("out", ["file/model.safetensors", "/proc/model.safetensors"])
-def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys, checkpoint, out):
+def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch, capsys, checkpoint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    line = refusal(out, capsys, "model", "build", "--sr", str(checkpoint), "--out")
-    assert f"{out}: cannot be written" in line
+    for out in ("file/model.safetensors", "/proc/model.safetensors"):
+        line = refusal(out, capsys, "model", "build", "--sr", str(checkpoint), "--out")
+        assert f"{out}: cannot be written" in line
 
 
-def test_a_file_in_the_way_is_kept_until_the_new_one_is_whole(tmp_path, monkeypatch, model_file):
+def test_an_existing_file_is_kept_until_the_new_one_is_whole(tmp_path, monkeypatch, model_file):
     path = tmp_path / "model.safetensors"
     path.write_text("the old one")
 
@@ -428,35 +325,3 @@ def test_a_file_in_the_way_is_kept_until_the_new_one_is_whole(tmp_path, monkeypa
         load(model_file).save(path)
     assert path.read_text() == "the old one"
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-def test_step_1_is_taken_from_a_model_as_from_its_own_file(tmp_path, model_file, small_structure, checkpoint):
-    alone = tmp_path / "structure.safetensors"
-    write_structure(small_structure, alone)
-    taken, own = (build(path, [str(checkpoint)]) for path in (model_file, alone))
-    assert taken.digest == own.digest
-    with pytest.raises(ModelError, match="holds no step 1"):
-        build(checkpoint, [str(checkpoint)])
-
-
-def test_a_stage_is_taken_from_a_model_by_its_place(tmp_path, checkpoint, other_checkpoint):
-    """The last one where there are fewer; with its noise, source and licence, and without a profile of other content."""
-    path = tmp_path / "model.safetensors"
-    whole = build(None, [str(checkpoint), str(other_checkpoint)], [0.05, 0.1], licence="CC0-1.0")
-    whole.with_profiles([PROFILE] * 2).save(path)
-    again = build(None, [str(path)] * 3)
-    assert [s.sigma for s in again.stages] == [0.05, 0.1, 0.1]
-    assert [s.source for s in again.stages] == ["net.safetensors", "other.safetensors", "other.safetensors"]
-    assert {s.licence for s in again.stages} == {"CC0-1.0"}
-    assert [s.profile for s in again.stages] == [None] * 3
-    assert [again.weights_digest(i) for i in range(3)] == [whole.weights_digest(i) for i in (0, 1, 1)]
-
-
-def test_others_may_read_a_model(tmp_path, checkpoint):
-    """As any file: by the umask."""
-    mask = os.umask(0o027)
-    try:
-        build(None, [str(checkpoint)]).save(tmp_path / "model.safetensors")
-    finally:
-        os.umask(mask)
-    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640

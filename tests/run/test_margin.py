@@ -14,6 +14,7 @@ from engine.errors import AlignmentError
 from engine.geometry import Box
 from engine.job import Job
 from engine.model import bundle as model
+from engine.model.build import build
 from engine.plan.request import Request
 
 MARGIN = 3
@@ -38,7 +39,7 @@ def framed(tmp_path_factory, model_file, swin_model_file):
         folder = sources[name].parent
         path = tmp_path_factory.mktemp("framed") / "model.safetensors"
         parts = (folder / "structure.safetensors", [str(folder / "sr.safetensors")] * stages)
-        model.build(*parts, [0.05] * stages, margin=margin).save(path)
+        build(*parts, [0.05] * stages, margin=margin).save(path)
         return model.load(path)
 
     return make

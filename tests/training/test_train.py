@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from engine.archs.esrgan import RRDBNet
 from engine.archs.hpvaegan import Config
 from engine.errors import InputError, Interrupted, ResumeError, UsageError
-from engine.model.bundle import build, load
+from engine.model.build import build
+from engine.model.bundle import load
 from engine.training import train as whole
 from engine.training.preset import Preset, read_preset
 from engine.training.run.events import IterationDone, ScaleStarted, TrainingStarted

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from engine.archs.hpvaegan import BaseGenerator
 from engine.bands.stream import RowStream
+from engine.io.photo import Photo
 from engine.io.tensors import write_tensors
 from engine.metrics.psnr import psnr
 from engine.run.stage import Stage
-from engine.training.data import Photo, Size
-from engine.training.picture import open_picture
+from engine.training.photo import Size, open_picture
 from engine.training.run.adam import Adam
 
 CODE_STEPS, CODE_RATE = 200, 0.05

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError, UsageError, option
+from engine.io.photo import Photo, open_photo
 from engine.run.stage import Stage
-from engine.training.data import Photo, open_photo
-from engine.training.picture import IN_MEMORY, open_picture
+from engine.training.photo import IN_MEMORY, open_picture
 from engine.training.run import loop
 from engine.training.run.events import Prepared
 from engine.training.run.precision import known_device

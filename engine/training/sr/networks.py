@@ -21,8 +21,8 @@ from engine.archs import Upscaler, esrgan, swinir
 from engine.archs.layers import NOISE_KEY, noise_channels_of, noise_conv
 from engine.errors import ModelError, UsageError, option
 from engine.io.tensors import write_tensors
-from engine.model.bundle import read_stage
-from engine.model.checkpoints import FACTS_KEY
+from engine.model.build import read_stage
+from engine.model.checkpoints import PROVENANCE_KEY
 from engine.training.run.seed import seeded
 
 SCRATCH = "scratch"
@@ -130,7 +130,7 @@ def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtyp
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     if bad := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
         raise ModelError(f"{path}: tensor {bad} holds NaN or infinity in {dtype}; store fp32 or train again")
-    write_tensors(path, tensors, {"format": "pt", FACTS_KEY: json.dumps(facts, sort_keys=True)})
+    write_tensors(path, tensors, {"format": "pt", PROVENANCE_KEY: json.dumps(facts, sort_keys=True)})
 
 
 def _from_scratch(shape: Shape) -> Upscaler:

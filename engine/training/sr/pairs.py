@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from engine.errors import InputError, UsageError
 from engine.training.losses.features import maps_of
 from engine.training.losses.vgg import VGGFeatures
-from engine.training.picture import Picture, to_unit
+from engine.training.photo import Picture, to_unit
 from engine.training.sr import degradations
 from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.recipe import Recipe

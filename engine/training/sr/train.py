@@ -19,11 +19,11 @@ from engine.archs.hpvaegan import BASE_WIDTH, BaseGenerator
 from engine.device.memory import free_device, free_host
 from engine.device.precision import Precision
 from engine.errors import InputError, UsageError
+from engine.io.photo import Photo, open_photo
 from engine.model.bundle import open_structure
 from engine.run.stage import Stage
-from engine.training.data import Photo, Size, open_photo
 from engine.training.losses.vgg import ABSENT, VGGFeatures, absent, open_vgg
-from engine.training.picture import Picture, open_picture
+from engine.training.photo import Picture, Size, open_picture
 from engine.training.run import loop
 from engine.training.run.events import Event, Prepared, WeightsSaved
 from engine.training.run.precision import known_device

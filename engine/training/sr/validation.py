@@ -16,9 +16,8 @@ from torch import Tensor
 
 from engine.archs.layers import RGB
 from engine.metrics.psnr import psnr
-from engine.training.data import write_row
 from engine.training.losses.texture import SlicedWasserstein
-from engine.training.picture import Picture, to_unit
+from engine.training.photo import Picture, to_unit, write_row
 from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.pairs import Enlarge
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, BaseGenerator, Config
 from engine.device.precision import Precision
 from engine.errors import UsageError
+from engine.io.photo import open_photo
 from engine.model.structure_file import write_structure
-from engine.training.data import open_photo
 from engine.training.losses.vgg import VGGFeatures, absent, open_vgg
 from engine.training.run import loop
 from engine.training.run.events import Event, StructureSaved

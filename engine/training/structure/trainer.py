@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from engine.archs.hpvaegan import BaseGenerator, Config, NoiseSource, scale_sizes
 from engine.device.precision import Precision
-from engine.training.data import Photo, pyramid, write_row
+from engine.io.photo import Photo
 from engine.training.losses.features import Frame, Look, maps_of
 from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein
 from engine.training.losses.vgg import VGGFeatures
+from engine.training.photo import pyramid, write_row
 from engine.training.run.adam import Adam
 from engine.training.run.events import Event, ScaleFinished, ScaleStarted
 from engine.training.run.loop import Step, Trainer

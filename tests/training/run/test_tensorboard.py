@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.data import write_row
+from engine.training.photo import write_row
 from engine.training.run.events import CheckpointSaved, IterationDone, Reviewed, ScaleFinished
 
 

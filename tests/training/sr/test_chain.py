@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.io.photo import open_photo
 from engine.model.structure_file import read_structure
 from engine.run.stage import Stage
-from engine.training.data import open_photo
 from engine.training.sr import chain
 from engine.training.sr.chain import Counts, PreviousStep, cached_inputs, enlarge, invert, reconstruct, simulate_inputs
 

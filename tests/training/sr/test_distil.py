@@ -6,7 +6,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.errors import InputError, Interrupted, UsageError
-from engine.model.checkpoints import read_facts
+from engine.model.checkpoints import read_provenance
 from engine.training.preset import read_preset
 from engine.training.run.events import IterationDone, Prepared, Reviewed
 from engine.training.sr.distil import Request, distil
@@ -43,7 +43,7 @@ def test_student_approaches_teacher(large_photo, small, teacher, tmp_path):
     assert last.psnr["now"] > last.psnr["start"] + 1.5
     assert events[0] == Prepared("photographs", {"number": 1, "megapixels": 0.0192})
     assert {key.split(".")[1] for key in load_file(out) if key.startswith("body.")} == {"0"}
-    facts = read_facts(out)
+    facts = read_provenance(out)
     assert "distilled from teacher.safetensors" in facts["source"]
     assert facts["sigma"] == 0
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from engine.errors import InputError, UsageError
 from engine.training.losses.vgg import VGGFeatures
-from engine.training.picture import Picture, to_unit
+from engine.training.photo import Picture, to_unit
 from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.pairs import PhotographPairs, TeacherPairs, add_noise, check_grid
 

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from engine import archs
 from engine.archs.esrgan import RRDBNet
 from engine.errors import InputError, ModelError, UsageError
-from engine.model.bundle import build
-from engine.model.checkpoints import read_facts
+from engine.model.build import build
+from engine.model.checkpoints import read_provenance
 from engine.training.sr.networks import Shape, architecture_of, open_start, save
 
 
@@ -102,11 +102,11 @@ def test_saved_weights_keep_metadata(tmp_path, start_file):
 
 
 def test_foreign_files_have_no_metadata(tmp_path, start_file):
-    assert read_facts(start_file) == {}
-    assert read_facts(tmp_path / "other.pth") == {}
+    assert read_provenance(start_file) == {}
+    assert read_provenance(tmp_path / "other.pth") == {}
     (tmp_path / "cut.safetensors").write_bytes(start_file.read_bytes()[:100])
     with pytest.raises(ModelError, match="cannot be read"):
-        read_facts(tmp_path / "cut.safetensors")
+        read_provenance(tmp_path / "cut.safetensors")
 
 
 def test_refusals(tmp_path, start_file):

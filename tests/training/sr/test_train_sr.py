@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from engine import archs
 from engine.errors import BudgetError, EngineError, InputError, Interrupted, ResumeError, UsageError
-from engine.model.checkpoints import read_facts
-from engine.training.data import write_row
+from engine.model.checkpoints import read_provenance
 from engine.training.losses.discriminators import Patch
+from engine.training.photo import write_row
 from engine.training.run.checkpoint import checkpoint_path
 from engine.training.run.events import CheckpointSaved, IterationDone, Prepared, Reviewed, WeightsSaved
 from engine.training.sr.footprint import estimate
@@ -61,7 +61,7 @@ def test_run_writes_weights_that_others_open_and_its_record(large_photo, request
     assert state.keys() == load_file(start_file).keys()
     assert not torch.equal(state["conv_last.weight"], load_file(start_file)["conv_last.weight"])
     assert archs.build(state).scale == 4
-    facts = read_facts(out)
+    facts = read_provenance(out)
     assert (facts["licence"], facts["sigma"], facts["step"], facts["seed"]) == ("CC0-1.0; not stated", 0.03, 2, 3)
     assert "a test" in facts["source"]
     assert "start.safetensors" in facts["source"]
@@ -184,7 +184,7 @@ def test_step_three_trains_on_what_the_weights_of_step_two_make(large_photo, req
     events = train(large_photo, second, request_(step=3, previous=(first,)))
     assert events[0].values["width"] == 160  # the photograph has too little to be enlarged; a render makes 512
     assert (events[1].values["height"], events[1].values["width"]) == (96, 128)
-    assert read_facts(second)["step"] == 3
+    assert read_provenance(second)["step"] == 3
 
 
 def test_swinir_trains(large_photo, request_, recipe, tmp_path):
@@ -201,11 +201,11 @@ def test_what_is_trained_again_says_so_once(large_photo, request_, recipe, tmp_p
     train(large_photo, second, request_(**wanted, source="a tree", start=str(first)))
     train(large_photo, third, request_(**wanted, source="a lake", start=str(second)))
     origin = "fine-tuned on a tree, started from start.safetensors"
-    assert [read_facts(path)["source"] for path in (second, third)] == [
+    assert [read_provenance(path)["source"] for path in (second, third)] == [
         origin,
         f"fine-tuned on a lake, started from {origin}",
     ]
-    assert read_facts(third)["licence"] == "CC0-1.0; not stated"
+    assert read_provenance(third)["licence"] == "CC0-1.0; not stated"
 
 
 def test_a_photograph_alone_is_enough(large_photo, request_, recipe, tmp_path):
@@ -233,7 +233,7 @@ def test_a_run_that_looks_through_vgg_resumes_as_any_other(
     events = train(large_photo, whole, wanted)
     losses = [set(e.losses) for e in events if isinstance(e, IterationDone)]
     assert losses[-1] == {"pixel", "consistency", "texture", "feature_texture", "checkerboard", "adv", "d"}
-    assert read_facts(whole)["vgg"]["network"] == "VGG-16"
+    assert read_provenance(whole)["vgg"]["network"] == "VGG-16"
     with pytest.raises(Interrupted):
         train(large_photo, cut, wanted, on_event=stop_after(iteration))
     train(large_photo, cut, wanted, resume=True)

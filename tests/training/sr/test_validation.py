@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from engine.training.picture import Picture
+from engine.training.photo import Picture
 from engine.training.sr.chain import SimulatedInput
 from engine.training.sr.validation import Validation, fixed_crops
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from engine.archs.hpvaegan import Config
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
+from engine.io.photo import open_photo
 from engine.model.structure_file import read_structure, structure_metadata
-from engine.training.data import open_photo
 from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, SlicedWasserstein
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.run.checkpoint import checkpoint_path

@@ -1,0 +1,145 @@
+"""Building a model from step 1 and super-resolution checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from engine.archs.layers import noise_channels_of, with_noise_gain
+from engine.errors import ModelError, UsageError, option
+from engine.model.bundle import STRUCTURE, Model, State, is_bundle, load, open_structure, read_network, state_digest
+from engine.model.manifest import Manifest, SRStage, StageOrigin
+from engine.model.packaged import PACKAGED
+from engine.model.structure_file import structure_metadata, structure_state
+
+DEFAULT_MARGIN, MAX_MARGIN = 8, 64
+"""Pixels of step 1's image along each side that are cropped from the result.
+
+Artefacts of networks at a border, padded with zeros or mirrored, reach more than 4 and less than 8 pixels into the image
+(docs/decisions/0011).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """Checked arguments of ``build``.
+
+    Raises:
+        ModelError: no checkpoint, or more values than stages.
+        UsageError: a value is out of range.
+    """
+
+    structure: Path | None
+    """File of step 1, or a model file whose step 1 is taken; None for a model without step 1."""
+    sr: tuple[str, ...]
+    """One super-resolution network per stage, as ``read_stage`` takes it."""
+    sigma: tuple[float, ...] = ()
+    """Input noise per stage, as a share of 1.0; later stages keep the value that they were trained with."""
+    licence: str | None = None
+    """Licence of checkpoints that are given as files."""
+    margin: int | None = None
+    """Margin in pixels of step 1; None for ``DEFAULT_MARGIN`` with step 1 and 0 without."""
+    noise_gain: tuple[float, ...] = ()
+    """Factor per stage on its noise channels (docs/decisions/0020); 1 for later stages."""
+
+    def __post_init__(self) -> None:
+        if not self.sr:
+            raise ModelError(
+                f"a model needs at least one super-resolution checkpoint; give {option('sr')}, e.g. realsr"
+            )
+        for name, values in (("sigma", self.sigma), ("noise_gain", self.noise_gain)):
+            if len(values) > len(self.sr):
+                raise ModelError(f"{option(name)}: {len(values)} values for {len(self.sr)} stages; give one per stage")
+        for sigma in self.sigma:
+            if not (math.isfinite(sigma) and sigma >= 0):
+                raise UsageError(
+                    f"{option('sigma')} {sigma:g}: must be 0 or more, as a share of 1.0; leave it out for no input noise"
+                )
+        for gain in self.noise_gain:
+            if not (math.isfinite(gain) and gain > 0):
+                raise UsageError(
+                    f"{option('noise_gain')} {gain:g}: must be above 0; give 1 to leave noise channels as trained"
+                )
+        if self.margin is not None and (self.structure is None or not 0 <= self.margin <= MAX_MARGIN):
+            raise UsageError(
+                f"{option('margin')} {self.margin}: must be 0 to {MAX_MARGIN} pixels of step 1, in a model that has a step 1"
+            )
+
+    @property
+    def effective_margin(self) -> int:
+        """The margin with its default filled in."""
+        if self.margin is not None:
+            return self.margin
+        return DEFAULT_MARGIN if self.structure is not None else 0
+
+
+def build(
+    structure: Path | None,
+    sr: Sequence[str],
+    sigma: Sequence[float] = (),
+    licence: str | None = None,
+    margin: int | None = None,
+    noise_gain: Sequence[float] = (),
+) -> Model:
+    """Put a model together; ``BuildRequest`` describes the arguments.
+
+    Raises:
+        ModelError: no checkpoint, more values than stages, or a file that is missing, damaged or of an unknown architecture.
+        UsageError: a value is out of range, or a noise gain is given for a network without noise channels.
+    """
+    request = BuildRequest(structure, tuple(sr), tuple(sigma), licence, margin, tuple(noise_gain))
+    states: dict[str, State] = {}
+    metadata: dict[str, Any] | None = None
+    if structure is not None:
+        network = open_structure(structure)
+        states[STRUCTURE], metadata = structure_state(network), structure_metadata(network)
+    prefixes: dict[str, str] = {}  # digest of a network -> prefix of its tensors
+    stages = []
+    for index in range(len(request.sr)):
+        state, origin = _requested_stage(request, index)
+        prefix = prefixes.setdefault(state_digest(state), f"sr{len(prefixes)}")
+        states[prefix] = state
+        stages.append(SRStage.of(origin, weights=prefix))
+    manifest = Manifest(metadata, tuple(stages), "", margin=request.effective_margin)
+    return Model.with_digest(Path("model.safetensors"), manifest, states)
+
+
+def read_stage(name: str, index: int = 0, licence: str | None = None) -> tuple[State, StageOrigin]:
+    """Tensors of a super-resolution network under our names, and its origin.
+
+    Args:
+        name: a packaged checkpoint, the path of a checkpoint file, or the path of a model file.
+        index: stage of a model file, from 0; the last one if it has fewer.
+        licence: licence of a file, whatever the file says.
+
+    Raises:
+        ModelError: no such weights, or a file that is damaged or of an unknown architecture.
+    """
+    if name in PACKAGED or not is_bundle(Path(name)):
+        return read_network(name, licence)
+    model = load(name)
+    index = min(index, len(model.stages) - 1)
+    origin = model.stages[index].origin
+    return model.state(index), replace(origin, licence=licence or origin.licence)
+
+
+def _requested_stage(request: BuildRequest, index: int) -> tuple[State, StageOrigin]:
+    """The network of stage ``index`` with the requested sigma and noise gain."""
+    name = request.sr[index]
+    state, origin = read_stage(name, index, request.licence)
+    changes: dict[str, Any] = {}
+    if index < len(request.sigma):
+        changes["sigma"] = request.sigma[index]
+    if index < len(request.noise_gain) and (gain := request.noise_gain[index]) != 1:
+        if not noise_channels_of(state):
+            raise UsageError(
+                f"{option('noise_gain')} {gain:g}: the network of {name} has no noise channels; give 1 for its stage"
+            )
+        state = with_noise_gain(state, gain)
+        changes["noise_gain"] = origin.noise_gain * gain
+    return state, replace(origin, **changes)
