@@ -2,7 +2,7 @@
 
     python benchmarks/bench_finetuning.py PHOTO START WEIGHTS NAME [INDEX] [--vgg FILE]
 
-START and WEIGHTS are weights files of one step, names of packaged weights, or models of which the stage INDEX (from 0) is taken.
+START and WEIGHTS are weights files of one step, names of packaged weights, or models whose stage INDEX (from 0) is taken.
 WEIGHTS records the size of the photograph and the input noise.
 
 Columns: PSNR, the distance of the distributions of 7x7 patches and, with --vgg (VGG-16), two perceptual distances. ``pointwise``

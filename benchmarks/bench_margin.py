@@ -3,8 +3,8 @@
     python benchmarks/bench_margin.py [MODEL ...]
 
 Renders 4096x2160 with margins of 0, 4, 8 and 12 pixels of step 1, three seeds each. The differences of neighbouring pixels, across
-each side and along it, are taken at several distances from the side and compared with those 256 to 512 pixels inside, where no
-border has an effect; 1 is no frame. Appends to results/margin.csv.
+each side and along it, are taken at several distances from the side and compared with those 256 to 512 pixels inside, beyond
+any border effect; 1 is no frame. Appends to results/margin.csv.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def choose_metrics(text: str, folder: Path | None) -> tuple[tuple[str, ...], lis
 
     Args:
         text: ``available``, ``free``, ``all``, or names separated by commas.
-        folder: folder of the weights, besides PyTorch's cache.
+        folder: searched for weights before PyTorch's cache.
 
     Returns:
         Names of the metrics to compute, and a line for each file whose absence prevents one.

@@ -63,7 +63,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _root(covariance: Matrix) -> Matrix:
-    """A with A A^T = S; eigenvalues that rounding made negative become zero."""
+    """A with A A^T = S; eigenvalues below zero, which are rounding errors, become zero."""
     values, vectors = np.linalg.eigh(covariance)
     root: Matrix = vectors * np.sqrt(values.clip(0))
     return root

@@ -35,7 +35,7 @@ class WeightFile:
     """Description for messages."""
 
     origin: str
-    """Where to get it."""
+    """Address or package to get it from."""
 
     package: str | None = None
     """Python package that carries the file."""

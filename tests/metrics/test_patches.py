@@ -54,7 +54,7 @@ def test_scales_see_structures_of_their_size():
 
 
 def test_patches_are_sampled_uniformly(picture):
-    """Patches are those at the drawn positions, which reach all rows and columns evenly."""
+    """Patches equal the image at the drawn positions, which reach all rows and columns evenly."""
     image = picture(60, 50)
     scales = PatchScales((60, 50))
     for rows in image.split(7, 1):

@@ -1,7 +1,7 @@
-"""Simulated inputs of a super-resolution step: images as the steps below it produce them, made before training.
+"""Simulated inputs of a super-resolution step: outputs of the steps below it, computed before training.
 
-A render's step enlarges the output of the steps below, artefacts included, not a reduced photograph. Step 1 has no encoder,
-so images that resemble the photograph are found by inversion. The code z_0 is fitted to the photograph through the VAE scales,
+In a render a step enlarges the output of the steps below, artefacts included, not a reduced photograph. Step 1 has no encoder,
+so inversion finds images that resemble the photograph. The code z_0 is fitted to the photograph through the VAE scales,
 and the noise of each GAN scale is optimised towards it. The steps in between then enlarge the result.
 """
 

@@ -98,7 +98,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     def enlarge(lr: Tensor) -> Tensor:
         with torch.no_grad():
             lr = lr.to(device).contiguous(memory_format=torch.channels_last)
-            # Autograd refuses tensors made in inference mode; a copy is an ordinary one.
+            # Autograd refuses tensors from inference mode; a copy of one is an ordinary tensor.
             return stage.run(lr).float().clamp(0, 1).clone()
 
     scratches = [out.with_name(f"{out.name}.photo{i}") for i in range(len(opened))]

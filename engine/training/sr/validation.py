@@ -39,7 +39,7 @@ class Quality:
     """Mean quality of the validation crops."""
 
     psnr: float
-    """In dB; higher is better."""
+    """PSNR in dB; higher is better."""
 
     texture: float
     """Distance of the patch distributions for images in [0, 1]; lower is better."""
@@ -65,7 +65,7 @@ class Validation:
             sigma: standard deviation of the input noise in a render.
             noise_channels: noise channels of the network.
             held_out: whether training never sees the crops; otherwise they are for the eye only.
-            simulated: simulated inputs, of which one is shown.
+            simulated: simulated inputs; the last one is shown.
         """
         self.hr, self.lr, self.held_out = hr, lr, held_out
         self.scale = hr.shape[2] // lr.shape[2]
