@@ -21,15 +21,15 @@ from engine.training.data import Photo, open_photo
 from engine.training.picture import IN_MEMORY, open_picture
 from engine.training.run import loop
 from engine.training.run.events import Prepared
-from engine.training.run.precision import known_device
+from engine.training.run.runtime import Runtime
 from engine.training.sr import networks
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape
 from engine.training.sr.pairs import TeacherPairs
 from engine.training.sr.recipe import Recipe
-from engine.training.sr.request import Common
+from engine.training.sr.request import TrainingRequest
 from engine.training.sr.review import Review, fixed_crops
-from engine.training.sr.train import SCALE, Runtime, columns_trained_on, open_network, run
+from engine.training.sr.train import SCALE, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
 
 _REFUSED = (
@@ -47,14 +47,14 @@ PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Common):
+class Request(TrainingRequest):
     """`teacher`: packaged weights or a file."""
 
     recipe: Recipe
     teacher: str = "realsr"
 
     def __post_init__(self) -> None:
-        Common.__post_init__(self)
+        TrainingRequest.__post_init__(self)
         recipe = self.recipe
         for name in _REFUSED:
             if getattr(recipe, name):
@@ -69,8 +69,8 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     Raises as `train_sr`. The quality that is logged is measured against the teacher's output.
     """
     started = time.monotonic()
-    loop.check_out(out, runtime.resume)
-    recipe, device = request.recipe, known_device(runtime.device)
+    loop.check_out(out, resume=runtime.resume)
+    recipe, device = request.recipe, runtime.device
     opened = [open_photo(path, least_width=1) for path in _files(photos)]
     start = open_network(request.start, request.shape, request.seed, recipe)
     teacher = open_network(request.teacher, Shape(), 0, recipe)
@@ -106,7 +106,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             None,
             True,
             out.with_name(out.stem + "-samples"),
-            runtime.bytes_for(device),
+            runtime.budget_bytes(),
             device,
         )
         megapixels = sum(photo.width * photo.height for photo in opened) / 1e6

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from engine.errors import InputError, Interrupted, UsageError
 from engine.model.checkpoints import read_facts
 from engine.training.preset import read_preset
-from engine.training.run.events import IterationDone, Prepared, Reviewed
+from engine.training.run.events import IterationDone, Prepared, Validated
+from engine.training.run.runtime import Runtime
 from engine.training.sr.distil import Request, distil
 from engine.training.sr.networks import Shape
-from engine.training.sr.train import Runtime
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_student_comes_closer_to_the_teacher(large_photo, small, teacher, tm
     out = tmp_path / "student.safetensors"
     request = Request(recipe=small, teacher=teacher, start=teacher, shape=Shape(blocks=1), precision="fp32")
     events = run([large_photo], out, request)
-    *_, last = [e for e in events if isinstance(e, Reviewed)]
+    *_, last = [e for e in events if isinstance(e, Validated)]
     assert last.held_out
     assert last.psnr["now"] > last.psnr["start"] + 1.5
     assert events[0] == Prepared("photographs", {"number": 1, "megapixels": 0.0192})
@@ -52,7 +52,7 @@ def test_a_teacher_that_is_its_own_student_has_nothing_to_teach(large_photo, sma
     request = Request(recipe=small.replace(iterations=1), teacher=teacher, start=teacher, precision="fp32")
     events = run([large_photo], tmp_path / "same.safetensors", request)
     assert next(e for e in events if isinstance(e, IterationDone)).losses["pixel"] < 1e-2  # the network is not clamped
-    assert next(e for e in events if isinstance(e, Reviewed)).psnr["start"] == pytest.approx(100)
+    assert next(e for e in events if isinstance(e, Validated)).psnr["start"] == pytest.approx(100)
 
 
 def test_folders_hold_photographs_and_a_run_resumes(large_photo, small, teacher, tmp_path):

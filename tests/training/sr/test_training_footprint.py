@@ -13,7 +13,7 @@ from engine.errors import BudgetError
 from engine.training.losses.discriminators import build
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.sr.footprint import checkpoint_blocks, estimate, fit
-from engine.training.sr.trainer import feature_layers
+from engine.training.sr.losses import feature_layers
 
 NETWORKS = {
     "rrdb": lambda: RRDBNet(channels=32, blocks=6, growth=16),
