@@ -2,14 +2,18 @@
 
     python benchmarks/bench_training.py [speed | memory]
 
-Speed: seconds per iteration at three scales of the example's photograph, both implementations in turn in one run, and the
-losses of both after the same iterations of one scale from the same weights. The plain implementation uses float32 and
-contiguous tensors, concatenates the coordinate to every convolution's input, runs reconstruction and sample in two passes
-and the discriminator once per image, differentiates the penalty by autograd's double backward, and computes all scales below
-again with gradients. Writes results/training.csv.
+Speed: seconds per iteration at three scales of the example's photograph, both implementations in turn in one run. Also the
+losses of both after the same iterations of one scale from the same weights. Writes results/training.csv. The plain
+implementation
 
-Memory: peak resident memory of the whole process for two iterations of every scale of step 1, and for two iterations of
-fine-tuning at the paper's crops and batches (with random weights of VGG-19). Writes results/training_memory.csv.
+* uses float32 and contiguous tensors,
+* concatenates the coordinate to every convolution's input,
+* runs reconstruction and sample in two passes and the discriminator once per image,
+* differentiates the penalty by autograd's double backward,
+* and computes all scales below again with gradients.
+
+Memory: peak resident memory of the whole process, for two iterations of every scale of step 1 and for two iterations of
+fine-tuning. Fine-tuning has the paper's crops and batches and random weights of VGG-19. Writes results/training_memory.csv.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def structure(
     coordinates: bool | None,
     ema: float | None,
 ) -> None:
-    """Train step 1 with progress, and print what was written. None keeps the preset's value."""
+    """Train step 1 with progress, and print the result. None keeps the preset's value."""
     default = _quick_preset(vgg)
     recipe = _structure_recipe(preset, config, default)
     changes = {
@@ -126,7 +126,7 @@ def sr(
     licence: str,
     source: str,
 ) -> None:
-    """Fine-tune one super-resolution step with progress, and print what was written."""
+    """Fine-tune one super-resolution step with progress, and print the result."""
     open_photo(photo, least_width=1)  # its errors come before any other line
     recipe = _read_preset(options, _quick_preset(vgg)).step(step)
     if sigma is not None:
@@ -151,7 +151,7 @@ def sr(
 
 
 def distil(photos: Sequence[Path], out: Path, options: Options, teacher: str) -> None:
-    """Train a small network to imitate a large one, with progress, and print what was written."""
+    """Train a small network to imitate a large one, with progress, and print the result."""
     request = DistilRequest(
         recipe=_read_preset(options, "distil").sr,
         teacher=teacher,

@@ -59,8 +59,9 @@ def build(name: Name, crop: int, channels: int | None = None) -> nn.Module:
 class VGG(nn.Module):
     """ESRGAN's discriminator (Wang et al. 2018): one score per image, for crops whose side is a multiple of 32.
 
-    Ten convolutions in pairs of 3 x 3 and 4 x 4 with stride 2, of widths c, 2c, 4c, 8c, 8c, with BatchNorm after all but the
-    first; then two linear layers, 100 wide. BatchNorm needs more than one value per channel: crops of 32 need a batch of two.
+    Ten convolutions in pairs of 3 x 3 and 4 x 4 with stride 2, of widths c, 2c, 4c, 8c, 8c. BatchNorm follows all but the
+    first. Two linear layers, 100 wide, end the network. BatchNorm needs more than one value per channel: crops of 32 need a
+    batch of two.
     (N, 3, crop, crop) -> (N, 1). Raises UsageError for crops of another size.
     """
 
@@ -157,7 +158,7 @@ class Projected(nn.Module):
 
     After Sauer et al. 2021, "Projected GANs Converge Faster", with VGG's feature maps and without random mixing. Each of four
     maps has its own head: a 1 x 1 convolution to ``channels``, 4 x 4 convolutions of stride 2 down to an eighth of the image,
-    two 3 x 3 convolutions; spectral norm on all but the last. Maps are divided by their standard deviation in the first
+    and two 3 x 3 convolutions. All but the last have spectral norm. Maps are divided by their standard deviation in the first
     batch, which is stored. Maps of images (N, 3, H, W) -> (N, 4, H / 8, W / 8).
     """
 

@@ -195,9 +195,12 @@ class _MeanOneByOne(torch.autograd.Function):
 class FeatureWasserstein(nn.Module):
     """Squared sliced Wasserstein distance between the feature vectors of two images (Heitz et al. 2021).
 
-    Differences from ``SlicedWasserstein``: components are divided by their standard deviation in the real images plus a
-    tenth of the whole map's, so that all layers and components count alike; differences of sorted values are squared;
-    maps larger than 32 x 32 are sampled with a stride from a random offset.
+    Differences from ``SlicedWasserstein``:
+
+    * components are divided by their standard deviation in the real images plus a tenth of the whole map's, so that all
+      layers count alike;
+    * differences of sorted values are squared;
+    * maps larger than 32 x 32 are sampled with a stride from a random offset.
     """
 
     def __init__(self, projections: int = 64) -> None:

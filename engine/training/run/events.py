@@ -1,4 +1,4 @@
-"""Events of a training, and their log as JSON lines. Class names and fields are those of the log."""
+"""Events of a training, and their log as JSON lines. Class names and fields are the names and keys in the log."""
 
 from __future__ import annotations
 

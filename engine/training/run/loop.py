@@ -117,7 +117,7 @@ def train(
 
     Args:
         trainer: the run.
-        out: file that ``write`` writes; its name decides those of the log and the checkpoint.
+        out: file that ``write`` writes; log and checkpoint are named after it.
         runtime: resumption and callbacks.
         checkpoint_every: iterations between checkpoints.
         write: writes the result and returns the event about it.

@@ -211,10 +211,10 @@ def file_digest(path: Path | None) -> str | None:
 
 
 def _size(photo: Photo, structure: BaseGenerator | None, request: SRRequest) -> Size:
-    """(height, width) of the HR photograph: that of the step's output, or its own where that is much smaller.
+    """(height, width) of the HR photograph: the size of the step's output, or its own size if that is much smaller.
 
-    A slightly smaller photograph is enlarged: at its own size stones and leaves would be smaller than those of the step's
-    inputs. With a structure the size is exactly that of the step's output, so that simulated inputs match the photograph
+    A slightly smaller photograph is enlarged: at its own size stones and leaves would be smaller than in the step's
+    inputs. With a structure it has exactly the size of the step's output, so that simulated inputs match the photograph
     pixel by pixel.
     """
     factor = SCALE ** (request.step - 1)

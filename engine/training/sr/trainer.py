@@ -1,7 +1,7 @@
 """Trainer of a super-resolution step: networks, losses and optimisers (OUR-GAN, section 3.3).
 
 The network trains in mixed precision: master weights in fp32 are updated, and a copy computes in the precision of a
-render, with first and last convolution and the residual stream in fp32.
+render. The first and last convolution and the residual stream of the copy stay in fp32.
 """
 
 from __future__ import annotations

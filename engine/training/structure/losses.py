@@ -128,7 +128,7 @@ def make_gan(kind: DiscriminatorKind, config: Config, precision: Precision, devi
 
 
 class SampleLosses:
-    """Distances of samples from the photograph at every scale; those of weight zero are left out.
+    """Distances of samples from the photograph at every scale, without those of weight zero.
 
     Args:
         weights: weights of the losses.
@@ -156,7 +156,7 @@ class SampleLosses:
     def gan(
         self, scale: int, fake: ImageFeatures, real: ImageFeatures, heights: Tensor, rng: Generator
     ) -> dict[str, Tensor]:
-        """Losses of a patch-GAN's samples; images in [-1, 1], ``heights`` of the rows that VGG's maps were made of."""
+        """Losses of a patch-GAN's samples; images in [-1, 1], ``heights`` of the rows of VGG's input."""
         weights, losses = self.weights, {}
         fake_image, real_image = to_unit(fake.image), to_unit(real.image)
         if weights.texture:

@@ -193,8 +193,8 @@ def test_white_noise_is_even():
 
 def test_squares_of_one_colour_by_hand():
     """A filter inside a square sees one colour and responds with zero, at four of the phases; at the others it crosses borders.
-    Its response to squares of independent colours has the deviation sqrt(sum of b^2), where b are the sums of its weights in
-    each square that it touches, colour by colour; the mean size of a normal number is proportional to the deviation.
+    Its response to squares of independent colours has the deviation sqrt(sum of b^2); b are the sums of its weights in each
+    touched square, colour by colour. The mean size of a normal number is proportional to the deviation.
     """
     unevenness = Checkerboard(4, filters=400)(enlarged(4, 4, 3, 33, 33, sigma=10)[:, :, :130, :130], seeded())
     generator = torch.Generator().manual_seed(7)
