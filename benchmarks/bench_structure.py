@@ -1,17 +1,21 @@
-"""What a value of step 1's recipe does: fifty samples of each of some structures, or models.
+"""Effect of a value of step 1's recipe: measures of fifty samples of each structure file or model.
 
     engine train preset quick > one.toml                      # edit a value of [structure], such as sigma or texture
     engine train structure PHOTO --config one.toml --out one.safetensors
     engine train structure PHOTO --preset quick --out other.safetensors
     python benchmarks/bench_structure.py PHOTO one.safetensors other.safetensors [--vgg FILE]
 
-The measures of bench_coordinates.py; the share of pixels whose colour, in steps of 16 levels, the photograph does not have
-at all (foreign); what the last scale's own noise changes over all that this scale changes (chance); how much energy the
-structures of 2 to 4 pixels have over the photograph's, in that of four directions where it is most (hatching); and of samples
-as the last patch-VAE leaves them their contrast, over the photograph's of that size, and their patches. With the weights of
-VGG-16 also the Frechet distance of feature vectors, as bench_finetuning.py has it, of each sample at relu5_3, where no loss
-looks. Writes results/structure.csv and with --sheet FILE a picture: a row for each structure, the photograph and three
-samples, at twice their size.
+Columns in addition to those of bench_coordinates.py:
+
+* foreign: share of pixels with a colour, in steps of 16 levels, that the photograph does not have;
+* chance: change by the last scale's noise, relative to the whole change by this scale;
+* hatching: energy of structures of 2 to 4 pixels relative to the photograph's, in the strongest of four directions;
+* vae_contrast and vae_patches: contrast relative to the photograph's, and patches, of the last patch-VAE's samples;
+* frechet, with weights of VGG-16: Frechet distance of feature vectors (as in bench_finetuning.py) at relu5_3, a layer that
+  no loss uses.
+
+Writes results/structure.csv and, with --sheet FILE, an image with a row for each structure: the photograph and three samples
+at twice their size.
 """
 
 from __future__ import annotations
@@ -39,34 +43,35 @@ STEP, LAYER, SHOWN, GAP = 16, "relu5_3", 3, 8
 
 
 def colours(image):
-    """The bin of every pixel of [3, H, W] in [0, 1]."""
+    """Colour bin of every pixel of [3, H, W] in [0, 1]."""
     red, green, blue = (image.clamp(0, 1) * 255).round().long() // STEP
     return (red * STEP + green) * STEP + blue
 
 
 def chance(structure, seeds=4):
-    """How much of the last scale's detail is its noise's: the deviation of two samples that differ in that noise alone,
-    over the deviation from the scale below, enlarged; mean over the seeds.
+    """Share of the last scale's detail that its noise decides, mean over the seeds.
+
+    The deviation between two samples that differ in this noise only, relative to the deviation from the scale below, enlarged.
     """
-    last, found = len(structure.sizes) - 1, []
+    last, shares = len(structure.sizes) - 1, []
     for seed in range(seeds):
         usual, others = seeded_noise(seed), seeded_noise(seed + seeds)
         a = structure.sample(usual)
         b = structure.sample(lambda m, shape, n=usual, o=others: (o if m == last else n)(m, shape))
         below = structure.sample(usual, last=last - 1)[None]
         detail = a - torch.nn.functional.interpolate(below, a.shape[1:], mode="bilinear", align_corners=True)[0]
-        found.append(float((a - b).std() / 2**0.5 / detail.std()))
-    return statistics.mean(found)
+        shares.append(float((a - b).std() / 2**0.5 / detail.std()))
+    return statistics.mean(shares)
 
 
-def hatching(found, photograph):
-    """The largest of the ratios in the four directions, of the energies' means over the samples."""
-    energies = np.mean([directions(one) for one in found], 0)
+def hatching(images, photograph):
+    """Largest ratio over the four directions of the samples' mean energy to the photograph's."""
+    energies = np.mean([directions(one) for one in images], 0)
     return float((energies / directions(photograph)).max())
 
 
 def directions(image):
-    """The energy of [3, H, W] in periods of 2 to 4 pixels, across, down and along both diagonals, each +- 22.5 degrees."""
+    """Energy of [3, H, W] at periods of 2 to 4 pixels: across, down and along both diagonals, each +- 22.5 degrees."""
     energy, down, across = power(image.numpy())
     frequency, angle = np.hypot(down, across), np.degrees(np.arctan2(down, across))
     fine = (frequency >= 1 / 4) & (frequency < 1 / 2)
@@ -74,11 +79,11 @@ def directions(image):
 
 
 def first_samples(structure, photo):
-    """The contrast of the last patch-VAE's samples over the photograph's, and the distance of their patches."""
+    """Contrast of the last patch-VAE's samples relative to the photograph's, and the distance of their patches."""
     scale = structure.config.last_vae
-    found = [structure.sample(seeded_noise(seed), last=scale) for seed in range(SAMPLES)]
+    images = [structure.sample(seeded_noise(seed), last=scale) for seed in range(SAMPLES)]
     photograph = (pyramid(photo, [structure.sizes[scale]])[0][0] + 1) / 2
-    return statistics.mean(float(one.std() / photograph.std()) for one in found), patches(found, photograph)
+    return statistics.mean(float(one.std() / photograph.std()) for one in images), patches(images, photograph)
 
 
 def write_sheet(rows, path):
@@ -93,17 +98,17 @@ def main():
     words.add_argument("paths", nargs="+")
     words.add_argument("--vgg", type=Path)
     words.add_argument("--sheet", type=Path)
-    given, rows = words.parse_args(), []
-    photo, vgg = open_photo(Path(given.photo)), open_vgg(given.vgg, (LAYER,)) if given.vgg else None
-    for path in given.paths:
+    arguments, rows = words.parse_args(), []
+    photo, vgg = open_photo(Path(arguments.photo)), open_vgg(arguments.vgg, (LAYER,)) if arguments.vgg else None
+    for path in arguments.paths:
         structure = open_structure(Path(path)).eval()
         photograph = (pyramid(photo, [structure.base_size])[0][0] + 1) / 2
-        known = torch.zeros(STEP**3, dtype=torch.bool)
-        known[colours(photograph).unique()] = True
-        found = samples(structure)
-        rows.append([one.repeat_interleave(2, 1).repeat_interleave(2, 2) for one in (photograph, *found[:SHOWN])])
+        present = torch.zeros(STEP**3, dtype=torch.bool)
+        present[colours(photograph).unique()] = True
+        images = samples(structure)
+        rows.append([one.repeat_interleave(2, 1).repeat_interleave(2, 2) for one in (photograph, *images[:SHOWN])])
         row = {
-            "photo": Path(given.photo).name,
+            "photo": Path(arguments.photo).name,
             "ema": structure.provenance.get("ema", 0.0),
             "last_vae": structure.config.last_vae,
             "texture": structure.provenance.get("texture", 0.0),
@@ -112,22 +117,22 @@ def main():
             "discriminator": structure.provenance.get("discriminator", "wgan"),
             "iterations": " ".join(map(str, structure.provenance["iterations"])),
             "samples": SAMPLES,
-            "profile": f"{statistics.mean(colour_profile_distance(one, photograph) for one in found):.2f}",
-            "diversity": f"{diversity(found, photograph):.3f}",
-            "patches": f"{patches(found, photograph):.4f}",
-            "foreign": f"{statistics.mean(float((~known[colours(one)]).float().mean()) for one in found):.4f}",
+            "profile": f"{statistics.mean(colour_profile_distance(one, photograph) for one in images):.2f}",
+            "diversity": f"{diversity(images, photograph):.3f}",
+            "patches": f"{patches(images, photograph):.4f}",
+            "foreign": f"{statistics.mean(float((~present[colours(one)]).float().mean()) for one in images):.4f}",
         }
         row["chance"] = f"{chance(structure):.2f}"
-        distances = [frechet(vgg, one[None], photograph[None], LAYER) for one in found] if vgg else []
+        distances = [frechet(vgg, one[None], photograph[None], LAYER) for one in images] if vgg else []
         row["frechet"] = f"{statistics.mean(distances):.4f}" if distances else ""
         contrast, first = first_samples(structure, photo)
         row |= {name: structure.provenance.get(name, 0.0) for name in ("vae_texture", "vae_coherence", "detail")}
         row |= {"vae_contrast": f"{contrast:.2f}", "vae_patches": f"{first:.4f}"}
-        row["hatching"] = f"{hatching(found, photograph):.2f}"
+        row["hatching"] = f"{hatching(images, photograph):.2f}"
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         add_row("structure", row)
-    if given.sheet:
-        write_sheet(rows, given.sheet)
+    if arguments.sheet:
+        write_sheet(rows, arguments.sheet)
 
 
 if __name__ == "__main__":

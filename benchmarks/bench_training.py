@@ -1,16 +1,19 @@
-"""Training: step 1's speed beside a plain implementation of the same algorithm, and the peak memory of every part.
+"""Training: speed of step 1 compared with a plain implementation, and peak memory of step 1 and of fine-tuning.
 
     python benchmarks/bench_training.py [speed | memory]
 
-Speed: both in turn, in one run. Plain: float32, contiguous tensors, the coordinate concatenated to every convolution's
-input, one pass for the reconstruction and one for the sample, one pass of the discriminator for each picture, autograd's
-double backward for the penalty, and every scale below the one that trains computed again with gradients. Seconds an
-iteration at three scales of the example's photograph, and the losses of both after the same iterations of one of them, from
-the same weights. Writes results/training.csv.
+Speed: seconds per iteration at three scales of the example's photograph, both implementations in turn in one run. Also the
+losses of both after the same iterations of one scale from the same weights. Writes results/training.csv. The plain
+implementation
 
-Memory: the peak resident memory of the whole process, of two iterations of every scale of step 1 and of two iterations of
-fine-tuning at the paper's crops and batches (VGG-19's weights are random, which memory does not know). Writes
-results/training_memory.csv.
+* uses float32 and contiguous tensors,
+* concatenates the coordinate to every convolution's input,
+* runs reconstruction and sample in two passes and the discriminator once per image,
+* differentiates the penalty by autograd's double backward,
+* and computes all scales below again with gradients.
+
+Memory: peak resident memory of the whole process, for two iterations of every scale of step 1 and for two iterations of
+fine-tuning. Fine-tuning has the paper's crops and batches and random weights of VGG-19. Writes results/training_memory.csv.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ from torch import nn
 from engine.archs.hpvaegan import BASE_WIDTH, LEAST_WIDTH, Config, VerticalCoordConv2d, vertical_coordinates
 from engine.cli.app import main as engine_command
 from engine.io.photo import open_photo
-from engine.training.losses.vgg import LAYOUTS, modules
-from engine.training.structure.losses import PENALTY, Losses
+from engine.training.losses.vgg import LAYOUTS, build_layers
+from engine.training.structure.losses import PENALTY, LossWeights
 from engine.training.structure.trainer import CLIP, LEARNING_RATE, RECONSTRUCTION, Settings, StructureTrainer
 
 PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
@@ -44,14 +47,14 @@ COMPARED, ITERATIONS, LAST = 5, 200, 50
 
 
 def concatenated(conv, x):
-    """``VerticalCoordConv2d.forward`` as it is usually written."""
+    """Usual implementation of ``VerticalCoordConv2d.forward``."""
     n, _, height, width = x.shape
     y = vertical_coordinates(height).view(1, 1, height, 1).expand(n, 1, height, width)
     return conv._padded(torch.cat([x, y], 1), conv.weight, conv.bias)
 
 
 class Plain:
-    """The same networks and losses, written down as the algorithm says and no further."""
+    """Direct implementation of the algorithm with the same networks and losses."""
 
     def __init__(self, trainer, m):
         self.m, self.config, self.reals = m, trainer.config, [real.contiguous() for real in trainer.reals]
@@ -63,16 +66,16 @@ class Plain:
         self.structure.requires_grad_(True)
         self.discriminator.requires_grad_(True)
         rate = {"lr": LEARNING_RATE, "betas": (0.5, 0.999)}
-        self.generator_steps = torch.optim.Adam(self.structure.blocks[m - 1].parameters(), **rate)
-        self.discriminator_steps = torch.optim.Adam(self.discriminator.parameters(), **rate)
+        self.generator_adam = torch.optim.Adam(self.structure.blocks[m - 1].parameters(), **rate)
+        self.discriminator_adam = torch.optim.Adam(self.discriminator.parameters(), **rate)
 
-    def picture(self, z, noisy):
-        picture = self.structure.base(z)
+    def image(self, z, noisy):
+        image = self.structure.base(z)
         for k in range(1, self.m + 1):
             size, has_noise = self.structure.sizes[k], noisy and k > self.config.last_vae
             noise = self.structure.sigmas[k] * torch.randn(1, 3, *size) if has_noise else None
-            picture = self.structure.refine(k, picture, size, noise)
-        return picture
+            image = self.structure.refine(k, image, size, noise)
+        return image
 
     def step(self):
         with mock.patch.object(VerticalCoordConv2d, "forward", concatenated):
@@ -81,26 +84,26 @@ class Plain:
     def _step(self):
         real = self.reals[self.m]
         mean, log_variance = self.encoder(self.reals[0])
-        reconstructed = self.picture(mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean), False)
-        fake = self.picture(torch.randn_like(mean), True)
+        reconstructed = self.image(mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean), False)
+        fake = self.image(torch.randn_like(mean), True)
         distance = self.discriminator(fake.detach()).mean() - self.discriminator(real).mean()
         mix = torch.rand(())
         between = (mix * real + (1 - mix) * fake.detach()).requires_grad_(True)
         (gradient,) = torch.autograd.grad(self.discriminator(between).sum(), between, create_graph=True)
         penalty = ((gradient.norm(dim=1) - 1) ** 2).mean()
-        self.discriminator_steps.zero_grad()
+        self.discriminator_adam.zero_grad()
         (distance + PENALTY * penalty).backward()
-        self.discriminator_steps.step()
+        self.discriminator_adam.step()
         reconstruction = F.mse_loss(reconstructed, real)
         self.structure.zero_grad()
         (RECONSTRUCTION * reconstruction - self.discriminator(fake).mean()).backward()
         torch.nn.utils.clip_grad_norm_(self.structure.blocks[self.m - 1].parameters(), CLIP)
-        self.generator_steps.step()
+        self.generator_adam.step()
         return {"rec": reconstruction.item(), "critic": distance.item()}
 
 
-def begun(m):
-    """A trainer at scale m, whose blocks below are fresh: their values do not change what an iteration costs."""
+def make_trainer(m):
+    """A trainer at scale m with fresh blocks below, whose values do not change the cost of an iteration."""
     config, photo = Config(), open_photo(PHOTO, BASE_WIDTH)
     settings = Settings(
         iterations=(ITERATIONS,) * (config.last + 1),
@@ -109,7 +112,7 @@ def begun(m):
         least_width=LEAST_WIDTH,
         precision="bf16",
         batch=1,
-        losses=Losses(),
+        losses=LossWeights(),
         sigma=0.05,
         ema=0.0,
         seed=0,
@@ -129,11 +132,11 @@ def seconds(step):
 
 def timed():
     for m in SCALES:
-        ours, spent = begun(m), {"ours": [], "plain": []}
+        ours, spent = make_trainer(m), {"ours": [], "plain": []}
         plain = Plain(ours, m)
         for repeat in range(REPEATS + 1):
-            pair = {"ours": seconds(ours.step), "plain": seconds(plain.step)}
-            if repeat:  # the first prepares the libraries
+            pair = {"ours": seconds(ours.iterate), "plain": seconds(plain.step)}
+            if repeat:  # the first one warms up the libraries
                 for name, value in pair.items():
                     spent[name].append(value)
         ours_s, plain_s = (statistics.median(spent[name]) for name in ("ours", "plain"))
@@ -142,10 +145,10 @@ def timed():
 
 
 def losses():
-    ours = begun(COMPARED)
+    ours = make_trainer(COMPARED)
     plain = Plain(ours, COMPARED)
     torch.manual_seed(0)
-    pairs = [(ours.step().losses, plain.step()) for _ in range(ITERATIONS)][-LAST:]
+    pairs = [(ours.iterate().values, plain.step()) for _ in range(ITERATIONS)][-LAST:]
     for name in ("rec", "critic"):
         mine, theirs = ([pair[side][name] for pair in pairs] for side in (0, 1))
         report(
@@ -173,7 +176,7 @@ def report(case, what, ours, plain):
 def memory():
     with tempfile.TemporaryDirectory() as folder:
         vgg = Path(folder, "vgg19.safetensors")
-        layers = nn.Sequential(*modules(LAYOUTS["VGG-19"]))
+        layers = nn.Sequential(*build_layers(LAYOUTS["VGG-19"]))
         save_file({f"features.{name}": value for name, value in layers.state_dict().items()}, vgg)
         sr = ("sr", "--step", "2", "--preset", "paper", "--vgg", vgg, "--iterations", "2")
         cases = {
@@ -183,7 +186,7 @@ def memory():
             "SwinIR-M, 20 crops of 96": (*sr, "--start", "scratch", "--architecture", "swinir"),
         }
         for case, words in cases.items():
-            # A process of its own, begun afresh: the peak is of its whole life.
+            # A fresh process, because the peak is that of its whole lifetime.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 peak = pool.apply(peak_of, (["train", *map(str, words), "--device", "cpu"], folder))
             row = {"case": case, "resident_MiB": round(peak / 2**20)}
@@ -192,7 +195,7 @@ def memory():
 
 
 def peak_of(words, folder):
-    """Bytes resident at most while the command runs."""
+    """Peak resident memory of the command, bytes."""
     words[2:2] = [str(PHOTO), "--out", str(Path(folder, "trained.safetensors"))]
     try:
         engine_command(words)
@@ -204,9 +207,9 @@ def peak_of(words, folder):
 
 
 if __name__ == "__main__":
-    what = sys.argv[1:] or ["speed", "memory"]
-    if "speed" in what:
+    parts = sys.argv[1:] or ["speed", "memory"]
+    if "speed" in parts:
         timed()
         losses()
-    if "memory" in what:
+    if "memory" in parts:
         memory()

@@ -1,10 +1,10 @@
-"""kill -9 at random moments: do weights whose training was killed three times equal those of a run that never was?
+"""kill -9 at random moments: weights of a killed and resumed training are compared with those of an undisturbed one.
 
     python benchmarks/kill_training.py PHOTO --vgg FILE [--start FILE] [--structure FILE] [--iterations 40] [--kills 3]
 
-Fine-tunes a network of step 2 as the preset quick-vgg does, with a checkpoint every 10 iterations: once undisturbed, and
-once with --resume, killed at random iterations of that many parts of the run. Compares every tensor and appends a row to
-results/kill_training.csv.
+Fine-tunes step 2 by the preset quick-vgg with a checkpoint every 10 iterations: once undisturbed, and once with --resume,
+killed at a random iteration in each of as many equal parts of the run as there are kills. Compares every tensor and appends
+a row to results/kill_training.csv.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from engine.training.preset import preset_text, read_file, read_preset
 ENGINE = Path(sys.executable).parent / "engine"
 EVERY = 10
 POLL = 0.02
-SPREAD = 6.0  # seconds after an iteration in the log, which tells every tenth, within which the process is killed
+SPREAD = 6.0
+"""Largest delay of a kill after an iteration in the log, which has every tenth one; seconds."""
 
 
 class Training:
-    """``engine train sr --resume`` in a process of its own; its log tells where it is."""
+    """A process of ``engine train sr --resume``, followed by its log."""
 
     def __init__(self, words, out):
         self._log = out.with_name(out.name + ".log.jsonl")
@@ -39,7 +40,7 @@ class Training:
         self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def iteration(self):
-        """The last one that the log tells of; -1 before the first checkpoint."""
+        """Last iteration in the log; -1 before the first checkpoint."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         events = [json.loads(line) for line in lines if line.endswith("}")]
         return max((event["iteration"] for event in events if "iteration" in event), default=-1)
@@ -55,13 +56,13 @@ class Training:
         return self.iteration()
 
     def end(self):
-        _, said = self.process.communicate()
+        _, errors = self.process.communicate()
         if self.process.returncode:
-            raise SystemExit(said.decode()[-1000:])
+            raise SystemExit(errors.decode()[-1000:])
 
 
 def recipe(folder, iterations):
-    """The preset, shorter: step 2 as it is there, tables of single steps and all."""
+    """The preset with fewer iterations, in all its tables."""
     values = {"iterations": iterations, "milestones": [iterations // 2], "checkpoint_every": EVERY}
     head, text = preset_text("quick-vgg").split("[sr]")
     for name, value in values.items():
@@ -81,24 +82,24 @@ def main():
     words.add_argument("--structure", type=Path)
     for name, value in (("iterations", 40), ("kills", 3), ("seed", 0)):
         words.add_argument(f"--{name}", type=int, default=value)
-    given = words.parse_args()
-    random.seed(given.seed)
+    options = words.parse_args()
+    random.seed(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        asked = [given.photo, "--step", 2, "--start", given.start, "--vgg", given.vgg]
-        asked += ["--structure", given.structure] if given.structure else []
-        asked += ["--config", recipe(folder, given.iterations)]
+        command = [options.photo, "--step", 2, "--start", options.start, "--vgg", options.vgg]
+        command += ["--structure", options.structure] if options.structure else []
+        command += ["--config", recipe(folder, options.iterations)]
         whole, cut = folder / "whole.safetensors", folder / "cut.safetensors"
-        Training(asked, whole).end()
+        Training(command, whole).end()
         killed = []
-        for k in range(given.kills):
-            first, end = ((given.iterations - EVERY) * n // given.kills for n in (k, k + 1))
-            killed.append(Training(asked, cut).kill_after(random.randrange(first, end), SPREAD * random.random()))
+        for k in range(options.kills):
+            first, end = ((options.iterations - EVERY) * n // options.kills for n in (k, k + 1))
+            killed.append(Training(command, cut).kill_after(random.randrange(first, end), SPREAD * random.random()))
             print(f"killed after iteration {killed[-1]}", flush=True)
-        Training(asked, cut).end()
+        Training(command, cut).end()
         a, b = load_file(whole), load_file(cut)
         equal = a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
-    row = {"preset": "quick-vgg", "iterations": given.iterations, "checkpoint_every": EVERY, "kills": given.kills}
+    row = {"preset": "quick-vgg", "iterations": options.iterations, "checkpoint_every": EVERY, "kills": options.kills}
     row |= {"killed_after": " ".join(map(str, killed)), "tensors": len(a), "equal": equal}
     print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     add_row("kill_training", row)

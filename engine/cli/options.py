@@ -1,4 +1,4 @@
-"""What every training of super-resolution can be asked: the flags that its commands share. Holds no tensors."""
+"""Options that all trainings of super-resolution share. Holds no tensors."""
 
 from __future__ import annotations
 
@@ -13,43 +13,57 @@ from engine.device.precision import Precision
 from engine.plan.request import parse_bytes
 
 
-def _bytes(_type: object, tokens: Sequence[Token]) -> int:
+def _parse_bytes(_type: object, tokens: Sequence[Token]) -> int:
     return parse_bytes(tokens[0].value)
 
 
-def _bytes_flag(text: str) -> Parameter:
-    return Parameter(converter=_bytes, metavar="BYTES", n_tokens=1, accepts_keys=False, negative=(), help=text)
+BYTES = Parameter(converter=_parse_bytes, metavar="BYTES", n_tokens=1, accepts_keys=False, negative=())
+"""An amount of memory, such as 2GiB."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Memory is in bytes; None means: choose."""
+    """Options of a training of super-resolution. The docstring of a field is also the help of its flag."""
 
-    preset: Annotated[
-        str | None,
-        Parameter(help="quick, quick-vgg (default where VGG weights are) or paper; see engine train preset."),
-    ] = None
-    config: Annotated[Path | None, Parameter(help="An edited preset as a TOML file, instead of --preset.")] = None
-    iterations: Annotated[int | None, Parameter(help="Of super-resolution, instead of the preset's.")] = None
-    start: Annotated[
-        str,
-        Parameter(
-            help="First weights: realsr, x4plus, a checkpoint, a model file (its enlargement of this step), or scratch."
-        ),
-    ] = "realsr"
-    architecture: Annotated[Literal["rrdbnet", "swinir"] | None, Parameter(help="Of a start from scratch.")] = None
-    channels: Annotated[int | None, Parameter(help="Of a start from scratch.")] = None
-    blocks: Annotated[
-        int | None, Parameter(help="Of a start from scratch; of trained weights evenly spaced ones are kept.")
-    ] = None
-    device: Annotated[str | None, Parameter(help="cpu, cuda, ...; by default a GPU when there is one.")] = None
-    precision: Annotated[Precision, Parameter(help="Precision of the networks.")] = "bf16"
-    memory: Annotated[
-        int | None,
-        _bytes_flag("Memory that an iteration on the CPU may take, such as 2GiB; by default most of what is free."),
-    ] = None
-    vram: Annotated[int | None, _bytes_flag("The same of a GPU's memory.")] = None
-    seed: Annotated[int, Parameter(help="Seed of crops and noise.")] = 0
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint, if there is one.")] = False
-    tensorboard: Annotated[Path | None, Parameter(help="Also write TensorBoard's files into this folder.")] = None
+    preset: str | None = None
+    """Preset: quick, quick-vgg or paper, see engine train preset; default: quick-vgg if VGG weights are found, else quick."""
+
+    config: Path | None = None
+    """Edited preset (a TOML file), in place of --preset."""
+
+    iterations: int | None = None
+    """Iterations of each super-resolution step, in place of the preset's."""
+
+    start: str = "realsr"
+    """Initial weights: realsr, x4plus, a checkpoint, a model file (its weights of the same step), or scratch."""
+
+    architecture: Literal["rrdbnet", "swinir"] | None = None
+    """Architecture of a start from scratch; default: rrdbnet."""
+
+    channels: int | None = None
+    """Channels of a start from scratch; default: 64 (rrdbnet) or 180 (swinir)."""
+
+    blocks: int | None = None
+    """Blocks of the network: of a start from scratch, or evenly spaced blocks of the initial weights; default: all."""
+
+    device: str | None = None
+    """Device: cpu, cuda, ...; default: a GPU if there is one."""
+
+    precision: Precision = "bf16"
+    """Precision of the networks."""
+
+    memory: Annotated[int | None, BYTES] = None
+    """Memory that an iteration on the CPU may take, such as 2GiB; default: most of the free memory."""
+
+    vram: Annotated[int | None, BYTES] = None
+    """GPU memory that an iteration may take; default: most of the free memory."""
+
+    seed: int = 0
+    """Seed of fresh weights, crops and noise."""
+
+    resume: Annotated[bool, Parameter(negative=())] = False
+    """Continue from the last checkpoint, if there is one."""
+
+    tensorboard: Path | None = None
+    """Folder for TensorBoard files."""

@@ -1,9 +1,8 @@
-"""engine train, engine train structure, engine train sr, engine train distil and engine train preset."""
+"""Commands of engine train: structure, sr, distil, preset, and a whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from engine.cli.progress import clock, log, meter
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
 from engine.device.precision import Precision
-from engine.errors import UsageError
+from engine.errors import UsageError, option
 from engine.io.photo import open_photo
 from engine.model.bundle import load
 from engine.training.losses.vgg import find_vgg
@@ -23,25 +22,29 @@ from engine.training.run.events import (
     Event,
     IterationDone,
     Prepared,
-    Reviewed,
     ScaleFinished,
     ScaleStarted,
     TrainingFinished,
     TrainingStarted,
+    Validated,
 )
+from engine.training.run.runtime import Runtime
 from engine.training.run.tensorboard import writer
 from engine.training.sr.distil import Request as DistilRequest
-from engine.training.sr.distil import distil as follow
+from engine.training.sr.distil import distil as train_distilled
+from engine.training.sr.losses import feature_layers
 from engine.training.sr.networks import Shape, architecture_of
-from engine.training.sr.train import Request as StepRequest
-from engine.training.sr.train import Runtime, train_sr
-from engine.training.sr.trainer import feature_layers
+from engine.training.sr.train import SRRequest, train_sr
+from engine.training.structure.recipe import StructureRecipe
+from engine.training.structure.request import StructureRequest
 from engine.training.structure.train import train_structure
-from engine.training.train import Request as WholeRequest
-from engine.training.train import train_model, trained_steps
+from engine.training.train import ModelRequest, train_model, trained_steps
 
-PAPER = "paper-esrgan"
-"""Step 1 is the same in both of the paper's."""
+PAPER_STRUCTURE = "paper-esrgan"
+"""Preset of the paper's step 1; paper-swinir has the same table."""
+
+Advance = Callable[[float, str], None]
+"""Moves a progress bar by a share and shows a text."""
 
 
 def structure(
@@ -56,39 +59,57 @@ def structure(
     resume: bool,
     licence: str,
     source: str,
-    **changes: Any,  # noqa: ANN401 (as checked by StructureRecipe)
+    *,
+    iterations: list[int] | None,
+    padding: str | None,
+    coordinates: bool | None,
+    ema: float | None,
 ) -> None:
-    """Train step 1 with progress and an ETA, and say what was written. ``changes``: of the preset, None for its own value."""
-    default = _quick(vgg)
-    recipe = _read(preset, config, default, lambda: PAPER).structure
-    if recipe is None:
-        raise UsageError(f"{config or preset}: has no table [structure]; take quick or paper, or add the table")
-    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
-    open_photo(photo, BASE_WIDTH)  # what is wrong with it is said alone
-    _say_default(preset, config, default)
+    """Train step 1 with progress, and print the result. None keeps the preset's value."""
+    default = _quick_preset(vgg)
+    recipe = _structure_recipe(preset, config, default)
+    changes = {
+        "iterations": tuple(iterations) if iterations is not None else None,
+        "padding": padding,
+        "coordinates": coordinates,
+        "ema": ema,
+    }
+    recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
+    open_photo(photo, BASE_WIDTH)  # its errors come before any other line
+    _log_default(preset, config, default)
+    request = StructureRequest(
+        recipe=recipe,
+        precision=precision,
+        seed=seed,
+        vgg=vgg,
+        licence=licence,
+        source=source,
+    )
     fix_malloc_thresholds()
     with meter("training", 1.0) as bar:
-        train_structure(
-            photo, out, **recipe.run(), vgg=vgg, device=str(choose_device(device)), precision=precision, seed=seed, resume=resume,
-            licence=licence, source=source, on_event=_Shown(bar.advance),
-        )  # fmt: skip
-    report.line(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB; put a model together with engine model build --structure {out}"
-    )
+        runtime = Runtime(device=choose_device(device), resume=resume, on_event=ProgressReporter(bar.advance), log=log)
+        train_structure(photo, out, request, runtime)
+    report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; build a model with engine model build --structure {out}")
 
 
 def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
-    """Train every part with progress, write the model and show it."""
-    width = open_photo(photo).width  # what is wrong with it is said alone
-    request = WholeRequest(
-        preset=_preset(options, _quick(vgg)), start=options.start, shape=_shape(options), vgg=vgg, precision=options.precision,
-        seed=options.seed, licence=licence, source=source,
-    )  # fmt: skip
+    """Train every step with progress, write the model file and print its contents."""
+    width = open_photo(photo).width  # its errors come before any other line
+    request = ModelRequest(
+        preset=_read_preset(options, _quick_preset(vgg)),
+        start=options.start,
+        shape=_shape(options),
+        precision=options.precision,
+        seed=options.seed,
+        vgg=vgg,
+        licence=licence,
+        source=source,
+    )
     parts = ["step 1", *(f"step {step}" for step in trained_steps(width))]
     with meter("training", 1.0) as bar:
         folder = train_model(photo, out, request, _runtime(options, bar.advance, parts))
     report.print_model(load(out))
-    log(f"the parts, their logs and samples are kept in {folder}")
+    log(f"work files of all steps, their logs and samples: {folder}")
 
 
 def sr(
@@ -98,38 +119,50 @@ def sr(
     sigma: float | None,
     *,
     step: int,
+    width: int | None,
+    structure: Path | None,
+    previous: tuple[Path, ...],
     vgg: Path | None,
-    **wanted: Any,  # noqa: ANN401 (as checked by StepRequest)
+    licence: str,
+    source: str,
 ) -> None:
-    """Fine-tune one step with progress and an ETA, and say what was written."""
-    open_photo(photo, least_width=1)
-    recipe = _preset(options, _quick(vgg)).step(step)
+    """Fine-tune one super-resolution step with progress, and print the result."""
+    open_photo(photo, least_width=1)  # its errors come before any other line
+    recipe = _read_preset(options, _quick_preset(vgg)).step(step)
     if sigma is not None:
         recipe = recipe.replace(sigma=sigma, render_sigma=sigma)
-    request = StepRequest(
+    request = SRRequest(
         recipe=recipe,
         step=step,
+        width=width,
+        structure=structure,
+        previous=previous,
         start=options.start,
         shape=_shape(options),
         precision=options.precision,
         seed=options.seed,
         vgg=vgg,
-        **wanted,
+        licence=licence,
+        source=source,
     )
     with meter("training", 1.0) as bar:
         train_sr(photo, out, request, _runtime(options, bar.advance))
-    _say_written(out)
+    _print_weights(out)
 
 
 def distil(photos: Sequence[Path], out: Path, options: Options, teacher: str) -> None:
-    """Follow a teacher with progress and an ETA, and say what was written."""
+    """Train a small network to imitate a large one, with progress, and print the result."""
     request = DistilRequest(
-        recipe=_preset(options, "distil").sr, teacher=teacher, start=options.start, shape=_shape(options),
-        precision=options.precision, seed=options.seed,
-    )  # fmt: skip
+        recipe=_read_preset(options, "distil").sr,
+        teacher=teacher,
+        start=options.start,
+        shape=_shape(options),
+        precision=options.precision,
+        seed=options.seed,
+    )
     with meter("training", 1.0) as bar:
-        follow(photos, out, request, _runtime(options, bar.advance))
-    _say_written(out)
+        train_distilled(photos, out, request, _runtime(options, bar.advance))
+    _print_weights(out)
 
 
 def preset(name: str) -> None:
@@ -137,100 +170,120 @@ def preset(name: str) -> None:
     report.line(preset_text(name).rstrip())
 
 
-def _say_written(out: Path) -> None:
-    report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; put a model together with engine model build --sr {out}")
+class ProgressReporter:
+    """Prints training events and moves a progress bar by the share of the estimated time.
 
+    Args:
+        advance: moves the bar.
+        parts: names of the runs that share the bar, in their order; empty: a single run.
+    """
 
-def _quick(vgg: Path | None) -> str:
-    """The better of the quick presets for which everything is there."""
-    return "quick-vgg" if vgg is not None or find_vgg(feature_layers(read_preset("quick-vgg").sr)) else "quick"
-
-
-def _preset(options: Options, default: str) -> Preset:
-    """A preset or a file, with what was asked for on the command line in place of its values."""
-    shape = _shape(options)
-    _say_default(options.preset, options.config, default)
-    found = _read(options.preset, options.config, default, lambda: f"paper-{architecture_of(options.start, shape)}")
-    return found if options.iterations is None else found.replace(iterations=options.iterations)
-
-
-def _read(preset: str | None, config: Path | None, default: str, paper: Callable[[], str]) -> Preset:
-    """A preset by name, the file in its place, or the default. ``paper``: which of the paper's is meant."""
-    if config is not None:
-        if preset is not None:
-            raise UsageError("--preset and --config exclude each other: a file is a whole preset")
-        return read_file(config)
-    return read_preset(paper() if preset == "paper" else preset or default)
-
-
-def _say_default(preset: str | None, config: Path | None, default: str) -> None:
-    if preset is None and config is None:
-        log(f"preset {default}" + (": better texture with VGG weights, --vgg FILE" if default == "quick" else ""))
-
-
-def _shape(options: Options) -> Shape:
-    return Shape(options.architecture, options.channels, options.blocks)
-
-
-def _runtime(options: Options, advance: Callable[[float, str], None], parts: Sequence[str] = ()) -> Runtime:
-    fix_malloc_thresholds()
-    device = choose_device(options.device)
-    shown, board = _Shown(advance, parts), writer(options.tensorboard) if options.tensorboard is not None else None
-
-    def on_event(event: Event) -> None:
-        shown(event)
-        if board is not None:
-            board(event)
-
-    budget = options.memory if device.type == "cpu" else options.vram
-    return Runtime(device=str(device), resume=options.resume, budget=budget, on_event=on_event, log=log)
-
-
-class _Shown:
-    """Turns training events into words and progress; the bar's unit is the share of estimated time, part by part."""
-
-    def __init__(self, advance: Callable[[float, str], None], parts: Sequence[str] = ()) -> None:
+    def __init__(self, advance: Advance, parts: Sequence[str] = ()) -> None:
         self._advance, self._parts = advance, list(parts)
         self._spent = self._share = 0.0
         self._part = 0
-
-    def _begin(self, name: str) -> None:
-        """A part of a longer run; a run of one part has no names."""
-        if name in self._parts:
-            self._part, self._spent = self._parts.index(name), 0.0
-
-    def _progress(self, event: IterationDone) -> None:
-        self._spent += event.seconds
-        share = (self._part + self._spent / max(self._spent + event.eta, 1e-9)) / max(1, len(self._parts))
-        self._advance(max(0.0, share - self._share), f"{event.iteration}/{event.total}, {clock(event.eta)} left")
-        self._share = max(self._share, share)
 
     def __call__(self, event: Event) -> None:
         match event:
             case ScaleStarted():
                 height, width = event.size
                 if event.scale == 0:
-                    self._begin("step 1")
-                log(f"scale {event.scale + 1} of {event.scales}: {width}x{height}, {event.kind}")
+                    self._begin_part("step 1")
+                log(f"scale {event.scale} of 0 to {event.scales - 1}: {width}x{height}, {event.kind}")
             case TrainingStarted():
-                self._begin(event.name)
+                self._begin_part(event.name)
                 log(f"{event.name}: {event.total - event.iteration} iterations")
             case Prepared():
                 log(f"{event.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.values.items()))
             case IterationDone():
-                self._progress(event)
+                self._report_progress(event)
             case ScaleFinished():
-                log(f"scale {event.scale + 1} done in {clock(event.seconds)}, samples in {event.sample}")
+                log(f"scale {event.scale} done in {clock(event.seconds)}; samples: {event.sample}")
             case TrainingFinished():
                 log(f"{event.name} done in {clock(event.seconds)}")
-            case Reviewed():
-                where = "held-out strip" if event.held_out else "the photograph itself"
+            case Validated():
+                crops = "held-out strip" if event.held_out else "photograph itself"
+                psnr, texture = _measures(event.psnr, ".2f"), _measures(event.texture, ".4f")
                 log(
-                    f"iteration {event.iteration}, {where}, bicubic / start / now: PSNR "
-                    + " / ".join(f"{event.psnr[k]:.2f}" for k in ("bicubic", "start", "now"))
-                    + " dB, texture distance "
-                    + " / ".join(f"{event.texture[k]:.4f}" for k in ("bicubic", "start", "now"))
-                    + f"; {event.sample}"
+                    f"iteration {event.iteration}, {crops}, bicubic / start / now: PSNR {psnr} dB, "
+                    f"texture distance {texture}; samples: {event.sample}"
                 )
             case _:
                 pass
+
+    def _begin_part(self, name: str) -> None:
+        if name in self._parts:
+            self._part, self._spent = self._parts.index(name), 0.0
+
+    def _report_progress(self, event: IterationDone) -> None:
+        self._spent += event.seconds
+        share = (self._part + self._spent / max(self._spent + event.eta, 1e-9)) / max(1, len(self._parts))
+        self._advance(max(0.0, share - self._share), f"{event.iteration}/{event.total}, {clock(event.eta)} left")
+        self._share = max(self._share, share)
+
+
+def _measures(values: Mapping[str, float], form: str) -> str:
+    return " / ".join(f"{values[name]:{form}}" for name in ("bicubic", "start", "now"))
+
+
+def _print_weights(out: Path) -> None:
+    report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; build a model with engine model build --sr {out}")
+
+
+def _quick_preset(vgg: Path | None) -> str:
+    """Default preset: quick-vgg if there are VGG weights, else quick."""
+    return "quick-vgg" if vgg is not None or find_vgg(feature_layers(read_preset("quick-vgg").sr)) else "quick"
+
+
+def _structure_recipe(preset: str | None, config: Path | None, default: str) -> StructureRecipe:
+    """Recipe of step 1 of the chosen preset."""
+    recipe = _choose_preset(preset, config, default, lambda: PAPER_STRUCTURE).structure
+    if recipe is None:
+        raise UsageError(f"{config or preset}: has no table [structure]; use quick or paper, or add the table")
+    return recipe
+
+
+def _read_preset(options: Options, default: str) -> Preset:
+    """The chosen preset with the iterations of the command line."""
+    shape = _shape(options)
+    _log_default(options.preset, options.config, default)
+    chosen = _choose_preset(
+        options.preset, options.config, default, lambda: f"paper-{architecture_of(options.start, shape)}"
+    )
+    return chosen if options.iterations is None else chosen.replace(iterations=options.iterations)
+
+
+def _choose_preset(preset: str | None, config: Path | None, default: str, paper: Callable[[], str]) -> Preset:
+    """A user's file, a named preset or the default; ``paper`` names the preset that "paper" means."""
+    if config is not None:
+        if preset is not None:
+            raise UsageError(
+                f"{option('preset', preset)}: excludes {option('config')}, a whole preset; use one of them"
+            )
+        return read_file(config)
+    return read_preset(paper() if preset == "paper" else preset or default)
+
+
+def _log_default(preset: str | None, config: Path | None, default: str) -> None:
+    if preset is None and config is None:
+        advice = "; for better texture give VGG weights, --vgg FILE" if default == "quick" else ""
+        log(f"preset {default}{advice}")
+
+
+def _shape(options: Options) -> Shape:
+    return Shape(options.architecture, options.channels, options.blocks)
+
+
+def _runtime(options: Options, advance: Advance, parts: Sequence[str] = ()) -> Runtime:
+    fix_malloc_thresholds()
+    device = choose_device(options.device)
+    callbacks: list[Callable[[Event], Any]] = [ProgressReporter(advance, parts)]
+    if options.tensorboard is not None:
+        callbacks.append(writer(options.tensorboard))
+
+    def on_event(event: Event) -> None:
+        for callback in callbacks:
+            callback(event)
+
+    budget = options.memory if device.type == "cpu" else options.vram
+    return Runtime(device=device, resume=options.resume, budget=budget, on_event=on_event, log=log)

@@ -1,1 +1,1 @@
-"""Training: a photograph becomes a model, part by part. Nothing at render time imports this package."""
+"""Training: from one photograph to a model, step by step."""

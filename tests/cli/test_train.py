@@ -1,4 +1,4 @@
-"""The train commands: from words to files, with one line where something is wrong."""
+"""The commands of engine train: from words to files, and refusals of one line."""
 
 import re
 import sys
@@ -6,13 +6,10 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from engine.archs.hpvaegan import Config
 from engine.cli.app import main
-from engine.model.bundle import load
-from engine.training import train as whole
+from engine.model.bundle import load, open_structure
 from engine.training.photo import write_row
 from engine.training.preset import parse, preset_text, read_preset
-from engine.training.sr import train as sr
 
 
 def run(*words):
@@ -41,32 +38,28 @@ def test_sr(large_photo, start_file, structure_file, config, tmp_path, capsys):
     out = tmp_path / "sr.safetensors"
     words = ("train", "sr", large_photo, "--out", out, "--config", config, "--start", start_file)
     assert run(*words, "--structure", structure_file, "--device", "cpu", "--precision", "fp32", "--sigma", "0.02") == 0
-    said = capsys.readouterr()
-    assert f"engine model build --sr {out}" in said.out
-    assert "held-out strip, bicubic / start / now: PSNR" in said.err
-    assert "PSNR of reconstructions" in said.err
-    assert "training: 100%" in said.err
+    printed = capsys.readouterr()
+    assert f"engine model build --sr {out}" in printed.out
+    assert "held-out strip, bicubic / start / now: PSNR" in printed.err
+    assert "PSNR of reconstructions" in printed.err
+    assert "training: 100%" in printed.err
     model = tmp_path / "model.safetensors"
     assert run("model", "build", "--structure", structure_file, "--sr", out, "--out", model) == 0
 
 
-def test_a_whole_model(start_file, config, picture, tmp_path, capsys, monkeypatch):
-    """Step 1 of three small scales that end at 32 pixels, so that steps end at 128, 512 and 2048."""
-    small = {"config": Config(last=2, last_vae=1, channels=8, latent=6, layers=1), "base_width": 32, "least_width": 12}
-    train_structure = whole.train_structure
-    monkeypatch.setattr(whole, "train_structure", lambda *args, **options: train_structure(*args, **options | small))
-    monkeypatch.setattr(whole, "BASE_WIDTH", 32)
-    monkeypatch.setattr(sr, "BASE_WIDTH", 32)
+@pytest.mark.usefixtures("narrow_structure")
+def test_whole_model(start_file, config, picture, tmp_path, capsys):
     text = config.read_text()
     config.write_text(re.sub(r"(?<=^iterations = )\[.*\]", "[2, 2, 2]", text, flags=re.MULTILINE))
     photo, out = tmp_path / "photo.png", tmp_path / "model.safetensors"
     write_row([picture(225, 300)], photo)
     words = ("train", photo, "--out", out, "--config", config, "--start", start_file, "--device", "cpu")
     assert run(*words, "--licence", "CC0-1.0") == 0
-    said = capsys.readouterr()
-    assert "CC0-1.0" in said.out
-    assert f"kept in {tmp_path / 'model.training'}" in said.err
-    assert "training: 100%" in said.err
+    printed = capsys.readouterr()
+    assert "CC0-1.0" in printed.out
+    assert f"logs and samples: {tmp_path / 'model.training'}" in printed.err
+    assert "scale 2 of 0 to 2: 32x24, gan" in printed.err
+    assert "training: 100%" in printed.err
     assert len(load(out).stages) == 3
     assert run(*words) == 4
     assert "holds another run" in capsys.readouterr().err
@@ -82,11 +75,11 @@ def test_distil(large_photo, start_file, tmp_path, capsys):
     assert not any(key.startswith("body.1.") for key in load_file(out))
 
 
-def test_the_better_preset_is_chosen_where_vgg_is(large_photo, start_file, vgg_file, tmp_path, capsys, monkeypatch):
+def test_default_preset_with_vgg(large_photo, start_file, vgg_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     words = ("train", "sr", large_photo, "--out", tmp_path / "sr.safetensors", "--start", start_file, "--size", 40)
     assert run(*words) == 4
-    assert "preset quick: better texture with VGG weights, --vgg FILE" in capsys.readouterr().err
+    assert "preset quick; for better texture give VGG weights, --vgg FILE" in capsys.readouterr().err
     assert run(*words, "--vgg", vgg_file) == 4
     assert "preset quick-vgg\n" in capsys.readouterr().err
     hub = tmp_path / "hub" / "checkpoints"
@@ -96,60 +89,77 @@ def test_the_better_preset_is_chosen_where_vgg_is(large_photo, start_file, vgg_f
     assert "preset quick-vgg\n" in capsys.readouterr().err
 
 
-def test_step_1_takes_the_better_preset_too(picture, vgg_file, tmp_path, capsys, monkeypatch):
+def test_default_preset_of_step_1(picture, vgg_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     write_row([picture(192, 256)], tmp_path / "photo.png")
     out = tmp_path / "s.safetensors"
-    out.with_name("s.safetensors.checkpoint").touch()  # an unfinished run, which is refused before anything is trained
+    out.with_name("s.safetensors.checkpoint").touch()  # an unfinished run, refused before any training
     words = ("train", "structure", tmp_path / "photo.png", "--out", out, "--device", "cpu")
-    for extra, said in (
-        ((), "preset quick: better texture with VGG weights, --vgg FILE"),
+    for extra, line in (
+        ((), "preset quick; for better texture give VGG weights, --vgg FILE"),
         (("--vgg", vgg_file), "preset quick-vgg\n"),
     ):
         assert run(*words, *extra) == 4
-        assert said in capsys.readouterr().err
+        assert line in capsys.readouterr().err
     assert run(*words, "--preset", "quick", "--config", "x.toml") == 2
-    assert "exclude each other" in capsys.readouterr().err
+    assert "--preset quick: excludes --config" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["quick", "quick-vgg", "paper-swinir"])
-def test_a_printed_preset_is_read_again(name, capsys):
-    assert run("train", "preset", name) == 0
-    assert parse(capsys.readouterr().out, "stdout") == read_preset(name)
+@pytest.mark.usefixtures("narrow_structure")
+def test_structure(photo, config, tmp_path, capsys, monkeypatch):
+    """Options replace the values of the preset."""
+    monkeypatch.setattr("engine.cli.train.BASE_WIDTH", 32)
+    out = tmp_path / "s.safetensors"
+    words = ("train", "structure", photo, "--out", out, "--config", config, "--device", "cpu", "--precision", "fp32")
+    assert run(*words, "--iterations", "1", "--ema", "0.5", "--seed", "3") == 0
+    printed = capsys.readouterr()
+    assert f"engine model build --structure {out}" in printed.out
+    assert "training: 100%" in printed.err
+    provenance = open_structure(out).provenance
+    assert (provenance["iterations"], provenance["ema"], provenance["seed"]) == ([1, 1, 1], 0.5, 3)
+    assert run(*words, "--ema", "1.5") == 2
+    assert "ema = 1.5: out of range" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (("--preset", "slow"), 2, "there are distil"),
-        (("--preset", "quick", "--config", "x.toml"), 2, "exclude each other"),
+def test_printed_presets_are_read_again(capsys):
+    for name in ("quick", "quick-vgg", "paper-swinir"):
+        assert run("train", "preset", name) == 0
+        assert parse(capsys.readouterr().out, "stdout") == read_preset(name)
+
+
+def test_refusals_are_one_line(large_photo, start_file, config, tmp_path, capsys):
+    refusals = [
+        (("--preset", "slow"), 2, "--preset slow: unknown; use one of distil"),
+        (("--preset", "quick", "--config", "x.toml"), 2, "--preset quick: excludes --config"),
         (("--config", "none.toml"), 4, "none.toml: cannot be read"),
-        (("--memory", "lots"), 2, "--memory lots"),
+        (("--memory", "lots"), 2, "lots"),
         (("--memory", "1MB"), 3, "smaller batch"),
         (("--step", "1"), 2, "--step"),
-        (("--size", "5000"), 4, "take at most 240"),
+        (("--size", "5000"), 4, "--size 5000: too large .* use at most 240"),
         (("--structure", "none.safetensors"), 4, "none.safetensors"),
-        (("--blocks", "0"), 2, "--blocks 0"),
+        (("--blocks", "0"), 2, "blocks = 0"),
         (("--iterations", "0"), 2, "iterations = 0"),
-    ],
-)
-def test_wrong_words_are_one_line(large_photo, start_file, config, tmp_path, capsys, words, code, message):
-    given = () if "--preset" in words or "--config" in words else ("--config", config)
+        (("--device", "abacus"), 2, "--device abacus"),
+    ]
     out = tmp_path / "sr.safetensors"
-    names = ("--out", out, "--start", start_file, "--device", "cpu")
-    assert run("train", "sr", large_photo, *names, *given, *words) == code
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("engine: ")]
-    assert message in line
-    assert not out.exists()
+    for words, code, message in refusals:
+        preset = () if "--preset" in words or "--config" in words else ("--config", config)
+        device = () if "--device" in words else ("--device", "cpu")
+        assert run("train", "sr", large_photo, "--out", out, "--start", start_file, *device, *preset, *words) == code, (
+            words
+        )
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("engine: ")]
+        assert re.search(message, line), line
+        assert not out.exists()
 
 
-def test_train_alone_wants_a_photograph(capsys):
+def test_photograph_is_required(capsys):
     assert run("train") in (0, 2)
     assert run("train", "none.jpg", "--out", "model.safetensors") == 4
     assert "none.jpg: no such photograph" in capsys.readouterr().err
 
 
-def test_tensorboard_is_asked_for_only_where_it_is_installed(large_photo, tmp_path, capsys, monkeypatch):
+def test_missing_tensorboard(large_photo, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     words = ("train", "sr", large_photo, "--out", tmp_path / "sr.safetensors", "--device", "cpu")
     assert run(*words, "--tensorboard", tmp_path / "board") == 2

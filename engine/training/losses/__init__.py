@@ -1,1 +1,1 @@
-"""Losses and the networks that they look through."""
+"""Losses, discriminators and VGG's feature maps, shared by both trainers."""

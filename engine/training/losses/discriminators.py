@@ -1,8 +1,10 @@
-"""What tells enlarged crops from real ones: four discriminators behind one table.
+"""Four discriminators of enlarged crops.
 
-Three take (N, 3, H, W) in [0, 1], "projected" takes VGG's maps of it; all give scores without a sigmoid, larger for what
-looks real. Weights begin as PyTorch initialises them. Knows nothing of losses.
+Three take images (N, 3, H, W) in [0, 1]; ``Projected`` takes VGG's feature maps. All return scores without a sigmoid, larger
+for real images. Weights are initialised by PyTorch's defaults.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -18,20 +20,27 @@ from engine.training.losses.vgg import Maps
 Name = Literal["vgg", "unet", "patch", "projected"]
 
 SLOPE = 0.2
-VGG_STRIDE = 32  # five convolutions of stride 2
-UNET_STRIDE = PATCH_STRIDE = 8  # three
-# What "projected" looks at: VGG's layers (that VGG-16 and VGG-19 both have), their widths and how often they are halved.
+VGG_STRIDE = 32
+"""Five convolutions of stride 2."""
+UNET_STRIDE = PATCH_STRIDE = 8
+"""Three convolutions of stride 2."""
 PROJECTED_LAYERS = {"relu1_2": (64, 0), "relu2_2": (128, 1), "relu3_3": (256, 2), "relu4_3": (512, 3)}
+"""Layers of both VGG-16 and VGG-19 that "projected" takes: width and number of halvings."""
 
 
 def build(name: Name, crop: int, channels: int | None = None) -> nn.Module:
-    """The discriminator of this name for crops of `crop` x `crop` pixels; `channels` is its narrowest width.
+    """A discriminator with fresh weights.
 
-    Without `channels` it is 64, and 32 for "patch". Raises UsageError for a name that does not exist, no channels, and a
-    crop that the network cannot halve as often as it must.
+    Args:
+        name: architecture.
+        crop: side of a crop, pixels.
+        channels: narrowest width; None: 64, and 32 for "patch".
+
+    Raises:
+        UsageError: unknown name, no channels, or a crop that the network cannot halve often enough.
     """
     if channels is not None and channels < 1:
-        raise UsageError(f"channels = {channels}: at least 1 is needed")
+        raise UsageError(f"channels = {channels}: too small; use at least 1")
     match name:
         case "vgg":
             return VGG(crop, channels or 64)
@@ -44,15 +53,16 @@ def build(name: Name, crop: int, channels: int | None = None) -> nn.Module:
         case "projected":
             _check_size((crop, crop), 1 << max(halvings for _, halvings in PROJECTED_LAYERS.values()))
             return Projected(channels or 64)
-    raise UsageError(f"no discriminator is called {name!r}; there are {', '.join(get_args(Name))}")
+    raise UsageError(f"discriminator = {name!r}: unknown; use one of {', '.join(get_args(Name))}")
 
 
 class VGG(nn.Module):
-    """ESRGAN's discriminator (Wang et al. 2018), for any crop whose sides are a multiple of 32: one score an image.
+    """ESRGAN's discriminator (Wang et al. 2018): one score per image, for crops whose side is a multiple of 32.
 
-    Ten convolutions, in pairs of 3 x 3 and 4 x 4 with stride 2, widths c, 2c, 4c, 8c, 8c; BatchNorm after all but the
-    first; two linear layers, 100 wide. BatchNorm wants more than one value a channel: crops of 32 need a batch of two.
-    (N, 3, crop, crop) -> (N, 1). Raises UsageError for a crop of another size.
+    Ten convolutions in pairs of 3 x 3 and 4 x 4 with stride 2, of widths c, 2c, 4c, 8c, 8c. BatchNorm follows all but the
+    first. Two linear layers, 100 wide, end the network. BatchNorm needs more than one value per channel: crops of 32 need a
+    batch of two.
+    (N, 3, crop, crop) -> (N, 1). Raises UsageError for crops of another size.
     """
 
     def __init__(self, crop: int, channels: int = 64) -> None:
@@ -74,19 +84,19 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.crop, self.crop):
             raise UsageError(
-                f"this discriminator was made for crops of {self.crop} x {self.crop} pixels and got "
-                f"{x.shape[-2]} x {x.shape[-1]}; make one for that size"
+                f"crops of {x.shape[-2]} x {x.shape[-1]} pixels: the discriminator takes {self.crop} x {self.crop}; "
+                f"build one for that size"
             )
         scores: Tensor = self.classifier(self.features(x))
         return scores
 
 
 class UNet(nn.Module):
-    """The U-Net of Real-ESRGAN (Wang et al. 2021) and KAIR: a score for every pixel, which has seen its surroundings.
+    """The U-Net of Real-ESRGAN (Wang et al. 2021) and KAIR: one score per pixel.
 
-    Three convolutions of stride 2 down, three bilinear enlargements up, each added to the map of its size on the way
-    down; spectral norm (Miyato et al. 2018) on all but the first and the last convolution. (N, 3, H, W) -> (N, 1, H, W),
-    H and W multiples of 8. Raises UsageError for others.
+    Three convolutions of stride 2 down, three bilinear enlargements up, each added to the feature map of its size on the way
+    down; spectral norm (Miyato et al. 2018) on all but the first and the last convolution. (N, 3, H, W) -> (N, 1, H, W).
+    Raises UsageError unless H and W are multiples of 8.
     """
 
     def __init__(self, channels: int = 64) -> None:
@@ -115,25 +125,26 @@ class UNet(nn.Module):
 
 
 class Patch(nn.Module):
-    """A score for every patch (Isola et al. 2017), small enough not to know one photograph by heart.
+    """One score per patch (Isola et al. 2017), with too few weights to memorise a photograph.
 
-    `layers` 4 x 4 convolutions of stride 2, widths c, 2c, 4c, ..., and two 3 x 3 convolutions; spectral norm on all but the last,
-    no BatchNorm. A score depends on 54 x 54 pixels with three layers (12 with one, 26 with two), so it judges texture and
-    not layout. (N, 3, H, W) -> (N, 1, H / 2^layers, W / 2^layers). Raises UsageError if those are no whole numbers.
+    ``layers`` 4 x 4 convolutions of stride 2, of widths c, 2c, 4c, ..., and two 3 x 3 convolutions; spectral norm on all but
+    the last, no BatchNorm. The receptive field has a side of 54 pixels with three layers (12 with one, 26 with two), so a
+    score depends on texture and not on layout. (N, 3, H, W) -> (N, 1, H / 2^layers, W / 2^layers). Raises UsageError if these
+    are no whole numbers.
     """
 
     def __init__(self, channels: int = 32, layers: int = 3) -> None:
         super().__init__()
         if layers < 1:
-            raise UsageError(f"layers = {layers}: a patch discriminator has at least 1")
+            raise UsageError(f"layers = {layers}: too small; use at least 1")
         self.stride = 2**layers
         widths = [channels << i for i in range(layers)]
         convolutions: list[nn.Module] = []
         for inputs, outputs in zip([3, *widths], widths, strict=False):
             convolutions += [_spectral(inputs, outputs, kernel=4, bias=True), _leaky()]
         convolutions += [_spectral(widths[-1], widths[-1], kernel=3, bias=True), _leaky()]
-        # Plain, as in HP-VAE-GAN's and Real-ESRGAN's: with a norm on all of them the scores of sharp and soft crops, which
-        # differ by little, stay within a hundredth of each other.
+        # No norm on the last one, as in HP-VAE-GAN and Real-ESRGAN: with it the scores of sharp and soft crops would stay
+        # within a hundredth of each other.
         self.layers = nn.Sequential(*convolutions, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,12 +154,12 @@ class Patch(nn.Module):
 
 
 class Projected(nn.Module):
-    """Judges a picture by its frozen feature maps instead of its pixels, which it learns in far fewer iterations.
+    """Scores of frozen feature maps instead of pixels, learned in far fewer iterations.
 
-    After Sauer et al. 2021, "Projected GANs Converge Faster"; with VGG's maps, without their random mixing. Each of four
-    maps has a head of its own: a 1 x 1 convolution to `channels`, 4 x 4 convolutions of stride 2 down to an eighth of the
-    picture, two 3 x 3 convolutions; spectral norm on all but the last. Maps are divided by their standard deviation over
-    the batch of the first call, which is kept. Maps of (N, 3, H, W) -> (N, 4, H / 8, W / 8).
+    After Sauer et al. 2021, "Projected GANs Converge Faster", with VGG's feature maps and without random mixing. Each of four
+    maps has its own head: a 1 x 1 convolution to ``channels``, 4 x 4 convolutions of stride 2 down to an eighth of the image,
+    and two 3 x 3 convolutions. All but the last have spectral norm. Maps are divided by their standard deviation in the first
+    batch, which is stored. Maps of images (N, 3, H, W) -> (N, 4, H / 8, W / 8).
     """
 
     def __init__(self, channels: int = 64) -> None:
@@ -162,8 +173,8 @@ class Projected(nn.Module):
 
     def forward(self, maps: Maps) -> Tensor:
         if not self.deviations.any():
-            found = [maps[layer].detach().float().std() for layer in self.heads]
-            self.deviations.copy_(torch.stack(found).clamp_min(1e-6))
+            deviations = [maps[layer].detach().float().std() for layer in self.heads]
+            self.deviations.copy_(torch.stack(deviations).clamp_min(1e-6))
         scores = [
             head(maps[layer] / deviation.to(maps[layer].dtype))
             for (layer, head), deviation in zip(self.heads.items(), self.deviations, strict=True)
@@ -180,17 +191,17 @@ def _head(inputs: int, channels: int, halvings: int) -> nn.Sequential:
 
 
 def _leaky() -> nn.Module:
-    return nn.LeakyReLU(SLOPE, inplace=True)  # no layer in front of one needs its own output to go backwards
+    return nn.LeakyReLU(SLOPE, inplace=True)  # no layer before one needs its own output in the backward pass
 
 
 def _normalised(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-    """A convolution, BatchNorm, LeakyReLU; the norm's bias is the convolution's."""
+    """Convolution, BatchNorm, LeakyReLU; the norm has the bias."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride=kernel - 2, padding=1, bias=False)
     return [conv, nn.BatchNorm2d(outputs), _leaky()]
 
 
 def _spectral(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Module:
-    """Its largest singular value (of the flattened kernel) is held at one; an even kernel halves the picture."""
+    """Convolution with spectral norm; an even kernel halves the image."""
     stride = 1 if kernel % 2 else 2
     return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=bias))
 
@@ -198,4 +209,4 @@ def _spectral(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.
 def _check_size(size: Sequence[int], stride: int) -> None:
     height, width = size
     if height < 1 or width < 1 or height % stride or width % stride:
-        raise UsageError(f"crops of {height} x {width} pixels: both sides must be multiples of {stride}")
+        raise UsageError(f"crops of {height} x {width} pixels: sides must be multiples of {stride}; use another crop")

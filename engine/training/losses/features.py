@@ -1,4 +1,10 @@
-"""Pictures as a loss sees them: their pixels and, for losses that look through VGG, its feature maps of them."""
+"""Inputs of the losses: pixels and, for losses of features, VGG's feature maps of them.
+
+Borders are moved at random before VGG sees an image. VGG's own zero padding would otherwise hide the artefacts that a
+network's padding leaves at the image's border.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,57 +14,68 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from engine.device.precision import Precision
-from engine.training.losses.vgg import LEAST, Maps, VGGFeatures
+from engine.training.losses.vgg import MIN_SIDE, Maps, VGGFeatures
 from engine.training.run.precision import autocast
 
-Shift = tuple[int, int]
-WIDTH = 24  # of a frame, both sides together: 8 at least on one, as many as the step of the deepest maps that losses look at
+Roll = tuple[int, int]
+"""Rows and columns by which an image is rolled."""
+
+PADDING = 24
+"""Mirrored rows or columns of both sides together; at least 8, the stride of the deepest maps of a loss, on one side."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A batch of pictures [N, 3, H, W] and VGG's maps of it, none if no loss asks for them."""
+class ImageFeatures:
+    """A batch of images and its feature maps."""
 
-    picture: Tensor
+    image: Tensor
+    """[N, 3, H, W]."""
     maps: Maps
+    """Feature maps [N, C, h, w] by the name of VGG's layer; empty without VGG."""
 
-    def detach(self) -> "Look":
-        return Look(self.picture.detach(), {layer: maps.detach() for layer, maps in self.maps.items()})
+    def detach(self) -> ImageFeatures:
+        """The same values without gradients."""
+        return ImageFeatures(self.image.detach(), {layer: maps.detach() for layer, maps in self.maps.items()})
 
     def layers(self, names: Sequence[str]) -> Maps:
+        """The maps of the named layers."""
         return {name: self.maps[name] for name in names}
 
     def rows(self, count: int) -> Maps:
-        """The maps of the first pictures."""
+        """The maps of the first ``count`` images."""
         return {layer: maps[:count] for layer, maps in self.maps.items()}
 
 
-def maps_of(picture: Tensor, vgg: VGGFeatures | None, shift: Shift, precision: Precision) -> Maps:
-    """VGG's maps of pictures in [0, 1] that are moved around by so many rows and columns, and are enlarged where VGG could not
-    halve them often enough; none without a VGG.
+def maps_of(image: Tensor, vgg: VGGFeatures | None, roll: Roll, precision: Precision) -> Maps:
+    """VGG's feature maps of rolled images; none without VGG.
+
+    Args:
+        image: [N, 3, H, W] in [0, 1]. Images smaller than VGG's minimum are enlarged by repeating pixels.
+        vgg: the network; None: no maps.
+        roll: rows and columns by which the images are rolled first.
+        precision: precision of VGG's convolutions.
     """
     if vgg is None:
         return {}
-    moved, zoom = picture.roll(shift, (2, 3)), -(-LEAST // min(picture.shape[2:]))
+    moved, zoom = image.roll(roll, (2, 3)), -(-MIN_SIDE // min(image.shape[2:]))
     if zoom > 1:
         moved = F.interpolate(moved, scale_factor=zoom)
-    with autocast(picture.device, precision):
-        found: dict[str, Tensor] = vgg(moved)
-    return found
+    with autocast(image.device, precision):
+        maps: dict[str, Tensor] = vgg(moved)
+    return maps
 
 
-def draw_shift(size: tuple[int, int], generator: Generator) -> Shift:
-    """Any of the ways to move a picture around: its borders, where a network pads, come to lie where VGG's own padding does
-    not hide them.
-    """
+def draw_roll(size: tuple[int, int], generator: Generator) -> Roll:
+    """A uniformly drawn roll of images of ``size`` (height, width)."""
     down, right = (int(torch.randint(limit, (), generator=generator)) for limit in size)
     return down, right
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """So many rows and columns of its mirror image around a picture, for the same purpose. Unlike moving it around it brings no
-    edge into a whole picture: a landscape's two sides do not meet.
+class ReflectPad:
+    """Widths of a mirrored border around whole images.
+
+    Unlike a roll it brings no edge into the image: the two sides of a landscape do not meet.
     """
 
     top: int
@@ -67,19 +84,22 @@ class Frame:
     right: int
 
     @classmethod
-    def draw(cls, size: tuple[int, int], generator: Generator) -> "Frame":
-        """Of `WIDTH` rows and columns in all, fewer around a tiny picture, a third to two thirds of them on one side."""
+    def draw(cls, size: tuple[int, int], generator: Generator) -> ReflectPad:
+        """Random widths for images of ``size`` (height, width).
+
+        Both sides together have ``PADDING`` rows or columns, fewer around tiny images; each side has a third to two thirds.
+        """
         sides = []
         for length in size:
-            total = min(WIDTH, length - 1)
+            total = min(PADDING, length - 1)
             before = int(torch.randint(total // 3, total - total // 3 + 1, (), generator=generator))
             sides += [before, total - before]
         return cls(*sides)
 
-    def around(self, pictures: Tensor) -> Tensor:
-        """[N, C, H, W]"""
-        return F.pad(pictures, (self.left, self.right, self.top, self.bottom), "reflect")
+    def __call__(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H + top + bottom, W + left + right]."""
+        return F.pad(images, (self.left, self.right, self.top, self.bottom), "reflect")
 
     def heights(self, rows: int) -> Tensor:
-        """-1 at the picture's top to 1 at its bottom, for every row of the framed picture."""
+        """Height of every row of a padded image of ``rows`` rows: -1 at the image's top, 1 at its bottom, mirrored outside."""
         return F.pad(torch.linspace(-1, 1, rows)[None, None], (self.top, self.bottom), "reflect")[0, 0]

@@ -1,8 +1,10 @@
-"""Texture: distances between the distributions of patches, or of feature maps' vectors, and the unevenness of phases.
+"""Texture losses: distances between distributions of patches or feature vectors, and checkerboard artefacts.
 
-Where a texture lies does not matter to them. Feature maps may come in half precision; all differences are taken in fp32, for
-they are small and what they are taken of is large.
+The losses ignore where a texture lies. Feature maps may be in half precision; differences are taken in fp32, because they
+are small compared with the values.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,67 +12,61 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from engine.errors import UsageError
 from engine.training.losses.vgg import Maps
 from engine.training.run.precision import at_least_fp32
 
-TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3")  # that VGG-16 and VGG-19 both have
-_FAINT = 2.5e-4  # texture of a sixteenth of a level, and less, is none
-_POSITIONS = 32  # of a feature map, down and across, whose vectors are compared at a time
+TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3")
+"""Layers whose vectors are compared, present in VGG-16 and VGG-19."""
+
+_FAINT = 2.5e-4
+"""Texture of a sixteenth of a grey level; anything fainter counts as none."""
+_POSITIONS = 32
+"""Rows and columns of a feature map that are compared in one call."""
 
 
 class SlicedWasserstein(nn.Module):
-    """How far the patches of two pictures are apart as distributions; where a patch lies does not matter.
+    """Sliced Wasserstein distance between the patches of two images, wherever a patch lies.
 
-    The patches (patch x patch x 3 values) are projected on random directions of length one, and along each the
-    1-Wasserstein distance of the two sets of numbers is the mean difference of their sorted values (Rabin et al. 2012;
-    as a texture loss Heitz et al. 2021; of patches Elnekave and Weiss 2022, "GPDM"). The mean over the directions and over
-    `scales` scales, each half as large as the one before, in units of the pixels' values. A projection of all patches is
-    one convolution. The first picture of one batch is compared with the first of the other, and so on: a landscape's
-    texture depends on where one looks.
+    Patches (patch x patch x 3 values) are projected on random directions of length one. Along each direction the
+    1-Wasserstein distance of two sets of numbers is the mean difference of their sorted values (Rabin et al. 2012; as a
+    texture loss Heitz et al. 2021; of patches Elnekave and Weiss 2022, "GPDM"). The result is the mean over directions and
+    scales, in units of pixel values. Images of a batch are compared pairwise, because a landscape's texture depends on the
+    place. The projection of all patches is one convolution.
 
-    `phases` compares, in each call, the patches at every `phases`-th row and column alone, from a place drawn anew. Together
-    the patches of a regular grid may have the distribution of a photograph's; at one phase they do not. A network that
-    enlarges 4 times and has no texture to give makes such a grid, of 4 pixels.
+    Args:
+        patch: side of a patch, pixels.
+        projections: number of directions.
+        scales: number of image sizes, each half as large as the one before.
+        phases: stride between compared patches, from a random offset in each call. All patches of a regular grid
+            together may have a photograph's distribution; at a single phase they do not. A network without texture that
+            enlarges 4 times makes such a grid with a period of 4 pixels.
+        heights: value at the bottom of a fourth channel that grows from 0 at the top, so that leaves belong above and water
+            below; with 1 the whole height counts as much as black against white. 0: no such channel.
 
-    `detail` takes directions that are blind to colour and to slopes of it, which leaves at each scale the finest texture, and
-    divides their distance by the mean size of the real patches' values along them, crop by crop. Without, what varies slowly
-    drowns fine texture, and a bright crop a dark one.
-
-    `heights` makes a patch's height a part of it, as a fourth channel that grows from 0 at the top to `heights` at the bottom:
-    leaves should then be found above and water below. With 1 the whole way down is as far as from black to white.
-
-    `at_a_time` directions, a divisor of `projections`, take memory at a time: the fake pictures' gradient is taken at once and
-    kept in the projections' place. None: all of them.
+    Raises:
+        UsageError: an argument below its minimum.
     """
 
     def __init__(
-        self,
-        patch: int = 7,
-        projections: int = 64,
-        scales: int = 2,
-        *,
-        phases: int = 1,
-        heights: float = 0.0,
-        detail: bool = False,
-        at_a_time: int | None = None,
+        self, patch: int = 7, projections: int = 64, scales: int = 2, *, phases: int = 1, heights: float = 0.0
     ) -> None:
         super().__init__()
         for name, value in (("patch", patch), ("projections", projections), ("scales", scales), ("phases", phases)):
             if value < 1:
-                raise UsageError(f"{name} = {value}: at least 1 is needed")
-        if at_a_time is not None and (at_a_time < 1 or projections % at_a_time):
-            raise UsageError(f"at_a_time = {at_a_time}: take a divisor of the {projections} projections")
+                raise UsageError(f"{name} = {value}: too small; use at least 1")
         self.patch, self.projections, self.scales, self.phases = patch, projections, scales, phases
-        self.heights, self.detail, self.at_a_time = heights, detail, at_a_time
+        self.heights = heights
 
-    def forward(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; fp64 of fp64.
+    def forward(self, fake: Tensor, real: Tensor, generator: Generator) -> Tensor:
+        """Distance of two batches (N, 3, H, W) in [0, 1]: a scalar, fp32; fp64 for fp64.
 
-        The directions and the phase are drawn anew for every call and scale, from `generator`, on the CPU. Raises UsageError
-        for batches of different shapes and for pictures that are smaller than a patch at the last scale.
+        Directions and phase are drawn for every call and scale from ``generator``, on the CPU.
+
+        Raises:
+            UsageError: shapes differ, or an image is smaller than a patch at the last scale.
         """
         self._check(fake, real)
         with torch.autocast(fake.device.type, enabled=False):
@@ -82,57 +78,100 @@ class SlicedWasserstein(nn.Module):
             for scale in range(self.scales):
                 if scale:
                     fake, real = F.avg_pool2d(fake, 2), F.avg_pool2d(real, 2)
-                filters = self._draw_directions(fake.shape[1], generator).to(fake)
+                directions = self._draw_directions(fake.shape[1], generator).to(fake)
                 stride = max(1, self.phases >> scale)
-                phase = _draw_phase(stride, generator)
-                ours, theirs = self._from(phase, fake), self._from(phase, real)
-                if self.at_a_time is None:
-                    distances.append(self._distance(ours, theirs, filters, stride))
-                else:
-                    groups = torch.split(filters, self.at_a_time)
-                    parts = [partial(self._distance, real=theirs, filters=few, stride=stride) for few in groups]
-                    distances.append(_MeanOneByOne.apply(ours, parts))  # type: ignore[no-untyped-call]
+                offset = _draw_offset(stride, generator)
+                distances.append(self._distance(self._cut(fake, offset), self._cut(real, offset), directions, stride))
             return torch.stack(distances).mean()
 
-    def _distance(self, fake: Tensor, real: Tensor, filters: Tensor, stride: int) -> Tensor:
-        ours, theirs = (F.conv2d(batch, filters, stride=stride).flatten(2) for batch in (fake, real))
-        distance = _sorted_difference(ours, theirs).abs()
-        if self.detail:
-            distance = distance / (theirs.abs().mean(-1, keepdim=True) + _FAINT)
-        return distance.mean()
+    def _draw_directions(self, channels: int, generator: Generator) -> Tensor:
+        """Filters [projections, channels, patch, patch] of length one."""
+        filters = self._restrict(torch.randn(self.projections, channels, self.patch, self.patch, generator=generator))
+        return F.normalize(filters.flatten(1)).view_as(filters)
+
+    def _restrict(self, filters: Tensor) -> Tensor:
+        """Component of the filters that is compared."""
+        return filters
+
+    def _distance(self, fake: Tensor, real: Tensor, directions: Tensor, stride: int) -> Tensor:
+        """Mean distance along the directions at one scale."""
+        return _sorted_difference(*_projections(fake, real, directions, stride)).abs().mean()
 
     def _check(self, fake: Tensor, real: Tensor) -> None:
         for name, batch in (("fake", fake), ("real", real)):
             if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
-                raise UsageError(f"{name} has the shape {tuple(batch.shape)}; a batch of RGB pictures is (N, 3, H, W)")
+                raise UsageError(f"{name}: not a batch of RGB images (shape {tuple(batch.shape)}); pass (N, 3, H, W)")
         _check_equal(fake, real)
         least = self.patch << (self.scales - 1)
         height, width = fake.shape[2:]
         if min(height, width) < least:
             raise UsageError(
-                f"pictures of {height} x {width} pixels; patches of {self.patch} at {self.scales} scales need at "
-                f"least {least} x {least}: take larger crops or fewer scales"
+                f"images of {height} x {width} pixels: too small (patches of {self.patch} at {self.scales} scales need "
+                f"{least} x {least}); use larger crops or fewer scales"
             )
 
     def _with_heights(self, batch: Tensor) -> Tensor:
-        pictures, _, height, width = batch.shape
+        count, _, height, width = batch.shape
         down = torch.linspace(0, self.heights, height).to(batch)
-        return torch.cat([batch, down[:, None].expand(pictures, 1, height, width)], 1)
+        return torch.cat([batch, down[:, None].expand(count, 1, height, width)], 1)
 
-    def _draw_directions(self, channels: int, generator: torch.Generator) -> Tensor:
-        filters = torch.randn(self.projections, channels, self.patch, self.patch, generator=generator)
-        if self.detail:
-            filters = _without_slopes(filters - filters.mean((2, 3), keepdim=True))
-        return F.normalize(filters.flatten(1)).view_as(filters)
-
-    def _from(self, phase: Sequence[int], batch: Tensor) -> Tensor:
-        """The batch from this row and column on, as far as there is room for a patch."""
-        y, x = (min(at, size - self.patch) for at, size in zip(phase, batch.shape[2:], strict=True))
+    def _cut(self, batch: Tensor, offset: Sequence[int]) -> Tensor:
+        """The batch without the rows and columns before ``offset``, with room for at least one patch."""
+        y, x = (min(start, size - self.patch) for start, size in zip(offset, batch.shape[2:], strict=True))
         return batch[:, :, y:, x:]
 
 
+class FineTexture(SlicedWasserstein):
+    """Sliced Wasserstein distance of the finest texture at each scale, relative to the real images' (decision 0017).
+
+    Directions are blind to colour and to slopes of it. The distance along each is divided by the mean size of the real
+    patches' values, crop by crop. In the plain distance slow variation drowns fine texture, and bright crops dark ones.
+
+    Args:
+        patch: side of a patch, pixels.
+        projections: number of directions.
+        scales: number of image sizes, each half as large as the one before.
+        phases: as ``SlicedWasserstein``.
+        at_a_time: number of directions in memory together, a divisor of ``projections``; their gradient is computed at
+            once and kept instead of the projections. None: all.
+
+    Raises:
+        UsageError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        patch: int = 3,
+        projections: int = 64,
+        scales: int = 3,
+        *,
+        phases: int = 1,
+        at_a_time: int | None = None,
+    ) -> None:
+        super().__init__(patch, projections, scales, phases=phases)
+        if at_a_time is not None and (at_a_time < 1 or projections % at_a_time):
+            raise UsageError(f"at_a_time = {at_a_time}: no divisor of the {projections} projections; use one")
+        self.at_a_time = at_a_time
+
+    def _restrict(self, filters: Tensor) -> Tensor:
+        return _without_slopes(filters - filters.mean((2, 3), keepdim=True))
+
+    def _distance(self, fake: Tensor, real: Tensor, directions: Tensor, stride: int) -> Tensor:
+        if self.at_a_time is None:
+            return self._relative_distance(fake, real, directions, stride)
+        groups = torch.split(directions, self.at_a_time)
+        parts = [partial(self._relative_distance, real=real, directions=few, stride=stride) for few in groups]
+        distance: Tensor = _MeanOneByOne.apply(fake, parts)  # type: ignore[no-untyped-call]
+        return distance
+
+    def _relative_distance(self, fake: Tensor, real: Tensor, directions: Tensor, stride: int) -> Tensor:
+        fake_values, real_values = _projections(fake, real, directions, stride)
+        distance = _sorted_difference(fake_values, real_values).abs()
+        return (distance / (real_values.abs().mean(-1, keepdim=True) + _FAINT)).mean()
+
+
 class _MeanOneByOne(torch.autograd.Function):
-    """The mean of scalar functions of one tensor, none of which keeps anything for the backward pass."""
+    """Mean of scalar functions of one tensor, computed with their gradients one after the other to save memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:  # noqa: ANN401 (torch's)
@@ -154,36 +193,45 @@ class _MeanOneByOne(torch.autograd.Function):
 
 
 class FeatureWasserstein(nn.Module):
-    """How far the vectors of two pictures' feature maps are apart as distributions (Heitz et al. 2021), squared.
+    """Squared sliced Wasserstein distance between the feature vectors of two images (Heitz et al. 2021).
 
-    As `SlicedWasserstein`, with two differences: the vectors' components are divided by their standard deviation in the
-    real pictures (and a tenth of that of the whole map, for components that hardly vary), so that every layer and every
-    component counts alike; and the differences of the sorted values are squared. Of maps larger than 32 x 32 every second,
-    fourth, ... row and column is taken, from a place drawn anew.
+    Differences from ``SlicedWasserstein``:
+
+    * components are divided by their standard deviation in the real images plus a tenth of the whole map's, so that all
+      layers count alike;
+    * differences of sorted values are squared;
+    * maps larger than 32 x 32 are sampled with a stride from a random offset.
     """
 
     def __init__(self, projections: int = 64) -> None:
         super().__init__()
         self.projections = projections
 
-    def forward(self, fake: Maps, real: Maps, generator: torch.Generator, *, heights: Tensor | None = None) -> Tensor:
-        """Maps (N, C, H, W) of the same layers, twice -> scalar, fp32; `real` gets no gradient.
+    def forward(self, fake: Maps, real: Maps, generator: Generator, *, heights: Tensor | None = None) -> Tensor:
+        """Mean distance over the layers: a scalar, fp32.
 
-        `heights` of the pictures' rows make a vector's height a component of it; a height of 1 counts as much as a deviation of
-        all other components together.
+        Args:
+            fake: maps [N, C, H, W] by layer.
+            real: maps of the same layers and shapes; they get no gradient.
+            generator: source of directions and offsets, on the CPU.
+            heights: height of each row of the images [rows], a further component of the vectors; a height of 1 counts
+                as much as one standard deviation of all other components.
+
+        Raises:
+            UsageError: shapes differ.
         """
         distances = []
-        for layer, ours in fake.items():
-            theirs = real[layer].detach()
-            _check_equal(ours, theirs)
-            with torch.autocast(ours.device.type, enabled=False):
-                distances.append(self._distance(ours, theirs, generator, heights))
+        for layer, fake_maps in fake.items():
+            real_maps = real[layer].detach()
+            _check_equal(fake_maps, real_maps)
+            with torch.autocast(fake_maps.device.type, enabled=False):
+                distances.append(self._distance(fake_maps, real_maps, generator, heights))
         return torch.stack(distances).mean()
 
-    def _distance(self, fake: Tensor, real: Tensor, generator: torch.Generator, heights: Tensor | None) -> Tensor:
+    def _distance(self, fake: Tensor, real: Tensor, generator: Generator, heights: Tensor | None) -> Tensor:
         rows = fake.shape[2]
         stride = max(1, min(fake.shape[2:]) // _POSITIONS)
-        y, x = _draw_phase(stride, generator)
+        y, x = _draw_offset(stride, generator)
         fake, real = (at_least_fp32(maps[:, :, y::stride, x::stride]) for maps in (fake, real))
         deviation = real.std((0, 2, 3)) + 0.1 * real.std()
         directions = F.normalize(torch.randn(fake.shape[1], self.projections, generator=generator), dim=0).to(fake)
@@ -197,46 +245,50 @@ class FeatureWasserstein(nn.Module):
 
 
 class Checkerboard(nn.Module):
-    """How unevenly a network that enlarges `scale` times spreads fine texture over the scale x scale pixels it makes of one.
+    """Uneven strength of fine texture over the scale x scale pixels that a network makes of one (Odena et al. 2016).
 
-    A texture that lies where it likes varies as much at each of those places, its phases; one that is made within the
-    squares weaves their borders into the picture (checkerboard artefacts, Odena et al. 2016). Random 3x3 filters whose
-    weights add up to zero in each colour, and which are therefore blind to colour itself, answer to texture; the mean size of
-    their answers at a phase, divided by its mean over the phases, should be 1. The loss is the mean squared difference from
-    1, over phases and filters; unlike a patch distance it needs no real picture, and small, weak textures count as much as
-    strong ones, in which a distance drowns them.
+    Even texture varies as strongly at each of these places (phases); texture made within the squares shows their borders.
+    Random 3 x 3 filters that are blind to colour respond to texture. The mean size of their responses at a phase, divided
+    by its mean over all phases, should be 1; the loss is the mean squared difference from 1 over phases and filters. It
+    needs no real image, and weak textures count as much as strong ones.
+
+    Args:
+        scale: the network's enlargement.
+        filters: number of random filters.
     """
 
     def __init__(self, scale: int, filters: int = 32) -> None:
         super().__init__()
         self.scale, self.filters = scale, filters
 
-    def forward(self, fake: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, 3, H, W) in [0, 1], the first pixel at phase 0 -> scalar, fp32; fp64 of fp64.
+    def forward(self, fake: Tensor, generator: Generator) -> Tensor:
+        """Unevenness of (N, 3, H, W) in [0, 1] whose first pixel has phase 0: a scalar, fp32; fp64 for fp64.
 
-        The filters are drawn anew for every call, from `generator`, on the CPU. Raises UsageError for pictures that hold no
-        whole square inside their outermost pixels.
+        The filters are drawn for every call from ``generator``, on the CPU.
+
+        Raises:
+            UsageError: no whole square lies inside the outermost pixels.
         """
         height, width = ((n - 2) // self.scale for n in fake.shape[2:])
         if min(height, width) < 1:
             raise UsageError(
-                f"pictures of {fake.shape[2]} x {fake.shape[3]} pixels hold no square of {self.scale} x {self.scale} with "
-                f"a pixel around it: take larger crops"
+                f"images of {fake.shape[2]} x {fake.shape[3]} pixels: no square of {self.scale} x {self.scale} with a "
+                f"pixel around it; use larger crops"
             )
         with torch.autocast(fake.device.type, enabled=False):
             filters = torch.randn(self.filters, 3, 3, 3, generator=generator)
             filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1)).view_as(filters)
             fake = at_least_fp32(fake)
-            answers = F.conv2d(fake, filters.to(fake)).abs()
-            squares = answers[:, :, : height * self.scale, : width * self.scale]
+            responses = F.conv2d(fake, filters.to(fake)).abs()
+            squares = responses[:, :, : height * self.scale, : width * self.scale]
             squares = squares.reshape(len(fake), self.filters, height, self.scale, width, self.scale)
             phases = squares.mean((2, 4)) + _FAINT
-            even: Tensor = phases / phases.mean((2, 3), keepdim=True)
-            return even.mean(0).sub(1).square().mean()
+            relative: Tensor = phases / phases.mean((2, 3), keepdim=True)
+            return relative.mean(0).sub(1).square().mean()
 
 
 def _without_slopes(filters: Tensor) -> Tensor:
-    """Without what answers to a colour that grows evenly, across or down; of filters whose weights add up to zero."""
+    """Remove the response to linear gradients, across and down, from filters whose weights add up to zero."""
     ramp = torch.linspace(-1, 1, filters.shape[-1])
     for slope in (ramp.expand_as(filters), ramp[:, None].expand_as(filters)):
         share = (filters * slope).sum((2, 3), keepdim=True) / slope.square().sum((2, 3), keepdim=True)
@@ -244,15 +296,21 @@ def _without_slopes(filters: Tensor) -> Tensor:
     return filters
 
 
-def _draw_phase(stride: int, generator: torch.Generator) -> list[int]:
+def _draw_offset(stride: int, generator: Generator) -> list[int]:
+    """Row and column below ``stride``."""
     return torch.randint(stride, (2,), generator=generator).tolist() if stride > 1 else [0, 0]
 
 
+def _projections(fake: Tensor, real: Tensor, directions: Tensor, stride: int) -> list[Tensor]:
+    """Projections [N, directions, patches] of both batches' patches."""
+    return [F.conv2d(batch, directions, stride=stride).flatten(2) for batch in (fake, real)]
+
+
 def _sorted_difference(fake: Tensor, real: Tensor) -> Tensor:
-    """Sorted values are quantiles: the differences of those of the same rank, along the last axis."""
+    """Differences of equal quantiles along the last axis."""
     return fake.sort(-1).values - real.sort(-1).values
 
 
 def _check_equal(fake: Tensor, real: Tensor) -> None:
     if fake.shape != real.shape:
-        raise UsageError(f"fake is {tuple(fake.shape)} and real {tuple(real.shape)}; only equal shapes can be compared")
+        raise UsageError(f"fake and real: shapes differ ({tuple(fake.shape)}, {tuple(real.shape)}); pass equal shapes")

@@ -1,1 +1,1 @@
-"""What every training run shares: the loop, checkpoints, events, the optimiser, precision and seeds."""
+"""Parts of every training run: loop, checkpoints, events, optimisation, EMA, precision, seeds."""

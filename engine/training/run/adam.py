@@ -1,8 +1,10 @@
-"""Adam (Kingma and Ba 2015) by PyTorch's own arithmetic, without what its optimiser objects import.
+"""Adam (Kingma and Ba 2015) by PyTorch's own function, without the imports of its optimiser class.
 
-`torch.optim.Adam` loads the compiler as soon as it is made: nine hundred modules, 144 MiB resident, nearly two seconds, for a
-process that compiles nothing (docs/decisions/0019). The function that it calls in the end needs none of them.
+``torch.optim.Adam`` imports the compiler when it is constructed: 900 modules, 144 MiB and nearly two seconds for a process
+that compiles nothing (decision 0019). The function that it calls in the end imports none of them.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,27 +17,31 @@ EPS = 1e-8
 
 
 class Adam:
-    """Moves weights against their gradients. What it holds and is asked for is as of `torch.optim.Adam`, whose results are its own
-    to the last bit, so that `torch.amp.GradScaler` drives it too.
+    """Same state and bit-identical results as ``torch.optim.Adam``; ``torch.amp.GradScaler`` can drive it.
 
-    `groups`: weights and the learning rate of each; `param_groups[i]["lr"]` may be changed between steps.
+    Args:
+        groups: weights and the learning rate of each group; ``param_groups[i]["lr"]`` may change between steps.
+        betas: decay of the two moments.
     """
 
     def __init__(self, groups: Sequence[tuple[Iterable[Tensor], float]], betas: tuple[float, float]) -> None:
         self.betas = betas
         self.param_groups: list[dict[str, Any]] = [{"params": list(weights), "lr": rate} for weights, rate in groups]
-        self.state: dict[int, dict[str, Tensor]] = {}  # of each weight that ever had a gradient, by its number
+        self.state: dict[int, dict[str, Tensor]] = {}  # by the weight's number, once it has had a gradient
 
     @property
     def weights(self) -> list[Tensor]:
+        """Weights of all groups."""
         return [weight for group in self.param_groups for weight in group["params"]]
 
     def zero_grad(self) -> None:
+        """Delete all gradients."""
         for weight in self.weights:
             weight.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move every weight that has a gradient."""
         first = 0
         for group in self.param_groups:
             numbered = [(n, w) for n, w in enumerate(group["params"], first) if w.grad is not None]
@@ -60,18 +66,19 @@ class Adam:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs; the rates are the caller's."""
+        """State for a checkpoint, without the learning rates."""
         return {"state": self.state}
 
-    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from a copy of ``saved``."""
         weights = self.weights
         self.state = {
             number: {
-                # How often it was moved is counted on the CPU, as PyTorch does.
+                # PyTorch counts the steps on the CPU.
                 name: value.clone() if name == "step" else value.to(weights[number], copy=True)
                 for name, value in state.items()
             }
-            for number, state in kept["state"].items()
+            for number, state in saved["state"].items()
         }
 
     def _state(self, number: int, weight: Tensor) -> dict[str, Tensor]:

@@ -1,45 +1,45 @@
-"""A training run on disk: written whole or not at all, and read only when it belongs to the same run.
+"""Checkpoint of a training: replaced in one step, and loaded by the same run only."""
 
-Knows files and dictionaries of tensors; what the dictionary means is the trainer's affair.
-"""
+from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.errors import ResumeError
+from engine.errors import ResumeError, option
+from engine.io.files import replacing
 
 _FORMAT = 1
 
 
 def checkpoint_path(out: Path) -> Path:
-    """Where the run that will write `out` keeps its checkpoint."""
+    """Checkpoint of the run that writes ``out``."""
     return out.with_name(out.name + ".checkpoint")
 
 
 def save(path: Path, settings: dict[str, Any], state: dict[str, Any]) -> None:
-    """Replace the checkpoint in one step, so that a crash leaves the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        torch.save({"format": _FORMAT, "settings": settings, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Replace the checkpoint; a crash leaves the old one or the new one. Raises OSError as the file system does."""
+    with replacing(path) as part:
+        torch.save({"format": _FORMAT, "settings": settings, "state": state}, part)
 
 
 def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run with exactly these settings; tensors and plain values only, never code."""
+    """State of a run with equal settings; tensors and plain values only, never code.
+
+    Raises:
+        ResumeError: the checkpoint is damaged, of another format or of a run with other settings.
+    """
+    restart = f"delete it and start without {option('resume')}"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        raise ResumeError(f"{path}: the checkpoint is damaged: delete it and start without resume") from None
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise ResumeError(f"{path}: the checkpoint is of another format: delete it and start without resume")
+        raise ResumeError(f"{path}: damaged checkpoint; {restart}") from None
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        raise ResumeError(f"{path}: checkpoint of another format; {restart}")
     for key, value in settings.items():
-        if (before := found["settings"].get(key)) != value:
-            raise ResumeError(f"{path}: was trained with {key} = {before!r}, not {value!r}: use the same settings")
-    state: dict[str, Any] = found["state"]
+        if (before := saved["settings"].get(key)) != value:
+            raise ResumeError(f"{path}: the run has {key} = {before!r}, not {value!r}; use the same settings")
+    state: dict[str, Any] = saved["state"]
     return state

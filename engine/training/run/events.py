@@ -1,7 +1,6 @@
-"""What a training run says: small frozen events, and their record as JSON lines.
+"""Events of a training, and their log as JSON lines. Class names and fields are the names and keys in the log."""
 
-Knows nothing of networks; whoever shows progress turns the events into words.
-"""
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -16,72 +15,97 @@ from engine.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class ScaleStarted:
-    """A scale begins (or goes on at `iteration`); `size` is (height, width)."""
+    """A scale of step 1 starts or continues."""
 
     scale: int
+    """Number of the scale, from 0."""
     scales: int
+    """Number of scales."""
     size: tuple[int, int]
+    """(height, width), pixels."""
     kind: str
+    """"vae" or "gan"."""
     sigma: float
+    """Amplitude of the scale's noise."""
     iteration: int
+    """Finished iterations."""
     total: int
+    """Iterations of the scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingStarted:
-    """The training of a super-resolution network begins (or goes on at `iteration`); `name` says of which."""
+    """The training of a super-resolution network starts or continues."""
 
     name: str
+    """The network, such as "step 2"."""
     iteration: int
+    """Finished iterations."""
     total: int
+    """Iterations of the training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Something that the training needs is there; `what` says it in words, `values` in numbers."""
+    """An input of the training is ready."""
 
     what: str
+    """Name of the input."""
     values: dict[str, float]
+    """Its properties by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class IterationDone:
-    """`iteration` counts from 1 to `total` within the phase (a scale of step 1, or the whole of a super-resolution step);
-    `eta` is for the whole run, a rough guess.
-    """
+    """An iteration is finished."""
 
     phase: int
+    """Scale of step 1, from 0; 0 for super-resolution."""
     phases: int
+    """Number of phases."""
     iteration: int
+    """Number within the phase, from 1."""
     total: int
+    """Iterations of the phase."""
     losses: dict[str, float]
+    """Unweighted losses by name."""
     seconds: float
+    """Duration of the iteration."""
     eta: float
+    """Estimated seconds to the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleFinished:
-    """A scale is trained; `sample` shows the photograph, its reconstruction and fresh samples."""
+    """A scale of step 1 is trained."""
 
     scale: int
+    """Number of the scale, from 0."""
     scales: int
+    """Number of scales."""
     seconds: float
+    """Duration since its start or the resumption."""
     sample: Path
+    """PNG of the photograph, its reconstruction and samples."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reviewed:
-    """How good the network is: PSNR in dB and texture distance (of 1.0) of a bicubic enlargement, of the start, and now
-    (with the input noise of a render).
+class Validated:
+    """The EMA of a super-resolution network was measured. The log calls this event ``Reviewed``.
 
-    Measured on a strip of the photograph that was not trained on, if `held_out`. `sample` shows the same in pictures.
+    The keys of the measures are "bicubic" (enlargement), "start" (weights before the training) and "now".
     """
 
     iteration: int
+    """Finished iterations."""
     held_out: bool
+    """Whether the crops lie in a strip of the photograph without training."""
     psnr: dict[str, float]
+    """PSNR in dB; "now" with the input noise of a render."""
     texture: dict[str, float]
+    """Sliced Wasserstein distance of patches, of pixel values in [0, 1]."""
     sample: Path
+    """PNG of the crops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +113,45 @@ class TrainingFinished:
     """A super-resolution network is trained."""
 
     name: str
+    """The network, such as "step 2"."""
     seconds: float
+    """Duration since the start or the resumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSaved:
-    """A run that stops now can go on from here."""
+    """A checkpoint was written."""
 
     phase: int
+    """Phase, from 0."""
     iteration: int
+    """Finished iterations of the phase."""
     path: Path
+    """The file."""
 
 
 @dataclass(frozen=True, slots=True)
 class StructureSaved:
-    """The structure is written and its checkpoint gone."""
+    """The structure file was written and its checkpoint removed."""
 
     path: Path
+    """The file."""
     bytes: int
+    """Its size."""
     seconds: float
+    """Duration since the start or the resumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsSaved:
-    """The weights of a super-resolution network are written and their checkpoint gone."""
+    """The weights of a super-resolution network were written and their checkpoint removed."""
 
     path: Path
+    """The file."""
     bytes: int
+    """Its size."""
     seconds: float
+    """Duration since the start or the resumption."""
 
 
 Event = (
@@ -126,22 +161,34 @@ Event = (
     | IterationDone
     | ScaleFinished
     | TrainingFinished
-    | Reviewed
+    | Validated
     | CheckpointSaved
     | StructureSaved
     | WeightsSaved
 )
 
+_LOG_NAMES: dict[type, str] = {Validated: "Reviewed"}
+"""Names in the log that differ from the class's: existing logs and their readers depend on them."""
+
 
 class JsonLines:
-    """Appends events to a file, one JSON object a line; of the iterations only every tenth and the last."""
+    """Log file with one JSON object per line: the event's name, the time and the event's fields.
+
+    Args:
+        path: the file.
+        append: continue the file instead of replacing it.
+        every: iterations per logged iteration; the last one of a phase is always logged.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
 
     def __init__(self, path: Path, *, append: bool, every: int = 10) -> None:
         self.path, self.every = path, every
         try:
             self._file: IO[str] = path.open("a" if append else "w", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{path}: the log cannot be written: {error.strerror}") from None
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
 
     def __enter__(self) -> Self:
         return self
@@ -152,9 +199,11 @@ class JsonLines:
         self._file.close()
 
     def write(self, event: Event) -> None:
+        """Append an event and flush the file."""
         if isinstance(event, IterationDone) and event.iteration % self.every and event.iteration != event.total:
             return
-        record: dict[str, Any] = {"event": type(event).__name__, "time": round(time.time(), 3)}
+        name = _LOG_NAMES.get(type(event), type(event).__name__)
+        record: dict[str, Any] = {"event": name, "time": round(time.time(), 3)}
         record |= dataclasses.asdict(event)
         self._file.write(json.dumps(record, default=str) + "\n")
         self._file.flush()

@@ -1,98 +1,105 @@
-"""The outer loop of every training run: iterations, checkpoints, events, interruption, NaN.
+"""Outer loop of every training: iterations, checkpoints, events, interruption, NaN.
 
-Knows no network: what an iteration does is the trainer's affair, behind `Trainer`. A run is a sequence of phases (step
-1's scales; a super-resolution run has one), each of a number of iterations. Next to the output stand its log and, until
-the end, its checkpoint.
+A run is a sequence of phases (the scales of step 1; a super-resolution run has one), each of a number of iterations. The
+log and, until the end, the checkpoint lie next to the output.
 """
 
+from __future__ import annotations
+
 import math
-import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
+from engine.errors import EngineError, InputError, Interrupted, ResumeError, option
+from engine.interrupt import deferred_interrupt
 from engine.training.run import checkpoint
 from engine.training.run.events import CheckpointSaved, Event, IterationDone, JsonLines
+from engine.training.run.runtime import Runtime
 
 Emit = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """The losses of one iteration, as plain numbers."""
+class IterationLosses:
+    """Losses of one iteration."""
 
-    losses: dict[str, float]
+    values: dict[str, float]
+    """Unweighted values by name."""
 
-    def bad(self) -> str | None:
-        """The name of the first loss that is not finite."""
-        return next((name for name, value in self.losses.items() if not math.isfinite(value)), None)
+    def first_nonfinite(self) -> str | None:
+        """Name of the first loss that is NaN or infinite."""
+        return next((name for name, value in self.values.items() if not math.isfinite(value)), None)
 
 
 class Trainer(ABC):
-    """What the loop drives: phase after phase, one iteration at a time.
+    """Networks and optimisers of a run, driven phase after phase, one iteration at a time.
 
-    `state` holds all that the rest of a run depends on (weights, optimisers, the random generator): a run restored from
-    it continues bit for bit on the same machine.
+    ``state`` holds everything that the rest of the run depends on (weights, optimisers, random generator): a restored run
+    continues bit for bit on the same machine.
     """
 
-    totals: tuple[int, ...]  # iterations of each phase
+    totals: tuple[int, ...]
+    """Iterations of each phase."""
     phase: int = 0
-    iteration: int = 0  # finished, within the phase
+    """Current phase, from 0."""
+    iteration: int = 0
+    """Finished iterations of the phase."""
     begun: bool = False
-    phase_name: str  # what a phase is called in messages
+    """Whether ``begin`` has run in this phase."""
+    phase_name: str
+    """Name of a phase in messages."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All that decides the outcome; a checkpoint goes on only with the same."""
+        """Everything that decides the result; a checkpoint is resumed with equal settings only."""
 
     @abstractmethod
     def begin(self) -> None:
         """Set up the phase."""
 
     @abstractmethod
-    def step(self) -> Step:
-        """One iteration. It raises `iteration` by one."""
+    def iterate(self) -> IterationLosses:
+        """Run one iteration and count it."""
 
     def end(self) -> None:
-        """Leave the phase."""
+        """Leave the phase for the next one."""
         self.phase, self.iteration, self.begun = self.phase + 1, 0, False
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values for `restore`."""
+        """Tensors and plain values for ``restore``."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from ``state``."""
 
     @abstractmethod
-    def finite(self) -> bool:
-        """Whether every weight is still a number."""
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
 
     @abstractmethod
-    def started(self) -> Event:
-        """The event that announces the phase."""
+    def start_event(self) -> Event:
+        """Event at the start of the phase."""
 
-    def work(self, phase: int) -> float:
-        """What an iteration of a phase costs, in any unit that all phases share."""
+    @abstractmethod
+    def finish_event(self, seconds: float) -> Event:
+        """Event at the end of the phase, which took ``seconds``."""
+
+    def cost(self, phase: int) -> float:
+        """Cost of an iteration of a phase, in a unit that all phases share."""
         return 1.0
 
-    def reviewed(self) -> Iterable[Event]:
-        """What is looked at when a checkpoint is due; must not touch what `state` holds."""
+    def validate(self) -> Iterable[Event]:
+        """Events about the quality at a checkpoint; changes nothing that ``state`` holds."""
         return ()
 
-    @abstractmethod
-    def finished(self, seconds: float) -> Event:
-        """The event that closes the phase."""
-
-    def place(self) -> str:
-        """Where the run is, in words."""
+    def position(self) -> str:
+        """Current phase and iteration in words."""
         phase = f"{self.phase_name} {self.phase}, " if len(self.totals) > 1 else ""
         return f"{phase}iteration {self.iteration}"
 
@@ -100,160 +107,146 @@ class Trainer(ABC):
 def train(
     trainer: Trainer,
     out: Path,
+    runtime: Runtime,
     *,
     checkpoint_every: int,
-    resume: bool,
-    on_event: Emit,
     write: Callable[[], Event],
     prepared: Iterable[Event] = (),
 ) -> None:
-    """Run to the end and then `write` the result, which says so by its event. `prepared` is logged first. `resume`: go on
-    from the checkpoint, if there is one.
+    """Run to the end and write the result.
+
+    Args:
+        trainer: the run.
+        out: file that ``write`` writes; log and checkpoint are named after it.
+        runtime: resumption and callbacks.
+        checkpoint_every: iterations between checkpoints.
+        write: writes the result and returns the event about it.
+        prepared: events that are logged first.
 
     Raises:
-        Interrupted: on Ctrl-C, after the checkpoint was written.
+        Interrupted: Ctrl-C; the checkpoint was written.
         EngineError: a loss or a weight is NaN or infinite; the last good checkpoint stays.
         ResumeError: the checkpoint belongs to another run.
     """
     path = checkpoint.checkpoint_path(out)
-    resumed = resume and path.exists()
-    if resumed:
+    is_resumed = runtime.resume and path.exists()
+    if is_resumed:
         trainer.restore(checkpoint.load(path, trainer.settings()))
-    with JsonLines(out.with_name(out.name + ".log.jsonl"), append=resumed) as log, _deferred_interrupt() as interrupted:
-        run = _Run(trainer, path, checkpoint_every, interrupted, _both(log.write, on_event))
+    with (
+        JsonLines(out.with_name(out.name + ".log.jsonl"), append=is_resumed) as log,
+        deferred_interrupt() as interrupted,
+    ):
+        run = _Run(trainer, path, checkpoint_every, interrupted, _both(log.write, runtime.on_event))
         for event in prepared:
             run.emit(event)
-        run.to_the_end()
-        done = write()
+        run.run_to_end()
+        written = write()
         path.unlink(missing_ok=True)
-        run.emit(done)
+        run.emit(written)
 
 
-def check_every(checkpoint_every: int) -> None:
-    if checkpoint_every < 1:
-        raise UsageError(f"checkpoint_every = {checkpoint_every}: must be at least 1")
+def check_out(out: Path, *, resume: bool) -> None:
+    """Check before the training that the result can be written.
 
-
-def check_out(out: Path, resume: bool) -> None:
-    """Find out now, not after an hour of training, that the result has no place."""
+    Raises:
+        InputError: the folder of ``out`` does not exist, or ``out`` is a folder.
+        ResumeError: an unfinished run without ``resume``, or a finished one with it.
+    """
     if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder to write {out.name} to")
+        raise InputError(f"{out.parent}: no such folder; create it or choose another output")
     if out.is_dir():
-        raise InputError(f"{out}: is a folder: name a file to write to")
-    unfinished = (path := checkpoint.checkpoint_path(out)).exists()
-    if unfinished and not resume:
-        raise ResumeError(f"{path}: a run to {out.name} is unfinished: resume it or delete that file")
-    if resume and out.exists() and not unfinished:
-        raise ResumeError(
-            f"{out}: is finished: there is nothing to resume; train anew without resume, or to another file"
-        )
+        raise InputError(f"{out}: is a folder; name a file")
+    path = checkpoint.checkpoint_path(out)
+    if path.exists() and not resume:
+        raise ResumeError(f"{path}: belongs to an unfinished run; give {option('resume', True)} or delete it")
+    if resume and out.exists() and not path.exists():
+        raise ResumeError(f"{out}: the run is finished; leave {option('resume')} out or choose another output")
 
 
 class _Run:
-    """Phases, checkpoints and events around a trainer."""
+    """Phases, checkpoints and events of one call of ``train``."""
 
     def __init__(self, trainer: Trainer, path: Path, every: int, interrupted: threading.Event, emit: Emit) -> None:
         self.trainer, self.path, self.every = trainer, path, every
         self.interrupted, self.emit = interrupted, emit
         self.saved: str | None = None
-        self.whole = True
+        self.is_consistent = True  # False within an iteration
         self.pace: float | None = None
 
-    def to_the_end(self) -> None:
+    def run_to_end(self) -> None:
         try:
             while self.trainer.phase < len(self.trainer.totals):
-                self._phase()
+                self._run_phase()
         except KeyboardInterrupt:
-            # A second Ctrl-C can hit in the middle of an iteration: that state is not worth keeping.
-            if self.whole and self.trainer.finite():
+            # The second Ctrl-C may come within an iteration, whose state is not worth saving.
+            if self.is_consistent and self.trainer.is_finite():
                 self._save()
-            raise Interrupted(f"stopped at {self.trainer.place()}: resume goes on from {self._last_good()}") from None
+            raise Interrupted(
+                f"training: stopped at {self.trainer.position()} (last checkpoint: {self._last_checkpoint()}); "
+                f"continue with {option('resume', True)}"
+            ) from None
 
-    def _phase(self) -> None:
+    def _run_phase(self) -> None:
         trainer, started = self.trainer, time.monotonic()
         total = trainer.totals[trainer.phase]
         if not trainer.begun:
-            self.whole = False
+            self.is_consistent = False
             trainer.begin()
             self._save()
-            self.whole = True
-        self.emit(trainer.started())
+            self.is_consistent = True
+        self.emit(trainer.start_event())
         for _ in range(trainer.iteration, total):
-            self._iteration(total)
+            self._iterate(total)
             if trainer.iteration % self.every == 0 and trainer.iteration < total:
                 self._save()
-                self._review()
+                self._validate()
             if self.interrupted.is_set():
                 raise KeyboardInterrupt
-        self._review()
-        done = trainer.finished(time.monotonic() - started)
+        self._validate()
+        finished = trainer.finish_event(time.monotonic() - started)
         trainer.end()
-        self.emit(done)
+        self.emit(finished)
 
-    def _iteration(self, total: int) -> None:
+    def _iterate(self, total: int) -> None:
         trainer, started = self.trainer, time.monotonic()
-        self.whole = False
-        step = trainer.step()
-        if bad := step.bad():
-            raise EngineError(
-                f"training stopped at {trainer.place()}: the loss {bad!r} is {step.losses[bad]}; "
-                f"last good checkpoint: {self._last_good()}; try fp32 or another seed"
-            )
-        self.whole = True
+        self.is_consistent = False
+        losses = trainer.iterate()
+        if name := losses.first_nonfinite():
+            raise self._divergence(f"loss {name} is {losses.values[name]}")
+        self.is_consistent = True
         seconds = time.monotonic() - started
-        self.emit(
-            IterationDone(
-                trainer.phase, len(trainer.totals), trainer.iteration, total, step.losses, seconds, self._eta(seconds)
-            )
-        )
+        phase, phases, eta = trainer.phase, len(trainer.totals), self._eta(seconds)
+        self.emit(IterationDone(phase, phases, trainer.iteration, total, losses.values, seconds, eta))
 
     def _save(self) -> None:
         trainer = self.trainer
-        if not trainer.finite():
-            raise EngineError(
-                f"training stopped at {trainer.place()}: a weight is NaN or infinite; "
-                f"last good checkpoint: {self._last_good()}; try fp32 or another seed"
-            )
+        if not trainer.is_finite():
+            raise self._divergence("a weight is NaN or infinite")
         checkpoint.save(self.path, trainer.settings(), trainer.state())
-        self.saved = f"{self.path} ({trainer.place()})"
+        self.saved = f"{self.path}, {trainer.position()}"
         self.emit(CheckpointSaved(trainer.phase, trainer.iteration, self.path))
 
-    def _review(self) -> None:
-        for event in self.trainer.reviewed():
+    def _validate(self) -> None:
+        for event in self.trainer.validate():
             self.emit(event)
 
+    def _divergence(self, problem: str) -> EngineError:
+        return EngineError(
+            f"training: {problem} at {self.trainer.position()} (last good checkpoint: {self._last_checkpoint()}); "
+            f"use {option('precision', 'fp32')} or another {option('seed')}"
+        )
+
     def _eta(self, seconds: float) -> float:
-        """What is left, if an iteration costs what the trainer says of its phase, at the pace of the last ones."""
-        trainer, now = self.trainer, self.trainer.phase
-        pace = seconds / trainer.work(now)
+        """Seconds left, by the smoothed pace of the last iterations and the cost of each phase."""
+        trainer, phase = self.trainer, self.trainer.phase
+        pace = seconds / trainer.cost(phase)
         self.pace = pace if self.pace is None else 0.9 * self.pace + 0.1 * pace
-        left = (trainer.totals[now] - trainer.iteration) * trainer.work(now)
-        left += sum(trainer.totals[p] * trainer.work(p) for p in range(now + 1, len(trainer.totals)))
+        left = (trainer.totals[phase] - trainer.iteration) * trainer.cost(phase)
+        left += sum(trainer.totals[p] * trainer.cost(p) for p in range(phase + 1, len(trainer.totals)))
         return self.pace * left
 
-    def _last_good(self) -> str:
+    def _last_checkpoint(self) -> str:
         return self.saved or "none"
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into a flag that is read between iterations; the second one interrupts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def remember(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _both(first: Emit, second: Emit) -> Emit:

@@ -1,4 +1,6 @@
-"""First weights from a seed. PyTorch draws them from its one global generator, which is nobody's else to move."""
+"""Seed weight initialisation without touching PyTorch's global generator."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Modules that are made here draw their weights from `seed`; the global generator is given back as it was."""
+    """Modules built inside draw their weights from ``seed``; the state of the global generator is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -23,14 +23,14 @@ from engine.run.stage import Stage
 from engine.training.photo import IN_MEMORY, open_picture
 from engine.training.run import loop
 from engine.training.run.events import Prepared
-from engine.training.run.precision import known_device
+from engine.training.run.runtime import Runtime
 from engine.training.sr import networks
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape
 from engine.training.sr.pairs import TeacherPairs
 from engine.training.sr.recipe import Recipe
-from engine.training.sr.request import Common
-from engine.training.sr.train import SCALE, Runtime, columns_trained_on, open_network, run
+from engine.training.sr.request import TrainingRequest
+from engine.training.sr.train import SCALE, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
 from engine.training.sr.validation import Validation, fixed_crops
 
@@ -52,7 +52,7 @@ _MUST_BE_ZERO = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Common):
+class Request(TrainingRequest):
     """Options of a distillation. Raises UsageError for a recipe with other losses than the pixel loss."""
 
     recipe: Recipe
@@ -61,7 +61,7 @@ class Request(Common):
     """Packaged weights or a checkpoint file."""
 
     def __post_init__(self) -> None:
-        Common.__post_init__(self)
+        TrainingRequest.__post_init__(self)
         for name in _MUST_BE_ZERO:
             if value := getattr(self.recipe, name):
                 raise UsageError(f"{name} = {value:g}: a distillation uses the pixel loss alone; set it to 0")
@@ -83,8 +83,8 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
         Interrupted, ResumeError, EngineError: as ``loop.train``.
     """
     started = time.monotonic()
-    loop.check_out(out, runtime.resume)
-    recipe, device = request.recipe, known_device(runtime.device)
+    loop.check_out(out, resume=runtime.resume)
+    recipe, device = request.recipe, runtime.device
     opened = [open_photo(path, least_width=1) for path in _files(photos)]
     start = open_network(request.start, request.shape, request.seed, recipe)
     teacher = open_network(request.teacher, Shape(), 0, recipe)
@@ -121,7 +121,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             None,
             True,
             out.with_name(out.stem + "-samples"),
-            runtime.bytes_for(device),
+            runtime.budget_bytes(),
             device,
         )
         megapixels = sum(photo.width * photo.height for photo in opened) / 1e6

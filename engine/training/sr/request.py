@@ -1,4 +1,4 @@
-"""What every training of super-resolution asks for alike."""
+"""Requests for trainings of super-resolution networks: the part that all of them share."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.device.precision import Precision
-from engine.training.run.precision import known_precision
+from engine.training.run.precision import check_precision
 from engine.training.sr.networks import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Common:
-    """`start`: packaged weights, a file or "scratch"; `shape` makes that network smaller, or is its size."""
+class TrainingRequest:
+    """Initial network, precision and seed. Raises UsageError for an unknown precision."""
 
     start: str = "realsr"
+    """Initial weights: packaged weights, a file or "scratch"."""
     shape: Shape = field(default_factory=Shape)
+    """Size of the network, if it is smaller than that of the initial weights or starts from scratch."""
     precision: Precision = "bf16"
+    """Precision of the computing networks."""
     seed: int = 0
+    """Seed of fresh weights, crops and noise."""
 
     def __post_init__(self) -> None:
-        known_precision(self.precision)
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfPhotograph(Common):
-    """On one photograph, whose `licence` and `source` the weights tell. `vgg`: a file with the weights of VGG-19 or VGG-16."""
+class PhotoTrainingRequest(TrainingRequest):
+    """Request for a training on one photograph."""
 
     vgg: Path | None = None
+    """Weights of VGG-19 or VGG-16; None: torchvision's file, if a loss needs it."""
     licence: str = ""
+    """Licence of the photograph, recorded in the weights file."""
     source: str = ""
+    """Author and origin of the photograph, recorded in the weights file."""

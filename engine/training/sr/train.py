@@ -1,10 +1,8 @@
-"""`train_sr`: the super-resolution network of one step, fine-tuned on one photograph, becomes a weights file.
+"""``train_sr``: fine-tune the network of one super-resolution step on a photograph and write its weights."""
 
-Knows what a run is put together from; what happens within an iteration is the trainer's affair.
-"""
+from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,98 +14,97 @@ from typing import Any
 import torch
 
 from engine.archs.hpvaegan import BASE_WIDTH, BaseGenerator
-from engine.device.memory import free_device, free_host
 from engine.device.precision import Precision
-from engine.errors import InputError, UsageError
+from engine.errors import InputError, UsageError, option
+from engine.io.files import sha256
 from engine.io.photo import Photo, open_photo
 from engine.model.bundle import open_structure
 from engine.run.stage import Stage
-from engine.training.losses.vgg import ABSENT, VGGFeatures, absent, open_vgg
+from engine.training.losses.vgg import VGGFeatures, missing_vgg_error, open_vgg
 from engine.training.photo import Picture, Size, open_picture
 from engine.training.run import loop
 from engine.training.run.events import Event, Prepared, WeightsSaved
-from engine.training.run.precision import known_device
+from engine.training.run.runtime import Runtime
 from engine.training.sr import networks
-from engine.training.sr.chain import Counts, Log, PreviousStep, SimulatedInputs, cached_inputs, simulate_inputs
+from engine.training.sr.chain import Counts, PreviousStep, SimulatedInputs, cached_inputs, simulate_inputs
 from engine.training.sr.degradations import bicubic
+from engine.training.sr.losses import feature_layers
 from engine.training.sr.networks import Shape
 from engine.training.sr.pairs import PhotographPairs, check_grid
 from engine.training.sr.recipe import Recipe
-from engine.training.sr.request import OfPhotograph
-from engine.training.sr.trainer import Settings, SRTrainer, feature_layers
+from engine.training.sr.request import PhotoTrainingRequest
+from engine.training.sr.trainer import Settings, SRTrainer
 from engine.training.sr.validation import Validation, fixed_crops
 
 STEPS = (2, 3, 4)
+"""Super-resolution steps of the paper."""
 SCALE = 4
-MOST_ENLARGED = 1.5  # times, a photograph that is smaller than the step's output; more would teach blur
-SHARE_OF_FREE = 0.8  # of the memory that is free, unless a budget is given: single operations need room as well
+"""Enlargement by a step."""
+MAX_ENLARGEMENT = 1.5
+"""Largest enlargement of a photograph that is smaller than the step's output; a larger one would teach blur."""
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request(OfPhotograph):
-    """What to train. `step`: 2, 3 or 4 of the paper. `width`: of the HR photograph in pixels; None for the step's output,
-    or the photograph's own where that is less than two thirds of it. `structure` and `previous` (the weights of steps 2 to
-    `step` - 1) make chain pictures.
+class SRRequest(PhotoTrainingRequest):
+    """Everything that decides the result except the photograph.
+
+    Raises:
+        UsageError: values out of range, or contradicting each other.
     """
 
     recipe: Recipe
+    """Values of the training."""
     step: int = 2
+    """Step of the paper: 2, 3 or 4."""
     width: int | None = None
+    """Width of the HR photograph, pixels; None: that of the step's output, or the photograph's own below two thirds of it."""
     structure: Path | None = None
+    """Structure file of step 1, for simulated inputs."""
     previous: tuple[Path, ...] = ()
+    """Weights of steps 2 to ``step`` - 1, for simulated inputs."""
 
     def __post_init__(self) -> None:
-        OfPhotograph.__post_init__(self)
+        PhotoTrainingRequest.__post_init__(self)
         if self.step not in STEPS:
-            raise UsageError(f"step = {self.step}: choose 2, 3 or 4 (step 1 is the structure)")
+            raise UsageError(f"{option('step', self.step)}: no super-resolution step; use 2, 3 or 4")
         if self.width is not None and self.width < 1:
-            raise UsageError(f"size = {self.width}: must be at least 1")
+            raise UsageError(f"{option('size', self.width)}: too small; use at least 1")
         if self.previous and self.structure is None:
-            raise UsageError("the weights of previous steps enlarge step 1's pictures: give the structure too")
-        wanted = self.step - STEPS[0]
-        if self.structure is not None and self.recipe.chain and len(self.previous) != wanted:
+            raise UsageError(f"{option('previous')}: without the structure it enlarges; give {option('structure')} too")
+        count = self.step - STEPS[0]
+        if self.structure is not None and self.recipe.chain and len(self.previous) != count:
             raise UsageError(
-                f"step {self.step} with a structure takes {wanted} files of previous weights, not {len(self.previous)}"
+                f"{option('previous')}: {len(self.previous)} files for step {self.step} with a structure; give {count}"
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """How to run, with no influence on the result but rounding. `budget`: bytes of memory that an iteration may take."""
+def train_sr(photo: Path, out: Path, request: SRRequest, runtime: Runtime) -> None:
+    """Train on one photograph and write the EMA of the weights (safetensors, the community's tensor names).
 
-    device: str = "cpu"
-    resume: bool = False
-    budget: int | None = None
-    on_event: Callable[[Event], None] = lambda event: None
-    log: Log = lambda line: None
+    Log, samples and, until the end, the checkpoint and the simulated inputs that ``runtime.resume`` continues from lie next
+    to ``out``.
 
-    def bytes_for(self, device: torch.device) -> int:
-        if self.budget is not None:
-            return self.budget
-        free = free_device(device)
-        return int(SHARE_OF_FREE * (free if free is not None else free_host()))
-
-
-def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None:
-    """Train on one photograph and write the running mean of the weights to `out` (safetensors, the community's names).
-
-    Next to `out` stand the log, the samples and, until the end, the checkpoint and the chain pictures from which
-    `resume` goes on.
+    Args:
+        photo: the photograph.
+        out: weights file to write.
+        request: everything that decides the result except the photograph.
+        runtime: device, memory, resumption and callbacks.
 
     Raises:
-        InputError: a file that cannot be used, or a photograph that is too small.
-        UsageError: options that contradict each other.
+        InputError: a file cannot be used, or the photograph is too small.
+        UsageError: options contradict each other.
         BudgetError: an iteration does not fit the memory.
-        Interrupted, ResumeError, EngineError: as `loop.train`.
+        EngineError, Interrupted, ResumeError: as ``loop.train``.
     """
     started = time.monotonic()
-    loop.check_out(out, runtime.resume)
-    device = known_device(runtime.device)
+    loop.check_out(out, resume=runtime.resume)
     recipe, vgg = _feature_network(request, runtime.log)
     opened = open_photo(photo, least_width=1)
     start = open_network(request.start, request.shape, request.seed, recipe, request.step - 2)
     structure = open_structure(request.structure) if request.structure is not None else None
-    scratch, kept = (out.with_name(out.name + suffix) for suffix in (".photo", ".chain"))
+    scratch, chain_file = (out.with_name(out.name + suffix) for suffix in (".photo", ".chain"))
     try:
         picture = open_picture(opened, _size(opened, structure, request), scratch)
         inputs = {
@@ -118,10 +115,10 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             "previous": [file_digest(path) for path in request.previous],
             "vgg": vgg.digest if vgg is not None else None,
         }
-        chain = _chain(structure, opened, request, inputs, device, kept, runtime.log)
+        chain = _chain(structure, opened, request, inputs, runtime, chain_file)
         pictures = chain.pictures if chain is not None else ()
         trained = columns_trained_on(picture, recipe)
-        pairs = PhotographPairs(picture, pictures, recipe, SCALE, trained, device, vgg)
+        pairs = PhotographPairs(picture, pictures, recipe, SCALE, trained, runtime.device, vgg)
         crops, held_out = fixed_crops(picture, trained, SCALE * start.network.align)
         trainer = SRTrainer(
             Settings(recipe, f"step {request.step}", request.precision, request.seed, inputs),
@@ -133,14 +130,14 @@ def train_sr(photo: Path, out: Path, request: Request, runtime: Runtime) -> None
             vgg,
             pairs.aligned,
             out.with_name(out.stem + "-samples"),
-            runtime.bytes_for(device),
-            device,
+            runtime.budget_bytes(),
+            runtime.device,
         )
-        facts = _facts(opened, picture.size, request, recipe, start)
+        provenance = _provenance(opened, picture.size, request, recipe, start)
         if vgg is not None:
-            facts["vgg"] = {"network": vgg.name, "sha256": inputs["vgg"]}
-        run(trainer, out, recipe, facts, runtime, started, _prepared(picture.size, trained, chain))
-        kept.unlink(missing_ok=True)
+            provenance["vgg"] = {"network": vgg.name, "sha256": inputs["vgg"]}
+        run(trainer, out, recipe, provenance, runtime, started, _prepared(picture.size, trained, chain))
+        chain_file.unlink(missing_ok=True)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -149,72 +146,87 @@ def run(
     trainer: SRTrainer,
     out: Path,
     recipe: Recipe,
-    facts: dict[str, Any],
+    provenance: dict[str, Any],
     runtime: Runtime,
     started: float,
     prepared: Sequence[Event],
 ) -> None:
-    """The loop, and the weights file at its end."""
-    if trainer.computes_twice:
-        runtime.log("activations of the trunk are computed twice to stay within the memory budget")
+    """Run the loop and write the weights file.
+
+    Args:
+        trainer: the run.
+        out: weights file to write.
+        recipe: values of the training.
+        provenance: metadata of the weights file.
+        runtime: resumption and callbacks.
+        started: ``time.monotonic`` at the start.
+        prepared: events that are logged first.
+    """
+    if trainer.uses_checkpointing:
+        runtime.log("activation checkpointing: activations of the trunk are computed twice to fit the memory budget")
 
     def write() -> Event:
         dtype = torch.float16 if recipe.store == "fp16" else torch.float32
-        networks.save(out, trainer.weights(), {**facts, "quality": trainer.quality}, dtype)
+        networks.save(out, trainer.weights(), {**provenance, "quality": trainer.quality}, dtype)
         return WeightsSaved(out, out.stat().st_size, time.monotonic() - started)
 
-    loop.train(
-        trainer,
-        out,
-        checkpoint_every=recipe.checkpoint_every,
-        resume=runtime.resume,
-        on_event=runtime.on_event,
-        write=write,
-        prepared=prepared,
-    )
+    loop.train(trainer, out, runtime, checkpoint_every=recipe.checkpoint_every, write=write, prepared=prepared)
 
 
-def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, place: int = 0) -> networks.Start:
-    """The start, checked against what a step and a crop must be."""
+def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, index: int = 0) -> networks.Start:
+    """Initial network of a step.
+
+    Args:
+        name: packaged weights, a file or "scratch".
+        shape: size of the network.
+        seed: seed of fresh weights.
+        recipe: values of the training.
+        index: index of the network in a model file.
+
+    Raises:
+        UsageError: the network does not enlarge as a step does, or its windows do not divide the crop.
+        ModelError: as ``networks.open_start``.
+    """
     shape = dataclasses.replace(shape, noise_channels=recipe.noise_channels)
-    start = networks.open_start(name, shape, seed, place)
+    start = networks.open_start(name, shape, seed, index)
     if start.network.scale != SCALE:
-        raise UsageError(f"the start {name} enlarges {start.network.scale} times: a step enlarges {SCALE} times")
+        raise UsageError(
+            f"{option('start', name)}: enlarges {start.network.scale} times; use weights that enlarge {SCALE} times"
+        )
     check_grid(recipe.crop, SCALE, start.network.align)
     return start
 
 
 def columns_trained_on(picture: Picture, recipe: Recipe) -> int:
-    """How many columns, from the left, are trained on; the others are measured on."""
+    """Number of columns, from the left, for training; the others are for validation."""
     return picture.size[1] - int(picture.size[1] * recipe.held_out)
 
 
 def file_digest(path: Path | None) -> str | None:
-    """sha256 of a file that must be there."""
+    """SHA-256 of a file; None without a file. Raises InputError if it cannot be read."""
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): name a file that is there") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); choose another file") from None
 
 
-def _size(photo: Photo, structure: BaseGenerator | None, request: Request) -> Size:
-    """(height, width) of the HR photograph: the step's output, or the photograph's own where that is much smaller.
+def _size(photo: Photo, structure: BaseGenerator | None, request: SRRequest) -> Size:
+    """(height, width) of the HR photograph: the size of the step's output, or its own size if that is much smaller.
 
-    A photograph that is smaller by little is enlarged: at its own size stones and leaves would be smaller than those that the
-    step is given to enlarge. Where the structure is known, exactly the size of the chain's output, so that both agree pixel by
-    pixel.
+    A slightly smaller photograph is enlarged: at its own size stones and leaves would be smaller than in the step's
+    inputs. With a structure it has exactly the size of the step's output, so that simulated inputs match the photograph
+    pixel by pixel.
     """
     factor = SCALE ** (request.step - 1)
     base_height, base_width = structure.base_size if structure is not None else (0, BASE_WIDTH)
-    output, most = base_width * factor, int(MOST_ENLARGED * photo.width)
-    width = request.width if request.width is not None else output if output <= most else photo.width
-    if width > most:
+    output, largest = base_width * factor, int(MAX_ENLARGEMENT * photo.width)
+    width = request.width if request.width is not None else output if output <= largest else photo.width
+    if width > largest:
         raise InputError(
-            f"size = {width}: the photograph is {photo.width} px wide, and enlarging it more than {MOST_ENLARGED:g} times would "
-            f"teach blur: take at most {most} or a larger photograph"
+            f"{option('size', width)}: too large for a photograph of {photo.width} px, whose enlargement by more than "
+            f"{MAX_ENLARGEMENT:g} times would teach blur; use at most {largest} or a larger photograph"
         )
     if structure is not None and width == output:
         return base_height * factor, width
@@ -224,25 +236,24 @@ def _size(photo: Photo, structure: BaseGenerator | None, request: Request) -> Si
 def _chain(
     structure: BaseGenerator | None,
     photo: Photo,
-    request: Request,
+    request: SRRequest,
     inputs: dict[str, Any],
-    device: torch.device,
+    runtime: Runtime,
     path: Path,
-    log: Log,
 ) -> SimulatedInputs | None:
-    """The chain pictures if there is a structure and the recipe wants them."""
+    """Simulated inputs, cached in the file ``path``; None without a structure or if the recipe has none."""
     counts = Counts(request.recipe.reconstructions, request.recipe.samples)
     if structure is None or request.recipe.chain == 0 or counts == Counts(0, 0):
         return None
-    wanted = {name: inputs[name] for name in ("photo", "structure", "previous")}
-    key = json.dumps([wanted, dataclasses.asdict(counts), request.seed, request.precision])
+    digests = {name: inputs[name] for name in ("photo", "structure", "previous")}
+    key = json.dumps([digests, dataclasses.asdict(counts), request.seed, request.precision])
 
     def make() -> SimulatedInputs:
         generator = torch.Generator().manual_seed(request.seed)
-        previous = _previous(request.previous, request.precision, device)
+        previous = _previous(request.previous, request.precision, runtime.device)
         scratch = path.with_name(path.name + ".photo")
         try:
-            return simulate_inputs(structure, photo, previous, counts, generator, device, scratch, log)
+            return simulate_inputs(structure, photo, previous, counts, generator, runtime.device, scratch, runtime.log)
         finally:
             scratch.unlink(missing_ok=True)
 
@@ -250,16 +261,16 @@ def _chain(
 
 
 def _previous(paths: Sequence[Path], precision: Precision, device: torch.device) -> list[PreviousStep]:
-    found = []
-    for place, path in enumerate(paths):
-        start = networks.open_start(str(path), Shape(), 0, place)
+    steps = []
+    for index, path in enumerate(paths):
+        start = networks.open_start(str(path), Shape(), 0, index)
         network = start.network.eval().requires_grad_(False)
-        found.append(PreviousStep(Stage(network, device, precision), start.sigma))
-    return found
+        steps.append(PreviousStep(Stage(network, device, precision), start.sigma))
+    return steps
 
 
-def _feature_network(request: Request, log: Log) -> tuple[Recipe, VGGFeatures | None]:
-    """VGG if the recipe asks for it and its weights are there; else, of the perceptual loss alone, patches in its place."""
+def _feature_network(request: SRRequest, log: Log) -> tuple[Recipe, VGGFeatures | None]:
+    """VGG if a loss needs it. Without its weights the texture loss replaces the perceptual one; other losses are refused."""
     recipe = request.recipe
     layers = feature_layers(recipe)
     if not layers:
@@ -267,10 +278,10 @@ def _feature_network(request: Request, log: Log) -> tuple[Recipe, VGGFeatures | 
     if (vgg := open_vgg(request.vgg, layers)) is not None:
         return recipe, vgg
     if feature_layers(recipe.replace(perceptual=0.0)):
-        raise absent()
+        raise missing_vgg_error()
     texture = max(recipe.texture, recipe.perceptual)
     log(
-        f"{ABSENT}: the perceptual loss of weight {recipe.perceptual:g} is left out, and the texture loss has weight "
+        f"no VGG weights found: perceptual loss (weight {recipe.perceptual:g}) left out, texture loss has weight "
         f"{texture:g}"
     )
     return recipe.replace(perceptual=0.0, texture=texture), None
@@ -281,19 +292,19 @@ def _prepared(size: Size, trained: int, chain: SimulatedInputs | None) -> list[E
     if chain is not None:
         height, width = chain.size
         values = {"pictures": len(chain.pictures), "height": height, "width": width}
-        likeness = {"PSNR where the code was fitted": chain.psnr_fitted, "PSNR of reconstructions": chain.psnr}
-        events.append(Prepared("chain", values | likeness))
+        psnr = {"PSNR where the code was fitted": chain.psnr_fitted, "PSNR of reconstructions": chain.psnr}
+        events.append(Prepared("chain", values | psnr))
     return events
 
 
-def _facts(photo: Photo, size: Size, request: Request, recipe: Recipe, start: networks.Start) -> dict[str, Any]:
-    """What the weights file says about itself."""
+def _provenance(photo: Photo, size: Size, request: SRRequest, recipe: Recipe, start: networks.Start) -> dict[str, Any]:
+    """Metadata of the weights file about its training."""
     licences = [one for text in (request.licence, start.licence) if text for one in text.split("; ")]
     origin = f"fine-tuned on {request.source or photo.path.name}, started from "
-    again = start.source.startswith(origin)  # a second run on the same photograph
+    is_second_run = start.source.startswith(origin)  # on the same photograph
     return {
         "licence": "; ".join(dict.fromkeys(licences)) or "not stated",
-        "source": start.source if again else origin + start.source,
+        "source": start.source if is_second_run else origin + start.source,
         "sigma": recipe.render_sigma,
         "step": request.step,
         "photo": {

@@ -1,70 +1,77 @@
-"""One iteration of a super-resolution step's fine-tuning at a time: networks, losses, optimisers (OUR-GAN, sec. 3.3).
+"""Trainer of a super-resolution step: networks, losses and optimisers (OUR-GAN, section 3.3).
 
-The network trains in the precision in which it renders: fp32 weights are kept and updated, and a copy of them computes,
-in half precision where that is asked for (first and last convolution and the residual stream stay in fp32). Does not know
-files.
+The network trains in mixed precision: master weights in fp32 are updated, and a copy computes in the precision of a
+render. The first and last convolution and the residual stream of the copy stay in fp32.
 """
+
+from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.archs import Upscaler
 from engine.device.precision import Precision
 from engine.training.losses import discriminators
-from engine.training.losses.features import Look, Shift, draw_shift, maps_of
-from engine.training.losses.gan import discriminator_loss, generator_loss
-from engine.training.losses.texture import TEXTURE_LAYERS, Checkerboard, FeatureWasserstein, SlicedWasserstein
+from engine.training.losses.features import ImageFeatures, Roll, draw_roll, maps_of
+from engine.training.losses.gan import ScoreGan
 from engine.training.losses.vgg import VGGFeatures
-from engine.training.run.adam import Adam
-from engine.training.run.events import Event, Reviewed, TrainingFinished, TrainingStarted
-from engine.training.run.loop import Step, Trainer
-from engine.training.run.precision import HALF, autocast
+from engine.training.run.ema import Ema
+from engine.training.run.events import Event, TrainingFinished, TrainingStarted, Validated
+from engine.training.run.loop import IterationLosses, Trainer
+from engine.training.run.optimisation import Optimisation, make_scaler
+from engine.training.run.precision import HALF
 from engine.training.run.seed import seeded
 from engine.training.sr import footprint
-from engine.training.sr.degradations import bicubic
-from engine.training.sr.losses import PERCEPTUAL, consistency_loss, perceptual_loss
-from engine.training.sr.pairs import Batch, BatchSource, add_noise
+from engine.training.sr.losses import SRLosses, feature_layers
+from engine.training.sr.pairs import BatchSource, add_noise
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.validation import Validation
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that decides the outcome of a run: `name` says what is trained, `inputs` are digests of all that was read."""
+    """Everything that decides the result; a checkpoint is resumed with equal settings only."""
 
     recipe: Recipe
+    """Values of the training."""
     name: str
+    """The network, such as "step 2"."""
     precision: Precision
+    """Precision of the computing networks."""
     seed: int
+    """Seed of fresh weights, crops and noise."""
     inputs: dict[str, Any]
+    """Digests of all files that were read."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
         return dataclasses.asdict(self)
 
 
-def feature_layers(recipe: Recipe) -> tuple[str, ...]:
-    """The layers of VGG that the recipe's losses look at."""
-    wanted: list[str] = []
-    if recipe.perceptual:
-        wanted += PERCEPTUAL[recipe.perceptual_layers].weights
-    if recipe.feature_texture:
-        wanted += TEXTURE_LAYERS
-    if recipe.adversarial and recipe.discriminator == "projected":
-        wanted += discriminators.PROJECTED_LAYERS
-    return tuple(dict.fromkeys(wanted))
-
-
 class SRTrainer(Trainer):
-    """The generator, its running mean, the discriminator, their optimisers and the run's one random generator."""
+    """Generator with its EMA, discriminator, their optimisers, and the random generator of the run.
+
+    Args:
+        settings: settings of the run.
+        network: initial network, in fp32.
+        source: source of batches.
+        validation: fixed crops for validation.
+        vgg: network with the layers of ``feature_layers``; None if there are none.
+        aligned: whether simulated inputs match the photograph pixel by pixel.
+        samples: folder of the sample images.
+        budget: memory that an iteration may take, bytes.
+        device: device of the networks.
+
+    Raises:
+        BudgetError: an iteration takes more than ``budget``.
+    """
 
     phase_name = "run"
 
@@ -73,46 +80,39 @@ class SRTrainer(Trainer):
         settings: Settings,
         network: Upscaler,
         source: BatchSource,
-        review: Validation,
+        validation: Validation,
         vgg: VGGFeatures | None,
         aligned: bool,
         samples: Path,
         budget: int,
         device: torch.device,
     ) -> None:
-        """`vgg`: has the layers that `feature_layers` names, None if there are none. `aligned`: chain crops match the
-        photograph's pixel by pixel. `budget`: bytes that an iteration may take.
-        """
-        self._settings, self.recipe, self.device = settings, settings.recipe, device
-        self.totals = (settings.recipe.iterations,)
-        self.source, self.review, self.samples, self.aligned = source, review, samples, aligned
-        self.network: Upscaler = network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
-        self.worker = self._make_worker()
-        self.mean = [p.detach().clone() for p in self.network.parameters()]
+        recipe = settings.recipe
+        self._settings, self.recipe, self.device = settings, recipe, device
+        self.totals = (recipe.iterations,)
+        self.source, self.validation, self.samples = source, validation, samples
+        self.master: Upscaler = network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
+        self.compute_copy = self._make_compute_copy()
+        self.ema = Ema(self.master.parameters())
         self.vgg = vgg.to(device) if vgg is not None else None
-        self.texture, self.feature_texture = SlicedWasserstein(phases=network.scale), FeatureWasserstein()
-        self.detail = SlicedWasserstein(3, scales=3, phases=network.scale, detail=True)
-        self.checkerboard = Checkerboard(network.scale)
-        recipe = self.recipe
+        self.losses = SRLosses(recipe, network.scale, aligned=aligned)
         with seeded(settings.seed):
             discriminator = discriminators.build(recipe.discriminator, recipe.crop, recipe.discriminator_channels)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.computes_twice = footprint.needs_checkpointing(self.worker, self.discriminator, self.vgg, recipe, budget)
-        if self.computes_twice:
-            footprint.checkpoint_blocks(self.worker)
-        betas = (recipe.betas[0], recipe.betas[1])
-        self.optimisers = [
-            Adam([(self.network.parameters(), recipe.learning_rate)], betas),
-            Adam([(self.discriminator.parameters(), recipe.discriminator_rate)], betas),
-        ]
-        half = settings.precision == "fp16"
-        self.scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
-        # All noise and every choice of a crop is drawn on the CPU, so that a seed means the same on every device.
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.quality: dict[str, dict[str, float]] = {}  # of the last review
-        self._bicubic = review.bicubic()
-        self._start = review.quality(self._enlarge, noise=False)
-        review.keep_start(self._enlarge)
+        self.gan = ScoreGan(self.discriminator, settings.precision, recipe.gan)
+        self.uses_checkpointing = footprint.needs_checkpointing(
+            self.compute_copy, self.discriminator, self.vgg, recipe, budget
+        )
+        if self.uses_checkpointing:
+            footprint.checkpoint_blocks(self.compute_copy)
+        self._generator_steps, self._discriminator_steps = self._make_optimisations()
+        # Noise and crops are drawn on the CPU, so that a seed means the same on every device.
+        self.rng = torch.Generator().manual_seed(settings.seed)
+        self.quality: dict[str, dict[str, float]] = {}
+        """Measures of the last validation."""
+        self._bicubic = validation.bicubic()
+        self._start = validation.quality(self._enlarge, noise=False)
+        validation.keep_start(self._enlarge)
 
     def settings(self) -> dict[str, Any]:
         return self._settings.as_dict()
@@ -120,190 +120,130 @@ class SRTrainer(Trainer):
     def begin(self) -> None:
         self.begun = True
 
-    def step(self) -> Step:
+    def iterate(self) -> IterationLosses:
         recipe = self.recipe
         self._set_rates()
-        batch = self.source.draw(self.generator)
-        lr = add_noise(batch.lr, recipe, self.network.noise_channels, self.generator)
+        batch = self.source.draw(self.rng)
+        lr = add_noise(batch.lr, recipe, self.master.noise_channels, self.rng)
         lr = lr.contiguous(memory_format=torch.channels_last)
-        shift = self._draw_shift()
-        fake = self._look(self.worker(lr).float(), shift)
+        roll = self._draw_roll()
+        fake = self._features(self.compute_copy(lr).float(), roll)
         with torch.no_grad():
-            real = self._look(batch.hr, shift)
-        losses = self._supervised(fake, real, batch)
+            real = self._features(batch.hr, roll)
+        losses = self.losses(fake, real, batch, self.rng)
         if recipe.adversarial > 0 and self.iteration >= recipe.gan_from:
-            losses["adv"] = self._fooling(fake, real)
-        total = torch.stack([self._weight(name) * loss for name, loss in losses.items()]).sum()
-        self._descend_generator(total)
+            losses["adv"] = self.gan.generator_loss(real, fake)
+        self._train_generator(self.losses.weighted_sum(losses))
+        values = {name: loss.item() for name, loss in losses.items()}
         if recipe.adversarial > 0:
-            losses["d"] = self._train_discriminator(fake.detach(), real)
+            critic = self.gan.train_discriminator(self._discriminator_steps, real, fake, self.rng)
+            values["d"] = sum(critic.values())
         self.iteration += 1
-        return Step({name: loss.item() for name, loss in losses.items()})
+        return IterationLosses(values)
 
     def state(self) -> dict[str, Any]:
+        optimisations = (self._generator_steps, self._discriminator_steps)
         return {
             "iteration": self.iteration,
             "phase": self.phase,
             "begun": self.begun,
-            "network": self.network.state_dict(),
-            "mean": self.mean,
+            "network": self.master.state_dict(),
+            "mean": self.ema.values,
             "discriminator": self.discriminator.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "scalers": [scaler.state_dict() for scaler in self.scalers],
-            "generator": self.generator.get_state(),
+            "optimisers": [optimisation.adam.state_dict() for optimisation in optimisations],
+            "scalers": [optimisation.scaler.state_dict() for optimisation in optimisations],
+            "generator": self.rng.get_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.iteration, self.phase, self.begun = state["iteration"], state["phase"], state["begun"]
-        self.network.load_state_dict(state["network"])
+        self.master.load_state_dict(state["network"])
         self.discriminator.load_state_dict(state["discriminator"])
-        self._fill_worker(self.network.parameters())
-        for mine, kept in zip(self.mean, state["mean"], strict=True):
-            mine.copy_(kept)
-        for name in ("optimisers", "scalers"):
-            for part, kept in zip(getattr(self, name), state[name], strict=True):
-                part.load_state_dict(kept)
-        self.generator.set_state(state["generator"])
+        self._fill_compute_copy(self.master.parameters())
+        self.ema.load(state["mean"])
+        optimisations = (self._generator_steps, self._discriminator_steps)
+        for optimisation, adam, scaler in zip(optimisations, state["optimisers"], state["scalers"], strict=True):
+            optimisation.adam.load_state_dict(adam)
+            optimisation.scaler.load_state_dict(scaler)
+        self.rng.set_state(state["generator"])
 
-    def finite(self) -> bool:
-        parameters = [*self.network.parameters(), *self.discriminator.parameters()]
+    def is_finite(self) -> bool:
+        parameters = [*self.master.parameters(), *self.discriminator.parameters()]
         return all(bool(p.isfinite().all()) for p in parameters)
 
-    def started(self) -> Event:
+    def start_event(self) -> Event:
         return TrainingStarted(self._settings.name, self.iteration, self.totals[0])
 
-    def reviewed(self) -> Iterable[Event]:
-        """Measure and show the running mean, which is what will be written."""
-        self._fill_worker(self.mean)
+    def validate(self) -> Iterable[Event]:
+        """Measure the EMA, which is written in the end, and write its samples."""
+        self._fill_compute_copy(self.ema.values)
         try:
-            now = self.review.quality(self._enlarge, noise=True)
+            now = self.validation.quality(self._enlarge, noise=True)
             path = self.samples / f"iteration-{self.iteration:06}.png"
-            self.review.write(self._enlarge, path)
+            self.validation.write(self._enlarge, path)
         finally:
-            self._fill_worker(self.network.parameters())
+            self._fill_compute_copy(self.master.parameters())
         psnr = {"bicubic": self._bicubic.psnr, "start": self._start.psnr, "now": now.psnr}
         texture = {"bicubic": self._bicubic.texture, "start": self._start.texture, "now": now.texture}
         self.quality = {"psnr": _rounded(psnr, 3), "texture": _rounded(texture, 5)}
-        yield Reviewed(self.iteration, self.review.held_out, **self.quality, sample=path)
+        yield Validated(self.iteration, self.validation.held_out, **self.quality, sample=path)
 
-    def finished(self, seconds: float) -> Event:
+    def finish_event(self, seconds: float) -> Event:
         return TrainingFinished(self._settings.name, seconds)
 
     def weights(self) -> dict[str, Tensor]:
-        """The running mean of the weights under the community's names."""
-        names = [name for name, _ in self.network.named_parameters()]
-        return dict(zip(names, self.mean, strict=True))
+        """EMA of the weights under the community's names."""
+        names = [name for name, _ in self.master.named_parameters()]
+        return dict(zip(names, self.ema.values, strict=True))
 
-    def _draw_shift(self) -> Shift:
-        """How VGG sees the crops moved around; as they are where, as in the papers, the perceptual loss alone looks through it."""
+    def _draw_roll(self) -> Roll:
+        """Roll of the crops before VGG; none for the perceptual loss alone, as in the papers."""
         if not feature_layers(self.recipe.replace(perceptual=0.0)):
             return 0, 0
-        return draw_shift((self.recipe.crop, self.recipe.crop), self.generator)
+        return draw_roll((self.recipe.crop, self.recipe.crop), self.rng)
 
-    def _look(self, picture: Tensor, shift: Shift) -> Look:
-        return Look(picture, maps_of(picture, self.vgg, shift, self._settings.precision))
+    def _features(self, image: Tensor, roll: Roll) -> ImageFeatures:
+        return ImageFeatures(image, maps_of(image, self.vgg, roll, self._settings.precision))
 
-    def _supervised(self, fake: Look, real: Look, batch: Batch) -> dict[str, Tensor]:
-        """Every loss but the adversarial one whose weight is not zero and for which there are rows."""
-        recipe, pairs = self.recipe, batch.pairs
-        losses: dict[str, Tensor] = {}
-        if recipe.pixel and pairs:
-            losses["pixel"] = F.l1_loss(fake.picture[:pairs], real.picture[:pairs])
-        if recipe.consistency:
-            scale = self.network.scale
-            coarse = torch.cat([bicubic(real.picture[:pairs], scale), batch.coarse])
-            losses["consistency"] = consistency_loss(fake.picture, coarse, scale)
-        comparable = batch.matched if self.aligned else pairs
-        if recipe.perceptual and comparable:
-            layers = PERCEPTUAL[recipe.perceptual_layers]
-            losses["perceptual"] = perceptual_loss(fake.rows(comparable), real.rows(comparable), layers)
-        if recipe.detail:
-            losses["detail"] = self.detail(fake.picture, real.picture, self.generator)
-        if recipe.texture:
-            losses["texture"] = self.texture(fake.picture, real.picture, self.generator)
-        if recipe.feature_texture:
-            ours, theirs = (look.layers(TEXTURE_LAYERS) for look in (fake, real))
-            losses["feature_texture"] = self.feature_texture(ours, theirs, self.generator)
-        if recipe.checkerboard:
-            losses["checkerboard"] = self.checkerboard(fake.picture, self.generator)
-        return losses
+    def _train_generator(self, loss: Tensor) -> None:
+        """Update the master weights, their EMA and the compute copy, unless the loss is NaN or infinite."""
+        if self._generator_steps.descend([loss]):
+            self.ema.update(1 - self.recipe.ema)
+            self._fill_compute_copy(self.master.parameters())
 
-    def _scores(self, look: Look) -> Tensor:
-        with autocast(self.device, self._settings.precision):
-            scores: Tensor = self.discriminator(look.maps if self.recipe.discriminator == "projected" else look.picture)
-            return scores
+    def _make_optimisations(self) -> tuple[Optimisation, Optimisation]:
+        recipe, betas = self.recipe, (self.recipe.betas[0], self.recipe.betas[1])
+        scalers = [make_scaler(self.device, self._settings.precision) for _ in range(2)]
+        generator = [(self.master.parameters(), recipe.learning_rate)]
+        discriminator = [(self.discriminator.parameters(), recipe.discriminator_rate)]
+        return (
+            Optimisation(generator, betas, scalers[0], compute_copy=self.compute_copy.parameters()),
+            Optimisation(discriminator, betas, scalers[1]),
+        )
 
-    def _fooling(self, fake: Look, real: Look) -> Tensor:
-        self.discriminator.requires_grad_(False)
-        scores = self._scores(fake)
-        with torch.no_grad():
-            real_scores = self._scores(real) if self.recipe.gan == "ragan" else None
-        return generator_loss(self.recipe.gan, real_scores, scores)
-
-    def _train_discriminator(self, fake: Look, real: Look) -> Tensor:
-        self.discriminator.requires_grad_(True)
-        loss = discriminator_loss(self.recipe.gan, self._scores(real), self._scores(fake))
-        optimiser, scaler = self.optimisers[1], self.scalers[1]
-        optimiser.zero_grad()
-        if math.isfinite(loss.item()):
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimiser)  # type: ignore[arg-type]
-            scaler.update()
-        return loss.detach()
-
-    def _descend_generator(self, loss: Tensor) -> None:
-        """Gradients of the copy at work, applied to the weights that are kept."""
-        if not math.isfinite(loss.item()):
-            # The caller sees the loss in its record and stops; the weights stay as they were.
-            return
-        optimiser, scaler = self.optimisers[0], self.scalers[0]
-        self.worker.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for kept, working in zip(self.network.parameters(), self.worker.parameters(), strict=True):
-            kept.grad = None if working.grad is None else working.grad.to(kept.dtype)
-        scaler.step(optimiser)  # type: ignore[arg-type]
-        scaler.update()
-        for mean, kept in zip(self.mean, self.network.parameters(), strict=True):
-            mean.lerp_(kept.detach(), 1 - self.recipe.ema)
-        self._fill_worker(self.network.parameters())
-
-    def _make_worker(self) -> Upscaler:
-        worker = copy.deepcopy(self.network)
+    def _make_compute_copy(self) -> Upscaler:
+        compute_copy = copy.deepcopy(self.master)
         half = HALF.get(self._settings.precision)
         if half is not None:
-            worker.to_mixed(half)
-        return worker
+            compute_copy.to_mixed(half)
+        return compute_copy
 
     @torch.no_grad()
-    def _fill_worker(self, parameters: Iterable[Tensor]) -> None:
-        for working, kept in zip(self.worker.parameters(), parameters, strict=True):
-            working.copy_(kept)
+    def _fill_compute_copy(self, weights: Iterable[Tensor]) -> None:
+        for computing, weight in zip(self.compute_copy.parameters(), weights, strict=True):
+            computing.copy_(weight)
 
     @torch.no_grad()
     def _enlarge(self, lr: Tensor) -> Tensor:
-        """One crop at a time, so that looking takes less memory than training."""
-        made = [self.worker(one.to(self.device)).float().clamp(0, 1).cpu() for one in torch.split(lr, 1)]
-        return torch.cat(made)
-
-    def _weight(self, name: str) -> float:
-        recipe = self.recipe
-        return {
-            "pixel": recipe.pixel,
-            "consistency": recipe.consistency,
-            "perceptual": recipe.perceptual,
-            "texture": recipe.texture,
-            "detail": recipe.detail,
-            "feature_texture": recipe.feature_texture,
-            "checkerboard": recipe.checkerboard,
-            "adv": recipe.adversarial,
-        }[name]
+        """Enlarge crops one by one, which takes less memory than training."""
+        enlarged = [self.compute_copy(one.to(self.device)).float().clamp(0, 1).cpu() for one in torch.split(lr, 1)]
+        return torch.cat(enlarged)
 
     def _set_rates(self) -> None:
+        """Learning rates of this iteration."""
         passed = sum(self.iteration >= milestone for milestone in self.recipe.milestones)
-        rates = (self.recipe.learning_rate, self.recipe.discriminator_rate)
-        for optimiser, rate in zip(self.optimisers, rates, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * self.recipe.decay**passed
+        self._generator_steps.set_rate(self.recipe.learning_rate * self.recipe.decay**passed)
+        self._discriminator_steps.set_rate(self.recipe.discriminator_rate * self.recipe.decay**passed)
 
 
 def _rounded(values: dict[str, float], digits: int) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Step 1: the HP-VAE-GAN with vertical coordinates, trained scale by scale."""
+"""Training of step 1: an HP-VAE-GAN with vertical coordinates, scale by scale."""

@@ -1,208 +1,202 @@
-"""What step 1 is trained with beside its reconstruction: an adversary, and distances of a sample from the photograph.
+"""Losses of step 1: the adversarial loss and the distances of samples from the photograph, scale by scale."""
 
-Knows pictures of one scale at a time; the scales' order is the trainer's affair.
-"""
+from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from engine.archs.hpvaegan import Config
 from engine.device.precision import Precision
 from engine.errors import UsageError
+from engine.training.losses.coherence import Coherence
 from engine.training.losses.discriminators import PROJECTED_LAYERS, Projected
-from engine.training.losses.features import Look
-from engine.training.losses.gan import discriminator_loss, generator_loss
-from engine.training.losses.texture import TEXTURE_LAYERS, SlicedWasserstein
+from engine.training.losses.features import ImageFeatures
+from engine.training.losses.gan import GanLoss, ScoreGan
+from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, FineTexture, SlicedWasserstein
 from engine.training.run.precision import autocast
 from engine.training.structure.networks import Discriminator as PatchDiscriminator
 
-Kind = Literal["wgan", "projected"]
+DiscriminatorKind = Literal["wgan", "projected"]
+
+DISCRIMINATOR_ADAM: dict[DiscriminatorKind, tuple[float, tuple[float, float]]] = {
+    "wgan": (5e-4, (0.5, 0.999)),
+    "projected": (2e-4, (0.5, 0.99)),  # a low rate keeps it from memorising the one photograph
+}
+"""Learning rate and betas of each discriminator's Adam."""
 
 PENALTY = 0.1
-PATCH = 7  # side of the patches that the texture loss compares ...
-PATCH_SCALES = 3  # ... at so many sizes of the picture, each half as large as the one before
-VAE_PATCH = 5  # the same of a patch-VAE, a few dozen pixels wide
+"""Weight of the gradient penalty (Gur et al. 2020)."""
+PATCH = 7
+"""Side of the patches of a patch-GAN's texture loss."""
+PATCH_SCALES = 3
+"""Image sizes at which they are compared, each half as large as the one before."""
+VAE_PATCH = 5
+"""Side of the patches of a patch-VAE, whose images are a few dozen pixels wide."""
 VAE_SCALES = 2
+"""Image sizes at which they are compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """Weights, and who judges. As they stand here they are the paper's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """Weights of the losses, and the discriminator. Defaults are the paper's.
 
-    Of a patch-VAE's samples, `vae_texture`: of the distance between their patches and those of the photograph as
-    distributions, `vae_coherence`: of each patch's distance from the nearest of the photograph.
-
-    Of a patch-GAN's, `texture`: of the distance between their patches and those of the photograph, `detail`: of that between
-    their finest textures, as a share of the photograph's, `feature_texture`: of that between the vectors of VGG's maps; each
-    patch of the first and each vector with its height. `discriminator`: "wgan", of patches
-    of the picture with a gradient penalty (Gur et al. 2020), or "projected", of VGG's maps.
+    Raises:
+        UsageError: a weight is negative or infinite, or the discriminator is unknown.
     """
 
     vae_texture: float = 0.0
+    """Patch-VAEs: distance between the patch distributions of samples and photograph, each patch with its height."""
     vae_coherence: float = 0.0
+    """Patch-VAEs: distance of each patch of a sample to its nearest patch of the photograph."""
     texture: float = 0.0
+    """Patch-GANs: distance between the patch distributions, each patch with its height."""
     detail: float = 0.0
+    """Patch-GANs: relative distance between the distributions of the finest texture."""
     feature_texture: float = 0.0
+    """Patch-GANs: distance between the distributions of VGG's feature vectors, each vector with its height."""
     adversarial: float = 1.0
-    discriminator: Kind = "wgan"
+    """Patch-GANs: adversarial loss of the generator."""
+    discriminator: DiscriminatorKind = "wgan"
+    """"wgan": scores of image patches with a gradient penalty (Gur et al. 2020); "projected": of VGG's feature maps."""
 
     def __post_init__(self) -> None:
-        for name in ("vae_texture", "vae_coherence", "texture", "detail", "feature_texture", "adversarial"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} = {getattr(self, name)}: must be a number of at least 0")
-        if self.discriminator not in get_args(Kind):
-            raise UsageError(f"discriminator = {self.discriminator!r}: choose one of {', '.join(get_args(Kind))}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "discriminator" and not 0 <= value < math.inf:
+                raise UsageError(f"{field.name} = {value}: out of range; use a finite number of at least 0")
+        if self.discriminator not in get_args(DiscriminatorKind):
+            raise UsageError(
+                f"discriminator = {self.discriminator!r}: unknown; use one of {', '.join(get_args(DiscriminatorKind))}"
+            )
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers of VGG that they look at."""
+        """Layers of VGG that the losses need."""
         texture = TEXTURE_LAYERS if self.feature_texture else ()
-        return tuple(dict.fromkeys((*texture, *(PROJECTED_LAYERS if self.discriminator == "projected" else ()))))
+        projected = PROJECTED_LAYERS if self.discriminator == "projected" else ()
+        return tuple(dict.fromkeys((*texture, *projected)))
 
 
-class Coherence(nn.Module):
-    """How far each patch of a picture is from the nearest one of another (Simakov et al. 2008), squared.
+class WganGp(GanLoss):
+    """Wasserstein loss of patch scores with a gradient penalty per pixel (Gulrajani et al. 2017; Gur et al. 2020).
 
-    Its place may be any, but its height counts: `HEIGHT` is that of the picture's bottom over its top, in units of the pixels'
-    values. Patches of the other picture that nothing comes near are preferred: a distance is divided by the least one that any
-    patch has from the same patch, plus `ALPHA` (Granot et al. 2022, "Drop the GAN", equation 1). Otherwise all become the few
-    that are near to everything.
+    Images are in [-1, 1].
     """
 
-    HEIGHT, ALPHA = 2.0, 0.005
-    MOST = 64  # rows and columns of patches; of larger pictures every second, third, ... is taken, from the first on
+    discriminator: PatchDiscriminator
 
-    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1], twice -> scalar, fp32; `real` gets no gradient."""
-        patch = min(VAE_PATCH, *fake.shape[2:])
-        distances = []
-        for ours, theirs in zip(fake.float(), real.detach().float(), strict=True):
-            (values, heights), (others, their_heights) = self._patches(ours, patch), self._patches(theirs, patch)
-            with torch.no_grad():
-                apart = torch.cdist(values, others).square() / values.shape[1]
-                apart = apart + (heights[:, None] - their_heights).square()
-                nearest = (apart / (apart.amin(0) + self.ALPHA)).argmin(1)
-            distances.append(F.mse_loss(values, others[nearest]))
-        return torch.stack(distances).mean()
+    def generator_loss(self, real: ImageFeatures, fake: ImageFeatures) -> Tensor:
+        self.discriminator.requires_grad_(False)
+        with autocast(fake.image.device, self.precision):
+            scores: Tensor = self.discriminator(fake.image)
+        return -scores.float().mean()
 
-    def _patches(self, picture: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-        """[patches, values] and the height of each."""
-        stride = -(-max(picture.shape[1:]) // self.MOST)
-        values = F.unfold(picture[None], patch, stride=stride)[0].T
-        rows, columns = ((side - patch) // stride + 1 for side in picture.shape[1:])
-        height = self.HEIGHT * torch.arange(rows).to(values) * stride / picture.shape[1]
-        return values, height.repeat_interleave(columns)
-
-
-class Adversary(Protocol):
-    """A discriminator and the game that it plays. Pictures are in [-1, 1], their maps those of VGG."""
-
-    rate: float
-    betas: tuple[float, float]
-
-    @property
-    def network(self) -> nn.Module: ...
-
-    def losses(self, real: Look, fake: Look, noise: Generator) -> Iterator[tuple[str, float, Tensor]]:
-        """What the discriminator descends: name, weight and loss. Their graphs need not be alive together."""
-        ...
-
-    def fooling(self, fake: Look) -> Tensor:
-        """What the generator descends."""
-        ...
-
-
-class Wasserstein:
-    """The paper's: scores of patches, apart as far as a gradient of about 1 at every pixel lets them be."""
-
-    rate, betas = 5e-4, (0.5, 0.999)
-
-    def __init__(self, network: PatchDiscriminator, precision: Precision) -> None:
-        self.network, self.precision = network, precision
-
-    def losses(self, real: Look, fake: Look, noise: Generator) -> Iterator[tuple[str, float, Tensor]]:
-        count = len(real.picture)
-        with autocast(real.picture.device, self.precision):
-            # One pass for both: nothing in the discriminator mixes the samples of a batch.
-            scores = self.network(torch.cat([real.picture, fake.picture])).float()
+    def discriminator_losses(
+        self, real: ImageFeatures, fake: ImageFeatures, rng: Generator
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        count = len(real.image)
+        with autocast(real.image.device, self.precision):
+            # One pass for both: the discriminator mixes no samples of a batch.
+            scores = self.discriminator(torch.cat([real.image, fake.image])).float()
         yield "critic", 1.0, scores[count:].mean() - scores[:count].mean()
         del scores
-        yield "penalty", PENALTY, self.penalty(real.picture, fake.picture, noise)
+        yield "penalty", PENALTY, self.penalty(real.image, fake.image, rng)
 
-    def penalty(self, real: Tensor, fake: Tensor, noise: Generator) -> Tensor:
-        """(|gradient| - 1)^2, the norm taken over the three channels of each pixel.
+    def penalty(self, real: Tensor, fake: Tensor, rng: Generator) -> Tensor:
+        """Mean of (|gradient| - 1)^2 at a random mix of ``real`` and ``fake``; the norm is over each pixel's channels.
 
-        fp16 would overflow in the gradient's own gradient, so it leaves autocast; bf16 has the range and stays.
+        The gradient is computed in fp32 instead of fp16, whose range is too short for the double backward pass.
         """
-        mix = torch.rand((), generator=noise).item()
+        mix = torch.rand((), generator=rng).item()
         between = mix * real + (1 - mix) * fake
-        with autocast(real.device, self.precision, self.precision == "bf16"):
-            gradient = self.network.input_gradient(between)
+        with autocast(real.device, self.precision, enabled=self.precision == "bf16"):
+            gradient = self.discriminator.input_gradient(between)
         norm: Tensor = torch.linalg.vector_norm(gradient.float(), dim=1)
         return ((norm - 1) ** 2).mean()
 
-    def fooling(self, fake: Look) -> Tensor:
-        with autocast(fake.picture.device, self.precision):
-            scores: Tensor = self.network(fake.picture)
-        return -scores.float().mean()
+
+def make_gan(kind: DiscriminatorKind, config: Config, precision: Precision, device: torch.device) -> GanLoss:
+    """An adversarial loss whose discriminator draws fresh weights from torch's global generator."""
+    if kind == "projected":
+        return ScoreGan(Projected().to(device), precision, "hinge")
+    return WganGp(PatchDiscriminator(config).to(device), precision)
 
 
-class ThroughFeatures:
-    """A projected discriminator with the hinge loss, which learns in few iterations; a slow rate keeps it from knowing the one
-    photograph by heart.
+class SampleLosses:
+    """Distances of samples from the photograph at every scale, without those of weight zero.
+
+    Args:
+        weights: weights of the losses.
+        sizes: (height, width) of every scale.
+        last_vae: the last scale of a patch-VAE.
     """
 
-    rate, betas = 2e-4, (0.5, 0.99)
+    def __init__(self, weights: LossWeights, sizes: Sequence[tuple[int, int]], last_vae: int) -> None:
+        self.weights = weights
+        self._patches = [
+            vae_patch_distance(size) if scale <= last_vae else patch_distance(size) for scale, size in enumerate(sizes)
+        ]
+        self._details = [detail_distance(size) for size in sizes]
+        self._features, self._coherence = FeatureWasserstein(), Coherence(VAE_PATCH)
 
-    def __init__(self, network: Projected, precision: Precision) -> None:
-        self.network, self.precision = network, precision
+    def vae(self, scale: int, fake: Tensor, real: Tensor, rng: Generator) -> dict[str, Tensor]:
+        """Losses of a patch-VAE's samples; images [N, 3, H, W] in [-1, 1]."""
+        losses = {}
+        if self.weights.vae_texture:
+            losses["vae_texture"] = self._patches[scale](to_unit(fake), to_unit(real), rng)
+        if self.weights.vae_coherence:
+            losses["vae_coherence"] = self._coherence(to_unit(fake), to_unit(real))
+        return losses
 
-    def losses(self, real: Look, fake: Look, noise: Generator) -> Iterator[tuple[str, float, Tensor]]:
-        yield "critic", 1.0, discriminator_loss("hinge", self._scores(real), self._scores(fake))
+    def gan(
+        self, scale: int, fake: ImageFeatures, real: ImageFeatures, heights: Tensor, rng: Generator
+    ) -> dict[str, Tensor]:
+        """Losses of a patch-GAN's samples; images in [-1, 1], ``heights`` of the rows of VGG's input."""
+        weights, losses = self.weights, {}
+        fake_image, real_image = to_unit(fake.image), to_unit(real.image)
+        if weights.texture:
+            losses["texture"] = self._patches[scale](fake_image, real_image, rng)
+        if weights.detail:
+            losses["detail"] = self._details[scale](fake_image, real_image, rng)
+        if weights.feature_texture:
+            maps = (features.layers(TEXTURE_LAYERS) for features in (fake, real))
+            losses["feature_texture"] = self._features(*maps, rng, heights=heights)
+        return losses
 
-    def fooling(self, fake: Look) -> Tensor:
-        return generator_loss("hinge", None, self._scores(fake))
 
-    def _scores(self, look: Look) -> Tensor:
-        with autocast(look.picture.device, self.precision):
-            scores: Tensor = self.network(look.maps)
-        return scores
-
-
-def make_adversary(kind: Kind, config: Config, precision: Precision, device: torch.device) -> Adversary:
-    """With fresh weights, from torch's global generator."""
-    if kind == "projected":
-        return ThroughFeatures(Projected().to(device), precision)
-    return Wasserstein(PatchDiscriminator(config).to(device), precision)
+def to_unit(image: Tensor) -> Tensor:
+    """From [-1, 1], the range of step 1's networks, to [0, 1]."""
+    return (image + 1) / 2
 
 
 def patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
-    """Of as many sizes of the picture as hold a patch; patches of every second row and column, drawn anew, are enough."""
-    patch, scales = _fitting(size, PATCH, PATCH_SCALES)
+    """Texture loss of a patch-GAN for images of ``size``; every second row and column of patches is enough."""
+    patch, scales = _fit_patch(size, PATCH, PATCH_SCALES)
     return SlicedWasserstein(patch, scales=scales, phases=2, heights=1.0)
 
 
-def detail_distance(size: tuple[int, int]) -> SlicedWasserstein:
-    """Of the three finest octaves, direction by direction: what is hatched has too much across the strokes. Of all patches: of
-    those of every fourth row and column, drawn anew, it leaves the hatching as it is (docs/decisions/0018). A few directions at
-    a time, or it would take 80 MiB more at 256 columns.
+def detail_distance(size: tuple[int, int]) -> FineTexture:
+    """Loss of fine texture at the three finest scales for images of ``size``.
+
+    All patches are compared: with every fourth row and column the loss misses hatching (decision 0018). Eight directions at
+    a time save 80 MiB at 256 columns.
     """
-    patch, scales = _fitting(size, 3, PATCH_SCALES)
-    return SlicedWasserstein(patch, scales=scales, detail=True, at_a_time=8)
+    patch, scales = _fit_patch(size, 3, PATCH_SCALES)
+    return FineTexture(patch, scales=scales, at_a_time=8)
 
 
 def vae_patch_distance(size: tuple[int, int]) -> SlicedWasserstein:
-    """Of so few patches every one counts, and more directions are cheap."""
-    patch, scales = _fitting(size, VAE_PATCH, VAE_SCALES)
+    """Texture loss of a patch-VAE for images of ``size``: few patches, so all are compared, along more directions."""
+    patch, scales = _fit_patch(size, VAE_PATCH, VAE_SCALES)
     return SlicedWasserstein(patch, 256, scales=scales, heights=1.0)
 
 
-def _fitting(size: tuple[int, int], patch: int, scales: int) -> tuple[int, int]:
+def _fit_patch(size: tuple[int, int], patch: int, scales: int) -> tuple[int, int]:
+    """Side of a patch and number of scales that fit images of ``size``."""
     patch = min(patch, *size)
     return patch, min(scales, (min(size) // patch).bit_length())

@@ -1,11 +1,10 @@
-"""One iteration of step 1's training at a time: the networks, their losses and their optimisers.
+"""Trainer of step 1: networks, losses and optimisers of one scale after the other.
 
-Knows the order of things inside a scale (Gur et al. 2020, algorithm 1; OUR-GAN, sec. 3.2): patch-VAE scales 0..L,
-then patch-GAN scales to M. Does not know files, events, or when to stop.
+Patch-VAE scales 0..L come first, then patch-GAN scales up to M (Gur et al. 2020, algorithm 1; OUR-GAN, section 3.2).
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,63 +16,77 @@ from torch import Tensor, nn
 from engine.archs.hpvaegan import BaseGenerator, Config, NoiseSource, scale_sizes
 from engine.device.precision import Precision
 from engine.io.photo import Photo
-from engine.training.losses.features import Frame, Look, maps_of
-from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein
+from engine.training.losses.features import ImageFeatures, ReflectPad, maps_of
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.photo import pyramid, write_row
-from engine.training.run.adam import Adam
+from engine.training.run.ema import Ema
 from engine.training.run.events import Event, ScaleFinished, ScaleStarted
-from engine.training.run.loop import Step, Trainer
+from engine.training.run.loop import IterationLosses, Trainer
+from engine.training.run.optimisation import Optimisation, make_scaler
 from engine.training.run.precision import autocast
 from engine.training.run.seed import seeded
-from engine.training.structure.losses import (
-    Coherence,
-    Losses,
-    detail_distance,
-    make_adversary,
-    patch_distance,
-    vae_patch_distance,
-)
+from engine.training.structure.losses import DISCRIMINATOR_ADAM, LossWeights, SampleLosses, make_gan, to_unit
 from engine.training.structure.networks import Encoder
 
-# Work that an iteration costs however small the picture is, in pixels of a VAE scale (20 ms beside 6.6 us a pixel).
 OVERHEAD = 3000
+"""Cost of an iteration on the smallest image, in pixels of a patch-VAE scale (20 ms at 6.6 us a pixel)."""
 LEARNING_RATE = 5e-4
 VAE_DECAY = 0.2
+"""Factor of the learning rate of encoder and decoder from scale to scale."""
 RECONSTRUCTION = 10.0
+"""Weight of the reconstruction loss."""
 CLIP = 5.0
+"""Largest norm of the generator's gradient."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that decides the outcome of a run; a checkpoint only goes on with the same ones."""
+    """Everything that decides the result; a checkpoint is resumed with equal settings only."""
 
     iterations: tuple[int, ...]
+    """Iterations of each scale."""
     config: Config
+    """Size and kind of the networks."""
     base_width: int
+    """Width of the last scale, pixels."""
     least_width: int
+    """Width of the first scale, pixels."""
     precision: Precision
+    """Precision of the convolutions."""
     batch: int
-    losses: Losses
+    """Copies of the photograph in a batch."""
+    losses: LossWeights
+    """Weights of the losses, and the discriminator."""
     sigma: float
+    """Noise of a patch-GAN, in RMSE of the reconstruction by the scales below."""
     ema: float
+    """Decay of the EMA of a patch-GAN's weights."""
     seed: int
+    """Seed of the initial weights and of all noise."""
     photo: str
+    """SHA-256 of the photograph."""
     vgg: str | None = None
+    """SHA-256 of VGG's weights; None without VGG."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
         return asdict(self)
 
 
 class StructureTrainer(Trainer):
-    """The networks, the optimisers and the noise of a run; a phase is a scale.
+    """Networks, optimisers and noise of a run; a phase is a scale.
 
-    Beside the paper's losses a patch-GAN may have some of texture: the patches of its samples, and the vectors of VGG's maps of
-    them, should be distributed as the photograph's, height by height (docs/decisions/0013 and 0014). And so may a patch-VAE,
-    whose samples the paper leaves to themselves (docs/decisions/0018).
+    In addition to the paper's losses, samples of patch-GANs (decisions 0013 and 0014) and patch-VAEs (0018) may be trained
+    towards the photograph's texture. A patch-GAN is left as the EMA of its weights: colours swing from iteration to
+    iteration, and the scales above would learn to correct the swing of the last one.
 
-    A patch-GAN's block is left as the running mean of its last weights: from iteration to iteration colours swing, and the
-    scales above would build upon the swing of the last one.
+    Args:
+        settings: settings of the run.
+        photo: the photograph.
+        provenance: metadata of the structure file.
+        samples: folder of the sample images.
+        device: device of the networks.
+        vgg: network with the layers of ``settings.losses.layers``; None if there are none.
     """
 
     phase_name = "scale"
@@ -82,12 +95,11 @@ class StructureTrainer(Trainer):
         self,
         settings: Settings,
         photo: Photo,
-        facts: dict[str, Any],
+        provenance: dict[str, Any],
         samples: Path,
         device: torch.device,
         vgg: VGGFeatures | None = None,
     ) -> None:
-        """`vgg`: has the layers that the settings' losses name, None if they name none."""
         self._settings, self.config, self.device, self.samples = settings, settings.config, device, samples
         self.totals = settings.iterations
         size = (photo.height, photo.width)
@@ -95,54 +107,48 @@ class StructureTrainer(Trainer):
         self.reals = tuple(
             real.to(device).contiguous(memory_format=torch.channels_last) for real in pyramid(photo, sizes)
         )
-        # The networks draw their first weights from torch's global generator: seeded here, given back untouched.
         with seeded(settings.seed):
-            self.structure = BaseGenerator(self.config, sizes, facts).to(device)
+            self.structure = BaseGenerator(self.config, sizes, provenance).to(device)
             self.encoder = Encoder(self.config).to(device)
-            self.adversary = make_adversary(settings.losses.discriminator, self.config, settings.precision, device)
-        self.discriminator = self.adversary.network
+            self.gan = make_gan(settings.losses.discriminator, self.config, settings.precision, device)
+        self.discriminator = self.gan.discriminator
         self.vgg = vgg.to(device) if vgg is not None else None
-        # All noise is drawn on the CPU, so that a seed means the same on every device.
-        self.noise = torch.Generator().manual_seed(settings.seed)
+        # Noise is drawn on the CPU, so that a seed means the same on every device.
+        self.rng = torch.Generator().manual_seed(settings.seed)
         self._posterior: tuple[Tensor, Tensor] | None = None
-        self._patches = [
-            vae_patch_distance(size) if self.is_vae(m) else patch_distance(size) for m, size in enumerate(sizes)
-        ]
-        self._details = [detail_distance(size) for size in sizes]
-        self._features, self._coherence = FeatureWasserstein(), Coherence()
-        half = settings.precision == "fp16"
-        self._scalers = [torch.amp.GradScaler(device.type, enabled=half) for _ in range(2)]
-        self._optimisers: list[Adam] = []
-        self._mean: list[Tensor] = []
+        self._sample_losses = SampleLosses(settings.losses, sizes, self.config.last_vae)
+        self._scalers = [make_scaler(device, settings.precision) for _ in range(2)]
+        self._optimisations: list[Optimisation] = []
+        self._ema: Ema | None = None
 
-    def is_vae(self, m: int) -> bool:
-        return m <= self.config.last_vae
+    def is_vae(self, scale: int) -> bool:
+        """Whether a scale is a patch-VAE's."""
+        return scale <= self.config.last_vae
 
     def settings(self) -> dict[str, Any]:
         return self._settings.as_dict()
 
     def begin(self) -> None:
-        """Set up what trains at this scale; unless it was begun before, copy the block and measure sigma."""
+        """Set up the training of this scale. A new patch starts as a copy of the one below, and its sigma is measured."""
         m = self.phase
         if not self.begun and m >= 2:
             self.structure.blocks[m - 1].load_state_dict(self.structure.blocks[m - 2].state_dict())
-        self._posterior = None if self.is_vae(m) else self._encode_frozen()
+        self._posterior = None if self.is_vae(m) else self._encode()
         if not self.begun and m >= 1:
             self.structure.sigmas[m] = self._settings.sigma * self._error_before_training()
-        self._optimisers = self._make_optimisers()
-        self._mean = [] if self.is_vae(m) else [p.detach().clone() for p in self.structure.blocks[m - 1].parameters()]
+        self._optimisations = self._make_optimisations()
+        self._ema = None if self.is_vae(m) else Ema(self.structure.blocks[m - 1].parameters())
         self.begun = True
 
-    def step(self) -> Step:
-        """One iteration of this scale."""
-        step = self._vae_step() if self.is_vae(self.phase) else self._gan_step()
+    def iterate(self) -> IterationLosses:
+        losses = self._vae_iteration() if self.is_vae(self.phase) else self._gan_iteration()
         self.iteration += 1
-        self._follow()
-        return step
+        self._update_ema()
+        return losses
 
     def end(self) -> None:
         super().end()
-        self._optimisers, self._mean = [], []
+        self._optimisations, self._ema = [], None
 
     def state(self) -> dict[str, Any]:
         return {
@@ -152,168 +158,121 @@ class StructureTrainer(Trainer):
             "structure": self.structure.state_dict(),
             "encoder": self.encoder.state_dict(),
             "discriminator": self.discriminator.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
+            "optimisers": [optimisation.adam.state_dict() for optimisation in self._optimisations],
             "scalers": [scaler.state_dict() for scaler in self._scalers],
-            "mean": self._mean,
-            "noise": self.noise.get_state(),
+            "mean": [] if self._ema is None else self._ema.values,
+            "noise": self.rng.get_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.phase, self.iteration, self.begun = state["phase"], state["iteration"], state["begun"]
         for name in ("structure", "encoder", "discriminator"):
             cast(nn.Module, getattr(self, name)).load_state_dict(state[name])
-        self.noise.set_state(state["noise"])
-        if self.begun:
-            self.begin()
-            for optimiser, kept in zip(self._optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(kept)
-            for scaler, kept in zip(self._scalers, state["scalers"], strict=True):
-                scaler.load_state_dict(kept)
-            for mean, kept in zip(self._mean, state["mean"], strict=True):
-                mean.copy_(kept)
+        self.rng.set_state(state["noise"])
+        if not self.begun:
+            return
+        self.begin()
+        for optimisation, saved in zip(self._optimisations, state["optimisers"], strict=True):
+            optimisation.adam.load_state_dict(saved)
+        for scaler, saved in zip(self._scalers, state["scalers"], strict=True):
+            scaler.load_state_dict(saved)
+        if self._ema is not None:
+            self._ema.load(state["mean"])
 
-    def started(self) -> Event:
+    def start_event(self) -> Event:
         m = self.phase
         kind, sigma = "vae" if self.is_vae(m) else "gan", float(self.structure.sigmas[m])
         return ScaleStarted(m, len(self.totals), self._size(m), kind, sigma, self.iteration, self.totals[m])
 
-    def finished(self, seconds: float) -> Event:
+    def finish_event(self, seconds: float) -> Event:
         sample = self.samples / f"scale-{self.phase}.png"
-        write_row(self.show(self.phase), sample)
+        write_row(self.sample_images(self.phase), sample)
         return ScaleFinished(self.phase, len(self.totals), seconds, sample)
 
-    def work(self, phase: int) -> float:
-        """A pixel costs the same at every scale, four times as much at a GAN scale."""
+    def cost(self, phase: int) -> float:
+        """Cost in pixels: the same per pixel at every scale, four times as much for a patch-GAN."""
         height, width = self._size(phase)
         return OVERHEAD + height * width * (1 if self.is_vae(phase) else 4)
 
-    def finite(self) -> bool:
-        """Whether every weight is still a number."""
+    def is_finite(self) -> bool:
         modules = (self.structure, self.encoder, self.discriminator)
         return all(bool(p.isfinite().all()) for module in modules for p in module.parameters())
 
     @torch.no_grad()
-    def show(self, m: int, count: int = 3) -> list[Tensor]:
-        """The photograph at scale m, its reconstruction from the mean code, and samples of fixed seeds; in [0, 1]."""
+    def sample_images(self, scale: int, count: int = 3) -> list[Tensor]:
+        """The photograph, its reconstruction from the mean code, and ``count`` samples of fixed seeds, [3, H, W] in [0, 1]."""
         with self._autocast():
-            code = self._encode_frozen()[0]
-            pictures = [self.reals[m][0], self._reconstruct(code, m)[0]]
-            pictures += [self.structure.sample(seeded_noise(seed), last=m) * 2 - 1 for seed in range(count)]
-        return [((picture.float().cpu() + 1) / 2).clamp(0, 1) for picture in pictures]
+            code = self._encode()[0]
+            images = [self.reals[scale][0], self._reconstruct(code, scale)[0]]
+            images += [self.structure.sample(seeded_noise(seed), last=scale) * 2 - 1 for seed in range(count)]
+        return [to_unit(image.float().cpu()).clamp(0, 1) for image in images]
 
-    def _vae_step(self) -> Step:
-        """What G_0 makes and what this scale makes of it are trained together."""
+    def _vae_iteration(self) -> IterationLosses:
+        """Train the decoder and this scale's block together."""
         m, n, weights = self.phase, self._settings.batch, self._settings.losses
         with self._autocast():
             mean, log_variance = (t.float() for t in self.encoder(self.reals[0]))
             codes = [self._reparameterise(mean, log_variance)]
             if weights.vae_texture or weights.vae_coherence:
                 codes.append(self._normal(*codes[0].shape))
-            pictures = [self.structure.base(torch.cat(codes))]
+            images = [self.structure.base(torch.cat(codes))]
             for k in range(1, m + 1):
-                pictures.append(self.structure.refine(k, pictures[-1], self._size(k)))
+                images.append(self.structure.refine(k, images[-1], self._size(k)))
         losses = {"kl": -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).mean()}
         for k in dict.fromkeys((0, m)):
-            for name, loss in self._of_vae(k, pictures[k][:n], pictures[k][n:]).items():
+            real = self.reals[k].expand_as(images[k][:n])
+            scale_losses = {"rec": F.mse_loss(images[k][:n], real)}
+            scale_losses |= self._sample_losses.vae(k, images[k][n:], real, self.rng)
+            for name, loss in scale_losses.items():
                 losses[name] = losses[name] + loss if name in losses else loss
-        self._descend(0, [self._weighted(losses)], clip=True)
-        return Step({name: loss.item() for name, loss in losses.items()})
+        self._optimisations[0].descend([self._weighted_sum(losses)])
+        return IterationLosses({name: loss.item() for name, loss in losses.items()})
 
-    def _of_vae(self, k: int, reconstructed: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """The losses of scale k's pictures whose weight is not zero."""
-        weights, real = self._settings.losses, self.reals[k].expand_as(reconstructed)
-        found = {"rec": F.mse_loss(reconstructed, real)}
-        if weights.vae_texture:
-            found["vae_texture"] = self._patches[k]((fake + 1) / 2, (real + 1) / 2, self.noise)
-        if weights.vae_coherence:
-            found["vae_coherence"] = self._coherence((fake + 1) / 2, (real + 1) / 2)
-        return found
-
-    def _gan_step(self) -> Step:
-        m, n, real = self.phase, self._settings.batch, self.reals[self.phase].expand(self._settings.batch, -1, -1, -1)
+    def _gan_iteration(self) -> IterationLosses:
+        """Train the discriminator, then this scale's block."""
+        m, n = self.phase, self._settings.batch
+        real = self.reals[m].expand(n, -1, -1, -1)
         with torch.no_grad(), self._autocast():
-            entry = self._lower_pictures()
+            below = self._images_below()
         with self._autocast():
-            both = self.structure.refine(m, entry, self._size(m), self._fake_noise(m))
+            both = self.structure.refine(m, below, self._size(m), self._fake_noise(m))
         reconstructed, fake = both[:n], both[n:]
-        frame = Frame.draw(self._size(m), self.noise) if self.vgg is not None else Frame(0, 0, 0, 0)
-        ours = self._look(fake, frame)
+        pad = ReflectPad.draw(self._size(m), self.rng) if self.vgg is not None else ReflectPad(0, 0, 0, 0)
+        fake_features = self._features(fake, pad)
         with torch.no_grad():
-            theirs = self._look(real, frame)
+            real_features = self._features(real, pad)
+        critic = self.gan.train_discriminator(self._optimisations[1], real_features, fake_features, self.rng)
+        losses = {
+            "rec": F.mse_loss(reconstructed, real),
+            "adv": self.gan.generator_loss(real_features, fake_features),
+        }
+        heights = pad.heights(self._size(m)[0])
+        losses |= self._sample_losses.gan(m, fake_features, real_features, heights, self.rng)
+        self._optimisations[0].descend([self._weighted_sum(losses)])
+        return IterationLosses({name: loss.item() for name, loss in losses.items()} | critic)
 
-        self.discriminator.requires_grad_(True)
-        critic: dict[str, float] = {}
-
-        def critic_losses() -> Iterator[Tensor]:
-            for name, weight, loss in self.adversary.losses(theirs, ours.detach(), self.noise):
-                critic[name] = loss.item()
-                yield weight * loss
-                del loss  # and with it its graph
-
-        self._descend(1, critic_losses(), clip=False)
-
-        self.discriminator.requires_grad_(False)
-        losses = {"rec": F.mse_loss(reconstructed, real), "adv": self.adversary.fooling(ours)}
-        losses |= self._texture(ours, theirs, frame)
-        self._descend(0, [self._weighted(losses)], clip=True)
-        return Step({name: loss.item() for name, loss in losses.items()} | critic)
-
-    def _look(self, picture: Tensor, frame: Frame) -> Look:
+    def _features(self, image: Tensor, pad: ReflectPad) -> ImageFeatures:
         if self.vgg is None:
-            return Look(picture, {})
-        return Look(picture, maps_of(frame.around((picture + 1) / 2), self.vgg, (0, 0), self._settings.precision))
+            return ImageFeatures(image, {})
+        return ImageFeatures(image, maps_of(pad(to_unit(image)), self.vgg, (0, 0), self._settings.precision))
 
-    def _texture(self, ours: Look, theirs: Look, frame: Frame) -> dict[str, Tensor]:
-        """The distances whose weight is not zero."""
-        weights, m = self._settings.losses, self.phase
-        fake, real = ((look.picture + 1) / 2 for look in (ours, theirs))
-        found = {}
-        if weights.texture:
-            found["texture"] = self._patches[m](fake, real, self.noise)
-        if weights.detail:
-            found["detail"] = self._details[m](fake, real, self.noise)
-        if weights.feature_texture:
-            fakes, reals = (look.layers(TEXTURE_LAYERS) for look in (ours, theirs))
-            heights = frame.heights(self._size(m)[0])
-            found["feature_texture"] = self._features(fakes, reals, self.noise, heights=heights)
-        return found
+    def _weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
+        weights = self._settings.losses
+        by_name = asdict(weights) | {"rec": RECONSTRUCTION, "kl": 1.0, "adv": weights.adversarial}
+        return torch.stack([by_name[name] * loss for name, loss in losses.items()]).sum()
 
-    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        given = self._settings.losses
-        weights = asdict(given) | {"rec": RECONSTRUCTION, "kl": 1.0, "adv": given.adversarial}
-        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-
-    def _descend(self, which: int, losses: Iterable[Tensor], *, clip: bool) -> None:
-        """A step down the sum of the losses, whose graphs need not be alive together: one is asked for after the other."""
-        optimiser, scaler = self._optimisers[which], self._scalers[which]
-        optimiser.zero_grad()
-        for loss in losses:
-            if not math.isfinite(loss.item()):
-                # The caller sees the loss in its record and stops; the weights stay as they were.
-                return
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if clip:
-            scaler.unscale_(optimiser)  # type: ignore[arg-type]
-            nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], CLIP)
-        scaler.step(optimiser)  # type: ignore[arg-type]
-        scaler.update()
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the running mean (at first the plain mean, so that the start has no weight); leave it in the block's
-        place after the last iteration.
+    def _update_ema(self) -> None:
+        """Update the EMA (first a plain mean, so that the start has no weight); after the last iteration it replaces the
+        block's weights.
         """
-        if not self._mean:
+        if self._ema is None:
             return
-        share = max(1 - self._settings.ema, 1 / self.iteration)
-        last = self.iteration == self.totals[self.phase]
-        for mean, weight in zip(self._mean, self.structure.blocks[self.phase - 1].parameters(), strict=True):
-            mean.lerp_(weight, share)
-            if last:
-                weight.copy_(mean)
+        self._ema.update(max(1 - self._settings.ema, 1 / self.iteration))
+        if self.iteration == self.totals[self.phase]:
+            self._ema.copy_to_weights()
 
-    def _make_optimisers(self) -> list[Adam]:
-        """Thaw what trains at this scale, freeze the rest."""
+    def _make_optimisations(self) -> list[Optimisation]:
+        """Optimisations of the generator and, at a patch-GAN scale, the discriminator; all other weights are frozen."""
         m = self.phase
         for module in (self.structure, self.encoder, self.discriminator):
             module.requires_grad_(False)
@@ -326,28 +285,27 @@ class StructureTrainer(Trainer):
         for weights, _ in groups:
             for weight in weights:
                 weight.requires_grad_(True)
-        optimisers = [Adam(groups, (0.5, 0.999))]
+        optimisations = [Optimisation(groups, (0.5, 0.999), self._scalers[0], clip=CLIP)]
         if not self.is_vae(m):
-            self.discriminator.requires_grad_(True)
-            of_critic = [(self.discriminator.parameters(), self.adversary.rate)]
-            optimisers.append(Adam(of_critic, self.adversary.betas))
-        return optimisers
+            rate, betas = DISCRIMINATOR_ADAM[self._settings.losses.discriminator]
+            optimisations.append(Optimisation([(self.discriminator.parameters(), rate)], betas, self._scalers[1]))
+        return optimisations
 
     @torch.no_grad()
-    def _lower_pictures(self) -> Tensor:
-        """What G_m refines: a reconstruction (first half of the batch) and a sample (second half).
+    def _images_below(self) -> Tensor:
+        """Input of this scale's block: reconstructions (first half of the batch) and samples (second half).
 
-        The blocks below are frozen and normalise each sample alone, so both run as one batch.
+        Both run as one batch: the blocks below are frozen and normalise each sample alone.
         """
         n, (mean, log_variance) = self._settings.batch, cast(tuple[Tensor, Tensor], self._posterior)
         code = self._reparameterise(mean, log_variance)
-        picture = self.structure.base(torch.cat([code, self._normal(n, self.config.latent, *self._size(0))]))
+        image = self.structure.base(torch.cat([code, self._normal(n, self.config.latent, *self._size(0))]))
         for k in range(1, self.phase):
-            picture = self.structure.refine(k, picture, self._size(k), self._fake_noise(k))
-        return picture
+            image = self.structure.refine(k, image, self._size(k), self._fake_noise(k))
+        return image
 
     def _fake_noise(self, m: int) -> Tensor | None:
-        """sigma_m z_m for the samples of the batch, zero for the reconstructions."""
+        """Zeros for the reconstructions of a batch and sigma_m z_m for its samples; None at a patch-VAE scale."""
         if self.is_vae(m):
             return None
         noise = self.structure.sigmas[m] * self._normal(self._settings.batch, 3, *self._size(m))
@@ -358,8 +316,8 @@ class StructureTrainer(Trainer):
         return mean + torch.exp(0.5 * log_variance) * noise
 
     @torch.no_grad()
-    def _encode_frozen(self) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance without moving the power iteration of the spectral norm."""
+    def _encode(self) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the code; the power iteration of the spectral norm does not advance."""
         self.encoder.eval()
         with self._autocast():
             mean, log_variance = (t.float() for t in self.encoder(self.reals[0]))
@@ -368,32 +326,32 @@ class StructureTrainer(Trainer):
 
     @torch.no_grad()
     def _error_before_training(self) -> Tensor:
-        """RMSE between the photograph and its reconstruction through the block that is about to be trained."""
+        """RMSE between the photograph and its reconstruction by this scale's untrained block."""
         with self._autocast():
-            mean, log_variance = self._encode_frozen()
+            mean, log_variance = self._encode()
             z = mean + torch.exp(0.5 * log_variance) * self._normal(*mean.shape)
-            picture = self._reconstruct(z, self.phase)
-        return F.mse_loss(picture, self.reals[self.phase]).sqrt()
+            image = self._reconstruct(z, self.phase)
+        return F.mse_loss(image, self.reals[self.phase]).sqrt()
 
-    def _reconstruct(self, z: Tensor, m: int) -> Tensor:
-        picture = self.structure.base(z)
-        for k in range(1, m + 1):
-            picture = self.structure.refine(k, picture, self._size(k))
-        return picture
+    def _reconstruct(self, z: Tensor, scale: int) -> Tensor:
+        image = self.structure.base(z)
+        for k in range(1, scale + 1):
+            image = self.structure.refine(k, image, self._size(k))
+        return image
 
     def _normal(self, *shape: int) -> Tensor:
-        noise = torch.randn(shape, generator=self.noise).to(self.device)
+        noise = torch.randn(shape, generator=self.rng).to(self.device)
         return noise.contiguous(memory_format=torch.channels_last)
 
-    def _size(self, m: int) -> tuple[int, int]:
-        return self.structure.sizes[m]
+    def _size(self, scale: int) -> tuple[int, int]:
+        return self.structure.sizes[scale]
 
-    def _autocast(self, enabled: bool = True) -> torch.autocast:
-        return autocast(self.device, self._settings.precision, enabled)
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.device, self._settings.precision)
 
 
 def seeded_noise(seed: int) -> NoiseSource:
-    """Normal values for `BaseGenerator.sample` that depend on the seed, the scale and the shape only."""
+    """Noise for ``BaseGenerator.sample`` that depends on the seed, the scale and the shape only."""
 
     def noise(m: int, shape: tuple[int, int, int]) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1009 + m))

@@ -1,4 +1,4 @@
-"""Discriminators have the published shapes and sizes, judge what they claim to judge, and learn."""
+"""Discriminators have the published shapes and sizes, see the stated receptive field, and learn."""
 
 import copy
 
@@ -21,7 +21,7 @@ def count(network):
 
 
 def vgg_parameters(crop, c=64):
-    """From the layers' shapes: convolutions without a bias where a norm (a scale and a shift) follows."""
+    """Number of weights by the layers' shapes; a convolution before a norm has no bias."""
     widths = [c, 2 * c, 4 * c, 8 * c, 8 * c]
     total = conv(3, c, 3) + conv(c, c, 4, bias=False) + 2 * c
     for inputs, outputs in zip(widths, widths[1:], strict=False):
@@ -34,11 +34,11 @@ def test_vgg_has_the_published_size():
     assert count(VGG(128)) == 14_499_401
 
 
-@pytest.mark.parametrize(("crop", "channels"), [(32, 4), (96, 8), (160, 4)])
-def test_vgg_of_other_crops(crop, channels):
-    network = build("vgg", crop, channels)
-    assert count(network) == vgg_parameters(crop, channels)
-    assert network(torch.rand(2, 3, crop, crop)).shape == (2, 1)
+def test_vgg_of_other_crops():
+    for crop, channels in ((32, 4), (96, 8), (160, 4)):
+        network = build("vgg", crop, channels)
+        assert count(network) == vgg_parameters(crop, channels)
+        assert network(torch.rand(2, 3, crop, crop)).shape == (2, 1)
 
 
 def test_unet_has_the_published_size():
@@ -53,14 +53,14 @@ def test_patch_size():
     assert count(Patch()) == expected == 314_337
 
 
-def test_build_takes_the_published_widths_unless_told():
+def test_default_widths_are_the_published_ones():
     assert build("patch", 64).state_dict().keys() == Patch().state_dict().keys()
     assert count(build("patch", 64)) == count(Patch())
     assert count(build("unet", 64)) == 4_376_897
 
 
 def test_unet_is_the_published_graph():
-    """Real-ESRGAN's forward, written out: enlarge, convolve, activate, add what was there on the way down."""
+    """Real-ESRGAN's forward pass in plain operations."""
     network = UNet(6).eval()
     x = torch.rand(2, 3, 24, 40)
 
@@ -83,42 +83,42 @@ def test_unet_is_the_published_graph():
     torch.testing.assert_close(network(x), out)
 
 
-@pytest.mark.parametrize(("layers", "reach"), [(1, 12), (2, 26), (3, 54)])
-def test_a_patch_score_sees_what_it_says(layers, reach):
-    x = torch.rand(1, 3, 128, 128, requires_grad=True)
-    scores = Patch(4, layers)(x)
-    assert scores.shape == (1, 1, 128 >> layers, 128 >> layers)
-    middle = scores.shape[-1] // 2
-    scores[0, 0, middle, middle].backward()
-    rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
-    assert rows[-1] - rows[0] + 1 == reach
+def test_receptive_field_of_patch():
+    for layers, side in ((1, 12), (2, 26), (3, 54)):
+        x = torch.rand(1, 3, 128, 128, requires_grad=True)
+        scores = Patch(4, layers)(x)
+        assert scores.shape == (1, 1, 128 >> layers, 128 >> layers)
+        middle = scores.shape[-1] // 2
+        scores[0, 0, middle, middle].backward()
+        rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+        assert rows[-1] - rows[0] + 1 == side
 
 
 @pytest.mark.parametrize("name", ["unet", "patch"])
-def test_spectral_norm_holds_the_largest_singular_value(name):
+def test_spectral_norm(name):
     network = build(name, 32, 8)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    held = [m for m in convolutions if nn.utils.parametrize.is_parametrized(m)]
-    assert len(convolutions) - len(held) == (2 if name == "unet" else 1)
+    normed = [m for m in convolutions if nn.utils.parametrize.is_parametrized(m)]
+    assert len(convolutions) - len(normed) == (2 if name == "unet" else 1)
     with torch.no_grad():
-        for layer in held:
+        for layer in normed:
             layer.parametrizations.weight.original.mul_(7)
-        for _ in range(100):  # one step of the power iteration each
+        for _ in range(100):  # each call is one step of the power iteration
             network(torch.rand(1, 3, 32, 32))
-    for layer in held:
+    for layer in normed:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["unet", "patch"])
-def test_pictures_of_a_batch_are_judged_alone(name):
-    network = build(name, 32, 4).eval()  # in training every call refines the norm
-    batch = torch.rand(3, 3, 32, 32)
-    torch.testing.assert_close(network(batch)[1:2], network(batch[1:2]))
+def test_scores_are_independent_in_a_batch():
+    for name in ("unet", "patch"):
+        network = build(name, 32, 4).eval()  # in training every call refines the norm
+        batch = torch.rand(3, 3, 32, 32)
+        torch.testing.assert_close(network(batch)[1:2], network(batch[1:2]))
 
 
 @pytest.mark.parametrize("name", ["vgg", "unet", "patch"])
-def test_learns_to_tell_soft_from_sharp(name):
-    """Both in one batch: a BatchNorm that sees one kind at a time would take their difference away."""
+def test_learns_soft_from_sharp(name):
+    """Both kinds are in one batch: BatchNorm over a single kind would remove their difference."""
     network = build(name, 32, 4)
     optimiser = torch.optim.Adam(network.parameters(), 2e-3)
 
@@ -135,58 +135,56 @@ def test_learns_to_tell_soft_from_sharp(name):
     assert sharp.mean() > soft.mean() + 1
 
 
-def of(x):
-    """Maps of the shapes of VGG's, made of the pixels' neighbourhoods."""
-    found = {}
+def random_maps(x):
+    """Maps of an image with the shapes of VGG's, by random filters."""
+    maps = {}
     for layer, (width, halvings) in PROJECTED_LAYERS.items():
         kernel = torch.randn(width, 3, 3, 3, generator=torch.Generator().manual_seed(width))
-        found[layer] = F.conv2d(F.avg_pool2d(x, 1 << halvings), kernel, padding=1).relu()
-    return found
+        maps[layer] = F.conv2d(F.avg_pool2d(x, 1 << halvings), kernel, padding=1).relu()
+    return maps
 
 
-def test_maps_are_judged_at_one_size_whatever_their_scale():
+def test_projected_ignores_the_scale_of_maps():
     torch.manual_seed(0)
     network = build("projected", 64, 4).eval()
     other = copy.deepcopy(network)
-    found = of(torch.rand(2, 3, 64, 48))
-    scores = network(found)
+    maps = random_maps(torch.rand(2, 3, 64, 48))
+    scores = network(maps)
     assert scores.shape == (2, 4, 8, 6)
-    torch.testing.assert_close(other({layer: 1000 * maps for layer, maps in found.items()}), scores)
-    torch.testing.assert_close(network(of(torch.rand(1, 3, 64, 48))).shape, torch.Size((1, 4, 8, 6)))
-    kept = network.state_dict()["deviations"]
-    assert torch.equal(kept, torch.stack([maps.std() for maps in found.values()]))  # the first call's
+    torch.testing.assert_close(other({layer: 1000 * values for layer, values in maps.items()}), scores)
+    torch.testing.assert_close(network(random_maps(torch.rand(1, 3, 64, 48))).shape, torch.Size((1, 4, 8, 6)))
+    deviations = network.state_dict()["deviations"]
+    assert torch.equal(deviations, torch.stack([values.std() for values in maps.values()]))  # of the first call
 
 
-def test_it_learns_to_tell_maps_apart():
+def test_projected_learns_soft_from_sharp():
     torch.manual_seed(0)
     network = build("projected", 32, 8)
     optimiser = torch.optim.Adam(network.parameters(), 2e-3)
     for _ in range(30):
         sharp = torch.rand(4, 3, 32, 32)
-        real, fake = network(of(sharp)), network(of(F.avg_pool2d(sharp, 3, 1, 1)))
+        real, fake = network(random_maps(sharp)), network(random_maps(F.avg_pool2d(sharp, 3, 1, 1)))
         optimiser.zero_grad()
         discriminator_loss("hinge", real, fake).backward()
         optimiser.step()
     assert real.mean() > fake.mean() + 0.5
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: build("vgg", 100), "100 x 100 pixels: both sides must be multiples of 32"),
-        (lambda: build("unet", 100), "100 x 100 pixels: both sides must be multiples of 8"),
-        (lambda: build("patch", 4), "4 x 4 pixels: both sides must be multiples of 8"),
+def test_refusals_are_one_line():
+    refusals = [
+        (lambda: build("vgg", 100), "100 x 100 pixels: sides must be multiples of 32"),
+        (lambda: build("unet", 100), "100 x 100 pixels: sides must be multiples of 8"),
+        (lambda: build("patch", 4), "4 x 4 pixels: sides must be multiples of 8"),
         (lambda: build("vgg", 0), "0 x 0 pixels"),
         (lambda: build("vgg", 128, 0), "channels = 0"),
-        (lambda: build("projected", 100), "100 x 100 pixels: both sides must be multiples of 8"),
-        (lambda: build("dcgan", 128), "'dcgan'; there are vgg, unet, patch, projected"),
+        (lambda: build("projected", 100), "100 x 100 pixels: sides must be multiples of 8"),
+        (lambda: build("dcgan", 128), "'dcgan': unknown; use one of vgg, unet, patch, projected"),
         (lambda: Patch(8, layers=0), "layers = 0"),
-        (lambda: VGG(64, 4)(torch.rand(2, 3, 96, 64)), "64 x 64 pixels and got 96 x 64"),
+        (lambda: VGG(64, 4)(torch.rand(2, 3, 96, 64)), "96 x 64 pixels: the discriminator takes 64 x 64"),
         (lambda: UNet(4)(torch.rand(1, 3, 32, 36)), "32 x 36 pixels"),
         (lambda: Patch(4)(torch.rand(1, 3, 4, 32)), "4 x 32 pixels"),
-    ],
-)
-def test_refusals_are_one_line(make, message):
-    with pytest.raises(UsageError, match=message) as error:
-        make()
-    assert "\n" not in str(error.value)
+    ]
+    for make, message in refusals:
+        with pytest.raises(UsageError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value), message

@@ -1,4 +1,4 @@
-"""VGG's maps against a network written out here; files that are found, read and refused."""
+"""VGG's feature maps against plain operations; files that are found, read and refused."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from support.random_vgg import BEFORE_POOLING, CONVOLUTIONS, random_vgg
 from torch.nn import functional as F
 
 from engine.errors import InputError, UsageError
+from engine.training.losses.perceptual import PERCEPTUAL
 from engine.training.losses.vgg import VGGFeatures, open_vgg
-from engine.training.sr.losses import PERCEPTUAL
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,18 @@ def files(states, tmp_path_factory):
 
 
 def by_hand(name, state, x):
-    """The convolutions' outputs, by their names, and what follows their ReLU."""
+    """Outputs of all convolutions and ReLUs by name."""
     x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    found, block, number = {}, 1, 0
+    maps, block, number = {}, 1, 0
     for index in CONVOLUTIONS[name]:
         number += 1
         x = F.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1)
-        found[f"conv{block}_{number}"] = x
+        maps[f"conv{block}_{number}"] = x
         x = x.relu()
-        found[f"relu{block}_{number}"] = x
+        maps[f"relu{block}_{number}"] = x
         if index in BEFORE_POOLING[name]:
             x, block, number = F.max_pool2d(x, 2), block + 1, 0
-    return found
+    return maps
 
 
 @pytest.mark.parametrize(
@@ -51,29 +51,29 @@ def by_hand(name, state, x):
 def test_maps(files, states, name, layers):
     x = torch.rand(2, 3, 32, 48)
     network, expected = VGGFeatures(files[name], layers), by_hand(name, states[name], x)
-    found = network(x)
+    maps = network(x)
     assert network.name == name
-    assert found.keys() == set(layers)
+    assert maps.keys() == set(layers)
     for layer in layers:
-        torch.testing.assert_close(found[layer], expected[layer], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(maps[layer], expected[layer], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_either_network_has_the_layers_of_forms(files, name):
+def test_both_networks_have_the_layers_of_forms(files):
     layers = PERCEPTUAL["forms"].weights
-    assert VGGFeatures(files[name], tuple(layers))(torch.rand(1, 3, 16, 16)).keys() == layers.keys()
+    for name in CONVOLUTIONS:
+        assert VGGFeatures(files[name], tuple(layers))(torch.rand(1, 3, 16, 16)).keys() == layers.keys()
 
 
-def test_it_is_frozen_and_leads_to_the_picture(files):
+def test_weights_are_frozen(files):
     network = VGGFeatures(files["VGG-16"], ("relu2_2",))
     x = torch.rand(1, 3, 16, 16, requires_grad=True)
     network(x)["relu2_2"].sum().backward()
     assert x.grad.abs().max() > 0
     assert not any(p.requires_grad for p in network.parameters())
-    assert len(network.features) == 9  # what follows the last layer that is asked for is not there
+    assert len(network.features) == 9  # the network ends behind its last named layer
 
 
-def test_half_precision_safetensors_are_read(states, tmp_path):
+def test_half_precision_file(states, tmp_path):
     path = tmp_path / "vgg16.safetensors"
     save_file({key: value.half() for key, value in states["VGG-16"].items()}, path)
     network = open_vgg(path, ("relu1_1",))
@@ -81,7 +81,7 @@ def test_half_precision_safetensors_are_read(states, tmp_path):
     torch.testing.assert_close(network.features[0].bias.data, states["VGG-16"]["features.0.bias"].half().float())
 
 
-def test_weights_are_found_in_the_hub_folder(files, tmp_path, monkeypatch):
+def test_hub_folder(files, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert open_vgg(None, ("relu1_1",)) is None
     folder = tmp_path / "hub" / "checkpoints"
@@ -90,37 +90,35 @@ def test_weights_are_found_in_the_hub_folder(files, tmp_path, monkeypatch):
     assert open_vgg(None, ("relu1_1",)) is None
     (folder / "vgg16-397923af.pth").symlink_to(files["VGG-16"])
     assert open_vgg(None, ("relu3_3",)).name == "VGG-16"
-    assert open_vgg(None, ("relu3_3", "conv5_4")) is None  # which VGG-16 does not have
+    assert open_vgg(None, ("relu3_3", "conv5_4")) is None  # VGG-16 has no such layer
     (folder / "vgg19-dcbb9e9d.pth").symlink_to(files["VGG-19"])
     assert open_vgg(None, ("relu3_3",)).name == "VGG-19"
     assert open_vgg(files["VGG-16"], ("relu3_3",)).name == "VGG-16"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda s: {key: value for key, value in s.items() if key != "features.14.weight"},
-        lambda s: s | {"features.0.weight": torch.zeros(64, 3, 5, 5)},
-        lambda s: s | {"features.30.weight": torch.zeros(1)},
-        lambda s: {"conv_first.weight": torch.zeros(64, 3, 3, 3)},
-    ],
-)
-def test_other_networks_are_refused(states, tmp_path, change):
-    path = tmp_path / "other.safetensors"
-    save_file(change({key: value.half() for key, value in states["VGG-16"].items()}), path)
-    with pytest.raises(InputError, match="neither VGG-16 nor VGG-19") as error:
-        VGGFeatures(path, ("relu1_1",))
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+def test_other_networks_are_refused(states, tmp_path):
+    path, usual = tmp_path / "other.safetensors", {key: value.half() for key, value in states["VGG-16"].items()}
+    others = {
+        "no features.14": {key: value for key, value in usual.items() if key != "features.14.weight"},
+        "larger kernel": usual | {"features.0.weight": torch.zeros(64, 3, 5, 5)},
+        "a layer too many": usual | {"features.30.weight": torch.zeros(1)},
+        "another network": {"conv_first.weight": torch.zeros(64, 3, 3, 3)},
+    }
+    for name, state in others.items():
+        save_file(state, path)
+        with pytest.raises(InputError, match="neither VGG-16 nor VGG-19") as error:
+            VGGFeatures(path, ("relu1_1",))
+        assert str(path) in str(error.value), name
+        assert "\n" not in str(error.value), name
 
 
-def test_what_is_no_file_and_no_layer_is_refused(files, tmp_path):
+def test_bad_files_and_layers_are_refused(files, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         open_vgg(tmp_path / "none.pth", ("relu1_1",))
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(InputError, match="damaged"):
         open_vgg(tmp_path / "text.pth", ("relu1_1",))
-    with pytest.raises(UsageError, match="VGG-16 has no layer conv5_4: name a file with the weights of VGG-19"):
+    with pytest.raises(UsageError, match="VGG-16 has no layer conv5_4; give weights of VGG-19"):
         VGGFeatures(files["VGG-16"], ("relu1_1", "conv5_4"))
     with pytest.raises(UsageError, match="12 x 16 pixels"):
         VGGFeatures(files["VGG-16"], ("relu1_1",))(torch.zeros(1, 3, 12, 16))

@@ -1,9 +1,8 @@
-"""Our Adam is PyTorch's, bit for bit, without the compiler that PyTorch's own loads."""
+"""Adam is bit-identical to PyTorch's and does not import the compiler."""
 
 import subprocess
 import sys
 
-import pytest
 import torch
 
 from engine.training.run.adam import Adam
@@ -15,7 +14,7 @@ def weights(seed=0):
 
 
 def loss_of(parameters, iteration):
-    """Of all but the third, which has no gradient before the second iteration."""
+    """Loss of all weights but the third, which has no gradient before the second iteration."""
     used = [p for i, p in enumerate(parameters) if i != 2 or iteration > 1]
     return sum(((p - i) ** 4).sum() for i, p in enumerate(used))
 
@@ -41,18 +40,18 @@ def run(parameters, optimiser, iterations, first=0):
         optimiser.step()
 
 
-@pytest.mark.parametrize("betas", [(0.5, 0.99), (0.9, 0.999)])
-def test_moves_weights_as_pytorch_does_to_the_last_bit(betas):
-    ours, theirs, mine, other = pair(betas)
-    start = [p.clone() for p in ours]
-    run(ours, mine, 7)
-    run(theirs, other, 7)
-    for before, a, b in zip(start, ours, theirs, strict=True):
-        assert torch.equal(a, b)
-        assert not torch.equal(a, before)
+def test_equals_pytorch():
+    for betas in ((0.5, 0.99), (0.9, 0.999)):
+        ours, theirs, mine, other = pair(betas)
+        start = [p.clone() for p in ours]
+        run(ours, mine, 7)
+        run(theirs, other, 7)
+        for before, a, b in zip(start, ours, theirs, strict=True):
+            assert torch.equal(a, b)
+            assert not torch.equal(a, before)
 
 
-def test_goes_on_from_a_state_as_if_nothing_had_been(tmp_path):
+def test_resumes_from_a_state(tmp_path):
     ours, whole = weights(), weights()
     rates = [(slice(0, 4), 0.05)]
     first, other = (Adam([(p[part], rate) for part, rate in rates], (0.5, 0.99)) for p in (ours, whole))
@@ -65,7 +64,7 @@ def test_goes_on_from_a_state_as_if_nothing_had_been(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours, whole, strict=True))
 
 
-def test_a_state_that_was_loaded_is_its_own():
+def test_loaded_state_is_a_copy():
     ours = weights()
     first = Adam([(ours, 0.05)], (0.5, 0.99))
     run(ours, first, 3)
@@ -77,7 +76,7 @@ def test_a_state_that_was_loaded_is_its_own():
     assert second.state[0]["step"] == 4
 
 
-def test_a_gradient_scaler_drives_it_and_skips_what_overflowed():
+def test_gradient_scaler_skips_overflows():
     ours, theirs, mine, other = pair()
     for parameters, optimiser in ((ours, mine), (theirs, other)):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -93,7 +92,7 @@ def test_a_gradient_scaler_drives_it_and_skips_what_overflowed():
     assert mine.state[0]["step"] == 3
 
 
-def test_training_loads_no_compiler():
+def test_compiler_is_not_imported():
     code = (
         "import sys, torch\n"
         "from engine.training.run.adam import Adam\n"

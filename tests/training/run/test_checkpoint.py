@@ -1,4 +1,4 @@
-"""Checkpoints are whole, safe to read, and belong to one run."""
+"""Checkpoints are complete, safe to read, and belong to one run."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from engine.errors import ResumeError
 from engine.training.run import checkpoint
 
 
-def test_round_trip_replaces_and_leaves_nothing_else(tmp_path):
+def test_round_trip(tmp_path):
     path = checkpoint.checkpoint_path(tmp_path / "out.safetensors")
     settings = {"seed": 1, "iterations": (1, 2), "config": {"last": 2}}
     checkpoint.save(path, settings, {"x": torch.zeros(2)})
@@ -16,7 +16,7 @@ def test_round_trip_replaces_and_leaves_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out.safetensors.checkpoint"]
 
 
-def test_a_failed_write_keeps_the_old_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "c"
     checkpoint.save(path, {}, {"n": 1})
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

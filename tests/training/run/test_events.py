@@ -1,11 +1,11 @@
-"""The JSON-lines record of a run."""
+"""The JSON-lines log of a run."""
 
 import json
 
 import pytest
 
 from engine.errors import InputError
-from engine.training.run.events import CheckpointSaved, IterationDone, JsonLines
+from engine.training.run.events import CheckpointSaved, IterationDone, JsonLines, Validated
 
 
 def read(path):
@@ -16,7 +16,7 @@ def iteration(number, total=25):
     return IterationDone(1, 3, number, total, {"rec": 0.5}, 0.1, 2.0)
 
 
-def test_thins_out_iterations_only(tmp_path):
+def test_iterations_are_thinned_out(tmp_path):
     path = tmp_path / "log.jsonl"
     with JsonLines(path, append=False) as log:
         for number in range(1, 26):
@@ -28,7 +28,7 @@ def test_thins_out_iterations_only(tmp_path):
     assert records[-1] == {**records[-1], "event": "CheckpointSaved", "path": str(path)}
 
 
-def test_appends_when_resumed(tmp_path):
+def test_append(tmp_path):
     path = tmp_path / "log.jsonl"
     for append in (False, True, True):
         with JsonLines(path, append=append) as log:
@@ -39,6 +39,13 @@ def test_appends_when_resumed(tmp_path):
     assert read(path) == []
 
 
-def test_unwritable_place(tmp_path):
+def test_validation_keeps_its_name(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with JsonLines(path, append=False) as log:
+        log.write(Validated(3, True, {"now": 30.0}, {"now": 0.01}, path))
+    assert read(path)[0]["event"] == "Reviewed"
+
+
+def test_unwritable_folder(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         JsonLines(tmp_path / "none" / "log.jsonl", append=False)
