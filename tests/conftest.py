@@ -18,6 +18,7 @@ from engine.archs.hpvaegan import BaseGenerator, Config, scale_sizes
 from engine.archs.swinir import SwinIR
 from engine.cli.app import main
 from engine.model import bundle as model
+from engine.model.build import build
 from engine.model.structure_file import write_structure
 
 pytest.register_assert_rewrite("support")
@@ -150,7 +151,7 @@ def _bundle(folder: Path, network):
     write_structure(_small_structure(), folder / "structure.safetensors")
     save_file(network.state_dict(), folder / "sr.safetensors")
     checkpoint = str(folder / "sr.safetensors")
-    bundle = model.build(folder / "structure.safetensors", [checkpoint, checkpoint], licence="CC0-1.0", margin=0)
+    bundle = build(folder / "structure.safetensors", [checkpoint, checkpoint], licence="CC0-1.0", margin=0)
     bundle.save(folder / "model.safetensors")
     return folder / "model.safetensors"
 
@@ -174,5 +175,5 @@ def models(tmp_path_factory, model_file, swin_model_file):
     path, channels = folder / "noisy.safetensors", folder / "channels.safetensors"
     save_file(_small_rrdb(noise_channels=5).state_dict(), channels)
     checkpoints = [str(source / "sr.safetensors"), str(channels)]
-    model.build(source / "structure.safetensors", checkpoints, [0.05, 0.1], margin=0).save(path)
+    build(source / "structure.safetensors", checkpoints, [0.05, 0.1], margin=0).save(path)
     return {"rrdb": model.load(model_file), "swinir": model.load(swin_model_file), "noisy": model.load(path)}

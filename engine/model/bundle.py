@@ -50,7 +50,7 @@ class Model:
         self.path = path
         self.manifest = manifest
         self._states = states
-        self._networks: dict[tuple[str, str, str], Upscaler] = {}
+        self._networks: dict[str, Upscaler] = {}
 
     @classmethod
     def with_digest(cls, path: Path, manifest: Manifest, states: Mapping[str, State]) -> Model:
@@ -83,16 +83,15 @@ class Model:
         """(height, width) of the image that step 1 was trained to generate; None without step 1."""
         return self.base_generator.base_size if self.base_generator is not None else None
 
-    def network(self, index: int, precision: str = "fp32", device: str = "cpu") -> Upscaler:
-        """The shared network of super-resolution stage ``index``: fp32, on the CPU, ready for inference.
+    def network(self, index: int) -> Upscaler:
+        """Network of super-resolution stage ``index`` in fp32 on the CPU, to read or to run; ``new_network`` is for changes.
 
-        A ``Stage`` casts and moves its module in place. ``precision`` and ``device`` are keys of the cache alone, so that
-        each pair has a module of its own.
+        Stages that share weights share it.
         """
-        key = (self.stages[index].weights, precision, device)
-        if key not in self._networks:
-            self._networks[key] = self.new_network(index)
-        return self._networks[key]
+        weights = self.stages[index].weights
+        if weights not in self._networks:
+            self._networks[weights] = self.new_network(index)
+        return self._networks[weights]
 
     def new_network(self, index: int) -> Upscaler:
         """A fresh network of super-resolution stage ``index`` that the caller owns.

@@ -137,7 +137,7 @@ def test_refusals_are_one_line(large_photo, start_file, config, tmp_path, capsys
         (("--step", "1"), 2, "--step"),
         (("--size", "5000"), 4, "--size 5000: too large .* use at most 240"),
         (("--structure", "none.safetensors"), 4, "none.safetensors"),
-        (("--blocks", "0"), 2, "blocks = 0"),
+        (("--blocks", "0"), 2, "--blocks 0"),
         (("--iterations", "0"), 2, "iterations = 0"),
         (("--device", "abacus"), 2, "--device abacus"),
     ]

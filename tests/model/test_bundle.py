@@ -14,7 +14,7 @@ from engine.model.build import build
 from engine.model.bundle import load
 from engine.model.structure_file import write_structure
 from engine.plan.measured import StageProfile
-from engine.probe.profiles import profiles_of, remember
+from engine.probe.profiles import known_profiles, remember
 
 
 def refusal(path, capsys, *command):
@@ -53,22 +53,14 @@ def test_profiles_of_a_file_come_before_the_cache(model_file):
     model = load(model_file)
     cached = StageProfile("cached", {}, {}, PROFILE.seam)
     remember(model, [cached, cached])
-    assert profiles_of(model) == [cached, cached]
-    assert profiles_of(model.with_profiles([PROFILE, PROFILE])) == [PROFILE, PROFILE]
+    assert known_profiles(model) == [cached, cached]
+    assert known_profiles(model.with_profiles([PROFILE, PROFILE])) == [PROFILE, PROFILE]
 
 
 def test_a_file_older_than_the_margin_has_none(tmp_path, model_file):
     """It keeps the digest that it was written with."""
     old = rewritten(model_file, tmp_path / "old.safetensors", lambda tensors, manifest: manifest.pop("margin"))
     assert load(old).manifest == load(model_file).manifest
-
-
-def test_each_precision_has_its_own_network(model_file):
-    """Casting is in place: a render in bf16 must not change the network of a later one in fp32."""
-    model = load(model_file)
-    model.network(0, "bf16").to_mixed(torch.bfloat16)
-    assert {parameter.dtype for parameter in model.network(0).parameters()} == {torch.float32}
-    assert model.network(0, "bf16") is model.network(1, "bf16")
 
 
 def test_a_new_network_belongs_to_its_caller(model_file):

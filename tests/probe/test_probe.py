@@ -10,7 +10,6 @@ from engine.probe import footprint
 from engine.probe import profiles as probe
 from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
 from engine.run.base import base_image
-from engine.run.stage import Stage
 
 CPU = torch.device("cpu")
 
@@ -36,15 +35,6 @@ def test_every_stage_gets_a_profile_on_what_it_will_see(model):
     assert first != second
     assert [line.split(" (")[0] for line in lines] == ["measuring stage 1 of 2", "measuring stage 2 of 2"]
     assert min(first.seam[0].max, second.seam[0].max) > 1
-
-
-def test_profiles_are_measured_in_float32_whatever_else_the_model_does(model_file):
-    """A stage casts its network in place; the profile is kept for renders of every precision."""
-    pristine = probe.measure_profiles(models.load(model_file))
-    used = models.load(model_file)
-    for index in range(2):
-        Stage(used.network(index, "bf16"), CPU, "bf16")
-    assert probe.measure_profiles(used) == pristine
 
 
 def test_stages_of_one_photograph_and_one_network_share_the_measurement(model, photograph):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import InputError, Interrupted, UsageError
 from engine.model.checkpoints import read_provenance
 from engine.training.preset import read_preset
-from engine.training.run.events import IterationDone, Prepared, Reviewed
+from engine.training.run.events import IterationDone, Prepared, Validated
 from engine.training.sr.distil import Request, distil
 from engine.training.sr.networks import Shape
 from engine.training.sr.train import Runtime
@@ -38,7 +38,7 @@ def test_student_approaches_teacher(large_photo, small, teacher, tmp_path):
     out = tmp_path / "student.safetensors"
     request = Request(recipe=small, teacher=teacher, start=teacher, shape=Shape(blocks=1), precision="fp32")
     events = run([large_photo], out, request)
-    *_, last = [e for e in events if isinstance(e, Reviewed)]
+    *_, last = [e for e in events if isinstance(e, Validated)]
     assert last.held_out
     assert last.psnr["now"] > last.psnr["start"] + 1.5
     assert events[0] == Prepared("photographs", {"number": 1, "megapixels": 0.0192})
@@ -54,7 +54,7 @@ def test_teacher_as_student_has_no_error(large_photo, small, teacher, tmp_path):
     assert (
         next(e for e in events if isinstance(e, IterationDone)).losses["pixel"] < 1e-2
     )  # the student's output is not clamped
-    assert next(e for e in events if isinstance(e, Reviewed)).psnr["start"] == pytest.approx(100)
+    assert next(e for e in events if isinstance(e, Validated)).psnr["start"] == pytest.approx(100)
 
 
 def test_folders_and_resume(large_photo, small, teacher, tmp_path):

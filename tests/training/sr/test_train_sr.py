@@ -165,7 +165,7 @@ def test_activation_checkpointing_changes_only_memory(large_photo, request_, rec
         archs.build(load_file(start_file)).requires_grad_(True),
         Patch(recipe.discriminator_channels),
     )
-    once, least = (estimate(network, discriminator, None, recipe, twice=value) for value in (False, True))
+    once, least = (estimate(network, discriminator, None, recipe, checkpointing=value) for value in (False, True))
     assert least < once
     train(large_photo, plain, request_(), budget=once)
     lines = []
@@ -290,7 +290,7 @@ def test_refusals_are_one_line(large_photo, request_, tmp_path):
         ({"step": 5}, UsageError, "step=5: no super-resolution step"),
         ({"width": 0}, UsageError, "size=0: too small"),
         ({"width": 241}, InputError, "size=241: .* 160 px, .* use at most 240"),
-        ({"width": 40}, InputError, "30x30 pixels to train on, a crop 32x32"),
+        ({"width": 40}, InputError, "30x30 pixels to train on, smaller than a crop of 32x32"),
         ({"precision": "int8"}, UsageError, "precision = 'int8'"),
         ({"step": 3}, UsageError, "previous: 0 files for step 3 .* give 1"),
         ({"structure": None, "previous": ("x",)}, UsageError, "give structure too"),

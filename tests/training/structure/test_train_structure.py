@@ -14,7 +14,7 @@ from support.training import stop_after
 from engine.archs.hpvaegan import Config
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
 from engine.io.photo import open_photo
-from engine.model.structure_file import read_structure
+from engine.model.structure_file import read_structure, structure_metadata
 from engine.training.losses.coherence import Coherence
 from engine.training.losses.texture import TEXTURE_LAYERS, FeatureWasserstein, FineTexture, SlicedWasserstein
 from engine.training.losses.vgg import VGGFeatures
@@ -80,7 +80,7 @@ def test_file_and_events(photo, structure_request, tmp_path):
     assert not checkpoint_path(out).exists()
     loaded = read_structure(out)
     assert loaded.base_size == structure.base_size == (24, 32)
-    metadata = loaded.metadata()
+    metadata = structure_metadata(loaded)
     assert metadata["photo"]["name"] == "photo.png"
     assert (metadata["photo"]["width"], metadata["photo"]["height"]) == (64, 48)
     assert (metadata["licence"], metadata["source"], metadata["seed"]) == ("CC0-1.0", "a test", 3)
