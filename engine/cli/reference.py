@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,10 @@ def reference() -> str:
         "# Command line",
         "<!-- Written by: python -m engine.cli.reference > docs/cli.md -->",
         _wrapped(_HEAD),
-        _table(("command", "purpose"), ((f"[{name}]({_anchor(name)})", c.help) for name, c in commands.items())),
+        _table(
+            ("command", "purpose"),
+            ((f"[{name}]({_anchor(name)})", _purpose(c).splitlines()[0]) for name, c in commands.items()),
+        ),
         "## Exit codes",
         _table(("code", "meaning"), _exit_codes()),
     ]
@@ -73,14 +77,19 @@ def _section(name: str, command: App) -> list[str]:
     usage = " ".join(
         [name, *(_placeholder(argument) for argument in positional), *required, *(["[OPTIONS]"] if options else [])]
     )
-    blocks = [f"## {name}", f"    {usage}", _wrapped(command.help)]
+    blocks = [f"## {name}", f"    {usage}", _wrapped(_purpose(command))]
     if any(argument.parameter.help for argument in positional):
         blocks.append(_table(("argument", "meaning"), ((f"`{a.name}`", a.parameter.help or "") for a in positional)))
     return [*blocks, _options(options)] if options else blocks
 
 
 def _arguments(command: App) -> Sequence[Argument]:
-    return command.assemble_argument_collection(default_parameter=app.default_parameter)
+    return command.assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True)
+
+
+def _purpose(command: App) -> str:
+    """The docstring of a command without its section of arguments."""
+    return inspect.cleandoc(command.help).partition("\n\nArgs:")[0]
 
 
 def _placeholder(argument: Argument) -> str:
@@ -146,7 +155,11 @@ def _subclasses(kind: type[EngineError]) -> Iterator[type[EngineError]]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [
+        header,
+        ["---"] * len(header),
+        *([" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
