@@ -2,8 +2,8 @@
 
     python benchmarks/bench_memory.py [tiles | bands]
 
-Tiles: is memory flat from 4K to half a gigapixel, and below the plan's projection? Writes results/memory.csv,
-which results_page.py draws. Bands: is it flat with the height, from 8K to 128K rows, linear in the width, and predicted within
+Tiles: is memory flat from 4K to half a gigapixel, and below the plan's projection? Writes results/memory.csv and
+docs/memory.png. Bands: is it flat with the height, from 8K to 128K rows, linear in the width, and predicted within
 10 %? Writes results/bands_memory.csv. Every size is rendered by the command line in a process of its own.
 """
 
