@@ -92,7 +92,8 @@ def seamless() -> list[str]:
             "Bands stream a network row by row: every convolution keeps its last rows, so there are no tiles and no "
             "seams. The table compares bands with a run on the whole image, in float32. RRDBNet has the RealSR-DF2K "
             "weights; SwinIR-M has amplified random weights. [Decision 0006](decisions/0006-bands.md) explains how "
-            "bands are derived from the `torch.fx` trace."
+            "bands are derived from the `torch.fx` trace. Some CPUs order the sums of a matrix product by its width: on one "
+            "of them, SwinIR-M in strips differed by 6e-8, one rounding of float32, and in no 8-bit value."
         ),
         table(
             ("network", "image and case", "values", "largest difference", "8-bit values that differ"),
