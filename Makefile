@@ -1,7 +1,10 @@
-# make demo   set everything up and run the main job on the default model
-# make test   set everything up and pass the tests
-# make lint   style, types and import rules
-# make bench  the benchmarks that run on this machine; rows go to benchmarks/results
+# make demo         set everything up and render the default model at 4096x3072
+# make test         set everything up and run the fast tests
+# make test-slow    run the slow tests
+# make lint         check style, types and import rules
+# make docs         write docs/cli.md from the parser, and docs/results.md from the committed rows
+# make bench-quick  measure the main figures again in about five minutes; writes no rows
+# make bench        run every benchmark that this machine can run; appends rows to benchmarks/results
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,9 +12,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint docs bench-quick bench clean
 
-# A stamp per set of extras: an environment is made once, and again when the project's requirements change.
+# Idle OpenMP threads sleep early, as the command line sets it: spinning ones take the cores of a shared machine.
+export GOMP_SPINCOUNT ?= 3000
+
+# One stamp per set of extras: the environment is installed again when the project's requirements change.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
@@ -22,7 +28,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PIP) --editable '.[weights,dev]'
 	touch $@
 
-# Resumable: after an interruption, make demo goes on where it stopped. The budget shows that the image never sits in memory.
+# Resumable: after an interruption, make demo continues with the missing shards.
 demo: $(VENV)/.demo
 	mkdir -p $(DEMO)
 	$(BIN)/engine render --size 4096x3072 --seed 7 --memory 3GiB --resume --out $(DEMO)/picos.zarr --report $(DEMO)/picos.json
@@ -30,9 +36,11 @@ demo: $(VENV)/.demo
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.png --max-size 2048 --overwrite
 	@echo "store, TIFF, preview and run report: $(DEMO)/picos.zarr picos.tif picos.png picos.json"
 
-# As the command line does: threads that wait for long take the cores of a shared machine.
 test: $(VENV)/.dev
-	GOMP_SPINCOUNT=3000 $(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet -m "not slow" --durations=15
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest --quiet -m slow --durations=25
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -40,9 +48,18 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m engine.cli.reference > docs/cli.md
+	$(BIN)/python benchmarks/results_page.py
+
+bench-quick: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_quick.py
+
 bench: $(VENV)/.dev
-	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams bench_margin bench_checkerboard kill_test bench_training bench_kernels bench_networks; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams bench_margin bench_checkerboard \
+	    kill_test bench_training bench_kernels bench_networks; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/bench_memory.py bands
+	$(BIN)/python benchmarks/results_page.py
 
 clean:
 	rm -rf build dist *.egg-info

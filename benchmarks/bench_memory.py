@@ -9,7 +9,6 @@ projection? Writes results/bands_memory.csv. The command line renders every size
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -17,8 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from harness import RESULTS, add_row, small_model
-from matplotlib.figure import Figure
+from harness import add_row, small_model
 from PIL import Image
 
 HEIGHTS = ("1024x8192", "1024x32768", "1024x131072")
@@ -45,21 +43,6 @@ def render(model, size, folder, *options):
     ]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     return json.loads(report.read_text())
-
-
-def plot():
-    with (RESULTS / "memory.csv").open() as file:
-        rows = {row["size"]: row for row in csv.DictReader(file)}
-    rows = sorted(rows.values(), key=lambda row: float(row["megapixels"]))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    x = [float(row["megapixels"]) for row in rows]
-    for key, label, style in (("projected", "projected by the plan", "--"), ("measured", "measured peak", "o-")):
-        axes.plot(x, [float(row[key]) for row in rows], style, label=label)
-    axes.set(xscale="log", ylim=(0, None), xlabel="image size (megapixels)", ylabel="MiB above the idle process")
-    axes.set_title(f"memory of a render, tile {TILE}, --memory {BUDGET}")
-    axes.legend(loc="lower right")
-    figure.savefig(Path(__file__).parent.parent / "docs" / "memory.png", dpi=110)
 
 
 def row_of(size, report, cut):
@@ -90,7 +73,6 @@ def main(kind):
         model = small_model(folder, 3, channels=16 if kind == "tiles" else 64, blocks=1, growth=16)
         if kind == "tiles":
             measure("memory", model, folder, SIZES, {"tile": TILE}, "--executor", "tiles", "--tile", str(TILE))
-            plot()
         else:
             noise = np.random.default_rng(0)  # incompressible data takes the most memory
             picture = folder / "picture.png"  # step 1 is not tiled and would grow with the height

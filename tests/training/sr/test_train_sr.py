@@ -295,7 +295,7 @@ def test_refusals_are_one_line(large_photo, request_, tmp_path):
         ({"step": 3}, UsageError, "previous: 0 files for step 3 .* give 1"),
         ({"structure": None, "previous": ("x",)}, UsageError, "give structure too"),
         ({"start": "none.pth"}, InputError, "no such file"),
-        ({"shape": Shape(blocks=3)}, UsageError, "blocks = 3"),
+        ({"shape": Shape(blocks=3)}, UsageError, "blocks=3"),
         ({"shape": Shape(channels=16)}, UsageError, "channels = 16"),
         ({"shape": Shape(architecture="swinir")}, UsageError, "not swinir"),
     ]

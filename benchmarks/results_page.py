@@ -1,0 +1,370 @@
+"""Write docs/results.md and docs/memory.png from the committed rows of benchmarks/results.
+
+    python benchmarks/results_page.py
+
+Each table shows the last row of each case and names the command that measures it again. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+PLOT = ROOT / "docs" / "memory.png"
+
+WIDTH = 100
+RUNS = 6
+"""Number of runs whose median stands for the speed of training."""
+
+NAMES = {"realsr": "RealSR-DF2K", "x4plus": "Real-ESRGAN x4plus"}
+"""Names of weights as people know them."""
+
+Row = dict[str, str]
+
+
+def rows(name: str) -> list[Row]:
+    """All committed rows of one CSV file, oldest first."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def latest(name: str, *keys: str) -> list[Row]:
+    """Last row of each combination of ``keys``, in the order of first appearance."""
+    last: dict[tuple[str, ...], Row] = {}
+    for row in rows(name):
+        last[tuple(row[key] for key in keys)] = row
+    return list(last.values())
+
+
+def machines() -> str:
+    """All machines and versions of torch that the rows name."""
+    tables = [path.stem for path in sorted(RESULTS.glob("*.csv"))]
+    return "; ".join(sorted({f"{row['machine']}, torch {row['torch']}" for name in tables for row in rows(name)}))
+
+
+def paragraph(text: str) -> str:
+    """Text wrapped at the page's width; words and links stay whole."""
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def table(header: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """Markdown table; the first column is left-aligned, the others right-aligned."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *body]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def source(command: str, name: str, shown: Sequence[Row]) -> str:
+    """Lines under a table: the command that measures it, its rows and their dates."""
+    dates = sorted({row["date"] for row in shown})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"Measure again: `python benchmarks/{command}`.\nRows: [{name}.csv](../benchmarks/results/{name}.csv), {when}."
+    )
+
+
+def count(value: str) -> str:
+    return f"{float(value):,.0f}"
+
+
+def zero(value: str) -> str:
+    return "0" if float(value) == 0 else value
+
+
+def percent(ratio: float) -> str:
+    return f"{ratio * 100:.1f} %"
+
+
+def seamless() -> list[str]:
+    bands = latest("bands_exact", "network", "case")
+    work = latest("bands_work", "network", "rows")
+    tiles = latest("exact", "network", "core")
+    halos = latest("seams", "weights", "halo")
+    return [
+        "## Seamless",
+        "### Bands equal the whole image",
+        paragraph(
+            "Bands stream a network row by row: every convolution keeps its last rows, so there are no tiles and no "
+            "seams. The table compares bands with a run on the whole image, in float32. RRDBNet has the RealSR-DF2K "
+            "weights; SwinIR-M has amplified random weights. [Decision 0006](decisions/0006-bands.md) explains how "
+            "bands are derived from the `torch.fx` trace. Some CPUs order the sums of a matrix product by its width: on one "
+            "of them, SwinIR-M in strips differed by 6e-8, one rounding of float32, and in no 8-bit value."
+        ),
+        table(
+            ("network", "image and case", "values", "largest difference", "8-bit values that differ"),
+            [
+                (row["network"], row["case"], count(row["values"]), zero(row["max_difference"]), row["differing_8bit"])
+                for row in bands
+            ],
+        ),
+        source("bench_bands.py exact", "bands_exact", bands),
+        paragraph(
+            "Multiply-adds that bands execute for a 16384x8640 frame, divided by those of the whole image: "
+            + ", ".join(f"{float(row['ratio']):.4f} ({row['network']})" for row in work)
+            + "."
+        ),
+        source("bench_bands.py work", "bands_work", work),
+        "### Tiles with the exact halo equal the whole image",
+        paragraph(
+            "`--overlap exact` uses the theoretical receptive field as halo. Float32, same networks as above; "
+            "`tile` and `halo` are in low-resolution pixels."
+        ),
+        table(
+            ("network", "image", "tile", "halo", "tiles", "largest difference"),
+            [
+                (*(row[key] for key in ("network", "size", "core", "halo", "tiles")), zero(row["max_difference"]))
+                for row in tiles
+            ],
+        ),
+        source("bench_exact.py", "exact", tiles),
+        "### Smaller halos: error in levels of 255",
+        paragraph(
+            "`engine probe` measures this curve for each stage, and `--overlap auto` takes the smallest halo whose "
+            "largest error is at most one level (`--seam-tolerance`). Real-ESRGAN's own script pads tiles by 10 pixels "
+            "for every network. The paper takes the radius that holds 98 % of the squared gradient: "
+            + ", ".join(f"{row['r98_square']} px for {NAMES[row['weights']]}" for row in halos if row["halo"] == "0")
+            + ". Both networks are RRDBNet 64x23. Content: two photograph crops, float32."
+        ),
+        _halo_table(halos),
+        source("bench_seams.py", "seams", halos),
+    ]
+
+
+def _halo_table(halos: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(row["weights"] for row in halos))
+    points = {(row["weights"], int(row["halo"])): row for row in halos}
+    header = ["halo (px)", *(f"{NAMES[name]}: {part}" for name in names for part in ("mean", "99.9 %", "max"))]
+    body = []
+    for halo in sorted({halo for _, halo in points}):
+        cells = [str(halo)]
+        for name in names:
+            row = points.get((name, halo))
+            cells += [f"{float(row[key]):.2f}" for key in ("mean", "p999", "max")] if row else ["< 0.02"] * 3
+        body.append(cells)
+    return table(header, body)
+
+
+def bounded() -> list[str]:
+    tiles = by_size("memory")
+    bands = by_size("bands_memory")
+    peaks = [float(row["measured"]) for row in tiles]
+    errors = [float(row["projected"]) / float(row["measured"]) - 1 for row in bands]
+    first = tiles[0]
+    return [
+        "## Bounded",
+        paragraph(
+            "The plan projects memory before the run and refuses a render that exceeds `--memory`. All sizes below are "
+            "MiB above the idle process."
+        ),
+        "### Tiles: memory does not grow with the image",
+        paragraph(
+            f"A small network of the default architecture (16 channels, 1 block), tile {first['tile']}, "
+            f"`--memory {first['budget']}`. The measured peaks differ by {percent(max(peaks) / min(peaks) - 1)} from "
+            "4K to half a gigapixel. Step 1 cannot be tiled: it takes 2 KB for each pixel of the base image, which has "
+            "1/4096 of the output's pixels."
+        ),
+        _memory_table(tiles),
+        source("bench_memory.py tiles", "memory", tiles),
+        "![Peak memory against image size](memory.png)",
+        "### Bands: memory grows with the width only",
+        paragraph(
+            "64 channels, 1 block, two stages, from a picture of noise, which compresses worst. The projection lies "
+            f"between {min(errors) * 100:+.1f} % and {max(errors) * 100:+.1f} % of the measured peak."
+        ),
+        _memory_table(bands),
+        source("bench_memory.py bands", "bands_memory", bands),
+    ]
+
+
+def by_size(name: str) -> list[Row]:
+    """Last row of each size, by width and then height."""
+    return sorted(latest(name, "size"), key=lambda row: [int(n) for n in row["size"].split("x")])
+
+
+def _memory_table(shown: Sequence[Row]) -> str:
+    return table(
+        ("image", "megapixels", "measured (MiB)", "projected (MiB)", "seconds"),
+        [
+            (row["size"], row["megapixels"], *(count(row[key]) for key in ("measured", "projected", "seconds")))
+            for row in shown
+        ],
+    )
+
+
+def fast() -> list[str]:
+    (overhead,) = latest("overhead")
+    time = latest("bands_time", "way")
+    beside = {row["way"]: row for row in latest("bands_beside", "way")}
+    return [
+        "## Fast",
+        paragraph(
+            f"A render by tiles takes {float(overhead['ratio']):.3f} times as long as the bare network on the same "
+            f"tiles (median of {overhead['repeats']} runs, {float(overhead['min']):.3f} to "
+            f"{float(overhead['max']):.3f})."
+        ),
+        source("bench_overhead.py", "overhead", [overhead]),
+        "### A 16384x8640 frame from 4096x2160",
+        paragraph(
+            "RRDBNet 64x23 with RealSR-DF2K weights, two threads. Times are extrapolated from measured bands and tiles "
+            "of one run. The halo of the engine's tiles is chosen so that the worst pixel stays within one level. The "
+            "last way is Real-ESRGAN's loop, whose worst pixel is off by "
+            f"{_customary_error():.1f} levels (halo 10 in the table above)."
+        ),
+        table(
+            ("way", "seconds", "relative to bands in bf16"),
+            [(row["way"], count(row["seconds"]), f"{float(row['bands_bf16_times']):.2f}") for row in time],
+        ),
+        source("bench_bands.py time", "bands_time", time),
+        paragraph(
+            "`--precision auto` takes bf16 (fp16 on a GPU) from the stage on where the measured error of the whole "
+            "chain stays within 0.3 levels on average and 2 levels for 99.9 % of the values."
+        ),
+        paragraph(
+            "With another process on one of the two cores, bands take 2.3 times as long. They would take 15 to 25 "
+            "times as long with OpenMP's default spin-waiting, which the command line turns off ([log](log.md))."
+        ),
+        "### Writing while computing",
+        paragraph(
+            f"A {beside['beside']['image']} render of noise by a network so small that writing matters: "
+            f"{beside['beside']['seconds']} s with a writer thread, {beside['in turn']['seconds']} s without."
+        ),
+        source("bench_bands.py beside", "bands_beside", list(beside.values())),
+        paragraph(
+            "**Not yet measured on a GPU.** `benchmarks/gpu.sh` runs the checks and timings for one. The batched "
+            "executor (`--executor stream`) and the Triton kernels are tested on a CPU, in Triton's interpreter, and "
+            "compiled for three generations of GPUs."
+        ),
+    ]
+
+
+def _customary_error() -> float:
+    (row,) = [row for row in latest("seams", "weights", "halo") if (row["weights"], row["halo"]) == ("realsr", "10")]
+    return float(row["max"])
+
+
+def safe() -> list[str]:
+    renders = latest("kill_test", "executor")
+    trainings = latest("kill_training", "tensors")
+    return [
+        "## Safe",
+        paragraph(
+            "A process is killed with `kill -9` at random moments and resumed. Files of a render and tensors of a "
+            "training are then compared, bit for bit, with those of an undisturbed run. Only whole shards are written, "
+            "and a store is marked complete last."
+        ),
+        table(
+            ("render by", "kills", "shards", "all files equal"),
+            [(row["executor"], row["kills"], row["shards"], _yes(row["equal"])) for row in renders],
+        ),
+        source("kill_test.py", "kill_test", renders),
+        table(
+            ("training with preset", "iterations", "kills", "tensors", "all tensors equal"),
+            [(row["preset"], row["iterations"], row["kills"], row["tensors"], _yes(row["equal"])) for row in trainings],
+        ),
+        source("kill_training.py PHOTO --vgg FILE", "kill_training", trainings),
+        paragraph(
+            "The stores pass a third-party OME-Zarr validator and open bit-equal in tensorstore. The TIFF files open "
+            "in tifffile and OpenSlide with all levels. `make test` checks both."
+        ),
+    ]
+
+
+def _yes(value: str) -> str:
+    return "yes" if value == "True" else "no"
+
+
+def training() -> list[str]:
+    memory = latest("training_memory", "case")
+    speed: dict[str, list[Row]] = {}
+    for row in rows("training"):
+        if row["what"] == "seconds an iteration":
+            speed.setdefault(row["case"], []).append(row)
+    recent = {case: all_rows[-RUNS:] for case, all_rows in speed.items()}
+    return [
+        "## Cost of training",
+        "### Memory",
+        paragraph("Peak resident memory of the whole process. The crops and batches of fine-tuning are the paper's."),
+        table(
+            ("training", "GiB"),
+            [(_training_case(row["case"]), f"{float(row['resident_MiB']) / 1024:.2f}") for row in memory],
+        ),
+        source("bench_training.py memory", "training_memory", memory),
+        "### Speed of step 1",
+        paragraph(
+            "Seconds of an iteration, beside a plain implementation that recomputes all lower scales with gradients. "
+            f"Both reach the same losses within noise. The ratio is the median of the last {RUNS} runs; seconds are "
+            "those of the last run."
+        ),
+        table(
+            ("scale", "engine (s)", "plain (s)", "plain / engine", "range"),
+            [_speed(case, runs) for case, runs in recent.items()],
+        ),
+        source("bench_training.py speed", "training", [row for runs in recent.values() for row in runs]),
+    ]
+
+
+def _training_case(case: str) -> str:
+    return case.replace("structure seen by VGG", "step 1 through VGG-19").replace("structure", "step 1")
+
+
+def _speed(case: str, runs: Sequence[Row]) -> tuple[str, ...]:
+    ratios = [float(row["plain_over_ours"]) for row in runs]
+    middle, last = statistics.median(ratios), runs[-1]
+    span = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    return case, f"{float(last['ours']):.2f}", f"{float(last['plain']):.2f}", f"{middle:.1f}", span
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    head = [
+        "# Results",
+        "<!-- Written by benchmarks/results_page.py; edit that file. -->",
+        paragraph(
+            "Measurements behind each promise of the [README](../README.md). Every table comes from committed rows "
+            "of [benchmarks/results](../benchmarks/results) and names the command that measures it again. "
+            "`make bench-quick` measures the main figures again in five minutes. [How good the pictures are](quality.md) "
+            "has a page of its own."
+        ),
+        paragraph(
+            f"Machine of all rows: {machines()}; a shared virtual machine. Only ratios within one run are comparable."
+        ),
+    ]
+    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *safe(), *training()]) + "\n"
+
+
+def plot(path: Path = PLOT) -> None:
+    """Measured and projected peak memory against the size of the image: tiles on the left, bands on the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    tall = [row for row in by_size("bands_memory") if row["size"].startswith("1024x")]
+    wide = [row for row in by_size("bands_memory") if row["size"].endswith("x2048")]
+    _curves(left, by_size("memory"), "tab:blue", "")
+    _curves(right, wide, "tab:blue", "wider: 4096 to 16384 x 2048, ")
+    _curves(right, tall, "tab:green", "taller: 1024 x 8192 to 131072, ")
+    left.set(title="Tiles of 512, 16 channels", ylabel="peak memory, MiB above the idle process", ylim=(0, None))
+    right.set(title="Bands, 64 channels")
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="image size (megapixels)", xticks=[10, 30, 100, 300])
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, loc="upper right" if axes is right else "lower right")
+    figure.savefig(path, dpi=110)
+
+
+def _curves(axes, shown: Sequence[Row], colour: str, name: str) -> None:
+    x = [float(row["megapixels"]) for row in shown]
+    axes.plot(x, [float(row["measured"]) for row in shown], "o-", color=colour, label=f"{name}measured")
+    axes.plot(x, [float(row["projected"]) for row in shown], "--", color=colour, alpha=0.7, label=f"{name}projected")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    plot()
