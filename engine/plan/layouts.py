@@ -124,7 +124,7 @@ class Executor:
     """One way to run a plan."""
 
     layout: Layout
-    """How the image is cut."""
+    """Cut of the image."""
     module: str
     """Module of ``engine.run`` whose function ``run`` executes a plan."""
     is_automatic: Callable[[Request, str], bool]

@@ -94,7 +94,7 @@ class Footprint:
     """Seconds for each LR pixel, after the first run."""
 
     def bytes_at(self, lr_pixels: int) -> int:
-        """Bytes that a tile of so many LR pixels takes."""
+        """Bytes of a tile of ``lr_pixels`` LR pixels."""
         return int(self.fixed + self.per_pixel * lr_pixels)
 
 
@@ -114,7 +114,7 @@ class BandCost:
     """Bytes for each LR column of a narrow strip."""
 
     def bytes_at(self, columns: int) -> int:
-        """Bytes that a strip of so many LR columns takes."""
+        """Bytes of a strip of ``columns`` LR columns."""
         return int(min(self.narrow_bytes_per_column * columns, self.fixed + self.bytes_per_column * columns))
 
 

@@ -34,7 +34,7 @@ _ALLOCATOR = (3 << 20, 0.04)
 
 
 def shard_of_strips(strip: int, width: int) -> tuple[int, int]:
-    """Sides (shard, chunk) for strips of so many output columns. A single strip may end within a shard."""
+    """Sides (shard, chunk) for strips of ``strip`` output columns. A single strip may end within a shard."""
     return (SHARD, CHUNK) if strip >= width else shard_of(strip, SHARD)
 
 
@@ -157,7 +157,7 @@ def _runs(writes: Sequence[Box]) -> Iterator[Box]:
 
 
 def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
-    """Upper bound of the LR columns that every stage reads for a strip of so many output columns."""
+    """Upper bound of the LR columns that every stage reads for a strip of ``strip`` output columns."""
     counts, columns = [], strip
     for stage in reversed(stages):
         context = stage.halo + stage.margin + stage.align
@@ -180,7 +180,7 @@ def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -
 
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:
-    """Host memory above the baseline, for strips of so many output columns."""
+    """Host memory above the baseline, for strips of ``strip`` output columns."""
     base = stages[0].height * stages[0].width
     step_1 = measured.base.bytes_at(base) if measured.base is not None else 0
     parts = {
