@@ -14,7 +14,8 @@ import torch
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit
-from engine.errors import Interrupted, UsageError, option
+from engine.device.queue import memory_errors
+from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import measure
@@ -155,9 +156,7 @@ class Job:
             InputError: the picture or the output's folder cannot be used.
         """
         if not out.name or out.name == "..":
-            raise UsageError(
-                f"{option('out')}: names no store ({out}); give it a name, for instance {out / 'out.zarr'}"
-            )
+            raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in ("auto", *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
@@ -212,7 +211,7 @@ class Job:
         if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
             self.plan = make_plan(self.request, self.measured, cut)
         sink = ZarrSink.resume(self.out, self.plan)
-        self.cuts = _with_tiles(self.plan.stages, sink.provenance.get("cores", []))
+        self.cuts = self._stored_cuts(sink)
         self.projection = project(self.plan, self.measured, list(sink.missing()))
         budget = self.measured.budget
         written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
@@ -290,6 +289,19 @@ class Job:
             on_recut=lambda cut: self._note_recut(sink, cut),
         )
 
+    def _stored_cuts(self, sink: ZarrSink) -> tuple[StagePlan, ...]:
+        """The stages as an earlier run ended with them. Raises ResumeError when their tiles are damaged."""
+        stages = self.plan.stages
+        tiles = sink.provenance.get("cores")
+        if tiles is None:
+            return stages
+        fits = isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages))
+        if not fits:
+            raise ResumeError(
+                f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
+            )
+        return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+
     def _note_recut(self, sink: ZarrSink, smaller: StagePlan) -> None:
         """Record that a stage ran out of device memory and continues with smaller tiles."""
         self.cuts = tuple(smaller if cut.step == smaller.step else cut for cut in self.cuts)
@@ -300,7 +312,8 @@ class Job:
         if self.picture is not None:
             return self.picture if self.picture.size == self.plan.base else self.picture.resampled(self.plan.base)
         assert self.model.base_generator is not None
-        image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
+        with memory_errors():
+            image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
         malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
         return TensorSource(image)
 
@@ -323,11 +336,9 @@ class Job:
         }
 
 
-def _with_tiles(stages: tuple[StagePlan, ...], tiles: list[int]) -> tuple[StagePlan, ...]:
-    """The stages as an earlier run ended with them."""
-    if len(tiles) != len(stages):
-        return stages
-    return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+def _is_smaller_tile(tile: object, stage: StagePlan) -> bool:
+    """Whether a stage of the plan may continue with this tile after its device ran out of memory."""
+    return type(tile) is int and max(1, stage.blend) <= tile <= stage.tile and tile % stage.align == 0
 
 
 def _size(folder: Path) -> int:

@@ -54,6 +54,7 @@ def measure(
     device = factory.device
     canvas = _canvas(model, request, picture)
     region(request, canvas)
+    free_disk = _free_disk(out)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
         precisions, error = _precisions(model, request, canvas.stages, device, log)
@@ -66,10 +67,11 @@ def measure(
             for index, stage in enumerate(stages)
         ]
         device_baseline = _device_baseline(stages, device)
-    base = None if picture else footprint.base_footprint(model)
+    with memory_errors():
+        base = None if picture else footprint.base_footprint(model)
+        profiles_of_stages = _profiles(model, request, device, log)
     malloc_trim()
     baseline = resident()
-    budget = _budget(request, out, device)
     return Measured(
         canvas=canvas,
         stages=tuple(
@@ -85,13 +87,13 @@ def measure(
                 profile=profile,
             )
             for stage, described, profile, (tiles, bands) in zip(
-                stages, model.stages, _profiles(model, request, device, log), costs, strict=False
+                stages, model.stages, profiles_of_stages, costs, strict=False
             )
         ),
         base=base,
         baseline=baseline,
         device_baseline=device_baseline,
-        budget=budget,
+        budget=_budget(request, device, free_disk),
         precisions=precisions,
         precision_error=error,
         device=device.type,
@@ -111,9 +113,9 @@ def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Ca
     if picture is None and model.base_generator is None:
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     native = picture.size if picture else model.base_size
+    canvas = resolve_canvas(request.size, native, [s.scale for s in model.stages], request.stages)
     if picture and request.size:
         check_aspect(picture.size, request.size)
-    canvas = resolve_canvas(request.size, native, [s.scale for s in model.stages], request.stages)
     return canvas if picture else canvas.with_margin(_margin(model, canvas.stages))
 
 
@@ -168,21 +170,26 @@ def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:
     return device_bytes(device)
 
 
-def _budget(request: Request, out: Path, device: torch.device) -> Budget:
+def _free_disk(out: Path) -> int:
+    """Free bytes at the nearest folder that exists."""
     folder = next(p for p in out.absolute().parents if p.exists())
     if not folder.is_dir():
         raise InputError(f"{out}: {folder} is not a folder; choose another {option('out')}")
+    return shutil.disk_usage(folder).free
+
+
+def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:
     return Budget(
         host=request.memory or default_memory(free_host()),
         device=None if accelerator_module(device) is None else request.vram or free_device(device),
-        disk=shutil.disk_usage(folder).free,
+        disk=free_disk,
     )
 
 
 def _profiles(model: Model, request: Request, device: torch.device, log: Log) -> Sequence[StageProfile | None]:
-    """Profiles of all stages, measured where the halo policy needs them and none are known."""
+    """Profiles of all stages, measured where the halo policy needs them and none are stored."""
     if not request.halo_policy.needs_profile:
         return [s.profile for s in model.stages]
     with full_float32():
-        known = profiles.known_profiles(model, device, log)
-        return known or profiles.measure_profiles(model, request.init, device, log)
+        stored = profiles.known_profiles(model, device, log)
+        return stored or profiles.measure_profiles(model, request.init, device, log)

@@ -9,16 +9,24 @@ from support.stores import attributes, files, pixels
 import engine
 from engine.errors import InputError, Interrupted, UsageError
 
-OPTIONS = {"size": (192, 256), "stages": 2, "tile": 16, "overlap": "4", "executor": "tiles", "seed": 3}
+OPTIONS = {
+    "size": (192, 256),
+    "stages": 2,
+    "tile": 16,
+    "overlap": "4",
+    "precision": "fp32",
+    "executor": "tiles",
+    "seed": 3,
+}
 
 
 def test_render_and_read(tmp_path, model_file):
-    seen = []
-    result = engine.render(model_file, tmp_path / "out.zarr", **OPTIONS, on_progress=seen.append)
+    progress = []
+    result = engine.render(model_file, tmp_path / "out.zarr", **OPTIONS, on_progress=progress.append)
     assert result.path == tmp_path / "out.zarr"
     assert result.measurements.writes == 12
-    assert seen[-1].done == seen[-1].total == sum(result.projection.lr_pixels)
-    assert {progress.step for progress in seen} == {2, 3}
+    assert progress[-1].done == progress[-1].total == sum(result.projection.lr_pixels)
+    assert {p.step for p in progress} == {2, 3}
 
     store = engine.open(result.path)
     assert (store.size, store.complete) == ((192, 256), True)
@@ -32,12 +40,17 @@ def test_render_and_read(tmp_path, model_file):
         assert store.read(level=level).shape == (*size, 3)
 
 
-def test_a_loaded_model_and_a_picture(tmp_path, model_file):
+def test_loaded_model_and_picture(tmp_path, model_file):
     model = engine.load(model_file)
     first = engine.render(model, tmp_path / "first.zarr", **OPTIONS)
     picture = engine.export(first.path, tmp_path / "first.png").path
     enlarged = engine.render(
-        model_file.parent / "sr.safetensors", tmp_path / "large.zarr", init=str(picture), overlap="4", tile=64
+        model_file.parent / "sr.safetensors",
+        tmp_path / "large.zarr",
+        init=str(picture),
+        overlap="4",
+        tile=64,
+        precision="fp32",
     )
     assert engine.open(enlarged.path).size == (4 * 192, 4 * 256)
 
@@ -68,7 +81,7 @@ def test_refusals(tmp_path, model_file):
         engine.open(tmp_path / "none.zarr")
 
 
-def test_help_names_all_that_is_public():
+def test_help_names_every_public_name():
     for name in set(engine.__all__) - {"__version__", "Model", "Progress", "RenderResult", "Store"}:
         assert name in engine.__doc__, name
     for name in engine.__all__:

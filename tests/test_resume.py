@@ -1,4 +1,4 @@
-"""Whatever stops a render, the same command with --resume ends in the same bytes as a render that nothing stopped."""
+"""Whatever stops a render, the same command with --resume ends in the bytes of an uninterrupted render."""
 
 import json
 import os
@@ -11,12 +11,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
-from support.stores import attributes, files, shards
+from PIL import Image
+from support.stores import attributes, files, render, shards
 
-from engine.cli.app import main
 from engine.errors import Interrupted, ResumeError
+from engine.geometry import Box
 from engine.job import Job
 from engine.model.bundle import load
 from engine.plan.request import Request
@@ -24,7 +26,7 @@ from engine.run.stage import Stage
 
 ENGINE = Path(sys.executable).parent / "engine"
 SMALL = Request(size=(96, 128), stages=2, tile=8, overlap="4", precision="fp32", executor="tiles")
-LARGE = ["--size", "512x384", "--stages", "2", "--tile", "8", "--overlap", "4", "--precision", "fp32", "--executor"]
+LARGE = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def small(request):
 
 @pytest.fixture(scope="module")
 def expected(model, small, tmp_path_factory):
-    """The files of an uninterrupted render."""
+    """Files of an uninterrupted render."""
     folder = tmp_path_factory.mktemp("expected")
     finish(model, folder, small)
     return files(folder)
@@ -48,20 +50,17 @@ def expected(model, small, tmp_path_factory):
 
 @pytest.fixture
 def command(small):
-    """What asks for the same on the command line."""
-    cut = ("--tile", "8", "--overlap", "4", "--executor", small.executor)
-    return ("--size", "128x96", "--stages", "2", *cut, "--precision", "fp32")
+    """Options of the command line that request the same render."""
+    return f"--size 128x96 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor {small.executor}"
 
 
-def finish(model, folder, request, resume=True):
-    job = Job.prepare(model, request, folder / "out.zarr")
-    for _ in job.run(job.open_sink(resume=resume, overwrite=False)):
-        pass
-    return job
+def finish(model, folder, request):
+    """Render what is missing."""
+    return render(model, request, folder / "out.zarr", resume=True)
 
 
 def begin(model, folder, writes, request):
-    """A render that stops after so many writes, as a killed one leaves it."""
+    """Render a number of boxes and stop, as a killed render leaves the store."""
     job = Job.prepare(model, request, folder / "out.zarr")
     run = job.run(job.open_sink(resume=False, overwrite=False))
     for _ in range(writes):
@@ -69,26 +68,19 @@ def begin(model, folder, writes, request):
     return job
 
 
-def cli(capsys, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    said = capsys.readouterr()
-    return caught.value.code, said.out, said.err
-
-
-# Death at every step
+# Death at every change of the disk
 
 
 class Died(BaseException):
-    """Stands for SIGKILL: nothing that catches errors catches it."""
+    """Stands for SIGKILL: no handler of errors catches it."""
 
 
-STEPS = ((Path, "replace"), (Path, "rename"), (shutil, "rmtree"), (os, "sync"))
+CHANGES = ((Path, "replace"), (Path, "rename"), (shutil, "rmtree"), (os, "sync"))
 """Every change of the disk that counts: files and folders appear by being renamed, and are removed."""
 
 
-def render_until(step, model, folder, request):
-    """Die before the ``step``-th change of the disk. Returns whether the render got that far."""
+def dies_at(step, model, folder, request, *, overwrite=False):
+    """Die before change number ``step`` of the disk. Returns whether the render reached it."""
     count = 0
 
     def fatal(real):
@@ -102,29 +94,30 @@ def render_until(step, model, folder, request):
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in STEPS:
+        for owner, name in CHANGES:
             patch.setattr(owner, name, fatal(getattr(owner, name)))
         try:
-            finish(model, folder, request)
+            render(model, request, folder / "out.zarr", resume=not overwrite, overwrite=overwrite)
         except Died:
             return True
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "spill", "steps"),
     [({}, False, 20), ({}, True, 30), ({"executor": "bands", "tile": 16}, False, 10)],
     ids=["tiles", "spilling", "bands"],
 )
-def test_death_before_any_change_of_the_disk_is_survived(tmp_path, model, monkeypatch, changes, spill, steps):
-    """While the store is made, while it fills, while tiles spill, while it is finished: one run a step."""
+def test_death_at_every_step_is_survived(tmp_path, model, monkeypatch, changes, spill, steps):
+    """While the store is made, while it fills, while tiles spill, while it is finished: one run for each step."""
     request = replace(SMALL, **changes)
     finish(model, tmp_path / "expected", request)
     expected = files(tmp_path / "expected")
     if spill:
         monkeypatch.setattr("engine.plan.limits.cache_share", lambda stages: 1)
     step = 1
-    while render_until(step, model, tmp_path / str(step), request):
+    while dies_at(step, model, tmp_path / str(step), request):
         finish(model, tmp_path / str(step), request)
         assert files(tmp_path / str(step)) == expected, f"died at step {step}"
         step += 1
@@ -132,10 +125,10 @@ def test_death_before_any_change_of_the_disk_is_survived(tmp_path, model, monkey
     assert step > steps
 
 
-def test_a_render_that_dies_again_and_again_gets_there(tmp_path, model, small, expected):
+def test_repeated_deaths_end_in_the_same_bytes(tmp_path, model, small, expected):
     """As soon as a run lives long enough to make the store and a shard."""
     deaths, step = 0, 1
-    while render_until(step, model, tmp_path, small):
+    while dies_at(step, model, tmp_path, small):
         deaths += 1
         step = min(step + 1, 9)
         assert deaths < 100
@@ -148,31 +141,21 @@ def test_death_while_a_store_is_replaced_loses_only_the_old_one(tmp_path, model,
     for step in range(1, 12):
         folder = tmp_path / str(step)
         shutil.copytree(tmp_path / "old", folder)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Job, "open_sink", lambda self, resume, overwrite, real=Job.open_sink: real(self, False, True))
-            assert render_until(step, model, folder, small)
-        job = Job.prepare(model, small, folder / "out.zarr")
-        for _ in job.run(job.open_sink(resume=False, overwrite=True)):
-            pass
-        assert files(folder) == expected
+        assert dies_at(step, model, folder, small, overwrite=True)
+        render(model, small, folder / "out.zarr", overwrite=True)
+        assert files(folder) == expected, step
 
 
 # Death of the process
 
 
-def uninterrupted(capsys, model_file, folder, executor):
-    assert cli(capsys, "render", model_file, "--out", folder / "out.zarr", *LARGE, executor)[0] == 0
-    return files(folder)
-
-
 class Running:
-    """``engine render --resume`` in a process of its own."""
+    """``engine render --resume`` in its own process."""
 
     def __init__(self, model_file, store, executor):
-        command = [ENGINE, "render", model_file, "--out", store, *LARGE, executor, "--resume"]
+        command = [ENGINE, "render", model_file, "--out", store, *LARGE.split(), executor, "--resume"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.store = store
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def wait_for(self, condition):
@@ -181,7 +164,7 @@ class Running:
             time.sleep(0.001)
 
     def end(self, number=None):
-        """Send a signal, if any, to the process, which must still run; its exit code and stderr."""
+        """(exit code, stderr) after a signal to the process, which must still run, or at its own end."""
         if number is not None:
             assert self.process.poll() is None
             self.process.send_signal(number)
@@ -189,58 +172,70 @@ class Running:
         return self.process.returncode, err
 
 
-@pytest.mark.parametrize(("executor", "kills"), [("tiles", 3), ("bands", 1)])
-def test_kill_9_at_random_moments(tmp_path, capsys, model_file, executor, kills):
-    expected = uninterrupted(capsys, model_file, tmp_path / "a", executor)
+def killed(model_file, store, executor, count):
+    """Kill a render when anything exists and the store has ``count`` shards."""
+    run = Running(model_file, store, executor)
+    run.wait_for(lambda: any(store.parent.iterdir()) and shards(store) >= count)
+    assert run.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not (store.exists() and attributes(store)["complete"])
+
+
+def test_kill_9(tmp_path, call, model_file):
+    store = tmp_path / "b" / "out.zarr"
+    store.parent.mkdir()
+    killed(model_file, store, "tiles", 40)
+    for out in (store, tmp_path / "a" / "out.zarr"):
+        assert call(f"render {model_file} --out {out} {LARGE} tiles --resume")[0] == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["tiles", "bands"])
+def test_kill_9_at_random_moments(tmp_path, call, model_file, executor):
+    assert call(f"render {model_file} --out {tmp_path / 'a' / 'out.zarr'} {LARGE} {executor}")[0] == 0
+    expected = files(tmp_path / "a")
     store = tmp_path / "b" / "out.zarr"
     store.parent.mkdir()
     total = sum("/c/" in name and content is not None for name, content in expected.items())
     chance = random.Random(7)
-    # As soon as there is anything, so while the store is being made; then at a number of shards.
-    moments = (chance.randrange(total // 4, total // 2), chance.randrange(total // 2, total * 3 // 4), 0)
-    for wanted in sorted(moments[:kills]):
-        run = Running(model_file, store, executor)
-        run.wait_for(lambda wanted=wanted: any(store.parent.iterdir()) and shards(store) >= wanted)
-        assert run.end(signal.SIGKILL)[0] == -signal.SIGKILL
-        assert not (store.exists() and attributes(store)["complete"])
+    # While the store is being made, then at two numbers of shards.
+    for count in (0, chance.randrange(total // 4, total // 2), chance.randrange(total // 2, total * 3 // 4)):
+        killed(model_file, store, executor, count)
     code, err = Running(model_file, store, executor).end()
     assert code == 0, err
     assert files(tmp_path / "b") == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_a_whole_shard(tmp_path, capsys, model_file, number):
-    store = tmp_path / "b" / "out.zarr"
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_signal_stops_after_a_whole_shard(tmp_path, model_file, number):
+    store = tmp_path / "out.zarr"
     run = Running(model_file, store, "tiles")
     run.wait_for(lambda: shards(store) >= 3)
     code, err = run.end(number)
     assert code == 130
-    said = [line for line in err.splitlines() if line.startswith("engine: ")]
-    assert said == [f"engine: {store}: stopped after a whole shard; the same command with --resume goes on"]
+    lines = [line for line in err.splitlines() if line.startswith("engine: ")]
+    assert lines == [f"engine: {store}: stopped after a whole shard; the same command with --resume goes on"]
     assert "stopping after this shard" in err
     assert attributes(store)["complete"] is False
     assert not [name for name in files(tmp_path) if name.endswith(".partial")]
-    if number == signal.SIGINT:
-        assert cli(capsys, "render", model_file, "--out", store, *LARGE, "tiles", "--resume")[0] == 0
-        assert files(tmp_path / "b") == uninterrupted(capsys, model_file, tmp_path / "a", "tiles")
 
 
-# Signals, in this process
+# Signals in this process
 
 
 @pytest.fixture
 def signal_in_run(monkeypatch):
-    """(run, times) -> SIGINT arrives so many times while a network runs for that time, on a tile or on a band."""
+    """Function ``signal_in_run(number, times)``: SIGINT arrives ``times`` times in run ``number`` of a network."""
     networks = {name: getattr(Stage, name) for name in ("run", "push")}
 
-    def arrange(run, times):
+    def arrange(number, times):
         count = 0
 
         def interrupted(real):
             def call(*arguments):
                 nonlocal count
                 count += 1
-                if count == run:
+                if count == number:
                     for _ in range(times):
                         signal.raise_signal(signal.SIGINT)
                 return real(*arguments)
@@ -253,35 +248,35 @@ def signal_in_run(monkeypatch):
     return arrange
 
 
-def test_ctrl_c_finishes_the_shard_and_the_second_one_does_not(
-    tmp_path, capsys, model, small, command, expected, signal_in_run
-):
-    command = ("render", model.path, "--out", tmp_path / "out.zarr", *command)
-    Job.prepare(model, small, tmp_path / "out.zarr")  # whatever is measured once is measured
+def test_second_ctrl_c_stops_at_once(tmp_path, call, model, small, command, expected, signal_in_run):
+    """The first one finishes the shard."""
+    out = tmp_path / "out.zarr"
+    command = f"render {model.path} --out {out} {command}"
+    Job.prepare(model, small, out)  # measures what is measured once
     signal_in_run(4, times=1)
-    code, _, err = cli(capsys, *command)
+    code, _, err = call(command)
     assert code == 130
     assert "stopped after a whole shard" in err.splitlines()[-1]
-    done = shards(tmp_path / "out.zarr", 0)
-    assert done > 0
+    count = shards(out, 0)
+    assert count > 0
     signal_in_run(2, times=2)
-    code, _, err = cli(capsys, *command, "--resume")
+    code, _, err = call(f"{command} --resume")
     assert code == 130
-    assert err.splitlines()[-1] == "engine: stopped at once; --resume goes on from what was finished"
-    assert shards(tmp_path / "out.zarr", 0) >= done
+    assert err.splitlines()[-1] == "engine: interrupted; continue with --resume"
+    assert shards(out, 0) >= count
     signal_in_run(0, times=0)
-    assert cli(capsys, *command, "--resume")[0] == 0
+    assert call(f"{command} --resume")[0] == 0
     assert files(tmp_path) == expected
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_in_the_last_tile_is_a_finished_render(tmp_path, capsys, model_file, signal_in_run):
-    job = finish(load(model_file), tmp_path / "a", SMALL)
+def test_ctrl_c_in_the_last_tile_finishes_the_render(tmp_path, call, model, signal_in_run):
+    job = finish(model, tmp_path / "a", SMALL)
     signal_in_run(sum(job.projection.tasks), times=1)
-    code, out, _ = cli(
-        capsys, "render", model_file, "--out", tmp_path / "b" / "out.zarr", "--size", "128x96", "--stages", "2",
-        "--tile", "8", "--overlap", "4",
-    )  # fmt: skip
+    code, out, _ = call(
+        f"render {model.path} --out {tmp_path / 'b' / 'out.zarr'} --size 128x96 --stages 2 --tile 8 --overlap 4 "
+        "--precision fp32"
+    )
     assert code == 0
     assert "complete" in out
     assert files(tmp_path / "b") == files(tmp_path / "a")
@@ -291,15 +286,15 @@ def test_interrupted_is_no_failure():
     assert Interrupted.exit_code == 130
 
 
-# What --resume does and refuses
+# Resume and its refusals
 
 
-def test_resuming_nothing_renders(tmp_path, capsys, model_file, command, expected):
-    assert cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *command, "--resume")[0] == 0
+def test_missing_store_is_begun(tmp_path, call, model_file, command, expected):
+    assert call(f"render {model_file} --out {tmp_path / 'out.zarr'} {command} --resume")[0] == 0
     assert files(tmp_path) == expected
 
 
-def test_resuming_a_complete_store_changes_nothing(tmp_path, model, small, command, capsys, model_file, monkeypatch):
+def test_complete_store_is_unchanged(tmp_path, model, small, command, call, monkeypatch):
     finish(model, tmp_path, small)
     (tmp_path / "out.zarr.scratch").mkdir()  # left behind by a death between the last two steps
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.zarr").rglob("*")}
@@ -310,25 +305,25 @@ def test_resuming_a_complete_store_changes_nothing(tmp_path, model, small, comma
     monkeypatch.setattr(Stage, "run", computed)
     monkeypatch.setattr(Stage, "push", computed)
     monkeypatch.setattr(os, "sync", computed)
-    code, out, _ = cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *command, "--resume")
+    code, out, _ = call(f"render {model.path} --out {tmp_path / 'out.zarr'} {command} --resume")
     assert code == 0
     assert "complete" in out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out.zarr").rglob("*")} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]
 
 
-def test_only_what_is_missing_is_computed(tmp_path, model, small, expected):
+def test_only_missing_boxes_are_computed(tmp_path, model, small, expected):
     whole = begin(model, tmp_path, 5, small)
-    written = 5 + (small.executor == "bands")  # which have the next rows written, too, when they are stopped
+    written = 5 + (small.executor == "bands")  # a stopped render by bands writes its next rows too
     job = Job.prepare(model, small, tmp_path / "out.zarr")
-    done = list(job.run(job.open_sink(resume=True, overwrite=False)))
-    assert len(done) == len(list(job.plan.writes())) - written
-    assert job.projection.tasks[-1] == (len(done) if small.executor == "tiles" else 2)  # the strips that are left
+    writes = list(job.run(job.open_sink(resume=True, overwrite=False)))
+    assert len(writes) == len(list(job.plan.writes())) - written
+    assert job.projection.tasks[-1] == (len(writes) if small.executor == "tiles" else 2)  # the remaining strips
     assert job.projection.lr_pixels[-1] < whole.projection.lr_pixels[-1]
     assert files(tmp_path) == expected
 
 
-def test_a_lost_shard_is_made_again(tmp_path, model, small, expected):
+def test_lost_shard_is_rendered_again(tmp_path, model, small, expected):
     finish(model, tmp_path, small)
     for lost in ("0/c/0/1/1", "1/c/0/0/0"):
         (tmp_path / "out.zarr" / lost).unlink()
@@ -336,89 +331,84 @@ def test_a_lost_shard_is_made_again(tmp_path, model, small, expected):
         assert files(tmp_path) == expected
 
 
-@pytest.mark.parametrize("auto", [False, True])
-def test_the_tiles_of_the_store_are_adopted(tmp_path, model, small, expected, auto):
-    """More memory or less on another day would choose other tiles: not for a store that is half there."""
-    cores = [stage.tile for stage in begin(model, tmp_path, 5, small).plan.stages]
-    job = finish(model, tmp_path, replace(small, tile=None, executor="auto" if auto else small.executor))
-    assert [stage.tile for stage in job.plan.stages] == cores
-    assert cores[-1] == 8
-    assert job.plan.executor == small.executor
-    assert files(tmp_path) == expected
+def test_tiles_of_the_store_are_adopted(tmp_path, model, small, expected):
+    """Another amount of memory on another day would select other tiles, but not for a store that is half there."""
+    for executor in (small.executor, "auto"):
+        folder = tmp_path / executor
+        tiles = [stage.tile for stage in begin(model, folder, 5, small).plan.stages]
+        job = finish(model, folder, replace(small, tile=None, executor=executor))
+        assert [stage.tile for stage in job.plan.stages] == tiles
+        assert tiles[-1] == 8
+        assert job.plan.executor == small.executor
+        assert files(folder) == expected
 
 
 OTHER = {
     "seed": ({"seed": 1}, "seed: 0 there, 1 here"),
     "size": ({"size": (96, 127)}, "canvas:"),
-    "region": ({"roi": (0, 0, 96, 127)}, "roi:"),
-    "overlap": ({"overlap": "5"}, 'stages: halo of stage 1 4 there, 5 here; .*overlap: "4" there, "5" here'),
-    "tile": ({"tile": 16}, r"stages: core of stage 1 \d there, \d+ here"),
+    "region": ({"roi": Box(0, 0, 96, 127)}, "roi:"),
+    "overlap": ({"overlap": "5"}, "stages: halo of step 2 4 there, 5 here"),
+    "tile": ({"tile": 16}, r"stages: core of step 2 \d there, \d+ here"),
     "executor": ({"executor": None}, 'executor: "(tiles|bands)" there, "(bands|tiles)" here'),
     "stages": ({"stages": 1}, "base:"),
     "precision": ({"precision": "bf16"}, "precision:"),
 }
+"""Changes of the request, and words of the refusal."""
 
 
-@pytest.mark.parametrize("name", OTHER)
-@pytest.mark.parametrize("complete", [False, True])
-def test_another_plan_is_refused_and_the_store_untouched(tmp_path, model, small, name, complete):
-    changes, words = OTHER[name]
-    if "executor" in changes:
-        changes = {"executor": "bands" if small.executor == "tiles" else "tiles"}
-    if "roi" in changes:
-        from engine.geometry import Box
-
-        changes = {"roi": Box(*changes["roi"])}
-    finish(model, tmp_path, small) if complete else begin(model, tmp_path, 5, small)
+def test_another_plan_is_refused_and_the_store_untouched(tmp_path, model, small):
+    begin(model, tmp_path / "part", 5, small)
+    finish(model, tmp_path / "complete", small)
     before = files(tmp_path)
-    job = Job.prepare(model, replace(small, **changes), tmp_path / "out.zarr")
-    with pytest.raises(ResumeError, match=words) as caught:
-        job.open_sink(resume=True, overwrite=False)
-    assert caught.value.exit_code == 4
-    assert "\n" not in str(caught.value)
-    assert files(tmp_path) == before
+    for changes, words in OTHER.values():
+        if "executor" in changes:
+            changes = {"executor": "bands" if small.executor == "tiles" else "tiles"}
+        for folder in ("part", "complete"):
+            job = Job.prepare(model, replace(small, **changes), tmp_path / folder / "out.zarr")
+            with pytest.raises(ResumeError, match=words) as caught:
+                job.open_sink(resume=True, overwrite=False)
+            assert caught.value.exit_code == 4
+            assert "\n" not in str(caught.value)
+            assert files(tmp_path) == before
 
 
-def test_another_model_is_refused_and_the_store_untouched(tmp_path, capsys, model, small, command, swin_model_file):
+def test_another_model_is_refused_and_the_store_untouched(tmp_path, call, model, small, command, swin_model_file):
     begin(model, tmp_path, 5, small)
     before = files(tmp_path)
-    code, _, err = cli(capsys, "render", swin_model_file, "--out", tmp_path / "out.zarr", *command, "--resume")
+    code, _, err = call(f"render {swin_model_file} --out {tmp_path / 'out.zarr'} {command} --resume")
     assert code == 4
     assert "model_digest" in err
     assert files(tmp_path) == before
 
 
 def test_another_picture_is_refused(tmp_path, model, picture):
-    from PIL import Image
-
     for name, seed in (("a", 0), ("b", 1)):
-        values = (picture(6, 8, seed).permute(1, 2, 0).numpy() * 255).astype("uint8")
+        values = (picture(6, 8, seed).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
-    (tmp_path / "out").mkdir()
     begin(model, tmp_path / "out", 5, replace(SMALL, init=tmp_path / "a.png"))
     with pytest.raises(ResumeError, match="init_digest"):
         finish(model, tmp_path / "out", replace(SMALL, init=tmp_path / "b.png"))
     finish(model, tmp_path / "out", replace(SMALL, init=tmp_path / "a.png"))
 
 
-@pytest.mark.parametrize("writes", [0, 5])
-def test_an_existing_store_is_not_taken_for_a_new_one(tmp_path, capsys, model, small, command, model_file, writes):
-    begin(model, tmp_path, writes, small)
-    before = files(tmp_path)
-    code, out, err = cli(capsys, "render", model_file, "--out", tmp_path / "out.zarr", *command)
-    assert (code, out) == (4, "")
-    assert err.splitlines()[-1].endswith("give --resume to finish it, --overwrite to replace it, or another --out")
-    assert files(tmp_path) == before
+def test_existing_store_needs_resume_or_overwrite(tmp_path, call, model, small, command):
+    for writes in (0, 5):
+        folder = tmp_path / str(writes)
+        begin(model, folder, writes, small)
+        before = files(folder)
+        code, out, err = call(f"render {model.path} --out {folder / 'out.zarr'} {command}")
+        assert (code, out) == (4, "")
+        assert err.splitlines()[-1].endswith("give --resume to finish it, --overwrite to replace it, or another --out")
+        assert files(folder) == before
 
 
-# Stores that somebody damaged
+# Damaged stores
 
 
 def with_plan(change):
     def damage(store):
         group = zarr.open_group(store, mode="r+")
-        ours = dict(group.attrs["ourgan"])
-        group.attrs["ourgan"] = change(ours)
+        group.attrs["ourgan"] = change(dict(group.attrs["ourgan"]))
 
     return damage
 
@@ -464,24 +454,25 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("tile", [True, False], ids=["tile", "adopted"])
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, capsys, model, model_file, small, name, tile):
-    begin(model, tmp_path, 5, small)
-    DAMAGE[name](tmp_path / "out.zarr")
-    before = files(tmp_path)
-    command = ("render", model_file, "--out", tmp_path / "out.zarr", "--size", "128x96", "--stages", "2")
-    cut = ("--tile", "8", "--executor", small.executor) if tile else ()
-    code, out, err = cli(capsys, *command, "--overlap", "4", *cut, "--resume")
-    assert (code, out) == (4, "")
-    said = [line for line in err.splitlines() if not line.startswith("measuring ")]
-    assert len(said) == 1
-    assert said[0].startswith(f"engine: {tmp_path / 'out.zarr'}: ")
-    assert "--o" in said[0]  # --overwrite or --out: the way out
-    assert files(tmp_path) == before
+def test_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, call, model, small):
+    """With the tiles of the store requested, and with tiles that would be adopted from it."""
+    begin(model, tmp_path / "whole", 5, small)
+    options = "--size 128x96 --stages 2 --overlap 4 --precision fp32"
+    for name, damage in DAMAGE.items():
+        store = tmp_path / name.replace(" ", "-") / "out.zarr"
+        shutil.copytree(tmp_path / "whole", store.parent)
+        damage(store)
+        before = files(store.parent)
+        for cut in ("", f"--tile 8 --executor {small.executor}"):
+            code, out, err = call(f"render {model.path} --out {store} {options} {cut} --resume")
+            assert (code, out) == (4, ""), (name, err)
+            (line,) = [line for line in err.splitlines() if "measuring" not in line]
+            assert line.startswith(f"engine: {store}: ")
+            assert "--o" in line, name  # the way out: --overwrite or --out
+            assert files(store.parent) == before, name
 
 
-def test_a_store_without_its_complete_mark_is_finished(tmp_path, model, small, expected):
+def test_store_without_its_complete_mark_is_finished(tmp_path, model, small, expected):
     finish(model, tmp_path, small)
     with_plan(lambda o: {**o, "complete": False})(tmp_path / "out.zarr")
     finish(model, tmp_path, small)

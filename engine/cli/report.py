@@ -200,7 +200,7 @@ def check_place(name: str, path: Path) -> None:
     """Refuse a file that could not be written at the end. ``name``: the option. Raises UsageError."""
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{option(name)}: cannot be written ({path}); name a file in a folder that exists")
+        raise UsageError(f"{option(name, path)}: cannot be written; name a file in a folder that exists")
 
 
 def check_plot(path: Path) -> None:
@@ -208,7 +208,7 @@ def check_plot(path: Path) -> None:
     check_place("plot", path)
     if path.suffix.lower() not in _PLOT_SUFFIXES:
         suffixes = " or ".join(_PLOT_SUFFIXES)
-        raise UsageError(f"{option('plot')}: unknown suffix ({path}); name a file that ends in {suffixes}")
+        raise UsageError(f"{option('plot', path)}: unknown suffix; name a file that ends in {suffixes}")
     if util.find_spec("matplotlib") is None:
         raise UsageError(f"{option('plot')}: matplotlib is not installed; pip install 'ourgan-engine[plot]'")
 

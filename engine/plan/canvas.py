@@ -44,7 +44,7 @@ def resolve_canvas(
     """
     if stages is not None and not 1 <= stages <= len(scales):
         raise UsageError(
-            f"{option('stages')}: the model has {len(scales)} super-resolution stages ({stages}); use 1 to {len(scales)}"
+            f"{option('stages', stages)}: the model has {len(scales)} super-resolution steps; use 1 to {len(scales)}"
         )
     if size is None:
         if native is None:
@@ -53,7 +53,7 @@ def resolve_canvas(
         factor = math.prod(scales[:count])
         return Canvas((native[0] * factor, native[1] * factor), native, count)
     if min(size) < 1:
-        raise UsageError(f"{option('size')}: has an empty side ({size[1]}x{size[0]}); use at least 1 pixel")
+        raise UsageError(f"{option('size', f'{size[1]}x{size[0]}')}: has an empty side; use at least 1 pixel")
 
     def base(count: int) -> tuple[int, int]:
         factor = math.prod(scales[:count])

@@ -29,7 +29,7 @@ class HaloPolicy:
         if self.policy in ("auto", "exact") or self.policy.isdecimal():
             if not self.tolerance > 0:
                 raise UsageError(
-                    f"{option('seam_tolerance')}: is not above 0 levels ({self.tolerance}); "
+                    f"{option('seam_tolerance', self.tolerance)}: must be above 0 levels; "
                     f"use {option('overlap', 'exact')} for no error"
                 )
             return
@@ -37,7 +37,7 @@ class HaloPolicy:
         if kind != "erf" or fraction not in ERF_FRACTIONS:
             known = ", ".join(f"erf:{f}" for f in ERF_FRACTIONS)
             raise UsageError(
-                f"{option('overlap')}: unknown policy ('{self.policy}'); use auto, exact, a number of pixels, or {known}"
+                f"{option('overlap', self.policy)}: unknown policy; use auto, exact, a number of pixels, or {known}"
             )
 
     @property

@@ -97,9 +97,9 @@ def region(request: Request, canvas: Canvas) -> Box:
     whole = Box(0, 0, *canvas.size)
     roi = request.roi or whole
     if not roi.area or not whole.contains(roi):
+        value = f"{roi.x0},{roi.y0},{roi.width},{roi.height}"
         raise UsageError(
-            f"{option('roi')}: is not inside the canvas of {whole.width}x{whole.height} "
-            f"({roi.x0},{roi.y0},{roi.width},{roi.height}); use X,Y,WIDTH,HEIGHT inside it"
+            f"{option('roi', value)}: not inside the canvas of {whole.width}x{whole.height}; use X,Y,WIDTH,HEIGHT inside it"
         )
     return roi
 
@@ -110,7 +110,7 @@ def check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
     if not 0.98 <= stretch <= 1.02:
         height = round(size[1] * picture[0] / picture[1])
         raise UsageError(
-            f"{option('size')}: {size[1]}x{size[0]} would stretch the picture of {picture[1]}x{picture[0]} by "
+            f"{option('size', f'{size[1]}x{size[0]}')}: would stretch the picture of {picture[1]}x{picture[0]} by "
             f"{abs(stretch - 1):.0%}; use {size[1]}x{height}, or leave it out"
         )
 

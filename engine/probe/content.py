@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from engine.errors import InputError, option
 from engine.geometry import Box
 from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import Noise, gather_torch
@@ -50,7 +50,8 @@ def detailed_crops(pictures: list[Tensor], align: int) -> list[Tensor]:
         shape = tuple(min(CROP if n > 2 * CROP else n, n) // align * align for n in size)
         if not min(shape):
             raise InputError(
-                f"a sample of {size[1]}x{size[0]} is smaller than the window of {align}; give --image or --overlap exact"
+                f"a sample of {size[1]}x{size[0]} is smaller than the window of {align}; give a photograph with "
+                f"{option('image')}, or use {option('overlap', 'exact')}"
             )
         crops += _detailed(TensorSource(picture[0]).read, size, (shape[0], shape[1]), PICTURES // len(pictures))
     return crops

@@ -1,4 +1,4 @@
-"""Cross-fade of a stage's tiles where they overlap. Of every tile only its borders are kept, for its neighbours.
+"""Cross-fade of a stage's tiles where they overlap. Only the borders of a tile are kept, for its neighbours.
 
 A tile computes, beyond its own cell, a border to the right and one below. A cell is blended from its own tile and the borders
 of the three tiles before it (left, above, above left), each pixel once and in any order.

@@ -129,11 +129,15 @@ class Pipeline:
     """Called with a stage's new cut after its tile became smaller."""
     cuts: tuple[StagePlan, ...]
     """Cut of every stage as it really runs."""
-    _chains: list[list[TiledStage]] = field(default_factory=list)
+    _chain: list[TiledStage] = field(default_factory=list, init=False)
+    """The present chain in tiles. Earlier ones are dropped: their caches hold memory."""
+    _redone: int = field(default=0, init=False)
+    """Tiles of earlier chains that were computed again."""
 
     def tiles(self, runners: Sequence[TileRunner] | None = None) -> list[TiledStage]:
         """The chain in tiles, first stage first."""
-        chain = tile_chain(
+        self._redone = self.redone
+        self._chain = tile_chain(
             self.cuts,
             self.stages,
             self.base,
@@ -142,8 +146,7 @@ class Pipeline:
             on_pixels=self.on_pixels,
             runners=runners,
         )
-        self._chains.append(chain)
-        return chain
+        return self._chain
 
     def rows(self, columns: tuple[int, int]) -> RowSource:
         """The chain in bands, for these columns of the canvas."""
@@ -160,7 +163,7 @@ class Pipeline:
     @property
     def redone(self) -> int:
         """Tiles that half precision could not represent and float32 computed again."""
-        return sum(image.redone for chain in self._chains for image in chain)
+        return self._redone + sum(image.redone for image in self._chain)
 
     def recut(self, error: OutOfDeviceMemory) -> None:
         """Make the tile of the stage that ran out of memory smaller.

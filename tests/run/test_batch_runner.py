@@ -1,4 +1,4 @@
-"""Lanes: tiles in batches have the bits of tiles one by one, out of buffers that are made once; what fails is said at once."""
+"""Batches have the bits of single tiles and run in buffers that are made once; errors are raised at once."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from engine.errors import RenderError
 from engine.geometry import Box
 from engine.io.zarr_store import ZarrSink
 from engine.plan.limits import IN_FLIGHT
-from engine.run import batched as stream
+from engine.run import batched
 from engine.run.stage import Stage
 
 HALO = 8
@@ -25,22 +25,19 @@ def network():
     return small_network()
 
 
-def streamed(chain, sink):
-    return list(chain.render(sink))
-
-
-def reference(folder, *arguments, **options):
-    chain = Chain(folder, *arguments, **options)
-    sink = Sink(chain.plan)
+def rendered(chain, **options):
+    """The sink after a whole render; ``options`` are those of ``Sink``."""
+    sink = Sink(chain.plan, **options)
     list(chain.render(sink))
-    return chain, sink.pixels
+    return sink
 
 
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory, network, picture):
-    """What makes 12 tiles of one stage (48 x 48 with the halo), and their pixels."""
+    """Arguments of a chain of one stage with 12 tiles (48 x 48 with the halo), and its pixels."""
     arguments = (network, picture(90, 120), [32], HALO)
-    chain, pixels = reference(tmp_path_factory.mktemp("serial"), *arguments, sigma=0.05)
+    chain = Chain(tmp_path_factory.mktemp("serial"), *arguments, sigma=0.05)
+    pixels = rendered(chain).pixels
     assert len(chain.ran) == 12
     assert pixels.std() > 10
     return arguments, pixels
@@ -48,81 +45,79 @@ def twelve(tmp_path_factory, network, picture):
 
 @pytest.fixture
 def one_stage(tmp_path, twelve):
-    """(options -> a chain of lanes, the pixels that it should make)."""
+    """(function of options -> a batched chain, its expected pixels)."""
     arguments, pixels = twelve
     return lambda **options: Chain(tmp_path, *arguments, **({"batches": [1], "sigma": 0.05} | options)), pixels
 
 
-@pytest.mark.parametrize("batch", [1, 5, 12, 40])
-def test_a_batch_has_the_bits_of_its_tiles(one_stage, batch):
+def test_batch_has_the_bits_of_its_tiles(one_stage):
     """5: the last batch has two tiles and three that are dropped; 40: there is no full batch."""
     make, expected = one_stage
-    chain = make(batches=[batch])
-    sink = Sink(chain.plan)
-    done = streamed(chain, sink)
-    np.testing.assert_array_equal(sink.pixels, expected)
-    assert sorted(d.box for d in done) == sorted(chain.plan.writes())
-    assert chain.ran == [0] * 12
-    assert min(min(d.compute_seconds, d.write_seconds) for d in done) >= 0
+    for batch in (1, 5, 12, 40):
+        chain = make(batches=[batch])
+        sink = Sink(chain.plan)
+        writes = list(chain.render(sink))
+        np.testing.assert_array_equal(sink.pixels, expected)
+        assert sorted(w.box for w in writes) == sorted(chain.plan.writes())
+        assert chain.ran == [0] * 12
+        assert min(min(w.compute_seconds, w.write_seconds) for w in writes) >= 0
 
 
-@pytest.mark.parametrize("roi", [None, Box(40, 100, 500, 600)], ids=["whole", "region"])
-def test_a_chain_has_the_bits_of_a_chain_one_by_one(tmp_path, network, picture, roi):
-    """Inner tiles go through the cache; a region's shards take parts of tiles."""
+def test_chain_has_the_bits_of_the_serial_chain(tmp_path, network, picture):
+    """Inner tiles go through the cache; shards of a region take parts of tiles."""
     arguments = (network, picture(40, 44), [24, 64], HALO)
-    chain, expected = reference(tmp_path / "serial", *arguments, roi=roi)
-    other = Chain(tmp_path / "batched", *arguments, roi=roi, batches=[3, 4])
-    sink = Sink(other.plan)
-    streamed(other, sink)
-    np.testing.assert_array_equal(sink.pixels, expected)
-    assert sorted(other.ran) == sorted(chain.ran)
+    for name, roi in (("whole", None), ("region", Box(40, 100, 500, 600))):
+        chain = Chain(tmp_path / f"serial {name}", *arguments, roi=roi)
+        expected = rendered(chain).pixels
+        other = Chain(tmp_path / f"batched {name}", *arguments, roi=roi, batches=[3, 4])
+        np.testing.assert_array_equal(rendered(other).pixels, expected)
+        assert sorted(other.ran) == sorted(chain.ran)
 
 
-def test_nothing_new_is_made_once_it_runs(one_stage, monkeypatch):
-    """Every input, output and pixel on its way out lies where it lay in the first round of the slots."""
+def test_buffers_are_made_once(one_stage, monkeypatch):
+    """Every input, output and pixel buffer keeps its address from the first round on."""
     make, _ = one_stage
     chain = make(batches=[2])
-    inputs, outputs, fresh = set(), [], []
-    place, fill, record = chain.image.gather_input, Stage.fill, stream.BatchRunner.capture
+    inputs, outputs, hosts, late_buffers = set(), [], set(), []
+    gather_input, fill, capture = chain.image.gather_input, Stage.fill, batched.BatchRunner.capture
 
-    def placed(block, tile, out=None):
-        inputs.add((block.data_ptr(), out.data_ptr()))
-        return place(block, tile, out)
+    def watched_gather(pixels, tile, out=None):
+        inputs.add((pixels.data_ptr(), out.data_ptr()))
+        return gather_input(pixels, tile, out)
 
-    def filled(stage, out, tiles, chunks):
+    def watched_fill(stage, out, tiles, chunks):
         outputs.append((out.data_ptr(), tiles.data_ptr()))
         fill(stage, out, tiles, chunks)
 
-    class Watched(Sink):
+    class WatchedSink(Sink):
         def write(self, box, pixels):
             hosts.add(pixels.__array_interface__["data"][0])
             super().write(box, pixels)
 
-    def recorded(runner):
-        record(runner)
-        monkeypatch.setattr(stream.OutputBuffer, "__init__", lambda *_: fresh.append("slot"))
+    def watched_capture(runner):
+        capture(runner)
+        monkeypatch.setattr(batched.OutputBuffer, "__init__", lambda *_: late_buffers.append("buffer"))
 
-    hosts = set()
-    monkeypatch.setattr(chain.image, "gather_input", placed)
-    monkeypatch.setattr(Stage, "fill", filled)
-    monkeypatch.setattr(stream.BatchRunner, "capture", recorded)
-    streamed(chain, Watched(chain.plan))
+    monkeypatch.setattr(chain.image, "gather_input", watched_gather)
+    monkeypatch.setattr(Stage, "fill", watched_fill)
+    monkeypatch.setattr(batched.BatchRunner, "capture", watched_capture)
+    list(chain.render(WatchedSink(chain.plan)))
     assert len(inputs) == 2
     assert len(set(outputs)) == 1
-    assert len(outputs) == 1 + 6  # the warming up and 12 tiles
+    assert len(outputs) == 1 + 6  # the warm-up and 12 tiles
     assert len(hosts) <= 2 * (IN_FLIGHT + 1)
-    assert fresh == []
+    assert late_buffers == []
 
 
-def test_slow_writes_keep_their_pixels_and_hold_the_device_back(one_stage):
+def test_slow_writes_keep_their_pixels_and_block_the_device(one_stage):
     make, expected = one_stage
     gate = threading.Event()
     chain = make(batches=[2])
     sink = Sink(chain.plan, gate=gate)
-    thread = threading.Thread(target=streamed, args=(chain, sink))
+    thread = threading.Thread(target=lambda: list(chain.render(sink)))
     thread.start()
     time.sleep(1.0)
-    # Nobody has written yet: all slots are full and the next batch waits for one.
+    # No write has ended: all buffers are full and the next batch waits for one.
     assert sink.boxes == []
     assert len(chain.ran) <= 2 * (IN_FLIGHT + 1)
     gate.set()
@@ -130,17 +125,17 @@ def test_slow_writes_keep_their_pixels_and_hold_the_device_back(one_stage):
     np.testing.assert_array_equal(sink.pixels, expected)
 
 
-@pytest.mark.parametrize("roi", [None, Box(0, 0, 359, 480)])
-@pytest.mark.parametrize("fails", [1, 4, 12])
-def test_a_write_that_fails_ends_the_render(one_stage, fails, roi):
+def test_failed_write_ends_the_render(one_stage):
     make, _ = one_stage
-    chain = make(batches=[2], roi=roi)
-    with pytest.raises(OSError, match="No space left"):
-        streamed(chain, Sink(chain.plan, fails=fails, seconds=0.01))
-    assert len(chain.ran) <= 2 * (fails + IN_FLIGHT + 1)
+    for roi in (None, Box(0, 0, 359, 480)):
+        for fails in (1, 4, 12):
+            chain = make(batches=[2], roi=roi)
+            with pytest.raises(OSError, match="No space left"):
+                rendered(chain, fails=fails, seconds=0.01)
+            assert len(chain.ran) <= 2 * (fails + IN_FLIGHT + 1), (roi, fails)
 
 
-def test_a_render_that_is_stopped_ends_its_threads_and_can_go_on(one_stage):
+def test_stopped_render_ends_its_threads_and_is_continued(one_stage):
     make, expected = one_stage
     chain = make(batches=[2])
     sink = Sink(chain.plan, seconds=0.02)
@@ -151,16 +146,16 @@ def test_a_render_that_is_stopped_ends_its_threads_and_can_go_on(one_stage):
     assert not [t for t in threading.enumerate() if t.name.startswith("write")]
     before = list(sink.boxes)
     assert 3 <= len(before) < 12
-    rest = streamed(make(batches=[2]), sink)
+    rest = list(make(batches=[2]).render(sink))
     assert len(rest) == 12 - len(before)
     np.testing.assert_array_equal(sink.pixels, expected)
 
 
 def test_two_writers_make_the_pyramid_of_one(tmp_path):
-    """Whoever writes the last of four shards makes their parent: at worst both do, and it is the same."""
+    """The writer of the last of four shards makes their parent; at worst both writers do, with equal bytes."""
     plan = plan_of((512, 640), cores=(16, 16), halos=(8, 4))
     image = torch.randint(0, 256, (3, *plan.size), dtype=torch.uint8)
-    found = []
+    stores = []
     for name in ("serial", "a", "b", "c"):
         sink = ZarrSink.create(tmp_path / name / "out.zarr", plan, {})
         boxes = list(plan.writes())
@@ -168,13 +163,13 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
             for box in boxes:
                 sink.write(box, image[(slice(None), *box.slices)].numpy())
         else:
-            with stream.Writers(sink) as writers:
+            with batched.Writers(sink) as writers:
                 for box in boxes:
                     writers.submit(box, image[(slice(None), *box.slices)])
-                assert [d.box for d in writers.finished(0)] == boxes
+                assert [w.box for w in writers.finished(0)] == boxes
         assert list(sink.missing()) == []
-        found.append(files(tmp_path / name))
-    assert all(f == found[0] for f in found)
+        stores.append(files(tmp_path / name))
+    assert all(store == stores[0] for store in stores)
     assert len(plan.pyramid) > 1
 
 
@@ -183,7 +178,7 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
 
 @pytest.fixture
 def bright(picture):
-    """Dark but for one spot, which lies in one tile of 32 and no halo of 8."""
+    """Dark but for one spot, which lies in one tile of 32 and in no halo of 8."""
     image = picture(64, 96) * 0.01
     image[:, 46:50, 46:50] = 100.0
     return image
@@ -193,84 +188,84 @@ def half_stage(gain, full_gain=None):
     return Stage(small_network(gain), CPU, "fp16", lambda: small_network(gain if full_gain is None else full_gain))
 
 
-@pytest.mark.parametrize("batches", [None, [4]], ids=["one by one", "lanes"])
-def test_a_tile_that_overflows_is_redone_in_float32_alone(tmp_path, bright, batches):
+def test_overflowing_tile_is_redone_in_float32(tmp_path, bright):
+    """That tile alone: the others stay in half precision."""
     gain = 2e4
-    results = {}
-    for name, stage in {"half": half_stage(gain), "full": Stage(small_network(gain), CPU, "fp32")}.items():
-        chain = Chain(tmp_path / name, None, bright, [32], HALO, batches, stages=[stage])
+    for batches in (None, [4]):
+        results = {}
+        for name, stage in {"half": half_stage(gain), "full": Stage(small_network(gain), CPU, "fp32")}.items():
+            chain = Chain(tmp_path / f"{name} {batches}", None, bright, [32], HALO, batches=batches, stages=[stage])
+            results[name] = rendered(chain).pixels
+            assert chain.image.redone == (name == "half")
+        half, full = results["half"], results["full"]
+        np.testing.assert_array_equal(half[:, 128:256, 128:256], full[:, 128:256, 128:256])
+        assert (half != full).any()
+        assert np.abs(half.astype(int) - full).max() <= 2
+
+
+def test_tile_that_overflows_in_float32_is_not_written(tmp_path, bright):
+    words = r"step 2: \d+ NaN or infinite values in tile \(row 1, column 1\), in fp32 too; .*weights"
+    for batches in (None, [4]):
+        stage = half_stage(2e4, full_gain=1e38)
+        chain = Chain(tmp_path / str(batches), None, bright, [32], HALO, batches=batches, stages=[stage])
         sink = Sink(chain.plan)
-        streamed(chain, sink)
-        results[name] = chain.image.redone, sink.pixels
-    assert results["half"][0] == 1
-    assert results["full"][0] == 0
-    half, full = results["half"][1], results["full"][1]
-    np.testing.assert_array_equal(half[:, 128:256, 128:256], full[:, 128:256, 128:256])
-    assert (half != full).any()  # the others stayed in half precision
-    assert np.abs(half.astype(int) - full).max() <= 2
+        with pytest.raises(RenderError, match=words):
+            list(chain.render(sink))
+        assert Box(128, 128, 256, 256) not in sink.boxes
 
 
-@pytest.mark.parametrize("batches", [None, [4]], ids=["one by one", "lanes"])
-def test_what_float32_cannot_make_is_refused(tmp_path, bright, batches):
-    chain = Chain(tmp_path, None, bright, [32], HALO, batches, stages=[half_stage(2e4, full_gain=1e38)])
-    sink = Sink(chain.plan)
-    with pytest.raises(
-        RenderError, match=r"step 2: \d+ NaN or infinite values in tile \(row 1, column 1\), in fp32 too; .*weights"
-    ):
-        streamed(chain, sink)
-    assert Box(128, 128, 256, 256) not in sink.boxes
-
-
-# Memory that runs out
+# Exhausted memory
 
 
 @pytest.fixture
 def memory(monkeypatch):
-    """memory(limit): a device that holds so many LR pixels of a batch, as an error of PyTorch's allocator."""
-    fill, seen = Stage.fill, []
+    """Function ``memory(limit)``: a device that holds ``limit`` LR pixels of a batch, with PyTorch's allocator error.
+
+    Returns a list of (images, chunks) of every run.
+    """
+    fill = Stage.fill
 
     def limited(limit, after=0):
-        def filled(stage, out, tiles, chunks):
+        runs = []
+
+        def limited_fill(stage, out, tiles, chunks):
             pixels = tiles.shape[0] * tiles.shape[2] * tiles.shape[3] // chunks
-            seen.append((tiles.shape[0], chunks))
-            if len(seen) > after and pixels > limit:
+            runs.append((tiles.shape[0], chunks))
+            if len(runs) > after and pixels > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
             fill(stage, out, tiles, chunks)
 
-        monkeypatch.setattr(Stage, "fill", filled)
-        return seen
+        monkeypatch.setattr(Stage, "fill", limited_fill)
+        return runs
 
     return limited
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"), [(8 * 2304, (8, 1)), (4 * 2304, (4, 1)), (2304, (1, 1)), (700, (1, 4))], ids=str
-)
-def test_less_memory_means_smaller_batches_and_more_pieces_and_the_same_bits(one_stage, memory, limit, expected):
+def test_less_memory_gives_smaller_batches_and_the_same_bits(one_stage, memory):
     make, pixels = one_stage
-    seen = memory(limit)
-    chain = make(batches=[8])
-    sink = Sink(chain.plan)
-    streamed(chain, sink)
-    assert seen[-1] == (chain.runners[0].batch, chain.runners[0].tail_chunks) == expected
-    np.testing.assert_array_equal(sink.pixels, pixels)
+    for limit, expected in ((8 * 2304, (8, 1)), (4 * 2304, (4, 1)), (2304, (1, 1)), (700, (1, 4))):
+        runs = memory(limit)
+        chain = make(batches=[8])
+        np.testing.assert_array_equal(rendered(chain).pixels, pixels)
+        assert runs[-1] == (chain.runners[0].batch, chain.runners[0].tail_chunks) == expected
 
 
-def test_memory_that_runs_out_on_the_way_keeps_what_is_written(one_stage, memory):
+def test_memory_exhausted_midway_keeps_written_boxes(one_stage, memory):
     make, pixels = one_stage
     memory(2304, after=4)
     chain = make(batches=[2])
     sink = Sink(chain.plan)
-    done = streamed(chain, sink)
+    writes = list(chain.render(sink))
     assert chain.runners[0].batch == 1
-    assert len(done) == len(set(sink.boxes)) == sink.begun == 12
+    assert len(writes) == len(set(sink.boxes)) == sink.begun == 12
     np.testing.assert_array_equal(sink.pixels, pixels)
 
 
-def test_memory_that_never_suffices_names_the_stage(tmp_path, network, picture, memory):
+def test_insufficient_memory_names_the_stage(tmp_path, network, picture, memory):
     chain = Chain(tmp_path, network, picture(56, 60), [40, 64], HALO, batches=[1, 2])
     memory(10)
-    with pytest.raises(stream.OutOfDeviceMemory, match=r"^CUDA out of memory. Tried to allocate 20.00 MiB.$") as caught:
-        streamed(chain, Sink(chain.plan))
+    words = r"^CUDA out of memory. Tried to allocate 20.00 MiB.$"
+    with pytest.raises(batched.OutOfDeviceMemory, match=words) as caught:
+        rendered(chain)
     assert caught.value.position == 0
     assert [runner.tail_chunks for runner in chain.runners] == [64, 64]

@@ -1,4 +1,4 @@
-"""On a CUDA device: lanes with recorded launches against tiles one by one, and the promise about the device's memory."""
+"""On a CUDA device: batches with captured launches against tiles one by one, and the promise about the device's memory."""
 
 import json
 import subprocess
@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.devices import needs_gpu
-from support.stores import attributes, pixels
+from support.stores import attributes, pixels, render
 
 from engine.archs.esrgan import RRDBNet
-from engine.job import Job
 from engine.plan.request import Request
 
 GIB = 1 << 30
@@ -29,31 +28,25 @@ main(sys.argv[2:])
 """
 
 
-def render(model, request, out):
-    job = Job.prepare(model, request, out)
-    for _ in job.run(job.open_sink(resume=False, overwrite=False)):
-        pass
-    return job
-
-
 @needs_gpu
 @pytest.mark.parametrize("name", ["rrdb", "swinir", "noisy"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_stream_gives_the_pixels_of_tiles_one_by_one(tmp_path, models, name, precision):
-    """A batch may be summed in another order: bits are a CPU's promise, here it is a level (two in half precision)."""
-    for executor in ("tiles", "batched"):
-        job = render(
-            models[name], replace(SMALL, executor=executor, precision=precision), tmp_path / f"{executor}.zarr"
-        )
-        assert job.redone == 0
-    assert max(job.projection.batches) > 1
-    difference = np.abs(pixels(tmp_path / "tiles.zarr").astype(int) - pixels(tmp_path / "batched.zarr"))
-    assert difference.max() <= (1 if precision == "fp32" else 2)
-    assert difference.mean() < 0.05
+def test_batches_give_the_pixels_of_tiles(tmp_path, models, name):
+    """A batch may be summed in another order: equal bits are a CPU's promise; here one level, two in half precision."""
+    for precision in ("fp32", "fp16"):
+        images = []
+        for executor in ("tiles", "batched"):
+            request = replace(SMALL, executor=executor, precision=precision)
+            job = render(models[name], request, tmp_path / precision / f"{executor}.zarr")
+            assert job.redone == 0
+            images.append(pixels(job.out).astype(int))
+        assert max(job.projection.batches) > 1
+        difference = np.abs(images[0] - images[1])
+        assert difference.max() <= (1 if precision == "fp32" else 2)
+        assert difference.mean() < 0.05
 
 
 @needs_gpu
-def test_auto_is_stream_and_twice_the_same_bits(tmp_path, models):
+def test_auto_is_batched_and_repeats_the_bits(tmp_path, models):
     for name in "ab":
         job = render(models["noisy"], replace(SMALL, executor="auto", precision="auto"), tmp_path / f"{name}.zarr")
         assert job.plan.executor == "batched"
@@ -73,8 +66,8 @@ def enlargement(tmp_path_factory):
 
 @needs_gpu
 @pytest.mark.parametrize("gib", [2, 4, 6, 8])
-def test_the_device_keeps_to_its_budget_and_to_the_projection(tmp_path, enlargement, gib):
-    """By PyTorch's own count and the driver's, in a process of its own that PyTorch lets take no more."""
+def test_device_memory_is_within_budget_and_projection(tmp_path, enlargement, gib):
+    """By PyTorch's own count and the driver's, in its own process, which PyTorch limits to the budget."""
     if torch.cuda.get_device_properties(0).total_memory < gib * GIB:
         pytest.skip(f"the device has less than {gib} GiB")
     command = ["render", str(enlargement / "sr.safetensors"), "--init", str(enlargement / "picture.png"),
@@ -85,4 +78,4 @@ def test_the_device_keeps_to_its_budget_and_to_the_projection(tmp_path, enlargem
     projected, measured = report["projection"]["device"], report["measured"]["device_peak"]
     assert max(measured, projected) <= gib * GIB
     assert abs(measured - projected) <= 0.1 * projected
-    assert "cores" not in attributes(tmp_path / "out.zarr")  # nothing had to be cut smaller on the way
+    assert "cores" not in attributes(tmp_path / "out.zarr")  # no tile had to become smaller

@@ -1,7 +1,9 @@
-"""A stage's network in pieces: the tail in strips of rows, some images of a batch at a time, with the bits of the whole."""
+"""A stage's network in chunks: a tail in strips of rows, or in some images of a batch at a time, has the bits of the whole."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine import archs
 from engine.archs.esrgan import RRDBNet
@@ -19,8 +21,8 @@ def swinir(scale):
     return SwinIR(dim=48, depths=(2,), heads=(2,), hidden=48, features=32, scale=scale)
 
 
-# Wide enough that PyTorch takes the same algorithm for a piece as for the whole: below 20,480 values and for a batch of
-# one it has another.
+# Wide enough for PyTorch to take the same algorithm for a chunk as for the whole: below 20,480 values, and for a batch of
+# one, it takes another.
 NETWORKS = {
     "rrdb x4": lambda: rrdb(4),
     "rrdb x2": lambda: rrdb(2),
@@ -30,52 +32,58 @@ NETWORKS = {
 
 
 @pytest.fixture(params=NETWORKS)
-def network(request):
-    torch.manual_seed(0)
-    return NETWORKS[request.param]().eval().requires_grad_(False)
+def new_network(request):
+    """Function that makes the network again, as a stage may cast it in place."""
+
+    def make():
+        torch.manual_seed(0)
+        return NETWORKS[request.param]().eval().requires_grad_(False)
+
+    return make
 
 
-def in_pieces(stage, tiles, pieces):
+def in_chunks(stage, tiles, chunks):
     batch, channels, height, width = tiles.shape
     out = torch.full((batch, channels, height * stage.scale, width * stage.scale), float("nan"))
-    stage.fill(out, tiles, pieces)
+    stage.fill(out, tiles, chunks)
     return out
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_pieces_have_the_bits_of_the_whole(network, precision):
-    stage = Stage(network, CPU, precision)
-    tiles = torch.rand(3, 3, 40, 48).contiguous(memory_format=torch.channels_last)
-    whole = torch.cat([stage.run(tiles[k : k + 1]) for k in range(3)])
-    assert whole.std() > 0.01
-    for pieces in (1, 2, 3, 7):
-        assert torch.equal(in_pieces(stage, tiles, pieces), whole), pieces
-    for pieces in (2, 5):
-        assert torch.equal(in_pieces(stage, tiles[:1], pieces), whole[:1]), pieces
-    assert torch.equal(stage.run(tiles[:1], tail_chunks=5), whole[:1])
+def test_chunks_have_the_bits_of_the_whole(new_network):
+    for precision in ("fp32", "bf16"):
+        stage = Stage(new_network(), CPU, precision)
+        tiles = torch.rand(3, 3, 40, 48).contiguous(memory_format=torch.channels_last)
+        whole = torch.cat([stage.run(tiles[k : k + 1]) for k in range(3)])
+        assert whole.std() > 0.01
+        for chunks in (1, 2, 3, 7):
+            assert torch.equal(in_chunks(stage, tiles, chunks), whole), (precision, chunks)
+        for chunks in (2, 5):
+            assert torch.equal(in_chunks(stage, tiles[:1], chunks), whole[:1]), (precision, chunks)
+        assert torch.equal(stage.run(tiles[:1], tail_chunks=5), whole[:1]), precision
 
 
-@pytest.mark.parametrize("reach", [1, 2])
-def test_a_strip_needs_what_the_tail_looks_at(network, monkeypatch, reach):
-    """Of RRDBNet's tail 2.25 pixels; SwinIR has a convolution more."""
+def test_tail_reach_is_the_smallest_that_suffices(new_network, monkeypatch):
+    """RRDBNet's tail reaches 2.25 pixels; SwinIR's has one more convolution."""
+    network = new_network()
     stage = Stage(network, CPU, "fp32")
     tile = torch.rand(1, 3, 40, 48)
     whole = stage.run(tile)
-    monkeypatch.setattr("engine.run.stage.TAIL_REACH", reach)
-    is_enough = isinstance(network, RRDBNet) and reach == 2
-    assert torch.allclose(in_pieces(stage, tile, 4), whole, atol=1e-6, rtol=0) == is_enough
+    for reach in (1, 2):
+        monkeypatch.setattr("engine.run.stage.TAIL_REACH", reach)
+        is_enough = isinstance(network, RRDBNet) and reach == 2
+        assert torch.allclose(in_chunks(stage, tile, 4), whole, atol=1e-6, rtol=0) == is_enough, reach
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 8, 13])
-@pytest.mark.parametrize("rows", [1, 5, 64])
-@pytest.mark.parametrize("count", [1, 2, 8, 64])
-def test_pieces_cover_a_batch_once_and_are_about_as_many_as_asked_for(images, rows, count):
-    seen = torch.zeros(images, rows, dtype=torch.int)
-    pieces = list(_chunks(images, rows, count))
-    for part, strip in pieces:
-        seen[part, strip] += 1
-    assert (seen == 1).all()
-    assert max(len(range(images)[a]) * len(range(rows)[b]) for a, b in pieces) <= max(rows, 2 * images * rows / count)
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.integers(1, 16), st.integers(1, 80), st.integers(1, 64))
+def test_chunks_cover_a_batch_once(images, rows, count):
+    """And are about as many as requested."""
+    covered = torch.zeros(images, rows, dtype=torch.int)
+    chunks = list(_chunks(images, rows, count))
+    for part, strip in chunks:
+        covered[part, strip] += 1
+    assert (covered == 1).all()
+    assert max(len(range(images)[a]) * len(range(rows)[b]) for a, b in chunks) <= max(rows, 2 * images * rows / count)
 
 
 def test_a_stage_in_half_precision_knows_its_float32_form(small_rrdb, picture):

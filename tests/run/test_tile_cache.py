@@ -1,7 +1,8 @@
-"""The tile cache: never above its limit, nothing lost, and what is on disk is whole."""
+"""The tile cache: never above its limit, no tile lost, and whole tiles on disk."""
 
 import numpy as np
 import pytest
+import torch
 
 from engine.geometry import Box, Grid
 from engine.run.tile_cache import Scratch, TileCache
@@ -17,52 +18,47 @@ def tile_of(index, dtype=np.float32):
 
 
 @pytest.fixture
-def scratch(tmp_path):
-    return Scratch(tmp_path / "scratch" / "1", GRID, np.float32)
+def new_scratch(tmp_path):
+    """Function ``new_scratch(name)`` -> a scratch array in a folder of that name."""
+    return lambda name: Scratch(tmp_path / str(name), GRID, np.float32)
 
 
-def fill(cache):
+def filled(limit, scratch):
+    cache = TileCache(limit, scratch)
     for index in GRID.indices():
         assert index not in cache
         cache.put(index, tile_of(index))
+    return cache
 
 
-@pytest.mark.parametrize("limit", [0, 1, TILE_BYTES, 3 * TILE_BYTES, 1 << 30])
-def test_every_tile_can_be_read_whatever_the_limit(scratch, limit):
-    cache = TileCache(limit, scratch)
-    fill(cache)
-    for index in GRID.indices():
-        assert index in cache
-        box = GRID.box(*index)
-        np.testing.assert_array_equal(cache.read(index, box, box), tile_of(index))
+def test_every_tile_and_part_can_be_read(new_scratch):
+    """From memory and from disk, where parts need not be chunks."""
+    chance = np.random.default_rng(0)
+    for limit in (0, 1, TILE_BYTES, 3 * TILE_BYTES, 1 << 30):
+        cache = filled(limit, new_scratch(limit))
+        for index in GRID.indices():
+            assert index in cache
+            origin = GRID.box(*index)
+            np.testing.assert_array_equal(cache.read(index, origin, origin), tile_of(index))
+            for _ in range(5):
+                y, x = (sorted(int(v) for v in chance.choice(n + 1, 2, replace=False)) for n in origin.shape)
+                part = Box(y[0], x[0], y[1], x[1]).shift(origin.y0, origin.x0)
+                rows, columns = part.relative_to(origin).slices
+                np.testing.assert_array_equal(cache.read(index, part, origin), tile_of(index)[:, rows, columns])
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 30])
-def test_parts_of_tiles(scratch, limit):
-    """Boxes in pixels of the level, from memory and from disk, where they need not be chunks."""
-    cache = TileCache(limit, scratch)
-    fill(cache)
-    rng = np.random.default_rng(0)
-    for index in GRID.indices():
-        origin = GRID.box(*index)
-        for _ in range(5):
-            y, x = (sorted(int(v) for v in rng.choice(n + 1, 2, replace=False)) for n in origin.shape)
-            part = Box(y[0], x[0], y[1], x[1]).shift(origin.y0, origin.x0)
-            rows, columns = part.relative_to(origin).slices
-            np.testing.assert_array_equal(cache.read(index, part, origin), tile_of(index)[:, rows, columns])
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_memory_holds_as_many_tiles_as_the_limit_allows_and_disk_the_rest(scratch, count):
-    cache = TileCache(count * TILE_BYTES, scratch)
+def test_memory_holds_what_the_limit_allows(new_scratch):
     indices = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]  # whole tiles, all of one size
-    for index in indices:
-        cache.put(index, tile_of(index))
-    spilled = [index for index in indices if index in scratch]
-    assert spilled == indices[: len(indices) - count]
+    for count in (0, 1, 2, 5):
+        scratch = new_scratch(count)
+        cache = TileCache(count * TILE_BYTES, scratch)
+        for index in indices:
+            cache.put(index, tile_of(index))
+        assert [index for index in indices if index in scratch] == indices[: len(indices) - count], count
 
 
-def test_the_least_recently_used_tile_is_spilled(scratch):
+def test_least_recently_used_tile_is_spilled(new_scratch):
+    scratch = new_scratch("lru")
     cache = TileCache(2 * TILE_BYTES, scratch)
     for index in ((0, 0), (0, 1)):
         cache.put(index, tile_of(index))
@@ -72,54 +68,51 @@ def test_the_least_recently_used_tile_is_spilled(scratch):
     assert (0, 0) not in scratch
 
 
-def test_nothing_is_made_on_disk_before_it_is_needed(scratch, tmp_path):
-    cache = TileCache(1 << 30, scratch)
-    fill(cache)
+def test_no_file_before_it_is_needed(new_scratch, tmp_path):
+    filled(1 << 30, new_scratch("unused"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_process_finds_the_spilled_tiles(tmp_path, scratch):
-    fill(TileCache(0, scratch))
-    again = TileCache(0, Scratch(tmp_path / "scratch" / "1", GRID, np.float32))
+def test_another_process_finds_spilled_tiles(new_scratch):
+    filled(0, new_scratch("a"))
+    again = TileCache(0, new_scratch("a"))
     for index in GRID.indices():
         assert index in again
         np.testing.assert_array_equal(again.read(index, GRID.box(*index), GRID.box(*index)), tile_of(index))
 
 
-def test_a_black_tile_is_there_once_it_was_written(scratch):
+def test_black_tile_is_found(new_scratch):
+    scratch = new_scratch("black")
     scratch.write((1, 1), np.zeros((3, 20, 20), np.float32))
     assert (1, 1) in scratch
     assert not scratch.read(GRID.box(1, 1)).any()
 
 
-def test_a_half_written_tile_is_not_there(tmp_path, scratch):
-    """Killed while spilling: zarr writes to a temporary name first."""
-    scratch.write((0, 0), tile_of((0, 0)))
-    folder = tmp_path / "scratch" / "1" / "c" / "0" / "0"
-    (folder / "1.0123.partial").write_bytes(b"half a tile")
-    again = Scratch(tmp_path / "scratch" / "1", GRID, np.float32)
+def test_half_written_tile_is_not_found(tmp_path, new_scratch):
+    """zarr writes to a temporary name first, which a kill leaves behind."""
+    new_scratch("a").write((0, 0), tile_of((0, 0)))
+    (tmp_path / "a" / "c" / "0" / "0" / "1.0123.partial").write_bytes(b"half a tile")
+    again = new_scratch("a")
     assert (0, 0) in again
     assert (0, 1) not in again
 
 
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("cell", [4, 7, 256, 257, 263, 300, 512, 1000, 2084])
-def test_any_tile_size_can_be_spilled(tmp_path, cell):
-    """Prime ones, too, within moments: as a million chunks of a pixel each, a tile takes a minute."""
-    grid = Grid(cell + 3, cell, cell)
-    scratch = Scratch(tmp_path / "scratch", grid, np.uint8)
-    tile = np.random.default_rng(0).integers(0, 256, (3, cell, cell)).astype(np.uint8)
-    scratch.write((0, 0), tile)
-    scratch.write((1, 0), tile[:, :3])
-    np.testing.assert_array_equal(scratch.read(grid.box(0, 0)), tile)
-    np.testing.assert_array_equal(scratch.read(Box(cell - 1, 0, cell + 2, cell)), tile[:, [cell - 1, 0, 1]])
-    assert scratch.read(grid.box(0, 0)).dtype == np.uint8
+@pytest.mark.timeout(60)
+def test_any_tile_size_can_be_spilled(tmp_path):
+    """Primes too, within moments: a prime tile as a million chunks of one pixel takes a minute."""
+    for cell in (4, 7, 256, 257, 263, 300, 512, 1000, 2084):
+        grid = Grid(cell + 3, cell, cell)
+        scratch = Scratch(tmp_path / str(cell), grid, np.uint8)
+        tile = np.random.default_rng(0).integers(0, 256, (3, cell, cell)).astype(np.uint8)
+        scratch.write((0, 0), tile)
+        scratch.write((1, 0), tile[:, :3])
+        np.testing.assert_array_equal(scratch.read(grid.box(0, 0)), tile)
+        np.testing.assert_array_equal(scratch.read(Box(cell - 1, 0, cell + 2, cell)), tile[:, [cell - 1, 0, 1]])
+        assert scratch.read(grid.box(0, 0)).dtype == np.uint8
 
 
-def test_what_was_read_may_be_handed_to_torch(scratch):
-    """A read-only array makes torch warn, and a warning here is an error."""
-    import torch
-
-    cache = TileCache(0, scratch)
+def test_read_is_writable(new_scratch):
+    """torch warns about a read-only array, and a warning is an error here."""
+    cache = TileCache(0, new_scratch("a"))
     cache.put((0, 0), tile_of((0, 0)))
     torch.from_numpy(cache.read((0, 0), Box(3, 3, 9, 9), GRID.box(0, 0)))

@@ -1,4 +1,4 @@
-"""Chains of stages as a render builds them, in batches or one by one, and a sink in memory."""
+"""Chains of stages as a render builds them, in batches or one by one, and a store in memory."""
 
 import threading
 import time
@@ -21,9 +21,10 @@ CPU = torch.device("cpu")
 
 
 def small_network(gain=1.0):
-    """On tiles of 48 x 48 a batch has the bits of its images (tests/run/test_stage.py).
+    """RRDBNet x4 whose batches have the bits of their images on tiles of 48 x 48 (tests/run/test_stage.py).
 
-    ``gain`` scales the maps before the last convolution, which undoes it: half precision overflows, float32 does not.
+    ``gain`` scales the feature maps before the last convolution, which undoes it: half precision overflows, float32 does
+    not.
     """
     torch.manual_seed(0)
     network = RRDBNet(channels=16, blocks=1, growth=8)
@@ -38,22 +39,31 @@ def small_network(gain=1.0):
 class Chain:
     """Stages over ``image`` as an executor gets them. ``ran``: position of the stage of every finished tile.
 
-    ``batches``: tiles of each stage that run at once, None for the reference executor.
+    Args:
+        folder: scratch folder.
+        network: network of every stage.
+        image: [3, h, w].
+        tiles: tile of every stage, in LR pixels.
+        halo: halo of every stage, in LR pixels.
+        batches: tiles of each stage that run at once; None for the reference executor.
+        sigma: standard deviation of the input noise.
+        roi: region to render; None for the whole image.
+        stages: stages to use, in place of ``network``.
     """
 
-    def __init__(self, folder, network, image, cores, halo, batches=None, sigma=0.0, roi=None, stages=None):
+    def __init__(self, folder, network, image, tiles, halo, *, batches=None, sigma=0.0, roi=None, stages=None):
         self.ran = []
-        self.stages = stages or [Stage(network, CPU, "fp32") for _ in cores]
+        self.stages = stages or [Stage(network, CPU, "fp32") for _ in tiles]
         base = tuple(image.shape[1:])
-        scales = [stage.scale for stage in self.stages]
-        cuts = [replace(s, sigma=sigma) for s in stages_of(base, cores, [halo] * len(cores), scales)]
+        halos, scales = [halo] * len(tiles), [stage.scale for stage in self.stages]
+        cuts = tuple(replace(s, sigma=sigma) for s in stages_of(base, tiles, halos, scales))
         size = cuts[-1].grid.bounds.shape
-        self.plan = plan_of(size, base, cores=cores, halos=[halo] * len(cores), scales=scales, roi=roi, seed=7)
-        self.plan = replace(self.plan, stages=tuple(cuts), executor="batched")
+        plan = plan_of(size, base, cores=tiles, halos=halos, scales=scales, roi=roi, seed=7)
+        self.plan = replace(plan, stages=cuts, executor="batched")
         self.runners = None
         if batches is not None:
             queue = DeviceQueue(CPU)
-            self.runners = [BatchRunner(queue, *given) for given in zip(self.stages, cuts, batches, strict=True)]
+            self.runners = [BatchRunner(queue, *parts) for parts in zip(self.stages, cuts, batches, strict=True)]
         self.images = tile_chain(
             cuts, self.stages, TensorSource(image), seed=7, scratch=folder, runners=self.runners, cache_bytes=1 << 30,
             on_pixels=lambda position, _: self.ran.append(position),
@@ -61,16 +71,23 @@ class Chain:
         self.image = self.images[-1]
 
     def render(self, sink):
-        """Every write of the reference executor, or of the batched one."""
+        """Yield every write of the reference executor, or of the batched one."""
         if self.runners is not None:
             return run_batches(self.plan, self.image, self.runners, sink)
         return serial.run(SimpleNamespace(plan=self.plan, tiles=lambda: self.images), sink)
 
 
 class Sink:
-    """A store in memory. ``fails``: number of the write that raises OSError; ``gate``: event that writes wait for."""
+    """A store in memory.
 
-    def __init__(self, plan, fails=0, gate=None, seconds=0.0):
+    Args:
+        plan: plan of the render.
+        fails: number of the write that raises OSError; 0 for none.
+        gate: event that writes wait for.
+        seconds: duration of a write.
+    """
+
+    def __init__(self, plan, *, fails=0, gate=None, seconds=0.0):
         self.plan = plan
         self.pixels = np.zeros((3, *plan.size), np.uint8)
         self.boxes = []
