@@ -17,8 +17,9 @@ from engine.geometry import Box
 from engine.job import Job
 from engine.measure import default_memory
 from engine.model.bundle import load
+from engine.plan.layouts import EXECUTORS
 from engine.plan.measured import SeamPoint, StageProfile
-from engine.plan.request import EXECUTORS, Request
+from engine.plan.request import AUTO, Request
 from engine.run.base import base_image
 from engine.run.stage import Stage
 
@@ -241,10 +242,11 @@ def test_any_size(tmp_path, models, name):
 def test_odd_size_is_the_crop_of_the_next_whole_one(tmp_path, models):
     for name in ("rrdb", "swinir"):
         for executor in BOTH:
+            request = replace(SMALL, executor=executor)
             odd, even = (
-                pixels(render(models[name], replace(SMALL, size=size, executor=executor), tmp_path / f"{name} {executor} {size}").out)
+                pixels(render(models[name], replace(request, size=size), tmp_path / f"{name} {executor} {size}").out)
                 for size in ((187, 251), (192, 256))
-            )  # fmt: skip
+            )
             np.testing.assert_array_equal(odd, even[:, :187, :251])
 
 
@@ -495,7 +497,7 @@ def test_bad_request_is_refused_before_measuring(tmp_path, model, monkeypatch):
         monkeypatch.setattr(f"engine.probe.{name}", measured)
     (tmp_path / "file").write_text("")
     for changes in ({"roi": Box(0, 200, 10, 257)}, {"precision": "fp8"}, {"stages": 3}, {"device": "abacus"}):
-        for executor in EXECUTORS:
+        for executor in (AUTO, *EXECUTORS):
             with pytest.raises(UsageError):
                 Job.prepare(model, replace(SMALL, overlap="auto", executor=executor, **changes), tmp_path / "out.zarr")
     with pytest.raises(InputError, match="file is not a folder; choose another out"):

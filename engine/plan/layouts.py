@@ -1,7 +1,7 @@
 """The executors by name: how each one cuts an image, and which module runs it. Knows nothing of tensors.
 
-To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (see ``engine.run.pipeline``), add one entry to
-``EXECUTORS``, and its name to the names that ``engine.plan.request`` accepts.
+To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (see ``engine.run.pipeline``) and add one entry to
+``EXECUTORS``.
 """
 
 from __future__ import annotations
@@ -147,11 +147,14 @@ EXECUTORS: dict[str, Executor] = {
 def candidates(request: Request, device: str) -> tuple[str, ...]:
     """Names of the executors that a request allows on a type of device, the preferred one first.
 
-    Raises UsageError when the requested executor cannot cross-fade.
+    Raises UsageError when the requested executor is unknown or cannot cross-fade.
     """
     if request.executor == AUTO:
         return tuple(name for name, executor in EXECUTORS.items() if executor.is_automatic(request, device))
-    chosen = EXECUTORS[request.executor]
+    chosen = EXECUTORS.get(request.executor)
+    if chosen is None:
+        names = ", ".join(sorted(EXECUTORS))
+        raise UsageError(f"{option('executor', request.executor)}: unknown executor; use {AUTO} or one of {names}")
     if request.blend and chosen.layout.in_bands:
         raise UsageError(
             f"{option('blend', request.blend)}: {request.executor} have no tiles to cross-fade; "

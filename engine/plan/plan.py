@@ -27,8 +27,8 @@ _MIN_CHUNK = 64
 _FIRST_ENLARGEMENT = 2
 """Step 1 makes the base image; steps 2 to 4 enlarge it (paper, section 3)."""
 
-_RENAMED_EXECUTORS = {"stream": "batched"}
-"""Names in plans that earlier versions stored."""
+RENAMED_EXECUTORS = {"stream": "batched"}
+"""Former names of executors, in stored plans and in requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +352,7 @@ class Plan:
 def executor_of(stored: dict[str, Any]) -> str:
     """Name of the executor in a stored plan, by its present name."""
     name = str(stored.get("executor"))
-    return _RENAMED_EXECUTORS.get(name, name)
+    return RENAMED_EXECUTORS.get(name, name)
 
 
 def _only(stage: object, keys: dict[str, Any]) -> object:

@@ -14,14 +14,11 @@ from cyclopts import Parameter, Token
 from engine.errors import UsageError, option
 from engine.geometry import Box
 from engine.plan.halo import SEAM_TOLERANCE, HaloPolicy
+from engine.plan.plan import RENAMED_EXECUTORS
 
 Size = tuple[int, int]
 
 AUTO = "auto"
-EXECUTORS = (AUTO, "tiles", "bands", "batched")
-ALIASES = {"stream": "batched"}
-"""Former names of executors, still accepted."""
-
 RAMPS = ("cosine", "linear")
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
@@ -157,13 +154,9 @@ class Request:
     """Limit of device memory, such as 8GiB; default: the free device memory."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "executor", ALIASES.get(self.executor, self.executor))
+        object.__setattr__(self, "executor", RENAMED_EXECUTORS.get(self.executor, self.executor))
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"{option('seed', self.seed)}: must be from 0 to {MAX_SEED}")
-        if self.executor not in EXECUTORS:
-            raise UsageError(
-                f"{option('executor', self.executor)}: unknown executor; use one of {', '.join(EXECUTORS)}"
-            )
         if self.tile is not None and self.tile < 1:
             raise UsageError(f"{option('tile', self.tile)}: must be at least 1 low-resolution pixel")
         if not 0 <= self.blend <= MAX_BLEND:

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.plans import cost_of, measured_of, stage_of
 
+from engine.errors import UsageError
 from engine.plan.layouts import EXECUTORS, candidates, rounded
 from engine.plan.measured import BandCost
-from engine.plan.plan import Plan, executor_of
-from engine.plan.request import ALIASES, AUTO, Request
-from engine.plan.request import EXECUTORS as REQUESTED
+from engine.plan.plan import RENAMED_EXECUTORS, Plan, executor_of
+from engine.plan.request import Request
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("engine", "kernels", "exporters", "models")
 
-NAMES = {*EXECUTORS, *ALIASES}
+NAMES = {*EXECUTORS, *RENAMED_EXECUTORS}
 
 
 def test_modules_have_a_run_function():
@@ -29,11 +29,15 @@ def test_modules_have_a_run_function():
 
 
 def test_requests_accept_every_executor():
-    assert set(REQUESTED) == {AUTO, *EXECUTORS}
-    for alias, name in ALIASES.items():
+    for name in EXECUTORS:
+        assert candidates(Request(executor=name, device="cpu"), "cpu") == (name,)
+    for former, name in RENAMED_EXECUTORS.items():
+        assert Request(executor=former).executor == executor_of({"executor": former}) == name
         assert name in EXECUTORS
-        # Old plans are read by the names that old requests used.
-        assert executor_of({"executor": alias}) == name
+    with pytest.raises(
+        UsageError, match="executor='abacus': unknown executor; use auto or one of bands, batched, tiles"
+    ):
+        candidates(Request(executor="abacus"), "cpu")
     assert {e.on_cpu for e in EXECUTORS.values()} <= {None, *EXECUTORS}
     assert Plan.__dataclass_fields__["executor"].default in EXECUTORS
 

@@ -28,7 +28,6 @@ BAD_TEXTS = {
 BAD_VALUES = [
     ({"seed": -1}, "seed=-1: must be from 0 to 18446744073709551615"),
     ({"seed": MAX_SEED + 1}, "seed=18446744073709551616: must be from 0"),
-    ({"executor": "rows"}, "executor='rows': unknown executor; use one of auto, tiles, bands, batched"),
     ({"tile": 0}, "tile=0: must be at least 1"),
     ({"blend": -1}, "blend=-1: must be from 0"),
     ({"blend": 513}, "blend=513: must be from 0 (no cross-fade) to 512"),
