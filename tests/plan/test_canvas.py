@@ -28,9 +28,9 @@ CHOICES = [
 
 REFUSALS = [
     (None, None, None, "init"),
-    ((100, 100), (10, 10), 0, "stages: the model has 2 super-resolution stages (0); use 1 to 2"),
-    ((100, 100), (10, 10), 3, "stages: the model has 2 super-resolution stages (3); use 1 to 2"),
-    ((0, 100), (10, 10), None, "size: has an empty side (100x0)"),
+    ((100, 100), (10, 10), 0, "stages=0: the model has 2 super-resolution steps; use 1 to 2"),
+    ((100, 100), (10, 10), 3, "stages=3: the model has 2 super-resolution steps; use 1 to 2"),
+    ((0, 100), (10, 10), None, "size='100x0': has an empty side"),
 ]
 
 

@@ -243,7 +243,7 @@ def test_regions_outside_the_canvas_are_refused():
             with pytest.raises(UsageError) as caught:
                 refuse(Request(roi=roi))
             assert str(caught.value) == (
-                f"roi: is not inside the canvas of 1000x700 ({roi.x0},{roi.y0},{roi.width},{roi.height}); "
+                f"roi='{roi.x0},{roi.y0},{roi.width},{roi.height}': not inside the canvas of 1000x700; "
                 "use X,Y,WIDTH,HEIGHT inside it"
             )
 
@@ -254,7 +254,7 @@ def test_stretched_pictures_are_refused():
     with pytest.raises(UsageError) as caught:
         check_aspect((300, 400), (4000, 4000))
     assert caught.value.for_command_line() == (
-        "--size: 4000x4000 would stretch the picture of 400x300 by 25%; use 4000x3000, or leave it out"
+        "--size 4000x4000: would stretch the picture of 400x300 by 25%; use 4000x3000, or leave it out"
     )
     for height in (2900, 3100):
         with pytest.raises(UsageError, match="by 3%; use 4000x3000"):
