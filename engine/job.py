@@ -18,13 +18,13 @@ from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
-from engine.measure import measure
+from engine.measure import complete, measure
 from engine.model.bundle import Model, load
 from engine.plan.cost import Projection, check
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
-from engine.plan.make import make_plan, project, seam_errors, stored_cut
-from engine.plan.measured import Measured
+from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
+from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import Request
 from engine.run.base import base_image
@@ -138,10 +138,10 @@ class Job:
     factory: StageFactory
     picture: PictureSource | None
     measured: Measured
-    plan: Plan
-    projection: Projection
     log: Log
-    cuts: tuple[StagePlan, ...]
+    plan: Plan = field(init=False)
+    projection: Projection = field(init=False)
+    cuts: tuple[StagePlan, ...] = field(init=False)
     """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
     redone: int = field(default=0, init=False)
     """Tiles that half precision could not represent and float32 computed again."""
@@ -161,20 +161,17 @@ class Job:
         if request.executor not in ("auto", *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         picture = PictureSource(request.init) if request.init is not None else None
-        measured = measure(model, request, factory, out=out, picture=picture, log=log)
-        plan = make_plan(request, measured)
-        return cls(
+        job = cls(
             model=model,
             request=request,
             out=out,
             factory=factory,
             picture=picture,
-            measured=measured,
-            plan=plan,
-            projection=project(plan, measured),
+            measured=measure(model, request, factory, out=out, picture=picture, log=log),
             log=log,
-            cuts=plan.stages,
         )
+        job._make_plan()
+        return job
 
     @property
     def device(self) -> torch.device:
@@ -209,7 +206,7 @@ class Job:
             shutil.rmtree(self._scratch, ignore_errors=True)
             return sink
         if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
-            self.plan = make_plan(self.request, self.measured, cut)
+            self._make_plan(cut)
         sink = ZarrSink.resume(self.out, self.plan)
         self.cuts = self._stored_cuts(sink)
         self.projection = project(self.plan, self.measured, list(sink.missing()))
@@ -275,6 +272,20 @@ class Job:
             seam_error_levels=self.seam_error,
         )
         return RenderResult(self.out, self.plan, self.projection, measurements)
+
+    def _make_plan(self, cut: StoredCut | None = None) -> None:
+        """Make the plan and its projection, after further measurements if they need any."""
+        while True:
+            try:
+                self.plan = make_plan(self.request, self.measured, cut)
+                self.projection = project(self.plan, self.measured)
+            except MissingMeasurement as missing:
+                self.measured = complete(
+                    self.measured, missing, self.model, self.request, self.factory, picture=self.picture, log=self.log
+                )
+            else:
+                self.cuts = self.plan.stages
+                return
 
     def _pipeline(self, sink: ZarrSink, on_pixels: OnPixels) -> Pipeline:
         return Pipeline(

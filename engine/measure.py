@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,15 @@ from engine.plan.canvas import Canvas, resolve_canvas
 from engine.plan.cost import GIB
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.make import check_aspect, region
-from engine.plan.measured import BandCost, Budget, Measured, MeasuredStage, PrecisionError, StageProfile
+from engine.plan.measured import (
+    BandCost,
+    Budget,
+    Measured,
+    MeasuredStage,
+    MissingMeasurement,
+    PrecisionError,
+    StageProfile,
+)
 from engine.plan.request import AUTO, Request
 from engine.probe import footprint, precision, profiles
 from engine.run.stage import Stage, StageFactory
@@ -37,7 +46,9 @@ def measure(
     picture: PictureSource | None = None,
     log: Log = lambda _: None,
 ) -> Measured:
-    """Measure what the plan of a request needs. Errors of the request are raised before anything is measured.
+    """Measure what every plan of a request needs; ``complete`` measures more for plans that need it.
+
+    Errors of the request are raised before anything is measured.
 
     Args:
         model: model to render.
@@ -59,19 +70,13 @@ def measure(
     with memory_errors(), device_limit(device, request.vram), full_float32():
         precisions, error = _precisions(model, request, canvas.stages, device, log)
         stages = factory.stages(precisions)
-        costs = [
-            (
-                footprint.stage_footprint(model, index, stage, log),
-                _band_cost(model, request, index, stage, log) if in_bands else None,
-            )
-            for index, stage in enumerate(stages)
-        ]
+        band_costs = [_band_cost(model, request, i, s, log) if in_bands else None for i, s in enumerate(stages)]
         device_baseline = _device_baseline(stages, device)
-    with memory_errors():
-        base = None if picture else footprint.base_footprint(model)
-        profiles_of_stages = _profiles(model, request, device, log)
+    base = None
+    if picture is None:
+        with memory_errors():
+            base = footprint.base_footprint(model)
     malloc_trim()
-    baseline = resident()
     return Measured(
         canvas=canvas,
         stages=tuple(
@@ -81,17 +86,16 @@ def measure(
                 radius=stage.radius,
                 inputs=stage.inputs,
                 sigma=described.sigma,
-                footprint=tiles,
                 bands=bands,
                 on_device=accelerator_module(device) is not None,
                 profile=profile,
             )
-            for stage, described, profile, (tiles, bands) in zip(
-                stages, model.stages, profiles_of_stages, costs, strict=False
+            for stage, described, profile, bands in zip(
+                stages, model.stages, _known_profiles(model, request, picture), band_costs, strict=False
             )
         ),
         base=base,
-        baseline=baseline,
+        baseline=resident(),
         device_baseline=device_baseline,
         budget=_budget(request, device, free_disk),
         precisions=precisions,
@@ -101,6 +105,35 @@ def measure(
         model_digest=model.digest,
         picture_digest=picture.digest if picture else None,
     )
+
+
+def complete(
+    measured: Measured,
+    missing: MissingMeasurement,
+    model: Model,
+    request: Request,
+    factory: StageFactory,
+    *,
+    picture: PictureSource | None = None,
+    log: Log = lambda _: None,
+) -> Measured:
+    """The measurements with the missing kind, which a plan turned out to need.
+
+    Args:
+        measured: measurements so far.
+        missing: raised by the planning.
+        model, request, factory, picture, log: as for ``measure``.
+    """
+    stages = factory.stages(measured.precisions)
+    with memory_errors(), device_limit(factory.device, request.vram), full_float32():
+        if missing.kind == "tiles":
+            costs = [footprint.stage_footprint(model, index, stage, log) for index, stage in enumerate(stages)]
+            changed = [replace(s, tiles=cost) for s, cost in zip(measured.stages, costs, strict=True)]
+        else:
+            found = profiles.measure_for_render(model, len(stages), request.halo_policy, picture, factory.device, log)
+            changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
+    malloc_trim()
+    return replace(measured, stages=tuple(changed), baseline=resident())
 
 
 def default_memory(free: int) -> int:
@@ -186,10 +219,7 @@ def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:
     )
 
 
-def _profiles(model: Model, request: Request, device: torch.device, log: Log) -> Sequence[StageProfile | None]:
-    """Profiles of all stages, measured where the halo policy needs them and none are stored."""
-    if not request.halo_policy.needs_profile:
-        return [s.profile for s in model.stages]
-    with full_float32():
-        stored = profiles.known_profiles(model, device, log)
-        return stored or profiles.measure_profiles(model, request.init, device, log)
+def _known_profiles(model: Model, request: Request, picture: PictureSource | None) -> Sequence[StageProfile | None]:
+    """Profiles of all stages from the model file or the user's cache; None where nothing is known."""
+    known: list[StageProfile | None] = [*(profiles.known_profiles(model, request.halo_policy, picture) or ())]
+    return known + [None] * (len(model.stages) - len(known))

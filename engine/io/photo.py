@@ -71,7 +71,7 @@ class PictureSource:
 
     def __init__(self, path: Path, size: tuple[int, int] | None = None) -> None:
         _check_exists(path, "picture")
-        self._path = path
+        self.path = path
         with _decoding(path):
             image = _opaque_srgb(_open_upright(path))
             if size is not None and size != (image.height, image.width):
@@ -84,10 +84,10 @@ class PictureSource:
 
     def resampled(self, size: tuple[int, int]) -> PictureSource:
         """The same picture at another size, (height, width)."""
-        return PictureSource(self._path, size)
+        return PictureSource(self.path, size)
 
     def read(self, box: Box) -> Tensor:
-        with _decoding(self._path):
+        with _decoding(self.path):
             pixels = self._image.crop(box.x0, box.y0, box.width, box.height).numpy()  # [h, w, 3]
         return torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / self._white)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import UsageError, option
-from engine.plan.measured import MeasuredStage, StageProfile
+from engine.plan.measured import MeasuredStage, MissingMeasurement, StageProfile
 from engine.plan.plan import StagePlan
 
 SEAM_TOLERANCE = 1.0
@@ -43,7 +43,12 @@ class HaloPolicy:
     @property
     def needs_profile(self) -> bool:
         """Whether the stage must have been measured."""
-        return self.policy == "auto" or self.policy.startswith("erf:")
+        return self.policy == "auto" or self.needs_erf
+
+    @property
+    def needs_erf(self) -> bool:
+        """Whether the stage's receptive field must have been measured."""
+        return self.policy.startswith("erf:")
 
     def choose(self, profile: StageProfile | None, radius: int, align: int) -> int:
         """Halo in LR pixels.
@@ -54,7 +59,7 @@ class HaloPolicy:
             align: the halo is a multiple of it.
 
         Raises:
-            UsageError: the policy needs a measurement, and there is none.
+            MissingMeasurement: the policy needs a profile.
         """
         exact = -(-radius // align) * align
         if self.policy == "exact":
@@ -62,10 +67,7 @@ class HaloPolicy:
         if self.policy.isdecimal():
             return -(-int(self.policy) // align) * align
         if profile is None:
-            raise UsageError(
-                f"{option('overlap', self.policy)}: the stage was not measured; run engine probe first, "
-                f"or use {option('overlap', 'exact')}"
-            )
+            raise MissingMeasurement("profiles")
         if self.policy == "auto":
             point = profile.halo_within(self.tolerance)
             return exact if point is None else min(exact, -(-point.halo // align) * align)

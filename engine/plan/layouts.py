@@ -29,6 +29,12 @@ class Layout(Protocol):
         """Whether the model can be rendered in this way."""
         ...
 
+    def whole(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+    ) -> tuple[StagePlan, ...] | None:
+        """The stages in one piece without inner edges, whose halos do not matter; None if that is not so or does not fit."""
+        ...
+
     def choose(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
     ) -> tuple[StagePlan, ...]:
@@ -65,6 +71,11 @@ class TileLayout:
     def is_possible(self, measured: Measured) -> bool:
         return True
 
+    def whole(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+    ) -> tuple[StagePlan, ...] | None:
+        return None
+
     def choose(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
     ) -> tuple[StagePlan, ...]:
@@ -95,6 +106,14 @@ class BandLayout:
 
     def is_possible(self, measured: Measured) -> bool:
         return strips.streamable(measured)
+
+    def whole(
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+    ) -> tuple[StagePlan, ...] | None:
+        columns = -(-width // stages[-1].scale)
+        if tile is not None:
+            return strips.with_strips(stages, measured, columns) if rounded(tile, stages[-1]) >= columns else None
+        return strips.one_strip(stages, measured, width)
 
     def choose(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None

@@ -10,7 +10,7 @@ from engine.errors import BudgetError, UsageError, option
 from engine.geometry import Box
 from engine.plan.canvas import Canvas
 from engine.plan.cost import Projection
-from engine.plan.halo import seam_error
+from engine.plan.halo import HaloPolicy, seam_error
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.measured import Measured
 from engine.plan.plan import Plan, StagePlan, executor_of, step_of
@@ -117,11 +117,16 @@ def check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
 
 def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None) -> Plan:
     layout, roi = EXECUTORS[name].layout, region(request, measured.canvas)
-    uncut = _uncut_stages(request, measured)
-    if cut is None:
-        stages = layout.choose(uncut, measured, roi.width, request.tile)
-    else:
-        stages = layout.restore(uncut, measured, roi.width, cut.tiles)
+    tile = request.tile if cut is None else cut.tiles[-1]
+    stages = None
+    if roi.width == measured.canvas.size[1]:
+        stages = layout.whole(_uncut_stages(request, measured, is_whole=True), measured, roi.width, tile)
+    if stages is None:
+        uncut = _uncut_stages(request, measured)
+        if cut is None:
+            stages = layout.choose(uncut, measured, roi.width, tile)
+        else:
+            stages = layout.restore(uncut, measured, roi.width, cut.tiles)
     shard, chunk = layout.shard(stages[-1], roi.width)
     for stage in stages:
         stage.check()
@@ -142,8 +147,12 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
     )
 
 
-def _uncut_stages(request: Request, measured: Measured) -> tuple[StagePlan, ...]:
-    """Every stage with its halo and margin, and with the smallest tile."""
+def _uncut_stages(request: Request, measured: Measured, *, is_whole: bool = False) -> tuple[StagePlan, ...]:
+    """Every stage with its halo and margin, and with the smallest tile.
+
+    ``is_whole``: no stage will have an inner edge, so a halo that was not measured is the exact one.
+    """
+    policy = request.halo_policy
     stages: list[StagePlan] = []
     size, margin = measured.canvas.base, measured.canvas.margin
     for position, stage in enumerate(measured.stages):
@@ -156,7 +165,9 @@ def _uncut_stages(request: Request, measured: Measured) -> tuple[StagePlan, ...]
             width=size[1],
             scale=stage.scale,
             align=stage.align,
-            halo=request.halo_policy.choose(stage.profile, stage.radius, stage.align),
+            halo=(policy if stage.profile or not is_whole else HaloPolicy("exact")).choose(
+                stage.profile, stage.radius, stage.align
+            ),
             tile=stage.align,
             sigma=stage.sigma,
             margin=margin if is_last else spare,

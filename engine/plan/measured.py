@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine.plan.canvas import Canvas
 
@@ -118,6 +118,17 @@ class BandCost:
         return int(min(self.narrow_bytes_per_column * columns, self.fixed + self.bytes_per_column * columns))
 
 
+class MissingMeasurement(Exception):  # noqa: N818 (no error: the measurement is made, and the plan asked for again)
+    """A plan needs a measurement that was not made yet.
+
+    Plans that need few measurements are then made after few: bands in one strip need neither halos nor the cost of tiles.
+    """
+
+    def __init__(self, kind: Literal["tiles", "profiles"]) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredStage:
     """One super-resolution step: properties of its network, and its cost on this machine."""
@@ -132,14 +143,21 @@ class MeasuredStage:
     """Channels of the input: the picture and the noise channels."""
     sigma: float = 0.0
     """Standard deviation of the input noise."""
-    footprint: Footprint
-    """Cost of tiles."""
+    tiles: Footprint | None = None
+    """Cost of tiles; None if it was not measured yet."""
     bands: BandCost | None = None
     """Cost of bands; None if the network cannot be streamed or bands are not considered."""
     on_device: bool = False
     """Whether the network's memory is that of an accelerator."""
     profile: StageProfile | None = None
-    """Receptive field and seam errors; None if they were not measured."""
+    """Receptive field and seam errors; None if they were not measured yet."""
+
+    @property
+    def footprint(self) -> Footprint:
+        """Cost of tiles. Raises MissingMeasurement when it was not measured yet."""
+        if self.tiles is None:
+            raise MissingMeasurement("tiles")
+        return self.tiles
 
 
 @dataclass(frozen=True, slots=True)

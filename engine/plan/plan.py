@@ -249,6 +249,12 @@ class Plan:
         return self.stages[-1].band > 0
 
     @property
+    def needs_halos(self) -> bool:
+        """Whether halos decide pixels: not in bands of one strip as wide as the canvas, which has no inner edge."""
+        one_strip = self.is_banded and self.stages[-1].tile * self.stages[-1].scale >= self.size[1]
+        return not one_strip or self.roi.width != self.canvas[1]
+
+    @property
     def margin(self) -> int:
         """Pixels along each side of the base image that lie outside the canvas."""
         pixels = 0
@@ -340,12 +346,16 @@ class Plan:
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """Names and values of the fields in which a stored plan differs from this one.
 
-        Keys that this version does not store are ignored: earlier versions kept measurements in the plan.
+        Keys that this version does not store are ignored: earlier versions kept measurements in the plan. So are halos
+        that decide no pixel.
         """
         here, there = self.to_json(), {**stored, "executor": executor_of(stored)}
         stages = there.get("stages")
         if isinstance(stages, list) and len(stages) == len(self.stages):
             there["stages"] = [_only(old, new) for old, new in zip(stages, here["stages"], strict=True)]
+            if not self.needs_halos:
+                for stage in (*here["stages"], *(s for s in there["stages"] if isinstance(s, dict))):
+                    stage.pop("halo", None)
         return [f"{k}: {_difference(there.get(k), v)}" for k, v in here.items() if there.get(k) != v]
 
 

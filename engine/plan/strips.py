@@ -56,21 +56,26 @@ def choose_strips(stages: Sequence[StagePlan], measured: Measured, width: int) -
     Raises:
         BudgetError: the narrowest strip does not fit.
     """
-    budget, baseline = measured.budget, measured.baseline
+    budget = measured.budget
     for tile in _strip_widths(stages[-1], width):
         chosen = with_strips(stages, measured, tile)
-        strip = min(width, tile * chosen[-1].scale)
-        parts = _host_parts(chosen, measured, strip)
-        on_device = _device_bytes(chosen, measured, strip)
-        if baseline + sum(parts.values()) <= budget.host and on_device <= (budget.device or 0):
+        host, on_device = _needs(chosen, measured, width)
+        if host <= budget.host and on_device <= (budget.device or 0):
             return chosen
-    need, limit, memory, flag = baseline + sum(parts.values()), budget.host, "memory", option("memory")
+    need, limit, memory, flag = host, budget.host, "memory", option("memory")
     if need <= limit:
         need, limit, memory, flag = on_device, budget.device or 0, "VRAM", option("vram")
     raise BudgetError(
         f"{flag}: the narrowest strip of bands ({tile * chosen[-1].scale} px) needs {readable(need)} of {memory}, "
         f"more than {readable(limit)}; raise it, or use {option('executor', 'tiles')}"
     )
+
+
+def one_strip(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[StagePlan, ...] | None:
+    """The stages with one strip for all ``width`` output columns; None if it does not fit the budget."""
+    chosen = with_strips(stages, measured, -(-width // stages[-1].scale))
+    host, on_device = _needs(chosen, measured, width)
+    return chosen if host <= measured.budget.host and on_device <= (measured.budget.device or 0) else None
 
 
 def with_strips(stages: Sequence[StagePlan], measured: Measured, tile: int) -> tuple[StagePlan, ...]:
@@ -130,6 +135,13 @@ def inner_edges(plan: Plan) -> list[bool]:
     """Whether a strip of each stage has an edge inside the image."""
     inputs = [plan.input_columns(strip) for strip in plan.column_strips()]
     return [any(columns[i] != (0, s.padded[1]) for columns in inputs) for i, s in enumerate(plan.stages)]
+
+
+def _needs(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[int, int]:
+    """Bytes of host and device for the widest strip of an output of ``width`` columns."""
+    strip = min(width, stages[-1].tile * stages[-1].scale)
+    parts = _host_parts(stages, measured, strip)
+    return measured.baseline + sum(parts.values()), _device_bytes(stages, measured, strip)
 
 
 def _bands(stage: MeasuredStage) -> BandCost:

@@ -21,6 +21,9 @@ CROP = 192
 
 PICTURES = 2
 
+_MIN_CROP = CROP // 2
+"""Smallest side of a crop, in LR pixels."""
+
 SAMPLE_SEED = 0
 """Seed of samples and of their noise."""
 
@@ -31,13 +34,19 @@ def with_noise(picture: Tensor, sigma: float, noise_channels: int, position: int
     return gather_torch(picture[0], box, box, box.shape, noise)
 
 
+def is_measurable(size: tuple[int, int], align: int) -> bool:
+    """Whether a picture of (height, width) is large enough to cut crops from it."""
+    return min(min(CROP, n) // align * align for n in size) >= _MIN_CROP
+
+
 def photograph_crops(path: Path, align: int) -> list[Tensor]:
     """The most detailed crops of a photograph at full resolution, [1, 3, CROP, CROP] or smaller."""
     source = PictureSource(path)
     height, width = (min(CROP, n) // align * align for n in source.size)
-    if min(height, width) < CROP // 2:
+    if not is_measurable(source.size, align):
         raise InputError(
-            f"{path}: {source.size[1]}x{source.size[0]} is too small to measure on; use one of at least {CROP}x{CROP}"
+            f"{path}: too small to measure on ({source.size[1]}x{source.size[0]}); "
+            f"use one of at least {_MIN_CROP + align - 1}x{_MIN_CROP + align - 1}"
         )
     return _detailed(source.read, source.size, (height, width), PICTURES)
 

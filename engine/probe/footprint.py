@@ -29,6 +29,9 @@ _SMALL, _LARGE = 96, 192
 _BASE_LARGE = 256
 """Larger side for step 1."""
 
+_STREAM_SECONDS = 3.0
+"""Time after which the speed of a row stream is not measured once more."""
+
 _METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
 """Part of the cache's key: numbers of another method are not comparable."""
 
@@ -121,7 +124,7 @@ def measure_stream(stage: Stage) -> Footprint:
     plan = stage.stream_plan(_LARGE // stage.align * stage.align)
     stream = RowStream(plan, stage.device)
     band = torch.rand(1, stage.inputs, plan.band, plan.width, device=stage.device)
-    seconds = math.inf
+    seconds, begun = math.inf, time.perf_counter()
     for _ in range(3):  # the first run makes the primitives of these shapes
         before, start = stream.macs, time.perf_counter()
         stream.start(0, _SMALL)
@@ -130,6 +133,8 @@ def measure_stream(stage: Stage) -> Footprint:
                 pass
         synchronize(stage.device)
         seconds = min(seconds, time.perf_counter() - start)
+        if time.perf_counter() - begun > _STREAM_SECONDS:
+            break
     pixels = (stream.macs - before) / plan.macs(plan.band) * plan.band * plan.width
     return Footprint(0, 0.0, seconds / pixels)
 

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from engine.errors import UsageError, option
+from engine.io.photo import PictureSource
 from engine.model.bundle import Model
+from engine.plan.halo import HaloPolicy
 from engine.plan.measured import StageProfile
 from engine.probe import cache
-from engine.probe.content import SAMPLE_SEED, detailed_crops, photograph_crops, with_noise
+from engine.probe.content import SAMPLE_SEED, detailed_crops, is_measurable, photograph_crops, with_noise
 from engine.probe.erf import effective_radius
-from engine.probe.seam import seam_curve
+from engine.probe.seam import RUNS, seam_curve
 from engine.run.base import base_image
 from engine.run.stage import Stage
 
 Log = Callable[[str], None]
 
+_FULL, _SEAMS = "profiles", "seams"
+"""Groups of the cache: profiles with receptive fields, and profiles of seams alone."""
+
+_LOG_SECONDS = 5.0
+"""Time between two lines about a measurement."""
+
 
 def measure_profiles(
-    model: Model, image: Path | None = None, device: torch.device | None = None, log: Log = lambda _: None
+    model: Model,
+    image: Path | None = None,
+    device: torch.device | None = None,
+    log: Log = lambda _: None,
+    *,
+    stages: int | None = None,
+    with_erf: bool = True,
 ) -> list[StageProfile]:
-    """Measure every stage in float32.
+    """Measure the stages of a model in float32.
 
     Args:
         model: model to measure.
         image: measure on this photograph; by default on the model's own samples.
         device: device that computes; by default the CPU.
-        log: receives a line before each stage.
+        log: receives a line before each stage, and every few seconds the share that is done.
+        stages: number of stages, from the first on; by default all.
+        with_erf: measure receptive fields too, whose gradients take many times the memory and time of the seams.
 
     Raises:
         UsageError: the model has no step 1, and no photograph is given.
@@ -40,45 +58,94 @@ def measure_profiles(
     profiles: list[StageProfile] = []
     measured: dict[tuple[str, float], StageProfile] = {}
     outputs: list[Tensor] = []
-    for index, described in enumerate(model.stages):
+    for index, described in enumerate(model.stages[:stages]):
         # On a photograph every stage sees the same crops: equal weights with equal noise need one measurement.
         key = (described.weights, described.sigma)
         if image is not None and key in measured:
             profiles.append(measured[key])
             continue
         stage = Stage(model.new_network(index), device or torch.device("cpu"), "fp32")
-        content = _content(model, index, stage.align, image, outputs)
-        log(f"step {index + 2} ({described.architecture}): measuring receptive field and seams")
-        profile, outputs = _measure(stage, content, _name(image), described.sigma, index)
-        measured[key] = profile
-        profiles.append(profile)
+        content = [
+            with_noise(c.to(stage.device), described.sigma, stage.noise_channels, index)
+            for c in _content(model, index, stage.align, image, outputs)
+        ]
+        name = f"step {index + 2} ({described.architecture})"
+        log(f"{name}: measuring {'receptive field and seams' if with_erf else 'seams'}")
+        absolute, square = effective_radius(stage.network, content, stage.scale, stage.align) if with_erf else ({}, {})
+        eta = _Eta(log, name, RUNS * len(content))
+        seam, stage_outputs = seam_curve(stage.network, content, stage.scale, stage.align, eta.advance)
+        outputs = [output.cpu() for output in stage_outputs]
+        measured[key] = StageProfile(_name(image), absolute, square, seam)
+        profiles.append(measured[key])
     return profiles
 
 
-def known_profiles(
-    model: Model, device: torch.device | None = None, log: Log = lambda _: None
-) -> list[StageProfile] | None:
-    """Profiles from the model file or the user's cache, or measured now; None with nothing to measure on."""
+def known_profiles(model: Model, policy: HaloPolicy, picture: PictureSource | None = None) -> list[StageProfile] | None:
+    """Profiles of all stages from the model file or the user's cache; None if there are none for this policy."""
     stored = [s.profile for s in model.stages]
     if all(p is not None for p in stored):
         return [p for p in stored if p is not None]
-    try:
-        return [StageProfile.from_json(p) for p in cache.read("profiles", _key(model))]  # type: ignore[attr-defined]
-    except (ValueError, KeyError, TypeError):
-        if model.base_generator is None:
-            return None
-    profiles = measure_profiles(model, device=device, log=log)
-    remember(model, profiles)
+    groups = [(_FULL, _key(model)), (_FULL, _key(model, picture))]
+    if not policy.needs_erf:
+        groups.append((_SEAMS, _key(model, picture)))
+    for group, key in groups:
+        with suppress(ValueError, KeyError, TypeError):
+            return [StageProfile.from_json(p) for p in cache.read(group, key)]  # type: ignore[attr-defined]
+    return None
+
+
+def measure_for_render(
+    model: Model,
+    stages: int,
+    policy: HaloPolicy,
+    picture: PictureSource | None,
+    device: torch.device,
+    log: Log = lambda _: None,
+) -> list[StageProfile]:
+    """Measure what a halo policy needs of the first stages, and keep it in the user's cache.
+
+    Content is the model's own sample, or the picture if the model has no step 1. A picture that is too small to measure on
+    gives empty profiles, for which a policy chooses exact halos.
+    """
+    image = None
+    if model.base_generator is None:
+        assert picture is not None
+        image = picture.path
+        align = max(model.network(index).align for index in range(stages))
+        if not is_measurable(picture.size, align):
+            log(f"{image}: too small to measure seams; halos are exact")
+            return [StageProfile("nothing: the picture is too small", {}, {}, ())] * stages
+    profiles = measure_profiles(model, image, device, log, stages=stages, with_erf=policy.needs_erf)
+    group = _FULL if policy.needs_erf else _SEAMS
+    cache.write(group, _key(model, picture if image else None), [p.to_json() for p in profiles])
     return profiles
 
 
 def remember(model: Model, profiles: list[StageProfile]) -> None:
-    """Keep profiles in the user's cache, under the model's digest."""
-    cache.write("profiles", _key(model), [p.to_json() for p in profiles])
+    """Keep full profiles in the user's cache, under the model's digest."""
+    cache.write(_FULL, _key(model), [p.to_json() for p in profiles])
 
 
-def _key(model: Model) -> str:
-    return model.digest[:24]
+class _Eta:
+    """Logs the share of a measurement that is done, and the time left, every few seconds."""
+
+    def __init__(self, log: Log, name: str, total: int) -> None:
+        self._log, self._name, self._total = log, name, total
+        self._done, self._start = 0, time.monotonic()
+        self._logged = self._start
+
+    def advance(self) -> None:
+        """Count one run of the network."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._logged >= _LOG_SECONDS and self._done < self._total:
+            self._logged = now
+            left = (now - self._start) / self._done * (self._total - self._done)
+            self._log(f"{self._name}: {self._done / self._total:.0%} measured, about {left:.0f} s left")
+
+
+def _key(model: Model, picture: PictureSource | None = None) -> str:
+    return model.digest[:24] if picture is None else cache.digest(model.digest, picture.digest)
 
 
 def _name(image: Path | None) -> str:
@@ -92,12 +159,3 @@ def _content(model: Model, index: int, align: int, image: Path | None, outputs: 
         return detailed_crops(outputs, align)
     assert model.base_generator is not None
     return detailed_crops([base_image(model.base_generator, SAMPLE_SEED)[None]], align)
-
-
-def _measure(
-    stage: Stage, content: list[Tensor], name: str, sigma: float, index: int
-) -> tuple[StageProfile, list[Tensor]]:
-    content = [with_noise(c.to(stage.device), sigma, stage.noise_channels, index) for c in content]
-    absolute, square = effective_radius(stage.network, content, stage.scale, stage.align)
-    seam, outputs = seam_curve(stage.network, content, stage.scale, stage.align)
-    return StageProfile(name, absolute, square, seam), [o.cpu() for o in outputs]

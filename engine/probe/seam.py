@@ -6,7 +6,7 @@ distance h from a cut is the error of a tile with halo h, so two runs give the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,19 @@ _STEP = 2
 _BAND = 2
 """Width of the strip along the cut whose mean and 99.9th percentile are taken, in LR pixels."""
 
+RUNS = 3
+"""Runs of the network on each picture: the whole picture, and two tiles of it."""
+
 _CUT = 0.35
 """Share of each side that is cut off."""
 
 
 def seam_curve(
-    network: nn.Module, content: Sequence[Tensor], scale: int, align: int
+    network: nn.Module,
+    content: Sequence[Tensor],
+    scale: int,
+    align: int,
+    on_run: Callable[[], None] = lambda: None,
 ) -> tuple[tuple[SeamPoint, ...], list[Tensor]]:
     """Seam error by halo, over all pictures.
 
@@ -36,6 +43,7 @@ def seam_curve(
         content: inputs of the stage, float32 [1, 3, h, w]; both sides are multiples of ``align``.
         scale: enlargement of the network.
         align: side of its window.
+        on_run: called after each of the ``RUNS`` runs of the network on a picture.
 
     Returns:
         The curve, empty if every picture is a single window, which cannot be cut; and the outputs of the whole pictures.
@@ -44,7 +52,9 @@ def seam_curve(
     for picture in content:
         with torch.inference_mode():
             whole = network(picture).clamp(0, 1)
+            on_run()
             for error, distance in _cuts(network, picture, whole, scale, align):
+                on_run()
                 errors.append(error.flatten())
                 distances.append(distance.flatten())
         outputs.append(whole)
