@@ -28,7 +28,7 @@ from engine.plan.measured import Measured
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import Request
 from engine.run.base import base_image
-from engine.run.pipeline import BoxWritten, Pipeline, executor_of
+from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
 from engine.run.tiles import OnPixels
 from engine.version import __version__
@@ -230,7 +230,7 @@ class Job:
             if not sink.is_finished:
                 pipeline = self._pipeline(sink, on_pixels)
                 try:
-                    yield from executor_of(self.plan)(pipeline, sink)
+                    yield from run_function(self.plan)(pipeline, sink)
                 finally:
                     self.redone += pipeline.redone
         sink.finish()
