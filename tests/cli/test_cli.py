@@ -110,7 +110,7 @@ REFUSALS = [
     (render("--tile 0"), 2, "--tile 0: must be at least 1"),
     (render("--tile -16"), 2, "--tile -16: must be at least 1"),
     (render("--tile many"), 2, "--tile"),
-    (render("--executor rows"), 2, "--executor rows: unknown executor; use one of auto, tiles, bands, batched"),
+    (render("--executor rows"), 2, "--executor rows: unknown executor; use "),
     (render("--stages 9"), 2, "--stages 9: the model has 2 super-resolution steps; use 1 to 2"),
     (render("--stages 0"), 2, "--stages 0: the model has 2"),
     (render("--overlap foo"), 2, "--overlap foo: unknown policy; use auto, exact"),
