@@ -120,6 +120,10 @@ def render(
         engine.errors.EngineError: a subclass for each cause, with one line that says what to do.
         engine.errors.Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
     """
+    if resume and overwrite:
+        raise UsageError(
+            f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
+        )
     fix_malloc_thresholds()
     loaded = model if isinstance(model, Model) else load(model)
     if init is not None:
