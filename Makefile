@@ -17,6 +17,9 @@ DEMO := build/demo
 # Idle OpenMP threads sleep early, as the command line sets it: spinning ones take the cores of a shared machine.
 export GOMP_SPINCOUNT ?= 3000
 
+# Every test runs on one thread, so one process for each core; the tests of a file stay together.
+PARALLEL := --numprocesses=auto --dist=loadfile
+
 # One stamp per set of extras: the environment is installed again when the project's requirements change.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,10 +40,10 @@ demo: $(VENV)/.demo
 	@echo "store, TIFF, preview and run report: $(DEMO)/picos.zarr picos.tif picos.png picos.json"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --quiet -m "not slow" --durations=15
+	$(BIN)/python -m pytest --quiet -m "not slow" --durations=15 $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest --quiet -m slow --durations=25
+	$(BIN)/python -m pytest --quiet -m slow --durations=25 $(PARALLEL)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

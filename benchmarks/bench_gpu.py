@@ -264,7 +264,7 @@ def engine_rows(bench, case, out, report, expected):
         "host_projected_gib": projection["host"],
     }
     values = {"seconds": measured["seconds"], **{name: size / GIB for name, size in sizes.items()}}
-    values |= {"core": measured["cores"][-1], "pieces": projection["pieces"][-1]}
+    values |= {"core": measured["cores"][-1], "pieces": projection["tasks"][-1]}
     if projection["batches"]:  # bands have none
         values["batch"] = projection["batches"][-1]
     bench.rows("render", case, values | {"redone": measured["tiles_redone_in_fp32"]})

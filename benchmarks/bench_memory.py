@@ -2,8 +2,8 @@
 
     python benchmarks/bench_memory.py [tiles | bands]
 
-Tiles: is memory constant from 4K to half a gigapixel, and below the projection of the plan? Writes results/memory.csv and
-docs/memory.png. Bands: is memory constant in the height, from 8K to 128K rows, linear in the width, and within 10 % of the
+Tiles: is memory constant from 4K to half a gigapixel, and below the projection of the plan? Writes results/memory.csv.
+Bands: is memory constant in the height, from 8K to 128K rows, linear in the width, and within 10 % of the
 projection? Writes results/bands_memory.csv. The command line renders every size in its own process.
 """
 

@@ -221,6 +221,10 @@ def fast() -> list[str]:
         ),
         source("bench_bands.py time", "bands_time", time),
         paragraph(
+            "The ratios depend on the CPU's speed in bf16 and on the size of the tiles. Expect smaller ones where bf16 is "
+            "no faster than float32, and for narrow frames; `make bench-quick` prints them for 256 columns."
+        ),
+        paragraph(
             "`--precision auto` takes bf16 (fp16 on a GPU) from the stage on where the measured error of the whole "
             "chain stays within 0.3 levels on average and 2 levels for 99.9 % of the values."
         ),

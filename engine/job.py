@@ -28,7 +28,7 @@ from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import Request
 from engine.run.base import base_image
-from engine.run.pipeline import BoxWritten, Pipeline, executor_of
+from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
 from engine.run.tiles import OnPixels
 from engine.version import __version__
@@ -120,6 +120,10 @@ def render(
         engine.errors.EngineError: a subclass for each cause, with one line that says what to do.
         engine.errors.Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
     """
+    if resume and overwrite:
+        raise UsageError(
+            f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
+        )
     fix_malloc_thresholds()
     loaded = model if isinstance(model, Model) else load(model)
     if init is not None:
@@ -227,7 +231,7 @@ class Job:
             if not sink.is_finished:
                 pipeline = self._pipeline(sink, on_pixels)
                 try:
-                    yield from executor_of(self.plan)(pipeline, sink)
+                    yield from run_function(self.plan)(pipeline, sink)
                 finally:
                     self.redone += pipeline.redone
         sink.finish()

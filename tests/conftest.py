@@ -42,12 +42,6 @@ def interruptible():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    """Make ``--precision auto`` select float32 on every machine; tests of the selection override it."""
-    monkeypatch.setattr("engine.measure.fast_half", lambda device: None)
-
-
 @pytest.fixture
 def call(capsys):
     """Function ``call("render ...") -> (exit code, stdout, stderr)`` that runs the command line in this process."""

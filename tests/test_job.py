@@ -174,7 +174,8 @@ def test_chain_is_step_1_and_then_each_network(tmp_path, model):
 
 def test_picture_is_enlarged_by_a_bare_checkpoint(tmp_path, bare, picture_file, picture):
     for size in ((24, 32), (37, 29), (65, 64)):
-        path, image = picture_file(*size), (picture(*size) * 255).round() / 255
+        path = picture_file(*size, name=f"{size}.png")
+        image = (picture(*size) * 255).round() / 255
         for executor in BOTH:
             request = Request(init=path, tile=16, overlap="exact", executor=executor, precision="fp32")
             job = render(bare, request, tmp_path / f"{size} {executor}.zarr")

@@ -140,6 +140,9 @@ def _vips() -> ModuleType:
     os.environ.setdefault("VIPS_DISC_THRESHOLD", DISC_THRESHOLD)
     import pyvips
 
+    pyvips.cache_set_max(
+        0
+    )  # its cache of operations goes by file names: a picture that changed would be read as it was
     return pyvips  # type: ignore[no-any-return]
 
 

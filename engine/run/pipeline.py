@@ -202,7 +202,7 @@ class Run(Protocol):
     def __call__(self, pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]: ...
 
 
-def executor_of(plan: Plan) -> Run:
+def run_function(plan: Plan) -> Run:
     """The function that runs a plan."""
     run: Run = import_module(f"engine.run.{EXECUTORS[plan.executor].module}").run
     return run

@@ -20,8 +20,18 @@ from engine.plan.request import Request
 
 MODEL = "model.safetensors"
 SCRIPT = Path(sys.executable).parent / "engine"
-DEFAULTS = {"--out": "out.zarr", "--size": "256x192", "--stages": "2", "--tile": "16", "--overlap": "4"}
-both = pytest.mark.parametrize("executor", ["tiles", "bands"])
+DEFAULTS = {
+    "--out": "out.zarr",
+    "--size": "256x192",
+    "--stages": "2",
+    "--tile": "16",
+    "--overlap": "4",
+    "--precision": "fp32",
+}
+LARGE = f"{MODEL} --overlap 4 --precision fp32"
+"""Arguments of a render of all stages, whose tiles are chosen."""
+
+BOTH = ("tiles", "bands")
 
 
 def render(changes="", command="render"):
@@ -91,18 +101,22 @@ REFUSALS = [
     (render("--size 0x100"), 2, "--size 0x100: not a size"),
     (render("--size -5x100"), 2, "--size"),
     (render("--roi 1,2"), 2, "--roi 1,2: not a region; write X,Y,WIDTH,HEIGHT"),
-    (render("--roi 200,0,57,10"), 2, "--roi 200,0,57,10"),
-    (render("--roi 0,0,0,10"), 2, "--roi 0,0,0,10"),
+    (
+        render("--roi 200,0,57,10"),
+        2,
+        "--roi 200,0,57,10: not inside the canvas of 256x192; use X,Y,WIDTH,HEIGHT inside it",
+    ),
+    (render("--roi 0,0,0,10"), 2, "--roi 0,0,0,10: not inside the canvas"),
     (render("--tile 0"), 2, "--tile 0: must be at least 1"),
     (render("--tile -16"), 2, "--tile -16: must be at least 1"),
     (render("--tile many"), 2, "--tile"),
-    (render("--executor rows"), 2, "--executor rows: unknown executor; use one of auto, tiles, bands, batched"),
-    (render("--stages 9"), 2, "--stages 9"),
-    (render("--stages 0"), 2, "--stages 0"),
-    (render("--overlap foo"), 2, "foo"),
-    (render("--overlap erf:2"), 2, "erf:2"),
-    (render("--overlap -4"), 2, "-4"),
-    (render("--overlap auto --seam-tolerance 0"), 2, "tolerance 0"),
+    (render("--executor rows"), 2, "--executor rows: unknown executor; use "),
+    (render("--stages 9"), 2, "--stages 9: the model has 2 super-resolution steps; use 1 to 2"),
+    (render("--stages 0"), 2, "--stages 0: the model has 2"),
+    (render("--overlap foo"), 2, "--overlap foo: unknown policy; use auto, exact"),
+    (render("--overlap erf:2"), 2, "--overlap erf:2: unknown policy"),
+    (render("--overlap -4"), 2, "--overlap -4: unknown policy"),
+    (render("--overlap auto --seam-tolerance 0"), 2, "--seam-tolerance 0.0: must be above 0"),
     (render("--precision x"), 2, "fp32, bf16, fp16"),
     (render("--device abacus"), 2, "--device abacus"),
     (render("--device meta"), 2, "--device meta"),
@@ -118,31 +132,31 @@ REFUSALS = [
     (render("--memory 0"), 2, "--memory 0: not an amount of memory"),
     (render("--memory 100MB"), 3, "GiB"),
     (render("--memory 100MB --executor bands"), 3, "GiB"),
-    (f"render {MODEL} --out out.zarr --overlap 4 --memory 100MB --executor bands", 3, "bands"),
-    (f"plan {MODEL} --overlap 4 --memory 100MB --executor bands", 3, "--executor tiles"),
-    (f"render {MODEL} --out out.zarr --overlap 4 --memory 100MB", 3, "95.4 MiB"),
-    (f"plan {MODEL} --overlap 4 --memory 100MB", 3, "95.4 MiB"),
+    (f"render {LARGE} --out out.zarr --memory 100MB --executor bands", 3, "bands"),
+    (f"plan {LARGE} --memory 100MB --executor bands", 3, "--executor tiles"),
+    (f"render {LARGE} --out out.zarr --memory 100MB", 3, "95.4 MiB"),
+    (f"plan {LARGE} --memory 100MB", 3, "95.4 MiB"),
     (render("--init absent.png"), 4, "absent.png: "),
     (render(f"--init {MODEL}"), 4, f"{MODEL}: "),
     (render("--init ."), 4, ".: "),
-    (render("--init picture.png --size 256x100"), 2, "stretch"),
-    (render("--report absent/r.json"), 2, "--report absent/r.json"),
-    (render("--report ."), 2, "--report ."),
+    (render("--init picture.png --size 256x100"), 2, "--size 256x100: would stretch the picture of 32x24"),
+    (render("--report absent/r.json"), 2, "--report absent/r.json: cannot be written"),
+    (render("--report ."), 2, "--report .: cannot be written"),
     (render("--report r.json --dry-run"), 2, "--report r.json: holds measurements, and --dry-run makes none"),
     (f"plan {MODEL} --report r.json", 2, "--report belongs to --theory"),
     (render("--out picture.png/out.zarr"), 4, "picture.png is not a folder"),
-    (f"plan {MODEL} --overlap 4 --out picture.png/out.zarr", 4, "picture.png is not a folder"),
+    (f"plan {LARGE} --out picture.png/out.zarr", 4, "picture.png is not a folder"),
     (render("--out picture.png"), 4, "picture.png: "),
     (render("--out picture.png --overwrite"), 4, "picture.png: "),
     (render("--out picture.png --resume"), 4, "picture.png: "),
-    (render("--out .."), 2, "..: "),
-    (render("--out . --overwrite"), 2, ".: "),
-    (render("--out / --overwrite"), 2, "/: "),
+    (render("--out .."), 2, "--out ..: names no store"),
+    (render("--out . --overwrite"), 2, "--out .: names no store"),
+    (render("--out / --overwrite"), 2, "--out /: names no store"),
     ("export absent.zarr out.tif", 4, "absent.zarr"),
     ("probe picture.png", 4, "picture.png: "),
     (f"probe {MODEL} --image absent.png", 4, "absent.png: "),
-    (f"probe {MODEL} --plot absent/p.png", 2, "--plot absent/p.png"),
-    (f"probe {MODEL} --plot p.doc", 2, "--plot p.doc"),
+    (f"probe {MODEL} --plot absent/p.png", 2, "--plot absent/p.png: cannot be written"),
+    (f"probe {MODEL} --plot p.doc", 2, "--plot p.doc: unknown suffix"),
     (f"model build --out m.bin --sr {MODEL}", 2, ".safetensors"),
     ("model build --out m.safetensors", 2, "--sr requires"),
     ("model build --out m.safetensors --sr absent.pth", 4, "absent.pth: "),
@@ -184,17 +198,17 @@ def test_cuda_without_cuda(engine):
     assert "--device cuda" in err
 
 
-@both
-def test_full_disk_is_one_line(engine, monkeypatch, executor):
+def test_full_disk_is_one_line(engine, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "out.zarr/0/c/0/0/0")
 
     monkeypatch.setattr("engine.io.zarr_store.ZarrSink.write", full)
-    code, _, err = engine(render(f"--executor {executor}"))
-    assert code == 1
-    assert err.splitlines()[-1].startswith("engine: out.zarr/0/c/0/0/0: No space left on device; ")
-    assert "--resume" in err.splitlines()[-1]
-    assert "Traceback" not in err
+    for executor in BOTH:
+        code, _, err = engine(render(f"--executor {executor} --out {executor}.zarr"))
+        assert code == 1
+        assert err.splitlines()[-1].startswith("engine: out.zarr/0/c/0/0/0: No space left on device; ")
+        assert "--resume" in err.splitlines()[-1]
+        assert "Traceback" not in err
 
 
 OUT_OF_MEMORY = [
@@ -206,19 +220,25 @@ OUT_OF_MEMORY = [
 ]
 
 
-@both
-def test_out_of_memory_is_one_line(engine, monkeypatch, executor):
-    functions = {"tiles": "engine.archs.esrgan.RRDBNet.forward", "bands": "engine.bands.stream._SegmentStream.push"}
-    for index, error in enumerate(OUT_OF_MEMORY):
+def test_out_of_memory_is_one_line(engine, monkeypatch):
+    """In a network, by each executor, and in step 1."""
+    for function, executor in (
+        ("engine.archs.esrgan.RRDBNet.forward", "tiles"),
+        ("engine.bands.stream._SegmentStream.push", "bands"),
+        ("engine.job.base_image", "tiles"),
+        ("engine.job.base_image", "bands"),
+    ):
+        for index, error in enumerate(OUT_OF_MEMORY):
 
-        def fail(*_, error=error, **__):
-            raise error
+            def fail(*_, error=error, **__):
+                raise error
 
-        monkeypatch.setattr(functions[executor], fail)
-        code, _, err = engine(render(f"--executor {executor} --out {index}.zarr"))
-        assert code == 1, error
-        (line,) = [line for line in err.splitlines() if not line.startswith("rendering")]
-        assert line == "engine: out of memory; use a smaller --memory or --tile"
+            with monkeypatch.context() as patch:
+                patch.setattr(function, fail)
+                code, _, err = engine(render(f"--executor {executor} --overwrite --out {index}.zarr"))
+            assert code == 1, error
+            (line,) = [line for line in err.splitlines() if not line.startswith("rendering")]
+            assert line == "engine: out of memory; use a smaller --memory or --tile"
 
 
 def test_closed_pipe_is_silent(folder):
@@ -231,32 +251,32 @@ def test_closed_pipe_is_silent(folder):
 # Results
 
 
-@both
-def test_render_output_and_report(engine, folder, executor):
-    code, out, err = engine(render(f"--report r.json --executor {executor}"))
-    assert code == 0
-    assert f"in 2 stages by {executor}, " in out
-    assert "out.zarr: 256x192, complete" in out
-    assert "engine:" not in err
-    report = json.loads((folder / "r.json").read_text())
-    assert report["plan"]["canvas"] == [192, 256]
-    assert report["plan"]["seed"] == 0
-    assert report["plan"]["executor"] == executor
-    measured = report["measured"]
-    assert measured["writes"] == 12
-    parts = measured["compute_seconds"], measured["write_seconds"]
-    assert min(parts) > 0
-    assert (sum(parts) if executor == "tiles" else max(parts)) <= measured["seconds"]  # bands write in a thread
-    assert measured["host_peak"] > 0
-    assert report["projection"]["host"] > 0
-    assert set(report["machine"]) == {"python", "platform", "cpu_count", "memory"}
+def test_render_output_and_report(engine, folder):
+    for executor in BOTH:
+        code, out, err = engine(render(f"--report r.json --executor {executor} --overwrite"))
+        assert code == 0
+        assert f"in 2 enlargements by {executor}, " in out
+        assert "out.zarr: 256x192, complete" in out
+        assert "engine:" not in err
+        report = json.loads((folder / "r.json").read_text())
+        assert report["plan"]["canvas"] == [192, 256]
+        assert report["plan"]["seed"] == 0
+        assert report["plan"]["executor"] == executor
+        measured = report["measured"]
+        assert measured["writes"] == 12
+        parts = measured["compute_seconds"], measured["write_seconds"]
+        assert min(parts) > 0
+        assert (sum(parts) if executor == "tiles" else max(parts)) <= measured["seconds"]  # bands write in a thread
+        assert measured["host_peak"] > 0
+        assert report["projection"]["host"] > 0
+        assert set(report["machine"]) == {"python", "platform", "cpu_count", "memory"}
 
 
 def test_json_alone_on_stdout(engine, folder):
     code, out, _ = engine(render("--json --report r.json"))
     assert code == 0
     assert json.loads(out) == json.loads((folder / "r.json").read_text())
-    for line in (f"plan {MODEL} --overlap 4 --json", f"probe {MODEL} --json"):
+    for line in (f"plan {LARGE} --json", f"probe {MODEL} --json"):
         code, out, err = engine(line)
         assert code == 0
         assert json.loads(out)
@@ -282,22 +302,22 @@ def test_plan_writes_nothing(engine, folder):
     for line in (render("--dry-run"), render(command="plan"), render("--executor bands", command="plan")):
         code, out, _ = engine(line)
         assert code == 0, line
-        assert "256x192 from a base of 16x12 in 2 stages" in out
+        assert "256x192 from a base of 16x12 in 2 enlargements" in out
         assert snapshot(folder) == before
         assert engine(line.replace("out.zarr", "absent/deep/out.zarr"))[0] == 0
         assert snapshot(folder) == before
 
 
-@both
-def test_plan_equals_dry_run_and_render(engine, executor):
-    option = f"--executor {executor}"
-    lines = (render(f"--dry-run {option}"), render(option, command="plan"))
-    dry, plan = (json.loads(engine(f"{line} --json")[1]) for line in lines)
-    for key in ("plan", "digest", "seam_error_levels"):
-        assert dry[key] == plan[key]
-    for key in ("host_parts", "pieces", "pixels"):  # not the idle process and the free disk, measured each time
-        assert dry["projection"][key] == plan["projection"][key]
-    assert json.loads(engine(render(f"--json {option}"))[1])["digest"] == plan["digest"]
+def test_plan_equals_dry_run_and_render(engine):
+    for executor in BOTH:
+        option = f"--executor {executor}"
+        lines = (render(f"--dry-run {option}"), render(option, command="plan"))
+        dry, plan = (json.loads(engine(f"{line} --json")[1]) for line in lines)
+        for key in ("plan", "digest", "seam_error_levels"):
+            assert dry[key] == plan[key]
+        for key in ("host_parts", "tasks", "lr_pixels"):  # not the idle process and the free disk, measured each time
+            assert dry["projection"][key] == plan["projection"][key]
+        assert json.loads(engine(render(f"--json --overwrite {option}"))[1])["digest"] == plan["digest"]
 
 
 def test_stores_and_seeds(engine, folder):
@@ -331,7 +351,7 @@ def test_probe_saves_to_the_model(engine, folder, model_file):
     (folder / "own.safetensors").write_bytes(model_file.read_bytes())
     code, out, _ = engine("probe own.safetensors --save")
     assert code == 0
-    assert "stage 2" in out
+    assert "step 3: " in out
     stored = json.loads(engine("info own.safetensors --json")[1])
     assert all(stage["profile"]["seam"] for stage in stored["stages"])
     assert "levels" in engine("info own.safetensors")[1]

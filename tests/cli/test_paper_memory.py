@@ -147,7 +147,7 @@ def test_account_of_a_model(engine, model_file):
 def test_account_next_to_a_run(engine, tmp_path, executor):
     code, _, err = engine(
         "render model.safetensors --out out.zarr --size 256x192 --stages 2 --tile 16 --overlap 4 --report run.json "
-        f"--executor {executor}"
+        f"--precision fp32 --executor {executor}"
     )
     assert code == 0, err
     report = json.loads((tmp_path / "run.json").read_text())

@@ -281,6 +281,14 @@ def test_digest_is_that_of_the_file(tmp_path, pixels):
     assert PictureSource(path).digest == open_photo(path, 1).digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_changed_file_is_read_again(tmp_path, pixels):
+    PictureSource(saved(tmp_path, pixels))
+    changed = PictureSource(saved(tmp_path, 255 - pixels[:20]))
+    assert changed.size == (20, WIDTH)
+    np.testing.assert_array_equal(levels(changed).round(), 255 - pixels[:20])
+    assert open_photo(saved(tmp_path, pixels), least_width=1).height == HEIGHT
+
+
 def test_a_tensor_is_read_box_by_box():
     image = torch.rand(3, 10, 12)
     source = TensorSource(image)

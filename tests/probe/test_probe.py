@@ -10,7 +10,7 @@ from engine.model.bundle import load
 from engine.probe import cache, profiles
 from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
 from engine.run.base import base_image
-from engine.run.stage import Stage
+from engine.run.stage import StageFactory
 
 CPU = torch.device("cpu")
 
@@ -42,8 +42,7 @@ def test_profiles_are_those_of_float32(model_file):
     """A stage casts its network in place; the profile serves renders in every precision."""
     expected = profiles.measure_profiles(load(model_file))
     used = load(model_file)
-    for index in range(2):
-        Stage(used.network(index, "bf16"), CPU, "bf16")
+    StageFactory(used, CPU).stages(["bf16", "bf16"])
     assert profiles.measure_profiles(used) == expected
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from support.plans import stage_of
 from torch import nn
 from torch.nn import functional as F
 
 from engine.geometry import Box
-from engine.plan.plan import StagePlan
 from engine.probe.seam import NEGLIGIBLE, seam_curve
 
 
@@ -117,11 +117,11 @@ def test_a_tile_has_the_measured_error(network, content):
     align, scale = network.align, network.scale
     halo = 8
     cy, cx = (max(align, int(n * 0.35) // align * align) for n in picture.shape[2:])
-    plan = StagePlan("", *picture.shape[2:], scale, align, halo, 8, 0.0, None)
+    cut = stage_of(*picture.shape[2:], 8, halo, align, scale)
     read = Box(cy, cx, *picture.shape[2:])
     core = Box(cy + halo, cx + halo, *picture.shape[2:]).scale(scale)
     assert all(v % align == 0 for v in (read.y0, read.x0))
-    assert plan.padded == tuple(picture.shape[2:])
+    assert cut.padded == tuple(picture.shape[2:])
     tile = network(picture[:, :, cy:, cx:]).clamp(0, 1)[0]
     whole = network(picture).clamp(0, 1)[0]
     rows, columns = core.slices

@@ -85,7 +85,7 @@ def test_strips_equal_one_strip(tmp_path, models, name):
         assert_equal_to_rounding(pixels(job.out), one)
 
 
-@pytest.mark.parametrize("name", ["rrdb", "swinir"])
+@pytest.mark.parametrize("name", ["rrdb", pytest.param("swinir", marks=pytest.mark.slow)])
 def test_strips_with_a_measured_halo_keep_the_promised_error(tmp_path, models, name):
     measured = models[name].with_profiles(profiles.measure_profiles(models[name]))
     one = image_of(models[name], SMALL, tmp_path / "one").astype(int)
@@ -255,45 +255,49 @@ def test_failed_write_is_resumed_to_the_same_bits(tmp_path, models, monkeypatch)
         assert files(folder) == files(tmp_path / "expected")
 
 
-NONFINITE = [(None, 1, 40, torch.nan), (None, 2, 150, -torch.inf), (16, 1, 40, torch.inf), (16, 2, 150, torch.nan)]
-"""(tile, number of the stage, row of its output, value)."""
-
-
-def test_nonfinite_rows_are_never_written(tmp_path, models, monkeypatch, small_shards):
+@pytest.mark.parametrize(
+    ("tile", "stage", "row", "value"),
+    [
+        (None, 2, 150, -torch.inf),
+        (16, 1, 40, torch.nan),
+        pytest.param(None, 1, 40, torch.nan, marks=pytest.mark.slow),
+        pytest.param(16, 2, 150, torch.inf, marks=pytest.mark.slow),
+    ],
+)
+def test_nonfinite_rows_are_never_written(tmp_path, models, monkeypatch, small_shards, tile, stage, row, value):
     """One value in the middle of a late band: its rows are named and missing, the rows above are written."""
+    request = replace(SMALL, tile=tile)
+    render(models["noisy"], request, tmp_path / "expected")
     push = Stage.push
-    for number, (tile, stage, row, value) in enumerate(NONFINITE):
-        request, folder = replace(SMALL, tile=tile), tmp_path / str(number)
-        render(models["noisy"], request, folder / "expected")
-        failing = Job.prepare(models["noisy"], request, folder / "out" / "out.zarr")
-        stages = failing.stages
+    failing = Job.prepare(models["noisy"], request, tmp_path / "out" / "out.zarr")
+    stages = failing.stages
 
-        def poisoned(self, *arguments, stage=stage, row=row, value=value, stages=stages):
-            for y, rows in push(self, *arguments):
-                if stages.index(self) == stage - 1 and y <= row < y + rows.shape[2]:
-                    rows = rows.clone()
-                    rows[0, 1, row - y, 20] = value
-                yield y, rows
+    def poisoned(self, *arguments):
+        for y, rows in push(self, *arguments):
+            if stages.index(self) == stage - 1 and y <= row < y + rows.shape[2]:
+                rows = rows.clone()
+                rows[0, 1, row - y, 20] = value
+            yield y, rows
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Stage, "push", poisoned)
-            words = rf"step {stage + 1}: 1 NaN or infinite values in rows \d+ to \d+; the rows were not written; .*fp32"
-            with pytest.raises(RenderError, match=words) as caught:
-                for _ in failing.run(failing.open_sink(resume=False, overwrite=False)):
-                    pass
-        first, last = (int(word) for word in re.findall(r"rows (\d+) to (\d+)", str(caught.value))[0])
-        assert first <= row <= last < first + 64
-        store, whole = files(folder / "out"), files(folder / "expected")
-        names = {name for name, content in store.items() if name.startswith("out.zarr/0/c/0/") and content}
-        assert all(store[name] == whole[name] for name in names)
-        output_row = row * (4 if stage == 1 else 1)
-        written = {int(name.split("/")[4]) for name in names}
-        assert written <= set(range(output_row // 64))
-        if stage == 2:
-            assert written == set(range(output_row // 64))  # all rows that were finished before
-        assert attributes(folder / "out" / "out.zarr")["complete"] is False
-        render(models["noisy"], request, folder / "out", resume=True)
-        assert files(folder / "out") == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "push", poisoned)
+        words = rf"step {stage + 1}: 1 NaN or infinite values in rows \d+ to \d+; the rows were not written; .*fp32"
+        with pytest.raises(RenderError, match=words) as caught:
+            for _ in failing.run(failing.open_sink(resume=False, overwrite=False)):
+                pass
+    first, last = (int(word) for word in re.findall(r"rows (\d+) to (\d+)", str(caught.value))[0])
+    assert first <= row <= last < first + 64
+    store, whole = files(tmp_path / "out"), files(tmp_path / "expected")
+    names = {name for name, content in store.items() if name.startswith("out.zarr/0/c/0/") and content}
+    assert all(store[name] == whole[name] for name in names)
+    output_row = row * (4 if stage == 1 else 1)
+    written = {int(name.split("/")[4]) for name in names}
+    assert written <= set(range(output_row // 64))
+    if stage == 2:
+        assert written == set(range(output_row // 64))  # all rows that were finished before
+    assert attributes(tmp_path / "out" / "out.zarr")["complete"] is False
+    render(models["noisy"], request, tmp_path / "out", resume=True)
+    assert files(tmp_path / "out") == whole
 
 
 class Rows:

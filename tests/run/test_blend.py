@@ -159,18 +159,17 @@ SMALL = Request(
 )
 
 
-def test_blended_render_is_equal_by_every_executor_and_after_a_stop(tmp_path, models):
-    for name in ("rrdb", "swinir", "noisy"):
-        folder = tmp_path / name
-        whole = render(models[name], SMALL, folder / "tiles.zarr")
-        assert [stage.blend for stage in whole.plan.stages] == [0, 8]
-        render(models[name], replace(SMALL, executor="batched"), folder / "batched.zarr")
-        render(models[name], SMALL, folder / "stopped.zarr", writes=5)
-        render(models[name], SMALL, folder / "stopped.zarr", resume=True)
-        hard = render(models[name], replace(SMALL, blend=0), folder / "hard.zarr")
-        assert not np.array_equal(pixels(hard.out), pixels(whole.out))
-        for other in ("batched", "stopped"):
-            assert image_files(folder / f"{other}.zarr") == image_files(folder / "tiles.zarr"), (name, other)
+@pytest.mark.parametrize("name", ["noisy", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rrdb", "swinir"))])
+def test_blended_render_is_equal_by_every_executor_and_after_a_stop(tmp_path, models, name):
+    whole = render(models[name], SMALL, tmp_path / "tiles.zarr")
+    assert [stage.blend for stage in whole.plan.stages] == [0, 8]
+    render(models[name], replace(SMALL, executor="batched"), tmp_path / "batched.zarr")
+    render(models[name], SMALL, tmp_path / "stopped.zarr", writes=5)
+    render(models[name], SMALL, tmp_path / "stopped.zarr", resume=True)
+    hard = render(models[name], replace(SMALL, blend=0), tmp_path / "hard.zarr")
+    assert not np.array_equal(pixels(hard.out), pixels(whole.out))
+    for other in ("batched", "stopped"):
+        assert image_files(tmp_path / f"{other}.zarr") == image_files(tmp_path / "tiles.zarr"), other
 
 
 def test_region_of_a_blended_render_is_the_crop(tmp_path, models):

@@ -82,31 +82,31 @@ def test_region_is_the_crop(tmp_path, framed):
             assert difference.max() <= (1 if executor == "bands" else 0), (executor, box)
 
 
-def test_any_size_is_filled_and_its_projection_is_reported(tmp_path, framed):
+@pytest.mark.parametrize("size", [SIZE, (177, 241), pytest.param((190, 250), marks=pytest.mark.slow)])
+def test_any_size_is_filled_and_its_projection_is_reported(tmp_path, framed, size):
     """A size that the scales do not divide is cropped at its end, inside the margin.
 
     Progress ends at 100 %: to a band of rows, or to the tile.
     """
     for executor, request in EXECUTORS.items():
-        for size in (SIZE, (190, 250), (177, 241)):
-            request = replace(request, size=size, stages=2, overlap="4")
-            job = Job.prepare(framed("rrdb"), request, tmp_path / f"{executor} {size}.zarr")
-            reported = [0, 0]
+        request = replace(request, size=size, stages=2, overlap="4")
+        job = Job.prepare(framed("rrdb"), request, tmp_path / f"{executor}.zarr")
+        reported = [0, 0]
 
-            def add(position, lr_pixels, reported=reported):
-                reported[position] += lr_pixels
+        def add(position, lr_pixels, reported=reported):
+            reported[position] += lr_pixels
 
-            for _ in job.run(job.open_sink(resume=False, overwrite=False), add):
-                pass
-            image = pixels(job.out)
-            assert image.shape == (3, *size)
-            borders = (image[:, -4:], image[:, :, -4:], image[:, :4], image[:, :, :4])
-            assert min(border.std() for border in borders) > 1, (executor, size)
-            if size == SIZE:
-                strips = len(list(job.plan.column_strips()))
-                for stage, projected, count in zip(job.plan.stages, job.projection.lr_pixels, reported, strict=True):
-                    assert abs(projected - count) <= stage.band * stage.width * strips, executor
-                    assert count
+        for _ in job.run(job.open_sink(resume=False, overwrite=False), add):
+            pass
+        image = pixels(job.out)
+        assert image.shape == (3, *size)
+        borders = (image[:, -4:], image[:, :, -4:], image[:, :4], image[:, :, :4])
+        assert min(border.std() for border in borders) > 1, executor
+        if size == SIZE:
+            strips = len(list(job.plan.column_strips()))
+            for stage, projected, count in zip(job.plan.stages, job.projection.lr_pixels, reported, strict=True):
+                assert abs(projected - count) <= stage.band * stage.width * strips, executor
+                assert count
 
 
 def test_picture_has_no_margin(tmp_path, framed, picture):
@@ -130,14 +130,19 @@ def test_one_stage_of_windows_takes_a_whole_window(tmp_path, framed):
         replace(job.plan.stages[-1], margin=MARGIN).check()
 
 
-@pytest.mark.parametrize("name", ["rrdb", pytest.param("swinir", marks=pytest.mark.slow)])
-def test_margin_of_three_stages_is_cut_on_the_way(tmp_path, framed, name):
+@pytest.mark.parametrize(
+    ("name", "executors"),
+    [
+        ("rrdb", ("one tile", "tiles", "bands")),
+        pytest.param("rrdb", ("one tile", "bands", "strips", "batched"), marks=pytest.mark.slow),
+        pytest.param("swinir", ("one tile", "tiles", "bands", "strips", "batched"), marks=pytest.mark.slow),
+    ],
+)
+def test_margin_of_three_stages_is_cut_on_the_way(tmp_path, framed, name, executors):
     """The enlarged margin beyond the context is cut off; the pixels are equal by every executor."""
     model, images = framed(name, stages=3, margin=8), {}
-    for executor, request in EXECUTORS.items():
-        if executor == "blended":
-            continue
-        request = replace(request, size=(256, 320), stages=3, overlap="exact")
+    for executor in executors:
+        request = replace(EXECUTORS[executor], size=(256, 320), stages=3, overlap="exact")
         job = render(model, request, tmp_path / f"{executor}.zarr")
         assert [s.margin for s in job.plan.stages] == [0, 24, 32]
         assert [(s.height, s.width) for s in job.plan.stages] == [(20, 21), (80, 84), (128, 144)]

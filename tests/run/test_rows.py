@@ -33,7 +33,7 @@ def test_reader_takes_any_number_of_rows(heights, requests):
     assert reader.take(1).shape[1] == 0
 
 
-@pytest.fixture(params=["rrdb", "noise channels", "swinir"])
+@pytest.fixture(params=["noise channels", "swinir", pytest.param("rrdb", marks=pytest.mark.slow)])
 def stage(request, small_rrdb, small_noisy_rrdb, small_swinir):
     network = {"rrdb": small_rrdb, "noise channels": small_noisy_rrdb, "swinir": small_swinir}[request.param]
     return Stage(network, torch.device("cpu"), "fp32")

@@ -296,7 +296,7 @@ def test_refusals_are_one_line(large_photo, request_, tmp_path):
         ({"structure": None, "previous": ("x",)}, UsageError, "give structure too"),
         ({"start": "none.pth"}, InputError, "no such file"),
         ({"shape": Shape(blocks=3)}, UsageError, "blocks=3"),
-        ({"shape": Shape(channels=16)}, UsageError, "channels = 16"),
+        ({"shape": Shape(channels=16)}, UsageError, "channels=16"),
         ({"shape": Shape(architecture="swinir")}, UsageError, "not swinir"),
     ]
     for change, error, message in refusals:
