@@ -203,7 +203,7 @@ def planned(stage):
         canvas=Canvas(FRAME, FRAME, 1),
         stages=(
             MeasuredStage(
-                scale=stage.scale, align=stage.align, radius=stage.radius, footprint=stage_footprint(model, 0, stage)
+                scale=stage.scale, align=stage.align, radius=stage.radius, tiles=stage_footprint(model, 0, stage)
             ),
         ),
         base=None,

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from engine.device.choose import choose_device
+from engine.device.choose import choose_device, is_precision
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
+from engine.exporters import FORMATS as PICTURES
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import complete, measure
@@ -26,7 +27,7 @@ from engine.plan.layouts import candidates
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.request import Request
+from engine.plan.request import AUTO, Request
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -161,8 +162,13 @@ class Job:
         """
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
+        if out.suffix.lower() in PICTURES and not out.exists():
+            raise UsageError(
+                f"{option('out', out)}: names a picture, and a render writes a store; use {out.with_suffix('.zarr')}, "
+                f"then engine export {out.with_suffix('.zarr')} {out}"
+            )
         factory = StageFactory(model, choose_device(request.device))
-        if request.executor not in ("auto", *candidates(request, factory.device.type)):
+        if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         picture = PictureSource(request.init) if request.init is not None else None
         job = cls(
@@ -209,6 +215,7 @@ class Job:
             sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite=overwrite)
             shutil.rmtree(self._scratch, ignore_errors=True)
             return sink
+        self._adopt_precision(stored or {})
         if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
             self._make_plan(cut)
         sink = ZarrSink.resume(self.out, self.plan)
@@ -290,6 +297,21 @@ class Job:
             else:
                 self.cuts = self.plan.stages
                 return
+
+    def _adopt_precision(self, stored: dict[str, Any]) -> None:
+        """Continue an automatic precision as the store has it: the choice depends on measured times."""
+        precision = stored.get("precision")
+        if (
+            self.request.precision != AUTO
+            or precision == self.plan.precision
+            or not is_precision(precision, len(self.cuts))
+        ):
+            return
+        self.request = replace(self.request, precision=str(precision))
+        self.measured = measure(
+            self.model, self.request, self.factory, out=self.out, picture=self.picture, log=self.log
+        )
+        self._make_plan()
 
     def _pipeline(self, sink: ZarrSink, on_pixels: OnPixels) -> Pipeline:
         return Pipeline(

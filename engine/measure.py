@@ -126,7 +126,7 @@ def complete(
     """
     stages = factory.stages(measured.precisions)
     with memory_errors(), device_limit(factory.device, request.vram), full_float32():
-        if missing.kind == "tiles":
+        if missing.kind == "tile costs":
             costs = [footprint.stage_footprint(model, index, stage, log) for index, stage in enumerate(stages)]
             changed = [replace(s, tiles=cost) for s, cost in zip(measured.stages, costs, strict=True)]
         else:
@@ -170,7 +170,7 @@ def _precisions(
 
     if request.precision == AUTO:
         half = fast_half(device)
-        if half is None:
+        if half is None or not footprint.half_pays(half, device):
             return ("fp32",) * count, None
         by_first = errors(half)
         first = next((k for k, error in enumerate(by_first) if error.tolerable), count)

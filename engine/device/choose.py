@@ -39,6 +39,12 @@ def fast_half(device: torch.device) -> Precision | None:
     return "bf16" if any(test is not None and test() for test in tests) else None
 
 
+def is_precision(text: object, stages: int) -> bool:
+    """Whether a stored text names a precision for a chain of ``stages``: one name, or one for each with commas."""
+    names = str(text).split(",")
+    return len(names) in (1, stages) and all(name in PRECISIONS for name in names)
+
+
 def check_precisions(names: Sequence[str], stages: int) -> None:
     """Check the precisions of a chain of stages.
 

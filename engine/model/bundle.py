@@ -144,9 +144,13 @@ class Model:
 def load(path: Path | str) -> Model:
     """Open a model file, or a bare super-resolution checkpoint in any format of ``engine.model.checkpoints``.
 
+    ``path`` may be the name of packaged weights (``realsr``, ``x4plus``).
+
     Raises:
         ModelError: missing, truncated or altered file, missing or misshapen tensors, NaN weights, unknown architecture.
     """
+    if str(path) in PACKAGED and not Path(path).exists():
+        return _of_one_network(find_packaged(str(path)), *read_network(str(path)))
     path = Path(path)
     if not path.is_file():
         problem = "not a file" if path.exists() else "no such file"
@@ -166,8 +170,7 @@ def load(path: Path | str) -> Model:
         except SafetensorError as error:
             reason = f"damaged or truncated safetensors file ({error})"
             raise ModelError(f"{path}: {reason}; fetch or build it again") from error
-    state, origin = read_network(str(path))
-    return Model.with_digest(path, Manifest(None, (SRStage.of(origin, weights="sr0"),), ""), {"sr0": state})
+    return _of_one_network(path, *read_network(str(path)))
 
 
 def is_bundle(path: Path) -> bool:
@@ -280,3 +283,8 @@ def _digest(states: Mapping[str, State], fields: tuple[Any, ...]) -> str:
                 tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
             )
     return sha.hexdigest()
+
+
+def _of_one_network(path: Path, state: State, origin: StageOrigin) -> Model:
+    """The model of a bare super-resolution network."""
+    return Model.with_digest(path, Manifest(None, (SRStage.of(origin, weights="sr0"),), ""), {"sr0": state})

@@ -124,7 +124,7 @@ class MissingMeasurement(Exception):  # noqa: N818 (no error: the measurement is
     Plans that need few measurements are then made after few: bands in one strip need neither halos nor the cost of tiles.
     """
 
-    def __init__(self, kind: Literal["tiles", "profiles"]) -> None:
+    def __init__(self, kind: Literal["tile costs", "profiles"]) -> None:
         super().__init__(kind)
         self.kind = kind
 
@@ -156,7 +156,7 @@ class MeasuredStage:
     def footprint(self) -> Footprint:
         """Cost of tiles. Raises MissingMeasurement when it was not measured yet."""
         if self.tiles is None:
-            raise MissingMeasurement("tiles")
+            raise MissingMeasurement("tile costs")
         return self.tiles
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.bands.stream import RowStream
+from engine.device.choose import PRECISIONS
 from engine.device.memory import PeakMemory, accelerator_module
 from engine.device.queue import OutOfDeviceMemory, synchronize
 from engine.model.bundle import Model
@@ -28,6 +29,9 @@ _SMALL, _LARGE = 96, 192
 
 _BASE_LARGE = 256
 """Larger side for step 1."""
+
+_HALF_SHARE = 0.9
+"""Share of float32's time that half precision may take to be worth its error."""
 
 _STREAM_SECONDS = 3.0
 """Time after which the speed of a row stream is not measured once more."""
@@ -84,6 +88,34 @@ def base_footprint(model: Model) -> Footprint:
         return base_image(generator, 0, (height, width))
 
     return cached(("structure", model.digest, "cpu"), lambda: measure(run, torch.device("cpu"), largest=_BASE_LARGE))
+
+
+def half_pays(half: str, device: torch.device) -> bool:
+    """Whether a convolution runs faster in half precision than in float32 on this machine, measured once on a CPU.
+
+    A CPU may have instructions for bf16 and yet be slower with them. Accelerators are trusted.
+    """
+    if device.type != "cpu":
+        return True
+    name = _machine_key(("half", half))
+    stored = cache.read("half", name)
+    if not isinstance(stored, float):
+        stored = _convolution_seconds(PRECISIONS[half]) / _convolution_seconds(torch.float32)
+        cache.write("half", name, stored)
+    return stored < _HALF_SHARE
+
+
+@torch.inference_mode()
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    """Shortest of several runs of a 3x3 convolution of 64 channels."""
+    x = torch.rand(1, 64, 128, 256, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seconds = math.inf
+    for _ in range(6):
+        start = time.perf_counter()
+        conv(x)
+        seconds = min(seconds, time.perf_counter() - start)
+    return seconds
 
 
 def measure(

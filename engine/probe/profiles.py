@@ -80,13 +80,16 @@ def measure_profiles(
     return profiles
 
 
-def known_profiles(model: Model, policy: HaloPolicy, picture: PictureSource | None = None) -> list[StageProfile] | None:
+def known_profiles(
+    model: Model, policy: HaloPolicy | None = None, picture: PictureSource | None = None
+) -> list[StageProfile] | None:
     """Profiles of all stages from the model file or the user's cache; None if there are none for this policy."""
+    needs_erf = policy is not None and policy.needs_erf
     stored = [s.profile for s in model.stages]
     if all(p is not None for p in stored):
         return [p for p in stored if p is not None]
     groups = [(_FULL, _key(model)), (_FULL, _key(model, picture))]
-    if not policy.needs_erf:
+    if not needs_erf:
         groups.append((_SEAMS, _key(model, picture)))
     for group, key in groups:
         with suppress(ValueError, KeyError, TypeError):

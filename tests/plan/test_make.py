@@ -15,7 +15,7 @@ from engine.plan.canvas import Canvas, resolve_canvas
 from engine.plan.cost import check
 from engine.plan.layouts import EXECUTORS
 from engine.plan.make import StoredCut, check_aspect, make_plan, project, region, seam_errors, stored_cut
-from engine.plan.measured import BandCost, Footprint, SeamPoint, StageProfile
+from engine.plan.measured import BandCost, Footprint, MissingMeasurement, SeamPoint, StageProfile
 from engine.plan.request import Request
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
@@ -226,9 +226,32 @@ def test_seam_errors_of_plans():
     assert seam_errors(make_plan(strips, measurements), measurements) == (0.7, None)
 
 
-def test_unmeasured_halos_are_refused():
-    with pytest.raises(UsageError, match="overlap='auto': the stage was not measured"):
-        make_plan(Request(), measured(COST, replace(COST, profile=None)))
+def test_only_plans_with_inner_edges_need_profiles():
+    unknown = measured(COST, replace(COST, profile=None))
+    whole = make_plan(Request(), unknown)
+    assert [stage.halo for stage in whole.stages] == [4, 12]  # the measured halo, and the exact one
+    assert seam_errors(whole, unknown) == (0.0, 0.0)
+    assert not whole.needs_halos
+    # A plan that was made after a measurement, or before it, continues the same store.
+    known = make_plan(Request(), measured())
+    assert known != whole
+    assert known.differences(stored(whole)) == whole.differences(stored(known)) == []
+    for changes in ({"tile": 16}, {"executor": "bands", "tile": 16}, {"roi": Box(0, 0, 99, 99)}, {"blend": 8}):
+        with pytest.raises(MissingMeasurement) as caught:
+            make_plan(Request(**changes), unknown)
+        assert caught.value.kind == "profiles"
+        assert make_plan(Request(**changes), measured()).needs_halos
+
+
+def test_only_plans_of_tiles_need_their_cost():
+    unknown = measured(replace(COST, tiles=None), COST)
+    project(make_plan(Request(), unknown), unknown)
+    with pytest.raises(MissingMeasurement) as caught:
+        make_plan(Request(executor="tiles"), unknown)
+    assert caught.value.kind == "tile costs"
+    by_tile = make_plan(Request(tile=16), unknown)
+    with pytest.raises(MissingMeasurement):
+        project(by_tile, unknown)
 
 
 # Regions and sizes

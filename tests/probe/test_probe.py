@@ -6,7 +6,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from engine.errors import InputError, UsageError
+from engine.io.photo import PictureSource
 from engine.model.bundle import load
+from engine.plan.halo import HaloPolicy
 from engine.probe import cache, profiles
 from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
 from engine.run.base import base_image
@@ -54,6 +56,22 @@ def test_photograph_and_equal_networks_need_one_measurement(model, photograph):
     assert len(lines) == 1
 
 
+@pytest.fixture
+def bare(small_rrdb, tmp_path):
+    save_file(small_rrdb.state_dict(), tmp_path / "bare.safetensors")
+    return load(tmp_path / "bare.safetensors")
+
+
+@pytest.fixture
+def picture_source(tmp_path, picture):
+    def make(height, width, name):
+        values = (picture(height, width, len(name)).permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+        return PictureSource(tmp_path / f"{name}.png")
+
+    return make
+
+
 def test_no_content_is_refused(small_rrdb, tmp_path):
     save_file(small_rrdb.state_dict(), tmp_path / "bare.safetensors")
     bare = load(tmp_path / "bare.safetensors")
@@ -62,24 +80,48 @@ def test_no_content_is_refused(small_rrdb, tmp_path):
     assert profiles.known_profiles(bare) is None
 
 
-def test_profiles_are_cached_under_the_models_digest(model, model_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    lines = []
-    first = profiles.known_profiles(model, log=lines.append)
-    assert len(lines) == 2
-    assert profiles.known_profiles(load(model_file), log=lines.append) == first
-    assert len(lines) == 2
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+AUTO, ERF = HaloPolicy(), HaloPolicy("erf:0.98")
+
+
+def test_profiles_for_a_render_are_cached_under_the_models_digest(model, model_file, empty_cache):
+    """Seams alone for a tolerance; receptive fields only for a policy that reads them."""
+    assert profiles.known_profiles(model) is None
+    seams = profiles.measure_for_render(model, 2, AUTO, None, CPU)
+    assert profiles.known_profiles(load(model_file), AUTO) == seams
+    assert {profile.erf_square == {} for profile in seams} == {True}
+    assert profiles.known_profiles(model, ERF) is None
+    full = profiles.measure_for_render(model, 2, ERF, None, CPU)
+    assert profiles.known_profiles(model, ERF) == profiles.known_profiles(model, AUTO) == full
+    assert [profile.seam for profile in full] == [profile.seam for profile in seams]
     (file,) = (cache.cache_folder() / "profiles").iterdir()
-    assert file.stem in model.digest
     file.write_text("[{}]")
-    assert profiles.known_profiles(model, log=lines.append) == first
-    assert len(lines) == 4
+    assert profiles.known_profiles(model, ERF) is None
+
+
+def test_bare_checkpoint_is_measured_on_each_picture(bare, picture_source, empty_cache):
+    large, other = picture_source(200, 230, "a"), picture_source(210, 230, "b")
+    (measured,) = profiles.measure_for_render(bare, 1, AUTO, large, CPU)
+    assert measured.content == "crops of a.png"
+    assert profiles.known_profiles(bare, AUTO, large) == [measured]
+    assert profiles.known_profiles(bare, AUTO, other) is None
+
+
+def test_picture_that_is_too_small_gets_exact_halos(bare, picture_source, empty_cache):
+    lines = []
+    (profile,) = profiles.measure_for_render(bare, 1, AUTO, picture_source(64, 96, "a"), CPU, lines.append)
+    assert AUTO.choose(profile, 30, 1) == ERF.choose(profile, 30, 1) == 30
+    assert [line.partition(": ")[2] for line in lines] == ["too small to measure seams; halos are exact"]
 
 
 def test_profiles_of_the_model_file_come_first(model, tmp_path):
     measured = profiles.measure_profiles(model)
     model.with_profiles(measured).save(tmp_path / "a.safetensors")
-    assert profiles.known_profiles(load(tmp_path / "a.safetensors"), log=pytest.fail) == measured
+    assert profiles.known_profiles(load(tmp_path / "a.safetensors")) == measured
 
 
 @pytest.mark.slow
@@ -110,7 +152,7 @@ def test_crops_are_whole_windows(picture):
 
 def test_content_that_is_too_small_is_refused(tmp_path, picture):
     Image.new("RGB", (500, CROP // 2 - 1)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=f"too small to measure on; use one of at least {CROP}x{CROP}"):
+    with pytest.raises(InputError, match=f"too small to measure on .*; use one of at least {CROP // 2}x{CROP // 2}"):
         photograph_crops(tmp_path / "a.png", 1)
     with pytest.raises(InputError, match="sample of 9x7 is smaller than the window of 8; .* or use overlap='exact'"):
         detailed_crops([picture(7, 9)[None]], 8)

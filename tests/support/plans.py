@@ -62,7 +62,7 @@ def bands_of(size=(700, 1000), band=16, **changes):
 def cost_of(fixed=0, per_pixel=0.0, seconds=0.0, *, bands=None, **changes):
     """A measured stage of scale 4; ``bands``: its ``BandCost``."""
     fields = {"scale": 4, "align": 1, "radius": 0}
-    return MeasuredStage(footprint=Footprint(fixed, per_pixel, seconds), bands=bands, **(fields | changes))
+    return MeasuredStage(tiles=Footprint(fixed, per_pixel, seconds), bands=bands, **(fields | changes))
 
 
 def measured_of(stages, *, host=64 * GIB, device=None, disk=1 << 50, base=None, baseline=0, **changes):
