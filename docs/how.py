@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-DONE, BAND, TODO, EDGE = "#9dbbd8", "#e8893c", "#f1f3f5", "#5b6570"
+DONE, BAND, LATER, EDGE = "#9dbbd8", "#e8893c", "#f1f3f5", "#5b6570"
 BOTTOM = 0.5
 """Height of the images' lower edge."""
 
@@ -17,7 +17,7 @@ BOTTOM = 0.5
 def image(axes: Axes, x: float, width: float, height: float, title: str, note: str, done: float, band: float) -> None:
     """An image whose upper part, a share ``done`` of its rows, is finished, and the ``band`` of rows below it."""
     top = BOTTOM + height
-    axes.add_patch(Rectangle((x, BOTTOM), width, height, facecolor=TODO, edgecolor=EDGE))
+    axes.add_patch(Rectangle((x, BOTTOM), width, height, facecolor=LATER, edgecolor=EDGE))
     axes.add_patch(Rectangle((x, top - done * height), width, done * height, facecolor=DONE, edgecolor="none"))
     axes.add_patch(Rectangle((x, top - (done + band) * height), width, band * height, facecolor=BAND, edgecolor="none"))
     axes.add_patch(Rectangle((x, BOTTOM), width, height, facecolor="none", edgecolor=EDGE))
@@ -53,7 +53,7 @@ def draw(path: Path) -> None:
     axes.text(
         8.95, BOTTOM - 0.12, "pyramid on disk, exported\nto TIFF, PNG, JPEG, WebP", ha="center", va="top", fontsize=8.5, color=EDGE
     )  # fmt: skip
-    for x, colour, text in ((0.55, DONE, "finished"), (1.55, BAND, "computed now"), (2.95, TODO, "not yet computed")):
+    for x, colour, text in ((0.55, DONE, "finished"), (1.55, BAND, "computed now"), (2.95, LATER, "not yet computed")):
         axes.add_patch(Rectangle((x, 2.72), 0.16, 0.13, facecolor=colour, edgecolor=EDGE, linewidth=0.6))
         axes.text(x + 0.23, 2.785, text, va="center", fontsize=8.5, color=EDGE)
     figure.savefig(path, format="svg", metadata={"Date": None})

@@ -19,9 +19,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[kem]*/README.md")]
 GUIDES = [ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "models" / "README.md"]
 """Pages whose code blocks hold commands."""
-WRAPPED = [
-    page for page in PAGES if page.parent.name not in ("decisions", "exporters", "kernels") and page.name != "log.md"
-]
+WRAPPED = [page for page in PAGES if page.parent.name != "decisions" and page.name != "log.md"]
 """Pages that wrap at ``COLUMNS``."""
 
 COLUMNS = 100

@@ -335,7 +335,7 @@ def test_spilled_tiles_change_no_byte_and_are_removed(tmp_path, models, monkeypa
 
 
 def test_refused_store_keeps_spilled_tiles(tmp_path, model, monkeypatch):
-    """Those of an interrupted render, which can still be resumed."""
+    """Spilled tiles of an interrupted render, which can still be resumed."""
     monkeypatch.setattr("engine.plan.limits.cache_share", lambda stages: 1)
     request = replace(SMALL, tile=8)
     render(model, request, tmp_path / "out.zarr", writes=1)

@@ -35,7 +35,7 @@ class Architecture:
     """Whether these tensors belong to it."""
 
     canonical: Callable[[State], dict[str, Tensor]]
-    """The tensors under the names of this package, without those that carry no information."""
+    """Tensors under the names of this package, without tensors that carry no information."""
 
     from_shapes: Callable[[State], Upscaler]
     """A network of the size of these tensors, not yet filled with them."""

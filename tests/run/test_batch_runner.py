@@ -189,7 +189,7 @@ def half_stage(gain, full_gain=None):
 
 
 def test_overflowing_tile_is_redone_in_float32(tmp_path, bright):
-    """That tile alone: the others stay in half precision."""
+    """Only that tile is computed again: the others stay in half precision."""
     gain = 2e4
     for batches in (None, [4]):
         results = {}
