@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.threads import limit_spinning
 from engine.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from engine.plan.request import Request
     from engine.store import Store
     from engine.store import open_store as open
+
+limit_spinning()  # before any module of the package loads torch
 
 __all__ = [
     "Box",

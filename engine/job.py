@@ -127,9 +127,8 @@ def render(
         )
     fix_malloc_thresholds()
     loaded = model if isinstance(model, Model) else load(model)
-    if init is not None:
-        options["init"] = Path(init)
-    job = Job.prepare(loaded, Request(**options), Path(out), log)
+    request = Request(init=Path(init) if init is not None else None, **options)
+    job = Job.prepare(loaded, request, Path(out), log)
     return job.render(job.open_sink(resume=resume, overwrite=overwrite), on_progress=on_progress, cancelled=cancelled)
 
 

@@ -22,10 +22,6 @@ from engine.errors import EngineError, InputError, Interrupted, ModelError, Usag
 from engine.plan.request import Request
 from engine.version import __version__
 
-SPIN_COUNT = 3000
-"""Rounds that an idle OpenMP thread spins before it sleeps, about 0.1 ms. GNU OpenMP's default of 300,000 costs nothing on
-an idle machine; with another process on the cores it makes bands 15 to 25 times slower (docs/log.md)."""
-
 
 def _shown_default(value: object) -> object:
     """Default of an option as the help shows it; None for flags and empty texts."""
@@ -476,7 +472,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
-    _limit_spinning()
     try:
         try:
             app(arguments, exit_on_error=False, print_error=False)
@@ -499,12 +494,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         advice = "make room and continue with --resume" if error.errno == errno.ENOSPC else "choose another path"
         code = EngineError.exit_code if error.errno in (errno.ENOSPC, errno.EIO) else InputError.exit_code
         _exit(f"{subject}{error.strerror or error}; {advice}", code)
-
-
-def _limit_spinning() -> None:
-    """Limit the spinning of OpenMP threads, unless the user has set it; OpenMP reads it when torch is loaded."""
-    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def _model_or_default(path: Path | None, request: Request | None = None) -> Path:

@@ -88,13 +88,23 @@ def flag(parse: Callable[[str], object], metavar: str) -> Parameter:
     return Parameter(converter=convert, metavar=metavar, n_tokens=1, accepts_keys=False, negative=())
 
 
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "size": parse_size,
+    "roi": parse_box,
+    "memory": parse_bytes,
+    "vram": partial(parse_bytes, name="vram"),
+    "init": Path,
+}
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """Options of a render.
 
-    The docstring of a field is also the help of its flag. In Python, sizes are (height, width), memory is in bytes, and
-    None selects the default.
+    The docstring of a field is also the help of its flag. In Python, sizes are (height, width), regions are ``Box``, memory
+    is in bytes, and None selects the default. Texts as on the command line are accepted too: ``size="4096x3072"``,
+    ``roi="1000,500,512,512"``, ``memory="2GiB"``, ``init="photo.jpg"``.
 
     Raises:
         UsageError: a value is out of range or unknown, or two values exclude each other.
@@ -154,6 +164,11 @@ class Request:
     """Limit of device memory, such as 8GiB; default: the free device memory."""
 
     def __post_init__(self) -> None:
+        for name, parse in _PARSERS.items():  # Python callers may write a value as the command line does
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, parse(value))
+        if type(self.seed) is not int:
+            raise UsageError(f"{option('seed', self.seed)}: must be a whole number")
         object.__setattr__(self, "executor", RENAMED_EXECUTORS.get(self.executor, self.executor))
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"{option('seed', self.seed)}: must be from 0 to {MAX_SEED}")

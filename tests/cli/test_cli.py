@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.cli import app as cli
 from engine.cli.tables import print_table
 from engine.errors import ModelError
 from engine.job import Job
 from engine.model.bundle import load
 from engine.plan.request import Request
+from engine.threads import SPIN_COUNT
 
 MODEL = "model.safetensors"
 SCRIPT = Path(sys.executable).parent / "engine"
@@ -438,7 +438,7 @@ def test_openmp_spins_briefly_unless_set():
     )
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     for variables, spins in (
-        ({}, str(cli.SPIN_COUNT)),
+        ({}, str(SPIN_COUNT)),
         ({"OMP_WAIT_POLICY": "active"}, None),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
     ):

@@ -1,6 +1,7 @@
 """Requests: accepted texts and values, and refusals."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -112,3 +113,13 @@ def test_requests_are_values():
     assert Request(size=(4, 5)) == Request(size=(4, 5))
     with pytest.raises(dataclasses.FrozenInstanceError):
         Request().seed = 2
+
+
+def test_python_accepts_the_texts_of_the_command_line():
+    texts = Request(size="400x300", roi="10,20,30,40", memory="2GiB", vram="800MB", init="photo.jpg")
+    assert texts == Request(
+        size=(300, 400), roi=Box(20, 10, 60, 40), memory=2 << 30, vram=800_000_000, init=Path("photo.jpg")
+    )
+    for options in ({"size": "large"}, {"roi": "1,2"}, {"memory": "lots"}, {"vram": "lots"}, {"seed": 1.5}):
+        with pytest.raises(UsageError):
+            Request(**options)
