@@ -198,7 +198,7 @@ def planned(stage):
     model = build(None, ["realsr"])
     profile = measure_profiles(model, PHOTOS / "picosdeeuropa-crop.jpg")[0]
     halo = HaloPolicy().choose(profile, stage.radius, stage.align)
-    (cut,) = exact_cuts([stage], FRAME, halo=halo, is_last=True)
+    (cut,) = exact_cuts([stage], FRAME, halo=halo, is_image=True)
     measured = Measured(
         canvas=Canvas(FRAME, FRAME, 1),
         stages=(

@@ -21,6 +21,7 @@ from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import complete, measure
 from engine.model.bundle import Model, load
+from engine.plan.canvas import repetitions
 from engine.plan.cost import Projection, check
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
@@ -166,10 +167,13 @@ class Job:
                 f"{option('out', out)}: names a picture, and a render writes a store; use {out.with_suffix('.zarr')}, "
                 f"then engine export {out.with_suffix('.zarr')} {out}"
             )
+        picture = PictureSource(request.init) if request.init is not None else None
+        if picture is not None and model.base_generator is None and len(model.stages) == 1:
+            times = repetitions(picture.size, request.size, model.stages[0].scale, request.stages)
+            model = model.repeated(times) if times > 1 else model
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
-        picture = PictureSource(request.init) if request.init is not None else None
         job = cls(
             model=model,
             request=request,

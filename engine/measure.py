@@ -17,10 +17,10 @@ from engine.device.queue import full_float32, memory_errors
 from engine.errors import InputError, UsageError, option
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
-from engine.plan.canvas import Canvas, resolve_canvas
+from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
 from engine.plan.cost import GIB
 from engine.plan.layouts import EXECUTORS, candidates
-from engine.plan.make import check_aspect, region
+from engine.plan.make import region
 from engine.plan.measured import (
     BandCost,
     Budget,
@@ -145,11 +145,12 @@ def default_memory(free: int) -> int:
 def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Canvas:
     if picture is None and model.base_generator is None:
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
-    native = picture.size if picture else model.base_size
-    canvas = resolve_canvas(request.size, native, [s.scale for s in model.stages], request.stages)
-    if picture and request.size:
-        check_aspect(picture.size, request.size)
-    return canvas if picture else canvas.with_margin(_margin(model, canvas.stages))
+    scales = [stage.scale for stage in model.stages]
+    if picture is not None:
+        return canvas_of_picture(request.size, picture.size, scales, request.stages)
+    assert model.base_size is not None
+    canvas = canvas_of_scene(request.size, model.base_size, scales, request.stages)
+    return canvas.with_margin(_margin(model, canvas.stages))
 
 
 def _margin(model: Model, stages: int) -> int:

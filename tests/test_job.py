@@ -194,10 +194,10 @@ def test_picture_replaces_step_1(tmp_path, model, picture_file):
         assert largest_difference(pixels(first.out), pixels(sample.out)) > 20
 
 
-def test_picture_is_resampled_to_the_requested_size(tmp_path, model, picture_file):
+def test_picture_is_enlarged_then_reduced_to_the_requested_size(tmp_path, model, picture_file):
     request = Request(init=picture_file(30, 40), size=(90, 120), tile=16, overlap="4", precision="fp32")
     job = render(model, request, tmp_path / "out.zarr")
-    assert job.plan.base == (23, 30)
+    assert (job.plan.base, job.plan.enlarged) == ((30, 40), (120, 160))
     assert pixels(tmp_path / "out.zarr").shape == (3, 90, 120)
     for size, words in (((90, 240), "would stretch the picture of 40x30 by 100%; use 240x180"), ((0, 9), "empty side")):
         with pytest.raises(UsageError, match=words):

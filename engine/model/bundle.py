@@ -124,6 +124,10 @@ class Model:
         """The same model with another margin, in pixels of step 1; its digest changes, because its images do."""
         return Model.with_digest(self.path, replace(self.manifest, margin=margin), self._states)
 
+    def repeated(self, stages: int) -> Model:
+        """A model whose only super-resolution network runs ``stages`` times; its digest is that of such a model."""
+        return Model.with_digest(self.path, replace(self.manifest, stages=self.stages * stages), self._states)
+
     def save(self, path: Path) -> None:
         """Write the model file atomically. Raises InputError when it cannot be written."""
         tensors = {f"{p}.{key}": t.contiguous() for p, state in self._states.items() for key, t in state.items()}

@@ -1,66 +1,162 @@
-"""Size of the output and of the base image that leads to it. Knows nothing of tensors."""
+"""Sizes of a render: the base image, its enlargement, and the image. Knows nothing of tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
+from operator import mul
 
 from engine.errors import UsageError, option
+from engine.plan.reduction import Reduction
+
+MAX_REPETITIONS = 3
+"""Most often that a lone network runs: as often as the paper enlarges."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """Size of the image, and the base image that leads to it: base * scales >= size, cropped at the end."""
+    """Sizes (height, width) from the base image to the image: base * scales >= enlarged >= size.
 
-    size: tuple[int, int]
-    """(height, width) of the image."""
-    base: tuple[int, int]
-    """(height, width) of the base image, with its margin."""
+    The enlarged base is cropped to ``enlarged``, and reduced to ``size`` where the two differ.
+    """
+
+    size: Size
+    """Size of the image."""
+    base: Size
+    """Size of the base image, with its margin."""
     stages: int
     """Number of super-resolution steps."""
     margin: int = 0
     """Pixels along each side of the base image that are context only."""
+    enlarged: Size | None = None
+    """Size of the last step's image where it is reduced to ``size``; None if it is the image itself."""
+    keeps_scene: bool = True
+    """Whether other sizes of the same shape have the same base image, so that a seed shows the same scene."""
+
+    @property
+    def reduction(self) -> Reduction:
+        """Reduction of the last step's image to the image; the identity if there is none."""
+        return Reduction(self.enlarged or self.size, self.size)
 
     def with_margin(self, margin: int) -> Canvas:
         """The same canvas with a margin around its base."""
         height, width = self.base
-        return Canvas(self.size, (height + 2 * margin, width + 2 * margin), self.stages, margin)
+        return replace(self, base=(height + 2 * margin, width + 2 * margin), margin=margin)
 
 
-def resolve_canvas(
-    size: tuple[int, int] | None, native: tuple[int, int] | None, scales: Sequence[int], stages: int | None
-) -> Canvas:
-    """Choose the number of stages and the size of the base image. Sizes are (height, width).
+def canvas_of_scene(size: Size | None, native: Size, scales: Sequence[int], stages: int | None) -> Canvas:
+    """Canvas of an image that step 1 begins. The base depends on the shape of the image alone, so a seed keeps its scene.
+
+    The longer side of the base is a multiple of half of the longer side of ``native``, the multiple that brings its area
+    nearest to that of ``native``. The image is the smallest enlargement of that base that covers ``size``, reduced.
+
+    A requested number of stages, or a size beyond all stages, takes a base that fits the size, and another scene.
 
     Args:
         size: image that is requested; None for all stages applied to ``native``.
-        native: size that step 1 was trained at, or the size of the picture given instead.
+        native: size that step 1 was trained at.
         scales: enlargement of every stage of the model.
-        stages: number of stages; by default the number whose base comes nearest to ``native``.
+        stages: number of stages; by default as many as the size takes.
 
     Raises:
-        UsageError: the model has fewer stages, the size has an empty side, or no size is known.
+        UsageError: the model has fewer stages, or the size has an empty side.
     """
+    _check_stages(stages, scales)
+    if size is None:
+        return _uncropped(native, scales, stages)
+    _check_size(size)
+    factors = tuple(accumulate(scales, mul))
+    longer = _longer_side(size, native)
+    count = next((k for k, factor in enumerate(factors, 1) if longer * factor >= max(size)), None)
+    if stages is not None or count is None:
+        count = stages or len(scales)
+        return Canvas(size, _covering(size, Fraction(1, factors[count - 1])), count, keeps_scene=False)
+    ratio = longer / max(size)  # pixels of the base for each pixel of the image
+    enlarged = _covering(size, ratio * factors[count - 1])
+    return Canvas(size, _covering(size, ratio), count, enlarged=None if enlarged == size else enlarged)
+
+
+def canvas_of_picture(size: Size | None, picture: Size, scales: Sequence[int], stages: int | None) -> Canvas:
+    """Canvas of an enlarged picture: the fewest stages that cover the size, then a reduction.
+
+    The picture itself is never reduced. It is resampled only where all stages together are smaller than the size.
+
+    Args:
+        size: image that is requested; None for all stages applied to the picture.
+        picture: size of the picture.
+        scales: enlargement of every stage of the model.
+        stages: number of stages; by default as many as the size takes.
+
+    Raises:
+        UsageError: the model has fewer stages, or the size has an empty side or stretches the picture.
+    """
+    _check_stages(stages, scales)
+    if size is None:
+        return _uncropped(picture, scales, stages)
+    _check_size(size)
+    _check_aspect(picture, size)
+    count = stages or stages_to_cover(picture, size, scales) or len(scales)
+    factor = math.prod(scales[:count])
+    enlarged = (picture[0] * factor, picture[1] * factor)
+    if enlarged[0] < size[0] or enlarged[1] < size[1]:
+        return Canvas(size, _covering(size, Fraction(1, factor)), count)
+    return Canvas(size, picture, count, enlarged=None if enlarged == size else enlarged)
+
+
+def repetitions(picture: Size, size: Size | None, scale: int, stages: int | None) -> int:
+    """Number of times that a lone network of a scale runs to enlarge a picture: as often as the size takes, up to 3."""
+    if stages is not None or size is None:
+        return min(stages or 1, MAX_REPETITIONS)
+    return stages_to_cover(picture, size, [scale] * MAX_REPETITIONS) or MAX_REPETITIONS
+
+
+def stages_to_cover(picture: Size, size: Size, scales: Sequence[int]) -> int | None:
+    """The fewest stages whose enlargement of a picture is at least as large as a size; None if all are too few."""
+    needed = max(Fraction(n, side) for n, side in zip(size, picture, strict=True))
+    return next((k for k, factor in enumerate(accumulate(scales, mul), 1) if factor >= needed), None)
+
+
+def _longer_side(size: Size, native: Size) -> Fraction:
+    """Longer side of the base image of a shape: a multiple of half of the longer side of ``native``."""
+    unit = Fraction(max(native), 2)
+    same_area = math.sqrt(math.prod(native) * max(size) / min(size))
+    return unit * max(1, round(same_area / unit))
+
+
+def _covering(size: Size, ratio: Fraction) -> Size:
+    """``size`` times ``ratio``, rounded up to whole pixels."""
+    return math.ceil(size[0] * ratio), math.ceil(size[1] * ratio)
+
+
+def _uncropped(base: Size, scales: Sequence[int], stages: int | None) -> Canvas:
+    count = stages or len(scales)
+    factor = math.prod(scales[:count])
+    return Canvas((base[0] * factor, base[1] * factor), base, count)
+
+
+def _check_stages(stages: int | None, scales: Sequence[int]) -> None:
     if stages is not None and not 1 <= stages <= len(scales):
         raise UsageError(
             f"{option('stages', stages)}: the model has {len(scales)} super-resolution steps; use 1 to {len(scales)}"
         )
-    if size is None:
-        if native is None:
-            raise UsageError(f"the model has no step 1; give a picture with {option('init')}, or {option('size')}")
-        count = stages or len(scales)
-        factor = math.prod(scales[:count])
-        return Canvas((native[0] * factor, native[1] * factor), native, count)
+
+
+def _check_size(size: Size) -> None:
     if min(size) < 1:
         raise UsageError(f"{option('size', f'{size[1]}x{size[0]}')}: has an empty side; use at least 1 pixel")
 
-    def base(count: int) -> tuple[int, int]:
-        factor = math.prod(scales[:count])
-        return -(-size[0] // factor), -(-size[1] // factor)
 
-    def distance(count: int) -> float:
-        return abs(math.log(math.prod(base(count)) / math.prod(native or base(len(scales)))))
-
-    count = stages or min(range(1, len(scales) + 1), key=distance)
-    return Canvas(size, base(count), count)
+def _check_aspect(picture: Size, size: Size) -> None:
+    """Refuse a size that stretches the picture by more than 2 %, or by a pixel where that is more."""
+    height = size[1] * picture[0] / picture[1]
+    if abs(size[0] - height) > max(1.0, 0.02 * height):
+        raise UsageError(
+            f"{option('size', f'{size[1]}x{size[0]}')}: would stretch the picture of {picture[1]}x{picture[0]} by "
+            f"{abs(height / size[0] - 1):.0%}; use {size[1]}x{max(1, round(height))}, or leave it out"
+        )

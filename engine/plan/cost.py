@@ -6,12 +6,14 @@ largest part, its excess and the remedy. ``engine.plan.tiles`` and ``engine.plan
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.errors import BudgetError, option
 from engine.plan.measured import Budget
 from engine.plan.plan import Plan
+from engine.plan.reduction import ROWS, Reduction
 
 GIB = 1 << 30
 
@@ -74,6 +76,15 @@ def with_allocator(parts: dict[str, int], fixed: int, share: float) -> dict[str,
     ``fixed`` bytes and a ``share`` of the parts are upper bounds of the difference that benchmarks/bench_memory.py measures.
     """
     return {**parts, "allocator": fixed + int(share * sum(parts.values()))}
+
+
+def reduction_bytes(reduction: Reduction, columns: int) -> int:
+    """Upper bound of the buffers that reduce ``ROWS`` rows of ``columns`` columns."""
+    rows, wide = reduction.rows, reduction.columns
+    source_rows = math.ceil(ROWS * rows.width) + rows.taps
+    source_columns = math.ceil(columns * wide.width) + wide.taps
+    # The source rows; the same, reduced in width, before and after the next ones are added, and one tap of them.
+    return source_rows * (source_columns + 4 * columns) * CHANNELS * FLOAT
 
 
 def store_bytes(plan: Plan) -> int:

@@ -15,7 +15,7 @@ from engine.geometry import Box
 from engine.plan import strips, tiles
 from engine.plan.cost import Projection
 from engine.plan.measured import Measured
-from engine.plan.plan import Plan, StagePlan, shard_of
+from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import AUTO, Request
 
 
@@ -89,7 +89,7 @@ class TileLayout:
         return tuple(replace(s, tile=rounded(tile, s)) for s, tile in zip(stages, tiles, strict=True))
 
     def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
-        return shard_of(last.tile * last.scale)
+        return tiles.shard_of_tiles(last)
 
     def inner_edges(self, plan: Plan) -> list[bool]:
         return tiles.inner_edges(plan)
@@ -110,7 +110,7 @@ class BandLayout:
     def whole(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
     ) -> tuple[StagePlan, ...] | None:
-        columns = -(-width // stages[-1].scale)
+        columns = strips.all_columns(stages, measured, width)
         if tile is not None:
             return strips.with_strips(stages, measured, columns) if rounded(tile, stages[-1]) >= columns else None
         return strips.one_strip(stages, measured, width)
@@ -125,11 +125,11 @@ class BandLayout:
     def restore(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
     ) -> tuple[StagePlan, ...]:
-        last = stages[-1]
-        return strips.with_strips(stages, measured, min(rounded(tiles[-1], last), -(-width // last.scale)))
+        tile = min(rounded(tiles[-1], stages[-1]), strips.all_columns(stages, measured, width))
+        return strips.with_strips(stages, measured, tile)
 
     def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
-        return strips.shard_of_strips(last.tile * last.scale, width)
+        return strips.shard_of_strips(last, width)
 
     def inner_edges(self, plan: Plan) -> list[bool]:
         return strips.inner_edges(plan)

@@ -104,17 +104,6 @@ def region(request: Request, canvas: Canvas) -> Box:
     return roi
 
 
-def check_aspect(picture: tuple[int, int], size: tuple[int, int]) -> None:
-    """Refuse a size that stretches the picture by more than 2 %. Sizes are (height, width). Raises UsageError."""
-    stretch = (size[1] / size[0]) / (picture[1] / picture[0])
-    if not 0.98 <= stretch <= 1.02:
-        height = round(size[1] * picture[0] / picture[1])
-        raise UsageError(
-            f"{option('size', f'{size[1]}x{size[0]}')}: would stretch the picture of {picture[1]}x{picture[0]} by "
-            f"{abs(stretch - 1):.0%}; use {size[1]}x{height}, or leave it out"
-        )
-
-
 def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None) -> Plan:
     layout, roi = EXECUTORS[name].layout, region(request, measured.canvas)
     tile = request.tile if cut is None else cut.tiles[-1]
@@ -144,6 +133,7 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
         backend=measured.backend,
         executor=name,
         init_digest=measured.picture_digest,
+        enlarged=measured.canvas.enlarged,
     )
 
 
@@ -171,7 +161,7 @@ def _uncut_stages(request: Request, measured: Measured, *, is_whole: bool = Fals
             tile=stage.align,
             sigma=stage.sigma,
             margin=margin if is_last else spare,
-            is_last=is_last,
+            is_image=is_last and measured.canvas.reduction.is_identity,
         )
         stages.append(cut)
         size, margin = cut.grid.bounds.shape, (margin - cut.margin) * stage.scale

@@ -14,12 +14,16 @@ from typing import Any
 
 from engine.errors import AlignmentError, UsageError, option
 from engine.geometry import Box, Grid
+from engine.plan.reduction import Reduction
 
 MAX_SHARD = 2048
 """Largest side of a shard in pixels: three channels of it decode in about 12 MiB, which viewers handle well."""
 
 MAX_CHUNK = 512
 """Largest side of an inner chunk in pixels: the unit of a partial read, and the usual tile size of viewers."""
+
+REDUCED_SHARD, REDUCED_CHUNK = 1024, 512
+"""Sides in pixels of the shards and chunks of a reduced image, which no tile fits."""
 
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
@@ -83,8 +87,8 @@ class StagePlan:
     """Ordered dither before the last step rounds to 8 bits."""
     margin: int = 0
     """Pixels along each side of the input that are context only; the output and its grid begin behind them."""
-    is_last: bool = False
-    """Whether the output is the image: uint8, in canvas coordinates."""
+    is_image: bool = False
+    """Whether the output is the image itself, uint8; float32 if further stages or a reduction follow."""
 
     @property
     def name(self) -> str:
@@ -190,12 +194,12 @@ class StagePlan:
     def to_json(self) -> dict[str, Any]:
         """Fields that decide pixels, under the keys of the stored format."""
         values = asdict(self)
-        del values["step"], values["is_last"]
+        del values["step"], values["is_image"]
         return {"name": f"stage {self.position + 1}", "core": values.pop("tile"), **values}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StagePlan:
-        """The cut of its stored form, also that of earlier versions. ``is_last`` is not stored.
+        """The cut of its stored form, also that of earlier versions. ``is_image`` is not stored.
 
         Raises:
             KeyError, TypeError, ValueError: the data is damaged.
@@ -232,6 +236,13 @@ class Plan:
     """Key of ``engine.plan.layouts.EXECUTORS``: a GPU may round a batch in another way than a single tile."""
     init_digest: str | None = None
     """SHA-256 of the picture that replaces step 1."""
+    enlarged: tuple[int, int] | None = None
+    """Size of the last step's image where it is reduced to the canvas; None if it is the canvas."""
+
+    @property
+    def reduction(self) -> Reduction:
+        """Reduction of the last step's image to the canvas; the identity if there is none."""
+        return Reduction(self.enlarged or self.canvas, self.canvas)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -251,7 +262,7 @@ class Plan:
     @property
     def needs_halos(self) -> bool:
         """Whether halos decide pixels: not in bands of one strip as wide as the canvas, which has no inner edge."""
-        one_strip = self.is_banded and self.stages[-1].tile * self.stages[-1].scale >= self.size[1]
+        one_strip = self.is_banded and self.strip >= self.size[1]
         return not one_strip or self.roi.width != self.canvas[1]
 
     @property
@@ -286,18 +297,27 @@ class Plan:
                 for y in range(0, height, self.shard):
                     yield Box(y, x0, min(y + self.shard, height), min(x1, width))
             return
-        cell = self.stages[-1].tile * self.stages[-1].scale if self.is_whole else self.shard
+        is_tile = self.is_whole and self.reduction.is_identity
+        cell = self.stages[-1].tile * self.stages[-1].scale if is_tile else self.shard
         grid = Grid(*self.size, cell)
         yield from (grid.box(*index) for index in grid.indices())
 
+    @property
+    def strip(self) -> int:
+        """Output columns of a strip of bands: all, or whole shards."""
+        enlarged = self.stages[-1].tile * self.stages[-1].scale
+        if self.reduction.is_identity:
+            return enlarged
+        columns = enlarged * self.canvas[1] // self.reduction.source[1]
+        return columns if columns >= self.size[1] else max(1, columns // self.shard) * self.shard
+
     def column_strips(self) -> Iterator[tuple[int, int]]:
         """Half-open range of output columns of every strip."""
-        step = self.stages[-1].tile * self.stages[-1].scale
-        return ((x, min(x + step, self.size[1])) for x in range(0, self.size[1], step))
+        return ((x, min(x + self.strip, self.size[1])) for x in range(0, self.size[1], self.strip))
 
     def input_columns(self, strip: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """Half-open range of LR columns that every stage, first stage first, reads for a strip of the output."""
-        first, last = (x + self.roi.x0 for x in strip)
+        first, last = self.reduction.columns.read(*(x + self.roi.x0 for x in strip))
         columns = []
         for stage in reversed(self.stages):
             columns.append(stage.input_columns(first, last))
@@ -308,7 +328,8 @@ class Plan:
         """Number of tiles that each stage runs, first stage first, for these writes; for all writes without."""
         if writes is None and self.is_whole:
             return self._all_tiles()
-        boxes = [w.shift(self.roi.y0, self.roi.x0) for w in (self.writes() if writes is None else writes)]
+        written = self.writes() if writes is None else writes
+        boxes = [self.reduction.read(box.shift(self.roi.y0, self.roi.x0)) for box in written]
         counts = []
         for stage in reversed(self.stages):
             indices = {(t.row, t.column) for box in boxes for t in stage.tiles(box)}
@@ -322,7 +343,7 @@ class Plan:
 
         A whole image needs a box of its source that begins with its first tile's input and ends with its last tile's.
         """
-        counts, box = [], Box(0, 0, *self.canvas)
+        counts, box = [], Box(0, 0, *self.reduction.source)
         for stage in reversed(self.stages):
             cells = box.cover(stage.grid.cell)
             counts.append(cells.area)
@@ -336,6 +357,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan under the keys of the stored format."""
         values = {**asdict(self), "stages": [stage.to_json() for stage in self.stages]}
+        if self.enlarged is None:  # absent from the plans of earlier versions
+            del values["enlarged"]
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     @property
@@ -349,7 +372,7 @@ class Plan:
         Keys that this version does not store are ignored: earlier versions kept measurements in the plan. So are halos
         that decide no pixel.
         """
-        here, there = self.to_json(), {**stored, "executor": executor_of(stored)}
+        here, there = {"enlarged": None, **self.to_json()}, {**stored, "executor": executor_of(stored)}
         stages = there.get("stages")
         if isinstance(stages, list) and len(stages) == len(self.stages):
             there["stages"] = [_only(old, new) for old, new in zip(stages, here["stages"], strict=True)]

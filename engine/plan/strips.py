@@ -17,6 +17,7 @@ from engine.plan.cost import (
     SHARDS_IN_HAND,
     Projection,
     readable,
+    reduction_bytes,
     store_bytes,
     with_allocator,
 )
@@ -33,9 +34,10 @@ _ALLOCATOR = (3 << 20, 0.04)
 """Bytes and share for the allocator: less than for tiles, since the large buffers are made once."""
 
 
-def shard_of_strips(strip: int, width: int) -> tuple[int, int]:
-    """Sides (shard, chunk) for strips of ``strip`` output columns. A single strip may end within a shard."""
-    return (SHARD, CHUNK) if strip >= width else shard_of(strip, SHARD)
+def shard_of_strips(last: StagePlan, width: int) -> tuple[int, int]:
+    """Sides (shard, chunk) for strips of an output of ``width`` columns. A single strip may end within a shard."""
+    strip = last.tile * last.scale
+    return (SHARD, CHUNK) if strip >= width or not last.is_image else shard_of(strip, SHARD)
 
 
 def streamable(measured: Measured) -> bool:
@@ -57,7 +59,7 @@ def choose_strips(stages: Sequence[StagePlan], measured: Measured, width: int) -
         BudgetError: the narrowest strip does not fit.
     """
     budget = measured.budget
-    for tile in _strip_widths(stages[-1], width):
+    for tile in _strip_widths(stages, measured, width):
         chosen = with_strips(stages, measured, tile)
         host, on_device = _needs(chosen, measured, width)
         if host <= budget.host and on_device <= (budget.device or 0):
@@ -73,9 +75,14 @@ def choose_strips(stages: Sequence[StagePlan], measured: Measured, width: int) -
 
 def one_strip(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[StagePlan, ...] | None:
     """The stages with one strip for all ``width`` output columns; None if it does not fit the budget."""
-    chosen = with_strips(stages, measured, -(-width // stages[-1].scale))
+    chosen = with_strips(stages, measured, all_columns(stages, measured, width))
     host, on_device = _needs(chosen, measured, width)
     return chosen if host <= measured.budget.host and on_device <= (measured.budget.device or 0) else None
+
+
+def all_columns(stages: Sequence[StagePlan], measured: Measured, width: int) -> int:
+    """LR columns of the last stage behind ``width`` output columns, without a halo."""
+    return -(-_enlarged(measured, width) // stages[-1].scale)
 
 
 def with_strips(stages: Sequence[StagePlan], measured: Measured, tile: int) -> tuple[StagePlan, ...]:
@@ -88,16 +95,24 @@ def with_strips(stages: Sequence[StagePlan], measured: Measured, tile: int) -> t
     return tuple(reversed(result))
 
 
-def _strip_widths(last: StagePlan, width: int) -> Iterator[int]:
+def _strip_widths(stages: Sequence[StagePlan], measured: Measured, width: int) -> Iterator[int]:
     """Candidates in LR pixels, widest first: the whole width, then equal parts in whole shards."""
-    step = math.lcm(SHARD, last.scale * last.align)
-    yield -(-width // last.scale)
+    last = stages[-1]
+    step = math.lcm(SHARD, last.scale * last.align) if last.is_image else SHARD
+    yield all_columns(stages, measured, width)
     previous = None
     for parts in range(2, -(-width // step) + 1):
-        tile = -(-width // (parts * step)) * step // last.scale
+        columns = -(-width // (parts * step)) * step
+        tile = -(-_enlarged(measured, columns) // (last.scale * last.align)) * last.align
         if tile != previous:
             yield tile
         previous = tile
+
+
+def _enlarged(measured: Measured, columns: int) -> int:
+    """Columns of the last stage's image behind ``columns`` output columns, without the window of a reduction."""
+    reduction = measured.canvas.reduction
+    return -(-columns * reduction.source[1] // reduction.target[1])
 
 
 def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
@@ -106,7 +121,7 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None)
     pixels, ends = [0] * len(plan.stages), [0] * len(plan.stages)
     for run in runs:
         inputs = plan.input_columns((run.x0, run.x1))
-        first, last = run.y0 + plan.roi.y0, run.y1 + plan.roi.y0
+        first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
         for index in reversed(range(len(pixels))):
             stage, columns = plan.stages[index], inputs[index][1] - inputs[index][0]
             first, last = first // stage.scale, -(-last // stage.scale)
@@ -139,7 +154,8 @@ def inner_edges(plan: Plan) -> list[bool]:
 
 def _needs(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[int, int]:
     """Bytes of host and device for the widest strip of an output of ``width`` columns."""
-    strip = min(width, stages[-1].tile * stages[-1].scale)
+    reduction = measured.canvas.reduction
+    strip = min(width, -(-stages[-1].tile * stages[-1].scale * reduction.target[1] // reduction.source[1]))
     parts = _host_parts(stages, measured, strip)
     return measured.baseline + sum(parts.values()), _device_bytes(stages, measured, strip)
 
@@ -169,7 +185,7 @@ def _runs(writes: Sequence[Box]) -> Iterator[Box]:
 
 
 def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
-    """Upper bound of the LR columns that every stage reads for a strip of ``strip`` output columns."""
+    """Upper bound of the LR columns that every stage reads for a strip of ``strip`` columns of the last stage's image."""
     counts, columns = [], strip
     for stage in reversed(stages):
         context = stage.halo + stage.margin + stage.align
@@ -179,7 +195,9 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
 
 
 def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *, on_device: bool) -> int:
-    columns = _columns(stages, strip)
+    reduction = measured.canvas.reduction
+    window = 0 if reduction.is_identity else reduction.columns.taps
+    columns = _columns(stages, _enlarged(measured, strip) + window)
     return sum(
         _bands(cost).bytes_at(n)
         for cost, n in zip(measured.stages, columns, strict=True)
@@ -201,4 +219,6 @@ def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> 
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
         "shards": SHARDS_IN_HAND * SHARD**2 * CHANNELS,
     }
+    if not measured.canvas.reduction.is_identity:
+        parts["reduction"] = reduction_bytes(measured.canvas.reduction, strip)
     return with_allocator(parts, *_ALLOCATOR)

@@ -16,12 +16,13 @@ from engine.plan.cost import (
     SHARDS_IN_HAND,
     Projection,
     readable,
+    reduction_bytes,
     store_bytes,
     with_allocator,
 )
 from engine.plan.limits import IN_FLIGHT, WRITERS
 from engine.plan.measured import Measured, MeasuredStage
-from engine.plan.plan import Plan, StagePlan, shard_of
+from engine.plan.plan import REDUCED_CHUNK, REDUCED_SHARD, Plan, StagePlan, shard_of
 
 TILES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Candidate tile sides in LR pixels: multiples of every attention window in use, so that shards divide well."""
@@ -49,9 +50,7 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None,
     seconds = sum(n * c.footprint.seconds_per_pixel for n, c in zip(pixels, measured.stages, strict=True))
     if measured.base is not None:
         seconds += math.prod(plan.base) * measured.base.seconds_per_pixel
-    # The last stage is cached, and spilled, only where a region's shards straddle its tiles.
-    last = 0 if plan.is_whole else sum(t.cell.area for t in plan.stages[-1].tiles(plan.roi)) * CHANNELS
-    cached = [*(_image_bytes(s) for s in plan.stages[:-1]), last]
+    cached = [*(_image_bytes(s) for s in plan.stages[:-1]), _cached_of_last(plan)]
     batches = _batches(plan, measured, counts, cached) if batched else None
     host_parts, device = _needs(plan.stages, measured, cached, batches)
     return Projection(
@@ -65,6 +64,21 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None,
         seconds=seconds,
         batches=tuple(batches or ()),
     )
+
+
+def _cached_of_last(plan: Plan) -> int:
+    """Bytes of the last stage that its cache may come to hold: only where shards straddle its tiles."""
+    last = plan.stages[-1]
+    if plan.is_whole:
+        return 0 if plan.reduction.is_identity else _image_bytes(last)
+    return (
+        sum(t.cell.area for t in last.tiles(plan.reduction.read(plan.roi))) * CHANNELS * (1 if last.is_image else FLOAT)
+    )
+
+
+def shard_of_tiles(last: StagePlan) -> tuple[int, int]:
+    """Sides (shard, chunk) of the store for tiles of the last stage, in pixels."""
+    return shard_of(last.tile * last.scale) if last.is_image else (REDUCED_SHARD, REDUCED_CHUNK)
 
 
 def inner_edges(plan: Plan) -> list[bool]:
@@ -176,6 +190,8 @@ def _host_parts(
     }
     if borders := sum(_border_bytes(s) for s in stages):
         parts["borders"] = borders
+    if not measured.canvas.reduction.is_identity:
+        parts["reduction"] = reduction_bytes(measured.canvas.reduction, REDUCED_SHARD)
     return with_allocator(parts, *_ALLOCATOR)
 
 
@@ -204,7 +220,7 @@ def _io_bytes(stage: StagePlan, cost: MeasuredStage, batch: int) -> int:
 
 def _output_buffers(stage: StagePlan) -> int:
     """Buffers for the pixels of a batch. Those of inner stages are emptied at once."""
-    return IN_FLIGHT + 1 if stage.is_last else 1
+    return IN_FLIGHT + 1 if stage.is_image else 1
 
 
 def _pinned_bytes(stage: StagePlan, batch: int) -> int:
@@ -217,7 +233,7 @@ def _pinned_bytes(stage: StagePlan, batch: int) -> int:
 def _tile_bytes(stage: StagePlan) -> int:
     """Output of a tile. Cross-faded tiles of the last stage are rounded to 8 bits afterwards."""
     side = (stage.tile + stage.blend) * stage.scale
-    return side**2 * CHANNELS * (1 if stage.is_last and not stage.blend else FLOAT)
+    return side**2 * CHANNELS * (1 if stage.is_image and not stage.blend else FLOAT)
 
 
 def _border_bytes(stage: StagePlan) -> int:
@@ -231,7 +247,7 @@ def _input_bytes(stage: StagePlan) -> int:
 
 
 def _shard_bytes(last: StagePlan) -> int:
-    shard, _ = shard_of(last.tile * last.scale)
+    shard, _ = shard_of_tiles(last)
     return SHARDS_IN_HAND * shard**2 * CHANNELS
 
 
@@ -243,7 +259,7 @@ def _image_bytes(stage: StagePlan) -> int:
 def _bytes_with(stage: StagePlan, cost: MeasuredStage) -> int:
     """Memory, of host and device, that grows with this stage's tiles."""
     network = cost.footprint.bytes_at(math.prod(stage.tile_shape))
-    shards = _shard_bytes(stage) if stage.is_last else 0
+    shards = _shard_bytes(stage) if stage.is_image else 0
     return network + 2 * _tile_bytes(stage) + _input_bytes(stage) + shards
 
 

@@ -25,6 +25,7 @@ from engine.kernels.trim import Trimmed
 from engine.plan.limits import IN_FLIGHT, WRITERS
 from engine.plan.plan import Plan, StagePlan, Tile
 from engine.run.pipeline import BoxWritten, Pipeline
+from engine.run.reduce import canvas_image
 from engine.run.stage import Stage
 from engine.run.tiles import TiledStage, output_dtype, trimmed
 
@@ -93,7 +94,7 @@ class BatchRunner:
         self._stage = stage
         self._plan = plan
         # The last stage's pixels are written from their buffers, so it has ``IN_FLIGHT`` more.
-        self._count = IN_FLIGHT + 1 if plan.is_last else 1
+        self._count = IN_FLIGHT + 1 if plan.is_image else 1
         self._buffers: deque[OutputBuffer] = deque()
         self._input = self._output = self._blocks = self._staging = torch.empty(0)
         self._uploaded: Event = queue.record_event()
@@ -300,15 +301,16 @@ def _last_pixels(
 def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> Iterator[BoxWritten]:
     with Writers(sink) as writers:
         try:
-            if plan.is_whole and image.plan.tile == plan.stages[-1].tile:  # every write is one tile
+            if image.plan.is_image and plan.is_whole and image.plan.tile == plan.stages[-1].tile:  # a write is one tile
                 indices = (index for box in sink.missing() for index in image.plan.grid.indices(box))
                 tiles = (image.plan.tile_at(*index) for index in indices)
                 for tile, pixels, readers in _last_pixels(image, runner, tiles):
                     readers.append(writers.submit(tile.cell, pixels))
                     yield from writers.finished(runner.batch * (IN_FLIGHT + 1))
             else:
+                reduced = canvas_image(plan, image)
                 for box in sink.missing():
-                    writers.submit(box, image.read(box.shift(plan.roi.y0, plan.roi.x0)))
+                    writers.submit(box, reduced.read(box.shift(plan.roi.y0, plan.roi.x0)))
                     yield from writers.finished(IN_FLIGHT)
         except OutOfDeviceMemory:
             yield from writers.finished(0)  # boxes that were submitted before are whole

@@ -24,6 +24,7 @@ from engine.plan import limits
 from engine.plan.layouts import EXECUTORS
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.tiles import smaller_tile
+from engine.run.reduce import ReducedRows
 from engine.run.rows import BandedStage, Columns, RowSource, RowStreams, SourceRows
 from engine.run.stage import Stage
 from engine.run.tile_cache import Scratch, TileCache
@@ -68,7 +69,7 @@ def tile_chain(
     chain: list[TiledStage] = []
     limit = limits.cache_share(len(stages)) if cache_bytes is None else cache_bytes
     for cut, stage, run in zip(cuts, stages, runners or [one_by_one] * len(stages), strict=True):
-        dtype = np.uint8 if cut.is_last else np.float32
+        dtype = np.uint8 if cut.is_image else np.float32
         cache = TileCache(limit, Scratch(scratch / str(cut.position + 1), cut.grid, dtype))
         source = chain[-1] if chain else base
         chain.append(TiledStage(cut, stage, source, cache, seed, on_pixels, run))
@@ -149,16 +150,20 @@ class Pipeline:
         return self._chain
 
     def rows(self, columns: tuple[int, int]) -> RowSource:
-        """The chain in bands, for these columns of the canvas."""
-        return row_chain(
+        """The chain in bands, for these columns of the canvas, reduced where the plan says so."""
+        reduction = self.plan.reduction
+        rows = row_chain(
             self.cuts,
             self.stages,
             self.base,
-            columns,
+            reduction.columns.read(*columns),
             seed=self.plan.seed,
             streams=self._streams,
             on_pixels=self.on_pixels,
         )
+        if reduction.is_identity:
+            return rows
+        return ReducedRows(rows, reduction, columns, dither=self.plan.stages[-1].dither)
 
     @property
     def redone(self) -> int:

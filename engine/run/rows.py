@@ -151,7 +151,7 @@ class BandedStage:
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
         x = self._columns.output[0] - (self._columns.input[0] - self._plan.margin) * self._plan.scale
         crop = Box(first, x, last, x + self._columns.output[1] - self._columns.output[0])
-        dtype = torch.uint8 if self._plan.is_last else torch.float32
+        dtype = torch.uint8 if self._plan.is_image else torch.float32
         result = trim(output, crop, dtype, origin=(y + first, self._columns.output[0]), dither=self._plan.dither)
         if bad := result.nonfinite_count:
             raise RenderError(

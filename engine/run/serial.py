@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from engine.io.zarr_store import Sink
 from engine.run.pipeline import BoxWritten, Pipeline
+from engine.run.reduce import canvas_image
 
 
 def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
     """Compute and write every missing box, one by one."""
-    image, roi = pipeline.tiles()[-1], pipeline.plan.roi
+    image, roi = canvas_image(pipeline.plan, pipeline.tiles()[-1]), pipeline.plan.roi
     for box in sink.missing():
         start = time.perf_counter()
         pixels = image.read(box.shift(roi.y0, roi.x0)).numpy()

@@ -47,7 +47,7 @@ def one_by_one(image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile,
 
 def output_dtype(plan: StagePlan) -> torch.dtype:
     """Dtype of a tile's output: uint8 for the last stage, float32 if it is cross-faded first."""
-    return torch.uint8 if plan.is_last and not plan.blend else torch.float32
+    return torch.uint8 if plan.is_image and not plan.blend else torch.float32
 
 
 def trimmed(plan: StagePlan, tile: Tile, output: Tensor, out: Trimmed | None = None) -> Trimmed:
@@ -82,7 +82,7 @@ class TiledStage:
         self.plan = plan
         self.size = (plan.grid.height, plan.grid.width)
         self.stage = stage
-        self.dtype = torch.uint8 if plan.is_last else torch.float32
+        self.dtype = torch.uint8 if plan.is_image else torch.float32
         self.redone = 0
         """Tiles that half precision could not represent and float32 computed again."""
         self._blender = TileBlender(plan, self.dtype) if plan.blend else None
@@ -97,7 +97,7 @@ class TiledStage:
         tiles = list(self.plan.tiles(box))
         missing = [t for t in tiles if (t.row, t.column) not in self._cache]
         # A tile of the last stage that lies whole in the box is used once; a tile of an inner stage is in its neighbours' halos.
-        once = {t: None for t in missing if self.plan.is_last and box.contains(t.cell)}
+        once = {t: None for t in missing if self.plan.is_image and box.contains(t.cell)}
         for tile, pixels in self.compute_cells([t for t in missing if t not in once]):
             self._cache.put((tile.row, tile.column), pixels.numpy())
         fresh = self.compute_cells(list(once))

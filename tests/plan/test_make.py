@@ -11,10 +11,10 @@ from support.plans import GIB, cost_of, measured_of
 
 from engine.errors import BudgetError, UsageError
 from engine.geometry import Box
-from engine.plan.canvas import Canvas, resolve_canvas
+from engine.plan.canvas import Canvas, canvas_of_scene
 from engine.plan.cost import check
 from engine.plan.layouts import EXECUTORS
-from engine.plan.make import StoredCut, check_aspect, make_plan, project, region, seam_errors, stored_cut
+from engine.plan.make import StoredCut, make_plan, project, region, seam_errors, stored_cut
 from engine.plan.measured import BandCost, Footprint, MissingMeasurement, SeamPoint, StageProfile
 from engine.plan.request import Request
 
@@ -115,8 +115,8 @@ def test_plan_holds_request_and_measurements():
     assert (first.step, first.height, first.width, first.sigma, first.halo) == (2, 44, 63, 0.25, 12)
     assert (last.step, last.height, last.width, last.sigma, last.halo) == (3, 176, 252, 0.0, 16)
     # A cross-fade, its ramp and dither are those of the last stage; the width is rounded up to its window.
-    assert (first.blend, first.ramp, first.dither, first.is_last) == (0, "cosine", False, False)
-    assert (last.blend, last.ramp, last.dither, last.is_last) == (8, "linear", True, True)
+    assert (first.blend, first.ramp, first.dither, first.is_image) == (0, "cosine", False, False)
+    assert (last.blend, last.ramp, last.dither, last.is_image) == (8, "linear", True, True)
     assert make_plan(request, measured()).precision == "fp32"
 
 
@@ -142,7 +142,7 @@ def test_margins_are_enlarged_only_as_context():
         (12, 8, 2, [0, 48]),
         (40, 1, 1, [40]),
     ):
-        canvas = resolve_canvas((700, 1000), (44, 63), [4] * count, count).with_margin(margin)
+        canvas = canvas_of_scene((700, 1000), (44, 63), [4] * count, count).with_margin(margin)
         measurements = measured(*[replace(COST, align=align)] * count, canvas=canvas)
         assert [s.margin for s in make_plan(Request(), measurements).stages] == margins
 
@@ -157,7 +157,7 @@ def renders(draw):
     ]
     device = draw(st.sampled_from(["cpu", "cuda"]))
     size = draw(st.tuples(*[st.integers(1, 1500)] * 2))
-    canvas = resolve_canvas(size, (32, 32), [cost.scale for cost in costs], count)
+    canvas = canvas_of_scene(size, (32, 32), [cost.scale for cost in costs], draw(st.sampled_from([None, count])))
     canvas = canvas.with_margin(draw(st.sampled_from([0, 8, 16, 40])))
     request = Request(
         size=size,
@@ -165,7 +165,7 @@ def renders(draw):
         executor=draw(st.sampled_from(["auto", *EXECUTORS])),
         overlap=draw(st.sampled_from(["auto", "exact", "8"])),
     )
-    return request, measured(*costs, device=device, canvas=canvas)
+    return request, measured(*costs[: canvas.stages], device=device, canvas=canvas)
 
 
 @quick
@@ -177,7 +177,7 @@ def test_plans_are_valid(render):
     for cut in plan.stages:
         cut.check()
     assert plan.margin == measurements.canvas.margin
-    assert plan.stages[-1].grid.bounds.contains(Box(0, 0, *plan.canvas))
+    assert plan.stages[-1].grid.bounds.contains(Box(0, 0, *plan.reduction.source))
     for source, cut in zip(plan.stages, plan.stages[1:], strict=False):
         assert (cut.height, cut.width) == source.grid.bounds.shape
     assert sum(box.area for box in plan.writes()) == plan.roi.area
@@ -269,30 +269,6 @@ def test_regions_outside_the_canvas_are_refused():
                 f"roi='{roi.x0},{roi.y0},{roi.width},{roi.height}': not inside the canvas of 1000x700; "
                 "use X,Y,WIDTH,HEIGHT inside it"
             )
-
-
-def test_stretched_pictures_are_refused():
-    for size in ((3000, 4000), (3059, 4000), (2942, 4000), (3, 4)):
-        check_aspect((300, 400), size)
-    with pytest.raises(UsageError) as caught:
-        check_aspect((300, 400), (4000, 4000))
-    assert caught.value.for_command_line() == (
-        "--size 4000x4000: would stretch the picture of 400x300 by 25%; use 4000x3000, or leave it out"
-    )
-    for height in (2900, 3100):
-        with pytest.raises(UsageError, match="by 3%; use 4000x3000"):
-            check_aspect((300, 400), (height, 4000))
-
-
-@quick
-@given(st.tuples(*[st.integers(1, 5000)] * 2), st.integers(1000, 50_000), st.integers(1, 50_000))
-def test_aspect_advice_is_accepted(picture, width, height):
-    try:
-        check_aspect(picture, (height, width))
-    except UsageError as error:
-        advice = int(str(error).split(f"use {width}x")[1].split(",")[0])
-        if advice >= 100:  # fewer pixels cannot be rounded without a stretch
-            check_aspect(picture, (advice, width))
 
 
 # Stored plans

@@ -332,6 +332,7 @@ OTHER_VALUES = {
     "backend": "cuda",
     "executor": "bands",
     "init_digest": "ab",
+    "enlarged": (1400, 2000),
 }
 OTHER_STAGE_VALUES = {
     "step": 4,
@@ -360,8 +361,8 @@ def with_old_keys(stored, executor=None):
 
 def test_every_field_has_another_value():
     assert set(OTHER_VALUES) == {f.name for f in fields(Plan)}
-    # ``is_last`` follows from the number of stages.
-    assert set(OTHER_STAGE_VALUES) == {f.name for f in fields(StagePlan)} - {"is_last"}
+    # ``is_image`` follows from the number of stages.
+    assert set(OTHER_STAGE_VALUES) == {f.name for f in fields(StagePlan)} - {"is_image"}
 
 
 def test_digest_and_differences_see_every_field():
@@ -412,8 +413,8 @@ def test_stage_survives_json(cut):
     stored = json.loads(json.dumps(cut.to_json()))
     assert StagePlan.from_json(stored) == cut
     assert StagePlan.from_json({**stored, "seam_error": 0.5}) == cut
-    # ``is_last`` decides no pixel of the stage and is not stored.
-    assert replace(cut, is_last=True).to_json() == stored
+    # ``is_image`` decides no pixel of the stage and is not stored.
+    assert replace(cut, is_image=True).to_json() == stored
 
 
 def test_stages_of_first_versions_are_read():

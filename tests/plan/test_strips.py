@@ -33,7 +33,7 @@ def planned(stages, host, cost=COST, device=None):
     last = stages[-1]
     size = (last.height * last.scale, last.width * last.scale)
     chosen = strips.choose_strips(stages, measurements, size[1])
-    shard, chunk = strips.shard_of_strips(chosen[-1].tile * chosen[-1].scale, size[1])
+    shard, chunk = strips.shard_of_strips(chosen[-1], size[1])
     plan = Plan(
         canvas=size, roi=Box(0, 0, *size), base=(stages[0].height, stages[0].width), stages=chosen, shard=shard,
         chunk=chunk, seed=0, model_digest="", precision="fp32", backend="cpu", executor="bands",

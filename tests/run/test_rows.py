@@ -45,7 +45,7 @@ class Streamed:
     def __init__(self, stage, image, columns=None, sigma=0.0, last=False):
         height, width = image.shape[1:]
         band, halo = stage.stream_plan(stage.align).band, exact_halo(stage)
-        cut = stage_of(height, width, width, halo, stage.align, stage.scale, sigma=sigma, band=band, is_last=last)
+        cut = stage_of(height, width, width, halo, stage.align, stage.scale, sigma=sigma, band=band, is_image=last)
         cut.check()
         self.radius = stage.radius
         self._rows = row_chain([cut], [stage], TensorSource(image), columns or (0, width * stage.scale), seed=5)

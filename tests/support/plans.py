@@ -29,7 +29,7 @@ def stages_of(base, tiles, halos, scales, align=1):
     stages, (height, width) = [], base
     for position, (tile, halo, scale) in enumerate(zip(tiles, halos, scales, strict=True)):
         is_last = position == len(scales) - 1
-        stages.append(stage_of(height, width, tile, halo, align, scale, position, is_last=is_last))
+        stages.append(stage_of(height, width, tile, halo, align, scale, position, is_image=is_last))
         height, width = height * scale, width * scale
     return tuple(stages)
 

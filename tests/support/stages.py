@@ -64,7 +64,7 @@ class Chain:
         self.runs = [[] for _ in tiles]
         source = image if hasattr(image, "read") else TensorSource(image)
         cuts = stages_of(source.size, tiles, halos, [network.scale] * len(tiles), network.align)
-        cuts = [replace(cut, sigma=sigma, blend=blend, is_last=cut.is_last and last) for cut in cuts]
+        cuts = [replace(cut, sigma=sigma, blend=blend, is_image=cut.is_image and last) for cut in cuts]
         for cut in cuts:
             cut.check()
         stages = [Stage(network, torch.device("cpu"), "fp32")] * len(tiles)

@@ -1,0 +1,127 @@
+"""Reduction of the last step's image, as a lazy image or as a stream of rows, by a separable Lanczos window.
+
+Products are added tap by tap in a fixed order, so a pixel has the same bits whichever box it is read with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.geometry import Box
+from engine.io.photo import Source
+from engine.kernels.trim import trim
+from engine.plan.plan import Plan
+from engine.plan.reduction import LOBES, ROWS, Axis, Reduction
+from engine.run.rows import RowReader, RowSource
+
+
+class ReducedImage:
+    """An image that is reduced when it is read."""
+
+    def __init__(self, source: Source, reduction: Reduction, *, dither: bool) -> None:
+        """
+        Args:
+            source: image of the size ``reduction.source`` or larger, float32.
+            reduction: sizes.
+            dither: ordered dither before rounding to 8 bits.
+        """
+        self.size = reduction.target
+        self._source, self._reduction, self._dither = source, reduction, dither
+
+    def read(self, box: Box) -> Tensor:
+        """Pixels of ``box``, uint8 [3, h, w]."""
+        rows, columns = self._reduction.rows, self._reduction.columns
+        result = torch.empty(3, *box.shape, dtype=torch.uint8)
+        for top in range(box.y0, box.y1, ROWS):
+            part = Box(top, box.x0, min(top + ROWS, box.y1), box.x1)
+            read = self._reduction.read(part)
+            narrow = reduced(self._source.read(read), 2, columns, (part.x0, part.x1), read.x0)
+            pixels = reduced(narrow, 1, rows, (part.y0, part.y1), read.y0)
+            result[:, part.y0 - box.y0 : part.y1 - box.y0] = _rounded(pixels, (part.y0, part.x0), self._dither)
+        return result
+
+
+def canvas_image(plan: Plan, image: Source) -> Source:
+    """The image in canvas coordinates: that of the last stage, reduced where the plan says so."""
+    if plan.reduction.is_identity:
+        return image
+    return ReducedImage(image, plan.reduction, dither=plan.stages[-1].dither)
+
+
+class ReducedRows:
+    """Columns of an image that is reduced while its rows stream by."""
+
+    def __init__(self, source: RowSource, reduction: Reduction, columns: tuple[int, int], *, dither: bool) -> None:
+        """
+        Args:
+            source: rows of the larger image in the columns behind ``columns``, float32.
+            reduction: sizes.
+            columns: half-open range of columns of the reduced image.
+            dither: ordered dither before rounding to 8 bits.
+        """
+        self._source, self._reduction, self._columns, self._dither = source, reduction, columns, dither
+
+    def rows(self, first: int) -> Iterator[Tensor]:
+        """Rows from ``first`` on, uint8 [3, n, width]."""
+        rows, height = self._reduction.rows, self._reduction.target[0]
+        left, _ = self._reduction.columns.read(*self._columns)
+        top, _ = rows.read(first, first + 1)
+        reader = RowReader(self._source.rows(top))
+        narrow = torch.empty(3, 0, self._columns[1] - self._columns[0])  # source rows from ``top`` on, reduced in width
+        for y in range(first, height, ROWS):
+            bottom = min(y + ROWS, height)
+            begin, end = rows.read(y, bottom)
+            narrow, top = narrow[:, begin - top :], begin
+            if (missing := end - top - narrow.shape[1]) > 0:
+                fresh = reduced(reader.take(missing), 2, self._reduction.columns, self._columns, left)
+                narrow = torch.cat([narrow, fresh], 1)
+            pixels = reduced(narrow, 1, rows, (y, bottom), top)
+            yield _rounded(pixels, (y, self._columns[0]), self._dither)
+
+
+def reduced(pixels: Tensor, dim: int, axis: Axis, target: tuple[int, int], offset: int) -> Tensor:
+    """Target pixels [first, last) of one axis.
+
+    Args:
+        pixels: float32 [3, h, w], source pixels from ``offset`` on along ``dim``.
+        dim: 1 for rows, 2 for columns.
+        axis: sizes.
+        target: half-open range of target pixels.
+        offset: first source pixel.
+
+    Returns:
+        float32 [3, h, w] with ``target`` pixels along ``dim``.
+    """
+    if axis.is_identity:
+        return pixels.narrow(dim, target[0] - offset, target[1] - target[0])
+    index, weights = _window(axis, *target)
+    shape = [3, pixels.shape[1], pixels.shape[2]]
+    shape[dim] = target[1] - target[0]
+    result = torch.zeros(shape)
+    for taps, weight in zip(index, weights, strict=True):
+        part = pixels.index_select(dim, (taps - offset).clamp(0, pixels.shape[dim] - 1))
+        result += part.mul_(weight.view(-1, 1) if dim == 1 else weight)
+    return result
+
+
+@lru_cache(maxsize=8)
+def _window(axis: Axis, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """(source pixels, weights) of the target pixels [first, last), each [taps, last - first]; weights sum to 1."""
+    targets = range(first, last)
+    index = np.array([axis.start(n) for n in targets]) + np.arange(axis.taps)[:, None]
+    distance = (index - np.array([axis.centre(n) for n in targets])) / axis.width
+    weights = np.where(np.abs(distance) < LOBES, np.sinc(distance) * np.sinc(distance / LOBES), 0.0)
+    weights[(index < 0) | (index >= axis.source)] = 0.0
+    weights /= weights.sum(0)
+    return torch.from_numpy(index), torch.from_numpy(weights.astype(np.float32))
+
+
+def _rounded(pixels: Tensor, origin: tuple[int, int], dither: bool) -> Tensor:
+    """uint8 pixels of [3, h, w]; ``origin``: (y, x) in the image, which addresses the dither."""
+    box = Box(0, 0, pixels.shape[1], pixels.shape[2])
+    return trim(pixels[None], box, torch.uint8, origin=origin, dither=dither).pixels
