@@ -32,7 +32,7 @@ class Layout(Protocol):
     def whole(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
     ) -> tuple[StagePlan, ...] | None:
-        """The stages in one piece without inner edges, whose halos do not matter; None if that is not so or does not fit."""
+        """The stages with the whole width in one piece; None if the layout knows no such cut, or if it does not fit."""
         ...
 
     def choose(

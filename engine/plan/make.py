@@ -14,7 +14,7 @@ from engine.plan.halo import HaloPolicy, seam_error
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.measured import Measured
 from engine.plan.plan import Plan, StagePlan, executor_of, step_of
-from engine.plan.request import Request
+from engine.plan.request import AUTO, Request
 
 _CONTEXT = 32
 """LR pixels of context that an inner stage makes beyond the image for the next one: a margin of 8 of step 1, enlarged once.
@@ -107,11 +107,13 @@ def region(request: Request, canvas: Canvas) -> Box:
 def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None) -> Plan:
     layout, roi = EXECUTORS[name].layout, region(request, measured.canvas)
     tile = request.tile if cut is None else cut.tiles[-1]
+    # A halo decides no pixel where no edge is inside the image. A region has the pixels of the whole image by exact halos.
+    # Neither needs a measurement.
     stages = None
-    if roi.width == measured.canvas.size[1]:
-        stages = layout.whole(_uncut_stages(request, measured, is_whole=True), measured, roi.width, tile)
+    if roi.width == measured.canvas.size[1] or request.overlap == AUTO:
+        stages = layout.whole(_uncut_stages(HaloPolicy("exact"), request, measured), measured, roi.width, tile)
     if stages is None:
-        uncut = _uncut_stages(request, measured)
+        uncut = _uncut_stages(request.halo_policy, request, measured)
         if cut is None:
             stages = layout.choose(uncut, measured, roi.width, tile)
         else:
@@ -137,12 +139,8 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
     )
 
 
-def _uncut_stages(request: Request, measured: Measured, *, is_whole: bool = False) -> tuple[StagePlan, ...]:
-    """Every stage with its halo and margin, and with the smallest tile.
-
-    ``is_whole``: no stage will have an inner edge, so a halo that was not measured is the exact one.
-    """
-    policy = request.halo_policy
+def _uncut_stages(policy: HaloPolicy, request: Request, measured: Measured) -> tuple[StagePlan, ...]:
+    """Every stage with its halo and margin, and with the smallest tile."""
     stages: list[StagePlan] = []
     size, margin = measured.canvas.base, measured.canvas.margin
     for position, stage in enumerate(measured.stages):
@@ -155,9 +153,7 @@ def _uncut_stages(request: Request, measured: Measured, *, is_whole: bool = Fals
             width=size[1],
             scale=stage.scale,
             align=stage.align,
-            halo=(policy if stage.profile or not is_whole else HaloPolicy("exact")).choose(
-                stage.profile, stage.radius, stage.align
-            ),
+            halo=policy.choose(stage.profile, stage.radius, stage.align),
             tile=stage.align,
             sigma=stage.sigma,
             margin=margin if is_last else spare,
