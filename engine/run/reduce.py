@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.geometry import Box
 from engine.io.photo import Source
+from engine.io.zarr_store import Array
 from engine.kernels.trim import trim
 from engine.plan.plan import Plan
 from engine.plan.reduction import LOBES, ROWS, Axis, Reduction
@@ -40,8 +41,8 @@ class ReducedImage:
         for top in range(box.y0, box.y1, ROWS):
             part = Box(top, box.x0, min(top + ROWS, box.y1), box.x1)
             read = self._reduction.read(part)
-            narrow = reduced(self._source.read(read), 2, columns, (part.x0, part.x1), read.x0)
-            pixels = reduced(narrow, 1, rows, (part.y0, part.y1), read.y0)
+            narrow = _reduced_columns(self._source.read(read), columns, (part.x0, part.x1), read.x0)
+            pixels = reduced(narrow, rows, (part.y0, part.y1), read.y0)
             result[:, part.y0 - box.y0 : part.y1 - box.y0] = _rounded(pixels, (part.y0, part.x0), self._dither)
         return result
 
@@ -78,39 +79,45 @@ class ReducedRows:
             begin, end = rows.read(y, bottom)
             narrow, top = narrow[:, begin - top :], begin
             if (missing := end - top - narrow.shape[1]) > 0:
-                fresh = reduced(reader.take(missing), 2, self._reduction.columns, self._columns, left)
+                fresh = _reduced_columns(reader.take(missing), self._reduction.columns, self._columns, left)
                 narrow = torch.cat([narrow, fresh], 1)
-            pixels = reduced(narrow, 1, rows, (y, bottom), top)
+            pixels = reduced(narrow, rows, (y, bottom), top)
             yield _rounded(pixels, (y, self._columns[0]), self._dither)
 
 
-def reduced(pixels: Tensor, dim: int, axis: Axis, target: tuple[int, int], offset: int) -> Tensor:
-    """Target pixels [first, last) of one axis.
+def reduced(pixels: Tensor, axis: Axis, target: tuple[int, int], offset: int) -> Tensor:
+    """Target rows [first, last) of an image; ``_reduced_columns`` does the same to columns.
 
     Args:
-        pixels: float32 [3, h, w], source pixels from ``offset`` on along ``dim``.
-        dim: 1 for rows, 2 for columns.
+        pixels: float32 [3, h, w], source rows from ``offset`` on.
         axis: sizes.
-        target: half-open range of target pixels.
-        offset: first source pixel.
+        target: half-open range of target rows.
+        offset: first source row.
 
     Returns:
-        float32 [3, h, w] with ``target`` pixels along ``dim``.
+        float32 [3, last - first, w].
     """
     if axis.is_identity:
-        return pixels.narrow(dim, target[0] - offset, target[1] - target[0])
-    index, weights = _window(axis, *target)
-    shape = [3, pixels.shape[1], pixels.shape[2]]
-    shape[dim] = target[1] - target[0]
-    result = torch.zeros(shape)
-    for taps, weight in zip(index, weights, strict=True):
-        part = pixels.index_select(dim, (taps - offset).clamp(0, pixels.shape[dim] - 1))
-        result += part.mul_(weight.view(-1, 1) if dim == 1 else weight)
-    return result
+        return pixels[:, target[0] - offset : target[1] - offset]
+    # In numpy: so many small operations of torch would spend their time in waking threads.
+    source, (index, weights) = pixels.numpy(), _window(axis, *target)
+    result = np.zeros((3, target[1] - target[0], source.shape[2]), np.float32)
+    for taps, weight in zip(index - offset, weights, strict=True):
+        part = source.take(taps, axis=1, mode="clip")
+        part *= weight[:, None]
+        result += part
+    return torch.from_numpy(result)
+
+
+def _reduced_columns(pixels: Tensor, axis: Axis, target: tuple[int, int], offset: int) -> Tensor:
+    """Target columns [first, last) of an image. Transposed, since a selection of rows copies whole rows."""
+    if axis.is_identity:
+        return pixels[:, :, target[0] - offset : target[1] - offset]
+    return reduced(pixels.transpose(1, 2).contiguous(), axis, target, offset).transpose(1, 2).contiguous()
 
 
 @lru_cache(maxsize=8)
-def _window(axis: Axis, first: int, last: int) -> tuple[Tensor, Tensor]:
+def _window(axis: Axis, first: int, last: int) -> tuple[Array, Array]:
     """(source pixels, weights) of the target pixels [first, last), each [taps, last - first]; weights sum to 1."""
     targets = range(first, last)
     index = np.array([axis.start(n) for n in targets]) + np.arange(axis.taps)[:, None]
@@ -118,7 +125,7 @@ def _window(axis: Axis, first: int, last: int) -> tuple[Tensor, Tensor]:
     weights = np.where(np.abs(distance) < LOBES, np.sinc(distance) * np.sinc(distance / LOBES), 0.0)
     weights[(index < 0) | (index >= axis.source)] = 0.0
     weights /= weights.sum(0)
-    return torch.from_numpy(index), torch.from_numpy(weights.astype(np.float32))
+    return index, weights.astype(np.float32)
 
 
 def _rounded(pixels: Tensor, origin: tuple[int, int], dither: bool) -> Tensor:
