@@ -146,9 +146,9 @@ def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Ca
     if picture is None and model.base_generator is None:
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     native = picture.size if picture else model.base_size
-    canvas = resolve_canvas(request.size, native, [s.scale for s in model.stages], request.stages)
-    if picture and request.size:
-        check_aspect(picture.size, request.size)
+    canvas = resolve_canvas(request.shape, native, [s.scale for s in model.stages], request.stages)
+    if picture and request.shape:
+        check_aspect(picture.size, request.shape)
     return canvas if picture else canvas.with_margin(_margin(model, canvas.stages))
 
 

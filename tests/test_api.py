@@ -10,7 +10,7 @@ import engine
 from engine.errors import InputError, Interrupted, UsageError
 
 OPTIONS = {
-    "size": (192, 256),
+    "size": (256, 192),
     "stages": 2,
     "tile": 16,
     "overlap": "4",
@@ -29,15 +29,15 @@ def test_render_and_read(tmp_path, model_file):
     assert {p.step for p in progress} == {2, 3}
 
     store = engine.open(result.path)
-    assert (store.size, store.complete) == ((192, 256), True)
+    assert (store.size, store.complete) == ((256, 192), True)
     assert store.provenance["plan"] == result.plan.to_json()
     whole = pixels(result.path).transpose(1, 2, 0)
     np.testing.assert_array_equal(store.read(), whole)
     box = engine.Box(17, 33, 100, 201)
     np.testing.assert_array_equal(store.read(box), whole[box.slices])
-    for level, size in enumerate(store.levels):
+    for level, (width, height) in enumerate(store.levels):
         np.testing.assert_array_equal(store.read(level=level), pixels(result.path, level).transpose(1, 2, 0))
-        assert store.read(level=level).shape == (*size, 3)
+        assert store.read(level=level).shape == (height, width, 3)
 
 
 def test_loaded_model_and_picture(tmp_path, model_file):
@@ -52,7 +52,7 @@ def test_loaded_model_and_picture(tmp_path, model_file):
         tile=64,
         precision="fp32",
     )
-    assert engine.open(enlarged.path).size == (4 * 192, 4 * 256)
+    assert engine.open(enlarged.path).size == (4 * 256, 4 * 192)
 
 
 def test_cancelled_render_is_resumed_to_the_same_bits(tmp_path, model_file):

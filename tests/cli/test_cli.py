@@ -45,7 +45,7 @@ def render(changes="", command="render"):
 def measured(model_file):
     """Model whose memory and speed are in the cache, so that no command logs their measurement."""
     for executor in BOTH:
-        request = Request(size=(192, 256), overlap="4", stages=2, precision="fp32", executor=executor)
+        request = Request(size=(256, 192), overlap="4", stages=2, precision="fp32", executor=executor)
         Job.prepare(load(model_file), request, Path("out.zarr"))
     return model_file
 

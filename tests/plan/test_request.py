@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
-from engine.geometry import Box
+from engine.geometry import Box, parse_box, parse_size
 from engine.plan.halo import HaloPolicy
-from engine.plan.request import MAX_SEED, Request, parse_box, parse_bytes, parse_size
+from engine.plan.request import MAX_SEED, Request, parse_bytes
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 sides = st.integers(1, 10**6)
@@ -41,7 +41,7 @@ BAD_VALUES = [
 @quick
 @given(sides, sides, st.sampled_from("xX"))
 def test_size_is_width_first(width, height, letter):
-    assert parse_size(f"{width}{letter}{height}") == (height, width)
+    assert parse_size(f"{width}{letter}{height}") == (width, height)
 
 
 @quick
@@ -118,7 +118,7 @@ def test_requests_are_values():
 def test_python_accepts_the_texts_of_the_command_line():
     texts = Request(size="400x300", roi="10,20,30,40", memory="2GiB", vram="800MB", init="photo.jpg")
     assert texts == Request(
-        size=(300, 400), roi=Box(20, 10, 60, 40), memory=2 << 30, vram=800_000_000, init=Path("photo.jpg")
+        size=(400, 300), roi=Box(20, 10, 60, 40), memory=2 << 30, vram=800_000_000, init=Path("photo.jpg")
     )
     for options in ({"size": "large"}, {"roi": "1,2"}, {"memory": "lots"}, {"vram": "lots"}, {"seed": 1.5}):
         with pytest.raises(UsageError):
