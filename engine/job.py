@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -20,14 +20,14 @@ from engine.exporters import FORMATS as PICTURES
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import complete, measure
-from engine.model.bundle import Model, load
+from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.cost import Projection, check
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.request import AUTO, Request
+from engine.plan.request import AUTO, Request, RequestOptions
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -90,51 +90,47 @@ class RenderResult:
 
 
 def render(
-    model: Model | Path | str,
+    model: Model | Path | str | None,
     out: Path | str,
     *,
-    init: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
     log: Log = lambda line: None,
-    **options: Any,  # noqa: ANN401 (fields of Request, which checks them)
+    **options: Unpack[RequestOptions],
 ) -> RenderResult:
-    """Render a model into an OME-Zarr store.
+    """Plan a render and run it, into an OME-Zarr store.
 
     Args:
-        model: a loaded model, a model file, or a super-resolution checkpoint (with ``init``).
-        out: store to write.
-        init: picture to enlarge, in place of step 1.
+        model: a loaded model, a model file, or with ``init`` a super-resolution checkpoint, ``realsr`` or ``x4plus``. None: the
+            model that comes with the engine, or ``realsr`` with ``init``.
+        out: store to write, a folder.
         resume: finish a store that was interrupted; a missing store is begun.
         overwrite: replace an existing store.
-        on_progress: called after each tile or band.
+        on_progress: called with a ``Progress`` after each tile or band: ``done`` of ``total``.
         cancelled: asked after each write; True stops the render.
         log: receives a line before each measurement.
-        **options: fields of ``engine.Request``: ``size=(height, width)``, ``seed``, ``roi``, ``memory``, ...
-
-    Returns:
-        Path, plan, projection and measurements.
+        **options: options of ``Request``: ``size="4096x3072"`` or ``(4096, 3072)``, ``seed``, ``roi``, ``init``, ...
 
     Raises:
-        engine.errors.EngineError: a subclass for each cause, with one line that says what to do.
-        engine.errors.Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
+        UsageError: an option is wrong or contradicts another one.
+        InputError: the model, the picture or the store cannot be used (ModelError, ResumeError).
+        BudgetError: the plan does not fit the memory or the disk.
+        RenderError: a network produced NaN or infinity.
+        Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
     """
     if resume and overwrite:
         raise UsageError(
             f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
         )
-    fix_malloc_thresholds()
-    loaded = model if isinstance(model, Model) else load(model)
-    request = Request(init=Path(init) if init is not None else None, **options)
-    job = Job.prepare(loaded, request, Path(out), log)
+    job = Job.prepare(model, Request(**options), out, log)
     return job.render(job.open_sink(resume=resume, overwrite=overwrite), on_progress=on_progress, cancelled=cancelled)
 
 
 @dataclass(kw_only=True)
 class Job:
-    """A planned render. ``plan`` and ``projection`` may be looked at before ``render`` or ``run``."""
+    """A planned render, made by ``prepare``. Look at ``plan`` and ``projection``, then ``check`` and ``render``."""
 
     model: Model
     request: Request
@@ -151,14 +147,25 @@ class Job:
     """Tiles that half precision could not represent and float32 computed again."""
 
     @classmethod
-    def prepare(cls, model: Model, request: Request, out: Path, log: Log = lambda line: None) -> Job:
+    def prepare(
+        cls,
+        model: Model | Path | str | None,
+        request: Request | None = None,
+        out: Path | str = "out.zarr",
+        log: Log = lambda line: None,
+    ) -> Job:
         """Measure what the plan needs and make it; nothing is rendered and nothing is written.
+
+        Args:
+            model, out, log: as for ``render``.
+            request: options of the render; by default those of an empty ``Request``.
 
         Raises:
             UsageError: the request contradicts itself or the model.
             BudgetError: no executor fits the budget.
             InputError: the picture or the output's folder cannot be used.
         """
+        request, out = request or Request(), Path(out)
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
         if out.suffix.lower() in PICTURES and not out.exists():
@@ -166,6 +173,9 @@ class Job:
                 f"{option('out', out)}: names a picture, and a render writes a store; use {out.with_suffix('.zarr')}, "
                 f"then engine export {out.with_suffix('.zarr')} {out}"
             )
+        fix_malloc_thresholds()
+        if not isinstance(model, Model):
+            model = load(model or (DEFAULT if request.init is None else "realsr"))
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
@@ -201,8 +211,8 @@ class Job:
         """Raise BudgetError when the plan does not fit the budgets."""
         check(self.plan, self.projection, self.measured.budget)
 
-    def open_sink(self, *, resume: bool, overwrite: bool) -> ZarrSink:
-        """Make the store, or open the store to be finished and adopt its cut.
+    def open_sink(self, *, resume: bool = False, overwrite: bool = False) -> ZarrSink:
+        """Make the store, or with ``resume`` open the store to be finished and adopt its cut.
 
         Raises:
             BudgetError: the plan does not fit the budgets.
@@ -245,12 +255,21 @@ class Job:
 
     def render(
         self,
-        sink: ZarrSink,
+        sink: ZarrSink | None = None,
         *,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> RenderResult:
-        """Run to the end and measure. Raises Interrupted when ``cancelled``, asked after each write, returns True."""
+        """Run to the end and measure.
+
+        Args:
+            sink: store, as ``open_sink`` gives it; by default a new one.
+            on_progress, cancelled: as for ``engine.render``.
+
+        Raises:
+            Interrupted: ``cancelled`` returned True.
+        """
+        sink = sink or self.open_sink()
         total, done = sum(self.projection.lr_pixels), 0
 
         def advance(position: int, lr_pixels: int) -> None:
