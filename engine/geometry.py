@@ -20,16 +20,22 @@ class Box:
     """Half-open rectangle [y0, y1) x [x0, x1) in pixels; row 0 is the top."""
 
     y0: int
+    """First row."""
     x0: int
+    """First column."""
     y1: int
+    """Row after the last one."""
     x1: int
+    """Column after the last one."""
 
     @property
     def height(self) -> int:
+        """Number of rows."""
         return self.y1 - self.y0
 
     @property
     def width(self) -> int:
+        """Number of columns."""
         return self.x1 - self.x0
 
     @property

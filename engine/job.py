@@ -17,6 +17,7 @@ from engine.device.memory import PeakMemory, device_limit
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.exporters import FORMATS as PICTURES
+from engine.io.array import Picture, picture_file
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import complete, measure
@@ -27,7 +28,7 @@ from engine.plan.layouts import candidates
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.request import AUTO, Request, RequestOptions
+from engine.plan.request import AUTO, RenderOptions, Request
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -93,12 +94,13 @@ def render(
     model: Model | Path | str | None,
     out: Path | str,
     *,
+    init: Picture | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
     log: Log = lambda line: None,
-    **options: Unpack[RequestOptions],
+    **options: Unpack[RenderOptions],
 ) -> RenderResult:
     """Plan a render and run it, into an OME-Zarr store.
 
@@ -106,12 +108,13 @@ def render(
         model: a loaded model, a model file, or with ``init`` a super-resolution checkpoint, ``realsr`` or ``x4plus``. None: the
             model that comes with the engine, or ``realsr`` with ``init``.
         out: store to write, a folder.
+        init: picture to enlarge, in place of step 1: a file, or an array of uint8 or uint16 [height, width, 3] in sRGB.
         resume: finish a store that was interrupted; a missing store is begun.
         overwrite: replace an existing store.
         on_progress: called with a ``Progress`` after each tile or band: ``done`` of ``total``.
         cancelled: asked after each write; True stops the render.
         log: receives a line before each measurement.
-        **options: options of ``Request``: ``size="4096x3072"`` or ``(4096, 3072)``, ``seed``, ``roi``, ``init``, ...
+        **options: options of ``Request``: ``size="4096x3072"`` or ``(4096, 3072)``, ``seed``, ``roi``, ...
 
     Raises:
         UsageError: an option is wrong or contradicts another one.
@@ -124,8 +127,10 @@ def render(
         raise UsageError(
             f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
         )
-    job = Job.prepare(model, Request(**options), out, log)
-    return job.render(job.open_sink(resume=resume, overwrite=overwrite), on_progress=on_progress, cancelled=cancelled)
+    with picture_file(init) as picture:
+        job = Job.prepare(model, Request(init=picture, **options), out, log)
+        sink = job.open_sink(resume=resume, overwrite=overwrite)
+        return job.render(sink, on_progress=on_progress, cancelled=cancelled)
 
 
 @dataclass(kw_only=True)
@@ -140,7 +145,9 @@ class Job:
     measured: Measured
     log: Log
     plan: Plan = field(init=False)
+    """Fields that decide the output's pixels."""
     projection: Projection = field(init=False)
+    """Expected cost."""
     cuts: tuple[StagePlan, ...] = field(init=False)
     """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
     redone: int = field(default=0, init=False)

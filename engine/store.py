@@ -74,7 +74,7 @@ class Store:
         return self._pyramid.read(level, box)
 
     def __getitem__(self, index: slice | EllipsisType | tuple[slice, slice]) -> Pixels:
-        """Pixels of the full image by rows and columns, as of an array [height, width, 3]: ``store[y0:y1, x0:x1]``.
+        """Pixels of the full image by slices of rows and columns, ``store[y0:y1, x0:x1]``, as an array [height, width, 3].
 
         Raises:
             UsageError: the index is not one or two slices without a step.
