@@ -97,9 +97,9 @@ def render(
     init: Picture | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    cancelled: Callable[[], bool] = lambda: False,
-    log: Log = lambda line: None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    log: Log | None = None,
     **options: Unpack[RenderOptions],
 ) -> RenderResult:
     """Plan a render and run it, into an OME-Zarr store.
@@ -159,7 +159,7 @@ class Job:
         model: Model | Path | str | None,
         request: Request | None = None,
         out: Path | str = "out.zarr",
-        log: Log = lambda line: None,
+        log: Log | None = None,
     ) -> Job:
         """Measure what the plan needs and make it; nothing is rendered and nothing is written.
 
@@ -172,7 +172,7 @@ class Job:
             BudgetError: no executor fits the budget.
             InputError: the picture or the output's folder cannot be used.
         """
-        request, out = request or Request(), Path(out)
+        request, out, log = request or Request(), Path(out), log or _ignore
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
         if out.suffix.lower() in PICTURES and not out.exists():
@@ -264,8 +264,8 @@ class Job:
         self,
         sink: ZarrSink | None = None,
         *,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> RenderResult:
         """Run to the end and measure.
 
@@ -282,7 +282,8 @@ class Job:
         def advance(position: int, lr_pixels: int) -> None:
             nonlocal done
             done += lr_pixels
-            on_progress(Progress(done, total, self.plan.stages[position].step))
+            if on_progress is not None:
+                on_progress(Progress(done, total, self.plan.stages[position].step))
 
         writes, compute, write = 0, 0.0, 0.0
         start = time.perf_counter()
@@ -291,7 +292,7 @@ class Job:
                 writes += 1
                 compute += written.compute_seconds
                 write += written.write_seconds
-                if cancelled() and not sink.is_finished:
+                if cancelled is not None and cancelled() and not sink.is_finished:
                     raise Interrupted(
                         f"{self.out}: stopped after a whole shard; the same command with {option('resume', True)} goes on"
                     )
@@ -396,6 +397,10 @@ class Job:
             "precision_error_levels": asdict(error) if error else None,
             "profiles": [p.to_json() if p else None for p in profiles],
         }
+
+
+def _ignore(line: str) -> None:
+    """A log without a reader."""
 
 
 def _is_smaller_tile(tile: object, stage: StagePlan) -> bool:

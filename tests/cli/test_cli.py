@@ -109,7 +109,7 @@ REFUSALS = [
         2,
         "--roi 200,0,57,10: not inside the canvas of 256x192; use X,Y,WIDTH,HEIGHT inside it",
     ),
-    (render("--roi 0,0,0,10"), 2, "--roi 0,0,0,10: not inside the canvas"),
+    (render("--roi 0,0,0,10"), 2, "--roi 0,0,0,10: not a region"),
     (render("--tile 0"), 2, "--tile 0: must be at least 1"),
     (render("--tile -16"), 2, "--tile -16: must be at least 1"),
     (render("--tile many"), 2, "--tile"),

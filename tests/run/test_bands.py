@@ -102,7 +102,7 @@ def test_strips_with_too_small_a_halo_are_not_exact(tmp_path, models):
     """Two strips that each read nearly all columns: a tile of that shape would hold the whole image, a strip does not."""
     request = replace(SMALL, size=(64, 64), stages=1, overlap="2", tile=12)
     job, _ = render(models["rrdb"], request, tmp_path / "strips")
-    assert job.seam_error is None
+    assert job.seam_error != 0.0  # None, or measured if another test has measured the model
     one = image_of(models["rrdb"], replace(request, tile=None), tmp_path / "one")
     assert np.abs(pixels(job.out).astype(int) - one).max() > 2
 
