@@ -2,7 +2,7 @@
 # make test         set everything up and run the fast tests
 # make test-slow    run the slow tests
 # make lint         check style, types and import rules
-# make docs         write docs/cli.md from the parser, and docs/results.md from the committed rows
+# make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md from the committed rows
 # make bench-quick  measure the main figures again in about five minutes; writes no rows
 # make bench        run every benchmark that this machine can run; appends rows to benchmarks/results
 
@@ -53,6 +53,7 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m engine.cli.reference > docs/cli.md
+	$(BIN)/python docs/api.py > docs/api.md
 	$(BIN)/python benchmarks/results_page.py
 
 bench-quick: $(VENV)/.dev

@@ -27,7 +27,7 @@ from engine.model.bundle import DEFAULT, load
 from engine.plan.request import Request
 
 SEEDS = range(3)
-SIZES = ((540, 1024), (2160, 4096))
+SIZES = ((1024, 540), (4096, 2160))
 PERIODS = (2, 3, 4, 5, 6)
 SQUARES = 8
 FAINT = 0.3
@@ -82,7 +82,7 @@ def main(*paths):
         model = load(path)
         for size, stage in zip(SIZES, model.manifest.stages, strict=False):
             images = [render(model, Request(size=size, seed=seed)).mean(0, dtype=np.float32) for seed in SEEDS]
-            show({"of": Path(path).stem, "width": size[1]}, images, stage.scale)
+            show({"of": Path(path).stem, "width": size[0]}, images, stage.scale)
         image = np.asarray(Image.open(photo).convert("RGB"), dtype=np.float32).mean(2)
         show({"of": Path(photo).name, "width": image.shape[1]}, [image], stage.scale)
 

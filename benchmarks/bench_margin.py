@@ -21,7 +21,7 @@ from engine.plan.request import Request
 
 MARGINS = (0, 4, 8, 12)
 SEEDS = range(3)
-SIZE = (2160, 4096)
+SIZE = (4096, 2160)
 RINGS = ((0, 2), (2, 8), (8, 32), (32, 64), (64, 128))
 INSIDE = (256, 512)
 

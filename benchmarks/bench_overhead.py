@@ -30,7 +30,7 @@ def main(repeats):
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         model = small_model(Path(folder), 2, channels=64, blocks=23, growth=32)
-        request = Request(size=(768, 1024), stages=2, overlap="24", tile=64)
+        request = Request(size=(1024, 768), stages=2, overlap="24", tile=64)
         for k in range(repeats):
             job = Job.prepare(model, request, Path(folder) / f"out{k}.zarr")
             network, tiles = job.stages[0].network, []  # one module serves both steps, which share weights

@@ -63,7 +63,7 @@ def main(*paths):
     for path, picture in zip(paths[::2], paths[1::2], strict=True):
         model, photo = load(path), open_photo(Path(picture))
         size = (round(WIDTH * photo.height / photo.width), WIDTH)
-        sampled = [energies(render(model, Request(size=size, seed=seed))) for seed in SEEDS]
+        sampled = [energies(render(model, Request(size=size[::-1], seed=seed))) for seed in SEEDS]
         base = model.base_size[1]
         small = (round(base * photo.height / photo.width), base)
         enlarged = (small[0] * WIDTH // base, WIDTH)
@@ -71,7 +71,7 @@ def main(*paths):
             folder = Path(temporary)
             start = folder / "reduced.png"
             Image.fromarray(np.moveaxis(photograph(photo, small, folder), 0, -1)).save(start)
-            reduced = energies(render(model, Request(size=enlarged, init=start)))
+            reduced = energies(render(model, Request(size=enlarged[::-1], init=start)))
             truths = [energies(photograph(photo, one, folder)) for one in (size, enlarged)]
         show(Path(path).stem, "samples", np.mean(sampled, 0) / truths[0], len(sampled))
         show(Path(path).stem, "reduced", reduced / truths[1], 1)

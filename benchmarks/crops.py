@@ -28,7 +28,7 @@ SIDE, WIDTH, GAP = 384, 4096, 8
 def crop(model, place):
     """Crop [SIDE, SIDE, 3] of the sample, rendered alone."""
     base_height, base_width = model.base_size
-    size = (base_height * WIDTH // base_width, WIDTH)
+    size = (WIDTH, base_height * WIDTH // base_width)
     roi = Box(place[1], place[0], place[1] + SIDE, place[0] + SIDE)
     return np.moveaxis(render(model, engine.Request(size=size, seed=7, roi=roi, precision="fp32", overlap="32")), 0, -1)
 

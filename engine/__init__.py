@@ -2,39 +2,67 @@
 
     import engine
 
-    result = engine.render("model.safetensors", "out.zarr", size=(3072, 4096), seed=7)   # sizes are (height, width)
-    print(result.path, result.measurements.seconds)
+    result = engine.render("model.safetensors", "out.zarr", size="4096x3072", seed=7)
+    engine.export("out.zarr", "out.png", max_size=2048)      # also .tif, .ome.tif, .jpg, .webp
 
     store = engine.open("out.zarr")                          # finished, or still growing
-    print(store.size, store.levels, store.complete)
-    corner = store.read(engine.Box(0, 0, 512, 512))          # numpy uint8 [h, w, 3]
-    engine.export("out.zarr", "out.tif")                     # .ome.tif, .png, .jpg, .webp
+    corner = store.read((0, 0, 512, 512))                    # x, y, width, height -> numpy uint8 [height, width, 3]
 
-    engine.render("RealESRGAN_x4plus.pth", "large.zarr", init="photo.jpg")    # enlarge a picture with a checkpoint
+    engine.render("realsr", "large.zarr", init="photo.jpg")  # enlarge a picture
 
-load(path)                   Open a model file or a super-resolution checkpoint; ``render`` takes it in place of a path.
-render(model, out, ...)      Plan and render: options of ``Request``, ``on_progress``, ``cancelled``, ``resume``, ``overwrite``.
-open(path)                   Open a store: size, levels, provenance, and regions at any level.
-export(store, out, ...)      Write a store to TIFF, PNG, JPEG or WebP in bounded memory.
-Request(...)                 Options of a render, each documented under its field.
-Job.prepare(model, ...)      A planned render: look at ``plan`` and ``projection`` before it runs, and go box by box.
-Box(y0, x0, y1, x1)          Half-open rectangle in pixels.
-EngineError                  Base of every error: one line that says what to do.
+Sizes are (width, height) and regions (x, y, width, height), or texts as on the command line. Arrays are [height, width, 3].
+docs/api.md has more examples.
+
+Functions
+    load(path)             Open a model file or a super-resolution checkpoint; ``render`` takes it in place of a path.
+    render(model, out)     Plan a render and run it, with the options of ``Request``.
+    open(path)             Open a store to read.
+    export(store, out)     Write a store to a TIFF, PNG, JPEG or WebP file in bounded memory.
+
+Classes
+    Request                Options of a render.
+    Job                    A planned render: look at its plan and cost before it runs.
+    Store                  Size, levels and provenance of a store, and its pixels region by region.
+    Model                  An open model.
+    Box                    Rectangle by rows and columns.
+    Progress               State of a render, which ``on_progress`` receives.
+    RenderResult           Path, Plan, Projection (expected cost) and Measurements (measured cost) of a render.
+    ExportResult           Summary of an exported file.
+
+Errors: each is an EngineError, with one line that says what to do
+    UsageError             An option is wrong, or contradicts another one.
+    BudgetError            The plan does not fit the memory, VRAM or disk.
+    AlignmentError         A tile or halo does not fit a network's window.
+    InputError             A picture or store cannot be read: also ModelError (a model) and ResumeError (a store to continue).
+    RenderError            A network produced NaN or infinity.
+    Interrupted            Stopped on request; resuming continues.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.threads import limit_spinning
 from engine.version import __version__
 
 if TYPE_CHECKING:
-    from engine.errors import EngineError
-    from engine.exporters import export
+    from engine.errors import (
+        AlignmentError,
+        BudgetError,
+        EngineError,
+        InputError,
+        Interrupted,
+        ModelError,
+        RenderError,
+        ResumeError,
+        UsageError,
+    )
+    from engine.exporters import ExportResult, export
     from engine.geometry import Box
-    from engine.job import Job, Progress, RenderResult, render
+    from engine.job import Job, Measurements, Progress, RenderResult, render
     from engine.model.bundle import Model, load
+    from engine.plan.cost import Projection
+    from engine.plan.plan import Plan
     from engine.plan.request import Request
     from engine.store import Store
     from engine.store import open_store as open
@@ -42,14 +70,26 @@ if TYPE_CHECKING:
 limit_spinning()  # before any module of the package loads torch
 
 __all__ = [
+    "AlignmentError",
     "Box",
+    "BudgetError",
     "EngineError",
+    "ExportResult",
+    "InputError",
+    "Interrupted",
     "Job",
+    "Measurements",
     "Model",
+    "ModelError",
+    "Plan",
     "Progress",
+    "Projection",
+    "RenderError",
     "RenderResult",
     "Request",
+    "ResumeError",
     "Store",
+    "UsageError",
     "__version__",
     "export",
     "load",
@@ -57,31 +97,42 @@ __all__ = [
     "render",
 ]
 
-_SOURCES = {
-    "Box": "engine.geometry:Box",
-    "EngineError": "engine.errors:EngineError",
-    "Job": "engine.job:Job",
-    "Model": "engine.model.bundle:Model",
-    "Progress": "engine.job:Progress",
-    "RenderResult": "engine.job:RenderResult",
-    "Request": "engine.plan.request:Request",
-    "Store": "engine.store:Store",
-    "export": "engine.exporters:export",
-    "load": "engine.model.bundle:load",
-    "open": "engine.store:open_store",
-    "render": "engine.job:render",
+_MODULES = {
+    "engine.errors": (
+        "AlignmentError",
+        "BudgetError",
+        "EngineError",
+        "InputError",
+        "Interrupted",
+        "ModelError",
+        "RenderError",
+        "ResumeError",
+        "UsageError",
+    ),
+    "engine.exporters": ("ExportResult", "export"),
+    "engine.geometry": ("Box",),
+    "engine.job": ("Job", "Measurements", "Progress", "RenderResult", "render"),
+    "engine.model.bundle": ("Model", "load"),
+    "engine.plan.cost": ("Projection",),
+    "engine.plan.plan": ("Plan",),
+    "engine.plan.request": ("Request",),
+    "engine.store": ("Store", "open"),
 }
+"""Module of every public name."""
 
+if not TYPE_CHECKING:  # to a type checker, any name would be one of the package
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import on first use: ``engine --help`` does not wait for torch."""
-    if name not in _SOURCES:
+    def __getattr__(name: str) -> object:
+        """Import on first use: ``engine --help`` does not wait for torch."""
+        from importlib import import_module
+
+        for module, names in _MODULES.items():
+            if name in names:
+                value = getattr(import_module(module), "open_store" if name == "open" else name)
+                globals()[name] = value
+                return value
         raise AttributeError(f"module 'engine' has no attribute '{name}'")
-    from importlib import import_module
-
-    module, _, attribute = _SOURCES[name].partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SOURCES})
+    return sorted(__all__)

@@ -1,9 +1,18 @@
-"""Integer rectangles, and grids that divide an image into cells. Knows nothing of tensors."""
+"""Integer rectangles, grids that divide an image into cells, and sizes and regions as users write them.
+
+Users write the width first, as on the command line: (width, height) and (x, y, width, height). Inside, as in arrays, the
+rows come first. ``parse_size`` and ``parse_box`` are the border between the two. Knows nothing of tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
+
+from engine.errors import UsageError, option
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -11,16 +20,22 @@ class Box:
     """Half-open rectangle [y0, y1) x [x0, x1) in pixels; row 0 is the top."""
 
     y0: int
+    """First row."""
     x0: int
+    """First column."""
     y1: int
+    """Row after the last one."""
     x1: int
+    """Column after the last one."""
 
     @property
     def height(self) -> int:
+        """Number of rows."""
         return self.y1 - self.y0
 
     @property
     def width(self) -> int:
+        """Number of columns."""
         return self.x1 - self.x0
 
     @property
@@ -62,6 +77,10 @@ class Box:
     def contains(self, other: Box) -> bool:
         """Whether ``other`` lies within this rectangle."""
         return self.y0 <= other.y0 and self.x0 <= other.x0 and other.y1 <= self.y1 and other.x1 <= self.x1
+
+
+Region: TypeAlias = tuple[int, int, int, int] | Box | str
+"""A region as users write it, in pixels: (x, y, width, height), a box, or a text such as ``1000,500,512,512``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +125,67 @@ class Grid:
         for row in range(box.y0 // self.cell, -(-box.y1 // self.cell)):
             for column in range(box.x0 // self.cell, -(-box.x1 // self.cell)):
                 yield row, column
+
+
+def parse_size(size: object, name: str = "size") -> tuple[int, int]:
+    """(width, height) from such a pair, or from a text such as ``4096x3072``.
+
+    Raises:
+        UsageError: the value has another form, or a side is 0.
+    """
+    form = "WIDTHxHEIGHT in pixels, such as 4096x3072"
+    if isinstance(size, str):
+        text = size if re.fullmatch(r"\d+[xX]\d+", size) else ""
+        sides = _whole_numbers(text.lower().split("x"))
+    else:
+        sides = _whole_numbers(size)
+    if len(sides) == 2 and min(sides) > 0:
+        return sides[0], sides[1]
+    if isinstance(size, str):
+        raise UsageError(f"{option(name, size)}: not a size; write {form}")
+    raise UsageError(f"{option(name)}: {size!r} is not a size; give (width, height), or {form}")
+
+
+def parse_box(region: object, name: str = "roi") -> Box:
+    """Box from a ``Region``: (x, y, width, height), a text such as ``1000,500,512,512``, or a box.
+
+    Args:
+        region: value to parse.
+        name: option to name in the error.
+
+    Raises:
+        UsageError: the value has another form, or the region is empty.
+    """
+    form = "X,Y,WIDTH,HEIGHT in pixels of the whole image, such as 1000,500,512,512"
+    if isinstance(region, Box):
+        return region
+    if isinstance(region, str):
+        text = region if re.fullmatch(r"\d+(,\d+)*", region) else ""
+        numbers = _whole_numbers(text.split(","))
+    else:
+        numbers = _whole_numbers(region)
+    if len(numbers) == 4 and min(numbers) >= 0 and numbers[2] and numbers[3]:
+        x, y, width, height = numbers
+        return Box(y, x, y + height, x + width)
+    if isinstance(region, str):
+        raise UsageError(f"{option(name, region)}: not a region; write {form}")
+    raise UsageError(f"{option(name)}: {region!r} is not a region; give (x, y, width, height), a Box, or {form}")
+
+
+def whole_number(value: object) -> int | None:
+    """An integer of Python or numpy, or digits, as an integer; None for any other value, also for True and False."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\d+", value) else None
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _whole_numbers(values: object) -> list[int]:
+    """The numbers of a sequence; empty if any is no whole number."""
+    numbers = [whole_number(value) for value in values] if isinstance(values, Iterable) else []
+    whole = [number for number in numbers if number is not None]
+    return whole if len(whole) == len(numbers) else []

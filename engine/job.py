@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -17,10 +17,11 @@ from engine.device.memory import PeakMemory, device_limit
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.exporters import FORMATS as PICTURES
+from engine.io.array import Picture, picture_file
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import complete, measure
-from engine.model.bundle import Model, load
+from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
 from engine.plan.cost import Projection, check
 from engine.plan.halo import largest
@@ -28,7 +29,7 @@ from engine.plan.layouts import candidates
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.request import AUTO, Request
+from engine.plan.request import AUTO, RenderOptions, Request
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -91,51 +92,51 @@ class RenderResult:
 
 
 def render(
-    model: Model | Path | str,
+    model: Model | Path | str | None,
     out: Path | str,
     *,
-    init: Path | str | None = None,
+    init: Picture | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    cancelled: Callable[[], bool] = lambda: False,
-    log: Log = lambda line: None,
-    **options: Any,  # noqa: ANN401 (fields of Request, which checks them)
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    log: Log | None = None,
+    **options: Unpack[RenderOptions],
 ) -> RenderResult:
-    """Render a model into an OME-Zarr store.
+    """Plan a render and run it, into an OME-Zarr store.
 
     Args:
-        model: a loaded model, a model file, or a super-resolution checkpoint (with ``init``).
-        out: store to write.
-        init: picture to enlarge, in place of step 1.
+        model: a loaded model, a model file, or with ``init`` a super-resolution checkpoint, ``realsr`` or ``x4plus``. None: the
+            model that comes with the engine, or ``realsr`` with ``init``.
+        out: store to write, a folder.
+        init: picture to enlarge, in place of step 1: a file, or an array of uint8 or uint16 [height, width, 3] in sRGB.
         resume: finish a store that was interrupted; a missing store is begun.
         overwrite: replace an existing store.
-        on_progress: called after each tile or band.
+        on_progress: called with a ``Progress`` after each tile or band: ``done`` of ``total``.
         cancelled: asked after each write; True stops the render.
         log: receives a line before each measurement.
-        **options: fields of ``engine.Request``: ``size=(height, width)``, ``seed``, ``roi``, ``memory``, ...
-
-    Returns:
-        Path, plan, projection and measurements.
+        **options: options of ``Request``: ``size="4096x3072"`` or ``(4096, 3072)``, ``seed``, ``roi``, ...
 
     Raises:
-        engine.errors.EngineError: a subclass for each cause, with one line that says what to do.
-        engine.errors.Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
+        UsageError: an option is wrong or contradicts another one.
+        InputError: the model, the picture or the store cannot be used (ModelError, ResumeError).
+        BudgetError: the plan does not fit the memory or the disk.
+        RenderError: a network produced NaN or infinity.
+        Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
     """
     if resume and overwrite:
         raise UsageError(
             f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
         )
-    fix_malloc_thresholds()
-    loaded = model if isinstance(model, Model) else load(model)
-    request = Request(init=Path(init) if init is not None else None, **options)
-    job = Job.prepare(loaded, request, Path(out), log)
-    return job.render(job.open_sink(resume=resume, overwrite=overwrite), on_progress=on_progress, cancelled=cancelled)
+    with picture_file(init) as picture:
+        job = Job.prepare(model, Request(init=picture, **options), out, log)
+        sink = job.open_sink(resume=resume, overwrite=overwrite)
+        return job.render(sink, on_progress=on_progress, cancelled=cancelled)
 
 
 @dataclass(kw_only=True)
 class Job:
-    """A planned render. ``plan`` and ``projection`` may be looked at before ``render`` or ``run``."""
+    """A planned render, made by ``prepare``. Look at ``plan`` and ``projection``, then ``check`` and ``render``."""
 
     model: Model
     request: Request
@@ -145,21 +146,34 @@ class Job:
     measured: Measured
     log: Log
     plan: Plan = field(init=False)
+    """Fields that decide the output's pixels."""
     projection: Projection = field(init=False)
+    """Expected cost."""
     cuts: tuple[StagePlan, ...] = field(init=False)
     """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
     redone: int = field(default=0, init=False)
     """Tiles that half precision could not represent and float32 computed again."""
 
     @classmethod
-    def prepare(cls, model: Model, request: Request, out: Path, log: Log = lambda line: None) -> Job:
+    def prepare(
+        cls,
+        model: Model | Path | str | None,
+        request: Request | None = None,
+        out: Path | str = "out.zarr",
+        log: Log | None = None,
+    ) -> Job:
         """Measure what the plan needs and make it; nothing is rendered and nothing is written.
+
+        Args:
+            model, out, log: as for ``render``.
+            request: options of the render; by default those of an empty ``Request``.
 
         Raises:
             UsageError: the request contradicts itself or the model.
             BudgetError: no executor fits the budget.
             InputError: the picture or the output's folder cannot be used.
         """
+        request, out, log = request or Request(), Path(out), log or _ignore
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
         if out.suffix.lower() in PICTURES and not out.exists():
@@ -167,9 +181,12 @@ class Job:
                 f"{option('out', out)}: names a picture, and a render writes a store; use {out.with_suffix('.zarr')}, "
                 f"then engine export {out.with_suffix('.zarr')} {out}"
             )
+        fix_malloc_thresholds()
+        if not isinstance(model, Model):
+            model = load(model or (DEFAULT if request.init is None else "realsr"))
         picture = PictureSource(request.init) if request.init is not None else None
         if picture is not None and model.base_generator is None and len(model.stages) == 1:
-            times = repetitions(picture.size, request.size, model.stages[0].scale, request.stages)
+            times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
             model = model.repeated(times) if times > 1 else model
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
@@ -205,8 +222,8 @@ class Job:
         """Raise BudgetError when the plan does not fit the budgets."""
         check(self.plan, self.projection, self.measured.budget)
 
-    def open_sink(self, *, resume: bool, overwrite: bool) -> ZarrSink:
-        """Make the store, or open the store to be finished and adopt its cut.
+    def open_sink(self, *, resume: bool = False, overwrite: bool = False) -> ZarrSink:
+        """Make the store, or with ``resume`` open the store to be finished and adopt its cut.
 
         Raises:
             BudgetError: the plan does not fit the budgets.
@@ -249,18 +266,28 @@ class Job:
 
     def render(
         self,
-        sink: ZarrSink,
+        sink: ZarrSink | None = None,
         *,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> RenderResult:
-        """Run to the end and measure. Raises Interrupted when ``cancelled``, asked after each write, returns True."""
+        """Run to the end and measure.
+
+        Args:
+            sink: store, as ``open_sink`` gives it; by default a new one.
+            on_progress, cancelled: as for ``engine.render``.
+
+        Raises:
+            Interrupted: ``cancelled`` returned True.
+        """
+        sink = sink or self.open_sink()
         total, done = sum(self.projection.lr_pixels), 0
 
         def advance(position: int, lr_pixels: int) -> None:
             nonlocal done
             done += lr_pixels
-            on_progress(Progress(done, total, self.plan.stages[position].step))
+            if on_progress is not None:
+                on_progress(Progress(done, total, self.plan.stages[position].step))
 
         writes, compute, write = 0, 0.0, 0.0
         start = time.perf_counter()
@@ -269,7 +296,7 @@ class Job:
                 writes += 1
                 compute += written.compute_seconds
                 write += written.write_seconds
-                if cancelled() and not sink.is_finished:
+                if cancelled is not None and cancelled() and not sink.is_finished:
                     raise Interrupted(
                         f"{self.out}: stopped after a whole shard; the same command with {option('resume', True)} goes on"
                     )
@@ -374,6 +401,10 @@ class Job:
             "precision_error_levels": asdict(error) if error else None,
             "profiles": [p.to_json() if p else None for p in profiles],
         }
+
+
+def _ignore(line: str) -> None:
+    """A log without a reader."""
 
 
 def _is_smaller_tile(tile: object, stage: StagePlan) -> bool:

@@ -147,9 +147,9 @@ def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Ca
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     scales = [stage.scale for stage in model.stages]
     if picture is not None:
-        return canvas_of_picture(request.size, picture.size, scales, request.stages)
+        return canvas_of_picture(request.shape, picture.size, scales, request.stages)
     assert model.base_size is not None
-    canvas = canvas_of_scene(request.size, model.base_size, scales, request.stages)
+    canvas = canvas_of_scene(request.shape, model.base_size, scales, request.stages)
     return canvas.with_margin(_margin(model, canvas.stages))
 
 

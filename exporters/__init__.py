@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,8 @@ class ExportResult:
 
 
 def export(
-    store: Path,
-    out: Path,
+    store: str | PathLike[str],
+    out: str | PathLike[str],
     *,
     compression: str | None = None,
     quality: int | None = None,
@@ -73,7 +74,7 @@ def export(
     """Write the image in ``store`` to ``out``, which appears whole or not at all.
 
     Args:
-        store: folder of an OME-Zarr image.
+        store: folder of an OME-Zarr image, or an open ``Store``.
         out: file to write; its suffix chooses the format (``FORMATS``).
         compression: TIFF's compression: deflate, jpeg or none.
         quality: quality of JPEG and WebP, 1 to 100.
@@ -94,7 +95,7 @@ def export(
         BudgetError: the disk has too little space.
         EngineError: writing failed.
     """
-    start, store, out = time.perf_counter(), Path(store), Path(out)
+    start, source, out = time.perf_counter(), Path(store), Path(out)
     options = {
         "compression": compression,
         "quality": quality,
@@ -108,7 +109,7 @@ def export(
     _check_target(out, overwrite=overwrite)
     from engine.exporters.pyramid import Pyramid
 
-    pyramid = Pyramid(store, allow_incomplete=allow_incomplete)
+    pyramid = Pyramid(source, allow_incomplete=allow_incomplete)
     job: ExportJob = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
     check_space(job.estimate, shutil.disk_usage(out.parent).free, out)
     try:

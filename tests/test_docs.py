@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import engine
 from engine.cli.app import app
 from engine.cli.reference import commands_of, reference
 
@@ -50,6 +56,12 @@ def command_lines(page):
             yield shlex.split(re.sub(r"[\[\]]", "", match[1]), comments=True)
 
 
+def examples(page):
+    """Code of the Python examples of a page."""
+    codes = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return [code for code in codes if "import " in code]  # others are signatures
+
+
 def load_script(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -73,6 +85,17 @@ def test_command_reference_names_every_option():
             if argument.show and argument.name.startswith("--"):
                 assert argument.parameter.help, (name, argument.name)
                 assert f"`{argument.name}" in text, (name, argument.name)
+
+
+def test_api_reference_is_current():
+    """``make docs`` writes it again."""
+    assert (ROOT / "docs" / "api.md").read_text() == load_script(ROOT / "docs" / "api.py").page()
+
+
+def test_api_reference_names_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text()
+    for name in set(engine.__all__) - {"__version__"}:
+        assert re.search(rf"^### {name}$|^\| `{name}` \|", text, re.MULTILINE), name
 
 
 def test_results_page_is_current():
@@ -115,16 +138,47 @@ def test_options_exist():
         assert mentioned - OTHER_PROGRAMS <= known | {"--help", "--version"}, page
 
 
-def test_python_examples_run(tmp_path, monkeypatch, model_file):
+@pytest.fixture
+def example_files(tmp_path, monkeypatch, model_file, picture):
+    """Current folder with the files that the examples name: a small model, a small network for RealSR, and pictures."""
     (tmp_path / "model.safetensors").symlink_to(model_file)
+    (tmp_path / "sr.safetensors").symlink_to(model_file.parent / "sr.safetensors")
+    (tmp_path / "pictures").mkdir()
+    for seed, name in enumerate(("photo.jpg", "pictures/a.jpg", "pictures/b.jpg")):
+        pixels = (picture(24, 32, seed).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert examples
-    for code in examples:
-        small = code.replace("size=(3072, 4096)", "size=(48, 64)")
-        assert small != code
-        exec(compile(small, "README.md", "exec"), {})
-    assert (tmp_path / "out.zarr" / "zarr.json").is_file()
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_python_examples_run(example_files, page):
+    """In the page's order, with a smaller image and a smaller network."""
+    smaller = {"4096x3072": "512x384", "(2000, 1000": "(200, 100", '"realsr"': '"sr.safetensors"'}
+    codes = examples(page)
+    assert codes
+    for code in codes:
+        for name, value in smaller.items():
+            code = code.replace(name, value)
+        exec(compile(code, page, "exec"), {})
+    assert (example_files / "out.zarr" / "zarr.json").is_file()
+
+
+@pytest.mark.slow
+def test_python_examples_are_typed(tmp_path):
+    """``mypy --strict`` passes, and finds an option that does not exist."""
+    pytest.importorskip("mypy")
+    codes = [code for page in ("README.md", "docs/api.md") for code in examples(page)]
+    for number, code in enumerate([*codes, 'import engine\n\nengine.render(None, "a.zarr", sede=7)\n']):
+        (tmp_path / f"example_{number}.py").write_text(code)
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir=cache", "."]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert len(errors) == 1, done.stdout + done.stderr
+    assert f"example_{len(codes)}.py:3" in errors[0]
+    assert '"sede"' in errors[0]
 
 
 # Text

@@ -24,7 +24,7 @@ from engine.run.base import base_image
 from engine.run.stage import Stage
 
 GIB = 1 << 30
-SMALL = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="tiles", precision="fp32")
+SMALL = Request(size=(256, 192), stages=2, tile=16, overlap="4", executor="tiles", precision="fp32")
 """12 writes: of tiles, or of rows of shards down 4 strips."""
 
 BOTH = ("tiles", "bands")
@@ -195,11 +195,11 @@ def test_picture_replaces_step_1(tmp_path, model, picture_file):
 
 
 def test_picture_is_enlarged_then_reduced_to_the_requested_size(tmp_path, model, picture_file):
-    request = Request(init=picture_file(30, 40), size=(90, 120), tile=16, overlap="4", precision="fp32")
+    request = Request(init=picture_file(30, 40), size=(120, 90), tile=16, overlap="4", precision="fp32")
     job = render(model, request, tmp_path / "out.zarr")
     assert (job.plan.base, job.plan.enlarged) == ((30, 40), (120, 160))
     assert pixels(tmp_path / "out.zarr").shape == (3, 90, 120)
-    for size, words in (((90, 240), "would stretch the picture of 40x30 by 100%; use 240x180"), ((0, 9), "empty side")):
+    for size, words in (((240, 90), "would stretch the picture of 40x30 by 100%; use 240x180"), ((9, 0), "not a size")):
         with pytest.raises(UsageError, match=words):
             Job.prepare(model, replace(request, size=size), tmp_path / "x.zarr")
 
@@ -231,7 +231,7 @@ SIZES = [(251, 187, 2), (251, 187, 1), (1, 1, 1), (1, 1, 2), (3, 2, 2), (97, 5, 
 def test_any_size(tmp_path, models, name):
     for executor in BOTH:
         for width, height, stages in SIZES:
-            request = replace(SMALL, size=(height, width), stages=stages, executor=executor)
+            request = replace(SMALL, size=(width, height), stages=stages, executor=executor)
             job = render(models[name], request, tmp_path / f"{executor} {width}x{height} {stages}.zarr")
             levels = [pixels(job.out, level) for level in range(len(job.plan.pyramid))]
             for level, values in enumerate(levels):
@@ -246,7 +246,7 @@ def test_odd_size_is_the_crop_of_the_next_whole_one(tmp_path, models):
             request = replace(SMALL, executor=executor)
             odd, even = (
                 pixels(render(models[name], replace(request, size=size), tmp_path / f"{name} {executor} {size}").out)
-                for size in ((187, 251), (192, 256))
+                for size in ((251, 187), (256, 192))
             )
             np.testing.assert_array_equal(odd, even[:, :187, :251])
 
@@ -260,7 +260,7 @@ def test_default_size_is_that_of_all_stages(tmp_path, model):
 def test_any_tile(tmp_path, models, executor):
     for name in ("rrdb", "swinir"):
         for tile in (1, 7, 16, 100):
-            request = replace(SMALL, size=(45, 60), tile=tile, executor=executor)
+            request = replace(SMALL, size=(60, 45), tile=tile, executor=executor)
             job = render(models[name], request, tmp_path / f"{name} {tile}.zarr")
             if executor == "bands":  # a strip is no wider than the image
                 assert job.plan.stages[-1].tile >= min(tile, 60 // job.plan.stages[-1].scale)
@@ -309,7 +309,7 @@ def test_store_is_complete_only_at_the_end(tmp_path, model):
 
 def test_every_tile_runs_once_and_is_projected(tmp_path, models):
     for name, model in models.items():
-        job = Job.prepare(model, replace(SMALL, tile=8, size=(187, 251)), tmp_path / f"{name}.zarr")
+        job = Job.prepare(model, replace(SMALL, tile=8, size=(251, 187)), tmp_path / f"{name}.zarr")
         ran = []
         sink = job.open_sink(resume=False, overwrite=False)
         for _ in job.run(sink, lambda position, lr_pixels, ran=ran: ran.append((position, lr_pixels))):
@@ -425,7 +425,7 @@ def test_too_little_memory_is_refused_before_writing(tmp_path, model):
 
 
 def test_less_memory_means_smaller_tiles(tmp_path, model):
-    request = replace(SMALL, size=(3072, 4096), tile=None, overlap="16")
+    request = replace(SMALL, size=(4096, 3072), tile=None, overlap="16")
     roomy = Job.prepare(model, replace(request, memory=64 * GIB), tmp_path / "out.zarr")
     need = roomy.projection.working - roomy.projection.host_parts["base image"]
     memory = roomy.measured.baseline + need * 2 // 3
@@ -473,7 +473,7 @@ def test_absurd_size_is_refused_at_once(tmp_path, model):
 
 def test_tiles_of_a_whole_image_are_counted_without_a_list(tmp_path, models):
     for name in ("rrdb", "swinir"):
-        for size in ((187, 251), (192, 256), (1, 1), (33, 500)):
+        for size in ((251, 187), (256, 192), (1, 1), (500, 33)):
             for tile in (3, 40):
                 job = Job.prepare(models[name], replace(SMALL, size=size, tile=tile), tmp_path / "out.zarr")
                 assert job.projection.tasks == job.plan.tiles_to_run(list(job.plan.writes())), (name, size, tile)

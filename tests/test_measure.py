@@ -14,7 +14,7 @@ from engine.plan.measured import PrecisionError
 from engine.plan.request import Request
 from engine.probe import footprint
 
-AUTO = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="tiles", device="cpu", precision="auto")
+AUTO = Request(size=(256, 192), stages=2, tile=16, overlap="4", executor="tiles", device="cpu", precision="auto")
 
 
 @pytest.fixture

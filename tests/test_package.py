@@ -1,6 +1,7 @@
 """Package: one top-level name, complete and minimal wheel, declared dependencies."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -112,3 +113,31 @@ def test_imports_are_declared():
             if isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
     assert imported - set(sys.stdlib_module_names) - {"engine"} - optional <= declared
+
+
+def test_import_is_light():
+    """``import engine`` loads no library, and any public name is found afterwards."""
+    code = "import sys, engine; print(sorted({'torch', 'numpy', 'zarr', 'cyclopts'} & set(sys.modules)), engine.Store)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[] <class 'engine.store.Store'>\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP")
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "'3000'"), ({"GOMP_SPINCOUNT": "77"}, "'77'"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=str,
+)
+def test_threads_stop_spinning(own, expected):
+    """OpenMP itself reports the limit that it has read when torch loads it; the user's own setting is kept."""
+    names = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= own | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    command = [sys.executable, "-c", "import engine; engine.load"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
+    reported = re.findall(r"GOMP_SPINCOUNT = (.*)", done.stderr)
+    assert reported, done.stderr
+    if expected is None:
+        assert "'3000'" not in reported
+    else:
+        assert set(reported) == {expected}

@@ -25,7 +25,7 @@ from engine.plan.request import Request
 from engine.run.stage import Stage
 
 ENGINE = Path(sys.executable).parent / "engine"
-SMALL = Request(size=(96, 128), stages=2, tile=8, overlap="4", precision="fp32", executor="tiles")
+SMALL = Request(size=(128, 96), stages=2, tile=8, overlap="4", precision="fp32", executor="tiles")
 LARGE = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor"
 
 
@@ -345,7 +345,7 @@ def test_tiles_of_the_store_are_adopted(tmp_path, model, small, expected):
 
 OTHER = {
     "seed": ({"seed": 1}, "seed: 0 there, 1 here"),
-    "size": ({"size": (96, 127)}, "canvas:"),
+    "size": ({"size": (127, 96)}, "canvas:"),
     "region": ({"roi": Box(0, 0, 96, 127)}, "roi:"),
     "overlap": ({"overlap": "5"}, "stages: halo of step 2 4 there, 5 here"),
     "tile": ({"tile": 16}, r"stages: core of step 2 \d there, \d+ here"),

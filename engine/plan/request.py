@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from numbers import Real
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 from cyclopts import Parameter, Token
 
 from engine.errors import UsageError, option
-from engine.geometry import Box
+from engine.fields import describe_options
+from engine.geometry import Box, parse_box, parse_size, whole_number
 from engine.plan.halo import SEAM_TOLERANCE, HaloPolicy
 from engine.plan.plan import RENAMED_EXECUTORS
-
-Size = tuple[int, int]
 
 AUTO = "auto"
 RAMPS = ("cosine", "linear")
@@ -36,42 +37,20 @@ _UNITS = {
 }
 
 
-def parse_size(text: str) -> Size:
-    """Parse ``4096x3072`` (width x height) into (height, width).
-
-    Raises:
-        UsageError: the text has another form, or a side is 0.
-    """
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
-    if not match or not all(int(n) for n in match.groups()):
-        raise UsageError(f"{option('size', text)}: not a size; write WIDTHxHEIGHT in pixels, such as 4096x3072")
-    return int(match[2]), int(match[1])
-
-
-def parse_box(text: str) -> Box:
-    """Parse ``x,y,width,height`` into a box.
-
-    Raises:
-        UsageError: the text has another form.
-    """
-    if not re.fullmatch(r"\d+,\d+,\d+,\d+", text):
-        raise UsageError(
-            f"{option('roi', text)}: not a region; write X,Y,WIDTH,HEIGHT in pixels of the whole image, such as 1000,500,512,512"
-        )
-    x, y, width, height = (int(n) for n in text.split(","))
-    return Box(y, x, y + height, x + width)
-
-
-def parse_bytes(text: str, name: str = "memory") -> int:
+def parse_bytes(text: object, name: str = "memory") -> int:
     """Parse ``2GiB``, ``1.5g`` or ``800MB`` into a number of bytes.
 
     Args:
-        text: number with an optional decimal (k, m, g, t) or binary (ki, mi, gi, ti) unit, in any case.
+        text: number with an optional decimal (k, m, g, t) or binary (ki, mi, gi, ti) unit, in any case; or the number itself.
         name: option to name in the error.
 
     Raises:
         UsageError: the text has another form, or is less than one byte.
     """
+    if not isinstance(text, str):
+        if (number := whole_number(text)) is None or number < 1:
+            raise UsageError(f"{option(name)}: {text!r} is not a number of bytes; give one, or a text such as 2GiB")
+        return number
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     count = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if not count:
@@ -88,29 +67,105 @@ def flag(parse: Callable[[str], object], metavar: str) -> Parameter:
     return Parameter(converter=convert, metavar=metavar, n_tokens=1, accepts_keys=False, negative=())
 
 
-_PARSERS: dict[str, Callable[[str], object]] = {
+def _whole(value: object, name: str) -> int:
+    if (number := whole_number(value)) is None:
+        raise _wrong_type(value, name, "a whole number")
+    return number
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _wrong_type(value, name, "a number")
+    return float(value)
+
+
+def _switch(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong_type(value, name, "True or False")
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong_type(value, name, "a text")
+    return value
+
+
+def _overlap(value: object, name: str) -> str:
+    number = whole_number(value)
+    return _text(value, name) if number is None else str(number)
+
+
+def _path(value: object, name: str) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong_type(value, name, "a path")
+    return Path(value)
+
+
+def _wrong_type(value: object, name: str, wanted: str) -> UsageError:
+    return UsageError(f"{option(name)}: {value!r} is not {wanted}; give {wanted}")
+
+
+_PARSERS: dict[str, Callable[[object, str], object]] = {
     "size": parse_size,
+    "seed": _whole,
+    "init": _path,
     "roi": parse_box,
+    "stages": _whole,
+    "executor": _text,
+    "tile": _whole,
+    "overlap": _overlap,
+    "blend": _whole,
+    "ramp": _text,
+    "dither": _switch,
+    "seam_tolerance": _number,
+    "device": _text,
+    "precision": _text,
     "memory": parse_bytes,
-    "vram": partial(parse_bytes, name="vram"),
-    "init": Path,
+    "vram": parse_bytes,
 }
+"""Check of every option of a request: (value, name of the option) -> value as it is kept."""
+
+
+class RenderOptions(TypedDict, total=False):
+    """Options of ``Request`` with the types that it accepts, for type checkers; ``Request`` documents them."""
+
+    size: tuple[int, int] | str | None
+    seed: int
+    roi: tuple[int, int, int, int] | Box | str | None
+    stages: int | None
+    executor: str
+    tile: int | None
+    overlap: str | int
+    blend: int
+    ramp: str
+    dither: bool
+    seam_tolerance: float
+    device: str | None
+    precision: str
+    memory: int | str | None
+    vram: int | str | None
+
+
+class RequestOptions(RenderOptions, total=False):
+    """All options of ``Request``."""
+
+    init: Path | str | None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Options of a render.
+    """Options of a render, checked when it is made.
 
-    The docstring of a field is also the help of its flag. In Python, sizes are (height, width), regions are ``Box``, memory
-    is in bytes, and None selects the default. Texts as on the command line are accepted too: ``size="4096x3072"``,
-    ``roi="1000,500,512,512"``, ``memory="2GiB"``, ``init="photo.jpg"``.
+    Values may be written as on the command line (``size="4096x3072"``, ``roi="1000,500,512,512"``, ``memory="2GiB"``) or as
+    numbers: sizes are (width, height), regions (x, y, width, height), memory is in bytes. None selects the default.
 
     Raises:
         UsageError: a value is out of range or unknown, or two values exclude each other.
     """
 
-    size: Annotated[Size | None, flag(parse_size, "WxH")] = None
+    size: Annotated[tuple[int, int] | None, flag(parse_size, "WxH")] = None
     """Size of the whole image, WIDTHxHEIGHT in pixels; default: base image times the scales of all steps."""
 
     seed: int = 0
@@ -163,12 +218,15 @@ class Request:
     vram: Annotated[int | None, flag(partial(parse_bytes, name="vram"), "BYTES")] = None
     """Limit of device memory, such as 8GiB; default: the free device memory."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **options: Unpack[RequestOptions]) -> None: ...
+
     def __post_init__(self) -> None:
-        for name, parse in _PARSERS.items():  # Python callers may write a value as the command line does
-            if isinstance(value := getattr(self, name), str):
-                object.__setattr__(self, name, parse(value))
-        if type(self.seed) is not int:
-            raise UsageError(f"{option('seed', self.seed)}: must be a whole number")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _PARSERS[field.name](value, field.name))
         object.__setattr__(self, "executor", RENAMED_EXECUTORS.get(self.executor, self.executor))
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"{option('seed', self.seed)}: must be from 0 to {MAX_SEED}")
@@ -186,3 +244,11 @@ class Request:
     def halo_policy(self) -> HaloPolicy:
         """Policy that chooses the halo of each step from ``overlap`` and ``seam_tolerance``."""
         return HaloPolicy(self.overlap, self.seam_tolerance)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(height, width) of the whole image, as the planner takes it."""
+        return self.size and (self.size[1], self.size[0])
+
+
+describe_options(Request, RequestOptions)

@@ -45,7 +45,7 @@ def render(changes="", command="render"):
 def measured(model_file):
     """Model whose memory and speed are in the cache, so that no command logs their measurement."""
     for executor in BOTH:
-        request = Request(size=(192, 256), overlap="4", stages=2, precision="fp32", executor=executor)
+        request = Request(size=(256, 192), overlap="4", stages=2, precision="fp32", executor=executor)
         Job.prepare(load(model_file), request, Path("out.zarr"))
     return model_file
 
@@ -109,7 +109,7 @@ REFUSALS = [
         2,
         "--roi 200,0,57,10: not inside the canvas of 256x192; use X,Y,WIDTH,HEIGHT inside it",
     ),
-    (render("--roi 0,0,0,10"), 2, "--roi 0,0,0,10: not inside the canvas"),
+    (render("--roi 0,0,0,10"), 2, "--roi 0,0,0,10: not a region"),
     (render("--tile 0"), 2, "--tile 0: must be at least 1"),
     (render("--tile -16"), 2, "--tile -16: must be at least 1"),
     (render("--tile many"), 2, "--tile"),

@@ -21,7 +21,7 @@ def measured(model_file):
     """Measure the model once; the measurement is cached."""
     from pathlib import Path
 
-    Job.prepare(load(model_file), Request(size=(96, 128), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
+    Job.prepare(load(model_file), Request(size=(128, 96), overlap="4", stages=2, precision="fp32"), Path("out.zarr"))
     return model_file
 
 

@@ -160,7 +160,7 @@ def renders(draw):
     canvas = canvas_of_scene(size, (32, 32), [cost.scale for cost in costs], draw(st.sampled_from([None, count])))
     canvas = canvas.with_margin(draw(st.sampled_from([0, 8, 16, 40])))
     request = Request(
-        size=size,
+        size=size[::-1],
         tile=draw(st.none() | st.integers(16, 100)),
         executor=draw(st.sampled_from(["auto", *EXECUTORS])),
         overlap=draw(st.sampled_from(["auto", "exact", "8"])),

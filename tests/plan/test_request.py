@@ -1,16 +1,19 @@
 """Requests: accepted texts and values, and refusals."""
 
 import dataclasses
+import pydoc
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
-from engine.geometry import Box
+from engine.geometry import Box, parse_box, parse_size
 from engine.plan.halo import HaloPolicy
-from engine.plan.request import MAX_SEED, Request, parse_box, parse_bytes, parse_size
+from engine.plan.request import MAX_SEED, Request, RequestOptions, parse_bytes
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 sides = st.integers(1, 10**6)
@@ -41,7 +44,7 @@ BAD_VALUES = [
 @quick
 @given(sides, sides, st.sampled_from("xX"))
 def test_size_is_width_first(width, height, letter):
-    assert parse_size(f"{width}{letter}{height}") == (height, width)
+    assert parse_size(f"{width}{letter}{height}") == (width, height)
 
 
 @quick
@@ -115,11 +118,81 @@ def test_requests_are_values():
         Request().seed = 2
 
 
-def test_python_accepts_the_texts_of_the_command_line():
-    texts = Request(size="400x300", roi="10,20,30,40", memory="2GiB", vram="800MB", init="photo.jpg")
-    assert texts == Request(
-        size=(300, 400), roi=Box(20, 10, 60, 40), memory=2 << 30, vram=800_000_000, init=Path("photo.jpg")
+def test_values_may_be_written_in_several_ways():
+    expected = Request(
+        size=(400, 300),
+        roi=Box(20, 10, 60, 40),
+        memory=2 << 30,
+        vram=800_000_000,
+        init=Path("photo.jpg"),
+        seed=7,
+        overlap="8",
+        seam_tolerance=2.0,
     )
-    for options in ({"size": "large"}, {"roi": "1,2"}, {"memory": "lots"}, {"vram": "lots"}, {"seed": 1.5}):
-        with pytest.raises(UsageError):
+    texts = {
+        "size": "400x300",
+        "roi": "10,20,30,40",
+        "memory": "2GiB",
+        "vram": "800MB",
+        "init": "photo.jpg",
+        "seed": "7",
+    }
+    arrays = {"size": np.array([400, 300]), "roi": [10, 20, 30, 40], "memory": np.int64(2 << 30), "seed": np.uint8(7)}
+    assert Request(**texts, overlap=8, seam_tolerance=2) == expected
+    assert Request(**texts | arrays, overlap=np.int32(8), seam_tolerance=np.float32(2)) == expected
+    assert expected.shape == (300, 400)
+    assert Request().shape is None
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Request)])
+def test_wrong_types_are_refused_at_once(name):
+    for value in (object(), {"a": 1}, 1.5j, b"x"):
+        with pytest.raises(UsageError) as caught:
+            Request(**{name: value})
+        assert str(caught.value).startswith(f"{name}: {value!r} is not "), value
+        assert "; give " in str(caught.value)
+    optional = next(field for field in dataclasses.fields(Request) if field.name == name).default is None
+    if optional:
+        assert getattr(Request(**{name: None}), name) is None
+    else:
+        with pytest.raises(UsageError, match=f"{name}: None is not"):
+            Request(**{name: None})
+
+
+WRONG = [
+    ({"size": "large"}, "size='large': not a size; write WIDTHxHEIGHT"),
+    ({"size": (5, 0)}, "size: (5, 0) is not a size; give (width, height)"),
+    ({"size": (5,)}, "size: (5,) is not a size"),
+    ({"size": (5.5, 3)}, "size: (5.5, 3) is not a size"),
+    ({"roi": (1, 2, 3, 0)}, "roi: (1, 2, 3, 0) is not a region; give (x, y, width, height), a Box"),
+    ({"roi": "1,2"}, "roi='1,2': not a region"),
+    ({"memory": "lots"}, "memory='lots': not an amount of memory"),
+    ({"memory": 0}, "memory: 0 is not a number of bytes"),
+    ({"vram": "lots"}, "vram='lots'"),
+    ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
+    ({"seed": True}, "seed: True is not a whole number"),
+    ({"tile": "wide"}, "tile: 'wide' is not a whole number"),
+    ({"dither": 1}, "dither: 1 is not True or False"),
+]
+
+
+def test_wrong_values_are_refused_at_once():
+    for options, words in WRONG:
+        with pytest.raises(UsageError) as caught:
             Request(**options)
+        assert str(caught.value).startswith(words), options
+        assert "\n" not in str(caught.value)
+
+
+def test_type_checkers_know_every_option():
+    assert set(RequestOptions.__annotations__) == {field.name for field in dataclasses.fields(Request)}
+
+
+def test_help_is_readable():
+    """The signature shows defaults only, and every option has its type, its default and its text."""
+    text = pydoc.plain(pydoc.render_doc(Request))
+    assert "Annotated[" not in text
+    for field in dataclasses.fields(Request):
+        assert re.search(rf"{field.name}: .+ = {re.escape(repr(field.default))}\n \|          [A-Z].{{15}}", text), (
+            field.name
+        )

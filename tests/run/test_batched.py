@@ -19,7 +19,7 @@ from engine.model.bundle import load
 from engine.plan.request import Request
 from engine.run.stage import Stage
 
-SMALL = Request(size=(192, 256), stages=2, tile=16, overlap="4", executor="batched", device="cpu", precision="fp32")
+SMALL = Request(size=(256, 192), stages=2, tile=16, overlap="4", executor="batched", device="cpu", precision="fp32")
 """12 writes."""
 
 EXECUTORS = ("tiles", "batched")
@@ -39,7 +39,7 @@ def test_store_equals_that_of_tiles(tmp_path, models):
 
 def test_any_size(tmp_path, models):
     for name in ("rrdb", "swinir"):
-        for size in ((1, 1), (33, 500), (187, 251)):
+        for size in ((1, 1), (500, 33), (251, 187)):
             folder = tmp_path / f"{name} {size}"
             for executor in EXECUTORS:
                 render(models[name], replace(SMALL, executor=executor, size=size), folder / f"{executor}.zarr")
@@ -126,7 +126,7 @@ def area(stage):
 
 
 def test_automatic_tile_becomes_smaller_and_the_store_records_it(tmp_path, models, memory):
-    exact = replace(AUTO_TILE, overlap="exact", size=(384, 512))
+    exact = replace(AUTO_TILE, overlap="exact", size=(512, 384))
     planned = render(models["rrdb"], exact, tmp_path / "planned.zarr")
     memory(area(planned.plan.stages[1]) - 1)
     lines = []
@@ -147,7 +147,7 @@ def test_automatic_tile_becomes_smaller_and_the_store_records_it(tmp_path, model
 
 
 def test_recut_frees_the_caches_of_the_chain_before(tmp_path, models, memory):
-    job = Job.prepare(models["rrdb"], replace(AUTO_TILE, size=(384, 512)), tmp_path / "out.zarr")
+    job = Job.prepare(models["rrdb"], replace(AUTO_TILE, size=(512, 384)), tmp_path / "out.zarr")
     memory(area(job.plan.stages[1]) // 4)
     sink = job.open_sink(resume=False, overwrite=False)
     pipeline = job._pipeline(sink, lambda position, lr_pixels: None)
@@ -173,7 +173,7 @@ def test_seam_error_is_that_of_the_rendered_cut(tmp_path, models, memory):
 def recut_store(tmp_path, models, memory, monkeypatch):
     """(request, store) of a render that was stopped after one write, and again after its tile became smaller."""
     monkeypatch.setattr("engine.plan.tiles.TILES", (16, 32))
-    request, out = replace(AUTO_TILE, size=(384, 512)), tmp_path / "out.zarr"
+    request, out = replace(AUTO_TILE, size=(512, 384)), tmp_path / "out.zarr"
     job = render(models["rrdb"], request, out, writes=1)
     assert len(list(job.plan.writes())) > 3
     written = {p: p.stat().st_mtime_ns for p in (out / "0" / "c").rglob("*") if p.is_file()}

@@ -155,7 +155,7 @@ def test_step_becomes_a_slope(tmp_path, small_rrdb, picture):
 
 
 SMALL = Request(
-    size=(192, 256), stages=2, tile=16, overlap="4", executor="tiles", device="cpu", precision="fp32", blend=8
+    size=(256, 192), stages=2, tile=16, overlap="4", executor="tiles", device="cpu", precision="fp32", blend=8
 )
 
 

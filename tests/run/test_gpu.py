@@ -17,7 +17,7 @@ from engine.archs.esrgan import RRDBNet
 from engine.plan.request import Request
 
 GIB = 1 << 30
-SMALL = Request(size=(384, 512), stages=2, tile=16, overlap="4", device="cuda", precision="fp32")
+SMALL = Request(size=(512, 384), stages=2, tile=16, overlap="4", device="cuda", precision="fp32")
 
 RENDER = """
 import sys, torch

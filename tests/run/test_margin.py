@@ -60,12 +60,12 @@ def test_image_is_the_inner_part_of_a_larger_one(tmp_path, framed, name):
     factor, margin = 16, 4 if name == "swinir" else MARGIN
     exact = {"stages": 2, "overlap": "exact"}
     larger_size = tuple(n + 2 * margin * factor for n in SIZE)
-    whole = replace(EXECUTORS["one tile"], size=larger_size, **exact)
+    whole = replace(EXECUTORS["one tile"], size=larger_size[::-1], **exact)
     larger = pixels(render(framed(name, margin=0), whole, tmp_path / "larger.zarr").out)
     expected = larger[:, margin * factor : -margin * factor, margin * factor : -margin * factor]
     assert expected.std() > 5
     for executor, request in EXECUTORS.items():
-        job = render(framed(name), replace(request, size=SIZE, **exact), tmp_path / f"{executor}.zarr")
+        job = render(framed(name), replace(request, size=SIZE[::-1], **exact), tmp_path / f"{executor}.zarr")
         assert job.plan.base == tuple(n // factor + 2 * margin for n in SIZE)
         assert job.seam_error == 0.0
         assert_equal_to_rounding(pixels(job.out), expected)
@@ -74,7 +74,7 @@ def test_image_is_the_inner_part_of_a_larger_one(tmp_path, framed, name):
 def test_region_is_the_crop(tmp_path, framed):
     """The canvas begins behind the margin: the place of a region does not depend on it."""
     for executor in ("tiles", "bands", "batched"):
-        request = replace(EXECUTORS[executor], size=SIZE, stages=2, overlap="exact")
+        request = replace(EXECUTORS[executor], size=SIZE[::-1], stages=2, overlap="exact")
         full = pixels(render(framed("rrdb"), request, tmp_path / f"{executor}.zarr").out)
         for index, box in enumerate((Box(0, 0, 40, 50), Box(33, 65, 90, 190), Box(150, 200, 192, 256))):
             job = render(framed("rrdb"), replace(request, roi=box), tmp_path / f"{executor}-{index}.zarr")
@@ -89,7 +89,7 @@ def test_any_size_is_filled_and_its_projection_is_reported(tmp_path, framed, siz
     Progress ends at 100 %: to a band of rows, or to the tile.
     """
     for executor, request in EXECUTORS.items():
-        request = replace(request, size=size, stages=2, overlap="4")
+        request = replace(request, size=size[::-1], stages=2, overlap="4")
         job = Job.prepare(framed("rrdb"), request, tmp_path / f"{executor}.zarr")
         reported = [0, 0]
 
@@ -121,7 +121,7 @@ def test_picture_has_no_margin(tmp_path, framed, picture):
 
 def test_one_stage_of_windows_takes_a_whole_window(tmp_path, framed):
     """A margin that would put the image off the grid of windows becomes wider."""
-    request = Request(size=(96, 128), precision="fp32")
+    request = Request(size=(128, 96), precision="fp32")
     job = Job.prepare(framed("swinir", stages=1), request, tmp_path / "o.zarr")
     assert job.plan.stages[-1].margin == 8
     assert job.plan.base == (24 + 16, 32 + 16)
@@ -142,7 +142,7 @@ def test_margin_of_three_stages_is_cut_on_the_way(tmp_path, framed, name, execut
     """The enlarged margin beyond the context is cut off; the pixels are equal by every executor."""
     model, images = framed(name, stages=3, margin=8), {}
     for executor in executors:
-        request = replace(EXECUTORS[executor], size=(256, 320), stages=3, overlap="exact")
+        request = replace(EXECUTORS[executor], size=(320, 256), stages=3, overlap="exact")
         job = render(model, request, tmp_path / f"{executor}.zarr")
         assert [s.margin for s in job.plan.stages] == [0, 24, 32]
         assert [(s.height, s.width) for s in job.plan.stages] == [(20, 21), (80, 84), (128, 144)]
@@ -155,7 +155,7 @@ def test_margin_of_three_stages_is_cut_on_the_way(tmp_path, framed, name, execut
 
 
 def test_margin_is_resumed(tmp_path, framed):
-    request = replace(EXECUTORS["tiles"], size=SIZE, stages=2, overlap="4")
+    request = replace(EXECUTORS["tiles"], size=SIZE[::-1], stages=2, overlap="4")
     full = pixels(render(framed("rrdb"), request, tmp_path / "full.zarr").out)
     render(framed("rrdb"), request, tmp_path / "cut.zarr", writes=1)
     resumed = render(framed("rrdb"), request, tmp_path / "cut.zarr", resume=True)

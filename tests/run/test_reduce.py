@@ -51,7 +51,7 @@ def test_every_box_and_stream_has_the_same_bits(source, target, dither):
 
 def test_executors_reduce_alike(tmp_path, models):
     """Bands, tiles and batches give the same reduced image; a region has the pixels of the whole."""
-    common = {"size": (150, 200), "seed": 3, "overlap": "exact", "precision": "fp32", "dither": True}
+    common = {"size": (200, 150), "seed": 3, "overlap": "exact", "precision": "fp32", "dither": True}
     reference = None
     for executor in ("bands", "tiles", "batched"):
         device = "cpu" if executor == "batched" else None
@@ -73,7 +73,7 @@ def test_executors_reduce_alike(tmp_path, models):
 def test_stopped_render_resumes_with_the_same_bits(tmp_path, models):
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(4).integers(0, 256, (280, 40, 3), np.uint8)).save(picture)
-    request = Request(init=picture, size=(1050, 150), seed=3, precision="fp32", executor="bands")
+    request = Request(init=picture, size=(150, 1050), seed=3, precision="fp32", executor="bands")
     whole = render(models["rrdb"], request, tmp_path / "whole.zarr")
     assert whole.plan.enlarged == (1120, 160)
     assert len(list(whole.plan.writes())) == 2
