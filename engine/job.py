@@ -13,7 +13,7 @@ import torch
 
 from engine.device.choose import choose_device, is_precision
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
-from engine.device.memory import PeakMemory, device_limit
+from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.exporters import FORMATS as PICTURES
@@ -64,9 +64,9 @@ class Measurements:
     writes: int
     """Boxes that were written."""
     host_peak: int
-    """Peak of the process's resident bytes."""
+    """Peak of the process's resident bytes since its start."""
     working_peak: int
-    """The same above the idle process with the model loaded."""
+    """Peak of the render above the idle process with the model loaded."""
     device_peak: int
     """Peak of the accelerator's memory in bytes; 0 without one."""
     tiles_redone_in_fp32: int
@@ -305,7 +305,7 @@ class Job:
             compute_seconds=compute,
             write_seconds=write,
             writes=writes,
-            host_peak=peak.host,
+            host_peak=process_peak(),
             working_peak=peak.host - self.measured.baseline,
             device_peak=peak.device,
             tiles_redone_in_fp32=self.redone,

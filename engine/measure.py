@@ -14,11 +14,11 @@ from engine.device.choose import check_precisions, fast_half
 from engine.device.heap import malloc_trim
 from engine.device.memory import accelerator_module, device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
-from engine.errors import InputError, UsageError, option
+from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
 from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
-from engine.plan.cost import GIB
+from engine.plan.cost import GIB, readable
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.make import region
 from engine.plan.measured import (
@@ -66,16 +66,18 @@ def measure(
     canvas = _canvas(model, request, picture)
     region(request, canvas)
     free_disk = _free_disk(out)
+    budget = _budget(request, device, free_disk)
+    _check_idle(budget)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
-        precisions, error = _precisions(model, request, canvas.stages, device, log)
+        precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
         stages = factory.stages(precisions)
         band_costs = [_band_cost(model, request, i, s, log) if in_bands else None for i, s in enumerate(stages)]
         device_baseline = _device_baseline(stages, device)
     base = None
     if picture is None:
         with memory_errors():
-            base = footprint.base_footprint(model)
+            base = footprint.base_footprint(model, budget.host)
     malloc_trim()
     return Measured(
         canvas=canvas,
@@ -97,7 +99,7 @@ def measure(
         base=base,
         baseline=resident(),
         device_baseline=device_baseline,
-        budget=_budget(request, device, free_disk),
+        budget=budget,
         precisions=precisions,
         precision_error=error,
         device=device.type,
@@ -127,10 +129,13 @@ def complete(
     stages = factory.stages(measured.precisions)
     with memory_errors(), device_limit(factory.device, request.vram), full_float32():
         if missing.kind == "tile costs":
-            costs = [footprint.stage_footprint(model, index, stage, log) for index, stage in enumerate(stages)]
+            limit = measured.budget.host
+            costs = [footprint.stage_footprint(model, index, stage, log, limit) for index, stage in enumerate(stages)]
             changed = [replace(s, tiles=cost) for s, cost in zip(measured.stages, costs, strict=True)]
         else:
-            found = profiles.measure_for_render(model, len(stages), request.halo_policy, picture, factory.device, log)
+            found = profiles.measure_for_render(
+                model, len(stages), request.halo_policy, picture, factory.device, log, measured.budget.host
+            )
             changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
     malloc_trim()
     return replace(measured, stages=tuple(changed), baseline=resident())
@@ -162,7 +167,7 @@ def _margin(model: Model, stages: int) -> int:
 
 
 def _precisions(
-    model: Model, request: Request, count: int, device: torch.device, log: Log
+    model: Model, request: Request, count: int, device: torch.device, budget: Budget, log: Log
 ) -> tuple[tuple[str, ...], PrecisionError | None]:
     """Precision of every stage, and the measured error of the chain: None where it is float32's own."""
 
@@ -171,7 +176,8 @@ def _precisions(
 
     if request.precision == AUTO:
         half = fast_half(device)
-        if half is None or not footprint.half_pays(half, device):
+        fits = resident() + precision.bytes_needed(model, count) <= budget.host
+        if half is None or not fits or not footprint.half_pays(half, device):
             return ("fp32",) * count, None
         by_first = errors(half)
         first = next((k for k, error in enumerate(by_first) if error.tolerable), count)
@@ -210,6 +216,15 @@ def _free_disk(out: Path) -> int:
     if not folder.is_dir():
         raise InputError(f"{out}: {folder} is not a folder; choose another {option('out')}")
     return shutil.disk_usage(folder).free
+
+
+def _check_idle(budget: Budget) -> None:
+    """Refuse a limit that the process exceeds before any work."""
+    if (idle := resident()) > budget.host:
+        raise BudgetError(
+            f"{option('memory')}: the engine with this model takes {readable(idle)} before any work, more than "
+            f"{readable(budget.host)}; raise it"
+        )
 
 
 def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:

@@ -21,7 +21,7 @@ State: TypeAlias = Mapping[str, Tensor]
 
 Upscaler: TypeAlias = esrgan.RRDBNet | swinir.SwinIR
 """A network with ``scale``, ``align`` (grid of tile origins), ``radius`` (of its receptive field), ``noise_channels``,
-``to_mixed(dtype)``, and the two halves ``trunk`` and ``tail`` (see ``layers.TAIL_REACH``)."""
+``to_mixed(dtype)``, the ``blocks`` of its trunk, and the two halves ``trunk`` and ``tail`` (see ``layers.TAIL_REACH``)."""
 
 
 @dataclass(frozen=True, slots=True)

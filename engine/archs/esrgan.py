@@ -151,6 +151,11 @@ class RRDBNet(nn.Module):
         self.conv_hr = conv3(channels, channels)
         self.conv_last = conv3(channels, RGB)
 
+    @property
+    def blocks(self) -> nn.Sequential:
+        """Blocks of the trunk."""
+        return self.body
+
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.trunk(x))
 

@@ -209,6 +209,11 @@ class SwinIR(nn.Module):
         self.conv_last = conv3(features, RGB)
         self.apply(_start_linear)
 
+    @property
+    def blocks(self) -> nn.Sequential:
+        """Blocks of the trunk."""
+        return self.layers
+
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.trunk(x))
 

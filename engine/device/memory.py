@@ -20,10 +20,20 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.002
 
+_earlier_peak = 0
+"""Peak of resident bytes before the last reset of the kernel's record."""
+
 
 def resident() -> int:
     """Resident bytes of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def process_peak() -> int:
+    """Peak of this process's resident bytes since its start, as far as the system keeps a record, else since import."""
+    with suppress(OSError):
+        return max(_earlier_peak, _peak())
+    return max(_earlier_peak, resident())
 
 
 class PeakMemory:
@@ -60,11 +70,13 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        global _earlier_peak  # noqa: PLW0603 (the kernel's record is one for the process, too)
         if self._thread is None:
             self.host = _peak()
         else:
             self._stop.set()
             self._thread.join()
+            _earlier_peak = max(_earlier_peak, self.host)
         if (api := accelerator_module(self._device)) is not None:
             self.device = api.max_memory_reserved(self._device) + _bytes_outside_torch(self._device)
 
@@ -75,7 +87,9 @@ class PeakMemory:
 
 def _reset_peak() -> bool:
     """Reset the kernel's record of the peak; False where it keeps none (proc(5), clear_refs, value 5)."""
+    global _earlier_peak  # noqa: PLW0603
     try:
+        _earlier_peak = max(_earlier_peak, _peak())
         _CLEAR_REFS.write_text("5")
     except OSError:
         return False

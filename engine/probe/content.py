@@ -21,7 +21,7 @@ CROP = 192
 
 PICTURES = 2
 
-_MIN_CROP = CROP // 2
+MIN_CROP = CROP // 2
 """Smallest side of a crop, in LR pixels."""
 
 SAMPLE_SEED = 0
@@ -36,27 +36,27 @@ def with_noise(picture: Tensor, sigma: float, noise_channels: int, position: int
 
 def is_measurable(size: tuple[int, int], align: int) -> bool:
     """Whether a picture of (height, width) is large enough to cut crops from it."""
-    return min(min(CROP, n) // align * align for n in size) >= _MIN_CROP
+    return min(min(CROP, n) // align * align for n in size) >= MIN_CROP
 
 
-def photograph_crops(path: Path, align: int) -> list[Tensor]:
-    """The most detailed crops of a photograph at full resolution, [1, 3, CROP, CROP] or smaller."""
+def photograph_crops(path: Path, align: int, side: int = CROP) -> list[Tensor]:
+    """The most detailed crops of a photograph at full resolution, [1, 3, side, side] or smaller."""
     source = PictureSource(path)
-    height, width = (min(CROP, n) // align * align for n in source.size)
+    height, width = (min(side, n) // align * align for n in source.size)
     if not is_measurable(source.size, align):
         raise InputError(
             f"{path}: too small to measure on ({source.size[1]}x{source.size[0]}); "
-            f"use one of at least {_MIN_CROP + align - 1}x{_MIN_CROP + align - 1}"
+            f"use one of at least {MIN_CROP + align - 1}x{MIN_CROP + align - 1}"
         )
     return _detailed(source.read, source.size, (height, width), PICTURES)
 
 
-def detailed_crops(pictures: list[Tensor], align: int) -> list[Tensor]:
-    """The most detailed crops of one or two pictures [1, 3, h, w]; a picture that is small enough is taken whole."""
+def detailed_crops(pictures: list[Tensor], align: int, side: int = CROP) -> list[Tensor]:
+    """The most detailed crops of one or two pictures [1, 3, h, w]; a picture of less than twice ``side`` is taken whole."""
     crops = []
     for picture in pictures:
         size = (picture.shape[2], picture.shape[3])
-        shape = tuple(min(CROP if n > 2 * CROP else n, n) // align * align for n in size)
+        shape = tuple(min(side if n > 2 * side else n, n) // align * align for n in size)
         if not min(shape):
             raise InputError(
                 f"a sample of {size[1]}x{size[0]} is smaller than the window of {align}; give a photograph with "

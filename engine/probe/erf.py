@@ -26,7 +26,7 @@ _PHASES = 4
 
 
 def effective_radius(
-    network: nn.Module, content: Sequence[Tensor], scale: int, align: int
+    network: nn.Module, content: Sequence[Tensor], scale: int, align: int, largest: int = LARGE_SIDE
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Effective receptive field of a stage, as radii in LR pixels by fraction.
 
@@ -38,11 +38,12 @@ def effective_radius(
         content: inputs of the stage, float32 [1, 3, h, w].
         scale: enlargement of the network.
         align: side of its window.
+        largest: side of the largest crop that the memory permits, in LR pixels.
 
     Returns:
         Radii for the absolute and for the squared gradient. A fraction that the crop does not hold is absent.
     """
-    for side in (SIDE, LARGE_SIDE):
+    for side in (min(SIDE, largest), largest):
         histograms = _histograms(network, [_centre(c, side, align) for c in content], scale, align)
         absolute, square = (
             {f: r for f in ERF_FRACTIONS if (r := _radius(h, float(f))) is not None} for h in histograms

@@ -21,6 +21,7 @@ from engine.device.queue import OutOfDeviceMemory, synchronize
 from engine.model.bundle import Model
 from engine.plan.measured import BandCost, Footprint
 from engine.probe import cache
+from engine.probe.sides import BYTES_OF_STEP_1, BYTES_PER_PIXEL, side_within
 from engine.run.base import base_image
 from engine.run.stage import Stage
 
@@ -29,6 +30,9 @@ _SMALL, _LARGE = 96, 192
 
 _BASE_LARGE = 256
 """Larger side for step 1."""
+
+_SMALLEST = 48
+"""Smallest larger side."""
 
 _HALF_SHARE = 0.9
 """Share of float32's time that half precision may take to be worth its error."""
@@ -42,8 +46,19 @@ _METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
 Log = Callable[[str], None]
 
 
-def stage_footprint(model: Model, index: int, stage: Stage, log: Log = lambda _: None) -> Footprint:
-    """Cost of a stage's tiles on this machine, measured once."""
+def stage_footprint(
+    model: Model, index: int, stage: Stage, log: Log = lambda _: None, limit: int | None = None
+) -> Footprint:
+    """Cost of a stage's tiles on this machine, measured once.
+
+    Args:
+        model: model of the stage.
+        index: index of the stage.
+        stage: the stage on its device.
+        log: receives a line before the measurement.
+        limit: bytes of host memory that the process may take.
+    """
+    largest = side_within(limit, _LARGE, _SMALLEST, BYTES_PER_PIXEL)
 
     def run(height: int, width: int) -> Tensor:
         tile = torch.rand(1, stage.inputs, height, width, device=stage.device)
@@ -51,9 +66,10 @@ def stage_footprint(model: Model, index: int, stage: Stage, log: Log = lambda _:
 
     def measure_it() -> Footprint:
         log(f"step {index + 2}: measuring memory and speed on this machine (once)")
-        return measure(run, stage.device, stage.align)
+        return measure(run, stage.device, stage.align, largest)
 
-    return cached(("sr", model.weights_digest(index), str(stage.device), stage.precision), measure_it)
+    key = ("sr", model.weights_digest(index), str(stage.device), stage.precision)
+    return cached(key if largest == _LARGE else (*key, str(largest)), measure_it)
 
 
 def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None) -> BandCost:
@@ -79,15 +95,17 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
     )
 
 
-def base_footprint(model: Model) -> Footprint:
-    """Cost of step 1 on the host, measured once."""
+def base_footprint(model: Model, limit: int | None = None) -> Footprint:
+    """Cost of step 1 on the host, measured once; ``limit``: bytes of host memory that the process may take."""
     generator = model.base_generator
     assert generator is not None
+    largest = side_within(limit, _BASE_LARGE, _SMALLEST, BYTES_OF_STEP_1)
 
     def run(height: int, width: int) -> Tensor:
         return base_image(generator, 0, (height, width))
 
-    return cached(("structure", model.digest, "cpu"), lambda: measure(run, torch.device("cpu"), largest=_BASE_LARGE))
+    key = ("structure", model.digest, "cpu") + (() if largest == _BASE_LARGE else (str(largest),))
+    return cached(key, lambda: measure(run, torch.device("cpu"), largest=largest))
 
 
 def half_pays(half: str, device: torch.device) -> bool:

@@ -27,6 +27,9 @@ from engine.run.stage import Stage
 CROP = 64
 """Side of a crop in LR pixels: 196,608 values of output."""
 
+_RUN_BYTES = 64 << 20
+"""Upper bound of the maps of a network on a crop, and of the content."""
+
 _MIDDLE = 512
 """Side of the region of a picture in which crops are looked for."""
 
@@ -63,6 +66,12 @@ def precision_errors(
     )  # fmt: skip
     cache.write("precision", name, [asdict(e) for e in errors])
     return errors
+
+
+def bytes_needed(model: Model, stages: int) -> int:
+    """Upper bound of the host memory that ``precision_errors`` takes: networks in both precisions, and their runs."""
+    weights = {described.weights for described in model.stages[:stages]}
+    return sum(model.parameters(prefix) for prefix in weights) * 6 + _RUN_BYTES
 
 
 @torch.inference_mode()

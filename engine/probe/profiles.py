@@ -10,17 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.archs.checkpointing import checkpoint_blocks
 from engine.errors import UsageError, option
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
 from engine.plan.halo import HaloPolicy
 from engine.plan.measured import StageProfile
 from engine.probe import cache
-from engine.probe.content import SAMPLE_SEED, detailed_crops, is_measurable, photograph_crops, with_noise
-from engine.probe.erf import effective_radius
+from engine.probe.content import (
+    CROP,
+    MIN_CROP,
+    SAMPLE_SEED,
+    detailed_crops,
+    is_measurable,
+    photograph_crops,
+    with_noise,
+)
+from engine.probe.erf import LARGE_SIDE, SIDE, effective_radius
 from engine.probe.seam import RUNS, seam_curve
+from engine.probe.sides import BYTES_IN_CHUNKS, BYTES_OF_GRADIENT, side_within
 from engine.run.base import base_image
-from engine.run.stage import Stage
+from engine.run.stage import TAIL_CHUNKS, Stage
 
 Log = Callable[[str], None]
 
@@ -39,6 +49,7 @@ def measure_profiles(
     *,
     stages: int | None = None,
     with_erf: bool = True,
+    limit: int | None = None,
 ) -> list[StageProfile]:
     """Measure the stages of a model in float32.
 
@@ -49,6 +60,7 @@ def measure_profiles(
         log: receives a line before each stage, and every few seconds the share that is done.
         stages: number of stages, from the first on; by default all.
         with_erf: measure receptive fields too, whose gradients take many times the memory and time of the seams.
+        limit: bytes of host memory that the process may take; less memory means smaller crops.
 
     Raises:
         UsageError: the model has no step 1, and no photograph is given.
@@ -65,15 +77,21 @@ def measure_profiles(
             profiles.append(measured[key])
             continue
         stage = Stage(model.new_network(index), device or torch.device("cpu"), "fp32")
+        side = side_within(limit, CROP, MIN_CROP, BYTES_IN_CHUNKS)
         content = [
             with_noise(c.to(stage.device), described.sigma, stage.noise_channels, index)
-            for c in _content(model, index, stage.align, image, outputs)
+            for c in _content(model, index, stage.align, image, outputs, side)
         ]
         name = f"step {index + 2} ({described.architecture})"
         log(f"{name}: measuring {'receptive field and seams' if with_erf else 'seams'}")
-        absolute, square = effective_radius(stage.network, content, stage.scale, stage.align) if with_erf else ({}, {})
         eta = _Eta(log, name, RUNS * len(content))
-        seam, stage_outputs = seam_curve(stage.network, content, stage.scale, stage.align, eta.advance)
+        seam, stage_outputs = seam_curve(_in_chunks(stage), content, stage.scale, stage.align, eta.advance)
+        absolute: dict[str, int] = {}
+        square: dict[str, int] = {}
+        if with_erf:
+            checkpoint_blocks(stage.network)
+            largest = side_within(limit, LARGE_SIDE, SIDE // 2, BYTES_OF_GRADIENT)
+            absolute, square = effective_radius(stage.network, content, stage.scale, stage.align, largest)
         outputs = [output.cpu() for output in stage_outputs]
         measured[key] = StageProfile(_name(image), absolute, square, seam)
         profiles.append(measured[key])
@@ -104,6 +122,7 @@ def measure_for_render(
     picture: PictureSource | None,
     device: torch.device,
     log: Log = lambda _: None,
+    limit: int | None = None,
 ) -> list[StageProfile]:
     """Measure what a halo policy needs of the first stages, and keep it in the user's cache.
 
@@ -118,7 +137,7 @@ def measure_for_render(
         if not is_measurable(picture.size, align):
             log(f"{image}: too small to measure seams; halos are exact")
             return [StageProfile("nothing: the picture is too small", {}, {}, ())] * stages
-    profiles = measure_profiles(model, image, device, log, stages=stages, with_erf=policy.needs_erf)
+    profiles = measure_profiles(model, image, device, log, stages=stages, with_erf=policy.needs_erf, limit=limit)
     group = _FULL if policy.needs_erf else _SEAMS
     cache.write(group, _key(model, picture if image else None), [p.to_json() for p in profiles])
     return profiles
@@ -155,10 +174,17 @@ def _name(image: Path | None) -> str:
     return f"crops of {image.name}" if image is not None else f"the model's own sample, seed {SAMPLE_SEED}"
 
 
-def _content(model: Model, index: int, align: int, image: Path | None, outputs: list[Tensor]) -> list[Tensor]:
+def _content(
+    model: Model, index: int, align: int, image: Path | None, outputs: list[Tensor], side: int
+) -> list[Tensor]:
     if image is not None:
-        return photograph_crops(image, align)
+        return photograph_crops(image, align, side)
     if index:
-        return detailed_crops(outputs, align)
+        return detailed_crops(outputs, align, side)
     assert model.base_generator is not None
-    return detailed_crops([base_image(model.base_generator, SAMPLE_SEED)[None]], align)
+    return detailed_crops([base_image(model.base_generator, SAMPLE_SEED)[None]], align, side)
+
+
+def _in_chunks(stage: Stage) -> Callable[[Tensor], Tensor]:
+    """The network of a stage with its tail in chunks, which take no more memory than the trunk."""
+    return lambda picture: stage.run(picture, TAIL_CHUNKS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.plan.measured import SeamPoint
 
@@ -30,7 +30,7 @@ _CUT = 0.35
 
 
 def seam_curve(
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     content: Sequence[Tensor],
     scale: int,
     align: int,
@@ -63,7 +63,9 @@ def seam_curve(
     return _curve(torch.cat(errors), torch.cat(distances), max(_STEP, align)), outputs
 
 
-def _cuts(network: nn.Module, picture: Tensor, whole: Tensor, scale: int, align: int) -> list[tuple[Tensor, Tensor]]:
+def _cuts(
+    network: Callable[[Tensor], Tensor], picture: Tensor, whole: Tensor, scale: int, align: int
+) -> list[tuple[Tensor, Tensor]]:
     """(error in levels, distance from the cut in LR pixels), both [h, w], of the two tiles."""
     height, width = picture.shape[2:]
     if min(height, width) <= align:

@@ -6,13 +6,12 @@ The activations of each network are counted by autograd's own hooks on one small
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from engine.archs import Upscaler, esrgan
+from engine.archs.checkpointing import checkpoint_blocks
 from engine.archs.layers import RGB
 from engine.errors import BudgetError
 from engine.training.sr.recipe import Recipe
@@ -81,23 +80,6 @@ def estimate(
     return int(total)
 
 
-def checkpoint_blocks(network: Upscaler) -> None:
-    """Apply activation checkpointing to every block of the trunk, in place."""
-    for block in _blocks(network):
-        block.forward = _CheckpointedForward(block.forward)
-
-
-class _CheckpointedForward:
-    """A block's ``forward`` that keeps its input alone and computes again in the backward pass."""
-
-    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
-        self._forward = forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        result: Tensor = checkpoint(self._forward, x, use_reentrant=False, preserve_rng_state=False)
-        return result
-
-
 class _OnFeatureMaps(nn.Module):
     """Discriminator of feature maps as one of images; activations of the feature network are not counted."""
 
@@ -113,14 +95,10 @@ class _OnFeatureMaps(nn.Module):
         return result
 
 
-def _blocks(network: Upscaler) -> Iterable[nn.Module]:
-    return network.body if isinstance(network, esrgan.RRDBNet) else network.layers
-
-
 def _saved_bytes_checkpointed(network: Upscaler, side: int) -> float:
     """Saved activations with checkpointing: the inputs of all blocks, and one block's activations at a time."""
     trunk = copy.deepcopy(network)
-    block = copy.deepcopy(next(iter(_blocks(network))))
+    block = copy.deepcopy(next(iter(network.blocks)))
     checkpoint_blocks(trunk)
     parameter = next(trunk.parameters())
     channels = trunk.conv_first.out_channels

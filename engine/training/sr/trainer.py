@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.archs import Upscaler
+from engine.archs.checkpointing import checkpoint_blocks
 from engine.device.precision import Precision
 from engine.training.losses import discriminators
 from engine.training.losses.features import ImageFeatures, Roll, draw_roll, maps_of
@@ -104,7 +105,7 @@ class SRTrainer(Trainer):
             self.compute_copy, self.discriminator, self.vgg, recipe, budget
         )
         if self.uses_checkpointing:
-            footprint.checkpoint_blocks(self.compute_copy)
+            checkpoint_blocks(self.compute_copy)
         self._generator_steps, self._discriminator_steps = self._make_optimisations()
         # Noise and crops are drawn on the CPU, so that a seed means the same on every device.
         self.rng = torch.Generator().manual_seed(settings.seed)

@@ -1,0 +1,32 @@
+"""Sides of the tiles and crops that are measured, as a memory limit permits."""
+
+from __future__ import annotations
+
+from engine.device.memory import resident
+
+BYTES_PER_PIXEL = 24 << 10
+"""Bytes for each LR pixel that a network takes at most; RRDBNet with 64 channels takes 12 KiB."""
+
+BYTES_IN_CHUNKS = 6 << 10
+"""The same with the tail in chunks."""
+
+BYTES_OF_GRADIENT = 40 << 10
+"""The same for the gradient with respect to the input, with activation checkpointing."""
+
+BYTES_OF_STEP_1 = 2 << 10
+"""Bytes for each pixel that step 1 takes at most."""
+
+
+def side_within(limit: int | None, largest: int, smallest: int, bytes_per_pixel: int) -> int:
+    """``largest``, halved until a square of this side stays within the limit, but not below ``smallest``.
+
+    Args:
+        limit: bytes of host memory that the process may take; None for any.
+        largest: side in pixels that is measured if memory permits.
+        smallest: side in pixels below which a measurement says nothing.
+        bytes_per_pixel: upper bound of the cost.
+    """
+    side = largest
+    while limit is not None and side > smallest and resident() + side**2 * bytes_per_pixel > limit:
+        side = max(smallest, side // 2)
+    return side
