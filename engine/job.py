@@ -19,7 +19,7 @@ from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.exporters import FORMATS as PICTURES
 from engine.io.array import Picture, picture_file
 from engine.io.photo import PictureSource, Source, TensorSource
-from engine.io.zarr_store import ZarrSink, stored_plan
+from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan
 from engine.measure import complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
@@ -256,7 +256,7 @@ class Job:
         """
         with device_limit(self.device, self.request.vram):
             if not sink.is_finished:
-                pipeline = self._pipeline(sink, on_pixels)
+                pipeline = self._pipeline(lambda cut: self._note_recut(sink, cut), on_pixels)
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
@@ -314,6 +314,14 @@ class Job:
         )
         return RenderResult(self.out, self.plan, self.projection, measurements)
 
+    def pixels(self, seed: int) -> Array:
+        """The whole planned image with another seed, in memory: uint8 [3, h, w]. For small images."""
+        self.plan = replace(self.plan, seed=seed)
+        sink = ArraySink(self.plan)
+        for _ in run_function(self.plan)(self._pipeline(lambda cut: None), sink):
+            pass
+        return sink.pixels
+
     def _make_plan(self, cut: StoredCut | None = None) -> None:
         """Make the plan and its projection, after further measurements if they need any."""
         while True:
@@ -343,7 +351,9 @@ class Job:
         )
         self._make_plan()
 
-    def _pipeline(self, sink: ZarrSink, on_pixels: OnPixels) -> Pipeline:
+    def _pipeline(
+        self, on_recut: Callable[[StagePlan], None], on_pixels: OnPixels = lambda position, lr_pixels: None
+    ) -> Pipeline:
         return Pipeline(
             plan=self.plan,
             cuts=self.cuts,
@@ -353,7 +363,7 @@ class Job:
             batches=self.projection.batches,
             may_recut=self.request.tile is None,
             on_pixels=on_pixels,
-            on_recut=lambda cut: self._note_recut(sink, cut),
+            on_recut=on_recut,
         )
 
     def _stored_cuts(self, sink: ZarrSink) -> tuple[StagePlan, ...]:

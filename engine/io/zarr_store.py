@@ -44,6 +44,25 @@ class Sink(Protocol):
         ...
 
 
+class ArraySink:
+    """A small image in memory."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.pixels: Array = np.zeros((3, *plan.size), np.uint8)
+        self._boxes = list(plan.writes())
+
+    def missing(self) -> Iterator[Box]:
+        """Every box of the plan."""
+        return iter(self._boxes)
+
+    def write(self, box: Box, pixels: Array) -> None:
+        """Write uint8 [3, h, w] of ``box``."""
+        self.pixels[(slice(None), *box.slices)] = pixels
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
 class ZarrSink:
     """An OME-Zarr 0.5 store of one plan, opened by ``create`` or ``resume``."""
 

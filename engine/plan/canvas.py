@@ -82,6 +82,12 @@ def canvas_of_scene(size: Size | None, native: Size, scales: Sequence[int], stag
     return Canvas(size, _covering(size, ratio), count, enlarged=None if enlarged == size else enlarged)
 
 
+def first_enlargement(size: Size | None, native: Size, scale: int) -> Size:
+    """Size of the first enlargement of the base image that ``size`` begins with: its smallest unreduced size."""
+    size = size or native
+    return _covering(size, _longer_side(size, native) * scale / max(size))
+
+
 def canvas_of_picture(size: Size | None, picture: Size, scales: Sequence[int], stages: int | None) -> Canvas:
     """Canvas of an enlarged picture: the fewest stages that cover the size, then a reduction.
 
