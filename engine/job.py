@@ -170,6 +170,8 @@ class Job:
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         picture = PictureSource(request.init) if request.init is not None else None
+        for note in picture.notes if picture is not None else ():
+            log(f"{request.init}: {note}")
         job = cls(
             model=model,
             request=request,
