@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from engine.errors import InputError
 from engine.io.picture_header import BMP, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, check_header, format_of, head
 
@@ -28,7 +26,7 @@ DISC_THRESHOLD = "32m"
 """Decoded size above which libvips keeps a picture in a temporary file instead of in memory."""
 
 BMP_PIXELS = 2**25
-"""Pixels of the largest BMP, which is decoded in memory at 8 bytes a pixel; a picture of 7680x4320 has fewer."""
+"""Pixels of the largest BMP, which is decoded in memory at 10 bytes a pixel; a picture of 7680x4320 has fewer."""
 
 _CONVERT = "convert it to PNG, TIFF or JPEG"
 
@@ -60,11 +58,13 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def check_exists(path: Path, kind: str) -> None:
-    """Raise InputError unless ``path`` is a file; ``kind`` names it in the message."""
+    """Raise InputError unless ``path`` is a readable file; ``kind`` names it in the message."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name one {kind}")
     if not path.is_file():
         raise InputError(f"{path}: no such {kind}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it; change its mode")
 
 
 def open_upright(path: Path) -> tuple[pyvips.Image, int]:
@@ -133,12 +133,13 @@ def _open_bmp(path: Path) -> pyvips.Image:
         with picture:
             if picture.width * picture.height > BMP_PIXELS:
                 raise Image.DecompressionBombError
-            pixels = np.asarray(picture if picture.mode in ("RGB", "RGBA") else picture.convert("RGB"))
+            decoded = picture if picture.mode in ("RGB", "RGBA") else picture.convert("RGB")
+            pixels, shape = decoded.tobytes(), (decoded.width, decoded.height, len(decoded.getbands()))
     except Image.DecompressionBombError as error:
         limit = f"{BMP_PIXELS / 1e6:.1f} megapixels"
         raise InputError(f"{path}: a BMP is read up to {limit}, and this one is larger; convert it to PNG") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}); {SAVE_AGAIN}") from error
     kept = vips().Image.new_temp_file("%s.v")
-    vips().Image.new_from_array(pixels, interpretation="srgb").write(kept)
+    vips().Image.new_from_memory(pixels, *shape, "uchar").copy(interpretation="srgb").write(kept)
     return kept

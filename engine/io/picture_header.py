@@ -117,7 +117,7 @@ def _tifffile() -> ModuleType:
 
 def samples_error(path: Path, kind: str) -> InputError:
     """Error of samples whose white is a guess or unknown to libvips; ``kind`` names their type, such as float32."""
-    return InputError(f"{path}: {kind} samples, not unsigned ones of 8 or 16 bits; {SAVE_AS}")
+    return InputError(f"{path}: {kind} samples are not read (only uint8 and uint16); {SAVE_AS}")
 
 
 def _check_tiff(path: Path) -> int:
@@ -138,6 +138,8 @@ def _check_tiff(path: Path) -> int:
         raise InputError(f"{path}: a TIFF of unknown colours ({colours}); {SAVE_AS}")
     if kind != 1 or bits not in _TIFF_BITS:
         raise samples_error(path, f"{_TIFF_KINDS.get(kind, 'unknown ')}{bits}")
+    if colours == "CIELAB" and bits != 16:  # libvips mistakes 8 bits for a format of its own
+        raise InputError(f"{path}: CIELAB of {bits} bits is not read (only of 16); {SAVE_AS}")
     name, known = _TIFF_COLOURS[colours]
     alpha = len(extra) == 1 and extra[0] in _TIFF_ALPHA
     if samples != known + alpha:
@@ -155,7 +157,7 @@ def _check_png(path: Path) -> int:
         elif b"sRGB" not in chunks and len(gamma := chunks.get(b"gAMA", b"")) == 4:
             (value,) = struct.unpack(">I", gamma)
             if not _GAMMAS[0] <= value / 1e5 <= _GAMMAS[1]:
-                raise InputError(f"{path}: a gamma of {value / 1e5:g} and no ICC profile; convert it to sRGB")
+                raise InputError(f"{path}: its gamma is {value / 1e5:g} (sRGB: 0.45455); convert it to sRGB")
     animation = chunks.get(b"acTL", b"")
     return int.from_bytes(animation[:4], "big") if len(animation) == 8 else 1
 
