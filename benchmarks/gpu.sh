@@ -25,7 +25,7 @@ install() {
   "$home/bin/python" - >"$home/requirements.txt" <<'END'
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-print(*(r for r in project["dependencies"] if not r.startswith("torch")), "pytest", "pytest-timeout", "pillow", sep="\n")
+print(*(r for r in project["dependencies"] if not r.startswith("torch")), "pytest", "pytest-timeout", sep="\n")
 END
   local from=()
   [ -z "${WHEELS:-}" ] || from=(--no-index --find-links "$WHEELS")

@@ -191,6 +191,8 @@ class Job:
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
+        for note in picture.notes if picture is not None else ():
+            log(f"{request.init}: {note}")
         job = cls(
             model=model,
             request=request,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from support.stores import attributes, files, pixels, render, shards
@@ -210,6 +211,23 @@ def test_pictures_of_every_kind(tmp_path, bare, picture_file):
         request = Request(init=path, tile=16, overlap="4", precision="fp32")
         job = render(bare, request, tmp_path / f"{mode}.zarr")
         assert pixels(job.out).shape == (3, 80, 96), mode
+
+
+def test_conversions_of_a_picture_are_logged_and_refusals_come_first(tmp_path, bare, picture_file):
+    def lines(path):
+        log = []
+        Job.prepare(bare, Request(init=path, overlap="exact", precision="fp32"), tmp_path / "out.zarr", log.append)
+        return [line for line in log if str(path) in line]
+
+    assert lines(picture_file(20, 24)) == []
+    alpha = picture_file(20, 24, "alpha.png", "RGBA")
+    assert lines(alpha) == [f"{alpha}: transparency is flattened on white"]
+    floats, log = tmp_path / "floats.tif", []
+    tifffile.imwrite(floats, np.zeros((20, 24), np.float32))
+    with pytest.raises(InputError, match="floats.tif: float32 samples"):
+        engine.render(bare, tmp_path / "no.zarr", init=floats, log=log.append)
+    assert log == []  # nothing was measured
+    assert not (tmp_path / "no.zarr").exists()
 
 
 # Sizes

@@ -112,6 +112,7 @@ def test_imports_are_declared():
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
+    imported = {{"PIL": "pillow"}.get(name, name) for name in imported}
     assert imported - set(sys.stdlib_module_names) - {"engine"} - optional <= declared
 
 

@@ -69,8 +69,8 @@ def check(
 
 def reference(images: Sequence[Path], reference_path: Path, as_json: bool) -> None:
     """Print PSNR and SSIM of every image against the reference."""
-    truth = open_image(reference_path)
-    samples = [open_image(path) for path in expand(images)]
+    truth = _open(reference_path)
+    samples = [_open(path) for path in expand(images)]
     with meter("scoring", len(samples) * truth.size[0]) as bar:
         results = [(s.name, compare(s.source, truth.source, bar.advance, s.name)) for s in samples]
     if as_json:
@@ -120,9 +120,9 @@ def against(
     chosen_device = choose_device(device)
     inception = weights.load_inception(weights_folder, chosen_device) if "sifid" in available else None
     lpips = weights.load_lpips(weights_folder, chosen_device) if "lpips" in available else None
-    real = open_image(photograph)
+    real = _open(photograph)
     with _interruptible(rendering), _samples(images, rendering) as paths:
-        samples = [open_image(path) for path in paths]
+        samples = [_open(path) for path in paths]
         if lpips is not None and len(samples) < 2:
             raise UsageError(
                 f"LPIPS: needs at least 2 samples, there is 1; add samples, or use {option('metrics', 'sifid')}"
@@ -172,6 +172,13 @@ def choose_metrics(text: str, folder: Path | None) -> tuple[tuple[str, ...], lis
         for line in lines
     ]
     return tuple(name for name in names if name not in missing), notes
+
+
+def _open(path: Path) -> Sample:
+    sample = open_image(path)
+    for note in sample.notes:
+        log(f"{path}: {note}")
+    return sample
 
 
 def _at_height(photograph: Sample, samples: Sequence[Sample]) -> Sample:

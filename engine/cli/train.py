@@ -14,7 +14,7 @@ from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
 from engine.device.precision import Precision
 from engine.errors import UsageError, option
-from engine.io.photo import open_photo
+from engine.io.photo import Photo, open_photo
 from engine.model.bundle import load
 from engine.training.losses.vgg import find_vgg
 from engine.training.preset import Preset, preset_text, read_file, read_preset
@@ -75,7 +75,7 @@ def structure(
         "ema": ema,
     }
     recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
-    open_photo(photo, BASE_WIDTH)  # its errors come before any other line
+    _open(photo, BASE_WIDTH)
     _log_default(preset, config, default)
     request = StructureRequest(
         recipe=recipe,
@@ -94,7 +94,7 @@ def structure(
 
 def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
     """Train every step with progress, write the model file and print its contents."""
-    width = open_photo(photo).width  # its errors come before any other line
+    width = _open(photo, BASE_WIDTH).width
     request = ModelRequest(
         preset=_read_preset(options, _quick_preset(vgg)),
         start=options.start,
@@ -127,7 +127,7 @@ def sr(
     source: str,
 ) -> None:
     """Fine-tune one super-resolution step with progress, and print the result."""
-    open_photo(photo, least_width=1)  # its errors come before any other line
+    _open(photo, least_width=1)
     recipe = _read_preset(options, _quick_preset(vgg)).step(step)
     if sigma is not None:
         recipe = recipe.replace(sigma=sigma, render_sigma=sigma)
@@ -220,6 +220,14 @@ class ProgressReporter:
         share = (self._part + self._spent / max(self._spent + event.eta, 1e-9)) / max(1, len(self._parts))
         self._advance(max(0.0, share - self._share), f"{event.iteration}/{event.total}, {clock(event.eta)} left")
         self._share = max(self._share, share)
+
+
+def _open(photo: Path, least_width: int) -> Photo:
+    """Open a photograph before anything else, so that its errors and notes are the first lines."""
+    opened = open_photo(photo, least_width)
+    for note in opened.notes:
+        log(f"{photo}: {note}")
+    return opened
 
 
 def _measures(values: Mapping[str, float], form: str) -> str:

@@ -2,18 +2,13 @@
 
 A decoded photograph is upright (EXIF orientation applied), in sRGB (embedded ICC profile converted) and opaque (alpha
 flattened on white). ``PictureSource`` reads it region by region at up to 16 bits, ``resampled_photo`` shrinks it while it
-loads. The module does not know networks.
+loads. ``notes`` tell the user what the conversion changes. The module does not know networks.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,12 +18,15 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.geometry import Box
 from engine.io.files import sha256
+from engine.io.picture_file import check_exists, decoding, open_thumbnail, open_upright, vips
+from engine.io.srgb import check_samples, notes, opaque_srgb, white
 
 if TYPE_CHECKING:
     import pyvips
 
-DISC_THRESHOLD = "32m"
-"""Decoded size above which libvips keeps a picture in a temporary file instead of in memory."""
+
+SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Files of a folder that count as pictures."""
 
 
 class Source(Protocol):
@@ -58,27 +56,30 @@ class PictureSource:
     """A picture on disk that is read region by region, so that it may exceed the memory.
 
     Args:
-        path: any file that libvips reads.
+        path: a picture of 8 or 16 bits; docs/formats.md lists the formats.
         size: (height, width) to resample to; None keeps the picture's own size.
 
     Attributes:
         size: (height, width).
         digest: sha256 of the file.
+        notes: one sentence about each change of the pixels on the way to 8-bit sRGB.
 
     Raises:
-        InputError: no such file, or one that cannot be decoded. ``read`` raises it too, where damage shows only there.
+        InputError: no such file, one that cannot be decoded, or samples of unknown meaning. ``read`` raises it too, where
+            damage shows only there.
     """
 
     def __init__(self, path: Path, size: tuple[int, int] | None = None) -> None:
-        _check_exists(path, "picture")
+        check_exists(path, "picture")
         self.path = path
-        with _decoding(path):
-            image = _opaque_srgb(_open_upright(path))
+        with decoding(path):
+            image, self.notes = _open(path)
+            image = opaque_srgb(image)
             if size is not None and size != (image.height, image.width):
                 image = _resampled(image, *size)
             image.crop(0, 0, 1, 1).numpy()  # decodes far enough to refuse most damaged files here
         self._image = image
-        self._white = np.float32(_white(image))
+        self._white = np.float32(white(image))
         self.size = (image.height, image.width)
         self.digest = sha256(path)
 
@@ -87,7 +88,7 @@ class PictureSource:
         return PictureSource(self.path, size)
 
     def read(self, box: Box) -> Tensor:
-        with _decoding(self.path):
+        with decoding(self.path):
             pixels = self._image.crop(box.x0, box.y0, box.width, box.height).numpy()  # [h, w, 3]
         return torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / self._white)
 
@@ -103,20 +104,22 @@ class Photo:
     """Height in pixels of the upright photograph."""
     digest: str
     """sha256 of the file."""
+    notes: tuple[str, ...]
+    """One sentence about each change of the pixels on the way to 8-bit sRGB."""
 
 
 def open_photo(path: Path, least_width: int = 256) -> Photo:
     """Read the header and the digest of a photograph.
 
     Raises:
-        InputError: no such file, one that is no picture, or one of fewer than ``least_width`` pixels in width.
+        InputError: no such file, no picture, samples of unknown meaning, or fewer than ``least_width`` columns.
     """
-    _check_exists(path, "photograph")
-    with _decoding(path):
-        image = _open_upright(path)
+    check_exists(path, "photograph")
+    with decoding(path):
+        image, sentences = _open(path)
     if image.width < least_width:
         raise InputError(f"{path}: {image.width} px wide, at least {least_width} are needed; take a larger photograph")
-    return Photo(path, image.width, image.height, sha256(path))
+    return Photo(path, image.width, image.height, sha256(path), sentences)
 
 
 def resampled_photo(photo: Photo, size: tuple[int, int]) -> np.ndarray:
@@ -124,75 +127,27 @@ def resampled_photo(photo: Photo, size: tuple[int, int]) -> np.ndarray:
 
     Memory is that of the result: libvips shrinks while it loads. Raises InputError when the file is damaged.
     """
-    with _decoding(photo.path):
+    with decoding(photo.path):
         return np.asarray(_thumbnail(photo.path, size).numpy())
 
 
 def write_resampled_photo(photo: Photo, size: tuple[int, int], path: Path) -> None:
     """Write ``resampled_photo``'s pixels to a raw file, row by row: the memory does not grow with the height."""
-    with _decoding(photo.path):
+    with decoding(photo.path):
         _thumbnail(photo.path, size).rawsave(str(path))
 
 
-@cache
-def _vips() -> ModuleType:
-    """libvips, imported at first use: most renders decode nothing. It reads its threshold from the environment, once."""
-    os.environ.setdefault("VIPS_DISC_THRESHOLD", DISC_THRESHOLD)
-    import pyvips
-
-    pyvips.cache_set_max(
-        0
-    )  # its cache of operations goes by file names: a picture that changed would be read as it was
-    return pyvips  # type: ignore[no-any-return]
-
-
-def _check_exists(path: Path, kind: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: no such {kind}")
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn an error of libvips into an InputError of one line that names the file."""
-    try:
-        yield
-    except _vips().Error as error:
-        raise InputError(f"{path}: cannot be read as a picture ({' '.join(str(error).split())})") from error
-
-
-def _open_upright(path: Path) -> pyvips.Image:
-    """The picture with its EXIF orientation applied; its pixels are decoded later."""
-    return _vips().Image.new_from_file(str(path), fail_on=_strictness(path)).autorot()
+def _open(path: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
+    """The upright picture with the samples of its file, and what their conversion changes."""
+    image, pages = open_upright(path)
+    check_samples(path, image)
+    extra = [f"only the first of {pages} pages or frames is read"] if pages > 1 else []
+    return image, (*extra, *notes(image))
 
 
 def _thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:
     """The upright photograph at (height, width), in opaque 8-bit sRGB, shrunk while it is loaded."""
-    height, width = size
-    options = {"size": "force", "output_profile": "srgb", "fail_on": _strictness(path)}
-    return _opaque_srgb(_vips().Image.thumbnail(str(path), width, height=height, **options)).colourspace("srgb")
-
-
-def _strictness(path: Path) -> str:
-    """The lowest severity at which decoding fails.
-
-    libvips only warns about missing strips of a TIFF and fills them with noise. For other formats a warning is harmless.
-    """
-    loader = _vips().Image.new_from_file(str(path)).get("vips-loader")
-    return "warning" if loader.startswith("tiff") else "error"
-
-
-def _opaque_srgb(image: pyvips.Image) -> pyvips.Image:
-    """The image in sRGB of 8 or 16 bits, flattened on white."""
-    depth = 16 if image.format == "ushort" else 8
-    if image.get_typeof("icc-profile-data"):
-        image = image.icc_transform("srgb", embedded=True, depth=depth)
-    else:
-        image = image.colourspace("rgb16" if depth == 16 else "srgb")
-    return image.flatten(background=_white(image)) if image.hasalpha() else image
-
-
-def _white(image: pyvips.Image) -> int:
-    return 65535 if image.format == "ushort" else 255
+    return opaque_srgb(open_thumbnail(path, size)).colourspace("srgb")
 
 
 def _resampled(image: pyvips.Image, height: int, width: int) -> pyvips.Image:
@@ -206,4 +161,4 @@ def _resampled(image: pyvips.Image, height: int, width: int) -> pyvips.Image:
     if x == y == 1:
         return image
     offset = {"odx": (x - 1) / 2, "ody": (y - 1) / 2, "oarea": [0, 0, width, height]}
-    return image.affine([x, 0, 0, y], interpolate=_vips().Interpolate.new("bicubic"), extend="copy", **offset)
+    return image.affine([x, 0, 0, y], interpolate=vips().Interpolate.new("bicubic"), extend="copy", **offset)

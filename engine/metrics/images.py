@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box
-from engine.io.photo import PictureSource, Source
+from engine.io.photo import SUFFIXES, PictureSource, Source
 from engine.metrics.area import Size
 
 BAND = 64
@@ -22,9 +22,6 @@ BAND = 64
 
 LAYOUT_WIDTH = 256
 """Width at which layouts are compared, unless the store records the size of step 1's image."""
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-"""Files of a folder that count as images."""
 
 
 class StoreSource:
@@ -75,6 +72,11 @@ class Sample:
     @property
     def size(self) -> Size:
         return self.source.size
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading it as sRGB changes."""
+        return self.source.notes if isinstance(self.source, PictureSource) else ()
 
 
 def open_image(path: Path) -> Sample:

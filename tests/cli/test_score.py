@@ -114,6 +114,15 @@ def test_against_reference(engine):
     assert f"{result['images'][1]['psnr_rgb']:.2f}" == lines["a.png"][1]
 
 
+def test_conversions_are_told_once(engine, folder):
+    with Image.open(folder / "photo.png") as image:
+        image.convert("RGBA").save(folder / "alpha.png")
+    note = "alpha.png: transparency is flattened on white"
+    for line in ("score --reference photo.png alpha.png", "score --real alpha.png samples --metrics free"):
+        code, _, err = engine(line)
+        assert (code, err.splitlines().count(note)) == (0, 1), line
+
+
 def test_rendered_samples_are_deleted(engine, folder):
     before = sorted(folder.rglob("*"))
     code, out, err = engine(f"score --against photo.png --model model.safetensors --samples 3 {RENDER}")

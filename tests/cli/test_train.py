@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from engine.cli.app import main
@@ -73,6 +74,32 @@ def test_distil(large_photo, start_file, tmp_path, capsys):
     assert run("train", "distil", large_photo, *names, "--iterations", 2, "--device", "cpu") == 0
     assert "MB" in capsys.readouterr().out
     assert not any(key.startswith("body.1.") for key in load_file(out))
+
+
+def test_conversions_are_told_first(picture, start_file, config, tmp_path, capsys):
+    write_row([picture(225, 300)], tmp_path / "plain.png")
+    with Image.open(tmp_path / "plain.png") as image:
+        image.convert("RGBA").save(tmp_path / "alpha.png")
+    photo, out = tmp_path / "alpha.png", tmp_path / "missing" / "out.safetensors"  # refused after the notes
+    note, chosen = f"{photo}: transparency is flattened on white", ("--config", config, "--device", "cpu")
+    for words in (("train", photo), ("train", "structure", photo), ("train", "sr", photo)):
+        assert run(*words, "--out", out, *chosen) == 4
+        first, *others = capsys.readouterr().err.splitlines()
+        assert first == note, words
+        assert note not in others
+    distilled = (
+        "train",
+        "distil",
+        tmp_path,
+        "--teacher",
+        start_file,
+        "--start",
+        "none.pth",
+        "--out",
+        tmp_path / "out.safetensors",
+    )
+    assert run(*distilled, "--device", "cpu") == 4
+    assert capsys.readouterr().err.splitlines().count(note) == 1
 
 
 def test_default_preset_with_vgg(large_photo, start_file, vgg_file, tmp_path, capsys, monkeypatch):

@@ -316,10 +316,11 @@ def refusal(path, decode=read_all):
     return message
 
 
-def test_missing_files_are_refused(tmp_path):
-    for path in (tmp_path / "a.png", tmp_path):
-        assert "no such picture" in refusal(path)
-        assert "no such photograph" in refusal(path, open_photo)
+def test_missing_files_and_folders_are_refused(tmp_path):
+    assert "no such picture" in refusal(tmp_path / "a.png")
+    assert "no such photograph" in refusal(tmp_path / "a.png", open_photo)
+    assert "is a folder; name one picture" in refusal(tmp_path)
+    assert "is a folder; name one photograph" in refusal(tmp_path, open_photo)
 
 
 def test_a_narrow_photograph_is_refused(tmp_path, pixels):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError, UsageError, option
-from engine.io.photo import Photo, open_photo
+from engine.io.photo import SUFFIXES, Photo, open_photo
 from engine.run.stage import Stage
 from engine.training.photo import IN_MEMORY, open_picture
 from engine.training.run import loop
@@ -33,9 +33,6 @@ from engine.training.sr.request import TrainingRequest
 from engine.training.sr.train import SCALE, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
 from engine.training.sr.validation import Validation, fixed_crops
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
-"""Files of a folder that count as photographs."""
 
 _MUST_BE_ZERO = (
     "consistency",
@@ -86,6 +83,9 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     loop.check_out(out, resume=runtime.resume)
     recipe, device = request.recipe, runtime.device
     opened = [open_photo(path, least_width=1) for path in _files(photos)]
+    for photo in opened:
+        for note in photo.notes:
+            runtime.log(f"{photo.path}: {note}")
     start = open_network(request.start, request.shape, request.seed, recipe)
     teacher = open_network(request.teacher, Shape(), 0, recipe)
     if channels := teacher.network.noise_channels:
