@@ -56,7 +56,7 @@ class PictureSource:
     """A picture on disk that is read region by region, so that it may exceed the memory.
 
     Args:
-        path: a picture of 8 or 16 bits; docs/formats.md lists the formats.
+        path: a picture of 8 or 16 bits; docs/input.md lists the formats.
         size: (height, width) to resample to; None keeps the picture's own size.
 
     Attributes:

@@ -8,7 +8,7 @@ the OUR-GAN paper.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,17 @@ LARGE_SIDE = 176
 _PHASES = 4
 """Sub-pixel phases per axis: one sample per phase pair."""
 
+SAMPLES = _PHASES**2
+"""Output pixels whose gradient is taken."""
+
 
 def effective_radius(
-    network: nn.Module, content: Sequence[Tensor], scale: int, align: int, largest: int = LARGE_SIDE
+    network: nn.Module,
+    content: Sequence[Tensor],
+    scale: int,
+    align: int,
+    largest: int = LARGE_SIDE,
+    on_sample: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Effective receptive field of a stage, as radii in LR pixels by fraction.
 
@@ -39,12 +47,13 @@ def effective_radius(
         scale: enlargement of the network.
         align: side of its window.
         largest: side of the largest crop that the memory permits, in LR pixels.
+        on_sample: called after each of the ``SAMPLES`` gradients of a pass; there are one or two passes.
 
     Returns:
         Radii for the absolute and for the squared gradient. A fraction that the crop does not hold is absent.
     """
     for side in (min(SIDE, largest), largest):
-        histograms = _histograms(network, [_centre(c, side, align) for c in content], scale, align)
+        histograms = _histograms(network, [_centre(c, side, align) for c in content], scale, align, on_sample)
         absolute, square = (
             {f: r for f in ERF_FRACTIONS if (r := _radius(h, float(f))) is not None} for h in histograms
         )
@@ -60,18 +69,21 @@ def _centre(picture: Tensor, side: int, align: int) -> Tensor:
     return picture[:, :, y : y + height, x : x + width]
 
 
-def _histograms(network: nn.Module, crops: Sequence[Tensor], scale: int, align: int) -> tuple[Tensor, Tensor]:
+def _histograms(
+    network: nn.Module, crops: Sequence[Tensor], scale: int, align: int, on_sample: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
     """Absolute and squared magnitude by distance; the last bin holds all distances beyond the nearest border."""
     limit = min(min(c.shape[2:]) // 2 - align // 2 - 1 for c in crops)
     histograms = torch.zeros(2, limit + 2, dtype=torch.float64)
     for number, crop in enumerate(crops):
         crop = crop.clone().requires_grad_(True)
         output = network(crop).sum(1)[0]  # [H * scale, W * scale]
-        samples = range(number, _PHASES * _PHASES, len(crops))
+        samples = range(number, SAMPLES, len(crops))
         for k in samples:
             q = _output_pixel(k, crop.shape[2:], scale, align)
             (gradient,) = torch.autograd.grad(output[q], crop, retain_graph=k != samples[-1])
             histograms += _bin(gradient[0], q, scale, limit)
+            on_sample()
     return histograms[0], histograms[1]
 
 

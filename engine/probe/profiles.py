@@ -26,7 +26,7 @@ from engine.probe.content import (
     photograph_crops,
     with_noise,
 )
-from engine.probe.erf import LARGE_SIDE, SIDE, effective_radius
+from engine.probe.erf import LARGE_SIDE, SAMPLES, SIDE, effective_radius
 from engine.probe.seam import RUNS, seam_curve
 from engine.probe.sides import BYTES_IN_CHUNKS, BYTES_OF_GRADIENT, side_within
 from engine.run.base import base_image
@@ -84,14 +84,15 @@ def measure_profiles(
         ]
         name = f"step {index + 2} ({described.architecture})"
         log(f"{name}: measuring {'receptive field and seams' if with_erf else 'seams'}")
-        eta = _Eta(log, name, RUNS * len(content))
+        eta = _Eta(log, f"{name}, seams", RUNS * len(content))
         seam, stage_outputs = seam_curve(_in_chunks(stage), content, stage.scale, stage.align, eta.advance)
         absolute: dict[str, int] = {}
         square: dict[str, int] = {}
         if with_erf:
             checkpoint_blocks(stage.network)
             largest = side_within(limit, LARGE_SIDE, SIDE // 2, BYTES_OF_GRADIENT)
-            absolute, square = effective_radius(stage.network, content, stage.scale, stage.align, largest)
+            eta = _Eta(log, f"{name}, receptive field", 2 * SAMPLES)
+            absolute, square = effective_radius(stage.network, content, stage.scale, stage.align, largest, eta.advance)
         outputs = [output.cpu() for output in stage_outputs]
         measured[key] = StageProfile(_name(image), absolute, square, seam)
         profiles.append(measured[key])
