@@ -15,6 +15,10 @@ class Box:
     y1: int
     x1: int
 
+    def __str__(self) -> str:
+        """``X,Y,WIDTH,HEIGHT``, as the command line takes it."""
+        return f"{self.x0},{self.y0},{self.width},{self.height}"
+
     @property
     def height(self) -> int:
         return self.y1 - self.y0

@@ -77,14 +77,13 @@ def _upsampler(state: Mapping[str, Tensor]) -> str | None:
 def _scale(state: Mapping[str, Tensor], channels: int) -> int:
     """Enlargement of a complete SwinIR of any upsampler; ``channels`` are those of its image."""
     if "upsample.0.weight" not in state:
-        return 2 ** sum(f"conv_up{i}.weight" in state for i in (1, 2, 3))
+        return 1 << sum(f"conv_up{i}.weight" in state for i in (1, 2, 3))
     outputs, inputs = state["upsample.0.weight"].shape[:2]
     if "conv_before_upsample.0.weight" not in state:
         return isqrt(outputs // channels)
-    # Shuffles by 2 follow each other; only a scale of 3 is one shuffle of its own.
+    # A scale of 2 or 3 is one shuffle; larger ones are several shuffles by 2.
     shuffles = sum(key.startswith("upsample.") and key.endswith("weight") for key in state)
-    scale: int = isqrt(outputs // inputs) ** shuffles
-    return scale
+    return isqrt(outputs // inputs) if shuffles == 1 else 1 << shuffles
 
 
 def relative_index(window: int) -> Tensor:

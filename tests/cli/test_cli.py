@@ -132,7 +132,7 @@ REFUSALS = [
     (render("--resume --overwrite"), 2, "--resume and --overwrite: exclude each other"),
     (render("--memory lots"), 2, "--memory lots: not an amount of memory"),
     (render("--vram lots"), 2, "--vram lots: not an amount of memory"),
-    (render("--memory 0"), 2, "--memory 0: not an amount of memory"),
+    (render("--memory 0"), 2, "--memory 0: has no unit"),
     (render("--memory 100MB"), 3, "GiB"),
     (render("--memory 100MB --executor bands"), 3, "GiB"),
     (f"render {LARGE} --out out.zarr --memory 100MB --executor bands", 3, "bands"),
