@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from engine.archs.layers import noise_channels_of, with_noise_gain
-from engine.errors import ModelError, UsageError, option
+from engine.errors import UsageError, option
 from engine.model.bundle import STRUCTURE, Model, State, is_bundle, load, open_structure, read_network, state_digest
 from engine.model.manifest import Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED
@@ -89,7 +89,8 @@ def build(
 
     Raises:
         ModelError: a file that is missing, damaged or of an unknown architecture.
-        UsageError: no checkpoint, more values than steps, a value is out of range, or a noise gain is given for a network without noise channels.
+        UsageError: no checkpoint, more values than steps, a value out of range, or a noise gain for a network without noise
+            channels.
     """
     request = BuildRequest(structure, tuple(sr), tuple(sigma), licence, margin, tuple(noise_gain))
     states: dict[str, State] = {}

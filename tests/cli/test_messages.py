@@ -11,6 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from engine.archs.esrgan import RRDBNet
+from engine.job import Job
+from engine.model.bundle import load
+from engine.plan.request import Request
 
 MODEL = "model.safetensors"
 RENDER = f"render {MODEL} --size 96x64 --stages 1 --overlap 4 --precision fp32 --executor tiles --tile 16"
@@ -46,15 +49,12 @@ def material(tmp_path_factory, model_file):
 
 
 @pytest.fixture(scope="module")
-def store(material, tmp_path_factory):
-    """A finished store of one shard row, rendered once."""
-    from engine.cli.app import main
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.chdir(material)
-        main([*RENDER.split(), "--out", "s.zarr"])
-    assert caught.value.code == 0
-    return material / "s.zarr"
+def store(material):
+    """A finished store of 96x64."""
+    request = Request(size=(64, 96), stages=1, overlap="4", precision="fp32", executor="tiles", tile=16)
+    job = Job.prepare(load(material / MODEL), request, material / "s.zarr")
+    job.render(job.open_sink(resume=False, overwrite=False))
+    return job.out
 
 
 @pytest.fixture
