@@ -30,6 +30,30 @@ def readable(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
 
 
+def budget_error(name: str, part: str, *, need: int, limit: int, idle: int, remedy: str) -> BudgetError:
+    """Refusal that names the smallest limit that suffices, and a remedy where one can help.
+
+    Args:
+        name: option of the limit, memory or vram.
+        part: the part of the plan that is refused.
+        need: bytes of the smallest plan.
+        limit: bytes that it may take.
+        idle: bytes that the process takes without a plan.
+        remedy: other options that make the plan smaller; they cannot help below ``idle``.
+    """
+    kind = "VRAM" if name == "vram" else name
+    problem = f"{part} needs {readable(need)} of {kind}, more than {readable(limit)}"
+    larger = f"give at least {option(name, _round_up(need))}"
+    advice = f"{larger}, or use {remedy}" if limit > idle else f"{larger}, as the idle process takes {readable(idle)}"
+    return BudgetError(f"{option(name)}: {problem}; {advice}")
+
+
+def _round_up(size: int) -> str:
+    """A round amount, as an option takes it, in which ``size`` bytes fit although idle processes differ by some MiB."""
+    mib = (size >> 20) + 16
+    return f"{-(-mib // 1024)}GiB" if mib > 8 * 1024 else f"{-(-mib // 64) * 64}MiB"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
     """Expected cost of a plan, in bytes and seconds. Tuples have one entry for each stage, first stage first."""

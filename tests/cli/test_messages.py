@@ -165,6 +165,17 @@ def test_pytorch_without_cuda(folder, call):
     assert not problem(code, err, 2, "--device cuda: not available, this PyTorch is built without CUDA; use cpu")
 
 
+def test_the_advice_for_too_little_memory_works(folder, call):
+    plan = f"plan {MODEL} --stages 1 --overlap 4 --precision fp32 --executor tiles"
+    code, _, err = call(f"{plan} --size 96x64 --memory 100MB")
+    needs = "needs ... GiB of memory, more than 95.4 MiB; give at least --memory ..., as the idle process takes ... GiB"
+    assert not problem(code, err, 3, f"--memory: the smallest tile of step 2 (...) {needs}")
+    assert call(f"{plan} --size 96x64 {re.search(r'--memory .*MiB', err.split('at least')[1])[0]}")[0] == 0
+    code, _, err = call(f"{plan} --size 400000x400000 --memory 2GiB")
+    needs = "needs ... GiB of memory, more than 2.00 GiB; give at least --memory ...GiB, or use a smaller --size"
+    assert not problem(code, err, 3, f"--memory: step 1 for its image of 100000x100000 {needs}")
+
+
 def test_files_that_are_accepted(folder, call):
     """Contents count, not names, and wrappers are opened."""
     for name in ("renamed.pth", "wrapped.ckpt"):
