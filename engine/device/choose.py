@@ -65,7 +65,7 @@ def check_precisions(names: Sequence[str], stages: int) -> None:
     """
     if len(names) == stages and all(name in PRECISIONS for name in names):
         return
-    problem = "unknown" if len(names) == stages else f"{len(names)} for {stages} stages"
+    problem = "unknown" if len(names) == stages else f"{len(names)} for {stages} step{'s' if stages > 1 else ''}"
     value = names[0] if problem == "unknown" and len(set(names)) == 1 else ",".join(names)
     advice = f"auto, one of {', '.join(PRECISIONS)}" + (f", or {stages} of them with commas" if stages > 1 else "")
     raise UsageError(f"{option('precision', value)}: {problem}; use {advice}")

@@ -36,7 +36,7 @@ def test_check_precisions():
     refusals = [
         (("x", "x"), 2, "precision='x': unknown; use auto, one of fp32, bf16, fp16, or 2 of them with commas"),
         (("fp32", "x"), 2, "precision='fp32,x': unknown; use"),
-        (("fp32", "fp16"), 3, "precision='fp32,fp16': 2 for 3 stages; use"),
+        (("fp32", "fp16"), 3, "precision='fp32,fp16': 2 for 3 steps; use"),
         (("x",), 1, "precision='x': unknown; use auto, one of fp32, bf16, fp16"),
     ]
     for names, stages, words in refusals:
