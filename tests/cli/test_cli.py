@@ -136,7 +136,7 @@ REFUSALS = [
     (render("--memory 100MB"), 3, "GiB"),
     (render("--memory 100MB --executor bands"), 3, "GiB"),
     (f"render {LARGE} --out out.zarr --memory 100MB --executor bands", 3, "bands"),
-    (f"plan {LARGE} --memory 100MB --executor bands", 3, "--executor tiles"),
+    (f"plan {LARGE} --memory 100MB --executor bands", 3, "give at least --memory"),
     (f"render {LARGE} --out out.zarr --memory 100MB", 3, "95.4 MiB"),
     (f"plan {LARGE} --memory 100MB", 3, "95.4 MiB"),
     (render("--init absent.png"), 4, "absent.png: "),
