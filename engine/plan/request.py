@@ -23,7 +23,7 @@ RAMPS = ("cosine", "linear")
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
 
-LEAST_BYTES = 1 << 20
+LEAST_BYTES = 10**6
 """Least amount of memory that can be meant: smaller ones are mistaken units."""
 
 _UNITS = {
@@ -73,7 +73,7 @@ def parse_bytes(text: str, name: str = "memory") -> int:
         name: option to name in the error.
 
     Raises:
-        UsageError: the text has another form or no unit, or is less than 1 MiB.
+        UsageError: the text has another form or no unit, or is less than 1 MB.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(b|([kmgt]i?)b?)?", text.strip().lower())
     if not match:
@@ -89,7 +89,7 @@ def _plausible(count: int, name: str, value: object) -> int:
     """The number of bytes. Raises UsageError for less than ``LEAST_BYTES``."""
     if count < LEAST_BYTES:
         raise UsageError(
-            f"{option(name, value)}: too little to be meant (at least 1 MiB); write an amount such as 2GiB"
+            f"{option(name, value)}: too little to be meant (at least 1 MB); write an amount such as 2GiB"
         )
     return count
 

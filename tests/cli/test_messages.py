@@ -71,7 +71,7 @@ REFUSALS = [
     ("plan --roi -1,0,5,5", 2, "--roi -1,0,5,5: not a region; write X,Y,WIDTH,HEIGHT ..."),
     ("plan --memory 10", 2, "--memory 10: has no unit; write one, such as 10GiB or 10MiB"),
     ("plan --memory 0", 2, "--memory 0: has no unit; ..."),
-    ("plan --memory 10B", 2, "--memory 10B: too little to be meant (at least 1 MiB); write an amount such as 2GiB"),
+    ("plan --memory 10B", 2, "--memory 10B: too little to be meant (at least 1 MB); write an amount such as 2GiB"),
     ("plan --vram 2", 2, "--vram 2: has no unit; write one, such as 2GiB or 2MiB"),
     ("plan --memory lots", 2, "--memory lots: not an amount of memory; write a number with a unit, such as 2GiB"),
     ("plan --device foo", 2, "--device foo: not a device of this machine; use cpu..."),

@@ -73,11 +73,11 @@ def test_bad_texts(parse):
         assert caught.value.for_command_line().startswith(f"--{name} {text}: not a"), text
 
 
-def test_memory_without_a_unit_or_below_1_mib_is_refused():
+def test_memory_without_a_unit_or_below_1_mb_is_refused():
     refusals = {
         "10": "has no unit; write one, such as 10GiB or 10MiB",
         "0": "has no unit",
-        "1048575B": "too little to be meant (at least 1 MiB)",
+        "999999B": "too little to be meant (at least 1 MB)",
         "0.0GiB": "too little to be meant",
         "500KiB": "too little to be meant",
     }
