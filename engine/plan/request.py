@@ -88,9 +88,7 @@ def parse_bytes(text: str, name: str = "memory") -> int:
 def _plausible(count: int, name: str, value: object) -> int:
     """The number of bytes. Raises UsageError for less than ``LEAST_BYTES``."""
     if count < LEAST_BYTES:
-        raise UsageError(
-            f"{option(name, value)}: too little to be meant (at least 1 MB); write an amount such as 2GiB"
-        )
+        raise UsageError(f"{option(name, value)}: too little to be meant (at least 1 MB); write an amount such as 2GiB")
     return count
 
 
