@@ -28,6 +28,10 @@ class Box:
     x1: int
     """Column after the last one."""
 
+    def __str__(self) -> str:
+        """``X,Y,WIDTH,HEIGHT``, as the command line takes it."""
+        return f"{self.x0},{self.y0},{self.width},{self.height}"
+
     @property
     def height(self) -> int:
         """Number of rows."""

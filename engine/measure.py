@@ -14,11 +14,11 @@ from engine.device.choose import check_precisions, fast_half
 from engine.device.heap import malloc_trim
 from engine.device.memory import accelerator_module, device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
-from engine.errors import BudgetError, InputError, UsageError, option
+from engine.errors import InputError, UsageError, option
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
 from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
-from engine.plan.cost import GIB, readable
+from engine.plan.cost import GIB
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.make import region
 from engine.plan.measured import (
@@ -67,7 +67,6 @@ def measure(
     region(request, canvas)
     free_disk = _free_disk(out)
     budget = _budget(request, device, free_disk)
-    _check_idle(budget)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
         precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
@@ -216,15 +215,6 @@ def _free_disk(out: Path) -> int:
     if not folder.is_dir():
         raise InputError(f"{out}: {folder} is not a folder; choose another {option('out')}")
     return shutil.disk_usage(folder).free
-
-
-def _check_idle(budget: Budget) -> None:
-    """Refuse a limit that the process exceeds before any work."""
-    if (idle := resident()) > budget.host:
-        raise BudgetError(
-            f"{option('memory')}: the engine with this model takes {readable(idle)} before any work, more than "
-            f"{readable(budget.host)}; raise it"
-        )
 
 
 def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import BudgetError, EngineError, UsageError, option
+from engine.errors import BudgetError, EngineError, ResumeError, UsageError, option
 from engine.io.files import replacing
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def export(
 
     Raises:
         UsageError: an option does not fit the format, the image or the target.
+        ResumeError: the file exists and ``overwrite`` is false.
         InputError: the store cannot be read or is not finished.
         BudgetError: the disk has too little space.
         EngineError: writing failed.
@@ -106,17 +107,19 @@ def export(
         "workers": workers,
     }
     suffix = find_suffix(out)
-    _check_target(out, overwrite=overwrite)
+    _check_target(out, source, overwrite=overwrite)
     from engine.exporters.pyramid import Pyramid
 
     pyramid = Pyramid(source, allow_incomplete=allow_incomplete)
     job: ExportJob = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
-    check_space(job.estimate, shutil.disk_usage(out.parent).free, out)
+    check_space(job.estimate, shutil.disk_usage(_existing_parent(out)).free, out)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             job.write(part, on_progress or _ignore)
     except OSError as error:
-        raise EngineError(f"{out}: could not be written ({error}); check the disk and its permissions") from error
+        reason = error.strerror or error
+        raise EngineError(f"{out}: could not be written ({reason}); check the disk and its permissions") from error
     size, seconds = out.stat().st_size, time.perf_counter() - start
     return ExportResult(out, size, job.width, job.height, job.levels, seconds, job.notes)
 
@@ -132,17 +135,24 @@ def find_suffix(out: Path) -> str:
 def check_space(estimate: int, free: int, out: Path) -> None:
     """Refuse an export that would fill the disk. ``estimate`` and ``free`` are bytes."""
     if estimate > free:
-        raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free; free some, or choose another folder")
+        raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free; make room, or choose another folder")
 
 
-def _check_target(out: Path, *, overwrite: bool) -> None:
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: folder {out.parent} does not exist; create it first")
+def _check_target(out: Path, store: Path, *, overwrite: bool) -> None:
+    if not (parent := _existing_parent(out)).is_dir():
+        raise UsageError(f"{out}: {parent} is not a folder; choose another place")
+    if store.resolve() in out.resolve().parents:
+        raise UsageError(f"{out}: lies inside the store; choose a place outside of it")
     if out.is_dir():
         raise UsageError(f"{out}: is a folder; give the name of a file")
     if out.exists() and not overwrite:
         size = out.stat().st_size
-        raise UsageError(f"{out}: exists ({size} bytes); give {option('overwrite', True)} or choose another name")
+        raise ResumeError(f"{out}: exists ({size} bytes); give {option('overwrite', True)} or choose another name")
+
+
+def _existing_parent(out: Path) -> Path:
+    """The nearest path above that exists; the folders between are made when the file is written."""
+    return next(parent for parent in out.absolute().parents if parent.exists())
 
 
 def _ignore(done: int, total: int) -> None:

@@ -54,7 +54,7 @@ class PreviewOptions:
     max_size: int | None = None
     """Limit in pixels of the longest side; None keeps the full size."""
     quality: int = 90
-    """Quality of JPEG and WebP, 1 to 100. PNG ignores it: it is lossless."""
+    """Quality of JPEG and WebP, 1 to 100; PNG is lossless and has none."""
     dpi: float = 300.0
     """Resolution for print, in dots per inch."""
 
@@ -125,6 +125,10 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
     """
     options, vips_format = parse_options(PreviewOptions, values, suffix), VIPS_FORMATS[suffix]
     name, side = vips_format.name, vips_format.side
+    if vips_format is PNG and values.get("quality") is not None:
+        raise UsageError(
+            f"{option('quality')}: does not apply to .png, which is lossless; leave it out, or write a .jpg"
+        )
     if not pyvips.type_find("VipsOperation", vips_format.saver):
         raise UsageError(f"{suffix}: this build of libvips writes no {name}; choose another suffix, e.g. .png")
     width, height = target_size(pyramid.levels[0], options.max_size)

@@ -8,6 +8,7 @@ is read (``CELL_BYTES`` each, or one chunk where a chunk is larger; at most ``CH
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,19 +129,56 @@ class Pyramid:
         try:
             planes = np.asarray(self._arrays[level][:, rows, columns])  # [3, H, W]
         except Exception as error:  # each codec has exceptions of its own
-            where, reason = f"{self.store}/{self.levels[level].path}", " ".join(str(error).split())
-            raise InputError(f"{where}, {cell}: a chunk cannot be read ({reason}); render its shard again") from error
+            raise InputError(self._damage(level, cell, error)) from error
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    def _damage(self, level: int, cell: Box, error: Exception) -> str:
+        """Message about the first shard of a cell that cannot be read."""
+        array = self._arrays[level]
+        reason = "wrong checksum" if "checksum" in str(error).lower() else "not decodable"
+        if not self.provenance or array.shards is None:
+            return f"{self.store}/{array.path}: damaged at {cell} ({reason}); copy the store again, whole"
+        rows, columns = array.shards[1:]
+        shards = [
+            (y // rows, x // columns, Box(y, x, y + rows, x + columns).clip(self.levels[level].bounds))
+            for y in range(cell.y0 // rows * rows, cell.y1, rows)
+            for x in range(cell.x0 // columns * columns, cell.x1, columns)
+        ]
+        row, column, box = next((s for s in shards if not self._is_readable(level, s[2].clip(cell))), shards[0])
+        return (
+            f"{self.store / array.path / 'c' / '0' / str(row) / str(column)}: damaged shard ({reason}, region {box}); "
+            f"delete this file, then repeat the store's engine render with {option('resume', True)}"
+        )
+
+    def _is_readable(self, level: int, box: Box) -> bool:
+        rows, columns = box.slices
+        try:
+            self._arrays[level][:, rows, columns]
+        except Exception:  # as in ``_decode``
+            return False
+        return True
 
 
 def _open(store: Path) -> zarr.Group:
     try:
         return zarr.open_group(store, mode="r")
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{store}: not a readable Zarr group ({reason}); give the folder of an OME-Zarr image"
-        ) from error
+        raise InputError(f"{store}: {_not_a_store(store, error)}") from error
+
+
+def _not_a_store(store: Path, error: Exception) -> str:
+    """Message about a path that is no Zarr group."""
+    if not store.exists():
+        return "no such store; name the folder that engine render wrote"
+    if store.is_file():
+        is_picture = (mimetypes.guess_type(store)[0] or "").startswith("image/")
+        kind = "a picture" if is_picture else "a file"
+        return f"is {kind}, not a store of engine render; name the folder that it wrote"
+    if not (store / "zarr.json").is_file():
+        return "is a folder without an OME-Zarr image; name the folder that engine render wrote"
+    if isinstance(error, zarr.errors.ContainsArrayError):
+        return "is one level of a store; name the folder above it"
+    return "its zarr.json is damaged; copy the store again, whole"
 
 
 def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> list[zarr.Array[Any]]:
@@ -162,7 +200,7 @@ def _paths(store: Path, attributes: Mapping[str, Any]) -> list[str]:
         axes = [axis["name"] for axis in image["axes"]]
         paths = [str(dataset["path"]) for dataset in image["datasets"]]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{store}: no OME-Zarr image ({error}); give the folder that holds its levels") from error
+        raise InputError(f"{store}: no OME-Zarr image (no {error} in its metadata); name the folder of one") from error
     if axes != ["c", "y", "x"]:
         raise InputError(f"{store}: axes {','.join(map(str, axes))}; only images with the axes c,y,x can be exported")
     if not paths:

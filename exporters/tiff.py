@@ -213,6 +213,11 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
         UsageError: an option is unknown or out of range, or does not fit the pyramid.
     """
     options = parse_options(TiffOptions, values, suffix)
+    if values.get("quality") is not None and options.compression != "jpeg":
+        raise UsageError(
+            f"{option('quality')}: does not apply to {options.compression}; leave it out, or give "
+            f"{option('compression', 'jpeg')}"
+        )
     if options.compression == "jpeg":
         _check_jpeg(pyramid)
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))

@@ -437,7 +437,7 @@ def test_too_little_memory_is_refused_before_writing(tmp_path, model):
     needs = r"needs \d\.\d\d GiB of memory, more than 95\.4 MiB"
     with pytest.raises(BudgetError, match=rf"memory: the plan {needs} .*; raise it, or use tile below 16"):
         render(model, little, tmp_path / "out.zarr")
-    with pytest.raises(BudgetError, match=rf"smallest tile .* {needs}; raise it"):
+    with pytest.raises(BudgetError, match=rf"smallest tile .* {needs}; give at least memory='\d+MiB', as"):
         Job.prepare(model, replace(little, tile=None), tmp_path / "out.zarr")
     assert not list(tmp_path.iterdir())
 

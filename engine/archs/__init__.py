@@ -2,7 +2,8 @@
 
 Holds one ordered table and the checks of a set of named tensors; knows nothing of files (see ``engine.model.checkpoints``).
 Hyper-parameters are read from tensor shapes. To add an architecture, write one file like esrgan.py and one line of
-``ARCHITECTURES``. Step 1's generator (hpvaegan.py) has no place in the table.
+``ARCHITECTURES``. Networks that are only recognised are in community.py. Step 1's generator (hpvaegan.py) has no place
+in either table.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.archs import esrgan, swinir
+from engine.archs.community import SPANDREL, recognise
 from engine.errors import ModelError
 
 State: TypeAlias = Mapping[str, Tensor]
@@ -31,6 +33,9 @@ class Architecture:
     name: str
     """Name in manifests."""
 
+    form: str
+    """The form of the network that this package builds, as the community calls it."""
+
     detect: Callable[[State], bool]
     """Whether these tensors belong to it."""
 
@@ -40,21 +45,46 @@ class Architecture:
     from_shapes: Callable[[State], Upscaler]
     """A network of the size of these tensors, not yet filled with them."""
 
+    variant: Callable[[State], str | None]
+    """Name of these complete tensors if they are another form of the network; None otherwise."""
+
 
 ARCHITECTURES = (
-    Architecture(esrgan.NAME, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.from_shapes),
-    Architecture(swinir.NAME, swinir.detect, swinir.canonical, swinir.SwinIR.from_shapes),
+    Architecture(esrgan.NAME, esrgan.FORM, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.from_shapes, esrgan.variant),
+    Architecture(swinir.NAME, swinir.FORM, swinir.detect, swinir.canonical, swinir.SwinIR.from_shapes, swinir.variant),
 )
 """The first that detects the tensors is taken."""
 
+FORMS = " and ".join(architecture.form for architecture in ARCHITECTURES)
+"""The networks that this package builds, for messages."""
+
 
 def identify(state: State, source: str = "checkpoint") -> Architecture:
-    """The architecture of these tensors. Raises ModelError, in which ``source`` names them, for an unknown one."""
+    """The architecture of these tensors.
+
+    Raises:
+        ModelError: tensors of another network, which the message names if it is known; ``source`` names the tensors.
+    """
+    if (other := recognise(state)) is not None:
+        raise ModelError(f"{source}: {refusal(other.name, other.advice)}")
     for architecture in ARCHITECTURES:
-        if architecture.detect(state):
-            return architecture
-    names = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    raise ModelError(f"{source}: unknown architecture with {_summary(list(state))}; use a checkpoint of {names}")
+        if not architecture.detect(state):
+            continue
+        if (variant := architecture.variant(state)) is not None:
+            raise ModelError(f"{source}: {refusal(variant)}")
+        return architecture
+    unknown = f"unknown architecture with {_summary(list(state))}"
+    raise ModelError(f"{source}: {refusal(unknown, 'name a checkpoint of one of these')}")
+
+
+def refusal(name: str, advice: str = SPANDREL) -> str:
+    """Message about a network that this package does not build, without its subject.
+
+    Args:
+        name: the network as the community calls it.
+        advice: what to do with its file.
+    """
+    return f"{name} is not supported ({FORMS} are); {advice}"
 
 
 def build(state: State, source: str = "checkpoint") -> Upscaler:

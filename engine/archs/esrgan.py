@@ -27,6 +27,7 @@ from engine.archs.layers import (
 from engine.errors import ModelError
 
 NAME = "esrgan"
+FORM = "ESRGAN x4"
 SLOPE = 0.2  # negative slope of every leaky ReLU
 RESIDUAL = 0.2  # factor of the residual of every dense block and every group of three
 TRUNK = 4  # output pixels a trunk pixel, in each direction
@@ -50,6 +51,8 @@ _OLDER_NAMES = tuple(
         (r"^HRconv\.", "conv_hr."),
     )
 )
+_UPSAMPLINGS = {0: "no upsampling", 1: "one upsampling"}
+_CHANNELS = {1: "greyscale", 4: "RGBA"}
 _MARK = re.compile(rf"^(body\.\d+\.rdb\d|RRDB_trunk\.\d+\.RDB\d|model\.1\.sub\.{_NUMBERED})\.")
 
 
@@ -61,6 +64,34 @@ def detect(state: Mapping[str, Tensor]) -> bool:
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under BasicSR's names, which Real-ESRGAN uses too and this module has."""
     return {_newest(key): tensor for key, tensor in state.items()}
+
+
+def variant(state: Mapping[str, Tensor]) -> str | None:
+    """Name of a complete RRDBNet of another form than this module builds; None for the own form and incomplete tensors.
+
+    Tensors that lack exactly the second upsampling are those of the variant with one: nothing tells them apart.
+    """
+    first, upsamplings = state.get("conv_first.weight", state.get("model.0.weight")), _upsamplings(state)
+    if first is None or first.ndim != 4 or upsamplings is None:
+        return None
+    inputs = first.shape[1]
+    details = [_UPSAMPLINGS.get(upsamplings, f"{upsamplings} upsamplings")] if upsamplings != 2 else []
+    details += [_CHANNELS[inputs]] if inputs in _CHANNELS else []
+    name = "ESRGAN+" if any("conv1x1" in key for key in state) else "ESRGAN"
+    if name == "ESRGAN" and not details:
+        return None
+    scale = 2**upsamplings / {12: 2, 48: 4}.get(inputs, 1)
+    return f"{name} x{scale:g}" + (f" ({', '.join(details)})" if details else "")
+
+
+def _upsamplings(state: Mapping[str, Tensor]) -> int | None:
+    """Number of upsampling convolutions of a complete tail in any of the three namings; None for an incomplete one."""
+    if positions := {int(match[1]) for key in state if (match := re.match(r"model\.(\d+)\.weight$", key))}:
+        # An upsampling takes three entries of the sequence: resize, convolution, activation. Two convolutions follow.
+        return next((n for n in range(5) if positions == {0, *range(3, 3 * n + 1, 3), 3 * n + 2, 3 * n + 4}), None)
+    numbers = {int(match[1]) for key in state if (match := re.match(r"(?:conv_up|upconv)(\d)\.weight$", key))}
+    is_complete = "conv_last.weight" in state and not {"conv_hr.weight", "HRconv.weight"}.isdisjoint(state)
+    return len(numbers) if is_complete and numbers == set(range(1, len(numbers) + 1)) else None
 
 
 def _newest(key: str) -> str:

@@ -32,6 +32,7 @@ from engine.errors import ModelError
 from engine.kernels.window_attention import window_attention
 
 NAME = "swinir"
+FORM = "SwinIR nearest+conv"
 SLOPE = 0.2  # negative slope after the upsamplings; before them it is PyTorch's default, as published
 MEAN = (0.4488, 0.4371, 0.4040)  # mean of the DIV2K images, subtracted from every input
 
@@ -49,6 +50,40 @@ def detect(state: Mapping[str, Tensor]) -> bool:
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without the buffers that some files hold, which follow from the window alone."""
     return {key: tensor for key, tensor in state.items() if not key.endswith(_DERIVED) and key != "mean"}
+
+
+def variant(state: Mapping[str, Tensor]) -> str | None:
+    """Name of a complete SwinIR of another form than this module builds; None for the own form and incomplete tensors."""
+    first, upsampler = state.get("conv_first.weight", state.get("conv_first.1.weight")), _upsampler(state)
+    if first is None or first.ndim != 4 or upsampler is None:
+        return None
+    inputs = first.shape[1]
+    details = [upsampler]
+    details += ["3conv"] if "conv_after_body.0.weight" in state else []
+    details += ["greyscale"] if inputs == 1 else []
+    return f"SwinIR x{_scale(state, inputs)} ({', '.join(details)})" if details != ["nearest+conv"] else None
+
+
+def _upsampler(state: Mapping[str, Tensor]) -> str | None:
+    """Upsampler in the words of the authors' code; None for tensors of none."""
+    if "conv_up1.weight" in state:
+        return "nearest+conv"
+    if "upsample.0.weight" in state:
+        return "pixelshuffle" if "conv_before_upsample.0.weight" in state else "pixelshuffledirect"
+    leftovers = {"conv_before_upsample.0.weight", "conv_up2.weight", "conv_hr.weight"}
+    return "no upsampling" if "conv_last.weight" in state and leftovers.isdisjoint(state) else None
+
+
+def _scale(state: Mapping[str, Tensor], channels: int) -> int:
+    """Enlargement of a complete SwinIR of any upsampler; ``channels`` are those of its image."""
+    if "upsample.0.weight" not in state:
+        return 1 << sum(f"conv_up{i}.weight" in state for i in (1, 2, 3))
+    outputs, inputs = state["upsample.0.weight"].shape[:2]
+    if "conv_before_upsample.0.weight" not in state:
+        return isqrt(outputs // channels)
+    # A scale of 2 or 3 is one shuffle; larger ones are several shuffles by 2.
+    shuffles = sum(key.startswith("upsample.") and key.endswith("weight") for key in state)
+    return isqrt(outputs // inputs) if shuffles == 1 else 1 << shuffles
 
 
 def relative_index(window: int) -> Tensor:

@@ -25,9 +25,21 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{option('device', name)}: not usable here ({reason}); use cpu or leave it out") from error
+        raise UsageError(f"{option('device', name)}: {_absence(name)}; use {' or '.join(usable_devices())}") from error
     return device
+
+
+def usable_devices() -> list[str]:
+    """Names of the devices of this machine that this PyTorch can use."""
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return devices + [name for name in ("mps", "xpu") if getattr(torch, name).is_available()]
+
+
+def _absence(name: str) -> str:
+    """Reason that a device cannot be used, in words: those of PyTorch are a page long."""
+    if name.partition(":")[0] == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return "not available, this PyTorch is built without CUDA"
+    return "not a device of this machine"
 
 
 def fast_half(device: torch.device) -> Precision | None:
@@ -53,7 +65,7 @@ def check_precisions(names: Sequence[str], stages: int) -> None:
     """
     if len(names) == stages and all(name in PRECISIONS for name in names):
         return
-    problem = "unknown" if len(names) == stages else f"{len(names)} for {stages} stages"
+    problem = "unknown" if len(names) == stages else f"{len(names)} for {stages} step{'s' if stages > 1 else ''}"
     value = names[0] if problem == "unknown" and len(set(names)) == 1 else ",".join(names)
     advice = f"auto, one of {', '.join(PRECISIONS)}" + (f", or {stages} of them with commas" if stages > 1 else "")
     raise UsageError(f"{option('precision', value)}: {problem}; use {advice}")

@@ -133,8 +133,7 @@ class ZarrSink:
         try:
             return cls(path, plan, zarr.open_group(path, mode="r+"))
         except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())
-            raise ResumeError(f"{path}: damaged, an array cannot be opened ({reason}); give {overwrite}") from error
+            raise ResumeError(f"{path}: damaged, a level's zarr.json cannot be read; give {overwrite}") from error
 
     @property
     def complete(self) -> bool:
@@ -181,7 +180,8 @@ class ZarrSink:
                 if not self._is_written(level, index):
                     if level == 0:
                         resume = option("resume", True)
-                        raise ResumeError(f"{self.path}: shard {index} is missing; render again with {resume}")
+                        box = self._plan.grid(level).box(*index)
+                        raise ResumeError(f"{self.path}: the shard at {box} is missing; render again with {resume}")
                     self._write_halved(level, index)
         if self.complete:
             return

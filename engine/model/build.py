@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from engine.archs.layers import noise_channels_of, with_noise_gain
-from engine.errors import ModelError, UsageError, option
+from engine.errors import UsageError, option
 from engine.model.bundle import STRUCTURE, Model, State, is_bundle, load, open_structure, read_network, state_digest
 from engine.model.manifest import Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED
@@ -30,8 +30,7 @@ class BuildRequest:
     """Checked arguments of ``build``.
 
     Raises:
-        ModelError: no checkpoint, or more values than stages.
-        UsageError: a value is out of range.
+        UsageError: no checkpoint, more values than steps, or a value is out of range.
     """
 
     structure: Path | None
@@ -49,12 +48,12 @@ class BuildRequest:
 
     def __post_init__(self) -> None:
         if not self.sr:
-            raise ModelError(
-                f"a model needs at least one super-resolution checkpoint; give {option('sr')}, e.g. realsr"
-            )
+            raise UsageError(f"{option('sr')}: a model needs at least one checkpoint; give one, such as realsr")
         for name, values in (("sigma", self.sigma), ("noise_gain", self.noise_gain)):
             if len(values) > len(self.sr):
-                raise ModelError(f"{option(name)}: {len(values)} values for {len(self.sr)} stages; give one per stage")
+                raise UsageError(
+                    f"{option(name)}: more values ({len(values)}) than steps ({len(self.sr)}); give one per step"
+                )
         for sigma in self.sigma:
             if not (math.isfinite(sigma) and sigma >= 0):
                 raise UsageError(
@@ -89,8 +88,9 @@ def build(
     """Put a model together; ``BuildRequest`` describes the arguments.
 
     Raises:
-        ModelError: no checkpoint, more values than stages, or a file that is missing, damaged or of an unknown architecture.
-        UsageError: a value is out of range, or a noise gain is given for a network without noise channels.
+        ModelError: a file that is missing, damaged or of an unknown architecture.
+        UsageError: no checkpoint, more values than steps, a value out of range, or a noise gain for a network without noise
+            channels.
     """
     request = BuildRequest(structure, tuple(sr), tuple(sigma), licence, margin, tuple(noise_gain))
     states: dict[str, State] = {}

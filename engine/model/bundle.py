@@ -26,7 +26,7 @@ from engine.archs import Upscaler
 from engine.archs.hpvaegan import BaseGenerator
 from engine.errors import InputError, ModelError
 from engine.io.tensors import write_tensors
-from engine.model.checkpoints import read_checkpoint, read_provenance
+from engine.model.checkpoints import is_safetensors, read_checkpoint, read_provenance
 from engine.model.manifest import Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED, find_packaged
 from engine.model.structure_file import METADATA_KEY, read_structure, structure_from_state
@@ -159,7 +159,7 @@ def load(path: Path | str) -> Model:
     if not path.is_file():
         problem = "not a file" if path.exists() else "no such file"
         raise ModelError(f"{path}: {problem}; name a model bundle (engine model build makes one) or a checkpoint")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -208,6 +208,8 @@ def read_network(name: str, licence: str | None = None) -> tuple[State, StageOri
     """
     packaged = PACKAGED.get(name)
     path = find_packaged(name) if packaged else Path(name)
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; name a checkpoint, or packaged weights ({', '.join(PACKAGED)})")
     raw = read_checkpoint(path)
     architecture = archs.identify(raw, str(path))
     state = architecture.canonical(raw)

@@ -1,7 +1,7 @@
 """Checkpoint files of any origin: from a path to named tensors in the stored dtype.
 
 Three formats can be read: safetensors, PyTorch's pickles (by its restricted unpickler) and ncnn's pairs of files. The
-module does not know what the tensors mean.
+contents of a file decide its format, not its name. The module does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -18,11 +18,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from engine.archs import refusal
 from engine.errors import ModelError
-from engine.model.ncnn import read_ncnn
+from engine.model.ncnn import MAGIC, read_ncnn
 
-WRAPPERS = ("params_ema", "params", "state_dict")
+WRAPPERS = (
+    "params_ema",
+    "params-ema",
+    "params",
+    "state_dict",
+    "model_state_dict",
+    "net_g_ema",
+    "net_g",
+    "netG",
+    "model",
+    "net",
+)
 """Keys under which a pickle may hold its weights. The EMA comes first, because it is the published version."""
+
+GENERATORS = ("netG.", "net_g.")
+"""Prefixes of the network's tensor names in a file that holds other networks of a training too."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", *GENERATORS)
+"""Prefixes that wrappers add to all tensor names: PyTorch's, and those of training programs."""
+
+HEADER_LIMIT = 100_000_000
+"""Largest header of a safetensors file in bytes, by its specification."""
 
 PROVENANCE_KEY = "training"
 """Key of a safetensors file's metadata: JSON with source, licence, sigma and the settings of ``engine train``."""
@@ -32,15 +53,15 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """Provenance that ``engine train`` recorded with the weights; empty for files from elsewhere.
 
     Raises:
-        ModelError: a file named .safetensors that is none.
+        ModelError: a damaged safetensors file.
     """
-    if path.suffix != ".safetensors":
-        return {}
     try:
+        if not is_safetensors(path):
+            return {}
         with safe_open(path, "pt") as file:
             provenance = json.loads((file.metadata() or {}).get(PROVENANCE_KEY, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as a safetensors file ({error})") from None
+        raise ModelError(f"{path}: cannot be read as a safetensors file ({error}); fetch it again") from None
     return provenance if isinstance(provenance, dict) else {}
 
 
@@ -48,18 +69,42 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file by name, on the CPU.
 
     Raises:
-        ModelError: no such file, an unknown suffix, damage, or a pickle that would run code.
+        ModelError: no such file, an unknown format, damage, or a pickle that would run code.
     """
     path = Path(path)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ModelError(f"{path}: not a checkpoint that can be read; choose one of {', '.join(READERS)}")
     if not path.is_file():
-        raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name a checkpoint")
     try:
+        reader = _reader_of_contents(path) or READERS.get(path.suffix.lower())
+        if reader is None:
+            raise ModelError(f"{path}: not a checkpoint; name a file such as {', '.join(READERS)}")
         return reader(path)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise ModelError(f"{path}: cannot be read ({_one_line(error)}); choose another file") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file can be read and begins as a safetensors file does; it may still be damaged."""
+    try:
+        return _reader_of_contents(path) is _read_safetensors
+    except OSError:
+        return False
+
+
+def _reader_of_contents(path: Path) -> Callable[[Path], dict[str, Tensor]] | None:
+    """Reader of the format that the first bytes of a file show, or None. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < HEADER_LIMIT:
+        return _read_safetensors
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_pickle
+    if head.startswith(MAGIC.encode()) or (path.suffix.lower() == ".bin" and path.with_suffix(".param").is_file()):
+        return read_ncnn
+    # The first field of an ONNX graph is its version, the second the name of the program that wrote it.
+    if path.suffix.lower() == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12", head):
+        return _refuse_onnx
+    return None
 
 
 def _one_line(error: Exception) -> str:
@@ -71,7 +116,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ModelError(f"{path}: damaged safetensors file ({_one_line(error)})") from error
+        raise ModelError(f"{path}: damaged safetensors file ({_one_line(error)}); fetch it again") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -81,7 +126,17 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can fail in any way at all
             raise ModelError(f"{path}: {_refusal(str(error))}") from error
-    return _named_tensors(_unwrapped(content), path)
+    try:
+        return _named_tensors(_unwrapped(content))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _refuse_onnx(path: Path) -> dict[str, Tensor]:
+    raise ModelError(
+        f"{path}: an ONNX graph, which is not supported; name the .pth or .safetensors file that it was made from, or open "
+        "it with chaiNNer"
+    )
 
 
 def _refusal(message: str) -> str:
@@ -89,32 +144,65 @@ def _refusal(message: str) -> str:
     if match := re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", message):
         name = match[1] or match[2]
         return f"refused, because loading it would run code ({name}); save its tensors alone, as safetensors"
-    return "damaged, or not a checkpoint of PyTorch"
+    return "damaged, or not a checkpoint of PyTorch; fetch it again"
 
 
 def _unwrapped(content: object) -> object:
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return content[key]
+    """The one dictionary of tensors in a pickle, at most two wrappers deep; anything else unchanged.
+
+    Raises ModelError for several dictionaries of which none is known to be the network's, and for none of tensors.
+    """
+    for _ in range(2):
+        if not isinstance(content, Mapping):
+            break
+        if "nunif_model" in content:
+            raise ModelError(refusal(str(content.get("name")), "open it with nunif, the program of its author"))
+        inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and value}
+        sets = [key for key, value in inner.items() if any(isinstance(item, Tensor) for item in value.values())]
+        if known := [key for key in WRAPPERS if key in inner]:
+            content = inner[known[0]]
+        elif any(isinstance(value, Tensor) for value in content.values()):
+            break
+        elif len(sets) > 1:
+            names = ", ".join(map(repr, sets))
+            raise ModelError(f"holds several sets of tensors ({names}); save the network's alone, under 'params'")
+        elif sets or len(inner) == 1:
+            content = inner[sets[0]] if sets else next(iter(inner.values()))
+        elif any(str(key).startswith("optimizer") for key in content):
+            raise ModelError("the state of a training, without weights; name the weights, such as net_g_latest.pth")
     return content
 
 
-def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
+def _named_tensors(content: object) -> dict[str, Tensor]:
+    """The tensors without the prefixes that wrappers add."""
     if not isinstance(content, Mapping) or not content:
-        raise ModelError(f"{path}: holds a {type(content).__name__} without named tensors")
+        raise ModelError(f"holds a {type(content).__name__} without named tensors; name a checkpoint")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{path}: {str(key)!r} is a {type(value).__name__}, not a named tensor")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
+            raise ModelError(f"{str(key)!r} is a {type(value).__name__}, not a named tensor; save the tensors alone")
+    return _without_prefixes({key: value.detach() for key, value in content.items()})
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without the prefixes that all of them share; only the generator's if there are others beside it."""
+    if (generator := next((p for p in GENERATORS if any(key.startswith(p) for key in state)), None)) is not None:
+        state = {key: tensor for key, tensor in state.items() if key.startswith(generator)}
+    while prefix := next((p for p in PREFIXES if all(_has_prefix(key, p) for key in state)), None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def _has_prefix(key: str, prefix: str) -> bool:
+    """Whether a wrapper added this prefix. ESRGAN's oldest names begin with "model." and a number themselves."""
+    return key.startswith(prefix) and not key[len(prefix) : len(prefix) + 1].isdigit()
 
 
 READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     ".safetensors": _read_safetensors,
     ".pth": _read_pickle,
     ".pt": _read_pickle,
+    ".ckpt": _read_pickle,
     ".param": read_ncnn,
     ".bin": read_ncnn,
 }
-"""Readers by suffix in lower case."""
+"""Readers by suffix in lower case, for files whose first bytes show no format."""

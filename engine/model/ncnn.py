@@ -1,10 +1,12 @@
 """RRDBNets in ncnn's format: a graph (.param) and a file of weights without names (.bin).
 
-Weights get their names from the order of an RRDBNet's convolutions, so no other network can be read.
+Weights get their names from the order of an RRDBNet's convolutions, so no other network can be read. Graphs of other
+networks that are in use are named by the kinds of their layers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.archs import refusal
 from engine.archs.esrgan import RRDBNet
 from engine.errors import ModelError
 
@@ -23,6 +26,14 @@ HALF = 0x01306B47
 
 LAYERS = {"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "ReLU", "Convolution"}
 """Layers of an exported RRDBNet. Only convolutions hold weights, so no other layer shifts the bytes."""
+
+OTHER_NETWORKS = (
+    ("Compact (SRVGG, as in realesr-animevideov3)", {"PReLU", "PixelShuffle"}, "realesrgan-ncnn-vulkan"),
+    ("waifu2x CUNet", {"Deconvolution", "Pooling", "Scale"}, "waifu2x-ncnn-vulkan"),
+    ("RealCUGAN", {"Deconvolution", "Pooling", "InnerProduct"}, "realcugan-ncnn-vulkan"),
+    ("waifu2x UpConv7", {"Deconvolution"}, "waifu2x-ncnn-vulkan"),
+)
+"""Other networks: name, kinds of layers that its graph has and no later one has all of, and program that runs it."""
 
 ATTRIBUTES = {"kernel": ("1", 0), "dilation": ("2", 1), "stride": ("3", 1), "padding": ("4", 0), "bias": ("5", 0)}
 """Attributes of a convolution: the number that ncnn gives each, and its default where the graph leaves it out."""
@@ -74,16 +85,28 @@ def _parse_graph(text: str) -> list[Convolution]:
     if head.strip() != MAGIC:
         raise ModelError(f"begins with {head[:16]!r}, not with ncnn's magic number {MAGIC}")
     layers = [line.split() for line in lines[1:] if line.strip()]
-    if alien := next((layer[0] for layer in layers if layer[0] not in LAYERS), None):
-        raise ModelError(f"a graph with a layer {alien!r} is no RRDBNet; only RRDBNets can be read from ncnn files")
+    kinds = Counter(layer[0] for layer in layers)
+    if alien := next((kind for kind in kinds if kind not in LAYERS), None):
+        raise ModelError(_refusal(kinds, alien))
     try:
         announced = int(lines[0].split()[0])
         convolutions = [_parse_convolution(layer) for layer in layers if layer[0] == "Convolution"]
     except (IndexError, KeyError, ValueError) as error:
         raise ModelError(f"damaged graph ({error})") from error
     if announced != len(layers):
-        raise ModelError(f"has {len(layers)} layers, but its head announces {announced}")
+        raise ModelError(f"has {len(layers)} layers, but its head announces {announced}; fetch it again")
+    upsamplings = kinds["Interp"]
+    if upsamplings != 2 and len(convolutions) > 15 and (len(convolutions) - 4 - upsamplings) % 15 == 0:
+        raise ModelError(refusal(f"ESRGAN x{2**upsamplings}", "open it with chaiNNer"))
     return convolutions
+
+
+def _refusal(kinds: Mapping[str, int], alien: str) -> str:
+    """Message about a graph with a kind of layer that an RRDBNet has not."""
+    for name, layers, program in OTHER_NETWORKS:
+        if layers <= kinds.keys():
+            return refusal(name, f"open it with {program}")
+    return refusal(f"a graph with a layer {alien}", "name an ncnn file of ESRGAN x4")
 
 
 def _parse_convolution(layer: Sequence[str]) -> Convolution:

@@ -32,6 +32,30 @@ def readable(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
 
 
+def budget_error(name: str, part: str, *, need: int, limit: int, idle: int, remedy: str) -> BudgetError:
+    """Refusal that names the smallest limit that suffices, and a remedy where one can help.
+
+    Args:
+        name: option of the limit, memory or vram.
+        part: the part of the plan that is refused.
+        need: bytes of the smallest plan.
+        limit: bytes that it may take.
+        idle: bytes that the process takes without a plan.
+        remedy: other options that make the plan smaller; they cannot help below ``idle``.
+    """
+    kind = "VRAM" if name == "vram" else name
+    problem = f"{part} needs {readable(need)} of {kind}, more than {readable(limit)}"
+    larger = f"give at least {option(name, _round_up(need))}"
+    advice = f"{larger}, or use {remedy}" if limit > idle else f"{larger}, as the idle process takes {readable(idle)}"
+    return BudgetError(f"{option(name)}: {problem}; {advice}")
+
+
+def _round_up(size: int) -> str:
+    """A round amount, as an option takes it, in which ``size`` bytes fit although idle processes differ by some MiB."""
+    mib = (size >> 20) + 16
+    return f"{-(-mib // 1024)}GiB" if mib > 8 * 1024 else f"{-(-mib // 64) * 64}MiB"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
     """Expected cost of a plan, in bytes and seconds. Tuples have one entry for each stage, first stage first."""
@@ -97,16 +121,12 @@ def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     smaller = f"{option('tile')} below {plan.stages[-1].tile}"
     if projection.host > budget.host:
         largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
-        raise BudgetError(
-            f"{option('memory')}: the plan needs {readable(projection.host)} of memory, more than "
-            f"{readable(budget.host)} (largest part: {largest}, {readable(projection.host_parts[largest])}); "
-            f"raise it, or use {smaller}"
-        )
+        part = f"the plan (largest part: {largest}, {readable(projection.host_parts[largest])})"
+        need, idle = projection.host, projection.baseline
+        raise budget_error("memory", part, need=need, limit=budget.host, idle=idle, remedy=smaller)
     if budget.device is not None and projection.device > budget.device:
-        raise BudgetError(
-            f"{option('vram')}: the plan needs {readable(projection.device)} of VRAM, more than "
-            f"{readable(budget.device)}; raise it, or use {smaller}"
-        )
+        need = projection.device
+        raise budget_error("vram", "the plan", need=need, limit=budget.device, idle=0, remedy=smaller)
     if projection.disk + projection.scratch > budget.disk:
         raise BudgetError(
             f"disk: the output may take {readable(projection.disk)} and the scratch array "

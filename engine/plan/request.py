@@ -24,8 +24,11 @@ RAMPS = ("cosine", "linear")
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
 
+LEAST_BYTES = 10**6
+"""Least amount of memory that can be meant: smaller ones are mistaken units."""
+
 _UNITS = {
-    "": 1,
+    "b": 1,
     "k": 10**3,
     "m": 10**6,
     "g": 10**9,
@@ -41,20 +44,30 @@ def parse_bytes(text: object, name: str = "memory") -> int:
     """Parse ``2GiB``, ``1.5g`` or ``800MB`` into a number of bytes.
 
     Args:
-        text: number with an optional decimal (k, m, g, t) or binary (ki, mi, gi, ti) unit, in any case; or the number itself.
+        text: number with a decimal (k, m, g, t) or binary (ki, mi, gi, ti) unit, in any case; or the number of bytes itself.
         name: option to name in the error.
 
     Raises:
-        UsageError: the text has another form, or is less than one byte.
+        UsageError: the text has another form or no unit, or is less than 1 MB.
     """
     if not isinstance(text, str):
-        if (number := whole_number(text)) is None or number < 1:
+        if (number := whole_number(text)) is None:
             raise UsageError(f"{option(name)}: {text!r} is not a number of bytes; give one, or a text such as 2GiB")
-        return number
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    count = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if not count:
+        return _plausible(number, name, number)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(b|([kmgt]i?)b?)?", text.strip().lower())
+    if not match:
         raise UsageError(f"{option(name, text)}: not an amount of memory; write a number with a unit, such as 2GiB")
+    if not match[2]:
+        raise UsageError(
+            f"{option(name, text)}: has no unit; write one, such as {text.strip()}GiB or {text.strip()}MiB"
+        )
+    return _plausible(int(float(match[1]) * _UNITS[match[3] or "b"]), name, text)
+
+
+def _plausible(count: int, name: str, value: object) -> int:
+    """The number of bytes. Raises UsageError for less than ``LEAST_BYTES``."""
+    if count < LEAST_BYTES:
+        raise UsageError(f"{option(name, value)}: too little to be meant (at least 1 MB); write an amount such as 2GiB")
     return count
 
 
@@ -64,7 +77,9 @@ def flag(parse: Callable[[str], object], metavar: str) -> Parameter:
     def convert(_type: object, tokens: Sequence[Token]) -> object:
         return parse(tokens[0].value)
 
-    return Parameter(converter=convert, metavar=metavar, n_tokens=1, accepts_keys=False, negative=())
+    return Parameter(
+        converter=convert, metavar=metavar, n_tokens=1, accepts_keys=False, negative=(), allow_leading_hyphen=True
+    )
 
 
 def _whole(value: object, name: str) -> int:

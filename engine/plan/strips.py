@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from engine.errors import BudgetError, option
+from engine.errors import option
 from engine.geometry import Box
 from engine.plan.cost import (
     CHANNELS,
     FLOAT,
     SHARDS_IN_HAND,
     Projection,
-    readable,
+    budget_error,
     reduction_bytes,
     store_bytes,
     with_allocator,
@@ -64,13 +64,11 @@ def choose_strips(stages: Sequence[StagePlan], measured: Measured, width: int) -
         host, on_device = _needs(chosen, measured, width)
         if host <= budget.host and on_device <= (budget.device or 0):
             return chosen
-    need, limit, memory, flag = host, budget.host, "memory", option("memory")
+    name, need, limit, idle = "memory", host, budget.host, measured.baseline
     if need <= limit:
-        need, limit, memory, flag = on_device, budget.device or 0, "VRAM", option("vram")
-    raise BudgetError(
-        f"{flag}: the narrowest strip of bands ({tile * chosen[-1].scale} px) needs {readable(need)} of {memory}, "
-        f"more than {readable(limit)}; raise it, or use {option('executor', 'tiles')}"
-    )
+        name, need, limit, idle = "vram", on_device, budget.device or 0, measured.device_baseline
+    part, remedy = f"the narrowest strip of bands ({tile * chosen[-1].scale} px)", option("executor", "tiles")
+    raise budget_error(name, part, need=need, limit=limit, idle=idle, remedy=remedy)
 
 
 def one_strip(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[StagePlan, ...] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from engine.errors import BudgetError, option
+from engine.errors import option
 from engine.geometry import Box
 from engine.plan import limits
 from engine.plan.cost import (
@@ -15,7 +15,7 @@ from engine.plan.cost import (
     FLOAT,
     SHARDS_IN_HAND,
     Projection,
-    readable,
+    budget_error,
     reduction_bytes,
     store_bytes,
     with_allocator,
@@ -286,18 +286,12 @@ def _refuse(smallest: Sequence[StagePlan], measured: Measured, host: int, device
         if c.on_device == too_large
     ]
     size, stage = max(sizes, key=lambda n: n[0], default=(0, smallest[-1]))
-    need, limit, memory, flag = host, budget.host, "memory", option("memory")
-    first = smallest[0]
+    name, need, limit, idle = "memory", host, budget.host, measured.baseline
     if too_large:
-        need, limit, memory, flag = device, budget.device or 0, "VRAM", option("vram")
-    elif measured.base is not None and measured.base.bytes_at(first.height * first.width) > size:
-        raise BudgetError(
-            f"{flag}: step 1 needs {readable(need)} of memory for its image of {first.width}x{first.height}, "
-            f"more than {readable(limit)}; raise it, or use more {option('stages')} or a smaller {option('size')}"
-        )
-    height, width = stage.tile_shape
-    raise BudgetError(
-        f"{flag}: the smallest tile of {stage.name} ({width}x{height} with its halo of {stage.halo}) needs "
-        f"{readable(need)} of {memory}, more than {readable(limit)}; raise it, or use a smaller {option('overlap')} "
-        f"or half {option('precision')}"
-    )
+        name, need, limit, idle = "vram", device, budget.device or 0, measured.device_baseline
+    first, (height, width) = smallest[0], stage.tile_shape
+    part = f"the smallest tile of {stage.name} ({width}x{height} with its halo of {stage.halo})"
+    remedy = f"a smaller {option('overlap')} or half {option('precision')}"
+    if not too_large and measured.base is not None and measured.base.bytes_at(first.height * first.width) > size:
+        part, remedy = f"step 1 for its image of {first.width}x{first.height}", f"a smaller {option('size')}"
+    raise budget_error(name, part, need=need, limit=limit, idle=idle, remedy=remedy)

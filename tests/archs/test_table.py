@@ -70,7 +70,7 @@ def test_full_precision_is_not_copied(state):
 def test_unknown_architecture():
     message = refusal({f"encoder.{i}.weight": torch.zeros(1) for i in range(9)})
     assert "9 tensors (encoder.0.weight, encoder.1.weight, encoder.2.weight, ...)" in message
-    assert "a checkpoint of esrgan, swinir" in message
+    assert "not supported (ESRGAN x4 and SwinIR nearest+conv are)" in message
     assert "0 tensors" in refusal({})
 
 
@@ -97,7 +97,7 @@ def test_misshapen_size(state):
 
 def test_impossible_size(state, name):
     key, tensor = {
-        "esrgan": ("conv_first.weight", torch.zeros(8, 4, 3, 3)),
+        "esrgan": ("conv_first.weight", torch.zeros(8, 5, 3, 3)),
         "swinir": ("layers.0.residual_group.blocks.0.attn.relative_position_bias_table", torch.zeros(49, 3)),
     }[name]
     assert f"({name}): " in refusal(state | {key: tensor})

@@ -201,7 +201,7 @@ def test_finish_names_the_missing_shard(create):
     for plan in (PLAN, PLANS["strips of two shards"]):
         sink = create(plan, overwrite=True)
         write_all(sink, pixels_of(plan), list(plan.writes())[:-1])
-        with pytest.raises(ResumeError, match=r"out.zarr: shard \(\d+, \d+\) is missing; .*resume=True"):
+        with pytest.raises(ResumeError, match=r"out.zarr: the shard at \d+,\d+,\d+,\d+ is missing; .*resume=True"):
             sink.finish()
         assert not sink.complete
 

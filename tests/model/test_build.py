@@ -166,9 +166,9 @@ def test_licences_name_the_photograph_and_the_weights(model_file, checkpoint, ot
 def test_refusals_are_one_line(model_file, checkpoint):
     one, nan, inf = [str(checkpoint)], float("nan"), float("inf")
     refusals = [
-        (ModelError, {"sr": []}, "give sr, e.g. realsr"),
-        (ModelError, {"sigma": [0.1, 0.2]}, "sigma: 2 values for 1 stages"),
-        (ModelError, {"noise_gain": [1.0, 1.5]}, "noise_gain: 2 values for 1 stages"),
+        (UsageError, {"sr": []}, "sr: a model needs at least one checkpoint; give one, such as realsr"),
+        (UsageError, {"sigma": [0.1, 0.2]}, "sigma: more values (2) than steps (1); give one per step"),
+        (UsageError, {"noise_gain": [1.0, 1.5]}, "noise_gain: more values (2) than steps (1)"),
         *((UsageError, {"sigma": [s]}, f"sigma {s:g}: must be 0 or more") for s in (-0.1, nan, inf)),
         *((UsageError, {"noise_gain": [g]}, f"noise_gain {g:g}: must be above 0") for g in (0.0, -1.0, nan, inf)),
         (UsageError, {"noise_gain": [1.5]}, "noise_gain 1.5: the network of "),

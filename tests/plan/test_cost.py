@@ -232,13 +232,14 @@ def test_smallest_tile_is_refused_with_its_need(kind):
 
     words = (
         rf"{kind}: the smallest tile of step \d \(\d+x\d+ with its halo of 160\) needs ([\d.]+) GiB of {kind}, "
-        r"more than 0.40 GiB; raise it, or use a smaller overlap or half precision"
+        rf"more than 0.40 GiB; give at least {kind}='(\d+)MiB', or use a smaller overlap or half precision"
     )
     with pytest.raises(BudgetError, match=f"(?i){words}") as caught:
         choose(0.4)
     need = float(re.search(r"needs ([\d.]+) GiB", str(caught.value))[1])
     assert need > 0.4
     assert choose(need + 0.01)
+    assert choose(int(re.search(r"(\d+)MiB", str(caught.value))[1]) / 1024)
     with pytest.raises(BudgetError):
         choose(need - 0.01)
 
@@ -246,20 +247,30 @@ def test_smallest_tile_is_refused_with_its_need(kind):
 def test_large_step_1_is_refused_with_its_remedy():
     """No tile helps against a base image that is too large."""
     stages = chain(base=(3000, 4000), scales=(4,))
-    words = r"memory: step 1 needs [\d.]+ GiB of memory for its image of 4000x3000, more than 0.50 GiB; .* more stages"
+    words = (
+        r"memory: step 1 for its image of 4000x3000 needs [\d.]+ GiB of memory, more than 0.50 GiB; "
+        r"give at least memory='\d+MiB', or use a smaller size"
+    )
     with pytest.raises(BudgetError, match=words):
         choose_tiles(stages, measured(stages, SMALL, host=GIB // 2), batched=False)
+
+
+def test_no_remedy_is_promised_below_the_idle_process():
+    stages = chain(halo=160)
+    with pytest.raises(BudgetError, match=r"give at least memory='\d+MiB', as the idle process takes \d"):
+        choose_tiles(stages, measured(stages, host=measured(stages).baseline), batched=False)
 
 
 EXCESSES = {
     "host": (
         GIB // 2,
-        r"^memory: the plan needs [\d.]+ GiB of memory, more than 0.50 GiB \(largest part: \w.*, [\d.]+ GiB\); raise it, "
-        r"or use tile below 256$",
+        r"^memory: the plan \(largest part: \w.*, [\d.]+ GiB\) needs [\d.]+ GiB of memory, more than 0.50 GiB; give at "
+        r"least memory='\d+MiB', or use tile below 256$",
     ),
     "device": (
         GIB // 4,
-        r"^vram: the plan needs [\d.]+ GiB of VRAM, more than 0.25 GiB; raise it, or use tile below 256$",
+        r"^vram: the plan needs [\d.]+ GiB of VRAM, more than 0.25 GiB; give at least vram='\d+MiB', or use tile "
+        r"below 256$",
     ),
     "disk": (
         GIB // 2,

@@ -92,7 +92,7 @@ def test_bands_cannot_cross_fade():
 
 
 def test_refusal_is_that_of_the_last_candidate():
-    with pytest.raises(BudgetError, match=r"memory: the smallest tile of step \d|memory: step 1 needs"):
+    with pytest.raises(BudgetError, match=r"memory: the smallest tile of step \d|memory: step 1 for"):
         make_plan(Request(), measured(host=8 * MIB))
 
 

@@ -25,8 +25,7 @@ BAD_TEXTS = {
         ["", "4096", "4096x", "x3072", "0x5", "5x0", "-4x5", "4.5x5", "4x5x6", " 4x5", "4 x 5", "4*5"],
     ),
     parse_box: ("roi", ["", "1,2,3", "1,2,3,4,5", "1,2,3,-4", "1, 2,3,4", "a,b,c,d", "1.0,2,3,4"]),
-    # The last one rounds to 0 bytes.
-    parse_bytes: ("memory", ["", "GiB", "0", "0.0GiB", "-2GiB", "2XB", "2ib", "2GiBs", "1e9", "0.0000001k"]),
+    parse_bytes: ("memory", ["", "GiB", "-2GiB", "2XB", "2ib", "2GiBs", "1e9"]),
 }
 
 BAD_VALUES = [
@@ -61,9 +60,8 @@ def test_memory_units():
         "1.5g": 1_500_000_000,
         "800MB": 800_000_000,
         "800m": 800_000_000,
-        "512Ki": 512 << 10,
-        "4096": 4096,
-        "4096B": 4096,
+        "2048Ki": 2 << 20,
+        "4194304B": 4 << 20,
         "1TiB": 1 << 40,
     }
     assert {text: parse_bytes(text) for text in amounts} == amounts
@@ -76,6 +74,23 @@ def test_bad_texts(parse):
         with pytest.raises(UsageError) as caught:
             parse(text)
         assert caught.value.for_command_line().startswith(f"--{name} {text}: not a"), text
+
+
+def test_memory_without_a_unit_or_below_1_mb_is_refused():
+    refusals = {
+        "10": "has no unit; write one, such as 10GiB or 10MiB",
+        "0": "has no unit",
+        "999999B": "too little to be meant (at least 1 MB)",
+        "0.0GiB": "too little to be meant",
+        "500KiB": "too little to be meant",
+    }
+    for text, words in refusals.items():
+        with pytest.raises(UsageError) as caught:
+            parse_bytes(text)
+        assert caught.value.for_command_line().startswith(f"--memory {text}: {words}")
+    for name in ("memory", "vram"):
+        with pytest.raises(UsageError, match=f"{name}=10: too little"):
+            Request(**{name: 10})
 
 
 def test_memory_error_names_its_option():
@@ -167,7 +182,7 @@ WRONG = [
     ({"roi": (1, 2, 3, 0)}, "roi: (1, 2, 3, 0) is not a region; give (x, y, width, height), a Box"),
     ({"roi": "1,2"}, "roi='1,2': not a region"),
     ({"memory": "lots"}, "memory='lots': not an amount of memory"),
-    ({"memory": 0}, "memory: 0 is not a number of bytes"),
+    ({"memory": 0}, "memory=0: too little to be meant"),
     ({"vram": "lots"}, "vram='lots'"),
     ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
     ({"seed": True}, "seed: True is not a whole number"),

@@ -76,12 +76,13 @@ def test_narrowest_strip_is_refused_with_its_need(resource):
     limit = {"memory": 0.35, "VRAM": 0.2}[resource]
     words = (
         rf"{resource.lower()}: the narrowest strip of bands \(1024 px\) needs ([\d.]+) GiB of {resource}, "
-        rf"more than {limit:.2f} GiB; raise it, or use executor='tiles'"
+        rf"more than {limit:.2f} GiB; give at least {resource.lower()}='(\d+)MiB'"
     )
     with pytest.raises(BudgetError, match=words) as caught:
         plan(int(limit * GIB))
     need = float(re.search(words, str(caught.value))[1])
     plan(int((need + 0.01) * GIB))
+    plan(int(re.search(words, str(caught.value))[2]) << 20)
     with pytest.raises(BudgetError):
         plan(int((need - 0.01) * GIB))
 
