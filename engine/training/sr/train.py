@@ -278,7 +278,7 @@ def _feature_network(request: SRRequest, log: Log) -> tuple[Recipe, VGGFeatures 
     if (vgg := open_vgg(request.vgg, layers)) is not None:
         return recipe, vgg
     if feature_layers(recipe.replace(perceptual=0.0)):
-        raise missing_vgg_error()
+        raise missing_vgg_error(layers)
     texture = max(recipe.texture, recipe.perceptual)
     log(
         f"no VGG weights found: perceptual loss (weight {recipe.perceptual:g}) left out, texture loss has weight "

@@ -61,7 +61,7 @@ def _open_vgg(request: StructureRequest) -> VGGFeatures | None:
         return None
     vgg = open_vgg(request.vgg, layers)
     if vgg is None:
-        raise missing_vgg_error()
+        raise missing_vgg_error(layers)
     return vgg
 
 
