@@ -17,6 +17,7 @@ from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
+from engine.cli.options import BYTES
 from engine.cli.options import Options as TrainingOptions
 from engine.errors import EngineError, InputError, Interrupted, ModelError, UsageError, option
 from engine.plan.request import Request
@@ -324,6 +325,8 @@ def structure(
     vgg: VggPath = None,
     device: str | None = None,
     precision: Literal["bf16", "fp16", "fp32"] = "bf16",
+    memory: Annotated[int | None, BYTES] = None,
+    vram: Annotated[int | None, BYTES] = None,
     seed: int = 0,
     resume: bool = False,
     licence: Licence = "",
@@ -344,6 +347,8 @@ def structure(
             default: the preset's.
         device: Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one.
         precision: Precision of the convolutions.
+        memory: Memory that an iteration on the CPU may take, such as 2GiB; default: most of the free memory.
+        vram: GPU memory that an iteration may take; default: most of the free memory.
         seed: Seed of the weights and the noise.
         resume: Continue from the last checkpoint, if there is one.
     """
@@ -357,6 +362,8 @@ def structure(
         vgg=vgg,
         device=device,
         precision=precision,
+        memory=memory,
+        vram=vram,
         seed=seed,
         resume=resume,
         licence=licence,
