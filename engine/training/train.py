@@ -90,19 +90,15 @@ def train_model(photo: Path, out: Path, request: ModelRequest, runtime: Runtime)
     record = _read_record(folder, resume=runtime.resume)
     _check_settings(parts, record, folder)
     unfinished = [part for part in parts if not part.out.exists()]
-    if unfinished:
-        runtime.log("checking the settings and measuring iterations of each step")
-    for part in unfinished:
-        part.check(runtime)
-    forecasts = {part.name: part.forecast(runtime) for part in unfinished}
-    announce(list(forecasts.values()), out.parent, runtime)
+    forecasts = _try(unfinished, out.parent, runtime)
     folder.mkdir(exist_ok=True)
+    part_runtime = replace(runtime, resume=True)
     for part in unfinished:
         record[part.name] = part.settings
         with replacing(folder / _RECORD) as file:
             file.write_text(json.dumps(record, indent=1), encoding="utf-8")
         runtime.log(part.name)
-        part.train(replace(runtime, resume=True), forecasts[part.name])
+        part.train(part_runtime, forecasts[part.name])
     weights = [str(part.out) for part in parts[1:]]
     for step in STEPS[len(weights) :]:
         runtime.log(f"step {step} shares the weights of step {step - 1}: the photograph has no more detail for it")
@@ -204,6 +200,18 @@ def _parts(photo: Photo, folder: Path, request: ModelRequest) -> list[_Part]:
         below = tuple(part.request for part in parts)
         parts.append(_SRPart(photo, folder / f"step{step}.safetensors", sr_request, untrained, below))
     return [structure, *parts]
+
+
+def _try(parts: Sequence[_Part], folder: Path, runtime: Runtime) -> dict[str, Forecast]:
+    """Check all parts, then measure them; returns the forecasts by the parts' names."""
+    if not parts:
+        return {}
+    runtime.log("checking the settings and measuring iterations of each step")
+    for part in parts:
+        part.check(runtime)
+    forecasts = {part.name: part.forecast(runtime) for part in parts}
+    announce(list(forecasts.values()), folder, runtime)
+    return forecasts
 
 
 def _structure_recipe(preset: Preset) -> StructureRecipe:

@@ -13,7 +13,7 @@ from engine.errors import ResumeError, option
 from engine.io.files import replacing
 
 _FORMAT = 1
-_SHOWN = 60
+_SHOWN = 200
 """Characters of a value in a message."""
 
 

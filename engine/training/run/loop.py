@@ -172,9 +172,9 @@ class Pace:
 
     def __init__(self, forecast: Forecast, clock: Callable[[], float] = time.monotonic) -> None:
         self._forecast, self._clock = forecast, clock
-        self._horizon = max(forecast.total / 10, 1e-9)
+        self._horizon = max(forecast.total / 5, 1e-9)
         # The forecast itself counts at first: a single iteration says little.
-        self._expected = self._real = self._horizon / 10
+        self._expected = self._real = self._horizon / 20
         self._last = clock()
 
     def seconds_left(self, phase: int, iteration: int) -> float:

@@ -237,7 +237,7 @@ def _read(path: Path, key: str) -> SimulatedInputs | None:
 
 
 def invert(
-    structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator, steps: int = CODE_STEPS
+    structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator, steps: int | None = None
 ) -> Tensor:
     """Fit a code to the photograph at the VAE scales.
 
@@ -245,7 +245,7 @@ def invert(
         structure: step 1.
         reals: the photograph at the first scales, each [1, 3, h, w] in [-1, 1].
         generator: draws the first code.
-        steps: steps of Adam.
+        steps: steps of Adam; None: ``CODE_STEPS``.
 
     Returns:
         The code [1, latent, h, w].
@@ -260,7 +260,7 @@ def invert(
         return loss
 
     z = _normal((1, structure.config.latent, *structure.sizes[0]), generator, reals[0].device)
-    return _optimise(z, error, steps, CODE_RATE)
+    return _optimise(z, error, CODE_STEPS if steps is None else steps, CODE_RATE)
 
 
 def reconstruct(
@@ -268,7 +268,7 @@ def reconstruct(
     code: Tensor,
     reals: Sequence[Tensor],
     generator: torch.Generator,
-    steps: int = NOISE_STEPS,
+    steps: int | None = None,
 ) -> Tensor:
     """Generate the image of a fitted code, with noise optimised towards the photograph.
 
@@ -277,12 +277,13 @@ def reconstruct(
         code: [1, latent, h, w] from ``invert``.
         reals: the photograph at every scale, each [1, 3, h, w] in [-1, 1].
         generator: draws the first noise of each GAN scale.
-        steps: steps of Adam for each scale.
+        steps: steps of Adam for each scale; None: ``NOISE_STEPS``.
 
     Returns:
         The image [3, H, W] in [0, 1].
     """
     first = structure.config.last_vae + 1
+    steps = NOISE_STEPS if steps is None else steps
     picture = _image_at_scale(structure, code, first - 1)
     for m, real in enumerate(reals[first:], first):
         picture = _optimise_noise(structure, m, picture, real, _normal(real.shape, generator, real.device), steps)
