@@ -116,11 +116,11 @@ def clock(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a forecast: ``40 s``, ``12 min``, or ``1:20:00`` from two hours on, rounded to minutes."""
+    """Format a forecast: ``40 s``, ``12 min``, or ``1:20:00`` from an hour on, rounded to minutes."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else clock(60 * minutes)
+    return f"{minutes} min" if minutes < 60 else clock(60 * minutes)
 
 
 def log(line: str) -> None:
