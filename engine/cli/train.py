@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.archs.hpvaegan import BASE_WIDTH
 from engine.cli import report
 from engine.cli.options import Options
-from engine.cli.progress import clock, log, meter
+from engine.cli.progress import Meter, clock, duration, log, meter
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
 from engine.device.precision import Precision
@@ -20,6 +22,8 @@ from engine.training.losses.vgg import find_vgg
 from engine.training.preset import Preset, preset_text, read_file, read_preset
 from engine.training.run.events import (
     Event,
+    Forecast,
+    Forecasted,
     IterationDone,
     Prepared,
     ScaleFinished,
@@ -38,13 +42,10 @@ from engine.training.sr.train import SRRequest, train_sr
 from engine.training.structure.recipe import StructureRecipe
 from engine.training.structure.request import StructureRequest
 from engine.training.structure.train import train_structure
-from engine.training.train import ModelRequest, train_model, trained_steps
+from engine.training.train import ModelRequest, train_model
 
 PAPER_STRUCTURE = "paper-esrgan"
 """Preset of the paper's step 1; paper-swinir has the same table."""
-
-Advance = Callable[[float, str], None]
-"""Moves a progress bar by a share and shows a text."""
 
 
 def structure(
@@ -55,6 +56,8 @@ def structure(
     vgg: Path | None,
     device: str | None,
     precision: Precision,
+    memory: int | None,
+    vram: int | None,
     seed: int,
     resume: bool,
     licence: str,
@@ -85,16 +88,14 @@ def structure(
         licence=licence,
         source=source,
     )
-    fix_malloc_thresholds()
     with meter("training", 1.0) as bar:
-        runtime = Runtime(device=choose_device(device), resume=resume, on_event=ProgressReporter(bar.advance), log=log)
-        train_structure(photo, out, request, runtime)
+        train_structure(photo, out, request, _runtime(bar, device, memory, vram, resume=resume))
     report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; build a model with engine model build --structure {out}")
 
 
 def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
     """Train every step with progress, write the model file and print its contents."""
-    width = _open(photo, BASE_WIDTH).width
+    _open(photo, BASE_WIDTH)
     request = ModelRequest(
         preset=_read_preset(options, _quick_preset(vgg)),
         start=options.start,
@@ -105,9 +106,8 @@ def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence
         licence=licence,
         source=source,
     )
-    parts = ["step 1", *(f"step {step}" for step in trained_steps(width))]
     with meter("training", 1.0) as bar:
-        folder = train_model(photo, out, request, _runtime(options, bar.advance, parts))
+        folder = train_model(photo, out, request, _runtime_of(options, bar))
     report.print_model(load(out))
     log(f"work files of all steps, their logs and samples: {folder}")
 
@@ -146,7 +146,7 @@ def sr(
         source=source,
     )
     with meter("training", 1.0) as bar:
-        train_sr(photo, out, request, _runtime(options, bar.advance))
+        train_sr(photo, out, request, _runtime_of(options, bar))
     _print_weights(out)
 
 
@@ -161,7 +161,7 @@ def distil(photos: Sequence[Path], out: Path, options: Options, teacher: str) ->
         seed=options.seed,
     )
     with meter("training", 1.0) as bar:
-        train_distilled(photos, out, request, _runtime(options, bar.advance))
+        train_distilled(photos, out, request, _runtime_of(options, bar))
     _print_weights(out)
 
 
@@ -171,27 +171,33 @@ def preset(name: str) -> None:
 
 
 class ProgressReporter:
-    """Prints training events and moves a progress bar by the share of the estimated time.
+    """Prints training events, and moves a progress bar by the finished share of the forecast.
 
     Args:
-        advance: moves the bar.
-        parts: names of the runs that share the bar, in their order; empty: a single run.
+        meter: the bar.
+        device: device of the training.
     """
 
-    def __init__(self, advance: Advance, parts: Sequence[str] = ()) -> None:
-        self._advance, self._parts = advance, list(parts)
-        self._spent = self._share = 0.0
-        self._part = 0
+    def __init__(self, meter: Meter, device: torch.device) -> None:
+        self._meter, self._device = meter, device
+        self._parts: tuple[Forecast, ...] = ()
+        self._part, self._phase = 0, ""
+        self._share = 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
+            case Forecasted():
+                self._parts = event.parts
+                if event.parts:
+                    log(_forecast_line(event.parts, self._device))
             case ScaleStarted():
                 height, width = event.size
-                if event.scale == 0:
-                    self._begin_part("step 1")
+                self._begin_part("step 1")
+                self._phase = f" scale {event.scale} of 0 to {event.scales - 1}"
                 log(f"scale {event.scale} of 0 to {event.scales - 1}: {width}x{height}, {event.kind}")
             case TrainingStarted():
                 self._begin_part(event.name)
+                self._phase = ""
                 log(f"{event.name}: {event.total - event.iteration} iterations")
             case Prepared():
                 log(f"{event.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.values.items()))
@@ -212,13 +218,16 @@ class ProgressReporter:
                 pass
 
     def _begin_part(self, name: str) -> None:
-        if name in self._parts:
-            self._part, self._spent = self._parts.index(name), 0.0
+        self._part = next(number for number, part in enumerate(self._parts) if part.name == name)
 
     def _report_progress(self, event: IterationDone) -> None:
-        self._spent += event.seconds
-        share = (self._part + self._spent / max(self._spent + event.eta, 1e-9)) / max(1, len(self._parts))
-        self._advance(max(0.0, share - self._share), f"{event.iteration}/{event.total}, {clock(event.eta)} left")
+        """Later parts are taken to run at the pace of this one."""
+        part, later = self._parts[self._part], self._parts[self._part + 1 :]
+        left_here, left_later = part.left(event.phase, event.iteration), sum(one.total for one in later)
+        pace = event.eta / left_here if left_here else 1.0
+        share = 1 - (left_here + left_later) / sum(one.total for one in self._parts)
+        note = f"{part.name}{self._phase}: iteration {event.iteration} of {event.total}"
+        self._meter.advance(max(0.0, share - self._share), note, left=event.eta + pace * left_later)
         self._share = max(self._share, share)
 
 
@@ -228,6 +237,15 @@ def _open(photo: Path, least_width: int) -> Photo:
     for note in opened.notes:
         log(f"{photo}: {note}")
     return opened
+
+
+def _forecast_line(parts: Sequence[Forecast], device: torch.device) -> str:
+    """Durations of all parts in one line."""
+    title = "forecast" if device.type == "cpu" else "forecast, not yet measured on a GPU"
+    texts = [f"{part.name} about {duration(part.total)}" for part in parts]
+    if len(parts) > 1:
+        texts.append(f"in all about {duration(sum(part.total for part in parts))}")
+    return f"{title}: {', '.join(texts)}"
 
 
 def _measures(values: Mapping[str, float], form: str) -> str:
@@ -274,7 +292,7 @@ def _choose_preset(preset: str | None, config: Path | None, default: str, paper:
 
 def _log_default(preset: str | None, config: Path | None, default: str) -> None:
     if preset is None and config is None:
-        advice = "; for better texture give VGG weights, --vgg FILE" if default == "quick" else ""
+        advice = "; for better texture get VGG weights: engine weights fetch vgg16" if default == "quick" else ""
         log(f"preset {default}{advice}")
 
 
@@ -282,16 +300,26 @@ def _shape(options: Options) -> Shape:
     return Shape(options.architecture, options.channels, options.blocks)
 
 
-def _runtime(options: Options, advance: Advance, parts: Sequence[str] = ()) -> Runtime:
+def _runtime_of(options: Options, bar: Meter) -> Runtime:
+    listeners = [] if options.tensorboard is None else [writer(options.tensorboard)]
+    return _runtime(bar, options.device, options.memory, options.vram, *listeners, resume=options.resume)
+
+
+def _runtime(
+    bar: Meter,
+    device_name: str | None,
+    memory: int | None,
+    vram: int | None,
+    *listeners: Callable[[Event], Any],
+    resume: bool,
+) -> Runtime:
     fix_malloc_thresholds()
-    device = choose_device(options.device)
-    callbacks: list[Callable[[Event], Any]] = [ProgressReporter(advance, parts)]
-    if options.tensorboard is not None:
-        callbacks.append(writer(options.tensorboard))
+    device = choose_device(device_name)
+    callbacks: list[Callable[[Event], Any]] = [ProgressReporter(bar, device), *listeners]
 
     def on_event(event: Event) -> None:
         for callback in callbacks:
             callback(event)
 
-    budget = options.memory if device.type == "cpu" else options.vram
-    return Runtime(device=device, resume=options.resume, budget=budget, on_event=on_event, log=log)
+    budget = memory if device.type == "cpu" else vram
+    return Runtime(device=device, resume=resume, budget=budget, on_event=on_event, log=log)

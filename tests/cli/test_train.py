@@ -4,13 +4,17 @@ import re
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from engine.cli.app import main
+from engine.cli.train import ProgressReporter
 from engine.model.bundle import load, open_structure
+from engine.model.weight_files import WeightFile
 from engine.training.photo import write_row
 from engine.training.preset import parse, preset_text, read_preset
+from engine.training.run.events import Forecast, Forecasted, IterationDone, ScaleStarted, TrainingStarted
 
 
 def run(*words):
@@ -60,10 +64,78 @@ def test_whole_model(start_file, config, picture, tmp_path, capsys):
     assert "CC0-1.0" in printed.out
     assert f"logs and samples: {tmp_path / 'model.training'}" in printed.err
     assert "scale 2 of 0 to 2: 32x24, gan" in printed.err
-    assert "training: 100%" in printed.err
+    assert re.search(
+        r"^forecast: step 1 about \d+ s, step 2 .*, step 3 .*, in all about \d+ s$", printed.err, re.MULTILINE
+    )
+    assert re.search(r"^training: 100%, \S+ elapsed, 0:00 left, step 3: iteration 2 of 2$", printed.err, re.MULTILINE)
     assert len(load(out).stages) == 3
     assert run(*words) == 4
     assert "holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("narrow_structure")
+def test_refusals_leave_nothing(start_file, config, picture, tmp_path, capsys):
+    text = re.sub(r"(?m)^iterations = \[.*?\]", "iterations = [2, 2, 2]", config.read_text())
+    config.write_text(text)
+    with_vgg, distil = tmp_path / "vgg.toml", tmp_path / "distil.toml"
+    with_vgg.write_text(text.replace("perceptual = 0.0", "perceptual = 1.0"))
+    distil.write_text(preset_text("distil").replace("crop = 128 ", "crop = 32 "))
+    photo, garbage, folder = tmp_path / "photo.png", tmp_path / "garbage.pth", tmp_path / "empty"
+    write_row([picture(225, 300)], photo)
+    garbage.write_text("no weights")
+    folder.mkdir()
+    usual, taught = ("--config", config), ("--config", distil, "--teacher", start_file)
+    nothing, little = ("--start", "nothing"), ("--start", start_file, "--memory", "1MB")
+    vgg = ("--start", start_file, "--config", with_vgg, "--vgg", garbage)
+    refusals = [
+        ((), (*usual, *nothing), 4, "nothing: no such weights; use realsr, x4plus, scratch"),
+        ((), (*usual, *little), 3, "step 1: an iteration takes about .* allow more by --memory"),
+        ((), vgg, 4, "garbage.pth: damaged"),
+        (("sr",), (*usual, *nothing), 4, "nothing: no such weights"),
+        (("sr",), (*usual, *little), 3, "step 2: an iteration takes about .* smaller batch .* allow more by --memory"),
+        (("sr",), vgg, 4, "garbage.pth: damaged"),
+        (("structure",), (*usual, "--memory", "1MB"), 3, "step 1: an iteration takes about"),
+        (("distil",), (*taught, *nothing), 4, "nothing: no such weights"),
+        (("distil",), (*taught, *little), 3, "distillation: an iteration takes about"),
+    ]
+    for command, words, code, message in refusals:
+        assert run("train", *command, photo, "--out", folder / "x.safetensors", "--device", "cpu", *words) == code
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("engine: ")]
+        assert re.search(message, line), (command, words, line)
+        assert list(folder.iterdir()) == [], (command, words)
+
+
+class Recorder:
+    """A meter that keeps what it is told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def advance(self, amount, note="", left=None):
+        self.calls.append((round(amount, 6), note, round(left, 6)))
+
+
+def test_progress_names_each_number(capsys):
+    bar = Recorder()
+    reporter = ProgressReporter(bar, torch.device("cuda"))
+    parts = (
+        Forecast(name="step 1", iterations=(10, 10), seconds=(1.0, 2.0)),
+        Forecast(name="step 2", iterations=(100,), seconds=(0.5,), preparation=20.0),
+    )
+    reporter(Forecasted(parts))
+    reporter(ScaleStarted(1, 2, (12, 16), "gan", 0.1, 0, 10))
+    reporter(IterationDone(1, 2, 5, 10, {}, 2.0, 20.0))  # twice as slow as the forecast: 10 s here, 70 s later
+    reporter(TrainingStarted("step 2", 0, 100))
+    reporter(IterationDone(0, 1, 100, 100, {}, 0.5, 0.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "forecast, not yet measured on a GPU: step 1 about 30 s, step 2 about 70 s, in all about 2 min",
+        "scale 1 of 0 to 1: 16x12, gan",
+        "step 2: 100 iterations",
+    ]
+    assert bar.calls == [
+        (0.2, "step 1 scale 1 of 0 to 1: iteration 5 of 10", 160.0),
+        (0.8, "step 2: iteration 100 of 100", 0.0),
+    ]
 
 
 def test_distil(large_photo, start_file, tmp_path, capsys):
@@ -106,12 +178,13 @@ def test_default_preset_with_vgg(large_photo, start_file, vgg_file, tmp_path, ca
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     words = ("train", "sr", large_photo, "--out", tmp_path / "sr.safetensors", "--start", start_file, "--size", 40)
     assert run(*words) == 4
-    assert "preset quick; for better texture give VGG weights, --vgg FILE" in capsys.readouterr().err
+    assert "preset quick; for better texture get VGG weights: engine weights fetch vgg16" in capsys.readouterr().err
     assert run(*words, "--vgg", vgg_file) == 4
     assert "preset quick-vgg\n" in capsys.readouterr().err
     hub = tmp_path / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     (hub / "vgg16-397923af.pth").symlink_to(vgg_file)
+    monkeypatch.setattr(WeightFile, "check", lambda self, path: None)
     assert run(*words) == 4
     assert "preset quick-vgg\n" in capsys.readouterr().err
 
@@ -123,7 +196,7 @@ def test_default_preset_of_step_1(picture, vgg_file, tmp_path, capsys, monkeypat
     out.with_name("s.safetensors.checkpoint").touch()  # an unfinished run, refused before any training
     words = ("train", "structure", tmp_path / "photo.png", "--out", out, "--device", "cpu")
     for extra, line in (
-        ((), "preset quick; for better texture give VGG weights, --vgg FILE"),
+        ((), "preset quick; for better texture get VGG weights: engine weights fetch vgg16"),
         (("--vgg", vgg_file), "preset quick-vgg\n"),
     ):
         assert run(*words, *extra) == 4

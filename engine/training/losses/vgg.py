@@ -1,4 +1,4 @@
-"""Frozen feature maps of VGG-16 and VGG-19 (Simonyan and Zisserman 2015), from weights files that the user provides."""
+"""Frozen feature maps of VGG-16 and VGG-19 (Simonyan and Zisserman 2015), from published weights or a user's file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from engine.errors import InputError, UsageError, option
 from engine.io.files import sha256
 from engine.model.checkpoints import read_checkpoint
+from engine.model.weight_files import WEIGHTS
 
 LAYOUTS = {
     "VGG-16": (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512),
     "VGG-19": (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512),
 }
 """Width of each convolution, 0 for a pooling. A ReLU follows every convolution, as in torchvision's ``features``."""
-HUB_FILES = {"VGG-19": "vgg19-*.pth", "VGG-16": "vgg16-*.pth"}
-"""Names of torchvision's files in torch.hub's folder, in order of preference."""
+FILES = {"VGG-19": "vgg19", "VGG-16": "vgg16"}
+"""Weight files by network, in order of preference."""
 MIN_SIDE = 16
 """Smallest side of an image, pixels."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -91,32 +92,37 @@ def open_vgg(path: Path | None, layers: Sequence[str]) -> VGGFeatures | None:
     """The network of a weights file.
 
     Args:
-        path: the file; None: torchvision's file in torch.hub's folder.
+        path: the file; None: the file that ``find_vgg`` finds.
         layers: layers of ``VGGFeatures``.
 
     Returns:
-        None without ``path`` if torch.hub's folder has no file.
+        None without ``path`` if no file is found.
 
     Raises:
-        InputError, UsageError: as ``VGGFeatures``.
+        InputError: as ``VGGFeatures``, or a published file with another digest.
+        UsageError: as ``VGGFeatures``.
     """
     path = path or find_vgg(layers)
-    return VGGFeatures(path, layers) if path is not None else None
+    if path is None:
+        return None
+    for name in FILES.values():
+        WEIGHTS[name].check(path)
+    return VGGFeatures(path, layers)
 
 
-def missing_vgg_error() -> InputError:
-    """Error for losses that cannot do without the weights that ``open_vgg`` did not find."""
+def missing_vgg_error(layers: Sequence[str]) -> InputError:
+    """Error for losses that cannot do without the layers that ``open_vgg`` did not find."""
+    file = next(WEIGHTS[FILES[name]] for name in ("VGG-16", "VGG-19") if _has_layers(name, layers))
     return InputError(
-        "VGG weights: not found in torch.hub's folder (needed by feature_texture and the discriminator projected); "
-        f"give {option('vgg', 'FILE')} or use the preset quick"
+        "VGG weights: not found (needed by feature_texture and the discriminator projected); "
+        f"{file.advice()}, give {option('vgg', 'FILE')}, or use the preset quick"
     )
 
 
 def find_vgg(layers: Sequence[str]) -> Path | None:
-    """File in torch.hub's folder, by its name, of a network that has these layers."""
-    folder = Path(torch.hub.get_dir(), "checkpoints")
-    patterns = (pattern for name, pattern in HUB_FILES.items() if set(layers) <= set(_layer_names(LAYOUTS[name])))
-    return next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+    """Published file, by its name, of a network that has these layers."""
+    found = (WEIGHTS[file].find() for name, file in FILES.items() if _has_layers(name, layers))
+    return next((path for path in found if path is not None), None)
 
 
 def build_layers(layout: Sequence[int]) -> list[nn.Module]:
@@ -127,6 +133,10 @@ def build_layers(layout: Sequence[int]) -> list[nn.Module]:
         layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2)]
         inputs = width or inputs
     return layers
+
+
+def _has_layers(name: str, layers: Sequence[str]) -> bool:
+    return set(layers) <= set(_layer_names(LAYOUTS[name]))
 
 
 def _layer_names(layout: Sequence[int]) -> list[str]:
@@ -150,4 +160,4 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
         shapes = {f"features.{key}": value.shape for key, value in layers.state_dict().items()}
         if shapes == {key: value.shape for key, value in state.items()}:
             return name, state
-    raise InputError(f"{path}: weights of neither {' nor '.join(LAYOUTS)}; give torchvision's vgg19-dcbb9e9d.pth")
+    raise InputError(f"{path}: weights of neither {' nor '.join(LAYOUTS)}; give torchvision's vgg16-397923af.pth")

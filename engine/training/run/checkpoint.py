@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from engine.errors import ResumeError, option
 from engine.io.files import replacing
 
 _FORMAT = 1
+_SHOWN = 200
+"""Characters of a value in a message."""
 
 
 def checkpoint_path(out: Path) -> Path:
@@ -38,8 +41,38 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise ResumeError(f"{path}: damaged checkpoint; {restart}") from None
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
         raise ResumeError(f"{path}: checkpoint of another format; {restart}")
-    for key, value in settings.items():
-        if (before := saved["settings"].get(key)) != value:
-            raise ResumeError(f"{path}: the run has {key} = {before!r}, not {value!r}; use the same settings")
+    if (found := difference(saved["settings"], settings)) is not None:
+        raise ResumeError(f"{path}: the run has {found}; use the same settings, or {restart}")
     state: dict[str, Any] = saved["state"]
     return state
+
+
+def position(path: Path) -> tuple[int, int]:
+    """Phase and finished iterations of a checkpoint; (0, 0) for one that is missing or damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
+        return int(state["phase"]), int(state["iteration"])
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError):
+        return 0, 0
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first setting that differs, with both values: "recipe.batch = 4, not 8"; None for equal settings."""
+    for key, value in now.items():
+        saved = before.get(key)
+        if isinstance(value, Mapping) and isinstance(saved, Mapping):
+            if (found := difference(saved, value, f"{prefix}{key}.")) is not None:
+                return found
+        elif _plain(saved) != _plain(value):
+            return f"{prefix}{key} = {_shown(saved)}, not {_shown(value)}"
+    return None
+
+
+def _plain(value: object) -> object:
+    """A value as JSON gives it back, without tuples."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _shown(value: object) -> str:
+    text = repr(_plain(value))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -13,6 +13,47 @@ from typing import IO, Any, Self
 from engine.errors import InputError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Expected work of one part of a training, from measured iterations."""
+
+    name: str
+    """The part, such as "step 2"."""
+    iterations: tuple[int, ...]
+    """Iterations of each phase."""
+    seconds: tuple[float, ...]
+    """Duration of an iteration of each phase."""
+    preparation: float = 0.0
+    """Seconds before the first iteration."""
+    position: tuple[int, int] = (0, 0)
+    """Phase and finished iterations of it at the start; above 0 for a resumed part."""
+    result_bytes: int = 0
+    """Size of the result on the disk."""
+    work_bytes: int = 0
+    """Largest size of the files that are deleted at the end."""
+
+    @property
+    def total(self) -> float:
+        """Seconds from ``position`` to the end."""
+        return self.preparation + self.left(*self.position)
+
+    def left(self, phase: int, iteration: int) -> float:
+        """Seconds of all iterations after a finished one."""
+        later = range(phase + 1, len(self.iterations))
+        rest = sum(self.iterations[p] * self.seconds[p] for p in later)
+        if phase < len(self.iterations):
+            rest += (self.iterations[phase] - iteration) * self.seconds[phase]
+        return rest
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasted:
+    """All checks of a training passed, and its duration was measured on a few iterations."""
+
+    parts: tuple[Forecast, ...]
+    """Unfinished parts in their order."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScaleStarted:
     """A scale of step 1 starts or continues."""
@@ -155,7 +196,8 @@ class WeightsSaved:
 
 
 Event = (
-    ScaleStarted
+    Forecasted
+    | ScaleStarted
     | TrainingStarted
     | Prepared
     | IterationDone

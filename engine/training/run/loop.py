@@ -18,7 +18,7 @@ from typing import Any
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, option
 from engine.interrupt import deferred_interrupt
 from engine.training.run import checkpoint
-from engine.training.run.events import CheckpointSaved, Event, IterationDone, JsonLines
+from engine.training.run.events import CheckpointSaved, Event, Forecast, IterationDone, JsonLines
 from engine.training.run.runtime import Runtime
 
 Emit = Callable[[Event], None]
@@ -90,10 +90,6 @@ class Trainer(ABC):
     def finish_event(self, seconds: float) -> Event:
         """Event at the end of the phase, which took ``seconds``."""
 
-    def cost(self, phase: int) -> float:
-        """Cost of an iteration of a phase, in a unit that all phases share."""
-        return 1.0
-
     def validate(self) -> Iterable[Event]:
         """Events about the quality at a checkpoint; changes nothing that ``state`` holds."""
         return ()
@@ -108,6 +104,7 @@ def train(
     trainer: Trainer,
     out: Path,
     runtime: Runtime,
+    forecast: Forecast,
     *,
     checkpoint_every: int,
     write: Callable[[], Event],
@@ -119,6 +116,7 @@ def train(
         trainer: the run.
         out: file that ``write`` writes; log and checkpoint are named after it.
         runtime: resumption and callbacks.
+        forecast: expected duration of the iterations of each phase.
         checkpoint_every: iterations between checkpoints.
         write: writes the result and returns the event about it.
         prepared: events that are logged first.
@@ -136,7 +134,8 @@ def train(
         JsonLines(out.with_name(out.name + ".log.jsonl"), append=is_resumed) as log,
         deferred_interrupt() as interrupted,
     ):
-        run = _Run(trainer, path, checkpoint_every, interrupted, _both(log.write, runtime.on_event))
+        emit = _both(log.write, runtime.on_event)
+        run = _Run(trainer, path, checkpoint_every, interrupted, emit, Pace(forecast))
         for event in prepared:
             run.emit(event)
         run.run_to_end()
@@ -163,15 +162,41 @@ def check_out(out: Path, *, resume: bool) -> None:
         raise ResumeError(f"{out}: the run is finished; leave {option('resume')} out or choose another output")
 
 
+class Pace:
+    """Ratio of the real to the forecast duration of recent work, checkpoints and validations included.
+
+    Args:
+        forecast: expected duration of each phase's iterations.
+        clock: returns seconds.
+    """
+
+    def __init__(self, forecast: Forecast, clock: Callable[[], float] = time.monotonic) -> None:
+        self._forecast, self._clock = forecast, clock
+        self._horizon = max(forecast.total / 5, 1e-9)
+        # The forecast itself counts at first: a single iteration says little.
+        self._expected = self._real = self._horizon / 20
+        self._last = clock()
+
+    def seconds_left(self, phase: int, iteration: int) -> float:
+        """Take an iteration into account that has just finished, and estimate the seconds to the end of the run."""
+        now, expected = self._clock(), self._forecast.seconds[phase]
+        kept = math.exp(-expected / self._horizon)
+        self._expected = kept * self._expected + expected
+        self._real = kept * self._real + now - self._last
+        self._last = now
+        return self._real / self._expected * self._forecast.left(phase, iteration)
+
+
 class _Run:
     """Phases, checkpoints and events of one call of ``train``."""
 
-    def __init__(self, trainer: Trainer, path: Path, every: int, interrupted: threading.Event, emit: Emit) -> None:
+    def __init__(
+        self, trainer: Trainer, path: Path, every: int, interrupted: threading.Event, emit: Emit, pace: Pace
+    ) -> None:
         self.trainer, self.path, self.every = trainer, path, every
-        self.interrupted, self.emit = interrupted, emit
+        self.interrupted, self.emit, self.pace = interrupted, emit, pace
         self.saved: str | None = None
         self.is_consistent = True  # False within an iteration
-        self.pace: float | None = None
 
     def run_to_end(self) -> None:
         try:
@@ -215,7 +240,8 @@ class _Run:
             raise self._divergence(f"loss {name} is {losses.values[name]}")
         self.is_consistent = True
         seconds = time.monotonic() - started
-        phase, phases, eta = trainer.phase, len(trainer.totals), self._eta(seconds)
+        phase, phases = trainer.phase, len(trainer.totals)
+        eta = self.pace.seconds_left(phase, trainer.iteration)
         self.emit(IterationDone(phase, phases, trainer.iteration, total, losses.values, seconds, eta))
 
     def _save(self) -> None:
@@ -235,15 +261,6 @@ class _Run:
             f"training: {problem} at {self.trainer.position()} (last good checkpoint: {self._last_checkpoint()}); "
             f"use {option('precision', 'fp32')} or another {option('seed')}"
         )
-
-    def _eta(self, seconds: float) -> float:
-        """Seconds left, by the smoothed pace of the last iterations and the cost of each phase."""
-        trainer, phase = self.trainer, self.trainer.phase
-        pace = seconds / trainer.cost(phase)
-        self.pace = pace if self.pace is None else 0.9 * self.pace + 0.1 * pace
-        left = (trainer.totals[phase] - trainer.iteration) * trainer.cost(phase)
-        left += sum(trainer.totals[p] * trainer.cost(p) for p in range(phase + 1, len(trainer.totals)))
-        return self.pace * left
 
     def _last_checkpoint(self) -> str:
         return self.saved or "none"

@@ -8,6 +8,7 @@ and the noise of each GAN scale is optimised towards it. The steps in between th
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ PRIOR = 0.1
 
 A render draws from N(0, 1), whose mean square is 1. Without this term the code shrinks to values that no render sees.
 """
+
+PROBE = 64
+"""Side of the image whose enlargement is timed for a forecast, pixels."""
 
 MAX_BYTES = 512 << 20
 """Memory of all simulated inputs together, which limits their number."""
@@ -161,6 +165,38 @@ def simulate_inputs(
     return SimulatedInputs(tuple(pictures), fitted, sum(errors) / max(1, len(errors)))
 
 
+def seconds_to_simulate(
+    structure: BaseGenerator, previous: Sequence[PreviousStep], counts: Counts, device: torch.device
+) -> float:
+    """Forecast the duration of ``simulate_inputs`` from single steps of it; the arguments are as there."""
+    generator = torch.Generator().manual_seed(0)
+    structure = structure.to(device)
+    reals = [torch.zeros(1, 3, *size, device=device) for size in structure.sizes]
+    fitted = reals[: structure.config.last_vae + 1]
+    code, fit = _timed(lambda: invert(structure, fitted, generator, steps=1))
+    _, one = _timed(lambda: reconstruct(structure, code, reals, generator, steps=1))
+    _, sample = _timed(lambda: draw(structure, generator))
+    size = structure.base_size
+    enlarging = 0.0
+    for step in previous:
+        side = step.stage.align * -(-PROBE // step.stage.align)
+        small = torch.full((3, side, side), 0.5, device=device)
+        _, seconds = _timed(lambda step=step, small=small: enlarge(step, small, generator))  # type: ignore[misc]
+        enlarging += seconds * size[0] * size[1] / side**2
+        size = (size[0] * step.stage.scale, size[1] * step.stage.scale)
+    counts = counts.within(size)
+    total = counts.reconstructions + counts.samples
+    return CODE_STEPS * fit + NOISE_STEPS * one * counts.reconstructions + sample * counts.samples + enlarging * total
+
+
+def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """Result and duration of the second call; the first one prepares libraries."""
+    run()
+    started = time.perf_counter()
+    result = run().cpu()  # waits for the device
+    return result, time.perf_counter() - started
+
+
 def cached_inputs(path: Path, key: str, simulate: Callable[[], SimulatedInputs]) -> SimulatedInputs:
     """Read the inputs from a file, or simulate them and write it, so that a resumed run does not repeat the work.
 
@@ -200,13 +236,16 @@ def _read(path: Path, key: str) -> SimulatedInputs | None:
     return SimulatedInputs(tuple(pictures), metadata["psnr_fitted"], metadata["psnr"])
 
 
-def invert(structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def invert(
+    structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.Generator, steps: int | None = None
+) -> Tensor:
     """Fit a code to the photograph at the VAE scales.
 
     Args:
         structure: step 1.
         reals: the photograph at the first scales, each [1, 3, h, w] in [-1, 1].
         generator: draws the first code.
+        steps: steps of Adam; None: ``CODE_STEPS``.
 
     Returns:
         The code [1, latent, h, w].
@@ -221,10 +260,16 @@ def invert(structure: BaseGenerator, reals: Sequence[Tensor], generator: torch.G
         return loss
 
     z = _normal((1, structure.config.latent, *structure.sizes[0]), generator, reals[0].device)
-    return _optimise(z, error, CODE_STEPS, CODE_RATE)
+    return _optimise(z, error, CODE_STEPS if steps is None else steps, CODE_RATE)
 
 
-def reconstruct(structure: BaseGenerator, code: Tensor, reals: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def reconstruct(
+    structure: BaseGenerator,
+    code: Tensor,
+    reals: Sequence[Tensor],
+    generator: torch.Generator,
+    steps: int | None = None,
+) -> Tensor:
     """Generate the image of a fitted code, with noise optimised towards the photograph.
 
     Args:
@@ -232,14 +277,16 @@ def reconstruct(structure: BaseGenerator, code: Tensor, reals: Sequence[Tensor],
         code: [1, latent, h, w] from ``invert``.
         reals: the photograph at every scale, each [1, 3, h, w] in [-1, 1].
         generator: draws the first noise of each GAN scale.
+        steps: steps of Adam for each scale; None: ``NOISE_STEPS``.
 
     Returns:
         The image [3, H, W] in [0, 1].
     """
     first = structure.config.last_vae + 1
+    steps = NOISE_STEPS if steps is None else steps
     picture = _image_at_scale(structure, code, first - 1)
     for m, real in enumerate(reals[first:], first):
-        picture = _optimise_noise(structure, m, picture, real, _normal(real.shape, generator, real.device))
+        picture = _optimise_noise(structure, m, picture, real, _normal(real.shape, generator, real.device), steps)
     return _to_unit_range(picture[0])
 
 
@@ -283,13 +330,15 @@ def enlarge(step: PreviousStep, picture: Tensor, generator: torch.Generator) -> 
     return result[:, : height * scale, : width * scale].contiguous()
 
 
-def _optimise_noise(structure: BaseGenerator, m: int, source: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+def _optimise_noise(
+    structure: BaseGenerator, m: int, source: Tensor, real: Tensor, noise: Tensor, steps: int
+) -> Tensor:
     """Image of scale ``m``, refined from ``source`` with noise optimised towards ``real``."""
 
     def refined(noise: Tensor) -> Tensor:
         return structure.refine(m, source, structure.sizes[m], structure.sigmas[m] * noise)
 
-    noise = _optimise(noise, lambda z: F.mse_loss(refined(z), real), NOISE_STEPS, NOISE_RATE)
+    noise = _optimise(noise, lambda z: F.mse_loss(refined(z), real), steps, NOISE_RATE)
     with torch.no_grad():
         return refined(noise)
 

@@ -24,15 +24,20 @@ from engine.training.photo import IN_MEMORY, open_picture
 from engine.training.run import loop
 from engine.training.run.events import Prepared
 from engine.training.run.runtime import Runtime
+from engine.training.run.trial import announce
 from engine.training.sr import networks
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.networks import Shape
-from engine.training.sr.pairs import TeacherPairs
+from engine.training.sr.pairs import TeacherPairs, check_crop
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.request import TrainingRequest
 from engine.training.sr.train import SCALE, columns_trained_on, open_network, run
 from engine.training.sr.trainer import Settings, SRTrainer
+from engine.training.sr.trial import forecast, trial_trainer
 from engine.training.sr.validation import Validation, fixed_crops
+
+NAME = "distillation"
+"""Name of the training in messages."""
 
 _MUST_BE_ZERO = (
     "consistency",
@@ -76,7 +81,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     Raises:
         InputError: a photograph is missing, undecodable or smaller than a crop.
         UsageError: no photographs, or a teacher that draws noise.
-        BudgetError: an iteration does not fit the memory.
+        BudgetError: an iteration does not fit the memory, or the files do not fit the disk.
         Interrupted, ResumeError, EngineError: as ``loop.train``.
     """
     started = time.monotonic()
@@ -86,7 +91,8 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
     for photo in opened:
         for note in photo.notes:
             runtime.log(f"{photo.path}: {note}")
-    start = open_network(request.start, request.shape, request.seed, recipe)
+        size = (photo.height, photo.width)
+        check_crop((size[0], columns_trained_on(size, recipe)), recipe.crop, "a photograph")
     teacher = open_network(request.teacher, Shape(), 0, recipe)
     if channels := teacher.network.noise_channels:
         raise UsageError(
@@ -101,20 +107,28 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
             # Autograd refuses tensors from inference mode; a copy of one is an ordinary tensor.
             return stage.run(lr).float().clamp(0, 1).clone()
 
+    def open_student() -> networks.Start:
+        return open_network(request.start, request.shape, request.seed, recipe)
+
+    runtime.log("checking the settings and measuring iterations")
+    trainer = trial_trainer(NAME, recipe, open_student(), request.precision, runtime, enlarge=enlarge)
+    expected = forecast(trainer, out, 0.0, sum(3 * photo.height * photo.width for photo in opened))
+    announce([expected], out.parent, runtime)
+    start = open_student()
     scratches = [out.with_name(f"{out.name}.photo{i}") for i in range(len(opened))]
     try:
         pictures = [
             open_picture(photo, (photo.height, photo.width), scratch, IN_MEMORY // len(opened))
             for photo, scratch in zip(opened, scratches, strict=True)
         ]
-        usable = [(picture, columns_trained_on(picture, recipe)) for picture in pictures]
+        usable = [(picture, columns_trained_on(picture.size, recipe)) for picture in pictures]
         pairs = TeacherPairs(usable, enlarge, recipe, SCALE, device)
         crops, held_out = fixed_crops(*usable[0], SCALE * start.network.align)
         lr = bicubic(crops, SCALE)
         truth = torch.cat([enlarge(one).cpu() for one in torch.split(lr, 1)])
         inputs = {"photos": [photo.digest for photo in opened], "start": start.digest, "teacher": teacher.digest}
         trainer = SRTrainer(
-            Settings(recipe, "distillation", request.precision, request.seed, inputs),
+            Settings(recipe, NAME, request.precision, request.seed, inputs),
             start.network,
             pairs,
             Validation(truth, lr, recipe.render_sigma, start.network.noise_channels, held_out),
@@ -126,7 +140,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
         )
         megapixels = sum(photo.width * photo.height for photo in opened) / 1e6
         prepared = [Prepared("photographs", {"number": len(opened), "megapixels": megapixels})]
-        run(trainer, out, recipe, _facts(opened, request, teacher), runtime, started, prepared)
+        run(trainer, out, recipe, _facts(opened, request, teacher), runtime, expected, started, prepared)
     finally:
         for scratch in scratches:
             scratch.unlink(missing_ok=True)

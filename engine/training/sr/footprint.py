@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from engine.archs import Upscaler, esrgan
 from engine.archs.checkpointing import checkpoint_blocks
 from engine.archs.layers import RGB
-from engine.errors import BudgetError
+from engine.training.run.budget import check_budget
+from engine.training.run.footprint import peak_saved_bytes
 from engine.training.sr.recipe import Recipe
 
 PROBE = 16
@@ -24,16 +25,24 @@ BYTES_PER_WEIGHT = 4 + 4 + 8 + 4
 
 
 def needs_checkpointing(
-    network: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, budget: int
+    name: str,
+    network: Upscaler,
+    discriminator: nn.Module,
+    vgg: nn.Module | None,
+    recipe: Recipe,
+    budget: int,
+    device: torch.device,
 ) -> bool:
     """Decide whether the trunk needs activation checkpointing to stay within the budget.
 
     Args:
+        name: the training, for messages.
         network: the generator's compute copy, in the dtype in which it trains.
         discriminator: counted if the recipe is adversarial.
         vgg: feature network of the losses, if any.
         recipe: batch, crop and losses.
         budget: bytes that an iteration may take.
+        device: device of the networks.
 
     Raises:
         BudgetError: an iteration does not fit even with checkpointing.
@@ -41,11 +50,8 @@ def needs_checkpointing(
     if estimate(network, discriminator, vgg, recipe, checkpointing=False) <= budget:
         return False
     smallest = estimate(network, discriminator, vgg, recipe, checkpointing=True)
-    if smallest > budget:
-        raise BudgetError(
-            f"an iteration takes about {smallest / 2**30:.1f} GiB, {budget / 2**30:.1f} GiB are allowed; "
-            f"use a smaller batch than {recipe.batch} or smaller crops than {recipe.crop}"
-        )
+    advice = f"use a smaller batch than {recipe.batch}, smaller crops than {recipe.crop}"
+    check_budget(name, smallest, budget, advice, device)
     return True
 
 
@@ -117,20 +123,8 @@ def _saved_bytes(owner: nn.Module, network: nn.Module, side: int, batch: int = 1
         batch: images of the input [batch, channels, side, side].
         x: input to use instead.
     """
-    parameter = next(owner.parameters())
-    weights = {p.untyped_storage().data_ptr() for p in (*owner.parameters(), *owner.buffers())}
-    sizes: dict[int, int] = {}
-
-    def record(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     if x is None:
         channels = RGB + (owner.noise_channels if isinstance(owner, Upscaler) else 0)
-        x = torch.full((batch, channels, side, side), 0.5, device=parameter.device)
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        y = network(x.requires_grad_(True))
-    del y  # alive until here, so that no address is reused while sizes are recorded
-    return sum(sizes.values())
+        x = torch.full((batch, channels, side, side), 0.5, device=next(owner.parameters()).device)
+    x.requires_grad_(True)
+    return peak_saved_bytes(lambda: network(x), (*owner.parameters(), *owner.buffers()))

@@ -23,6 +23,7 @@ from engine.errors import ModelError, UsageError, option
 from engine.io.tensors import write_tensors
 from engine.model.build import read_stage
 from engine.model.checkpoints import PROVENANCE_KEY
+from engine.model.packaged import PACKAGED
 from engine.training.run.seed import seeded
 
 SCRATCH = "scratch"
@@ -90,6 +91,8 @@ def open_start(name: str, shape: Shape, seed: int, index: int = 0) -> Start:
     if name == SCRATCH:
         with seeded(seed):
             return Start(_from_scratch(shape), SCRATCH, "random weights", "", f"{shape} {seed}")
+    if name not in PACKAGED and not Path(name).exists():
+        raise ModelError(f"{name}: no such weights; use {', '.join(PACKAGED)}, {SCRATCH}, a checkpoint or a model file")
     state, stage = read_stage(name, index)
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
         raise UsageError(

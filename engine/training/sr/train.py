@@ -21,19 +21,30 @@ from engine.io.photo import Photo, open_photo
 from engine.model.bundle import open_structure
 from engine.run.stage import Stage
 from engine.training.losses.vgg import VGGFeatures, missing_vgg_error, open_vgg
-from engine.training.photo import Picture, Size, open_picture
-from engine.training.run import loop
-from engine.training.run.events import Event, Prepared, WeightsSaved
+from engine.training.photo import IN_MEMORY, Size, open_picture
+from engine.training.run import checkpoint, loop
+from engine.training.run.events import Event, Forecast, Prepared, WeightsSaved
 from engine.training.run.runtime import Runtime
+from engine.training.run.trial import announce
 from engine.training.sr import networks
-from engine.training.sr.chain import Counts, PreviousStep, SimulatedInputs, cached_inputs, simulate_inputs
+from engine.training.sr.chain import (
+    MAX_BYTES,
+    Counts,
+    PreviousStep,
+    SimulatedInputs,
+    cached_inputs,
+    seconds_to_simulate,
+    simulate_inputs,
+)
 from engine.training.sr.degradations import bicubic
 from engine.training.sr.losses import feature_layers
 from engine.training.sr.networks import Shape
-from engine.training.sr.pairs import PhotographPairs, check_grid
+from engine.training.sr.pairs import PhotographPairs, check_crop, check_grid
 from engine.training.sr.recipe import Recipe
 from engine.training.sr.request import PhotoTrainingRequest
 from engine.training.sr.trainer import Settings, SRTrainer
+from engine.training.sr.trial import forecast as trial_forecast
+from engine.training.sr.trial import trial_trainer
 from engine.training.sr.validation import Validation, fixed_crops
 
 STEPS = (2, 3, 4)
@@ -65,6 +76,16 @@ class SRRequest(PhotoTrainingRequest):
     previous: tuple[Path, ...] = ()
     """Weights of steps 2 to ``step`` - 1, for simulated inputs."""
 
+    @property
+    def name(self) -> str:
+        """Name of the training in messages."""
+        return f"step {self.step}"
+
+    @property
+    def is_chained(self) -> bool:
+        """Whether the recipe asks for simulated inputs, which need step 1."""
+        return self.recipe.chain > 0 and self.recipe.reconstructions + self.recipe.samples > 0
+
     def __post_init__(self) -> None:
         PhotoTrainingRequest.__post_init__(self)
         if self.step not in STEPS:
@@ -80,33 +101,39 @@ class SRRequest(PhotoTrainingRequest):
             )
 
 
-def train_sr(photo: Path, out: Path, request: SRRequest, runtime: Runtime) -> None:
+def train_sr(photo: Path, out: Path, request: SRRequest, runtime: Runtime, forecast: Forecast | None = None) -> None:
     """Train on one photograph and write the EMA of the weights (safetensors, the community's tensor names).
 
     Log, samples and, until the end, the checkpoint and the simulated inputs that ``runtime.resume`` continues from lie next
-    to ``out``.
+    to ``out``. Nothing is written before all checks have passed.
 
     Args:
         photo: the photograph.
         out: weights file to write.
         request: everything that decides the result except the photograph.
         runtime: device, memory, resumption and callbacks.
+        forecast: forecast of this training, if all checks have passed already.
 
     Raises:
         InputError: a file cannot be used, or the photograph is too small.
         UsageError: options contradict each other.
-        BudgetError: an iteration does not fit the memory.
+        BudgetError: an iteration does not fit the memory, or the files do not fit the disk.
         EngineError, Interrupted, ResumeError: as ``loop.train``.
     """
     started = time.monotonic()
     loop.check_out(out, resume=runtime.resume)
-    recipe, vgg = _feature_network(request, runtime.log)
     opened = open_photo(photo, least_width=1)
-    start = open_network(request.start, request.shape, request.seed, recipe, request.step - 2)
     structure = open_structure(request.structure) if request.structure is not None else None
+    if forecast is None:
+        runtime.log("checking the settings and measuring iterations")
+        previous = _previous(request.previous, request.precision, runtime.device)
+        forecast = forecast_sr(opened, out, request, runtime, structure, previous)
+        announce([forecast], out.parent, runtime)
+    recipe, vgg = _feature_network(request, runtime.log)
+    start = open_network(request.start, request.shape, request.seed, recipe, request.step - 2)
     scratch, chain_file = (out.with_name(out.name + suffix) for suffix in (".photo", ".chain"))
     try:
-        picture = open_picture(opened, _size(opened, structure, request), scratch)
+        picture = open_picture(opened, _size(opened, _base_size(structure), request), scratch)
         inputs = {
             "photo": opened.digest,
             "size": list(picture.size),
@@ -117,11 +144,11 @@ def train_sr(photo: Path, out: Path, request: SRRequest, runtime: Runtime) -> No
         }
         chain = _chain(structure, opened, request, inputs, runtime, chain_file)
         pictures = chain.pictures if chain is not None else ()
-        trained = columns_trained_on(picture, recipe)
+        trained = columns_trained_on(picture.size, recipe)
         pairs = PhotographPairs(picture, pictures, recipe, SCALE, trained, runtime.device, vgg)
         crops, held_out = fixed_crops(picture, trained, SCALE * start.network.align)
         trainer = SRTrainer(
-            Settings(recipe, f"step {request.step}", request.precision, request.seed, inputs),
+            Settings(recipe, request.name, request.precision, request.seed, inputs),
             start.network,
             pairs,
             Validation(
@@ -136,10 +163,71 @@ def train_sr(photo: Path, out: Path, request: SRRequest, runtime: Runtime) -> No
         provenance = _provenance(opened, picture.size, request, recipe, start)
         if vgg is not None:
             provenance["vgg"] = {"network": vgg.name, "sha256": inputs["vgg"]}
-        run(trainer, out, recipe, provenance, runtime, started, _prepared(picture.size, trained, chain))
+        run(trainer, out, recipe, provenance, runtime, forecast, started, _prepared(picture.size, trained, chain))
         chain_file.unlink(missing_ok=True)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_sr(photo: Photo, request: SRRequest, runtime: Runtime, base_size: Size | None) -> SRTrainer:
+    """Check everything that a training needs: weights, VGG, the photograph's size and the memory.
+
+    Args:
+        photo: the photograph.
+        request: everything that decides the result except the photograph.
+        runtime: device and memory.
+        base_size: (height, width) of step 1's image; None without step 1.
+
+    Returns:
+        A trainer to be measured and thrown away.
+
+    Raises:
+        InputError, UsageError, BudgetError: as ``train_sr``.
+    """
+    recipe, vgg = _feature_network(request, lambda line: None)
+    start = open_network(request.start, request.shape, request.seed, recipe, request.step - 2)
+    size = _size(photo, base_size, request)
+    check_crop((size[0], columns_trained_on(size, recipe)), recipe.crop, "the photograph at this step")
+    simulated = base_size is not None and request.is_chained
+    if simulated and base_size is not None:
+        height, width = (side * SCALE ** (request.step - STEPS[0]) for side in base_size)
+        columns = width * columns_trained_on(size, recipe) // size[1]
+        check_crop((height, columns), recipe.crop // SCALE, "a simulated input")
+    return trial_trainer(request.name, recipe, start, request.precision, runtime, vgg=vgg, simulated=simulated)
+
+
+def forecast_sr(
+    photo: Photo,
+    out: Path,
+    request: SRRequest,
+    runtime: Runtime,
+    structure: BaseGenerator | None,
+    previous: Sequence[PreviousStep],
+) -> Forecast:
+    """Check and measure a training.
+
+    Args:
+        photo: the photograph.
+        out: weights file.
+        request: everything that decides the result except the photograph.
+        runtime: device and memory.
+        structure: step 1, trained or not; None without it.
+        previous: the steps between step 1 and this one, trained or not.
+
+    Raises:
+        InputError, UsageError, BudgetError: as ``train_sr``.
+    """
+    base_size = _base_size(structure)
+    trainer = check_sr(photo, request, runtime, base_size)
+    height, width = _size(photo, base_size, request)
+    work_bytes = 3 * height * width if 3 * height * width > IN_MEMORY else 0
+    preparation = 0.0
+    if structure is not None and request.is_chained:
+        work_bytes += MAX_BYTES
+        if not checkpoint.checkpoint_path(out).exists():  # a resumed run reads its simulated inputs
+            counts = Counts(request.recipe.reconstructions, request.recipe.samples)
+            preparation = seconds_to_simulate(structure, previous, counts, runtime.device)
+    return trial_forecast(trainer, out, preparation, work_bytes)
 
 
 def run(
@@ -148,6 +236,7 @@ def run(
     recipe: Recipe,
     provenance: dict[str, Any],
     runtime: Runtime,
+    forecast: Forecast,
     started: float,
     prepared: Sequence[Event],
 ) -> None:
@@ -159,6 +248,7 @@ def run(
         recipe: values of the training.
         provenance: metadata of the weights file.
         runtime: resumption and callbacks.
+        forecast: expected duration of the iterations.
         started: ``time.monotonic`` at the start.
         prepared: events that are logged first.
     """
@@ -170,7 +260,9 @@ def run(
         networks.save(out, trainer.weights(), {**provenance, "quality": trainer.quality}, dtype)
         return WeightsSaved(out, out.stat().st_size, time.monotonic() - started)
 
-    loop.train(trainer, out, runtime, checkpoint_every=recipe.checkpoint_every, write=write, prepared=prepared)
+    loop.train(
+        trainer, out, runtime, forecast, checkpoint_every=recipe.checkpoint_every, write=write, prepared=prepared
+    )
 
 
 def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, index: int = 0) -> networks.Start:
@@ -197,9 +289,9 @@ def open_network(name: str, shape: Shape, seed: int, recipe: Recipe, index: int 
     return start
 
 
-def columns_trained_on(picture: Picture, recipe: Recipe) -> int:
-    """Number of columns, from the left, for training; the others are for validation."""
-    return picture.size[1] - int(picture.size[1] * recipe.held_out)
+def columns_trained_on(size: Size, recipe: Recipe) -> int:
+    """Columns of a picture of (height, width), from the left, for training; the others are for validation."""
+    return size[1] - int(size[1] * recipe.held_out)
 
 
 def file_digest(path: Path | None) -> str | None:
@@ -212,15 +304,19 @@ def file_digest(path: Path | None) -> str | None:
         raise InputError(f"{path}: cannot be read ({error.strerror}); choose another file") from None
 
 
-def _size(photo: Photo, structure: BaseGenerator | None, request: SRRequest) -> Size:
+def _base_size(structure: BaseGenerator | None) -> Size | None:
+    return structure.base_size if structure is not None else None
+
+
+def _size(photo: Photo, base_size: Size | None, request: SRRequest) -> Size:
     """(height, width) of the HR photograph: the size of the step's output, or its own size if that is much smaller.
 
     A slightly smaller photograph is enlarged: at its own size stones and leaves would be smaller than in the step's
-    inputs. With a structure it has exactly the size of the step's output, so that simulated inputs match the photograph
+    inputs. With step 1 it has exactly the size of the step's output, so that simulated inputs match the photograph
     pixel by pixel.
     """
     factor = SCALE ** (request.step - 1)
-    base_height, base_width = structure.base_size if structure is not None else (0, BASE_WIDTH)
+    base_height, base_width = base_size or (0, BASE_WIDTH)
     output, largest = base_width * factor, int(MAX_ENLARGEMENT * photo.width)
     width = request.width if request.width is not None else output if output <= largest else photo.width
     if width > largest:
@@ -228,7 +324,7 @@ def _size(photo: Photo, structure: BaseGenerator | None, request: SRRequest) -> 
             f"{option('size', width)}: too large for a photograph of {photo.width} px, whose enlargement by more than "
             f"{MAX_ENLARGEMENT:g} times would teach blur; use at most {largest} or a larger photograph"
         )
-    if structure is not None and width == output:
+    if base_size is not None and width == output:
         return base_height * factor, width
     return max(1, round(width * photo.height / photo.width)), width
 
@@ -242,9 +338,9 @@ def _chain(
     path: Path,
 ) -> SimulatedInputs | None:
     """Simulated inputs, cached in the file ``path``; None without a structure or if the recipe has none."""
-    counts = Counts(request.recipe.reconstructions, request.recipe.samples)
-    if structure is None or request.recipe.chain == 0 or counts == Counts(0, 0):
+    if structure is None or not request.is_chained:
         return None
+    counts = Counts(request.recipe.reconstructions, request.recipe.samples)
     digests = {name: inputs[name] for name in ("photo", "structure", "previous")}
     key = json.dumps([digests, dataclasses.asdict(counts), request.seed, request.precision])
 
@@ -261,12 +357,13 @@ def _chain(
 
 
 def _previous(paths: Sequence[Path], precision: Precision, device: torch.device) -> list[PreviousStep]:
-    steps = []
-    for index, path in enumerate(paths):
-        start = networks.open_start(str(path), Shape(), 0, index)
-        network = start.network.eval().requires_grad_(False)
-        steps.append(PreviousStep(Stage(network, device, precision), start.sigma))
-    return steps
+    starts = (networks.open_start(str(path), Shape(), 0, index) for index, path in enumerate(paths))
+    return [previous_step(start, precision, device) for start in starts]
+
+
+def previous_step(start: networks.Start, precision: Precision, device: torch.device) -> PreviousStep:
+    """A network as a step below the one in training."""
+    return PreviousStep(Stage(start.network.eval().requires_grad_(False), device, precision), start.sigma)
 
 
 def _feature_network(request: SRRequest, log: Log) -> tuple[Recipe, VGGFeatures | None]:
@@ -278,7 +375,7 @@ def _feature_network(request: SRRequest, log: Log) -> tuple[Recipe, VGGFeatures 
     if (vgg := open_vgg(request.vgg, layers)) is not None:
         return recipe, vgg
     if feature_layers(recipe.replace(perceptual=0.0)):
-        raise missing_vgg_error()
+        raise missing_vgg_error(layers)
     texture = max(recipe.texture, recipe.perceptual)
     log(
         f"no VGG weights found: perceptual loss (weight {recipe.perceptual:g}) left out, texture loss has weight "

@@ -89,6 +89,7 @@ class SRTrainer(Trainer):
         device: torch.device,
     ) -> None:
         recipe = settings.recipe
+        self.name = settings.name
         self._settings, self.recipe, self.device = settings, recipe, device
         self.totals = (recipe.iterations,)
         self.source, self.validation, self.samples = source, validation, samples
@@ -102,7 +103,7 @@ class SRTrainer(Trainer):
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gan = ScoreGan(self.discriminator, settings.precision, recipe.gan)
         self.uses_checkpointing = footprint.needs_checkpointing(
-            self.compute_copy, self.discriminator, self.vgg, recipe, budget
+            settings.name, self.compute_copy, self.discriminator, self.vgg, recipe, budget, device
         )
         if self.uses_checkpointing:
             checkpoint_blocks(self.compute_copy)

@@ -28,8 +28,6 @@ from engine.training.run.seed import seeded
 from engine.training.structure.losses import DISCRIMINATOR_ADAM, LossWeights, SampleLosses, make_gan, to_unit
 from engine.training.structure.networks import Encoder
 
-OVERHEAD = 3000
-"""Cost of an iteration on the smallest image, in pixels of a patch-VAE scale (20 ms at 6.6 us a pixel)."""
 LEARNING_RATE = 5e-4
 VAE_DECAY = 0.2
 """Factor of the learning rate of encoder and decoder from scale to scale."""
@@ -188,11 +186,6 @@ class StructureTrainer(Trainer):
         sample = self.samples / f"scale-{self.phase}.png"
         write_row(self.sample_images(self.phase), sample)
         return ScaleFinished(self.phase, len(self.totals), seconds, sample)
-
-    def cost(self, phase: int) -> float:
-        """Cost in pixels: the same per pixel at every scale, four times as much for a patch-GAN."""
-        height, width = self._size(phase)
-        return OVERHEAD + height * width * (1 if self.is_vae(phase) else 4)
 
     def is_finite(self) -> bool:
         modules = (self.structure, self.encoder, self.discriminator)

@@ -7,8 +7,9 @@ from support.random_vgg import BEFORE_POOLING, CONVOLUTIONS, random_vgg
 from torch.nn import functional as F
 
 from engine.errors import InputError, UsageError
+from engine.model.weight_files import WeightFile, weights_folder
 from engine.training.losses.perceptual import PERCEPTUAL
-from engine.training.losses.vgg import VGGFeatures, open_vgg
+from engine.training.losses.vgg import VGGFeatures, missing_vgg_error, open_vgg
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +82,35 @@ def test_half_precision_file(states, tmp_path):
     torch.testing.assert_close(network.features[0].bias.data, states["VGG-16"]["features.0.bias"].half().float())
 
 
-def test_hub_folder(files, tmp_path, monkeypatch):
+def test_published_files(files, tmp_path, monkeypatch):
+    """Found by name in torch.hub's folder and in the engine's, and refused with other contents."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert open_vgg(None, ("relu1_1",)) is None
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "vgg19_bn-c79401a0.pth").touch()
     assert open_vgg(None, ("relu1_1",)) is None
     (folder / "vgg16-397923af.pth").symlink_to(files["VGG-16"])
+    with pytest.raises(InputError, match="expected 397923af: not torchvision's VGG-16"):
+        open_vgg(None, ("relu3_3",))
+    monkeypatch.setattr(WeightFile, "check", lambda self, path: None)
     assert open_vgg(None, ("relu3_3",)).name == "VGG-16"
     assert open_vgg(None, ("relu3_3", "conv5_4")) is None  # VGG-16 has no such layer
     (folder / "vgg19-dcbb9e9d.pth").symlink_to(files["VGG-19"])
     assert open_vgg(None, ("relu3_3",)).name == "VGG-19"
     assert open_vgg(files["VGG-16"], ("relu3_3",)).name == "VGG-16"
+    weights_folder().mkdir(parents=True)
+    save_file(random_vgg("VGG-16"), weights_folder() / "vgg16-c679942c.safetensors")
+    (folder / "vgg19-dcbb9e9d.pth").unlink()
+    assert open_vgg(None, ("relu3_3",)).path.parent == weights_folder()
+
+
+@pytest.mark.parametrize(
+    ("layers", "advice"), [(("relu3_3",), "engine weights fetch vgg16"), (("conv5_4",), "vgg19-dcbb9e9d.pth into")]
+)
+def test_missing_weights_are_explained(layers, advice):
+    assert advice in str(missing_vgg_error(layers))
 
 
 def test_other_networks_are_refused(states, tmp_path):

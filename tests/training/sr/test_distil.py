@@ -41,7 +41,7 @@ def test_student_approaches_teacher(large_photo, small, teacher, tmp_path):
     *_, last = [e for e in events if isinstance(e, Validated)]
     assert last.held_out
     assert last.psnr["now"] > last.psnr["start"] + 1.5
-    assert events[0] == Prepared("photographs", {"number": 1, "megapixels": 0.0192})
+    assert events[1] == Prepared("photographs", {"number": 1, "megapixels": 0.0192})
     assert {key.split(".")[1] for key in load_file(out) if key.startswith("body.")} == {"0"}
     facts = read_provenance(out)
     assert "distilled from teacher.safetensors" in facts["source"]
@@ -69,7 +69,7 @@ def test_folders_and_resume(large_photo, small, teacher, tmp_path):
         recipe=recipe, teacher=teacher, start="scratch", shape=Shape(channels=8, blocks=1), precision="fp32"
     )
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    assert run([folder, large_photo], whole, request)[0].values["number"] == 3
+    assert run([folder, large_photo], whole, request)[1].values["number"] == 3
 
     def stop(event):
         if isinstance(event, IterationDone) and event.iteration == 3:

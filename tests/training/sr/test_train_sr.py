@@ -19,7 +19,7 @@ from engine.training.losses.discriminators import Patch
 from engine.training.losses.gan import ScoreGan
 from engine.training.photo import write_row
 from engine.training.run.checkpoint import checkpoint_path
-from engine.training.run.events import CheckpointSaved, IterationDone, Prepared, Validated, WeightsSaved
+from engine.training.run.events import CheckpointSaved, Forecasted, IterationDone, Prepared, Validated, WeightsSaved
 from engine.training.run.runtime import Runtime
 from engine.training.sr.footprint import estimate
 from engine.training.sr.networks import Shape
@@ -43,6 +43,7 @@ def train(photo, out, request, **runtime):
         on_event(event)
 
     train_sr(photo, out, request, Runtime(on_event=both, **runtime))
+    assert isinstance(events.pop(0), Forecasted)
     return events
 
 
@@ -115,7 +116,7 @@ def test_size_of_the_photograph(request_, picture, tmp_path, size, trained_at):
     width, height = size
     write_row([picture(height, width)], tmp_path / "photo.png")
     structure = open_structure(request_().structure)
-    assert _size(open_photo(tmp_path / "photo.png", 1), structure, request_()) == trained_at[::-1]
+    assert _size(open_photo(tmp_path / "photo.png", 1), structure.base_size, request_()) == trained_at[::-1]
 
 
 def test_resumed_equals_uninterrupted(large_photo, request_, tmp_path, monkeypatch):
@@ -251,7 +252,7 @@ def test_projected_discriminator_learns(large_photo, request_, with_features, vg
 
 def test_missing_vgg_is_refused(large_photo, request_, with_features, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(InputError, match="VGG weights: not found .* give vgg='FILE' or use the preset quick") as error:
+    with pytest.raises(InputError, match="VGG weights: not found .* give vgg='FILE', or use the preset quick") as error:
         train(large_photo, tmp_path / "sr.safetensors", request_(recipe=with_features))
     assert "\n" not in str(error.value)
 
@@ -294,7 +295,7 @@ def test_refusals_are_one_line(large_photo, request_, tmp_path):
         ({"precision": "int8"}, UsageError, "precision = 'int8'"),
         ({"step": 3}, UsageError, "previous: 0 files for step 3 .* give 1"),
         ({"structure": None, "previous": ("x",)}, UsageError, "give structure too"),
-        ({"start": "none.pth"}, InputError, "no such file"),
+        ({"start": "none.pth"}, InputError, "none.pth: no such weights"),
         ({"shape": Shape(blocks=3)}, UsageError, "blocks=3"),
         ({"shape": Shape(channels=16)}, UsageError, "channels=16"),
         ({"shape": Shape(architecture="swinir")}, UsageError, "not swinir"),

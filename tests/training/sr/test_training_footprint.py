@@ -94,11 +94,15 @@ def test_checkpointing_depends_on_budget(recipe):
         estimate(network, discriminator, None, recipe, checkpointing=value) for value in (False, True)
     )
     assert checkpointed < plain_bytes
-    assert not needs_checkpointing(network, discriminator, None, recipe, plain_bytes)
-    assert needs_checkpointing(network, discriminator, None, recipe, plain_bytes - 1)
-    assert needs_checkpointing(network, discriminator, None, recipe, checkpointed)
-    with pytest.raises(BudgetError, match="smaller batch than 4 or smaller crops than 32") as error:
-        needs_checkpointing(network, discriminator, None, recipe, checkpointed - 1)
+
+    def decide(budget):
+        return needs_checkpointing("step 2", network, discriminator, None, recipe, budget, CPU)
+
+    assert not decide(plain_bytes)
+    assert decide(plain_bytes - 1)
+    assert decide(checkpointed)
+    with pytest.raises(BudgetError, match="smaller batch than 4, smaller crops than 32") as error:
+        decide(checkpointed - 1)
     assert "\n" not in str(error.value)
 
 
