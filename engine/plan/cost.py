@@ -47,7 +47,7 @@ class Projection:
     tasks: tuple[int, ...]
     """Tiles or strips to run."""
     lr_pixels: tuple[int, ...]
-    """Low-resolution pixels that the networks take in."""
+    """Low-resolution pixels that the networks compute, with halos and partial bands."""
     seconds: float
     """Time of the networks."""
     batches: tuple[int, ...] = ()
