@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,13 @@ class Progress:
     """State of a render after a network has run."""
 
     done: int
-    """LR pixels that the networks have taken in."""
+    """LR pixels that the networks have computed."""
     total: int
-    """LR pixels of the whole render."""
+    """LR pixels of this run; a resumed run computes the missing ones."""
     step: int
     """Super-resolution step that has just run: 2 to 4."""
+    share: float
+    """Share of the expected time of this run, 0 to 1: steps differ in cost per pixel, and step 1 comes before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,12 +254,15 @@ class Job:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> RenderResult:
         """Run to the end and measure. Raises Interrupted when ``cancelled``, asked after each write, returns True."""
-        total, done = sum(self.projection.lr_pixels), 0
+        total, done = sum(self.projection.lr_pixels), [0] * len(self.plan.stages)
+        expected, costs = max(self.projection.seconds, 1e-9), self._seconds_per_pixel
+        before = expected - sum(map(mul, self.projection.lr_pixels, costs))  # seconds of step 1
 
         def advance(position: int, lr_pixels: int) -> None:
-            nonlocal done
-            done += lr_pixels
-            on_progress(Progress(done, total, self.plan.stages[position].step))
+            # The projection of bands is right to a few rows.
+            done[position] = min(done[position] + lr_pixels, self.projection.lr_pixels[position])
+            share = min(1.0, (before + sum(map(mul, done, costs))) / expected)
+            on_progress(Progress(sum(done), total, self.plan.stages[position].step, share))
 
         writes, compute, write = 0, 0.0, 0.0
         start = time.perf_counter()
@@ -269,6 +275,8 @@ class Job:
                     raise Interrupted(
                         f"{self.out}: stopped after a whole shard; the same command with {option('resume', True)} goes on"
                     )
+        if total:
+            on_progress(Progress(total, total, self.plan.stages[-1].step, 1.0))
         measurements = Measurements(
             seconds=time.perf_counter() - start,
             compute_seconds=compute,
@@ -282,6 +290,12 @@ class Job:
             seam_error_levels=self.seam_error,
         )
         return RenderResult(self.out, self.plan, self.projection, measurements)
+
+    @property
+    def _seconds_per_pixel(self) -> tuple[float, ...]:
+        """Expected seconds of every stage for an LR pixel."""
+        costs = [stage.bands if self.plan.is_banded else stage.footprint for stage in self.measured.stages]
+        return tuple(cost.seconds_per_pixel for cost in costs if cost is not None)
 
     def _make_plan(self, cut: StoredCut | None = None) -> None:
         """Make the plan and its projection, after further measurements if they need any."""
