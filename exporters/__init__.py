@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import BudgetError, EngineError, UsageError, option
+from engine.errors import BudgetError, EngineError, InputError, UsageError, option
 from engine.io.files import replacing
 
 if TYPE_CHECKING:
     from engine.exporters.job import ExportJob
 
-__all__ = ["FORMATS", "ExportResult", "export"]
+__all__ = ["FORMATS", "ExportResult", "check_target", "export", "names_picture"]
 
 FORMATS = {
     ".tif": "tiff",
@@ -32,7 +32,7 @@ FORMATS = {
     ".jpeg": "preview",
     ".webp": "preview",
 }
-"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob``."""
+"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob`` and ``check_size``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ def export(
     ``None`` leaves an option to the format. An option that the format lacks is refused.
 
     Raises:
-        UsageError: an option does not fit the format, the image or the target.
-        InputError: the store cannot be read or is not finished.
+        UsageError: an option does not fit the format or the image, or the file would lie in the store.
+        InputError: the store cannot be read or is not finished, or the file exists or cannot be made.
         BudgetError: the disk has too little space.
         EngineError: writing failed.
     """
@@ -105,19 +105,27 @@ def export(
         "workers": workers,
     }
     suffix = find_suffix(out)
-    _check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
+    if out.absolute().is_relative_to(store.absolute()):
+        raise UsageError(f"{out}: lies in the store; choose a place outside {store}")
     from engine.exporters.pyramid import Pyramid
 
     pyramid = Pyramid(store, allow_incomplete=allow_incomplete)
     job: ExportJob = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
-    check_space(job.estimate, shutil.disk_usage(out.parent).free, out)
+    check_space(job.estimate, shutil.disk_usage(_nearest_folder(out)).free, out)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             job.write(part, on_progress or _ignore)
     except OSError as error:
         raise EngineError(f"{out}: could not be written ({error}); check the disk and its permissions") from error
     size, seconds = out.stat().st_size, time.perf_counter() - start
     return ExportResult(out, size, job.width, job.height, job.levels, seconds, job.notes)
+
+
+def names_picture(path: Path) -> bool:
+    """Whether a name ends in a suffix of ``FORMATS``."""
+    return path.name.lower().endswith(tuple(FORMATS))
 
 
 def find_suffix(out: Path) -> str:
@@ -134,14 +142,33 @@ def check_space(estimate: int, free: int, out: Path) -> None:
         raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free; free some, or choose another folder")
 
 
-def _check_target(out: Path, *, overwrite: bool) -> None:
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: folder {out.parent} does not exist; create it first")
+def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: bool) -> None:
+    """Refuse a file that could not be written, before the work for it.
+
+    Args:
+        out: file to write.
+        size: (height, width) of the picture, if it is known.
+        overwrite: accept a file that exists.
+
+    Raises:
+        UsageError: an unknown suffix, or a picture beyond its format.
+        InputError: the file exists, or something else is in its place.
+    """
+    suffix = find_suffix(out)
+    if size is not None:
+        importlib.import_module(f"{__name__}.{FORMATS[suffix]}").check_size(suffix, size[1], size[0])
+    folder = _nearest_folder(out)
+    if not folder.is_dir():
+        raise InputError(f"{out}: {folder} is not a folder; choose another name")
     if out.is_dir():
-        raise UsageError(f"{out}: is a folder; give the name of a file")
+        raise InputError(f"{out}: is a folder; give the name of a file")
     if out.exists() and not overwrite:
-        size = out.stat().st_size
-        raise UsageError(f"{out}: exists ({size} bytes); give {option('overwrite', True)} or choose another name")
+        raise InputError(f"{out}: exists; give {option('overwrite', True)} or choose another name")
+
+
+def _nearest_folder(out: Path) -> Path:
+    """The nearest parent that exists."""
+    return next(p for p in out.absolute().parents if p.exists())
 
 
 def _ignore(done: int, total: int) -> None:

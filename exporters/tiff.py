@@ -215,12 +215,21 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
     options = parse_options(TiffOptions, values, suffix)
     if options.compression == "jpeg":
         _check_jpeg(pyramid)
+    elif values.get("quality") is not None:
+        raise UsageError(
+            f"{option('quality')}: {options.compression} is lossless; give "
+            f"{option('compression', 'jpeg')}, or leave it out"
+        )
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
         raise UsageError(
             f"{job.raw} bytes of pixels exceed classic TIFF ({CLASSIC_LIMIT}); leave {option('bigtiff')} unset, or compress"
         )
     return job
+
+
+def check_size(suffix: str, width: int, height: int) -> None:
+    """Accept any size: BigTIFF has no limit that matters."""
 
 
 def needs_bigtiff(raw: int) -> bool:

@@ -57,7 +57,7 @@ def test_failures_and_interrupts_leave_nothing(store, tmp_path, broken_reads, na
 def test_an_existing_file_is_kept_or_replaced_whole(store, tmp_path, broken_reads, name):
     out = tmp_path / name
     out.write_bytes(b"before")
-    with pytest.raises(UsageError, match=r"exists .6 bytes.; give overwrite=True") as caught:
+    with pytest.raises(InputError, match=r"exists; give overwrite=True") as caught:
         export(store, out)
     assert "give --overwrite or" in caught.value.for_command_line()
     with pytest.raises(InputError):
@@ -75,11 +75,14 @@ def test_suffixes(store, tmp_path):
 
 
 def test_target_folders(store, tmp_path):
-    with pytest.raises(UsageError, match="does not exist; create it"):
-        export(store, tmp_path / "missing" / "a.tif")
+    assert export(store, tmp_path / "missing" / "folder" / "a.tif").path.is_file()
     (tmp_path / "b.tif").mkdir()
-    with pytest.raises(UsageError, match="is a folder"):
+    with pytest.raises(InputError, match="is a folder"):
         export(store, tmp_path / "b.tif", overwrite=True)
+    with pytest.raises(InputError, match=r"a\.tif is not a folder"):
+        export(store, tmp_path / "missing" / "folder" / "a.tif" / "b.tif")
+    with pytest.raises(UsageError, match="lies in the store"):
+        export(store, store / "a.png")
 
 
 def test_a_full_disk_is_refused_before_writing(store, tmp_path, monkeypatch):

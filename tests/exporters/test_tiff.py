@@ -169,6 +169,7 @@ def test_options_are_checked(store, tmp_path):
         ({"tile": 8192}, "tile: 8192 is out of range; give 64 to 4096"),
         ({"dpi": -1}, "dpi: -1 is out of range"),
         ({"workers": 0}, "workers: 0 is out of range"),
+        ({"quality": 90}, "quality: deflate is lossless; give compression='jpeg'"),
         ({"max_size": 100}, "max_size: does not apply to .tif; its options are compression, quality"),
     ):
         with pytest.raises(UsageError, match=f"^{message}") as caught:
