@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
-from engine.exporters import FORMATS as PICTURES
+from engine.exporters import names_picture
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import ZarrSink, stored_plan
 from engine.measure import complete, measure
@@ -164,10 +165,11 @@ class Job:
         """
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
-        if out.suffix.lower() in PICTURES and not out.exists():
+        if names_picture(out):
+            store = out.with_suffix(".zarr")
             raise UsageError(
-                f"{option('out', out)}: names a picture, and a render writes a store; use {out.with_suffix('.zarr')}, "
-                f"then engine export {out.with_suffix('.zarr')} {out}"
+                f"{option('out', out)}: names a picture, and a render writes a store; call "
+                f"engine.render(..., {str(store)!r}), then engine.export({str(store)!r}, {str(out)!r})"
             )
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
@@ -204,8 +206,13 @@ class Job:
         """Raise BudgetError when the plan does not fit the budgets."""
         check(self.plan, self.projection, self.measured.budget)
 
-    def open_sink(self, *, resume: bool, overwrite: bool) -> ZarrSink:
+    def open_sink(self, *, resume: bool, overwrite: bool, notes: Mapping[str, Any] = MappingProxyType({})) -> ZarrSink:
         """Make the store, or open the store to be finished and adopt its cut.
+
+        Args:
+            resume: finish an interrupted store, if there is one.
+            overwrite: replace an existing store.
+            notes: values that a new store records beside its provenance.
 
         Raises:
             BudgetError: the plan does not fit the budgets.
@@ -214,7 +221,7 @@ class Job:
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
             self.check()
-            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite=overwrite)
+            sink = ZarrSink.create(self.out, self.plan, {**self._provenance(), **notes}, overwrite=overwrite)
             shutil.rmtree(self._scratch, ignore_errors=True)
             return sink
         self._adopt_precision(stored or {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.errors import BudgetError, option
+from engine.errors import BudgetError, counted, option
 from engine.plan.measured import Budget
 from engine.plan.plan import Plan
 
@@ -25,9 +25,16 @@ SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
+_UNITS = ((GIB, "GiB", 2, GIB // 10), (1 << 20, "MiB", 1, (1 << 20) // 10), (1 << 10, "KiB", 1, 1 << 10))
+"""Bytes, name and decimals of each unit, and the least size that it is used for."""
+
+
 def readable(size: float) -> str:
-    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of a GiB."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
+    """Bytes for people: "1.25 GiB", "12.0 MiB" below a tenth of a GiB, "3.5 KiB" below a tenth of a MiB, "10 bytes"."""
+    for unit, name, digits, least in _UNITS:
+        if size >= least:
+            return f"{size / unit:.{digits}f} {name}"
+    return counted(int(size), "byte")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

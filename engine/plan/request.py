@@ -85,7 +85,9 @@ def flag(parse: Callable[[str], object], metavar: str) -> Parameter:
     def convert(_type: object, tokens: Sequence[Token]) -> object:
         return parse(tokens[0].value)
 
-    return Parameter(converter=convert, metavar=metavar, n_tokens=1, accepts_keys=False, negative=())
+    return Parameter(
+        converter=convert, metavar=metavar, n_tokens=1, accepts_keys=False, negative=(), allow_leading_hyphen=True
+    )
 
 
 _PARSERS: dict[str, Callable[[str], object]] = {
@@ -120,7 +122,8 @@ class Request:
     """Picture to start from, in place of the base image that step 1 generates."""
 
     roi: Annotated[Box | None, flag(parse_box, "X,Y,W,H")] = None
-    """Region to render, X,Y,WIDTH,HEIGHT in pixels of the whole image; its pixels equal those of a whole render."""
+    """Region to render, X,Y,WIDTH,HEIGHT in pixels of the whole image. Its pixels equal those of a whole render with
+    --overlap exact --precision fp32; otherwise the plan says how far they may differ."""
 
     stages: int | None = None
     """Number of super-resolution steps, starting with step 2; default: the number that suits the size."""
