@@ -133,7 +133,12 @@ class _Lines:
         if now - self.last_line < _SECONDS_PER_LINE and (was_done or self.estimate.share < 1):
             return
         self.last_line = now
-        parts = [f"{self.estimate.share:4.0%}", f"{clock(self.estimate.elapsed)} elapsed", _left(self.estimate), self.note]
+        parts = [
+            f"{self.estimate.share:4.0%}",
+            f"{clock(self.estimate.elapsed)} elapsed",
+            _left(self.estimate),
+            self.note,
+        ]
         log(f"{self.title}: {', '.join(part for part in parts if part)}")
 
 
@@ -144,11 +149,12 @@ class _Bar:
     progress: Progress
     task: TaskID
     estimate: Estimate
+    note: str = ""
 
     def advance(self, amount: float, note: str = "") -> None:
         self.estimate.advance(amount)
-        changes = {"note": note} if note else {}
-        self.progress.update(self.task, completed=self.estimate.done, **changes)
+        self.note = note or self.note
+        self.progress.update(self.task, completed=self.estimate.done, note=self.note)
 
 
 class _Times(ProgressColumn):
@@ -179,7 +185,8 @@ def meter(title: str, total: float, *, done: float = 0.0, forecast: float | None
     elif console.is_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Times(estimate)
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-            bar = _Bar(progress, progress.add_task(title, total=total, completed=done, note=""), estimate)
+            bar = _Bar(progress, progress.add_task(title, total=total, note=""), estimate)
+            progress.update(bar.task, completed=done)
             yield bar
             bar.advance(total - estimate.done)
     else:

@@ -87,7 +87,7 @@ def test_narrowest_strip_is_refused_with_its_need(resource):
 
 
 def test_narrow_strips_cost_their_halos():
-    (one, whole, _), (many, cut, _) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
+    (_, whole, _), (many, cut, _) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
     columns = list(many.column_strips())
     assert len(columns) > 1
     for index, stage in enumerate(many.stages):
