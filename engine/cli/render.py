@@ -98,7 +98,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         report.check_place("report", options.report)
     fix_malloc_thresholds()
     start = time.perf_counter()
-    with _interrupts("before the render began; nothing was written"):
+    with _interrupts("interrupted before the render began; nothing was written"):
         if request.vram is not None and choose_device(request.device).type == "cpu":
             warn("--vram: there is no GPU to limit; --memory limits the memory of a CPU")
         job = Job.prepare(load(model), request, output.store, log)
@@ -114,7 +114,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         sink = job.open_sink(resume=options.resume, overwrite=options.overwrite, notes=notes)
     if not options.as_json:
         _print_plan(job, options)
-    with _interrupts("the same command with --resume goes on"):
+    with _interrupts("interrupted; continue with --resume"):
         result = _run(job, sink)
         picture = None
         if output.is_picture:
@@ -178,12 +178,12 @@ def _run(job: Job, sink: ZarrSink) -> RenderResult:
 
 
 @contextmanager
-def _interrupts(advice: str) -> Iterator[None]:
+def _interrupts(message: str) -> Iterator[None]:
     """Turn Ctrl-C into one line that is true at this point."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted; {advice}") from error
+        raise Interrupted(message) from error
 
 
 def _say_stopping() -> None:
