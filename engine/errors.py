@@ -22,6 +22,11 @@ def option(name: str, value: object = None) -> str:
     return f"{_START}{name}{'' if value is None else f'={value}'}{_END}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 level", "2 levels"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from operator import mul
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import torch
@@ -16,7 +18,7 @@ from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted, ResumeError, UsageError, option
-from engine.exporters import FORMATS as PICTURES
+from engine.exporters import names_picture
 from engine.io.array import Picture, picture_file
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan
@@ -44,11 +46,13 @@ class Progress:
     """State of a render after a network has run."""
 
     done: int
-    """LR pixels that the networks have taken in."""
+    """LR pixels that the networks have computed."""
     total: int
-    """LR pixels of the whole render."""
+    """LR pixels of this run; a resumed run computes the missing ones."""
     step: int
     """Super-resolution step that has just run: 2 to 4."""
+    share: float
+    """Share of the expected time of this run, 0 to 1: steps differ in cost per pixel, and step 1 comes before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,10 +180,11 @@ class Job:
         request, out, log = request or Request(), Path(out), log or _ignore
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
-        if out.suffix.lower() in PICTURES and not out.exists():
+        if names_picture(out):
+            store = out.with_suffix(".zarr")
             raise UsageError(
-                f"{option('out', out)}: names a picture, and a render writes a store; use {out.with_suffix('.zarr')}, "
-                f"then engine export {out.with_suffix('.zarr')} {out}"
+                f"{option('out', out)}: names a picture, and a render writes a store; call "
+                f"engine.render(..., {str(store)!r}), then engine.export({str(store)!r}, {str(out)!r})"
             )
         fix_malloc_thresholds()
         if not isinstance(model, Model):
@@ -224,8 +229,15 @@ class Job:
         """Raise BudgetError when the plan does not fit the budgets."""
         check(self.plan, self.projection, self.measured.budget)
 
-    def open_sink(self, *, resume: bool = False, overwrite: bool = False) -> ZarrSink:
+    def open_sink(
+        self, *, resume: bool = False, overwrite: bool = False, notes: Mapping[str, Any] = MappingProxyType({})
+    ) -> ZarrSink:
         """Make the store, or with ``resume`` open the store to be finished and adopt its cut.
+
+        Args:
+            resume: finish an interrupted store, if there is one.
+            overwrite: replace an existing store.
+            notes: values that a new store records beside its provenance.
 
         Raises:
             BudgetError: the plan does not fit the budgets.
@@ -234,7 +246,7 @@ class Job:
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
             self.check()
-            sink = ZarrSink.create(self.out, self.plan, self._provenance(), overwrite=overwrite)
+            sink = ZarrSink.create(self.out, self.plan, {**self._provenance(), **notes}, overwrite=overwrite)
             shutil.rmtree(self._scratch, ignore_errors=True)
             return sink
         self._adopt_precision(stored or {})
@@ -282,14 +294,16 @@ class Job:
         Raises:
             Interrupted: ``cancelled`` returned True.
         """
-        sink = sink or self.open_sink()
-        total, done = sum(self.projection.lr_pixels), 0
+        sink, report = sink or self.open_sink(), on_progress or _ignore
+        total, done = sum(self.projection.lr_pixels), [0] * len(self.plan.stages)
+        expected, costs = max(self.projection.seconds, 1e-9), self._seconds_per_pixel
+        before = expected - sum(map(mul, self.projection.lr_pixels, costs))  # seconds of step 1
 
         def advance(position: int, lr_pixels: int) -> None:
-            nonlocal done
-            done += lr_pixels
-            if on_progress is not None:
-                on_progress(Progress(done, total, self.plan.stages[position].step))
+            # The projection of bands is right to a few rows.
+            done[position] = min(done[position] + lr_pixels, self.projection.lr_pixels[position])
+            share = min(1.0, (before + sum(map(mul, done, costs))) / expected)
+            report(Progress(sum(done), total, self.plan.stages[position].step, share))
 
         writes, compute, write = 0, 0.0, 0.0
         start = time.perf_counter()
@@ -302,6 +316,8 @@ class Job:
                     raise Interrupted(
                         f"{self.out}: stopped after a whole shard; the same command with {option('resume', True)} goes on"
                     )
+        if total:
+            report(Progress(total, total, self.plan.stages[-1].step, 1.0))
         measurements = Measurements(
             seconds=time.perf_counter() - start,
             compute_seconds=compute,
@@ -323,6 +339,12 @@ class Job:
         for _ in run_function(self.plan)(self._pipeline(lambda cut: None), sink):
             pass
         return sink.pixels
+
+    @property
+    def _seconds_per_pixel(self) -> tuple[float, ...]:
+        """Expected seconds of every stage for an LR pixel."""
+        costs = [stage.bands if self.plan.is_banded else stage.footprint for stage in self.measured.stages]
+        return tuple(cost.seconds_per_pixel for cost in costs if cost is not None)
 
     def _make_plan(self, cut: StoredCut | None = None) -> None:
         """Make the plan and its projection, after further measurements if they need any."""
@@ -415,7 +437,7 @@ class Job:
         }
 
 
-def _ignore(line: str) -> None:
+def _ignore(_: object) -> None:
     """A log without a reader."""
 
 

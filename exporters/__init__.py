@@ -15,13 +15,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import BudgetError, EngineError, ResumeError, UsageError, option
+from engine.errors import BudgetError, EngineError, InputError, UsageError, option
 from engine.io.files import replacing
 
 if TYPE_CHECKING:
     from engine.exporters.job import ExportJob
 
-__all__ = ["FORMATS", "ExportResult", "export"]
+__all__ = ["FORMATS", "ExportResult", "check_target", "export", "names_picture"]
 
 FORMATS = {
     ".tif": "tiff",
@@ -33,7 +33,7 @@ FORMATS = {
     ".jpeg": "preview",
     ".webp": "preview",
 }
-"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob``."""
+"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob`` and ``check_size``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,8 @@ def export(
     ``None`` leaves an option to the format. An option that the format lacks is refused.
 
     Raises:
-        UsageError: an option does not fit the format, the image or the target.
-        ResumeError: the file exists and ``overwrite`` is false.
-        InputError: the store cannot be read or is not finished.
+        UsageError: an option does not fit the format or the image, or the file would lie in the store.
+        InputError: the store cannot be read or is not finished, or the file exists or cannot be made.
         BudgetError: the disk has too little space.
         EngineError: writing failed.
     """
@@ -107,12 +106,14 @@ def export(
         "workers": workers,
     }
     suffix = find_suffix(out)
-    _check_target(out, source, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
+    if source.resolve() in out.resolve().parents:
+        raise UsageError(f"{out}: lies in the store; choose a place outside {source}")
     from engine.exporters.pyramid import Pyramid
 
     pyramid = Pyramid(source, allow_incomplete=allow_incomplete)
     job: ExportJob = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
-    check_space(job.estimate, shutil.disk_usage(_existing_parent(out)).free, out)
+    check_space(job.estimate, shutil.disk_usage(_nearest_folder(out)).free, out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
@@ -122,6 +123,11 @@ def export(
         raise EngineError(f"{out}: could not be written ({reason}); check the disk and its permissions") from error
     size, seconds = out.stat().st_size, time.perf_counter() - start
     return ExportResult(out, size, job.width, job.height, job.levels, seconds, job.notes)
+
+
+def names_picture(path: Path) -> bool:
+    """Whether a name ends in a suffix of ``FORMATS``."""
+    return path.name.lower().endswith(tuple(FORMATS))
 
 
 def find_suffix(out: Path) -> str:
@@ -138,21 +144,33 @@ def check_space(estimate: int, free: int, out: Path) -> None:
         raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free; make room, or choose another folder")
 
 
-def _check_target(out: Path, store: Path, *, overwrite: bool) -> None:
-    if not (parent := _existing_parent(out)).is_dir():
-        raise UsageError(f"{out}: {parent} is not a folder; choose another place")
-    if store.resolve() in out.resolve().parents:
-        raise UsageError(f"{out}: lies inside the store; choose a place outside of it")
+def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: bool) -> None:
+    """Refuse a file that could not be written, before the work for it.
+
+    Args:
+        out: file to write.
+        size: (height, width) of the picture, if it is known.
+        overwrite: accept a file that exists.
+
+    Raises:
+        UsageError: an unknown suffix, or a picture beyond its format.
+        InputError: the file exists, or something else is in its place.
+    """
+    suffix = find_suffix(out)
+    if size is not None:
+        importlib.import_module(f"{__name__}.{FORMATS[suffix]}").check_size(suffix, size[1], size[0])
+    folder = _nearest_folder(out)
+    if not folder.is_dir():
+        raise InputError(f"{out}: {folder} is not a folder; choose another name")
     if out.is_dir():
-        raise UsageError(f"{out}: is a folder; give the name of a file")
+        raise InputError(f"{out}: is a folder; give the name of a file")
     if out.exists() and not overwrite:
-        size = out.stat().st_size
-        raise ResumeError(f"{out}: exists ({size} bytes); give {option('overwrite', True)} or choose another name")
+        raise InputError(f"{out}: exists; give {option('overwrite', True)} or choose another name")
 
 
-def _existing_parent(out: Path) -> Path:
-    """The nearest path above that exists; the folders between are made when the file is written."""
-    return next(parent for parent in out.absolute().parents if parent.exists())
+def _nearest_folder(out: Path) -> Path:
+    """The nearest parent that exists."""
+    return next(p for p in out.absolute().parents if p.exists())
 
 
 def _ignore(done: int, total: int) -> None:

@@ -53,16 +53,25 @@ class PreviewOptions:
 
     max_size: int | None = None
     """Limit in pixels of the longest side; None keeps the full size."""
-    quality: int = 90
-    """Quality of JPEG and WebP, 1 to 100; PNG is lossless and has none."""
     dpi: float = 300.0
     """Resolution for print, in dots per inch."""
 
     def __post_init__(self) -> None:
-        check_range("quality", self.quality, 1, 100)
         check_range("dpi", self.dpi, 1, 100_000)
         if self.max_size is not None:
             check_range("max_size", self.max_size, 1, PNG.side)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossyOptions(PreviewOptions):
+    """Options of JPEG and WebP."""
+
+    quality: int = 90
+    """1 to 100."""
+
+    def __post_init__(self) -> None:
+        PreviewOptions.__post_init__(self)  # super() does not find the class that slots make
+        check_range("quality", self.quality, 1, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ class PreviewJob:
     def _save(self, stream: LevelStream, path: Path) -> None:
         image = pyvips.Image.new_from_source(stream.source(), "", access="sequential", fail_on="error")
         save = getattr(self._finish(image), self.vips_format.saver)
-        quality = {} if self.vips_format is PNG else {"Q": self.options.quality}
+        quality = {"Q": self.options.quality} if isinstance(self.options, LossyOptions) else {}
         save(str(path), **quality)
 
     def _finish(self, image: pyvips.Image) -> pyvips.Image:
@@ -123,20 +132,23 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
     Raises:
         UsageError: an option is unknown or out of range, or the picture exceeds the format's limits.
     """
-    options, vips_format = parse_options(PreviewOptions, values, suffix), VIPS_FORMATS[suffix]
+    vips_format = VIPS_FORMATS[suffix]
+    options = parse_options(PreviewOptions if vips_format is PNG else LossyOptions, values, suffix)
+    width, height = target_size(pyramid.levels[0], options.max_size)
+    check_size(suffix, width, height)
+    return PreviewJob(pyramid, options, vips_format, choose_level(pyramid.levels, max(width, height)), width, height)
+
+
+def check_size(suffix: str, width: int, height: int) -> None:
+    """Refuse a picture that exceeds the format's limits, or a format that this libvips lacks. Raises UsageError."""
+    vips_format = VIPS_FORMATS[suffix]
     name, side = vips_format.name, vips_format.side
-    if vips_format is PNG and values.get("quality") is not None:
-        raise UsageError(
-            f"{option('quality')}: does not apply to .png, which is lossless; leave it out, or write a .jpg"
-        )
     if not pyvips.type_find("VipsOperation", vips_format.saver):
         raise UsageError(f"{suffix}: this build of libvips writes no {name}; choose another suffix, e.g. .png")
-    width, height = target_size(pyramid.levels[0], options.max_size)
     if max(width, height) > side:
         raise UsageError(
             f"{width} x {height} pixels exceed {name} ({side} per side); give {option('max_size', side)}, or export a .tif"
         )
-    return PreviewJob(pyramid, options, vips_format, choose_level(pyramid.levels, max(width, height)), width, height)
 
 
 def target_size(full: Level, max_size: int | None) -> tuple[int, int]:

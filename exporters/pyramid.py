@@ -19,7 +19,7 @@ import zarr
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from engine.errors import InputError, option
+from engine.errors import InputError, counted, option
 from engine.geometry import Box
 
 Pixels = NDArray[Any]
@@ -247,16 +247,24 @@ def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None
             raise InputError(f"{where}, {upper.width} x {upper.height} before it; levels must shrink, write them again")
 
 
+def count_shards(store: Path, array: zarr.Array[Any]) -> tuple[int, int]:
+    """(written, all) shards of a level [3, H, W] of a store.
+
+    This engine stores black ones too; Zarr would silently read a lost shard as black.
+    """
+    *_, height, width = array.shape
+    *_, rows, columns = array.shards or array.chunks
+    total = -(-height // rows) * -(-width // columns)
+    # A shard's file is named by the last number of its key; temporary files are not.
+    written = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
+    return written, total
+
+
 def _check_complete(store: Path, arrays: list[zarr.Array[Any]], *, complete: bool) -> None:
-    """Count the shards. This engine stores black ones too; Zarr would silently read a lost shard as black."""
     for array in arrays:
-        _, height, width = array.shape
-        rows, columns = (array.shards or array.chunks)[1:]
-        total = -(-height // rows) * -(-width // columns)
-        # A shard's file is named by the last number of its key; temporary files are not.
-        written = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
+        written, total = count_shards(store, array)
         if not complete or written < total:
             raise InputError(
-                f"{store}: not finished, {written} of {total} shards of level {array.path} are written; finish it with "
+                f"{store}: not finished, {written} of {counted(total, 'shard')} of level {array.path} written; finish it with "
                 f"{option('resume', True)}, or give {option('allow_incomplete', True)}"
             )

@@ -14,7 +14,7 @@ import os
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Grid
+
+_MIN_TILE = 64
+"""Least side of a tile in pixels."""
 
 COMPRESSIONS = ("deflate", "jpeg", "none")
 
@@ -76,7 +79,7 @@ class TiffOptions:
             choices = ", ".join(COMPRESSIONS)
             raise UsageError(f"{option('compression')}: {self.compression!r} is unknown; choose one of {choices}")
         check_range("quality", self.quality, 1, 100)
-        check_range("tile", self.tile, 64, 4096)
+        check_range("tile", self.tile, _MIN_TILE, 4096)
         check_range("dpi", self.dpi, 1, 100_000)
         check_range("workers", self.threads, 1, 256)
         if self.tile % 16:
@@ -213,19 +216,26 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
         UsageError: an option is unknown or out of range, or does not fit the pyramid.
     """
     options = parse_options(TiffOptions, values, suffix)
-    if values.get("quality") is not None and options.compression != "jpeg":
-        raise UsageError(
-            f"{option('quality')}: does not apply to {options.compression}; leave it out, or give "
-            f"{option('compression', 'jpeg')}"
-        )
+    side = max(pyramid.levels[0].height, pyramid.levels[0].width)
+    # libvips refuses tiles that are several times as large as the image.
+    options = replace(options, tile=min(options.tile, max(_MIN_TILE, -(-side // 16) * 16)))
     if options.compression == "jpeg":
         _check_jpeg(pyramid)
+    elif values.get("quality") is not None:
+        raise UsageError(
+            f"{option('quality')}: {options.compression} is lossless; give "
+            f"{option('compression', 'jpeg')}, or leave it out"
+        )
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
         raise UsageError(
             f"{job.raw} bytes of pixels exceed classic TIFF ({CLASSIC_LIMIT}); leave {option('bigtiff')} unset, or compress"
         )
     return job
+
+
+def check_size(suffix: str, width: int, height: int) -> None:
+    """Accept any size: BigTIFF has no limit that matters."""
 
 
 def needs_bigtiff(raw: int) -> bool:

@@ -135,7 +135,7 @@ def test_options_exist():
     known = {name for command in COMMANDS.values() for argument in arguments(command) for name in argument.names}
     for page in PAGES:
         mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
-        assert mentioned - OTHER_PROGRAMS <= known | {"--help", "--version"}, page
+        assert mentioned - OTHER_PROGRAMS <= known | {"--help", "--version", "--install-completion"}, page
 
 
 @pytest.fixture

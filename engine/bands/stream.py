@@ -220,8 +220,9 @@ class _SegmentStream:
                     self._lasting_destinations.setdefault(slot.value, []).append(buffer.new_rows(slot))
         self._destinations.setdefault(plan.graph.output, []).insert(0, self._output)
         self._blocks = [self._block_views(op) for op in plan.graph.ops]
-        self._executed = [0] * len(plan.graph.ops)  # rows that each operation computed in bands that are not inner
-        self._inner_bands = 0
+        self.macs = 0
+        """Multiply-adds executed so far."""
+        self._inner_macs = sum(plan.macs(i, int(plan.band * plan.rate(i))) for i in range(len(plan.graph.ops)))
 
     def _block_views(self, op: Op) -> list[_BlockViews]:
         sources = [_view(self._source(op, name), layout) for name, layout in zip(op.inputs, op.layouts, strict=True)]
@@ -264,20 +265,14 @@ class _SegmentStream:
                 destination.copy_(x)
         if self._is_inner(rows):
             self._run_inner(rows)
-            self._inner_bands += 1
+            self.macs += self._inner_macs
         else:
             self._run(rows)
             for position, op in enumerate(self._graph.ops):
                 new_rows = self._new_rows(op.name, rows)
-                self._executed[position] += 0 if new_rows.outside else new_rows.count
+                self.macs += 0 if new_rows.outside else self.plan.macs(position, new_rows.count)
         output_rows = self._new_rows(self._graph.output, rows)
         return None if output_rows.outside else self._output, output_rows
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds executed so far."""
-        inner = self._inner_bands * self.plan.band
-        return sum(self.plan.macs(i, rows + int(inner * self.plan.rate(i))) for i, rows in enumerate(self._executed))
 
     @cached_property
     def _margins(self) -> tuple[Fraction, Fraction]:
@@ -428,6 +423,11 @@ class StreamPlan:
             total += sum(segment.macs(i, int(rows * segment.rate(i))) for i in range(len(segment.graph.ops)))
             rows = int(rows * segment.graph.scale)
         return total
+
+    @cached_property
+    def macs_per_pixel(self) -> int:
+        """Multiply-adds for each input pixel."""
+        return max(1, self.macs(self.band) // (self.band * self.width))
 
 
 class RowStream:

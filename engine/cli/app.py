@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError, UnusedCliTokensError
 
 from engine.cli.options import BYTES
 from engine.cli.options import Options as TrainingOptions
@@ -44,8 +45,15 @@ app.command(model_app)
 app.command(train_app)
 app.command(weights_app)
 
+_PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".avif", ".heic", ".gif", ".bmp")
+"""Suffixes of pictures, which no model has."""
+
 ModelPath = Annotated[Path | None, Parameter(help="Model file; default: the model that comes with the engine.")]
 JsonFlag = Annotated[bool, Parameter(help="Print JSON instead of text.")]
+QuietFlag = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print warnings and the result alone.")]
+VerboseFlag = Annotated[
+    bool, Parameter(name=["--verbose", "-v"], help="Print the plan and the measurements in detail.")
+]
 VggPath = Annotated[
     Path | None, Parameter(help="Weights of VGG-19 or VGG-16, a file of torchvision; default: the file that is found.")
 ]
@@ -61,24 +69,46 @@ def render(
     out: Path,
     request: Request = Request(),  # noqa: B008
     count: int = 1,
+    preview: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    keep_store: bool = False,
     dry_run: bool = False,
-    json: JsonFlag = False,
     report: Path | None = None,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Render a model, or with --init a bare super-resolution checkpoint, into an OME-Zarr store.
+    """Render a model, or with --init enlarge a picture, into an OME-Zarr store or a picture.
 
     Args:
-        out: OME-Zarr store to write.
-        count: Number of images to render, with consecutive seeds, into NAME-SEED.zarr.
-        resume: Continue an interrupted store.
-        overwrite: Replace an existing store.
+        out: OME-Zarr store (a folder), or a picture: .png, .jpg, .webp, .tif or .ome.tif. A picture is rendered into a working
+            store beside it, PICTURE.work.zarr, which an interruption keeps for --resume.
+        count: Number of images to render, with consecutive seeds, into NAME-SEED.
+        preview: Number of seeds to show on one contact sheet, the picture --out, in place of a render. A seed shows the same
+            scene there and at any size of the same shape.
+        resume: Continue an interrupted render.
+        overwrite: Replace an existing store or picture.
+        keep_store: Keep the working store of a picture.
         dry_run: Print the plan and stop.
         report: JSON file to write with the plan, its projection and the measurements.
     """
+    from engine.cli.render import Options, Output, contact_sheet
     from engine.cli.render import render as run
 
+    _set_output(quiet, verbose)
+    if preview is not None:
+        others = {
+            "count": count != 1, "resume": resume, "keep_store": keep_store, "dry_run": dry_run,
+            "report": report is not None, "json": json,
+        }  # fmt: skip
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise UsageError(
+                f"{option(given[0])}: does not apply to a contact sheet; leave it or {option('preview')} out"
+            )
+        path = _model_or_default(model, request)
+        contact_sheet(path, out, request, preview, overwrite=overwrite, quiet=quiet)
+        return
     if count < 1:
         raise UsageError(f"{option('count', count)}: must be at least 1")
     if resume and overwrite:
@@ -92,18 +122,26 @@ def render(
             f"{option('report', report)}: holds measurements, and {option('dry_run', True)} makes none; leave one out"
         )
     replace(request, seed=request.seed + count - 1)  # refuse the last seed before the first render
-    for seed in range(request.seed, request.seed + count):
-        target = out if count == 1 else out.with_name(f"{out.stem}-{seed}{out.suffix}")
-        run(
-            _model_or_default(model, request),
-            target,
-            replace(request, seed=seed),
-            resume=resume,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            as_json=json,
-            report_path=report,
-        )
+    seeds = range(request.seed, request.seed + count)
+    outputs = [Output(out if count == 1 else _numbered(out, seed)) for seed in seeds]
+    if keep_store and not outputs[0].is_picture:
+        raise UsageError(f"{option('keep_store', True)}: {out} is a store, which stays anyway; leave it out")
+    if not dry_run:
+        for output in outputs:
+            output.check(resume=resume, overwrite=overwrite)
+    options = Options(
+        resume=resume,
+        overwrite=overwrite,
+        keep_store=keep_store,
+        dry_run=dry_run,
+        as_json=json,
+        report=report,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    path = _model_or_default(model, request)
+    for seed, output in zip(seeds, outputs, strict=True):
+        run(path, output, replace(request, seed=seed), options)
 
 
 @app.command
@@ -115,15 +153,20 @@ def plan(
     request: Request = Request(),  # noqa: B008
     theory: bool = False,
     report: Path | None = None,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Print tiles, halos, memory, disk and time of a render without rendering; refuses what render refuses.
+    """Print size, executor, memory, disk and time of a render without rendering; refuses what render refuses.
+
+    With --quiet, the exit code alone says whether the render would run.
 
     Args:
-        out: Store that a render would write, which decides the free disk.
+        out: Store or picture that a render would write, which decides the free disk.
         theory: Print the memory of the networks as the paper counts it (Table 2), for this model or else for the paper's.
         report: Run report of a render of this model, whose measured peak is printed beside --theory.
     """
+    _set_output(quiet, verbose)
     if theory:
         from engine.cli import paper_memory
 
@@ -139,15 +182,11 @@ def plan(
         raise UsageError(
             f"{option('report')} belongs to {option('theory')} here; engine render --report writes a report"
         )
+    from engine.cli.render import Options, Output
     from engine.cli.render import render as run
 
-    run(
-        _model_or_default(model, request),
-        out,
-        request,
-        dry_run=True,
-        as_json=json,
-    )
+    options = Options(dry_run=True, as_json=json, quiet=quiet, verbose=verbose)
+    run(_model_or_default(model, request), Output(out), request, options)
 
 
 @app.command
@@ -159,6 +198,7 @@ def probe(
     save: bool = False,
     plot: Path | None = None,
     device: str | None = None,
+    quiet: QuietFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Measure the receptive field of each step and its seam error against the halo.
@@ -172,15 +212,23 @@ def probe(
     """
     from engine.cli.model import probe as run
 
+    _set_output(quiet)
     run(model, image=image, save=save, plot=plot, device=device, as_json=json)
 
 
 @app.command
-def info(model: ModelPath = None, /, *, json: JsonFlag = False) -> None:
-    """Print the steps, parameters, halos, training and licences of a model file."""
-    from engine.cli.model import info as run
+def info(file: Annotated[Path | None, Parameter(name="FILE")] = None, /, *, json: JsonFlag = False) -> None:
+    """Describe a model, a store or a picture.
 
-    run(_model_or_default(model), as_json=json)
+    A model: steps, parameters, halos, training and licences. A store: size, seed, how it was rendered, how much of it is
+    done, and the command that continues it.
+
+    Args:
+        file: Model file, checkpoint, OME-Zarr store or picture; default: the model that comes with the engine.
+    """
+    from engine.cli.info import info as run
+
+    run(_model_or_default(file), as_json=json)
 
 
 @app.command
@@ -196,16 +244,17 @@ def export(
     bigtiff: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
     overwrite: bool = False,
     allow_incomplete: bool = False,
+    quiet: QuietFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Export a store to a pyramidal TIFF (.tif) or to a picture (.png, .jpg) in bounded memory.
+    """Export a store to a pyramidal TIFF (.tif, .ome.tif) or to a picture (.png, .jpg, .webp) in bounded memory.
 
     Args:
         store: OME-Zarr store of a render.
         out: File to write; its suffix selects the format.
         compression: TIFF compression: deflate, none, jpeg, ...; default: deflate.
-        quality: JPEG and WebP quality, from 1 to 100.
-        max_size: Longer side of a PNG or JPEG in pixels, at most; larger images are reduced.
+        quality: Quality of JPEG, WebP and TIFF with JPEG compression, from 1 to 100; default: 90.
+        max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
         dpi: TIFF print resolution in dots per inch.
         bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
         overwrite: Replace an existing file.
@@ -213,6 +262,7 @@ def export(
     """
     from engine.cli.export import export as run
 
+    _set_output(quiet)
     run(
         store,
         out,
@@ -331,6 +381,7 @@ def structure(
     resume: bool = False,
     licence: Licence = "",
     source: Source = "",
+    quiet: QuietFlag = False,
 ) -> None:
     """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph.
 
@@ -354,6 +405,7 @@ def structure(
     """
     from engine.cli.train import structure as run
 
+    _set_output(quiet)
     run(
         photo=photo,
         out=out,
@@ -385,6 +437,7 @@ def train(
     vgg: VggPath = None,
     licence: Licence = "",
     source: Source = "",
+    quiet: QuietFlag = False,
 ) -> None:
     """Train step 1 and every super-resolution step on one photograph, and build the model file.
 
@@ -394,6 +447,7 @@ def train(
     """
     from engine.cli.train import whole as run
 
+    _set_output(quiet)
     run(photo=photo, out=out, options=options, vgg=vgg, licence=licence, source=source)
 
 
@@ -412,6 +466,7 @@ def sr(
     vgg: VggPath = None,
     licence: Licence = "",
     source: Source = "",
+    quiet: QuietFlag = False,
 ) -> None:
     """Fine-tune the network of one super-resolution step on one photograph.
 
@@ -428,6 +483,7 @@ def sr(
     """
     from engine.cli.train import sr as run
 
+    _set_output(quiet)
     run(
         photo=photo,
         out=out,
@@ -449,6 +505,7 @@ def distil(
     out: Path,
     teacher: str = "realsr",
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
+    quiet: QuietFlag = False,
 ) -> None:
     """Train a smaller network to reproduce a larger one, on photographs or folders of them.
 
@@ -459,7 +516,23 @@ def distil(
     """
     from engine.cli.train import distil as run
 
+    _set_output(quiet)
     run(photos=photos, out=out, options=options, teacher=teacher)
+
+
+@app.command(name="help")
+def show_help(*command: str) -> None:
+    """Print the help of the engine or of a command.
+
+    Args:
+        command: Words of the command, such as train sr.
+    """
+    app(["--help"] if not command else [*command, "--help"], exit_on_error=False, print_error=False)
+
+
+app.register_install_completion_command(
+    help="Install tab completion for this shell (bash, zsh, fish, PowerShell) and exit."
+)
 
 
 @train_app.command
@@ -514,7 +587,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         _exit(_message(error), UsageError.exit_code)
     except KeyboardInterrupt:
-        _exit("interrupted; continue with --resume", Interrupted.exit_code)
+        _exit("interrupted", Interrupted.exit_code)
     except MemoryError:
         _exit("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
     except BrokenPipeError:
@@ -528,12 +601,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _exit(f"{subject}{error.strerror or error}; {advice}", code)
 
 
+def _set_output(quiet: bool, verbose: bool = False) -> None:
+    """Silence progress and notes, or not."""
+    from engine.cli.progress import console
+
+    if quiet and verbose:
+        raise UsageError(f"{option('quiet', True)} and {option('verbose', True)}: exclude each other; give one of them")
+    console.quiet = quiet
+
+
+def _numbered(out: Path, seed: int) -> Path:
+    """The output of one seed of several: ``a-7.ome.tif`` for ``a.ome.tif``."""
+    from engine.exporters import find_suffix, names_picture
+
+    suffix = find_suffix(out) if names_picture(out) else out.suffix
+    end = len(out.name) - len(suffix)
+    return out.with_name(f"{out.name[:end]}-{seed}{out.name[end:]}")
+
+
 def _model_or_default(path: Path | None, request: Request | None = None) -> Path:
     """The model, or the default: the packaged model of a photograph, and RealSR to enlarge a picture.
 
     The enlargements of a photograph's model are tuned to that photograph, and would recolour any other picture.
     """
     if path is not None:
+        if request is not None and request.init is not None and path.suffix.lower() in _PHOTOS:
+            raise UsageError(
+                f"{option('init', request.init)}: takes one picture; render {path} with a command of its own"
+            )
         return path
     if request is None or request.init is None:
         from engine.model.bundle import DEFAULT
@@ -558,6 +653,13 @@ def _message(error: CycloptsError) -> str:
         if isinstance(cause, EngineError):
             return cause.for_command_line()
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        extra, advice = shlex.join(error.unused_tokens), "see engine --help"
+        if "--init" in (error.root_input_tokens or ()):
+            advice = f"{option('init')} takes one picture; render others with commands of their own"
+        return UsageError(f"{extra}: too many arguments; {advice}").for_command_line()
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword}: given twice, or beside its opposite; give it once"
     return f"{' '.join(str(error).split())} (see engine --help)"
 
 

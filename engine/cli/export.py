@@ -7,12 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import report
-from engine.cli.progress import log, meter
+from engine.cli.progress import meter, warn
+from engine.errors import counted
+from engine.exporters import ExportResult
 from engine.exporters import export as write
 
 
 def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Export a store with a progress bar and print a line about the file; ``options`` go to the exporter."""
+    result = write_picture(store, out, **options)
+    if as_json:
+        report.print_json({**asdict(result), "path": str(result.path)})
+    else:
+        size = f"{result.width}x{result.height}, {counted(result.levels, 'level')}, {report.file_size(result.bytes)}"
+        report.line(f"{result.path}: {size}, {result.seconds:.1f} s")
+
+
+def write_picture(store: Path, out: Path, **options: Any) -> ExportResult:  # noqa: ANN401
+    """Export a store with a progress bar; ``options`` go to the exporter."""
     with meter(f"writing {out.name}", 1.0) as bar:
         before = 0.0
 
@@ -23,9 +35,5 @@ def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # no
 
         result = write(store, out, on_progress=advance, **options)
     for note in result.notes:
-        log(note)
-    if as_json:
-        report.print_json({**asdict(result), "path": str(result.path)})
-    else:
-        size = f"{result.width}x{result.height}, {result.levels} levels, {result.bytes / 1e6:.1f} MB"
-        report.line(f"{result.path}: {size}, {result.seconds:.1f} s")
+        warn(note)
+    return result

@@ -1,4 +1,4 @@
-"""The commands ``engine model build``, ``engine info`` and ``engine probe``."""
+"""The commands ``engine model build`` and ``engine probe``."""
 
 from __future__ import annotations
 
@@ -28,15 +28,6 @@ def build(
         raise UsageError(f"{option('out', out)}: a model file ends in .safetensors; choose another name")
     build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
     report.print_model(load(out))
-
-
-def info(path: Path, as_json: bool) -> None:
-    """Check a model file completely and print it."""
-    model = load(path)
-    if as_json:
-        report.print_json(report.model_json(model))
-    else:
-        report.print_model(model)
 
 
 def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device: str | None, as_json: bool) -> None:

@@ -20,6 +20,7 @@ _METAVARS = {Path: "PATH", int: "INT", float: "FLOAT", str: "TEXT"}
 _HEAD = """\
 Results go to stdout; messages and progress go to stderr. Sizes are WIDTHxHEIGHT in pixels. Memory needs a unit, such
 as 2GiB or 800MB. `engine COMMAND --help` prints the same texts, and `python -m engine` is the same program.
+`engine --install-completion` installs tab completion for bash, zsh, fish or PowerShell.
 """
 
 

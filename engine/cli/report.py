@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import util
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 
 from engine.cli.progress import clock
-from engine.errors import UsageError, option
+from engine.cli.tables import print_table
+from engine.errors import UsageError, counted, option
 from engine.job import RenderResult
 from engine.model.bundle import Model
-from engine.plan.cost import Projection, readable
+from engine.plan.cost import CHANNELS, Projection, readable
 from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, PrecisionError, SeamPoint, StageProfile
@@ -28,7 +29,7 @@ from engine.version import __version__
 
 _PLOT_SUFFIXES = (".png", ".svg")
 
-_out = Console(highlight=False, soft_wrap=True)
+_out = Console(highlight=False)
 
 
 def print_json(data: object) -> None:
@@ -36,9 +37,28 @@ def print_json(data: object) -> None:
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
-def line(text: str) -> None:
-    """One line on stdout."""
-    sys.stdout.write(text + "\n")
+def line(line: str) -> None:
+    """One line on stdout, which a terminal may break anywhere: for names and commands to be copied."""
+    sys.stdout.write(line + "\n")
+
+
+def prose(line: str) -> None:
+    """One line on stdout, broken between words where a terminal is narrower."""
+    _out.print(line, markup=False, emoji=False, soft_wrap=not _out.is_terminal)
+
+
+def file_size(size: int) -> str:
+    """Bytes of a file for people: "1.2 MB", "340.0 kB", "10 bytes"."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return counted(size, "byte")
+
+
+def part_of(size: int, limit: int) -> str:
+    """A size and its limit: "0.42 of 8.00 GiB", "12.0 MiB of 1.00 GiB"."""
+    (number, _, unit), (_, _, other) = readable(size).partition(" "), readable(limit).partition(" ")
+    return f"{number if unit == other else readable(size)} of {readable(limit)}"
 
 
 def plan_json(plan: Plan, projection: Projection, measured: Measured) -> dict[str, Any]:
@@ -67,52 +87,95 @@ def seam_text(error: float | None) -> str:
     return "exact" if error == 0 else "not measured" if error is None else f"at most {error:.2f} levels where measured"
 
 
-def print_plan(plan: Plan, projection: Projection, measured: Measured) -> None:
-    """A plan with its projection, for people."""
-    height, width = plan.size
-    margin = f" (margin {plan.margin})" if plan.margin else ""
-    stages = "1 enlargement" if len(plan.stages) == 1 else f"{len(plan.stages)} enlargements"
-    line(
-        f"{width}x{height} from a base of {plan.base[1]}x{plan.base[0]}{margin} in {stages} by {plan.executor}, "
-        f"seed {plan.seed}, {plan.precision} on {plan.backend}"
+def print_plan(
+    plan: Plan,
+    projection: Projection,
+    measured: Measured,
+    *,
+    model: str,
+    picture: tuple[Path, tuple[int, int]] | None = None,
+    verbose: bool = False,
+) -> None:
+    """A plan with its projection, for people: what, how and at which cost; with ``verbose`` in detail.
+
+    Args:
+        plan, projection, measured: the plan and its cost.
+        model: name of the model.
+        picture: file and (height, width) of the picture to enlarge, in place of step 1.
+        verbose: print the steps, the parts of the memory and the layout of the store as well.
+    """
+    budget = measured.budget
+    prose(f"{_what(plan, measured, picture)}, by {model}")
+    prose(
+        f"{plan.executor}, {plan.precision}, seam error {seam_text(largest(seam_errors(plan, measured)))}{_region(plan, measured)}"
     )
-    _out.print(_stage_table(plan, projection, measured))
+    device = "" if budget.device is None else f", device memory {part_of(projection.device, budget.device)}"
+    scratch = f" and {readable(projection.scratch)} of scratch" if projection.scratch else ""
+    prose(
+        f"memory {part_of(projection.host, budget.host)}{device}, disk at most {readable(projection.disk)}{scratch}, "
+        f"time about {clock(projection.seconds)}"
+    )
+    if verbose:
+        _print_details(plan, projection, measured)
+
+
+def _what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
+    """Size, seed and origin of the image."""
+    (height, width), base = plan.size, tuple(n - 2 * plan.margin for n in plan.base)
+    size = f"{width}x{height}"
+    if not plan.is_whole:
+        size += f" at {plan.roi.x0},{plan.roi.y0} of {plan.canvas[1]}x{plan.canvas[0]}"
+    if picture is None:
+        return f"{size}, seed {plan.seed}, from a base of {base[1]}x{base[0]}"
+    path, native = picture
+    resized = "" if base == native else f", resized to {base[1]}x{base[0]}"
+    noise = any(stage.sigma or stage.inputs > CHANNELS for stage in measured.stages)
+    return f"{size}{f', seed {plan.seed}' if noise else ''}, from {path.name} ({native[1]}x{native[0]}{resized})"
+
+
+def _region(plan: Plan, measured: Measured) -> str:
+    """How the pixels of a region compare with those of a whole render: bands are cut at other columns, tiles are not."""
+    if plan.is_whole:
+        return ""
+    error = largest(seam_errors(plan, measured))
+    if not plan.is_banded or (error == 0 and set(plan.precision.split(",")) == {"fp32"}):
+        return "; pixels equal the whole render's"
+    if error == 0:
+        return f"; pixels equal the whole render's up to rounding in {plan.precision}"
+    return "; pixels differ from the whole render's by seam error and rounding (equal with --overlap exact --precision fp32)"
+
+
+def _print_details(plan: Plan, projection: Projection, measured: Measured) -> None:
+    """The steps, their layout, and the parts of the cost."""
+    margin = f" with a margin of {plan.margin}" if plan.margin else ""
+    prose(f"{counted(len(plan.stages), 'enlargement')} of {plan.base[1]}x{plan.base[0]}{margin}, on {plan.backend}")
+    _print_steps(plan, projection, measured)
     last, budget = plan.stages[-1], measured.budget
     if last.blend:
-        line(f"tiles of {last.name} are cross-faded over {last.blend * last.scale} px ({last.ramp})")
+        prose(f"tiles of {last.name} are cross-faded over {last.blend * last.scale} px ({last.ramp})")
     if max(projection.batches, default=1) > 1:
-        line(f"batches of {', '.join(map(str, projection.batches))} tiles")
+        prose(f"batches of {', '.join(map(str, projection.batches))} tiles")
     if measured.precision_error is not None:
-        line(precision_text(measured.precision_error))
-    line(f"shards {plan.shard} px, chunks {plan.chunk} px, {len(plan.pyramid)} pyramid levels")
+        prose(precision_text(measured.precision_error))
+    prose(f"store: shards {plan.shard} px, chunks {plan.chunk} px, {counted(len(plan.pyramid), 'level')}")
     parts = ", ".join(f"{name} {readable(size)}" for name, size in projection.host_parts.items())
-    line(
-        f"memory {readable(projection.host)} of {readable(budget.host)} (idle {readable(projection.baseline)}; {parts})"
-    )
-    if budget.device is not None:
-        line(f"device memory {readable(projection.device)} of {readable(budget.device)}")
-    line(
-        f"disk at most {readable(projection.disk)}, scratch at most {readable(projection.scratch)}, "
-        f"of {readable(budget.disk)} free"
-    )
-    line(f"time about {clock(projection.seconds)}")
+    prose(f"memory: idle {readable(projection.baseline)}, {parts}")
+    prose(f"free disk {readable(budget.disk)}")
 
 
-def _stage_table(plan: Plan, projection: Projection, measured: Measured) -> Table:
+def _print_steps(plan: Plan, projection: Projection, measured: Measured) -> None:
     shape, count = ("band", "strips") if plan.is_banded else ("tile", "tiles")
-    columns = ("step", "input", shape, "core", "halo", "seam error", count, "recompute")
-    table = Table(*columns, box=None, pad_edge=False)
     inputs = plan.input_columns(next(plan.column_strips())) if plan.is_banded else ()
-    errors = seam_errors(plan, measured)
-    rows = zip(plan.stages, errors, projection.tasks, projection.lr_pixels, strict=True)
-    for index, (stage, error, tasks, pixels) in enumerate(rows):
+    rows = []
+    for index, (stage, error, tasks) in enumerate(
+        zip(plan.stages, seam_errors(plan, measured), projection.tasks, strict=True)
+    ):
         seam = "exact" if error == 0 else "not measured" if error is None else f"{error:.2f} levels"
         height, width = (stage.band, inputs[index][1] - inputs[index][0]) if plan.is_banded else stage.tile_shape
-        table.add_row(
-            str(stage.step), f"{stage.width}x{stage.height}", f"{width}x{height}", str(stage.tile), str(stage.halo),
-            seam, str(tasks), f"{pixels / (stage.height * stage.width):.2f}x",
-        )  # fmt: skip
-    return table
+        rows.append(
+            (f"{stage.step}", f"{stage.width}x{stage.height}", f"{width}x{height}", f"{stage.halo}", seam, f"{tasks}")
+        )
+    print_table(("step", "input", shape, "halo", "seam error", count), rows)
 
 
 def model_json(model: Model) -> dict[str, Any]:
@@ -122,23 +185,19 @@ def model_json(model: Model) -> dict[str, Any]:
         stage["parameters"] = model.parameters(stage["weights"])
     if manifest["structure"]:
         manifest["structure"]["parameters"] = model.parameters("structure")
-    return {"path": str(model.path), "bytes": model.path.stat().st_size, **manifest}
+    return {"kind": "model", "path": str(model.path), "bytes": model.path.stat().st_size, **manifest}
 
 
 def print_model(model: Model) -> None:
     """A model file, for people."""
-    line(f"{model.path}: {model.path.stat().st_size / 1e6:.1f} MB, digest {model.digest[:16]}")
+    prose(f"{model.path}: {file_size(model.path.stat().st_size)}, digest {model.digest[:16]}")
     if (generator := model.base_generator) is not None:
         height, width = generator.base_size
-        line(
-            f"step 1: {(model.manifest.structure or {})['architecture']}, {len(generator.sizes)} scales up to {width}x{height}, "
-            f"{model.parameters('structure'):,} parameters, margin {model.manifest.margin} px"
+        prose(
+            f"step 1: {(model.manifest.structure or {})['architecture']}, {counted(len(generator.sizes), 'scale')} up to "
+            f"{width}x{height}, {model.parameters('structure'):,} parameters, margin {model.manifest.margin} px"
         )
-    table = Table(
-        *("step", "architecture", "parameters", "weights", "noise", "+ channels", "auto halo"),
-        box=None,
-        pad_edge=False,
-    )
+    rows = []
     for index, stage in enumerate(model.stages):
         point = stage.profile.halo_within(SEAM_TOLERANCE) if stage.profile else None
         halo = (
@@ -150,41 +209,45 @@ def print_model(model: Model) -> None:
         )
         channels = str(model.network(index).noise_channels)
         gain = f" x {stage.noise_gain:g}" if stage.noise_gain != 1 else ""
-        table.add_row(
+        rows.append((
             str(step_of(index)), f"{stage.architecture} x{stage.scale}", f"{model.parameters(stage.weights):,}",
             stage.weights, f"{stage.sigma:g}", channels + gain, halo,
-        )  # fmt: skip
-    _out.print(table)
-    for licence in model.manifest.licences:
-        line(f"licence: {licence}")
+        ))  # fmt: skip
+    print_table(("step", "architecture", "parameters", "weights", "noise", "+ channels", "auto halo"), rows)
+    print_licences(model.manifest.licences)
 
 
-def profiles_json(model: Model, profiles: list[StageProfile]) -> list[dict[str, Any]]:
-    """Profiles of all stages, for machines."""
-    return [
-        {"stage": i + 1, "radius": model.network(i).radius, "align": model.network(i).align, **p.to_json()}
+def print_licences(licences: Sequence[str]) -> None:
+    """Licences of the parts of a model. A part without a stated source has nothing behind the licence's name."""
+    for licence in licences:
+        prose(f"licence: {licence.strip().removesuffix(':')}")
+
+
+def profiles_json(model: Model, profiles: list[StageProfile]) -> dict[str, Any]:
+    """Profiles of all steps, for machines."""
+    steps = [
+        {"step": step_of(i), "radius": model.network(i).radius, "align": model.network(i).align, **p.to_json()}
         for i, p in enumerate(profiles)
     ]
+    return {"path": str(model.path), "steps": steps}
 
 
 def print_profiles(model: Model, profiles: list[StageProfile]) -> None:
     """Profiles of all stages, for people."""
     for index, profile in enumerate(profiles):
         network = model.network(index)
-        line(f"step {step_of(index)}: {model.stages[index].architecture}, measured on {profile.content}")
-        line(
+        prose(f"step {step_of(index)}: {model.stages[index].architecture}, measured on {profile.content}")
+        prose(
             f"  theoretical receptive field: {network.radius} px one-sided; tile origins on a grid of {network.align} px"
         )
         for name, radii in (("|g|", profile.erf_abs), ("g^2", profile.erf_square)):
-            text = ", ".join(f"{float(f):.1%} {r} px" for f, r in radii.items()) or "larger than the crop"
-            line(f"  effective receptive field by {name}: {text}")
-        table = Table("halo", "mean", "99.9 %", "max", box=None, pad_edge=False)
-        for point in _thinned(profile):
-            table.add_row(str(point.halo), *(f"{v:.2f}" for v in (point.mean, point.p999, point.max)))
-        line("  seam error in levels of 255:")
-        _out.print(table)
+            shares = ", ".join(f"{float(f):.1%} {r} px" for f, r in radii.items()) or "larger than the crop"
+            prose(f"  effective receptive field by {name}: {shares}")
+        prose("  seam error in levels of 255:")
+        rows = [(str(p.halo), f"{p.mean:.2f}", f"{p.p999:.2f}", f"{p.max:.2f}") for p in _thinned(profile)]
+        print_table(("halo", "mean", "99.9 %", "max"), rows)
         chosen = profile.halo_within(SEAM_TOLERANCE)
-        line(
+        prose(
             f"  overlap auto: {'exact' if chosen is None else f'{chosen.halo} px, largest error {chosen.max:.2f} levels'}"
         )
 

@@ -15,7 +15,7 @@ from engine.cli.tables import print_table
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory
-from engine.errors import BudgetError, InputError, Interrupted, UsageError, option
+from engine.errors import BudgetError, InputError, Interrupted, UsageError, counted, option
 from engine.io.photo import PictureSource
 from engine.job import Job
 from engine.metrics import weights
@@ -240,7 +240,7 @@ def _check_disk(job: Job, missing: Sequence[Path]) -> None:
     needed = len(missing) * job.projection.disk + job.projection.scratch
     if needed > job.measured.budget.disk:
         raise BudgetError(
-            f"{len(missing)} samples may take {readable(needed)}, the disk of {job.out.parent} has "
+            f"{counted(len(missing), 'sample')} may take {readable(needed)}, the disk of {job.out.parent} has "
             f"{readable(job.measured.budget.disk)} free; use fewer {option('samples')}, a smaller {option('size')}, or "
             f"{option('keep')} on another disk"
         )
@@ -258,7 +258,7 @@ def _render(job: Job, bar: Meter) -> None:
 def _print(scores: Scores, name: str) -> None:
     (height, width), (base_height, base_width) = scores.size, scores.base
     report.line(
-        f"{len(scores.samples)} samples of {width}x{height} against {scores.photograph}; "
+        f"{counted(len(scores.samples), 'sample')} of {width}x{height} against {scores.photograph}; "
         f"layout compared at {base_width}x{base_height}"
     )
     print_table(("measure", "samples", "photograph itself", "unit"), _rows(scores))

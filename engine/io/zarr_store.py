@@ -25,6 +25,9 @@ from engine.plan.plan import Plan
 ATTRIBUTE = "ourgan"
 """Attribute of the group that holds the plan and the provenance."""
 
+COMMAND = "command"
+"""Entry of the provenance: words of the command that continues the store; removed at the end, since they name local files."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -88,16 +91,13 @@ class ZarrSink:
             ResumeError: ``path`` exists and ``overwrite`` is false, or it is no Zarr store.
             InputError: the store cannot be written.
         """
-        if path.exists() and not overwrite:
-            raise ResumeError(
-                f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
-                f"or another {option('out')}"
-            )
+        if not overwrite:
+            check_absent(path)
         # The store is built under another name, so that one of the final name has all its arrays and its plan.
         part = path.with_name(path.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         if path.exists():
-            _remove_store(path)
+            remove_store(path)
         try:
             group = zarr.open_group(part, mode="w-", zarr_format=3)
             for level, size in enumerate(plan.pyramid):
@@ -186,7 +186,8 @@ class ZarrSink:
         if self.complete:
             return
         os.sync()  # every shard is on the disk before the store is marked complete
-        self.note({"complete": True})
+        finished = {key: value for key, value in self.provenance.items() if key != COMMAND}
+        self._group.attrs[ATTRIBUTE] = {**finished, "complete": True}
 
     def _is_written(self, level: int, index: tuple[int, int]) -> bool:
         """Whether the shard exists. A loss of power can leave an empty file of one that was renamed but not on the disk."""
@@ -231,15 +232,30 @@ def halve(pixels: Array) -> Array:
     return mean
 
 
-def stored_plan(path: Path) -> dict[str, Any] | None:
-    """The plan of an existing store, or None where there is no store of this engine."""
+def check_absent(path: Path) -> None:
+    """Raise ResumeError when ``path`` exists."""
+    if path.exists():
+        raise ResumeError(
+            f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
+            f"or another {option('out')}"
+        )
+
+
+def stored_provenance(path: Path) -> dict[str, Any] | None:
+    """Plan and provenance of an existing store, or None where there is no store of this engine."""
     if not (path / "zarr.json").is_file():
         return None
     try:
         attributes: Any = zarr.open_group(path, mode="r").attrs.get(ATTRIBUTE)
-        return None if attributes is None else dict(attributes["plan"])
+        return None if attributes is None else dict(attributes)
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
         return None
+
+
+def stored_plan(path: Path) -> dict[str, Any] | None:
+    """The plan of an existing store, or None where there is no store of this engine."""
+    plan = (stored_provenance(path) or {}).get("plan")
+    return dict(plan) if isinstance(plan, dict) else None
 
 
 def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Plan) -> None:
@@ -255,7 +271,7 @@ def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Pl
     )
 
 
-def _remove_store(path: Path) -> None:
+def remove_store(path: Path) -> None:
     """Delete a store or an empty folder. Raises ResumeError for anything else of that name, which may be the user's."""
     if path.is_dir() and not path.is_symlink() and ((path / "zarr.json").is_file() or not any(path.iterdir())):
         # Moved first: a half-deleted store under the final name would be neither a store nor removable.

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.errors import BudgetError, option
+from engine.errors import BudgetError, counted, option
 from engine.plan.measured import Budget
 from engine.plan.plan import Plan
 from engine.plan.reduction import ROWS, Reduction
@@ -27,9 +27,16 @@ SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
+_UNITS = ((GIB, "GiB", 2, GIB // 10), (1 << 20, "MiB", 1, (1 << 20) // 10), (1 << 10, "KiB", 1, 1 << 10))
+"""Bytes, name and decimals of each unit, and the least size that it is used for."""
+
+
 def readable(size: float) -> str:
-    """Bytes for people: "1.25 GiB", or "12.0 MiB" below a tenth of a GiB."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
+    """Bytes for people: "1.25 GiB", "12.0 MiB" below a tenth of a GiB, "3.5 KiB" below a tenth of a MiB, "10 bytes"."""
+    for unit, name, digits, least in _UNITS:
+        if size >= least:
+            return f"{size / unit:.{digits}f} {name}"
+    return counted(int(size), "byte")
 
 
 def budget_error(name: str, part: str, *, need: int, limit: int, idle: int, remedy: str) -> BudgetError:
@@ -73,7 +80,7 @@ class Projection:
     tasks: tuple[int, ...]
     """Tiles or strips to run."""
     lr_pixels: tuple[int, ...]
-    """Low-resolution pixels that the networks take in."""
+    """Low-resolution pixels that the networks compute, with halos and partial bands."""
     seconds: float
     """Time of the networks."""
     batches: tuple[int, ...] = ()

@@ -190,7 +190,8 @@ class Request:
     """Picture to start from, in place of the base image that step 1 generates."""
 
     roi: Annotated[Box | None, flag(parse_box, "X,Y,W,H")] = None
-    """Region to render, X,Y,WIDTH,HEIGHT in pixels of the whole image; its pixels equal those of a whole render."""
+    """Region to render, X,Y,WIDTH,HEIGHT in pixels of the whole image. Its pixels equal those of a whole render with
+    --overlap exact --precision fp32; otherwise the plan says how far they may differ."""
 
     stages: int | None = None
     """Number of super-resolution steps, starting with step 2; default: the number that suits the size."""

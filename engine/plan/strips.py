@@ -116,19 +116,16 @@ def _enlarged(measured: Measured, columns: int) -> int:
 def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
     """Cost of ``plan`` for these writes, or for all."""
     runs = _strips(plan) if writes is None else list(_runs(writes))
-    pixels, ends = [0] * len(plan.stages), [0] * len(plan.stages)
+    pixels = [0] * len(plan.stages)
     for run in runs:
         inputs = plan.input_columns((run.x0, run.x1))
         first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
         for index in reversed(range(len(pixels))):
             stage, columns = plan.stages[index], inputs[index][1] - inputs[index][0]
-            first, last = first // stage.scale, -(-last // stage.scale)
-            pixels[index] += (last - first) * columns
-            # The first and the last band are filled in part; the output of a margin is dropped.
-            ends[index] += (stage.band + 2 * stage.margin) * columns
-            first, last = first + stage.margin if first else 0, min(last + 2 * stage.margin, stage.height)
+            rows, first, last = _rows_computed(stage, measured.stages[index].radius, first, last)
+            pixels[index] += rows * columns
     costs = [_bands(stage) for stage in measured.stages]
-    seconds = sum((n + e) * cost.seconds_per_pixel for n, e, cost in zip(pixels, ends, costs, strict=True))
+    seconds = sum(n * cost.seconds_per_pixel for n, cost in zip(pixels, costs, strict=True))
     if measured.base is not None:
         seconds += math.prod(plan.base) * measured.base.seconds_per_pixel
     strip = max((x1 - x0 for x0, x1 in plan.column_strips()), default=0)
@@ -142,6 +139,23 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None)
         lr_pixels=tuple(pixels),
         seconds=seconds,
     )
+
+
+def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tuple[int, int, int]:
+    """Rows that a stream computes for the output rows [first, last), in LR rows, and the source rows [first, last) it reads.
+
+    Rows are pushed from a receptive field above the first one until the last one is complete. Operations lag behind the
+    input by up to ``radius`` rows, evenly here, and skip bands that lie outside the picture.
+    """
+    start = max(0, stage.margin + first // stage.scale - radius) // stage.band * stage.band
+    last = min(stage.margin - (-last // stage.scale), stage.padded[0])
+    pushed = -(-(last + radius - start) // stage.band) * stage.band
+    beyond = max(0, start + pushed - stage.padded[0])
+    above = radius / 2
+    below = beyond - radius / 2 if beyond > radius else beyond**2 / (2 * radius or 1)
+    partial = stage.band / 2
+    rows = pushed - max(0.0, above - partial) - max(0.0, below - partial)
+    return round(rows), start, min(start + pushed, stage.height)
 
 
 def inner_edges(plan: Plan) -> list[bool]:

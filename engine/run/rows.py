@@ -116,7 +116,7 @@ class BandedStage:
             source: rows of the stage before, or of the base image, in the columns inside the image.
             columns: columns of the strip.
             seed: seed of the input noise.
-            on_pixels: called after each band.
+            on_pixels: called after each part of a band.
         """
         self._plan = plan
         self._stage = stage
@@ -126,6 +126,7 @@ class BandedStage:
         self._inside = plan.source_columns(columns.input)
         self._noise = input_noise(plan, seed, stage)
         self._on_pixels = on_pixels
+        self._reported = 0
 
     def rows(self, first: int) -> Iterator[Tensor]:
         """Rows from ``first`` on, [3, n, width]: uint8 for the last stage, float32 in [0, 1] otherwise.
@@ -138,15 +139,28 @@ class BandedStage:
         end = self._plan.grid.height
         malloc_trim()
         self._stream.start(start, self._plan.padded[0])
+        self._reported = self._stream.macs
         for pixels in self._bands(start):
             for top, output in self._stage.push(self._stream, pixels):
+                self._report()
                 y = top - margin * scale
                 rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
                 if rows.height > 0:
-                    self._on_pixels(self._plan.position, (rows.y1 // scale - rows.y0 // scale) * pixels.shape[3])
                     yield self._trimmed(output, rows.y0 - y, rows.y1 - y, y)
                 if rows.y1 == end:
                     return
+            self._report()
+
+    def _report(self) -> None:
+        """Report the work since the last report, in LR pixels.
+
+        The first output row comes after one receptive field of input rows, which may be the whole picture. So finished
+        rows would tell nothing for a long time; multiply-adds grow evenly.
+        """
+        pixels = (self._stream.macs - self._reported) // self._stream.plan.macs_per_pixel
+        if pixels:
+            self._reported += pixels * self._stream.plan.macs_per_pixel
+            self._on_pixels(self._plan.position, pixels)
 
     def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
         x = self._columns.output[0] - (self._columns.input[0] - self._plan.margin) * self._plan.scale

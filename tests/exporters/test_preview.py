@@ -91,7 +91,9 @@ def test_a_format_that_this_libvips_lacks(store, tmp_path, monkeypatch):
 def test_options_are_checked(store, tmp_path):
     for option in ({"max_size": 0}, {"quality": 101}, {"tile": 512}, {"compression": "none"}):
         with pytest.raises(UsageError, match=f"^{next(iter(option))}: "):
-            export(store, tmp_path / "a.png", **option)
+            export(store, tmp_path / "a.jpg", **option)
+    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are max_size, dpi"):
+        export(store, tmp_path / "a.png", quality=90)
 
 
 def test_a_failure_of_libvips_is_one_line(store, tmp_path):

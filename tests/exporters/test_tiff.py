@@ -161,6 +161,16 @@ def test_provenance_is_ascii():
     assert "seed" not in tiff.description({})
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (96, 128), (77, 1024), (1024, 77)])
+def test_small_images_open_in_libvips(tmp_path, picture, write_store, shape):
+    """It refuses tiles that are several times as large as the image."""
+    pixels = picture(*shape)
+    store = write_store(tmp_path / "a.zarr", [pixels], ourgan=None)
+    for name in ("a.tif", "a.ome.tif"):
+        image = pyvips.Image.new_from_file(str(export(store, tmp_path / name).path))
+        assert np.array_equal(image.numpy(), pixels)
+
+
 def test_options_are_checked(store, tmp_path):
     for option, message in (
         ({"compression": "lzw"}, "compression: 'lzw' is unknown; choose one of deflate, jpeg, none"),
@@ -169,6 +179,7 @@ def test_options_are_checked(store, tmp_path):
         ({"tile": 8192}, "tile: 8192 is out of range; give 64 to 4096"),
         ({"dpi": -1}, "dpi: -1 is out of range"),
         ({"workers": 0}, "workers: 0 is out of range"),
+        ({"quality": 90}, "quality: deflate is lossless; give compression='jpeg'"),
         ({"max_size": 100}, "max_size: does not apply to .tif; its options are compression, quality"),
     ):
         with pytest.raises(UsageError, match=f"^{message}") as caught:

@@ -303,7 +303,14 @@ def test_budget_is_enough_to_the_byte():
 
 
 def test_readable_bytes():
-    sizes = {5 * GIB // 4: "1.25 GiB", GIB // 10: "0.10 GiB", 12 * MIB: "12.0 MiB", 0: "0.0 MiB"}
+    sizes = {
+        5 * GIB // 4: "1.25 GiB",
+        GIB // 10: "0.10 GiB",
+        12 * MIB: "12.0 MiB",
+        3584: "3.5 KiB",
+        1: "1 byte",
+        0: "0 bytes",
+    }
     assert {size: readable(size) for size in sizes} == sizes
 
 

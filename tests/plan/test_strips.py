@@ -88,29 +88,28 @@ def test_narrowest_strip_is_refused_with_its_need(resource):
 
 
 def test_narrow_strips_cost_their_halos():
-    (one, whole, _), (many, cut, _) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
+    (_, whole, _), (many, cut, _) = planned(chain(), 1 << 50), planned(chain(), int(0.7 * GIB))
     columns = list(many.column_strips())
     assert len(columns) > 1
-    assert whole.lr_pixels == tuple(s.height * s.width for s in one.stages)
     for index, stage in enumerate(many.stages):
-        inputs = (many.input_columns(strip)[index] for strip in columns)
-        extra = sum(last - first for first, last in inputs) - stage.width
-        assert extra > 0
-        assert cut.lr_pixels[index] == whole.lr_pixels[index] + stage.height * extra
+        width = sum(last - first for first, last in (many.input_columns(strip)[index] for strip in columns))
+        assert width > stage.width
+        assert stage.height <= whole.lr_pixels[index] / stage.width <= stage.height + stage.band
+        assert cut.lr_pixels[index] * stage.width == whole.lr_pixels[index] * width
     assert cut.working < whole.working
     assert cut.disk == whole.disk
     assert cut.scratch == whole.scratch == 0
 
 
-def test_time_counts_partial_bands_and_margins():
-    """The first and the last band are filled in part, and the output of a margin is dropped."""
+def test_work_counts_partial_bands_and_margins():
+    """The first and the last band are filled in part, and the margin above the output is computed and dropped."""
     (uncut,) = chain(base=(135, 256), scales=(4,), halo=8)
     for margin in (0, 8):
         (cut,) = strips.with_strips([replace(uncut, margin=margin)], measured(count=1), 256)
         plan = replace(bands_of(cut.grid.bounds.shape, cores=(16,), halos=(8,), scales=(4,)), stages=(cut,))
         projection = strips.project(plan, measured(count=1, base=None))
-        assert projection.lr_pixels == ((135 - 2 * margin) * 256,)
-        assert projection.seconds == pytest.approx((135 - 2 * margin + 16 + 2 * margin) * 256 * 1e-6)
+        assert 135 - margin <= projection.lr_pixels[0] / 256 <= 135 + 16
+        assert projection.seconds == pytest.approx(projection.lr_pixels[0] * 1e-6)
 
 
 def test_all_stages_hold_their_rows_at_once():

@@ -1,0 +1,187 @@
+"""``engine info``: a model, a store or a picture, and how an unfinished store is continued."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pyvips
+import zarr
+
+from engine.cli import report
+from engine.cli.render import PICTURE, look_command
+from engine.errors import InputError, counted
+from engine.exporters.pyramid import count_shards
+from engine.io.zarr_store import ATTRIBUTE, COMMAND
+from engine.model.bundle import load
+
+_BITS = {"uchar": 8, "char": 8, "ushort": 16, "short": 16, "uint": 32, "int": 32, "float": 32, "double": 64}
+"""libvips' name of a sample's type -> bits."""
+
+
+def info(path: Path, as_json: bool) -> None:
+    """Check a model completely and print it, or describe a store or a picture.
+
+    Raises:
+        InputError: the file or folder is none of them, or is damaged.
+    """
+    if path.is_dir() or (path.suffix == ".zarr" and not path.exists()):
+        account = _store(path)
+        show = _print_store
+    elif (image := _open_picture(path)) is not None:
+        account = _picture(path, image)
+        show = _print_picture
+    else:
+        model = load(path)
+        if as_json:
+            report.print_json(report.model_json(model))
+        else:
+            report.print_model(model)
+        return
+    if as_json:
+        report.print_json(account)
+    else:
+        show(account)
+
+
+def _store(path: Path) -> dict[str, Any]:
+    """Facts about a store of this engine or another program's OME-Zarr image, from its metadata and its files."""
+    if not path.exists():
+        raise InputError(f"{path}: no such store; name a model, a store or a picture")
+    try:
+        group = zarr.open_group(path, mode="r")
+        attributes: dict[str, Any] = group.attrs.asdict()
+        image = attributes.get("ome", attributes)["multiscales"][0]
+        arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
+        axes = "".join(axis["name"] for axis in image["axes"])
+        shapes = [array.shape for array in arrays]
+        *_, height, width = shapes[0]
+    except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: a folder without an OME-Zarr image; name a model, a store or a picture") from error
+    account = {
+        "kind": "store",
+        "path": str(path),
+        "width": width,
+        "height": height,
+        "axes": axes,
+        "dtype": str(arrays[0].dtype),
+        "levels": [{"width": shape[-1], "height": shape[-2]} for shape in shapes],
+        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    }
+    provenance = attributes.get(ATTRIBUTE)
+    return account | _render(path, provenance, arrays[0]) if isinstance(provenance, dict) else account
+
+
+def _render(path: Path, provenance: dict[str, Any], array: Any) -> dict[str, Any]:  # noqa: ANN401 (zarr's types)
+    """Facts about the render of a store of this engine."""
+    written, total = count_shards(path, array)
+    plan, complete = dict(provenance.get("plan") or {}), provenance.get("complete") is True and written >= total
+    return {
+        "complete": complete,
+        "shards": {"written": written, "total": total},
+        "continue": None if complete else _continue(path, provenance),
+        "engine": provenance.get("engine"),
+        "model": provenance.get("model"),
+        "seed": plan.get("seed"),
+        "canvas": plan.get("canvas"),
+        "roi": plan.get("roi"),
+        "executor": plan.get("executor"),
+        "precision": plan.get("precision"),
+        "seam_error_levels": provenance.get("seam_error_levels"),
+        "licences": provenance.get("licences") or [],
+    }
+
+
+def _continue(path: Path, provenance: dict[str, Any]) -> str | None:
+    """Command that finishes a store; None if no command line began it."""
+    words, picture = provenance.get(COMMAND), provenance.get(PICTURE)
+    if not isinstance(words, list):
+        return None
+    out = path.with_name(picture["name"]) if isinstance(picture, dict) else path
+    return shlex.join([*map(str, words), "--out", str(out), "--resume"])
+
+
+def _print_store(account: dict[str, Any]) -> None:
+    size, first = f"{account['width']}x{account['height']}", account["levels"][-1]
+    is_ours = "complete" in account
+    state = ""
+    if is_ours:
+        shards = account["shards"]
+        done = shards["written"] / shards["total"]
+        state = (
+            ", complete"
+            if account["complete"]
+            else f", {done:.0%} done ({shards['written']} of {shards['total']} shards)"
+        )
+    report.prose(f"{account['path']}: {size}{state}, {report.file_size(account['bytes'])}")
+    levels = counted(len(account["levels"]), "level")
+    smallest = f" down to {first['width']}x{first['height']}" if len(account["levels"]) > 1 else ""
+    report.prose(f"OME-Zarr image, {account['dtype']}, axes {account['axes']}, {levels}{smallest}")
+    if is_ours:
+        _print_render(account)
+    if account.get("complete", True):
+        report.line(f"look at it: {look_command(Path(account['path']), account['width'], account['height'])}")
+
+
+def _print_render(account: dict[str, Any]) -> None:
+    roi, canvas = account["roi"], account["canvas"]
+    region = ""
+    if roi and canvas and [roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]] != canvas:
+        region = f", the region at {roi['x0']},{roi['y0']} of {canvas[1]}x{canvas[0]}"
+    report.prose(f"made by engine {account['engine']} from {account['model']}, seed {account['seed']}{region}")
+    seam = report.seam_text(account["seam_error_levels"])
+    report.prose(f"{account['executor']}, {account['precision']}, seam error {seam}")
+    report.print_licences(account["licences"])
+    if account["continue"]:
+        report.line(f"continue: {account['continue']}")
+    elif not account["complete"]:
+        report.prose("continue: give the options of its render again, with --resume")
+
+
+def _open_picture(path: Path) -> pyvips.Image | None:
+    """The picture, undecoded; None if libvips does not know the file."""
+    try:
+        return pyvips.Image.new_from_file(str(path)) if path.is_file() else None
+    except pyvips.Error:
+        return None
+
+
+def _picture(path: Path, image: pyvips.Image) -> dict[str, Any]:
+    """Facts about a picture from its header."""
+    fields = set(image.get_fields())
+    text = str(image.get("image-description")) if "image-description" in fields else ""
+    try:
+        made = json.loads(text)
+    except ValueError:
+        made = {}
+    return {
+        "kind": "picture",
+        "path": str(path),
+        "format": str(image.get("vips-loader")).removesuffix("load").upper() if "vips-loader" in fields else None,
+        "width": image.width,
+        "height": image.height,
+        "channels": image.bands,
+        "bits": _BITS.get(image.format),
+        "bytes": path.stat().st_size,
+        "profile": "icc-profile-data" in fields,
+        "provenance": made if isinstance(made, dict) else {},
+    }
+
+
+def _print_picture(account: dict[str, Any]) -> None:
+    size, bits = f"{account['width']}x{account['height']}", f" of {account['bits']} bits" if account["bits"] else ""
+    report.prose(
+        f"{account['path']}: {account['format']} picture, {size}, {counted(account['channels'], 'channel')}{bits}, "
+        f"{report.file_size(account['bytes'])}"
+    )
+    made = account["provenance"]
+    if "software" in made:
+        seed = f", seed {made['seed']}" if "seed" in made else ""
+        report.prose(f"made by {made['software']}{seed}")
+        report.print_licences(made.get("licences") or [])
+    path = Path(account["path"])
+    report.line(
+        f"enlarge it: {shlex.join(['engine', 'render', '--init', str(path), '--out', f'{path.stem}-large.png'])}"
+    )
