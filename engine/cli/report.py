@@ -68,6 +68,7 @@ def plan_json(plan: Plan, projection: Projection, measured: Measured) -> dict[st
         "plan": plan.to_json(),
         "digest": plan.digest,
         "seam_error_levels": largest(seam_errors(plan, measured)),
+        "keeps_scene": measured.canvas.keeps_scene,
         "precision_error_levels": asdict(error) if error else None,
         "projection": projection.to_json(),
         "budget": {"host": budget.host, "device": budget.device, "disk": budget.disk},
@@ -125,8 +126,11 @@ def _what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] 
     size = f"{width}x{height}"
     if not plan.is_whole:
         size += f" at {plan.roi.x0},{plan.roi.y0} of {plan.canvas[1]}x{plan.canvas[0]}"
+    if plan.enlarged is not None:
+        size += f" reduced from {plan.enlarged[1]}x{plan.enlarged[0]}"
     if picture is None:
-        return f"{size}, seed {plan.seed}, from a base of {base[1]}x{base[0]}"
+        scene = "" if measured.canvas.keeps_scene else " for this size, so the scene differs from other sizes"
+        return f"{size}, seed {plan.seed}, from a base of {base[1]}x{base[0]}{scene}"
     path, native = picture
     resized = "" if base == native else f", resized to {base[1]}x{base[0]}"
     noise = any(stage.sigma or stage.inputs > CHANNELS for stage in measured.stages)

@@ -181,10 +181,11 @@ class Request:
     """
 
     size: Annotated[tuple[int, int] | None, flag(parse_size, "WxH")] = None
-    """Size of the whole image, WIDTHxHEIGHT in pixels; default: base image times the scales of all steps."""
+    """Size of the whole image, WIDTHxHEIGHT in pixels; default: base image times the scales of all steps. A size between
+    two enlargements is reduced from the larger one."""
 
     seed: int = 0
-    """Seed of the noise, from 0 to 2^64 - 1; each seed gives another image."""
+    """Seed of the noise, from 0 to 2^64 - 1; a seed shows the same scene at every size of one shape."""
 
     init: Path | None = None
     """Picture to start from, in place of the base image that step 1 generates."""
@@ -194,7 +195,8 @@ class Request:
     --overlap exact --precision fp32; otherwise the plan says how far they may differ."""
 
     stages: int | None = None
-    """Number of super-resolution steps, starting with step 2; default: the number that suits the size."""
+    """Number of super-resolution steps, starting with step 2; default: the number that the size takes. If it is given, the
+    base image fits the size, and a seed shows another scene."""
 
     executor: str = AUTO
     """Executor: tiles (with a halo), bands (rows, nothing computed twice), batched (tiles in batches, for a GPU; alias:
