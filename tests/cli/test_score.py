@@ -207,7 +207,7 @@ REFUSALS = (
         "--metrics beauty: unknown; use available, free, all, or sifid",
     ),
     ("score --real photo.png samples --metrics sifid,all", 2, "--metrics all"),
-    ("score --real photo.png samples --device abacus", 2, "--device abacus: not usable here"),
+    ("score --real photo.png samples --device abacus", 2, "--device abacus: not a device of this machine; use cpu"),
     ("score --real nothing.png samples", 4, "nothing.png: no such picture or store"),
     ("score --real photo.png nothing.png", 4, "nothing.png: no such picture or store"),
     ("score --real photo.png torch", 4, "torch: no such picture"),

@@ -89,12 +89,12 @@ def test_refusals_leave_nothing(start_file, config, picture, tmp_path, capsys):
     vgg = ("--start", start_file, "--config", with_vgg, "--vgg", garbage)
     refusals = [
         ((), (*usual, *nothing), 4, "nothing: no such weights; use realsr, x4plus, scratch"),
-        ((), (*usual, *little), 3, "step 1: an iteration takes about .* allow more by --memory"),
+        ((), (*usual, *little), 3, "step 2: an iteration takes about .* allow more by --memory"),
         ((), vgg, 4, "garbage.pth: damaged"),
         (("sr",), (*usual, *nothing), 4, "nothing: no such weights"),
         (("sr",), (*usual, *little), 3, "step 2: an iteration takes about .* smaller batch .* allow more by --memory"),
         (("sr",), vgg, 4, "garbage.pth: damaged"),
-        (("structure",), (*usual, "--memory", "1MB"), 3, "step 1: an iteration takes about"),
+        (("structure",), ("--preset", "quick", "--memory", "1MB"), 3, "step 1: an iteration takes about"),
         (("distil",), (*taught, *nothing), 4, "nothing: no such weights"),
         (("distil",), (*taught, *little), 3, "distillation: an iteration takes about"),
     ]

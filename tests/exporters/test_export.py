@@ -87,7 +87,7 @@ def test_target_folders(store, tmp_path):
 
 def test_a_quality_that_the_format_lacks_is_refused(store, tmp_path):
     for name in ("a.png", "a.tif", "a.ome.tif"):
-        with pytest.raises(UsageError, match="quality: does not apply to"):
+        with pytest.raises(UsageError, match="quality"):
             export(store, tmp_path / name, quality=80)
     assert export(store, tmp_path / "b.tif", quality=80, compression="jpeg").bytes > 0
 

@@ -55,7 +55,7 @@ def test_runs_as_tiles_without_a_gpu(tmp_path, models, call):
     )
     assert code == 0
     assert err.splitlines().count("no GPU here: executor batched runs as tiles on the CPU") == 1
-    assert "by tiles, " in out
+    assert "\ntiles, " in out
     assert attributes(tmp_path / "out.zarr")["plan"]["executor"] == "tiles"
 
 
@@ -150,7 +150,7 @@ def test_recut_frees_the_caches_of_the_chain_before(tmp_path, models, memory):
     job = Job.prepare(models["rrdb"], replace(AUTO_TILE, size=(512, 384)), tmp_path / "out.zarr")
     memory(area(job.plan.stages[1]) // 4)
     sink = job.open_sink(resume=False, overwrite=False)
-    pipeline = job._pipeline(sink, lambda position, lr_pixels: None)
+    pipeline = job._pipeline(lambda cut: job._note_recut(sink, cut))
     first = weakref.ref(pipeline.tiles()[0])
     pipeline.recut(OutOfDeviceMemory("CUDA out of memory"))
     pipeline.tiles()
@@ -231,12 +231,12 @@ def test_redone_tiles_are_counted_and_printed(tmp_path, models, monkeypatch, cal
     for precision in ("bf16", "fp32"):
         report = tmp_path / f"{precision}.json"
         code, out, _ = call(
-            f"{command} --device cpu --precision {precision} --out {tmp_path / precision}.zarr --report {report}"
+            f"{command} --device cpu --precision {precision} --out {tmp_path / precision}.zarr --report {report} -v"
         )
         assert code == 0
         measured = json.loads(report.read_text())["measured"]
         assert measured["tiles_redone_in_fp32"] == (precision == "bf16")
-        assert ("tiles redone in fp32: 1" in out) == (precision == "bf16")
+        assert ("tiles computed again in fp32: 1" in out) == (precision == "bf16")
 
 
 def test_picture_is_enlarged(tmp_path, model_file, picture):
