@@ -190,8 +190,8 @@ def meter(title: str, total: float, *, done: float = 0.0, forecast: float | None
     elif console.is_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Times(estimate)
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-            bar = _Bar(progress, progress.add_task(title, total=total, note=""), estimate)
-            progress.update(bar.task, completed=done)
+            bar = _Bar(progress, progress.add_task(title, total=total, visible=False, note=""), estimate)
+            progress.update(bar.task, completed=done, visible=True)
             yield bar
             bar.advance(total - estimate.done)
     else:

@@ -109,7 +109,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         if not (options.dry_run or not output.is_picture):
             check_target(output.path, size=job.plan.size, overwrite=True)
         if options.dry_run:
-            _print_plan(job, options)
+            _print_plan(job, model.stem, options)
             job.check()
             return
         notes: dict[str, Any] = {COMMAND: resume_words(model, request)}
@@ -117,7 +117,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
             notes[PICTURE] = {"name": output.path.name, "overwrite": options.overwrite}
         sink = job.open_sink(resume=options.resume, overwrite=options.overwrite, notes=notes)
     if not options.as_json:
-        _print_plan(job, options)
+        _print_plan(job, model.stem, options)
     with _interrupts("interrupted; continue with --resume"):
         result = _run(job, sink)
         picture = None
@@ -209,14 +209,12 @@ def _say_stopping() -> None:
     log("stopping after this shard; press Ctrl-C again to stop at once")
 
 
-def _print_plan(job: Job, options: Options) -> None:
+def _print_plan(job: Job, model: str, options: Options) -> None:
     if options.as_json:
         report.print_json(report.plan_json(job.plan, job.projection, job.measured))
     elif not options.quiet:
         picture = (job.request.init, job.picture.size) if job.request.init and job.picture else None
-        report.print_plan(
-            job.plan, job.projection, job.measured, model=job.model.path.stem, picture=picture, verbose=options.verbose
-        )
+        report.print_plan(job.plan, job.projection, job.measured, model=model, picture=picture, verbose=options.verbose)
 
 
 def _print_result(
