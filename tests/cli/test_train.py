@@ -94,12 +94,6 @@ def test_refusals_leave_nothing(start_file, config, picture, tmp_path, capsys):
         (("sr",), (*usual, *nothing), 4, "nothing: no such weights"),
         (("sr",), (*usual, *little), 3, "step 2: an iteration takes about .* smaller batch .* allow more by --memory"),
         (("sr",), vgg, 4, "garbage.pth: damaged"),
-        (
-            ("structure",),
-            ("--preset", "quick", "--iterations", 1, "--memory", "1MB"),
-            3,
-            "step 1: an iteration takes about",
-        ),
         (("distil",), (*taught, *nothing), 4, "nothing: no such weights"),
         (("distil",), (*taught, *little), 3, "distillation: an iteration takes about"),
     ]
