@@ -333,7 +333,7 @@ class Job:
         return RenderResult(self.out, self.plan, self.projection, measurements)
 
     def pixels(self, seed: int) -> Array:
-        """The whole planned image with another seed, in memory: uint8 [3, h, w]. For small images."""
+        """The whole planned image with another seed, which the plan then has: uint8 [3, h, w], for small images."""
         self.plan = replace(self.plan, seed=seed)
         sink = ArraySink(self.plan)
         for _ in run_function(self.plan)(self._pipeline(lambda cut: None), sink):
