@@ -44,6 +44,7 @@ class Machine:
             "XDG_CACHE_HOME": str(home / "cache"),
             "XDG_DATA_HOME": str(home / "data"),
             "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",  # lines arrive when they are printed, as on a terminal
         }
 
     def __call__(self, line, code=0, interrupt=None):

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.weights]
 
 def to_start(done):
     """CPU seconds from the command to the start of rendering: the plan is printed just before."""
-    return next(cpu for _, cpu, text in done.lines if text.startswith("memory ") or "time about" in text)
+    return next(cpu for cpu, text in done.out_lines if "time about" in text)
 
 
 def psnr(a, b):

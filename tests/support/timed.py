@@ -1,4 +1,4 @@
-"""A command with its time, memory and the moment of every line on stderr.
+"""A command with its time, memory and the moment of every line that it prints.
 
 As a script it is a small parent of the command: the peak that the kernel reports for a child of the large test process
 would begin with the test process's own.
@@ -25,18 +25,24 @@ class Done:
     """A command that has ended."""
 
     code: int
-    out: str
-    lines: list[tuple[float, float, str]]
-    """Wall seconds, CPU seconds and text of every line on stderr."""
+    out_lines: list[tuple[float, str]]
+    """CPU seconds and text of every line on stdout."""
+    err_lines: list[tuple[float, str]]
+    """CPU seconds and text of every line on stderr."""
     wall: float
     cpu: float
     peak: int
     """Peak of resident bytes, as the kernel counts it."""
 
     @property
+    def out(self) -> str:
+        """Text on stdout."""
+        return "".join(text for _, text in self.out_lines)
+
+    @property
     def err(self) -> str:
         """Text on stderr."""
-        return "\n".join(text for _, _, text in self.lines)
+        return "".join(text for _, text in self.err_lines)
 
 
 def run(words, cwd, env, interrupt=None) -> Done:
@@ -64,27 +70,34 @@ def _watch_peak(pid, peaks, ended):
                 peaks[0] = max(peaks[0], int(found[1]) * 1024)
 
 
+def _read(process, stream, lines, interrupt=""):
+    for line in stream:
+        lines.append((_cpu_seconds(process.pid), line))
+        if interrupt and re.search(interrupt, line):
+            process.send_signal(signal.SIGINT)
+
+
 def _main(report, interrupt, *command):
-    start, lines, peaks, ended = time.perf_counter(), [], [0], threading.Event()
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-        watch = threading.Thread(target=_watch_peak, args=(process.pid, peaks, ended))
-        watch.start()
-        for line in process.stderr:
-            lines.append((time.perf_counter() - start, _cpu_seconds(process.pid), line.rstrip("\n")))
-            if interrupt and re.search(interrupt, line):
-                process.send_signal(signal.SIGINT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        ended.set()
-        watch.join()
-        out.seek(0)
-        result = {
-            "code": process.returncode, "out": out.read(), "lines": lines, "wall": time.perf_counter() - start,
-            "cpu": usage.ru_utime + usage.ru_stime, "peak": max(peaks[0], usage.ru_maxrss * 1024),
-        }  # fmt: skip
+    start, out, err, peaks, ended = time.perf_counter(), [], [], [0], threading.Event()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    threads = [
+        threading.Thread(target=_watch_peak, args=(process.pid, peaks, ended)),
+        threading.Thread(target=_read, args=(process, process.stdout, out)),
+    ]
+    for thread in threads:
+        thread.start()
+    _read(process, process.stderr, err, interrupt)
+    _, status, usage = os.wait4(process.pid, 0)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    result = {
+        "code": process.returncode, "out_lines": out, "err_lines": err, "wall": time.perf_counter() - start,
+        "cpu": usage.ru_utime + usage.ru_stime, "peak": max(peaks[0], usage.ru_maxrss * 1024),
+    }  # fmt: skip
     Path(report).write_text(json.dumps(result))
 
 
