@@ -1,4 +1,7 @@
-"""Defects of rendering the model that comes with the engine, and the README typed as it stands, from an installed wheel."""
+"""Defects of rendering the model that comes with the engine, and the README typed as it stands, from an installed wheel.
+
+Defect 15, the time left: a render of seconds prints one line or none, so tests/cli/test_progress.py tests the estimate alone.
+"""
 
 import re
 import subprocess
