@@ -27,6 +27,21 @@ pytest.register_assert_rewrite("support")
 torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what recorded commands took; the reports of tests also come from other processes of xdist."""
+    reports = [r for group in terminalreporter.stats.values() for r in group if getattr(r, "when", "") == "call"]
+    recorded = [(r.nodeid.split("::")[-1], name, value) for r in reports for name, value in r.user_properties]
+    if any(name == "command" for _, name, _ in recorded):
+        terminalreporter.section("commands of a new user")
+        terminalreporter.line(f"{'wall s':>7} {'CPU s':>7} {'peak MiB':>9}  test: command")
+    for test, name, value in recorded:
+        if name == "command":
+            line, wall, cpu, peak = value
+            terminalreporter.line(f"{wall:7.1f} {cpu:7.1f} {peak / 2**20:9.0f}  {test}: {line}")
+        elif name == "note":
+            terminalreporter.line(f"{test}: {value}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
     """Cache and data folders of the tests, in place of the user's."""

@@ -4,25 +4,15 @@
 without repetitions. Variants of ESRGAN and SwinIR are made here; spandrel loads each of them.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
+from support.archs import COMMUNITY_NAMES as NAMES
 
 from engine.archs import build, identify
 from engine.archs.community import SIGNATURES, recognise
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
 from engine.errors import ModelError
-
-NAMES = {
-    label: set(lines)
-    for label, *lines in (
-        block.replace("]", "").splitlines()
-        for block in (Path(__file__).parent / "community_names.txt").read_text().split("[")[1:]
-    )
-}
-"""Names of the tensors by network; a word behind the name of the network is a variant."""
 
 
 def refusal(state):
