@@ -58,7 +58,7 @@ def precision_errors(
     try:
         return [PrecisionError(**e) for e in stored]  # type: ignore[attr-defined]
     except TypeError:
-        log(f"measuring the error of {half} (once)")
+        log(f"measuring the error of {half}" + (f" on {image.name}" if image else " (once)"))
     full, fast = (_chain(model, stages, precision, device) for precision in ("fp32", half))
     errors = chain_errors(
         [s.network for s in full], [s.network for s in fast], [s.sigma for s in model.stages[:stages]],

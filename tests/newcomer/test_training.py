@@ -11,7 +11,7 @@ from engine.training.preset import preset_text
 
 pytestmark = pytest.mark.slow
 
-TRAIN = "engine train photo.png --out m.safetensors --config tiny.toml --device cpu --licence CC0-1.0"
+TRAIN = "engine train photo.png --out m.safetensors --config tiny.toml --device cpu --precision fp32"
 
 
 @pytest.fixture
