@@ -36,7 +36,8 @@ def test_every_stage_is_measured_on_its_own_input(model):
     assert first.content == second.content == "the model's own sample, seed 0"
     # The second stage's input is the first one's output, which is softer: another measurement of the same weights.
     assert first != second
-    assert lines == [f"step {step} (esrgan): measuring receptive field and seams" for step in (2, 3)]
+    begun = [line for line in lines if "left" not in line]  # a slow machine is told the time left
+    assert begun == [f"step {step} (esrgan): measuring receptive field and seams" for step in (2, 3)]
     assert min(first.seam[0].max, second.seam[0].max) > 1
 
 
@@ -53,7 +54,7 @@ def test_photograph_and_equal_networks_need_one_measurement(model, photograph):
     first, second = profiles.measure_profiles(model, photograph, log=lines.append)
     assert first == second
     assert first.content == "crops of photo.png"
-    assert len(lines) == 1
+    assert len([line for line in lines if "left" not in line]) == 1
 
 
 @pytest.fixture
