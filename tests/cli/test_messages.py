@@ -132,6 +132,23 @@ REFUSALS = [
     ),
     ("export s.zarr o.bmp", 2, "o.bmp: no exporter for suffix '.bmp'; choose one of .tif, ..."),
     (f"{RENDER} --out s.zarr", 4, "s.zarr: exists; give --resume to finish it, --overwrite to replace it, or ..."),
+    (
+        f"{RENDER} --out new.zarr --report {MODEL}",
+        2,
+        f"--report {MODEL}: is an input of this command; name another file",
+    ),
+    (
+        f"{RENDER} --out new.zarr --report new.zarr/r.json",
+        2,
+        "--report new.zarr/r.json: lies in the place of the result (new.zarr); name another file",
+    ),
+    (f"probe {MODEL} --plot {MODEL}", 2, f"--plot {MODEL}: is an input of this command; name another file"),
+    (
+        "render renamed.pth --init base.png --out base.png --overwrite",
+        2,
+        "--out base.png: is an input of this command; name another file",
+    ),
+    ("check empty", 4, "empty: not a store of this engine, or its zarr.json is damaged; name the folder that ..."),
     (f"{RENDER} --out empty --resume", 4, "empty: not a store of this engine; give another --out, or --overwrite ..."),
 ]
 
