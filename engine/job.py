@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from pathlib import Path
@@ -17,9 +18,10 @@ from engine.device.choose import choose_device, is_precision
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.queue import memory_errors
-from engine.errors import Interrupted, ResumeError, UsageError, option
+from engine.errors import Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_picture
 from engine.io.array import Picture, picture_file
+from engine.io.files import temporary_name
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan
 from engine.measure import complete, measure
@@ -157,6 +159,11 @@ class Job:
     """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
     redone: int = field(default=0, init=False)
     """Tiles that half precision could not represent and float32 computed again."""
+    _scratch: Path = field(init=False)
+    """Folder for tiles that exceed the caches."""
+
+    def __post_init__(self) -> None:
+        self._scratch = temporary_name(self.out, "scratch")
 
     @classmethod
     def prepare(
@@ -247,12 +254,11 @@ class Job:
         if stored is None and not (resume and self.out.exists()):
             self.check()
             sink = ZarrSink.create(self.out, self.plan, {**self._provenance(), **notes}, overwrite=overwrite)
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            return sink
+            return self._begin(sink)
         self._adopt_precision(stored or {})
         if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
             self._make_plan(cut)
-        sink = ZarrSink.resume(self.out, self.plan)
+        sink = self._begin(ZarrSink.resume(self.out, self.plan))
         self.cuts = self._stored_cuts(sink)
         self.projection = project(self.plan, self.measured, list(sink.missing()))
         budget = self.measured.budget
@@ -261,22 +267,23 @@ class Job:
         self.check()
         return sink
 
-    def run(self, sink: ZarrSink, on_pixels: OnPixels = lambda position, lr_pixels: None) -> Iterator[BoxWritten]:
+    def run(
+        self, sink: ZarrSink, on_pixels: OnPixels = lambda position, lr_pixels: None
+    ) -> Generator[BoxWritten, None, None]:
         """Compute and write every missing box; yields after each write.
 
         Args:
             sink: store, as ``open_sink`` gives it.
             on_pixels: called with (position of the stage, LR pixels) after a network has run.
         """
-        with device_limit(self.device, self.request.vram):
+        with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
                 pipeline = self._pipeline(lambda cut: self._note_recut(sink, cut), on_pixels)
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
                     self.redone += pipeline.redone
-        sink.finish()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+            sink.finish()
 
     def render(
         self,
@@ -307,8 +314,8 @@ class Job:
 
         writes, compute, write = 0, 0.0, 0.0
         start = time.perf_counter()
-        with PeakMemory(self.device) as peak:
-            for written in self.run(sink, advance):
+        with PeakMemory(self.device) as peak, closing(self.run(sink, advance)) as boxes:
+            for written in boxes:
                 writes += 1
                 compute += written.compute_seconds
                 write += written.write_seconds
@@ -338,6 +345,7 @@ class Job:
         sink = ArraySink(self.plan)
         for _ in run_function(self.plan)(self._pipeline(lambda cut: None), sink):
             pass
+        shutil.rmtree(self._scratch, ignore_errors=True)
         return sink.pixels
 
     @property
@@ -345,6 +353,15 @@ class Job:
         """Expected seconds of every stage for an LR pixel."""
         costs = [stage.bands if self.plan.is_banded else stage.footprint for stage in self.measured.stages]
         return tuple(cost.seconds_per_pixel for cost in costs if cost is not None)
+
+    def _begin(self, sink: ZarrSink) -> ZarrSink:
+        """Say what the store's user may not know of it."""
+        self._scratch = sink.scratch
+        if sink.lost:
+            self.log(f"{self.out}: {counted(sink.lost, 'shard')} missing or damaged; rendered again")
+        if sink.replaced is not None:
+            self.log(f"{self.out}: the old store is kept as {sink.replaced.name} until this one is complete")
+        return sink
 
     def _make_plan(self, cut: StoredCut | None = None) -> None:
         """Make the plan and its projection, after further measurements if they need any."""
@@ -417,10 +434,6 @@ class Job:
             image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
         malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
         return TensorSource(image)
-
-    @property
-    def _scratch(self) -> Path:
-        return self.out.with_name(self.out.name + ".scratch")
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""

@@ -118,6 +118,7 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             job.write(part, on_progress or _ignore)
+            pyramid.check_unchanged()
     except OSError as error:
         reason = error.strerror or error
         raise EngineError(f"{out}: could not be written ({reason}); check the disk and its permissions") from error

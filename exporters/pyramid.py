@@ -8,6 +8,7 @@ is read (``CELL_BYTES`` each, or one chunk where a chunk is larger; at most ``CH
 
 from __future__ import annotations
 
+import json
 import mimetypes
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError, counted, option
 from engine.geometry import Box
+from engine.io.shards import is_present, shard_path
 
 Pixels = NDArray[Any]
 """[H, W, 3], uint8 or uint16."""
@@ -71,7 +73,7 @@ class Pyramid:
 
     Args:
         store: folder of an OME-Zarr image with the axes c,y,x, three channels and 8 or 16 bits.
-        allow_incomplete: accept a render of this engine that is not finished.
+        allow_incomplete: accept a render of this engine that is not finished; its missing shards are black.
         cache_bytes: size of the cache of decoded cells; the newest cell is always kept.
 
     Attributes:
@@ -85,6 +87,7 @@ class Pyramid:
 
     def __init__(self, store: Path, *, allow_incomplete: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
         self.store = store
+        self._stamp = _stamp(store)
         group = _open(store)
         attributes = group.attrs.asdict()
         self._arrays = _arrays(store, group, attributes)
@@ -93,8 +96,10 @@ class Pyramid:
         provenance = attributes.get("ourgan")
         self.provenance: Mapping[str, Any] = provenance if isinstance(provenance, dict) else {}
         _check_sizes(store, self.levels, exact=provenance is not None)
+        complete = self.provenance.get("complete") is True
+        self._is_whole = complete or (provenance is not None and not allow_incomplete)
         if provenance is not None and not allow_incomplete:
-            _check_complete(store, self._arrays, complete=self.provenance.get("complete") is True)
+            _check_complete(store, self._arrays, complete=complete)
         largest = max(_cell_bytes(level, self.dtype) for level in self.levels)
         self._cache: LRUCache[tuple[int, int, int], Pixels] = LRUCache(
             max(cache_bytes, largest), getsizeof=lambda pixels: pixels.nbytes
@@ -113,6 +118,20 @@ class Pyramid:
         """Rows y0 to y1 over the whole width."""
         return self.read(level, Box(y0, 0, y1, self.levels[level].width))
 
+    def check_unchanged(self) -> None:
+        """Raise InputError unless the folder of this name is still the store that was opened."""
+        try:
+            stamp = _stamp(self.store)
+            if stamp == self._stamp:
+                return
+            root = json.loads((self.store / "zarr.json").read_bytes())
+            is_same = not self.provenance or _is_same(self.provenance, root["attributes"]["ourgan"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            is_same = False
+        if not is_same:
+            raise InputError(f"{self.store}: removed, renamed or replaced while it was read; repeat this command")
+        self._stamp = stamp
+
     def stored_bytes(self, level: int) -> int:
         """Bytes of the level in the store: a measure of how well its pixels compress."""
         return int(self._arrays[level].nbytes_stored())
@@ -126,11 +145,40 @@ class Pyramid:
 
     def _decode(self, level: int, cell: Box) -> Pixels:
         rows, columns = cell.slices
+        before = self._present(level, cell)
         try:
             planes = np.asarray(self._arrays[level][:, rows, columns])  # [3, H, W]
         except Exception as error:  # each codec has exceptions of its own
+            self.check_unchanged()
             raise InputError(self._damage(level, cell, error)) from error
+        # Zarr reads a shard that is not there as black, so it has to be there before and after.
+        if lost := [
+            shard for shard, there in before.items() if not (is_present(shard) if there else not self._is_whole)
+        ]:
+            self.check_unchanged()
+            raise InputError(f"{lost[0]}: missing shard; {self._repair}")
+        self.check_unchanged()
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    def _present(self, level: int, cell: Box) -> dict[Path, bool]:
+        """Files of the shards that a cell meets, and whether they exist; empty for stores of other software."""
+        if not self.provenance:
+            return {}
+        return {path: is_present(path) for path, _ in self._shards(level, cell)}
+
+    def _shards(self, level: int, cell: Box) -> Iterator[tuple[Path, Box]]:
+        """File and pixels of every shard that a cell meets."""
+        array, bounds = self._arrays[level], self.levels[level].bounds
+        *_, rows, columns = array.shards or array.chunks
+        for y in range(cell.y0 // rows * rows, cell.y1, rows):
+            for x in range(cell.x0 // columns * columns, cell.x1, columns):
+                box = Box(y, x, y + rows, x + columns).clip(bounds)
+                yield shard_path(self.store, array.path, y // rows, x // columns), box
+
+    @property
+    def _repair(self) -> str:
+        """Advice about a damaged store of this engine."""
+        return f"run engine check {self.store} --repair, then repeat the store's engine render with {option('resume', True)}"
 
     def _damage(self, level: int, cell: Box, error: Exception) -> str:
         """Message about the first shard of a cell that cannot be read."""
@@ -138,17 +186,9 @@ class Pyramid:
         reason = "wrong checksum" if "checksum" in str(error).lower() else "not decodable"
         if not self.provenance or array.shards is None:
             return f"{self.store}/{array.path}: damaged at {cell} ({reason}); copy the store again, whole"
-        rows, columns = array.shards[1:]
-        shards = [
-            (y // rows, x // columns, Box(y, x, y + rows, x + columns).clip(self.levels[level].bounds))
-            for y in range(cell.y0 // rows * rows, cell.y1, rows)
-            for x in range(cell.x0 // columns * columns, cell.x1, columns)
-        ]
-        row, column, box = next((s for s in shards if not self._is_readable(level, s[2].clip(cell))), shards[0])
-        return (
-            f"{self.store / array.path / 'c' / '0' / str(row) / str(column)}: damaged shard ({reason}, region {box}); "
-            f"delete this file, then repeat the store's engine render with {option('resume', True)}"
-        )
+        shards = list(self._shards(level, cell))
+        shard, box = next((s for s in shards if not self._is_readable(level, s[1].clip(cell))), shards[0])
+        return f"{shard}: damaged shard ({reason}, region {box}); {self._repair}"
 
     def _is_readable(self, level: int, box: Box) -> bool:
         rows, columns = box.slices
@@ -157,6 +197,21 @@ class Pyramid:
         except Exception:  # as in ``_decode``
             return False
         return True
+
+
+def _stamp(store: Path) -> tuple[int, ...]:
+    """Inode, time and size of a store's root metadata; zeros where it has none (earlier versions of Zarr)."""
+    try:
+        status = (store / "zarr.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return (0, 0, 0, 0) if store.is_dir() else ()
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _is_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether provenance read twice is of one store. It has an id until it is finished; equal plans have equal pixels."""
+    is_finished = now.get("complete") is True
+    return before.get("plan") == now.get("plan") and (is_finished or before.get("id") == now.get("id"))
 
 
 def _open(store: Path) -> zarr.Group:
@@ -184,7 +239,11 @@ def _not_a_store(store: Path, error: Exception) -> str:
 def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> list[zarr.Array[Any]]:
     arrays = []
     for path in _paths(store, attributes):
-        array = group.get(path)
+        try:
+            array = group.get(path)
+        except Exception as error:  # a damaged zarr.json: Zarr's parsers have exceptions of their own
+            advice = "copy the store again, whole"
+            raise InputError(f"{store}: the zarr.json of level {path!r} cannot be read; {advice}") from error
         if not isinstance(array, zarr.Array):
             raise InputError(f"{store}: level {path!r} of its metadata is no array in the store; copy it again, whole")
         arrays.append(array)
@@ -224,7 +283,8 @@ def _check_array(store: Path, array: zarr.Array[Any], dtype: np.dtype[Any]) -> N
 def _level(store: Path, array: zarr.Array[Any]) -> Level:
     _, height, width = array.shape
     chunk_rows, chunk_columns = array.chunks[1:]
-    rows = chunk_rows * -(-CELL_ROWS // chunk_rows)
+    row_of_chunks = chunk_rows * min(chunk_columns, width) * 3 * array.dtype.itemsize
+    rows = chunk_rows * max(1, min(-(-CELL_ROWS // chunk_rows), CHUNK_LIMIT // row_of_chunks))
     columns = chunk_columns * max(1, CELL_BYTES // (3 * array.dtype.itemsize * min(rows, height) * chunk_columns))
     return Level(array.path, height, width, (rows, columns))
 
@@ -254,16 +314,20 @@ def count_shards(store: Path, array: zarr.Array[Any]) -> tuple[int, int]:
     """
     *_, height, width = array.shape
     *_, rows, columns = array.shards or array.chunks
-    total = -(-height // rows) * -(-width // columns)
-    # A shard's file is named by the last number of its key; temporary files are not.
-    written = sum(path.name.isdigit() and path.is_file() for path in (store / array.path / "c").rglob("*"))
-    return written, total
+    down, across = -(-height // rows), -(-width // columns)
+    written = sum(is_present(shard_path(store, array.path, y, x)) for y in range(down) for x in range(across))
+    return written, down * across
 
 
 def _check_complete(store: Path, arrays: list[zarr.Array[Any]], *, complete: bool) -> None:
     for array in arrays:
         written, total = count_shards(store, array)
-        if not complete or written < total:
+        if complete and written < total:
+            raise InputError(
+                f"{store}: damaged, {counted(total - written, 'shard')} of {total} of level {array.path} missing; repeat the "
+                f"store's engine render with {option('resume', True)}"
+            )
+        if not complete:
             raise InputError(
                 f"{store}: not finished, {written} of {counted(total, 'shard')} of level {array.path} written; finish it with "
                 f"{option('resume', True)}, or give {option('allow_incomplete', True)}"

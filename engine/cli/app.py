@@ -232,6 +232,21 @@ def info(file: Annotated[Path | None, Parameter(name="FILE")] = None, /, *, json
 
 
 @app.command
+def check(store: Path, /, *, repair: bool = False, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
+    """Read every shard of a store and compare the pyramid's levels; exit code 4 if something is damaged.
+
+    Args:
+        store: OME-Zarr store of a render, finished or not.
+        repair: Remove damaged shards, and those computed from them; the store's engine render with --resume makes exactly
+            these again.
+    """
+    from engine.cli.check import check as run
+
+    _set_output(quiet)
+    run(store, repair=repair, as_json=json)
+
+
+@app.command
 def export(
     store: Path,
     out: Path,

@@ -38,7 +38,7 @@ def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device:
             f"{option('save', True)}: {path} is a checkpoint, not a model file; make one with engine model build"
         )
     if plot is not None:
-        report.check_plot(plot)
+        report.check_plot(plot, inputs=(path, image))
     profiles = measure_profiles(model, image, choose_device(device), log)
     if plot is not None:
         report.plot_profiles(profiles, plot)

@@ -21,6 +21,7 @@ from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.exporters import ExportResult, check_target, names_picture
 from engine.geometry import Box
 from engine.interrupt import deferred_interrupt
+from engine.io.files import check_not_input, write_text
 from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, remove_store, stored_provenance
 from engine.job import Job, Progress, RenderResult
 from engine.model.bundle import DEFAULT, load
@@ -99,7 +100,9 @@ class Options:
 def render(model: Path, output: Output, request: Request, options: Options) -> None:
     """Plan, print the plan, render with progress, write the picture, print the result. ``dry_run``: stop after the plan."""
     if options.report is not None:
-        report.check_place("report", options.report)
+        report.check_place("report", options.report, inputs=(model, request.init), outputs=(output.path, output.store))
+    if output.is_picture:
+        check_not_input("out", output.path, (model, request.init))
     fix_malloc_thresholds()
     start = time.perf_counter()
     with _interrupts("interrupted before the render began; nothing was written"):
@@ -134,7 +137,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         **report.run_report(result, job.measured),
     }
     if options.report is not None:
-        options.report.write_text(json.dumps(account, indent=2) + "\n")
+        write_text(options.report, json.dumps(account, indent=2) + "\n")
     if options.as_json:
         report.print_json(account)
     else:

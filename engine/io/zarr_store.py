@@ -1,32 +1,53 @@
 """The output of a render: a sharded OME-Zarr store whose pyramid grows with it.
 
-Only whole shards are written, each to a temporary file that is renamed. So a shard exists exactly when it is whole, and its
-presence is the resume mark. A shard of a pyramid level is computed from its four children, read back as soon as they exist:
-the memory is that of one shard, whatever the canvas, and a killed run leaves no state behind.
+Only whole shards are written, each to a temporary file that is renamed once it is on the disk. So a shard exists exactly
+when it is whole, and its presence is the resume mark. Every chunk has a checksum. A shard of a pyramid level is computed from
+its four children, read back as soon as they exist: the memory is that of one shard, whatever the canvas, and a killed run
+leaves no state behind.
+
+One process writes a store: it holds a lock on the folder. Where there are no locks (NFS, Windows), and against removal, the
+store has a random identity until it is finished, which is looked at before every write.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from engine.errors import InputError, ResumeError, option
-from engine.geometry import Box
+from engine.geometry import Box, Grid
 from engine.io import ome
-from engine.plan.plan import Plan
+from engine.io.durable import DurableStore
+from engine.io.files import (
+    Lock,
+    new_identity,
+    remove_leftovers,
+    sync_folder,
+    temporary_name,
+    temporary_names,
+)
+from engine.io.shards import ShardState, is_present, remove_shard, shard_path, shard_state
+from engine.plan.plan import Plan, pyramid_of
 
 ATTRIBUTE = "ourgan"
 """Attribute of the group that holds the plan and the provenance."""
 
 COMMAND = "command"
 """Entry of the provenance: words of the command that continues the store; removed at the end, since they name local files."""
+
+IDENTITY = "id"
+"""Entry of the provenance: random digits of an unfinished store; removed at the end, so that equal renders are equal files."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -67,15 +88,23 @@ class ArraySink:
 
 
 class ZarrSink:
-    """An OME-Zarr 0.5 store of one plan, opened by ``create`` or ``resume``."""
+    """An OME-Zarr 0.5 store of one plan, opened by ``create`` or ``resume``.
 
-    def __init__(self, path: Path, plan: Plan, group: zarr.Group) -> None:
+    Attributes:
+        path: folder of the store.
+        lost: shards of a store marked complete that ``resume`` found missing, and of any store that it found damaged.
+    """
+
+    def __init__(self, path: Path, plan: Plan, lock: Lock) -> None:
         self.path = path
+        self.lost = 0
         self._plan = plan
-        self._group = group
+        self._lock = lock
+        self._group = zarr.open_group(DurableStore(path), mode="r+")
         # Without this option a black shard would not be written, and existence is the resume mark.
         options = {"write_empty_chunks": True}
-        self._arrays: list[Any] = [group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
+        self._arrays: list[Any] = [self._group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
+        self._stamp = _stamp(path)
 
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False) -> ZarrSink:
@@ -85,55 +114,80 @@ class ZarrSink:
             path: folder of the store.
             plan: the plan of the render.
             provenance: JSON values to record beside the plan.
-            overwrite: replace an existing store, or an empty folder.
+            overwrite: replace an existing store of this engine, or an empty folder. The old store is kept under another name
+                (``replaced``) until the new one is complete.
 
         Raises:
-            ResumeError: ``path`` exists and ``overwrite`` is false, or it is no Zarr store.
+            ResumeError: ``path`` exists and ``overwrite`` is false, it is no store of this engine, or it is being written.
             InputError: the store cannot be written.
         """
+        old = lock = None
         if not overwrite:
             check_absent(path)
+        elif os.path.lexists(path):
+            check_replaceable(path)
+            old = lock_store(path)
         # The store is built under another name, so that one of the final name has all its arrays and its plan.
-        part = path.with_name(path.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        if path.exists():
-            remove_store(path)
+        part = temporary_name(path, "part")
         try:
-            group = zarr.open_group(part, mode="w-", zarr_format=3)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.mkdir()
+            lock = lock_store(part)
+            group = zarr.open_group(DurableStore(part), mode="w-", zarr_format=3)
             for level, size in enumerate(plan.pyramid):
                 _create_level(group, level, size, plan)
             group.attrs.update(
                 {
                     "ome": ome.image_metadata(path.stem, len(plan.pyramid), (plan.roi.y0, plan.roi.x0)),
-                    ATTRIBUTE: {"complete": False, "plan": plan.to_json(), **provenance},
+                    ATTRIBUTE: {"complete": False, IDENTITY: new_identity(), "plan": plan.to_json(), **provenance},
                 }
             )
-            part.rename(path)
-        except OSError as error:
+            _put_in_place(part, path, replaces=old is not None)
+        except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise InputError(
-                f"{path}: cannot be created ({error.strerror or error}); choose another {option('out')}"
-            ) from error
-        return cls(path, plan, zarr.open_group(path, mode="r+"))
+            if lock is not None:
+                lock.release()
+            if isinstance(error, OSError):
+                raise InputError(
+                    f"{path}: cannot be created ({error.strerror or error}); choose another {option('out')}"
+                ) from error
+            raise
+        finally:
+            if old is not None:
+                old.release()
+        _forget_replaced(path)
+        remove_leftovers(path)
+        _remove_scratch(path)
+        return cls(path, plan, lock)
 
     @classmethod
     def resume(cls, path: Path, plan: Plan) -> ZarrSink:
-        """Open a store to finish it. Raises ResumeError when it has another plan, is damaged, or is no store."""
-        stored, overwrite = stored_plan(path), option("overwrite", True)
-        if stored is None:
-            raise ResumeError(
-                f"{path}: not a store of this engine; give another {option('out')}, or {overwrite} to replace it"
-            )
-        if differences := plan.differences(stored):
-            raise ResumeError(
-                f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or {overwrite}"
-            )
-        for leftover in path.rglob("*.partial"):
-            leftover.unlink()
+        """Open a store to finish it, and remove shards whose files are damaged (``lost``).
+
+        Raises:
+            ResumeError: the store has another plan, is being written, is damaged in its metadata, or is no store.
+        """
+        _check_plan(path, plan)
+        lock = lock_store(path)
         try:
-            return cls(path, plan, zarr.open_group(path, mode="r+"))
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-            raise ResumeError(f"{path}: damaged, a level's zarr.json cannot be read; give {overwrite}") from error
+            _check_plan(path, plan)  # once more: another process may have replaced it before the lock
+            sink = cls._open(path, plan, lock)
+            sink._remove_damaged()
+        except BaseException:
+            lock.release()
+            raise
+        return sink
+
+    @classmethod
+    def _open(cls, path: Path, plan: Plan, lock: Lock) -> ZarrSink:
+        try:
+            sink = cls(path, plan, lock)
+            for level, (array, size) in enumerate(zip(sink._arrays, plan.pyramid, strict=True)):
+                check_array(f"{path}/{level}", array, size, plan.shard, plan.chunk)
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, InputError) as error:
+            advice = option("overwrite", True)
+            raise ResumeError(f"{path}: damaged, a level's zarr.json cannot be read; give {advice}") from error
+        return sink
 
     @property
     def complete(self) -> bool:
@@ -151,9 +205,20 @@ class ZarrSink:
         attributes: Any = self._group.attrs[ATTRIBUTE]
         return dict(attributes)
 
+    @property
+    def replaced(self) -> Path | None:
+        """The store that this one replaces, kept until this one is complete."""
+        return next(iter(_replaced(self.path)), None)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for the tiles of this store that exceed the memory."""
+        return temporary_name(self.path, "scratch", str(self.provenance.get(IDENTITY) or ""))
+
     def note(self, values: dict[str, Any]) -> None:
-        """Add values, measured while rendering, to the provenance."""
-        self._group.attrs[ATTRIBUTE] = {**self.provenance, **values}
+        """Add values, measured while rendering, to the provenance. Raises ResumeError as ``write`` does."""
+        self._check_identity()
+        self._set_provenance({**self.provenance, **values})
 
     def missing(self) -> Iterator[Box]:
         """Boxes of the plan with a missing shard, in the plan's order."""
@@ -162,20 +227,33 @@ class ZarrSink:
                 yield box
 
     def write(self, box: Box, pixels: Array) -> None:
-        """Write uint8 [3, h, w] of ``box``, a whole number of shards (cut by the image's border), and grow the pyramid."""
-        for index in self._plan.grid().indices(box):
-            shard = self._plan.grid().box(*index)
-            rows, columns = shard.relative_to(box).slices
-            self._arrays[0][(slice(None), *shard.slices)] = pixels[:, rows, columns]
-            self._extend_pyramid(1, (index[0] // 2, index[1] // 2))
+        """Write uint8 [3, h, w] of ``box``, a whole number of shards (cut by the image's border), and grow the pyramid.
+
+        Raises:
+            ResumeError: the store was removed, renamed or replaced, or a shard that the pyramid needs is damaged.
+            OSError: the disk is full, or another error of the file system.
+        """
+        self._check_identity()
+        try:
+            for index in self._plan.grid().indices(box):
+                shard = self._plan.grid().box(*index)
+                rows, columns = shard.relative_to(box).slices
+                self._arrays[0][(slice(None), *shard.slices)] = pixels[:, rows, columns]
+                self._extend_pyramid(1, (index[0] // 2, index[1] // 2))
+        except OSError:
+            self._check_identity()  # a store that has gone is the better reason
+            raise
 
     def finish(self) -> None:
         """Add the shards of the pyramid that a killed run left out, and mark the store complete.
 
         Raises:
-            ResumeError: a shard of the full-size image is missing.
+            ResumeError: a shard of the full-size image is missing, or as ``write`` does.
         """
+        self._check_identity()
         for level in range(len(self._arrays)):
+            if not is_present(self.path / str(level) / "zarr.json"):
+                raise self._vanished()
             for index in self._plan.grid(level).indices():
                 if not self._is_written(level, index):
                     if level == 0:
@@ -183,25 +261,79 @@ class ZarrSink:
                         box = self._plan.grid(level).box(*index)
                         raise ResumeError(f"{self.path}: the shard at {box} is missing; render again with {resume}")
                     self._write_halved(level, index)
-        if self.complete:
+        if not self.complete:
+            self._check_identity()
+            private = (COMMAND, IDENTITY)
+            finished = {key: value for key, value in self.provenance.items() if key not in private}
+            self._set_provenance({**finished, "complete": True})
+        for old in _replaced(self.path):
+            with suppress(ResumeError):  # somebody put a file into it
+                remove_store(old)
+        remove_leftovers(self.path)
+        _remove_scratch(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes write the store. It happens by itself when the process ends."""
+        self._lock.release()
+
+    def mark_incomplete(self) -> None:
+        """Let the store be finished again."""
+        self._set_provenance({**self.provenance, "complete": False, IDENTITY: new_identity()})
+
+    def _set_provenance(self, values: dict[str, Any]) -> None:
+        self._group.attrs[ATTRIBUTE] = values
+        self._stamp = _stamp(self.path)
+
+    def _check_identity(self) -> None:
+        """Raise ResumeError unless the folder of this name is still this store: by its root's inode and time, or its id."""
+        try:
+            stamp = _stamp(self.path)
+            if stamp == self._stamp:
+                return
+            stored = json.loads((self.path / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]
+            mine = self.provenance
+            is_same = stored.get(IDENTITY) == mine.get(IDENTITY) and stored["plan"] == mine["plan"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            is_same = False
+        if not is_same:
+            raise self._vanished()
+        self._stamp = stamp
+
+    def _vanished(self) -> ResumeError:
+        return ResumeError(
+            f"{self.path}: removed, renamed or replaced while it was written; put it back and give {option('resume', True)}, "
+            f"or give another {option('out')}"
+        )
+
+    def _remove_damaged(self) -> None:
+        """Remove shards whose files are no whole shards, and let a store be finished again that lost some."""
+        was_complete, lost = self.complete, []
+        for level, array in enumerate(self._arrays):
+            chunks = (self._plan.shard // self._plan.chunk) ** 2
+            for index in self._plan.grid(level).indices():
+                path = shard_path(self.path, level, *index)
+                state = shard_state(path, chunks)
+                if state is ShardState.WHOLE or (state is ShardState.MISSING and not was_complete):
+                    continue
+                lost.append((path, state))
+            _remove_partial(self.path / str(array.path))
+        self.lost = len(lost)
+        if was_complete and not lost:
             return
-        os.sync()  # every shard is on the disk before the store is marked complete
-        finished = {key: value for key, value in self.provenance.items() if key != COMMAND}
-        self._group.attrs[ATTRIBUTE] = {**finished, "complete": True}
+        if was_complete or self.provenance.get(IDENTITY) is None:
+            self.mark_incomplete()
+        for path, state in lost:
+            if state is not ShardState.MISSING:
+                remove_shard(path)
 
     def _is_written(self, level: int, index: tuple[int, int]) -> bool:
-        """Whether the shard exists. A loss of power can leave an empty file of one that was renamed but not on the disk."""
-        shard = self.path / str(level) / "c" / "0" / str(index[0]) / str(index[1])
-        try:
-            return shard.stat().st_size > 0
-        except FileNotFoundError:
-            return False
+        """Whether the shard exists: a regular file that is not empty."""
+        return is_present(shard_path(self.path, level, *index))
 
     def _children(self, level: int, index: tuple[int, int]) -> list[tuple[int, int]]:
         """Indices of the shards below one shard: four, or fewer at the image's border."""
-        below = self._plan.grid(level - 1)
-        box = self._plan.grid(level).box(*index).scale(2).clip(below.bounds)
-        return list(below.indices(box))
+        return children(self._plan.grid(level - 1), self._plan.grid(level), index)
 
     def _extend_pyramid(self, level: int, index: tuple[int, int]) -> None:
         """Write a shard of ``level`` and its ancestors, as far as all their children exist."""
@@ -218,8 +350,73 @@ class ZarrSink:
         for child in self._children(level, index):
             source = self._plan.grid(level - 1).box(*child)
             rows, columns = source.cover(2).relative_to(box).slices
-            parent[:, rows, columns] = halve(self._arrays[level - 1][(slice(None), *source.slices)])
+            parent[:, rows, columns] = halve(self._read(level - 1, child))
         self._arrays[level][(slice(None), *box.slices)] = parent
+
+    def _read(self, level: int, index: tuple[int, int]) -> Array:
+        """Pixels of a shard. Zarr reads a lost one as black, so its file must be there before and after."""
+        try:
+            pixels = read_shard(self._arrays[level], self._plan.grid(level).box(*index))
+            problem = None if self._is_written(level, index) else "missing"
+        except OSError:
+            raise
+        except Exception as error:  # each codec has exceptions of its own
+            problem = reason_of(error)
+        if problem is None:
+            return pixels
+        self._check_identity()
+        raise ResumeError(damaged_shard(self.path, shard_path(self.path, level, *index), problem))
+
+
+def children(below: Grid, grid: Grid, index: tuple[int, int]) -> list[tuple[int, int]]:
+    """Indices in ``below`` of the shards that a shard of ``grid`` halves."""
+    return list(below.indices(grid.box(*index).scale(2).clip(below.bounds)))
+
+
+def read_shard(array: Any, box: Box) -> Array:  # noqa: ANN401 (zarr's type)
+    """Pixels of a shard, uint8 [3, h, w]."""
+    pixels: Array = array[(slice(None), *box.slices)]
+    return pixels
+
+
+def reason_of(error: Exception) -> str:
+    """Reason for which a shard cannot be read, in two words."""
+    return "wrong checksum" if "checksum" in str(error).lower() else "not decodable"
+
+
+def damaged_shard(store: Path, shard: Path, problem: str) -> str:
+    """Message about a shard that cannot be read."""
+    return (
+        f"{shard}: damaged shard ({problem}); run engine check {store} --repair, then repeat the store's engine render "
+        f"with {option('resume', True)}"
+    )
+
+
+def check_array(where: str, array: Any, size: tuple[int, int], shard: int, chunk: int) -> None:  # noqa: ANN401
+    """Raise InputError unless an array's metadata is as ``create`` writes it; earlier stores have no checksums.
+
+    Args:
+        where: name of the array for the message.
+        array: array of Zarr.
+        size: (height, width) of the level.
+        shard, chunk: sides in pixels.
+    """
+    codec = array.metadata.codecs[0].to_dict()
+    settings = codec.get("configuration", {})
+    inner = [c["name"] for c in settings.get("codecs", ())]
+    index = [c["name"] for c in settings.get("index_codecs", ())]
+    is_ours = (
+        array.shape == (3, *size)
+        and array.shards == (3, shard, shard)
+        and array.chunks == (3, chunk, chunk)
+        and array.dtype == np.uint8
+        and len(array.metadata.codecs) == 1
+        and inner in (["bytes", "blosc"], ["bytes", "blosc", "crc32c"])
+        and index == ["bytes", "crc32c"]
+        and str(settings.get("index_location")) == "end"
+    )
+    if not is_ours:
+        raise InputError(f"{where}: its zarr.json does not fit the plan of the store; give {option('overwrite', True)}")
 
 
 def halve(pixels: Array) -> Array:
@@ -234,7 +431,7 @@ def halve(pixels: Array) -> Array:
 
 def check_absent(path: Path) -> None:
     """Raise ResumeError when ``path`` exists."""
-    if path.exists():
+    if os.path.lexists(path):
         raise ResumeError(
             f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
             f"or another {option('out')}"
@@ -258,6 +455,127 @@ def stored_plan(path: Path) -> dict[str, Any] | None:
     return dict(plan) if isinstance(plan, dict) else None
 
 
+def stored_sizes(plan: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Sizes of the levels of a stored plan. Raises KeyError or TypeError where it is damaged."""
+    roi = plan["roi"]
+    return pyramid_of((roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]), plan["chunk"])
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise ResumeError unless ``path`` is a store of this engine without files of others, or an empty folder."""
+    other = f"give another {option('out')}, or remove it"
+    if not path.is_dir() or path.is_symlink():
+        raise ResumeError(f"{path}: exists and is not a Zarr store of this engine; {other}")
+    if not any(path.iterdir()):
+        return
+    if stored_provenance(path) is None:
+        raise ResumeError(f"{path}: exists and is not a Zarr store of this engine, or is damaged; {other}")
+    if (foreign := next(_foreign_files(path), None)) is not None:
+        raise ResumeError(f"{path}: holds {foreign.relative_to(path)}, which no render wrote; move it, or {other}")
+
+
+def remove_store(path: Path) -> None:
+    """Delete a store of this engine or an empty folder. Raises ResumeError for anything else of that name."""
+    check_replaceable(path)
+    # Moved first: a half-deleted store under the final name would be neither a store nor removable.
+    moved = path.rename(temporary_name(path, "part"))
+    shutil.rmtree(moved)
+
+
+def lock_store(path: Path) -> Lock:
+    """Lock a store for writing. Raises ResumeError while another process writes it."""
+    lock = Lock.take(path)
+    if lock is None:
+        raise ResumeError(f"{path}: is being written by another process; wait for it, or give another {option('out')}")
+    return lock
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Inode, time and size of a store's root metadata. Raises OSError."""
+    status = os.stat(path / "zarr.json")
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _check_plan(path: Path, plan: Plan) -> None:
+    """Raise ResumeError unless ``path`` is a store of this plan."""
+    stored, overwrite = stored_plan(path), option("overwrite", True)
+    if stored is None:
+        is_empty = path.is_dir() and not any(path.iterdir())
+        advice = f", or {overwrite} to replace it" if is_empty else ", or remove it"
+        raise ResumeError(f"{path}: not a store of this engine; give another {option('out')}{advice}")
+    if differences := plan.differences(stored):
+        raise ResumeError(
+            f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or {overwrite}"
+        )
+
+
+def _put_in_place(part: Path, path: Path, *, replaces: bool) -> None:
+    """Give a new store its name; ``replaces``: keep the old one of that name, which is locked, aside."""
+    aside = None
+    if replaces:
+        if any(path.iterdir()):
+            aside = path.rename(temporary_name(path, "old"))
+        else:
+            path.rmdir()
+    try:
+        part.rename(path)
+    except OSError as error:
+        if aside is not None and not os.path.lexists(path):
+            aside.rename(path)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            check_absent(path)
+        raise
+    sync_folder(path.parent)
+
+
+def _replaced(path: Path) -> list[Path]:
+    """Stores that were replaced under this name and are kept."""
+    return [old for old in temporary_names(path, "old") if old.is_dir() and stored_provenance(old) is not None]
+
+
+def _forget_replaced(path: Path) -> None:
+    """Keep one replaced store: the latest that is complete, or else the latest."""
+    kept = sorted(
+        _replaced(path), key=lambda p: ((stored_provenance(p) or {}).get("complete") is True, p.stat().st_mtime)
+    )
+    for old in kept[:-1]:
+        with suppress(ResumeError):
+            remove_store(old)
+
+
+def _remove_scratch(path: Path) -> None:
+    """Remove the spilled tiles of stores of this name, whose writers have ended."""
+    for scratch in temporary_names(path, "scratch"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+_PARTIAL = re.compile(r"(\d+|zarr|zarr\.json)\.[0-9a-f]+\.partial")
+"""Temporary files of this engine and of Zarr."""
+
+
+def _remove_partial(level: Path) -> None:
+    """Remove the files of a level that killed runs did not finish."""
+    for leftover in level.rglob("*.partial"):
+        if _PARTIAL.fullmatch(leftover.name) and leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
+def _foreign_files(path: Path) -> Iterator[Path]:
+    """Files and links of a folder that no store of this engine has."""
+    for folder, names, files in os.walk(path):
+        here = Path(folder)
+        parts = here.relative_to(path).parts
+        numbers = parts and parts[0].isdigit() and parts[1:2] in ((), ("c",)) and all(p.isdigit() for p in parts[2:])
+        for name in files:
+            is_metadata = name == "zarr.json" and len(parts) < 2
+            is_shard = name.isdigit() and len(parts) == 4
+            if not (
+                (numbers or not parts) and (is_metadata or is_shard or _PARTIAL.fullmatch(name) or name == ".DS_Store")
+            ):
+                yield here / name
+        yield from (here / name for name in names if (here / name).is_symlink())
+
+
 def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Plan) -> None:
     group.create_array(
         str(level),
@@ -265,16 +583,7 @@ def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Pl
         shards=(3, plan.shard, plan.shard),
         chunks=(3, plan.chunk, plan.chunk),
         dtype=np.uint8,
-        compressors=BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1),
+        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1), Crc32cCodec()],
         dimension_names=ome.AXES,
         fill_value=0,
     )
-
-
-def remove_store(path: Path) -> None:
-    """Delete a store or an empty folder. Raises ResumeError for anything else of that name, which may be the user's."""
-    if path.is_dir() and not path.is_symlink() and ((path / "zarr.json").is_file() or not any(path.iterdir())):
-        # Moved first: a half-deleted store under the final name would be neither a store nor removable.
-        shutil.rmtree(path.rename(path.with_name(path.name + ".part")))
-        return
-    raise ResumeError(f"{path}: exists and is not a Zarr store; give another {option('out')}, or remove it")

@@ -276,10 +276,7 @@ class Plan:
     @property
     def pyramid(self) -> tuple[tuple[int, int], ...]:
         """Sizes of the pyramid's levels: each half of the one before, rounded up, until one chunk holds it."""
-        sizes = [self.size]
-        while max(sizes[-1]) > self.chunk:
-            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
-        return tuple(sizes)
+        return pyramid_of(self.size, self.chunk)
 
     def grid(self, level: int = 0) -> Grid:
         """Shards of a level of the pyramid."""
@@ -411,6 +408,14 @@ def _brief(value: object) -> str:
 def step_of(position: int) -> int:
     """The paper's number of the super-resolution step at an index of the chain."""
     return position + _FIRST_ENLARGEMENT
+
+
+def pyramid_of(size: tuple[int, int], chunk: int) -> tuple[tuple[int, int], ...]:
+    """Sizes (height, width) of the levels below ``size``, as ``Plan.pyramid`` has them."""
+    sizes = [size]
+    while max(sizes[-1]) > chunk:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return tuple(sizes)
 
 
 def shard_of(tile: int, largest: int = MAX_SHARD) -> tuple[int, int]:

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import zarr
 from cachetools import LRUCache
+from zarr.codecs import Crc32cCodec
 
+from engine.errors import InputError, option
 from engine.geometry import Box, Grid
+from engine.io.shards import ShardState, shard_path, shard_state
 from engine.io.zarr_store import Array
 
 _SCRATCH_CHUNK, _SMALLEST_CHUNK = 256, 32
@@ -34,7 +37,10 @@ class Scratch:
         self._array: Any = self._open() if (path / "zarr.json").exists() else None
 
     def __contains__(self, index: Index) -> bool:
-        return (self._path / "c" / "0" / str(index[0]) / str(index[1])).exists()
+        if self._array is None:
+            return False
+        chunks = (self._array.shards[1] // self._array.chunks[1]) ** 2
+        return shard_state(shard_path(self._path.parent, self._path.name, *index), chunks) is ShardState.WHOLE
 
     def write(self, index: Index, tile: Array) -> None:
         """Write a tile's shard."""
@@ -44,8 +50,14 @@ class Scratch:
         self._array[(slice(None), *self._grid.box(*index).slices)] = tile
 
     def read(self, box: Box) -> Array:
-        """Pixels of ``box``, [C, h, w]."""
-        pixels: Array = self._array[(slice(None), *box.slices)]
+        """Pixels of ``box``, [C, h, w]. Raises InputError where a tile of an earlier run is damaged."""
+        try:
+            pixels: Array = self._array[(slice(None), *box.slices)]
+        except Exception as error:  # each codec has exceptions of its own
+            resume = option("resume", True)
+            raise InputError(
+                f"{self._path}: a spilled tile is damaged; remove this folder, and give {resume}"
+            ) from error
         return pixels
 
     def _open(self) -> Any:  # noqa: ANN401
@@ -61,7 +73,7 @@ class Scratch:
             shards=(channels, cell, cell),
             chunks=(channels, chunk, chunk),
             dtype=self._dtype,
-            compressors=None,
+            compressors=[Crc32cCodec()],
             fill_value=0,
         )
 

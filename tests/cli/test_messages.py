@@ -132,6 +132,23 @@ REFUSALS = [
     ),
     ("export s.zarr o.bmp", 2, "o.bmp: no exporter for suffix '.bmp'; choose one of .tif, ..."),
     (f"{RENDER} --out s.zarr", 4, "s.zarr: exists; give --resume to finish it, --overwrite to replace it, or ..."),
+    (
+        f"{RENDER} --out new.zarr --report {MODEL}",
+        2,
+        f"--report {MODEL}: is an input of this command; name another file",
+    ),
+    (
+        f"{RENDER} --out new.zarr --report new.zarr/r.json",
+        2,
+        "--report new.zarr/r.json: lies in the place of the result (new.zarr); name another file",
+    ),
+    (f"probe {MODEL} --plot {MODEL}", 2, f"--plot {MODEL}: is an input of this command; name another file"),
+    (
+        "render renamed.pth --init base.png --out base.png --overwrite",
+        2,
+        "--out base.png: is an input of this command; name another file",
+    ),
+    ("check empty", 4, "empty: not a store of this engine, or its zarr.json is damaged; name the folder that ..."),
     (f"{RENDER} --out empty --resume", 4, "empty: not a store of this engine; give another --out, or --overwrite ..."),
 ]
 
@@ -186,16 +203,17 @@ def test_files_that_are_accepted(folder, call):
 
 
 def test_the_advice_for_a_damaged_shard_works(folder, call):
-    """At full size and in the pyramid: the named file is deleted, the named command is given, the export succeeds."""
+    """At full size and in the pyramid: the two named commands are given, the export succeeds."""
     for level, size in (("0", ""), ("1", "--max-size 48")):
         shutil.rmtree("cut.zarr", ignore_errors=True)
         shutil.copytree("s.zarr", "cut.zarr")
         shard = Path("cut.zarr") / level / "c" / "0" / "0" / "0"
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
         code, _, err = call(f"export cut.zarr o.png --overwrite {size}")
-        advice = "delete this file, then repeat the store's engine render with --resume"
+        advice = "run engine check cut.zarr --repair, then repeat the store's engine render with --resume"
         assert not problem(code, err, 4, f"{shard}: damaged shard (wrong checksum, region 0,0,...); {advice}")
-        shard.unlink()
+        assert call("check cut.zarr --repair")[0] == 0
+        assert not shard.exists()
         code, _, err = call(f"{RENDER} --out cut.zarr --resume")
         assert code == 0, err
         for store in ("cut", "s"):

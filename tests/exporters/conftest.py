@@ -82,6 +82,15 @@ def store(tmp_path, levels):
 
 
 @pytest.fixture
+def small_cells(monkeypatch):
+    """Cells of one 128-pixel chunk, so that a small picture has many."""
+    from engine.exporters import pyramid
+
+    monkeypatch.setattr(pyramid, "CELL_ROWS", 128)
+    monkeypatch.setattr(pyramid, "CELL_BYTES", 1)
+
+
+@pytest.fixture
 def broken_reads(monkeypatch):
     """The second read of a pyramid fails, as on a damaged shard; later reads succeed."""
     from engine.exporters.pyramid import Pyramid

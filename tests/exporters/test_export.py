@@ -100,14 +100,63 @@ def test_a_full_disk_is_refused_before_writing(store, tmp_path, monkeypatch):
     assert names(tmp_path) == ["out.zarr"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_disk_that_fills_while_writing(store, tmp_path):
+@pytest.fixture
+def small_files():
+    """Files may have 20 kB at most, as on a disk that fills."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_while_writing(store, tmp_path, small_files):
     for name in ("a.tif", "a.png", "a.jpg"):
-        (tmp_path / f"{name}.part").symlink_to("/dev/full")
-        with pytest.raises(EngineError, match=r"No space left on device|could not write") as caught:
+        with pytest.raises(EngineError, match=r"File too large|could not write") as caught:
             export(store, tmp_path / name)
         assert "\n" not in str(caught.value)
         assert names(tmp_path) == ["out.zarr"]
+
+
+def test_files_of_the_user_are_not_touched(store, tmp_path):
+    """Names that an export of another version used, and a link at one of them."""
+    victim, folder = tmp_path / "victim.txt", tmp_path / "a.png.part"
+    victim.write_text("years of work")
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    (tmp_path / "a.tif.part").symlink_to(victim)
+    for name in ("a.tif", "a.png"):
+        assert not export(store, tmp_path / name).path.is_symlink()
+    assert victim.read_text() == (folder / "thesis.txt").read_text() == "years of work"
+    assert names(tmp_path) == ["a.png", "a.png.part", "a.tif", "a.tif.part", "out.zarr", "victim.txt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fate", ["deleted", "renamed", "replaced", "a shard lost"])
+def test_a_store_that_goes_while_it_is_exported(store, tmp_path, levels, write_store, small_cells, name, fate):
+    """At the first report of progress: one line, and no file."""
+    other = write_store(tmp_path / "other.zarr", levels, ourgan={"complete": True, "plan": {"seed": 8}})
+    begun = []
+
+    def on_progress(done, total):
+        if begun:
+            return
+        begun.append(done)
+        if fate == "deleted":
+            shutil.rmtree(store)
+        elif fate == "a shard lost":
+            (store / "0" / "c" / "0" / "2" / "0").unlink()
+        else:
+            store.rename(tmp_path / "aside.zarr")
+            if fate == "replaced":
+                other.rename(store)
+
+    with pytest.raises(
+        InputError, match="missing shard; run" if fate == "a shard lost" else "removed, renamed or replaced"
+    ):
+        export(store, tmp_path / name, on_progress=on_progress)
+    assert begun
+    assert not [n for n in names(tmp_path) if not n.endswith(".zarr")]
 
 
 def test_an_incomplete_store(tmp_path, levels, write_store):

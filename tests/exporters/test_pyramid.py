@@ -1,5 +1,7 @@
 """Reading a store: the right pixels, each chunk decoded once, bounded cache, and refusals in one line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import zarr
@@ -8,13 +10,6 @@ from engine.errors import InputError
 from engine.exporters import pyramid as module
 from engine.exporters.pyramid import Pyramid
 from engine.geometry import Box
-
-
-@pytest.fixture
-def small_cells(monkeypatch):
-    """Cells of one 128-pixel chunk, so that a small picture has many."""
-    monkeypatch.setattr(module, "CELL_ROWS", 128)
-    monkeypatch.setattr(module, "CELL_BYTES", 1)
 
 
 @pytest.fixture
@@ -83,8 +78,24 @@ def test_an_incomplete_store_is_refused_with_its_count(tmp_path, levels, write_s
 
 def test_a_lost_shard_of_a_finished_store_is_not_exported_as_black(store):
     (store / "1" / "c" / "0" / "0" / "1").unlink()
-    with pytest.raises(InputError, match="5 of 6 shards of level 1 written"):
+    with pytest.raises(InputError, match="damaged, 1 shard of 6 of level 1 missing; repeat the store's engine render"):
         Pyramid(store)
+    with pytest.raises(InputError, match=r"1/c/0/0/1: missing shard; run engine check .* --repair"):
+        Pyramid(store, allow_incomplete=True).band(1, 0, 256)
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to(path.with_name("0"))])
+def test_what_is_no_shard_is_missing(store, make):
+    shard = store / "1" / "c" / "0" / "0" / "1"
+    shard.unlink()
+    make(shard)
+    with pytest.raises(InputError, match="1 shard of 6 of level 1 missing"):
+        Pyramid(store)
+
+
+def test_missing_shards_of_an_unfinished_store_are_black(tmp_path, levels, write_store):
+    store = write_store(tmp_path / "a.zarr", levels, ourgan={"complete": False})
+    (store / "1" / "c" / "0" / "0" / "1").unlink()
     assert not Pyramid(store, allow_incomplete=True).band(1, 0, 256)[:, 256:512].any()
 
 
@@ -162,6 +173,7 @@ def test_a_damaged_chunk_names_its_level(store):
     shard = store / "1" / "c" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(
-        InputError, match=r"out.zarr/1/c/0/0/0: damaged shard \(.*, region 0,0,256,256\); delete this file, then"
+        InputError,
+        match=r"out.zarr/1/c/0/0/0: damaged shard \(.*, region 0,0,256,256\); run engine check .*out.zarr --repair, then",
     ):
         Pyramid(store).band(1, 0, 10)

@@ -2,7 +2,13 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from support.plans import bands_of, plan_of
 
 from engine.errors import InputError, ResumeError
 from engine.geometry import Box
+from engine.io.files import Lock
 from engine.io.zarr_store import ZarrSink, halve, stored_plan
 
 PLANS = {
@@ -40,13 +47,27 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def create(path):
-    return lambda plan=PLAN, **options: ZarrSink.create(path, plan, PROVENANCE, **options)
+def opened():
+    """Function that opens a sink after it has closed the one before, as the death of its process would."""
+    sinks = []
+
+    def open_next(make):
+        for sink in sinks:
+            sink.close()
+        sinks.append(make())
+        return sinks[-1]
+
+    return open_next
 
 
 @pytest.fixture
-def reopen(path):
-    return lambda plan=PLAN: ZarrSink.resume(path, plan)
+def create(path, opened):
+    return lambda plan=PLAN, **options: opened(lambda: ZarrSink.create(path, plan, PROVENANCE, **options))
+
+
+@pytest.fixture
+def reopen(path, opened):
+    return lambda plan=PLAN: opened(lambda: ZarrSink.resume(path, plan))
 
 
 @pytest.fixture
@@ -209,16 +230,28 @@ def test_finish_names_the_missing_shard(create):
 def test_notes_join_the_provenance(create, reopen):
     sink = create()
     sink.note({"seconds": 3})
-    assert reopen().provenance == {"complete": False, "plan": PLAN.to_json(), **PROVENANCE, "seconds": 3}
+    assert reopen().provenance == {
+        "complete": False,
+        "id": sink.provenance["id"],
+        "plan": PLAN.to_json(),
+        **PROVENANCE,
+        "seconds": 3,
+    }
 
 
-def test_a_stale_part_folder_is_replaced(create, path):
-    """A run may be killed while it creates the store."""
-    part = path.with_name("out.zarr.part")
-    (part / "0").mkdir(parents=True)
-    (part / "zarr.json").write_text("{")
+def test_parts_of_dead_processes_are_removed_and_nothing_else(create, path):
+    """A run may be killed while it creates the store. Names of other forms are the user's, and a locked part is alive."""
+    digits = "0123456789abcdef" * 2
+    dead, alive = (path.with_name(f".out.zarr.{x}.part") for x in (digits, digits[::-1]))
+    users = [path.with_name(name) for name in ("out.zarr.part", "out.zarr.scratch", f".other.zarr.{digits}.part")]
+    for folder in (dead, alive, *users):
+        (folder / "0").mkdir(parents=True)
+        (folder / "zarr.json").write_text("{")
+    lock = Lock.take(alive)
+    assert lock.held
     create()
-    assert not part.exists()
+    assert not dead.exists()
+    assert all((folder / "zarr.json").exists() for folder in (alive, *users))
     assert stored_plan(path) == PLAN.to_json()
 
 
@@ -230,6 +263,127 @@ def test_a_run_killed_during_creation_leaves_no_store(create, path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         create()
     assert not path.exists()
+
+
+# One writer, one store
+
+
+def test_a_store_has_one_writer(create, path):
+    """Resuming and replacing are refused until the writer ends; two processes: tests/test_concurrent.py."""
+    sink = create()
+    write_all(sink, pixels_of(PLAN), list(PLAN.writes())[:1])
+    for attempt in (
+        lambda: ZarrSink.resume(path, PLAN),
+        lambda: ZarrSink.create(path, dataclasses.replace(PLAN, seed=9), {}, overwrite=True),
+    ):
+        with pytest.raises(ResumeError, match="is being written by another process; wait for it, or give another out"):
+            attempt()
+    write_all(sink, pixels_of(PLAN))
+    sink.finish()
+    assert ZarrSink.resume(path, PLAN).complete
+    check_pyramid(path, PLAN, pixels_of(PLAN))
+
+
+@pytest.mark.parametrize("act", ["write", "note", "finish"])
+@pytest.mark.parametrize("fate", ["deleted", "renamed", "replaced", "made incomplete elsewhere"])
+def test_a_store_that_goes_while_it_is_written_is_noticed(create, path, tmp_path, act, fate):
+    pixels, boxes = pixels_of(PLAN), list(PLAN.writes())
+    sink = create()
+    write_all(sink, pixels, boxes[:-1])
+    if fate == "deleted":
+        shutil.rmtree(path)
+    elif fate == "made incomplete elsewhere":
+        group = zarr.open_group(path)
+        group.attrs["ourgan"] = {**group.attrs["ourgan"], "id": "another"}
+    else:
+        path.rename(tmp_path / "aside.zarr")
+        if fate == "replaced":
+            ZarrSink.create(path, PLAN, PROVENANCE).close()
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    acts = {
+        "write": lambda: write_all(sink, pixels, boxes[-1:]),
+        "note": lambda: sink.note({"a": 1}),
+        "finish": sink.finish,
+    }
+    with pytest.raises(ResumeError, match="removed, renamed or replaced while it was written") as caught:
+        acts[act]()
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def test_the_old_store_is_kept_until_the_new_one_is_complete(finished, create, reopen, path, tmp_path):
+    other = dataclasses.replace(PLAN, seed=9)
+    for _ in range(2):  # the second time over an unfinished one: the complete one is kept
+        sink = create(other, overwrite=True)
+        write_all(sink, pixels_of(other), list(other.writes())[:1])
+        assert stored_plan(sink.replaced)["seed"] == 1
+        np.testing.assert_array_equal(read(sink.replaced), pixels_of(PLAN))
+        assert len(list(tmp_path.iterdir())) == 2
+    sink = reopen(other)
+    write_all(sink, pixels_of(other))
+    sink.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]
+    assert stored_plan(path)["seed"] == 9
+
+
+def test_overwrite_refuses_what_no_render_wrote(finished, create, path, tmp_path):
+    foreign = tmp_path / "measurements.zarr"
+    group_with(foreign, mine=True)
+    with pytest.raises(ResumeError, match="not a Zarr store of this engine"):
+        ZarrSink.create(foreign, PLAN, {}, overwrite=True)
+    for name in ("notes.txt", "0/notes.txt", "0/c/notes.txt", "labels/zarr.json", "0/c/0/0/notes"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("years of work")
+        with pytest.raises(ResumeError, match=f"holds {name}, which no render wrote"):
+            create(overwrite=True)
+        (path / name).unlink()
+    create(overwrite=True)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import numpy as np
+from engine.geometry import Box, Grid
+from engine.io.zarr_store import ZarrSink
+from engine.run.tile_cache import Scratch
+from support.plans import plan_of
+
+folder, step = pathlib.Path(sys.argv[1]), sys.argv[2]
+plan = plan_of((150, 230), cores=(8, 16), halos=(0, 0), shard=32, chunk=16)
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if step == "scratch":
+    scratch = Scratch(folder / "scratch", Grid(50, 70, 20), np.float32)
+    scratch.write((0, 0), np.ones((3, 20, 20), np.float32))
+    pathlib.Path.replace = die
+    scratch.write((0, 1), np.ones((3, 20, 20), np.float32))
+sink, boxes = ZarrSink.create(folder / "out.zarr", plan, {}), list(plan.writes())
+sink.write(boxes[0], np.ones((3, *boxes[0].shape), np.uint8))
+if step == "fsync":
+    os.fsync = die
+else:
+    pathlib.Path.replace = die
+sink.write(boxes[1], np.ones((3, *boxes[1].shape), np.uint8))
+"""
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "scratch"])
+def test_a_killed_write_leaves_no_shard_and_no_lock(tmp_path, step):
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    child = subprocess.run([sys.executable, "-c", KILLED, tmp_path, step], check=False, env=environment)
+    assert child.returncode == -signal.SIGKILL
+    store = tmp_path / ("scratch" if step == "scratch" else "out.zarr")
+    assert len(list(store.rglob("*.partial"))) == 1
+    shards = {p.relative_to(store).as_posix() for p in store.rglob("*") if p.is_file() and p.name.isdigit()}
+    if step == "scratch":
+        assert shards == {"c/0/0/0"}
+        return
+    assert shards == {"0/c/0/0/0", "0/c/0/0/1", "0/c/0/1/0", "0/c/0/1/1", "1/c/0/0/0"}
+    sink = ZarrSink.resume(store, PLAN)
+    assert sink.lost == 0
+    assert len(list(sink.missing())) == len(list(PLAN.writes())) - 1
+    assert not list(store.rglob("*.partial"))
 
 
 # Halving
@@ -379,4 +533,6 @@ def test_metadata_is_valid_ome_zarr(create):
 def test_provenance_and_plan_are_in_the_store(create, path):
     create()
     attributes = json.loads((path / "zarr.json").read_text())["attributes"]["ourgan"]
+    identity = attributes.pop("id")
+    assert re.fullmatch("[0-9a-f]{32}", identity)
     assert attributes == {"complete": False, "plan": PLAN.to_json(), **PROVENANCE}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.errors import InputError
 from engine.geometry import Box, Grid
 from engine.run.tile_cache import Scratch, TileCache
 
@@ -95,6 +96,22 @@ def test_half_written_tile_is_not_found(tmp_path, new_scratch):
     again = new_scratch("a")
     assert (0, 0) in again
     assert (0, 1) not in again
+
+
+def test_a_damaged_tile_is_computed_again_or_refused(tmp_path, new_scratch):
+    """A loss of power leaves a file of zeros, or one that is cut; a flipped bit shows when it is read."""
+    for index in ((0, 0), (0, 1), (1, 0)):
+        new_scratch("a").write(index, tile_of(index))
+    folder = tmp_path / "a" / "c" / "0"
+    (folder / "0" / "0").write_bytes(bytes((folder / "0" / "0").stat().st_size))
+    (folder / "0" / "1").write_bytes((folder / "0" / "1").read_bytes()[:-7])
+    flipped = bytearray((folder / "1" / "0").read_bytes())
+    flipped[100] ^= 1
+    (folder / "1" / "0").write_bytes(flipped)
+    again = new_scratch("a")
+    assert [index for index in GRID.indices() if index in again] == [(1, 0)]
+    with pytest.raises(InputError, match="a spilled tile is damaged; remove this folder, and give resume=True"):
+        again.read(GRID.box(1, 0))
 
 
 @pytest.mark.timeout(60)

@@ -1,0 +1,69 @@
+"""Zarr's folder on the disk, with files that survive a loss of power and a root that is never made again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from engine.io.files import new_identity, sync_folder, write_new
+
+
+class DurableStore(LocalStore):
+    """Every file is on the disk before its name is, and its name before ``set`` returns.
+
+    Zarr's own class makes the folders of a file wherever they are missing. This one makes none above the store, so that a
+    store that was removed or renamed stays away.
+    """
+
+    async def _open(self, *, mode: Any = None) -> None:  # noqa: ANN401 (zarr's type)
+        if not self.root.is_dir():
+            raise FileNotFoundError(2, "No such store", str(self.root))
+        await Store._open(self)
+
+    async def set(self, key: str, value: Any) -> None:  # noqa: ANN401
+        """Write a file, in place of an older one."""
+        self._check_writable()
+        await asyncio.to_thread(write_durably, self.root, key, value.as_buffer_like())
+
+    async def set_if_not_exists(self, key: str, value: Any) -> None:  # noqa: ANN401
+        """Write a file unless there is one."""
+        if not (self.root / key).exists():
+            await self.set(key, value)
+
+    def set_sync(self, key: str, value: Any) -> None:  # noqa: ANN401
+        """Write a file, in place of an older one."""
+        self._check_writable()
+        write_durably(self.root, key, value.as_buffer_like())
+
+
+def write_durably(root: Path, key: str, data: Any) -> None:  # noqa: ANN401 (any buffer)
+    """Write the file ``key`` of a store, whole or not at all. Raises OSError."""
+    path = root / key
+    _make_folders(root, path.parent)
+    part = path.with_name(f"{path.name}.{new_identity()}.partial")
+    try:
+        write_new(part, memoryview(data).cast("B"))
+        try:
+            part.replace(path)
+        except IsADirectoryError:
+            path.rmdir()  # an empty folder in the file's place; anything in it stays
+            part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    """Make the folders of a file below ``root``, which must exist."""
+    missing: list[Path] = []
+    while folder != root and not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)

@@ -1,0 +1,83 @@
+"""Files of the shards of a store: their names, and what can be said of one without decoding it.
+
+A shard of Zarr's ``sharding_indexed`` codec ends with an index: offset and length of every inner chunk as uint64, and the
+crc32c of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from enum import StrEnum
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+_ABSENT = np.uint64(2**64 - 1)
+"""Offset of a chunk that is not stored."""
+
+_CHECKSUM_BYTES = 4
+
+
+class ShardState(StrEnum):
+    """State of a shard's file."""
+
+    MISSING = "missing"
+    WHOLE = "whole"
+    EMPTY = "empty"
+    FOREIGN = "not a regular file"
+    CUT = "cut, or overwritten"
+
+
+def shard_path(store: Path, level: str | int, row: int, column: int) -> Path:
+    """File of a shard of an image [3, H, W]."""
+    return store / str(level) / "c" / "0" / str(row) / str(column)
+
+
+def is_present(path: Path) -> bool:
+    """Whether a file is a regular one, no link, and not empty."""
+    return file_state(path) is ShardState.WHOLE
+
+
+def file_state(path: Path) -> ShardState:
+    """State of a file by its kind and its size alone."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ShardState.MISSING
+    if not stat.S_ISREG(status.st_mode):
+        return ShardState.FOREIGN
+    return ShardState.WHOLE if status.st_size else ShardState.EMPTY
+
+
+def shard_state(path: Path, chunks: int) -> ShardState:
+    """State of a shard by its index, which must be intact and account for every byte of the file.
+
+    Args:
+        path: file of the shard.
+        chunks: number of inner chunks of a whole shard.
+    """
+    state = file_state(path)
+    if state is not ShardState.WHOLE:
+        return state
+    length = 16 * chunks + _CHECKSUM_BYTES
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length))
+        tail = file.read(length)
+    index, checksum = tail[:-_CHECKSUM_BYTES], tail[-_CHECKSUM_BYTES:]
+    if len(tail) < length or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
+        return ShardState.CUT
+    entries = np.frombuffer(index, "<u8").reshape(-1, 2)
+    stored = entries[entries[:, 0] != _ABSENT]
+    end = int(stored.sum(axis=1).max()) if len(stored) else -1
+    return ShardState.WHOLE if end + length == size else ShardState.CUT
+
+
+def remove_shard(path: Path) -> None:
+    """Remove a bad shard, or a link or an empty folder in its place. Raises OSError for a folder with files in it."""
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)

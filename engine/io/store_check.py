@@ -1,0 +1,218 @@
+"""A whole look at a store: every shard is read, every parent is compared with the halving of its children.
+
+The presence of a shard says that it was written whole; only reading it says that it still is what was written. The memory is
+that of one shard and one of its children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from engine.errors import InputError, option
+from engine.geometry import Box, Grid
+from engine.io.durable import DurableStore
+from engine.io.files import new_identity
+from engine.io.shards import ShardState, file_state, remove_shard, shard_path, shard_state
+from engine.io.zarr_store import (
+    ATTRIBUTE,
+    IDENTITY,
+    Array,
+    check_array,
+    children,
+    halve,
+    lock_store,
+    read_shard,
+    reason_of,
+    stored_plan,
+    stored_provenance,
+    stored_sizes,
+)
+
+Index = tuple[int, int, int]
+"""(level, row, column) of a shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A shard that is not as it was written."""
+
+    file: Path
+    """File of the shard."""
+    level: int
+    """Level of the pyramid; 0 is the full image."""
+    box: Box
+    """Its pixels in the level."""
+    problem: str
+    """What is wrong, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Result of ``check_store``."""
+
+    complete: bool
+    """Whether the store was marked complete."""
+    shards: int
+    """Shards of all levels of a finished store."""
+    missing: int
+    """Shards that are not written; in a store marked complete they are damage."""
+    damage: tuple[Damage, ...]
+    """Damaged shards, level by level."""
+    removed: int
+    """Files that ``repair`` removed: the damaged shards and those computed from them."""
+
+
+def check_store(
+    path: Path, *, repair: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Findings:
+    """Read a store of this engine to the last byte.
+
+    Args:
+        path: folder of the store, finished or not.
+        repair: remove damaged shards and those computed from them, and mark the store incomplete; a render with ``resume``
+            makes exactly these again.
+        on_progress: called with (done, total) reads of a shard.
+
+    Raises:
+        InputError: it is no store of this engine, another process writes it, or its metadata is damaged.
+    """
+    _plan_of(path)  # before the lock, which takes any folder
+    lock = lock_store(path)
+    try:
+        return _Check(path, on_progress).run(repair=repair)
+    finally:
+        lock.release()
+
+
+class _Check:
+    def __init__(self, path: Path, on_progress: Callable[[int, int], None]) -> None:
+        plan = _plan_of(path)
+        self._path, self._on_progress = path, on_progress
+        try:
+            sizes, shard, chunk = stored_sizes(plan), plan["shard"], plan["chunk"]
+            self._group = zarr.open_group(DurableStore(path), mode="r+")
+            self._arrays: list[Any] = [self._group[str(level)] for level in range(len(sizes))]
+        except Exception as error:  # each of Zarr's parsers has exceptions of its own
+            raise InputError(
+                f"{path}: its metadata (zarr.json) is damaged; copy the store again, or render with {option('overwrite', True)}"
+            ) from error
+        for level, (array, size) in enumerate(zip(self._arrays, sizes, strict=True)):
+            check_array(f"{path}/{level}", array, size, shard, chunk)
+        _check_image(path, self._group, len(sizes))
+        self._grids = [Grid(*size, shard) for size in sizes]
+        self._provenance: dict[str, Any] = stored_provenance(path) or {}
+        self._bad: dict[Index, str] = {}
+        self._missing = 0
+        self._done = 0
+        # Every shard is read once as a parent or alone, and once more as a child.
+        self._total = sum(map(len, self._grids)) + sum(map(len, self._grids[1:-1]))
+
+    def run(self, *, repair: bool) -> Findings:
+        complete = self._provenance.get("complete") is True
+        if len(self._grids) == 1:
+            for row, column in self._grids[0].indices():
+                self._read((0, row, column))
+        for level in range(1, len(self._grids)):
+            for row, column in self._grids[level].indices():
+                self._compare((level, row, column))
+        for index in self._indices():
+            if file_state(self._file(index)) is ShardState.MISSING:
+                self._missing += 1
+                if complete:
+                    self._bad[index] = ShardState.MISSING
+        removed = self._remove() if repair and self._bad else 0
+        damage = tuple(
+            Damage(self._file(i), i[0], self._grids[i[0]].box(*i[1:]), problem)
+            for i, problem in sorted(self._bad.items())
+        )
+        return Findings(complete, sum(map(len, self._grids)), self._missing, damage, removed)
+
+    def _compare(self, parent: Index) -> None:
+        """Read a shard and its children, and compare them."""
+        level, *index = parent
+        box = self._grids[level].box(*index)
+        pixels = self._read(parent)
+        for child in children(self._grids[level - 1], self._grids[level], (index[0], index[1])):
+            source = self._grids[level - 1].box(*child)
+            below = self._read((level - 1, *child))
+            if pixels is None or below is None:
+                continue
+            rows, columns = source.cover(2).relative_to(box).slices
+            if not np.array_equal(pixels[:, rows, columns], halve(below)):
+                # Which of the two is wrong cannot be known where both checksums are right.
+                self._bad.setdefault(parent, "differs from the shards it is computed from")
+                self._bad.setdefault((level - 1, *child), "differs from the shard computed from it")
+
+    def _read(self, index: Index) -> Array | None:
+        """Pixels of a shard, or None where it is missing or damaged."""
+        self._done += 1
+        self._on_progress(self._done, self._total)
+        level, *position = index
+        array = self._arrays[level]
+        state = shard_state(self._file(index), (array.shards[1] // array.chunks[1]) ** 2)
+        if state is ShardState.WHOLE:
+            try:
+                return read_shard(array, self._grids[level].box(*position))
+            except Exception as error:  # each codec has exceptions of its own
+                self._bad[index] = reason_of(error)
+        elif state is not ShardState.MISSING:
+            self._bad[index] = state
+        return None
+
+    def _remove(self) -> int:
+        """Remove damaged shards and their ancestors. The store is marked incomplete first."""
+        self._group.attrs[ATTRIBUTE] = {**self._provenance, "complete": False, IDENTITY: new_identity()}
+        removed = 0
+        for index in {ancestor for bad in self._bad for ancestor in self._ancestors(bad)}:
+            file = self._file(index)
+            if file_state(file) is not ShardState.MISSING:
+                try:
+                    remove_shard(file)
+                except OSError as error:
+                    raise InputError(
+                        f"{file}: a folder with files in the place of a shard; move it, then repeat this command"
+                    ) from error
+                removed += 1
+        return removed
+
+    def _ancestors(self, index: Index) -> Iterator[Index]:
+        """The shard and all that are computed from it."""
+        level, row, column = index
+        while level < len(self._grids):
+            yield level, row, column
+            level, row, column = level + 1, row // 2, column // 2
+
+    def _indices(self) -> Iterator[Index]:
+        return ((level, *index) for level, grid in enumerate(self._grids) for index in grid.indices())
+
+    def _file(self, index: Index) -> Path:
+        return shard_path(self._path, *index)
+
+
+def _plan_of(path: Path) -> dict[str, Any]:
+    plan = stored_plan(path)
+    if plan is None:
+        what = "no such store" if not path.exists() else "not a store of this engine, or its zarr.json is damaged"
+        raise InputError(f"{path}: {what}; name the folder that engine render wrote")
+    return plan
+
+
+def _check_image(path: Path, group: zarr.Group, levels: int) -> None:
+    """Raise InputError unless the metadata of OME-Zarr lists the levels."""
+    try:
+        attributes: Any = group.attrs["ome"]
+        (image,) = attributes["multiscales"]
+        listed = [dataset["path"] for dataset in image["datasets"]]
+    except (KeyError, ValueError, TypeError):
+        listed = []
+    if listed != [str(level) for level in range(levels)]:
+        raise InputError(
+            f"{path}: its OME-Zarr metadata does not list its {levels} levels; copy the store again, or render with "
+            f"{option('overwrite', True)}"
+        )
