@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.guards import guard_pictures
 from engine.threads import limit_spinning
 from engine.version import __version__
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from engine.store import open_store as open
 
 limit_spinning()  # before any module of the package loads torch
+guard_pictures()  # and before any of them loads pyvips
 
 __all__ = [
     "AlignmentError",

@@ -16,8 +16,19 @@ from engine.errors import InputError
 
 CAMERA_RAW, TIFF, PNG, AVIF, BMP, PNM = "camera raw", "TIFF", "PNG", "AVIF", "BMP", "PNM"
 
-SELDOM_READ = ("HEIC", "PFM", "JPEG 2000", "JPEG XL", "OpenEXR", "Radiance HDR", "Photoshop", "Windows icon", "PDF")
-"""Formats that the wheel of libvips does not read; another build may."""
+SELDOM_READ = (
+    "HEIC",
+    "PFM",
+    "JPEG 2000",
+    "JPEG XL",
+    "OpenEXR",
+    "Radiance HDR",
+    "Photoshop",
+    "Windows icon",
+    "PDF",
+    "SVG",
+)
+"""Formats that libvips does not read, or not from those whom nobody knows (SVG opens other files)."""
 
 _BEGINNINGS = {
     CAMERA_RAW: rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD|....ftypcrx",
@@ -35,6 +46,7 @@ _BEGINNINGS = {
     "Photoshop": rb"8BPS",
     "Windows icon": rb"\0\0\x01\0",
     "PDF": rb"%PDF-",
+    "SVG": rb"\s*<(?:svg|\?xml)",
 }
 """Regular expressions of the first bytes, for every format that is treated or named in some way; the first match wins."""
 
