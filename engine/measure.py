@@ -142,9 +142,12 @@ def complete(
 
 
 def default_memory(free: int) -> int:
-    """Half of the free memory, rounded down to a power of two GiB, so that plans do not change from day to day."""
-    half = max(1, free // 2 // GIB)
-    return GIB << (half.bit_length() - 1)
+    """Half of the free memory, rounded down to a power of two GiB, so that plans do not change from day to day.
+
+    Below 2 GiB, as in a small container, it is three quarters, as the idle process takes much of it.
+    """
+    half = free // 2 // GIB
+    return GIB << (half.bit_length() - 1) if half else min(GIB, free * 3 // 4)
 
 
 def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Canvas:

@@ -56,7 +56,7 @@ def precision_errors(
     name = cache.digest(model.digest, stages, half, str(device), content.sum().item(), torch.__version__)
     stored = cache.read("precision", name)
     try:
-        return [PrecisionError(**e) for e in stored]  # type: ignore[attr-defined]
+        return [PrecisionError(**cache.numbers(e)) for e in stored]  # type: ignore[attr-defined]
     except TypeError:
         log(f"measuring the error of {half} (once)")
     full, fast = (_chain(model, stages, precision, device) for precision in ("fp32", half))
