@@ -199,7 +199,7 @@ def _strictness(name: str) -> str:
 def _open_pnm(path: Path) -> pyvips.Image:
     """A binary PGM or PPM of 8 or 16 bits, read from the file as it is."""
     space = rb"(?:\s|#[^\n]*\n)+"
-    header = re.match(rb"P([56])%b(\d+)%b(\d+)%b(\d+)\s" % (space, space, space), head(path))
+    header = re.match(rb"P([56])%b(\d{1,7})%b(\d{1,7})%b(\d{1,5})\s" % (space, space, space), head(path))
     white = int(header[4]) if header else 0
     if header is None or white not in (255, 65535):
         raise InputError(f"{path}: not a binary PGM or PPM whose white is 255 or 65535; {_CONVERT}")

@@ -9,6 +9,7 @@ import logging
 import re
 import struct
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -52,6 +53,9 @@ _BEGINNINGS = {
 
 _HEAD = 4096
 """Bytes at the beginning of a file that are searched."""
+
+MAX_PAGES = 1000
+"""Pages of a TIFF that are counted: its chain of pages may be a circle."""
 
 _TIFF_BITS = (1, 2, 4, 8, 16)
 _TIFF_KINDS = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
@@ -137,7 +141,7 @@ def _check_tiff(path: Path) -> int:
     try:
         with _tifffile().TiffFile(path) as file:
             page = file.pages.first
-            pages = sum(not getattr(each, "is_reduced", False) for each in file.pages)
+            pages = sum(not getattr(each, "is_reduced", False) for each in islice(file.pages, MAX_PAGES))
             tags = page.tags
             colours = tags.valueof("PhotometricInterpretation")
             kind, bits, samples, extra = page.sampleformat, page.bitspersample, page.samplesperpixel, page.extrasamples

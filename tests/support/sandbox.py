@@ -1,6 +1,7 @@
 """Runs of the command line on files that may be hostile: each in a process of its own, with limits of time and memory.
 
-``run`` starts this file as a server that imports the engine once and forks for each run, as importing takes seconds.
+``run`` starts this file as a server that imports the engine once and forks for each run, as importing takes seconds. The
+words ``picture FILE`` are no command of the engine: they decode a picture in every way in which it decodes one.
 """
 
 import json
@@ -74,15 +75,38 @@ def _serve():
     request = json.loads(sys.stdin.read())
     import torch
 
+    import engine.cli.info  # what most runs import
+    import engine.model.bundle  # noqa: F401
     from engine.cli.app import main
-    from engine.model import bundle  # noqa: F401 (what every command on a model imports)
+
+    def command(words):
+        if words[0] == "picture":
+            _decode(Path(words[1]))
+        else:
+            main(words)
 
     torch.set_num_threads(1)
-    results = [_fork(main, words, request["addresses"], request["seconds"]) for words in request["commands"]]
+    results = [_fork(command, words, request["addresses"], request["seconds"]) for words in request["commands"]]
     sys.stdout.write(json.dumps(results))
 
 
-def _fork(main, words, addresses, seconds):
+def _decode(path):
+    from engine.errors import EngineError
+    from engine.geometry import Box
+    from engine.io.photo import PictureSource, open_photo, resampled_photo
+
+    try:
+        source = PictureSource(path)
+        source.sample(64)
+        for top in range(0, min(source.size[0], 256), 64):
+            source.read(Box(top, 0, min(top + 64, source.size[0]), min(source.size[1], 256)))
+        resampled_photo(open_photo(path, 1), (16, 16))
+    except EngineError as error:
+        sys.stderr.write(f"engine: {error.for_command_line()}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+def _fork(command, words, addresses, seconds):
     with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as error:
         start = time.monotonic()
         if not (child := os.fork()):
@@ -92,7 +116,8 @@ def _fork(main, words, addresses, seconds):
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             code = 99
             try:
-                main(words)
+                command(words)
+                code = 0
             except SystemExit as end:
                 code = int(end.code or 0)
             except BaseException:
