@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from support.sandbox import run
+from support.sandbox import run  # noqa: E402 (found by the path above)
 
 SPEC = importlib.util.spec_from_file_location("corpus_make", Path(__file__).parent / "corpus" / "make.py")
 make = importlib.util.module_from_spec(SPEC)

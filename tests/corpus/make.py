@@ -147,7 +147,7 @@ def models():
     yield "manifest-array.safetensors", manifest("[]")
     yield (
         "manifest-numbers.safetensors",
-        manifest('{"format": "ourgan-engine/1", "structure": null, "stages": [], "digest": 1e999}'),
+        manifest('{"format": "ourgan-engine/1", "stages": [], "digest": 1e999}'),
     )
     yield "manifest-text.safetensors", manifest('{"format": "\\u001b[31m"}')
     yield "coloured.safetensors", safetensors({"\x1b[31mred\x1b[0m": f16}, b"12")
