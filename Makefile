@@ -1,6 +1,7 @@
 # make demo         set everything up and render the default model at 4096x3072
 # make test         set everything up and run the fast tests
 # make test-slow    run the slow tests
+# make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
 # make lint         check style, types and import rules
 # make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md from the committed rows
 # make bench-quick  measure the main figures again in about five minutes; writes no rows
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test test-slow lint docs bench-quick bench clean
+.PHONY: demo test test-slow fuzz lint docs bench-quick bench clean
 
 # Idle OpenMP threads sleep early, as the command line sets it: spinning ones take the cores of a shared machine.
 export GOMP_SPINCOUNT ?= 3000
@@ -44,6 +45,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest --quiet -m slow --durations=25 $(PARALLEL)
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

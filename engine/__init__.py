@@ -42,7 +42,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.threads import limit_spinning
+from engine.guards import guard_pictures
+from engine.threads import limit_spinning, limit_threads
 from engine.version import __version__
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ if TYPE_CHECKING:
     from engine.store import Store
     from engine.store import open_store as open
 
-limit_spinning()  # before any module of the package loads torch
+limit_spinning()  # before any module of the package loads torch or pyvips
+limit_threads()
+guard_pictures()
 
 __all__ = [
     "AlignmentError",

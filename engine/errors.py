@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import re
 
+MAX_MESSAGE = 300
+"""Characters of a message on the command line."""
+
+_KEPT_END = 120
+"""Characters at the end of a message that was cut: they say what to do."""
+
 _START, _END = "\x02", "\x03"
 _OPTION = re.compile(f"{_START}([^=]*?)(?:=(.*?))?{_END}", re.DOTALL)
 
@@ -20,6 +26,18 @@ def option(name: str, value: object = None) -> str:
         value: True for a flag that is to be given; any other value to be given; None to name the option alone.
     """
     return f"{_START}{name}{'' if value is None else f'={value}'}{_END}"
+
+
+def printable(text: str, limit: int = MAX_MESSAGE) -> str:
+    """One line of ``text``, which may come from a file: nothing in it moves the cursor or colours the terminal.
+
+    Unprintable characters are escaped, and text beyond ``limit`` characters is cut from the middle.
+    """
+    if len(text) > 4 * limit:  # before millions of characters are looked at
+        text = text[: 2 * limit] + text[-2 * limit :]
+    line = " ".join(text.splitlines())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+    return line if len(line) <= limit else f"{line[: limit - _KEPT_END - 5]} ... {line[-_KEPT_END:]}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -37,8 +55,8 @@ class EngineError(Exception):
         return _OPTION.sub(_in_python, super().__str__())
 
     def for_command_line(self) -> str:
-        """The message with options as the command line spells them."""
-        return _OPTION.sub(_as_flag, super().__str__())
+        """The message for a terminal: options as the command line spells them, in one line of at most ``MAX_MESSAGE``."""
+        return printable(_OPTION.sub(_as_flag, super().__str__()))
 
 
 class UsageError(EngineError):

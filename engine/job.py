@@ -331,7 +331,7 @@ class Job:
             write_seconds=write,
             writes=writes,
             host_peak=process_peak(),
-            working_peak=peak.host - self.measured.baseline,
+            working_peak=max(0, peak.host - self.measured.baseline),
             device_peak=peak.device,
             tiles_redone_in_fp32=self.redone,
             cores=tuple(cut.tile for cut in self.cuts),

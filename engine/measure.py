@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from engine.device.choose import check_precisions, fast_half
 from engine.device.heap import malloc_trim
 from engine.device.memory import accelerator_module, device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
-from engine.errors import InputError, UsageError, option
+from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
 from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
-from engine.plan.cost import GIB
+from engine.plan.cost import GIB, budget_error, readable
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.make import region
 from engine.plan.measured import (
@@ -65,8 +66,8 @@ def measure(
     device = factory.device
     canvas = _canvas(model, request, picture)
     region(request, canvas)
-    free_disk = _free_disk(out)
-    budget = _budget(request, device, free_disk)
+    budget = _budget(request, device, _free_disk(out, picture))
+    _check_picture(picture, budget)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
         precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
@@ -96,7 +97,7 @@ def measure(
             )
         ),
         base=base,
-        baseline=resident(),
+        baseline=_baseline(picture),
         device_baseline=device_baseline,
         budget=budget,
         precisions=precisions,
@@ -137,13 +138,16 @@ def complete(
             )
             changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
     malloc_trim()
-    return replace(measured, stages=tuple(changed), baseline=resident())
+    return replace(measured, stages=tuple(changed), baseline=_baseline(picture))
 
 
 def default_memory(free: int) -> int:
-    """Half of the free memory, rounded down to a power of two GiB, so that plans do not change from day to day."""
-    half = max(1, free // 2 // GIB)
-    return GIB << (half.bit_length() - 1)
+    """Half of the free memory, rounded down to a power of two GiB, so that plans do not change from day to day.
+
+    Below 2 GiB, as in a small container, it is three quarters, as the idle process takes much of it.
+    """
+    half = free // 2 // GIB
+    return GIB << (half.bit_length() - 1) if half else min(GIB, free * 3 // 4)
 
 
 def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Canvas:
@@ -209,12 +213,37 @@ def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:
     return device_bytes(device)
 
 
-def _free_disk(out: Path) -> int:
-    """Free bytes at the nearest folder that exists."""
+def _baseline(picture: PictureSource | None) -> int:
+    """Resident bytes of the idle process, with the memory that decoding the picture will take."""
+    return resident() + (picture.memory if picture is not None else 0)
+
+
+def _check_picture(picture: PictureSource | None, budget: Budget) -> None:
+    """Refuse a picture whose decoding does not fit, before anything reads its pixels."""
+    if picture is None:
+        return
+    if (need := _baseline(picture)) > budget.host:
+        raise budget_error(
+            "memory", f"decoding {picture.path}", need=need, limit=budget.host, idle=resident(),
+            remedy="a tiled TIFF, which is decoded region by region",
+        )  # fmt: skip
+    folder = tempfile.gettempdir()
+    if picture.temporary > (free := shutil.disk_usage(folder).free):
+        raise BudgetError(
+            f"disk: decoding {picture.path} takes a temporary file of {readable(picture.temporary)}, more than "
+            f"{readable(free)} free in {folder}; set TMPDIR to another folder, or make it a tiled TIFF"
+        )
+
+
+def _free_disk(out: Path, picture: PictureSource | None) -> int:
+    """Free bytes at the nearest folder that exists, without a picture's temporary file on the same disk."""
     folder = next(p for p in out.absolute().parents if p.exists())
     if not folder.is_dir():
         raise InputError(f"{out}: {folder} is not a folder; choose another {option('out')}")
-    return shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
+    if picture is not None and folder.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        return max(0, free - picture.temporary)
+    return free
 
 
 def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from engine.container import cpu_count
 from engine.errors import UsageError, option
 from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
@@ -88,7 +88,7 @@ class TiffOptions:
     @property
     def threads(self) -> int:
         """``workers`` with its default filled in."""
-        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
+        return min(8, cpu_count()) if self.workers is None else self.workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -498,8 +498,8 @@ def test_tiles_of_a_whole_image_are_counted_without_a_list(tmp_path, models):
 
 
 def test_default_memory_is_steady():
-    for free, memory in ((1, 1), (5, 2), (8, 4), (15, 4), (16, 8), (31, 8)):
-        assert default_memory(free * GIB) == memory * GIB
+    for free, memory in ((0.5, 0.375), (1, 0.75), (1.5, 1), (5, 2), (8, 4), (15, 4), (16, 8), (31, 8)):
+        assert default_memory(int(free * GIB)) == memory * GIB
 
 
 # Refused requests

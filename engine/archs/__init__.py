@@ -70,7 +70,11 @@ def identify(state: State, source: str = "checkpoint") -> Architecture:
     for architecture in ARCHITECTURES:
         if not architecture.detect(state):
             continue
-        if (variant := architecture.variant(state)) is not None:
+        try:
+            variant = architecture.variant(state)
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            raise ModelError(f"{source}: a tensor that tells the network's form is misshapen ({error})") from error
+        if variant is not None:
             raise ModelError(f"{source}: {refusal(variant)}")
         return architecture
     unknown = f"unknown architecture with {_summary(list(state))}"
@@ -96,6 +100,8 @@ def build(state: State, source: str = "checkpoint") -> Upscaler:
     architecture = identify(state, source)
     state = architecture.canonical(state)
     label = f"{source} ({architecture.name})"
+    if empty := [name for name, tensor in state.items() if not tensor.numel()]:
+        raise ModelError(f"{label}: {_summary(empty)} without values; the file is damaged, fetch it again")
     network = _from_shapes(architecture, state, label)
     _check_names_and_shapes(network.state_dict(), state, label)
     _check_values(state, label)
@@ -110,7 +116,7 @@ def _from_shapes(architecture: Architecture, state: State, label: str) -> Upscal
             return architecture.from_shapes(state)
     except KeyError as error:
         raise ModelError(f"{label}: the tensor {error.args[0]}, which tells the network's size, is missing") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise ModelError(f"{label}: a tensor that tells the network's size is misshapen ({error})") from error
     except ModelError as error:
         raise ModelError(f"{label}: {error}") from error

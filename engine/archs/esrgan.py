@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.archs.layers import (
+    MAX_BLOCKS,
+    MAX_CHANNELS,
     RGB,
     add_noise_features,
     cast_to_weights,
+    check_count,
     conv3,
     image_of,
     noise_channels_of,
@@ -250,4 +253,10 @@ class RRDBNet(nn.Module):
             )
         growth = state["body.0.rdb1.conv1.weight"].shape[0]
         blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
-        return cls(channels, blocks, growth, scales[inputs], noise_channels_of(state))
+        return cls(
+            check_count(channels, MAX_CHANNELS, "channels"),
+            check_count(blocks, MAX_BLOCKS, "blocks"),
+            check_count(growth, MAX_CHANNELS, "channels of growth"),
+            scales[inputs],
+            noise_channels_of(state),
+        )

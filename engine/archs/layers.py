@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from engine.errors import AlignmentError
+from engine.errors import AlignmentError, ModelError
 
 TAIL_REACH = 3
 """Trunk pixels that the tail of any upscaler sees to every side.
@@ -25,8 +25,21 @@ RGB = 3
 NOISE_KEY = "conv_noise.weight"
 """Name of the tensor that noise enters by."""
 
+MAX_BLOCKS = 512
+"""Blocks of a trunk, layers of a block, or scales. Published networks have up to 36."""
+
+MAX_CHANNELS = 4096
+"""Channels of a layer. Published networks have up to 256."""
+
 _NOISE_START = 0.007
 """Limit of new weights for noise: a trained network's output then changes by about 0.03."""
+
+
+def check_count(number: int, limit: int, noun: str) -> int:
+    """``number``, which a file states. Raises ModelError if it is not from 1 to ``limit``; ``noun`` names it."""
+    if not 1 <= number <= limit:
+        raise ModelError(f"{number} {noun}; networks of 1 to {limit} are built, name a checkpoint of one")
+    return number
 
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:

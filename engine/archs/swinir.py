@@ -10,6 +10,7 @@ The residual stream is [B, H, W, C] throughout, so a token is a pixel and a conv
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from math import isqrt
 from typing import Self
 
@@ -18,10 +19,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from engine.archs.layers import (
+    MAX_BLOCKS,
+    MAX_CHANNELS,
     RGB,
     WindowRows,
     add_noise_features,
     cast_to_weights,
+    check_count,
     check_whole_windows,
     conv3,
     image_of,
@@ -35,6 +39,9 @@ NAME = "swinir"
 FORM = "SwinIR nearest+conv"
 SLOPE = 0.2  # negative slope after the upsamplings; before them it is PyTorch's default, as published
 MEAN = (0.4488, 0.4371, 0.4040)  # mean of the DIV2K images, subtracted from every input
+
+MAX_WINDOW = 32
+"""Side of a window in pixels: N = window ** 2 pixels have N ** 2 pairs. Published networks have up to 16."""
 
 fx.wrap("check_whole_windows")  # a trace keeps the check as one call
 
@@ -86,8 +93,10 @@ def _scale(state: Mapping[str, Tensor], channels: int) -> int:
     return isqrt(outputs // inputs) if shuffles == 1 else 1 << shuffles
 
 
+@cache
+@torch.inference_mode(mode=False)  # all networks share it, those that are trained too
 def relative_index(window: int) -> Tensor:
-    """Row of the bias table for every pair of pixels in a window: [N, N], N = window * window."""
+    """Row of the bias table for every pair of pixels in a window: [N, N], N = window * window; not to be written to."""
     # On the CPU explicitly: networks are sized on the meta device, and these values are not in the checkpoint.
     positions = torch.arange(window, device="cpu")
     y, x = positions.repeat_interleave(window), positions.repeat(window)
@@ -322,13 +331,14 @@ class SwinIR(nn.Module):
         block = "layers.{}.residual_group.blocks."
         depths = [_count(state, block.format(i)) for i in range(groups)]
         tables = [state[block.format(i) + f"0.{_BIAS}"] for i in range(groups)]
+        check_count(sum(depths), MAX_BLOCKS, "layers")
         return cls(
-            dim=state["conv_first.weight"].shape[0],
+            dim=check_count(state["conv_first.weight"].shape[0], MAX_CHANNELS, "channels"),
             depths=depths,
             heads=[table.shape[1] for table in tables],
-            window=_window_of(tables[0]),
-            hidden=state[block.format(0) + "0.mlp.fc1.weight"].shape[0],
-            features=state["conv_up1.weight"].shape[0],
+            window=check_count(_window_of(tables[0]), MAX_WINDOW, "pixels a window's side"),
+            hidden=check_count(state[block.format(0) + "0.mlp.fc1.weight"].shape[0], MAX_CHANNELS, "hidden channels"),
+            features=check_count(state["conv_up1.weight"].shape[0], MAX_CHANNELS, "features"),
             scale=4 if "conv_up2.weight" in state else 2,
             noise_channels=noise_channels_of(state),
         )

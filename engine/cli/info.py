@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyvips
 import zarr
 
 from engine.cli import report
 from engine.cli.render import PICTURE, look_command
 from engine.errors import InputError, counted
 from engine.exporters.pyramid import count_shards
+from engine.io.picture_file import vips
 from engine.io.zarr_store import ATTRIBUTE, COMMAND
 from engine.model.bundle import load
+
+if TYPE_CHECKING:
+    import pyvips
 
 _BITS = {"uchar": 8, "char": 8, "ushort": 16, "short": 16, "uint": 32, "int": 32, "float": 32, "double": 64}
 """libvips' name of a sample's type -> bits."""
@@ -143,8 +146,8 @@ def _print_render(account: dict[str, Any]) -> None:
 def _open_picture(path: Path) -> pyvips.Image | None:
     """The picture, undecoded; None if libvips does not know the file."""
     try:
-        return pyvips.Image.new_from_file(str(path)) if path.is_file() else None
-    except pyvips.Error:
+        return vips().Image.new_from_source(vips().Source.new_from_file(str(path)), "") if path.is_file() else None
+    except vips().Error:
         return None
 
 
@@ -159,7 +162,7 @@ def _picture(path: Path, image: pyvips.Image) -> dict[str, Any]:
     return {
         "kind": "picture",
         "path": str(path),
-        "format": str(image.get("vips-loader")).removesuffix("load").upper() if "vips-loader" in fields else None,
+        "format": str(image.get("vips-loader")).split("load")[0].upper() if "vips-loader" in fields else None,
         "width": image.width,
         "height": image.height,
         "channels": image.bands,

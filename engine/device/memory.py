@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from engine.container import free_memory
 from engine.device.heap import malloc_trim
 
 _STATUS = Path("/proc/self/status")
@@ -103,8 +104,9 @@ def _peak() -> int:
 
 
 def free_host() -> int:
-    """Bytes of host memory that this process can hold in all: those available, plus those it holds now."""
-    return int(psutil.virtual_memory().available) + resident()
+    """Bytes of host memory that this process can hold in all: those that machine and limits leave, plus those it holds."""
+    left, limited = int(psutil.virtual_memory().available), free_memory()
+    return (left if limited is None else min(left, limited)) + resident()
 
 
 def accelerator_module(device: torch.device) -> Any:  # noqa: ANN401

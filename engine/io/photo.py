@@ -8,6 +8,7 @@ loads. ``notes`` tell the user what the conversion changes. The module does not 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +19,17 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.geometry import Box
 from engine.io.files import sha256
-from engine.io.picture_file import check_exists, decoding, open_thumbnail, open_upright, vips
+from engine.io.picture_file import (
+    DISC_THRESHOLD,
+    Header,
+    check_exists,
+    decoding,
+    open_header,
+    open_thumbnail,
+    open_top,
+    open_upright,
+    vips,
+)
 from engine.io.srgb import check_samples, notes, opaque_srgb, white
 
 if TYPE_CHECKING:
@@ -59,10 +70,15 @@ class PictureSource:
         path: a picture of 8 or 16 bits; docs/input.md lists the formats.
         size: (height, width) to resample to; None keeps the picture's own size.
 
+    Opening it reads the header, and a picture that is decoded in little memory as far as its first pixel. Others are decoded
+    when they are first read: in ``memory`` bytes, and through a temporary file of ``temporary`` bytes.
+
     Attributes:
         size: (height, width).
         digest: sha256 of the file.
         notes: one sentence about each change of the pixels on the way to 8-bit sRGB.
+        memory: upper bound of the bytes that decoding holds; 0 if it goes region by region.
+        temporary: bytes of the temporary file that decoding writes; 0 without one.
 
     Raises:
         InputError: no such file, one that cannot be decoded, or samples of unknown meaning. ``read`` raises it too, where
@@ -73,15 +89,33 @@ class PictureSource:
         check_exists(path, "picture")
         self.path = path
         with decoding(path):
-            image, self.notes = _open(path)
-            image = opaque_srgb(image)
-            if size is not None and size != (image.height, image.width):
-                image = _resampled(image, *size)
-            image.crop(0, 0, 1, 1).numpy()  # decodes far enough to refuse most damaged files here
-        self._image = image
-        self._white = np.float32(white(image))
-        self.size = (image.height, image.width)
+            header = open_header(path)
+            self.notes = _notes(path, header)
+            self._white = np.float32(white(opaque_srgb(header.image)))
+        self.memory, self.temporary = header.memory, header.temporary
+        self._own_size = (header.image.height, header.image.width)
+        self.size = size or self._own_size
         self.digest = sha256(path)
+        if self.is_light:
+            self.read(Box(0, 0, 1, 1))  # decodes far enough to refuse most damaged files here
+
+    @property
+    def is_light(self) -> bool:
+        """Whether decoding takes little memory and no temporary file."""
+        return self.memory <= 4 * DISC_THRESHOLD and not self.temporary
+
+    @cached_property
+    def _image(self) -> pyvips.Image:
+        image = opaque_srgb(open_upright(self.path))
+        return image if self.size == self._own_size else _resampled(image, *self.size)
+
+    def sample(self, side: int) -> Tensor:
+        """Up to ``side`` x ``side`` pixels, [3, h, w]: the middle, or the top where the middle takes a temporary file."""
+        if not self.temporary:
+            (height, width), (y, x) = self._own_size, (max(0, n - side) // 2 for n in self._own_size)
+            return self.read(Box(y, x, min(y + side, height), min(x + side, width)))
+        with decoding(self.path):
+            return self._tensor(opaque_srgb(open_top(self.path, side)))
 
     def resampled(self, size: tuple[int, int]) -> PictureSource:
         """The same picture at another size, (height, width)."""
@@ -89,8 +123,10 @@ class PictureSource:
 
     def read(self, box: Box) -> Tensor:
         with decoding(self.path):
-            pixels = self._image.crop(box.x0, box.y0, box.width, box.height).numpy()  # [h, w, 3]
-        return torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / self._white)
+            return self._tensor(self._image.crop(box.x0, box.y0, box.width, box.height))
+
+    def _tensor(self, image: pyvips.Image) -> Tensor:
+        return torch.from_numpy(image.numpy().astype(np.float32).transpose(2, 0, 1) / self._white)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +152,8 @@ def open_photo(path: Path, least_width: int = 256) -> Photo:
     """
     check_exists(path, "photograph")
     with decoding(path):
-        image, sentences = _open(path)
+        header = open_header(path)
+        image, sentences = header.image, _notes(path, header)
     if image.width < least_width:
         raise InputError(f"{path}: {image.width} px wide, at least {least_width} are needed; take a larger photograph")
     return Photo(path, image.width, image.height, sha256(path), sentences)
@@ -137,12 +174,11 @@ def write_resampled_photo(photo: Photo, size: tuple[int, int], path: Path) -> No
         _thumbnail(photo.path, size).rawsave(str(path))
 
 
-def _open(path: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """The upright picture with the samples of its file, and what their conversion changes."""
-    image, pages = open_upright(path)
-    check_samples(path, image)
-    extra = [f"only the first of {pages} pages or frames is read"] if pages > 1 else []
-    return image, (*extra, *notes(image))
+def _notes(path: Path, header: Header) -> tuple[str, ...]:
+    """Changes of the samples by their conversion. Raises InputError for samples of unknown meaning."""
+    check_samples(path, header.image)
+    extra = [f"only the first of {header.pages} pages or frames is read"] if header.pages > 1 else []
+    return (*extra, *notes(header.image))
 
 
 def _thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:

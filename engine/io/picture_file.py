@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,12 +22,28 @@ from engine.io.picture_header import BMP, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, ch
 
 if TYPE_CHECKING:
     import pyvips
+    from PIL import Image
 
-DISC_THRESHOLD = "32m"
-"""Decoded size above which libvips keeps a picture in a temporary file instead of in memory."""
+DISC_THRESHOLD = 32 << 20
+"""Bytes of a decoded picture above which libvips keeps it in a temporary file instead of in memory."""
+
+_PARTIAL = 1
+"""Flag of libvips: the loader decodes region by region."""
+
+_FRAME_LOADERS = ("webp", "gif", "heif")
+"""Loaders that hold whole frames while they decode."""
+
+_FRAMES = 3
+"""Bytes that such loaders hold, as a multiple of the decoded picture's: RGBA frames, and planes before and after."""
 
 BMP_PIXELS = 2**25
-"""Pixels of the largest BMP, which is decoded in memory at 10 bytes a pixel; a picture of 7680x4320 has fewer."""
+"""Pixels of the largest BMP, which is decoded in memory; a picture of 7680x4320 has fewer."""
+
+_BMP_BYTES = 10
+"""Bytes of a BMP's pixel while it is decoded."""
+
+_SAMPLE_BYTES = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "float": 4, "int": 4, "uint": 4}
+"""Bytes of a sample, by libvips' format."""
 
 _CONVERT = "convert it to PNG, TIFF or JPEG"
 
@@ -34,8 +51,10 @@ _CONVERT = "convert it to PNG, TIFF or JPEG"
 @cache
 def vips() -> ModuleType:
     """libvips, imported at first use: most renders decode nothing. It reads its threshold from the environment, once."""
-    os.environ.setdefault("VIPS_DISC_THRESHOLD", DISC_THRESHOLD)
+    os.environ.setdefault("VIPS_DISC_THRESHOLD", str(DISC_THRESHOLD))
     import pyvips
+
+    pyvips.operation_block_set("VipsForeignLoadRaw", False)  # it parses nothing; _open_pnm gives it a checked header
 
     # Its cache of operations goes by file names: a picture that changed would be read as it was.
     pyvips.cache_set_max(0)
@@ -50,7 +69,7 @@ def decoding(path: Path) -> Iterator[None]:
     except vips().Error as error:
         if (name := format_of(path)) in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
-        if "is not a known file format" in error.detail:
+        if "is not in a known format" in error.detail:
             raise InputError(f"{path}: cannot be read as a picture (unknown format); {_CONVERT}") from error
         detail = error.detail.replace(f"{path}: ", "")
         reason = "; ".join(dict.fromkeys(line.strip() for line in detail.splitlines() if line.strip())) or "damaged"
@@ -67,8 +86,22 @@ def check_exists(path: Path, kind: str) -> None:
         raise InputError(f"{path}: no permission to read it; change its mode")
 
 
-def open_upright(path: Path) -> tuple[pyvips.Image, int]:
-    """The picture with its EXIF orientation applied, decoded later, and the number of pages or frames in its file.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A picture whose header was read."""
+
+    image: pyvips.Image
+    """The upright picture: its size, samples and metadata."""
+    pages: int
+    """Pages or frames in the file."""
+    memory: int
+    """Upper bound of the bytes of memory that decoding holds; 0 if it goes region by region."""
+    temporary: int
+    """Bytes of the temporary file that decoding writes; 0 without one."""
+
+
+def open_header(path: Path) -> Header:
+    """Read the header of a picture; nothing large is decoded.
 
     Raises:
         InputError: damaged, of a format that is not read, or with samples of unknown meaning.
@@ -77,11 +110,70 @@ def open_upright(path: Path) -> tuple[pyvips.Image, int]:
     pages = check_header(path, name)
     with decoding(path):
         if name == PNM:
-            return _open_pnm(path), 1
+            return Header(_open_pnm(path), 1, 0, 0)
         if name == BMP:
-            return _open_bmp(path), 1
-        image = vips().Image.new_from_file(str(path), fail_on=_strictness(name)).autorot()
-        return image, pages or (image.get("n-pages") if image.get_typeof("n-pages") else 1)
+            return _bmp_header(_open_bmp(path))
+        loaded = _load(path, name)
+        pages = pages or (loaded.get("n-pages") if loaded.get_typeof("n-pages") else 1)
+        return Header(loaded.autorot(), pages, *_decoding_bytes(path, loaded))
+
+
+def open_upright(path: Path) -> pyvips.Image:
+    """The picture with its EXIF orientation applied; but for a BMP it is decoded when it is first read.
+
+    Raises InputError as ``open_header`` does.
+    """
+    name = format_of(path)
+    check_header(path, name)
+    with decoding(path):
+        if name == PNM:
+            return _open_pnm(path)
+        if name == BMP:
+            image = _open_bmp(path).decode()
+            if image.width * image.height * image.bands <= DISC_THRESHOLD:
+                return image
+            kept = vips().Image.new_temp_file("%s.v")
+            image.write(kept)
+            return kept
+        return _load(path, name).autorot()
+
+
+def open_top(path: Path, side: int) -> pyvips.Image:
+    """Up to ``side`` x ``side`` pixels at the top of the picture as it is stored: the rest of it is not decoded."""
+    name = format_of(path)
+    with decoding(path):
+        image = _open_bmp(path).decode() if name == BMP else _load(path, name, access="sequential")
+        width, height = min(side, image.width), min(side, image.height)
+        return image.crop((image.width - width) // 2, 0, width, height).copy_memory().autorot()
+
+
+def _bmp_header(bmp: _Bmp) -> Header:
+    """A small BMP is decoded, to see damage; the header of a large one belongs to a black picture."""
+    width, height, bands = bmp.shape
+    size = width * height * bands
+    if size <= DISC_THRESHOLD:
+        return Header(bmp.decode(), 1, _BMP_BYTES * width * height, 0)
+    image = vips().Image.black(width, height, bands=bands).copy(interpretation="srgb")
+    return Header(image, 1, _BMP_BYTES * width * height, size)
+
+
+def _load(path: Path, name: str, **options: str) -> pyvips.Image:
+    """The picture as it is stored. By a source: libvips would take brackets in a file's name for options."""
+    source = vips().Source.new_from_file(str(path))
+    return vips().Image.new_from_source(source, "", fail_on=_strictness(name), **options)
+
+
+def _decoding_bytes(path: Path, image: pyvips.Image) -> tuple[int, int]:
+    """Bytes of memory and of the temporary file that random access to a loaded picture takes."""
+    loader = image.get("vips-loader")
+    source = vips().Source.new_from_file(str(path))
+    _, found = vips().Operation.call(loader, source, flags=True)
+    size = image.width * image.height * image.bands * _SAMPLE_BYTES.get(image.format, 8)
+    is_interlaced = bool(image.get_typeof("interlaced")) and image.get("interlaced") == 1
+    frames = _FRAMES * size if is_interlaced or loader.startswith(_FRAME_LOADERS) else 0
+    if found["flags"] & _PARTIAL:
+        return frames, 0
+    return (frames, size) if size > DISC_THRESHOLD else (frames + size, 0)
 
 
 def open_thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:
@@ -90,8 +182,9 @@ def open_thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:
     options = {"height": height, "size": "force", "output_profile": "srgb"}
     name = format_of(path)
     with decoding(path):
-        if name in (PNM, BMP):
-            return open_upright(path)[0].thumbnail_image(width, **options)
+        if name in (PNM, BMP) or path.name.endswith("]"):  # libvips would take the brackets for options
+            return open_upright(path).thumbnail_image(width, **options)
+        # Not of a source: libvips makes a thumbnail of one that is damaged, too.
         return vips().Image.thumbnail(str(path), width, fail_on=_strictness(name), **options)
 
 
@@ -106,7 +199,7 @@ def _strictness(name: str) -> str:
 def _open_pnm(path: Path) -> pyvips.Image:
     """A binary PGM or PPM of 8 or 16 bits, read from the file as it is."""
     space = rb"(?:\s|#[^\n]*\n)+"
-    header = re.match(rb"P([56])%b(\d+)%b(\d+)%b(\d+)\s" % (space, space, space), head(path))
+    header = re.match(rb"P([56])%b(\d{1,7})%b(\d{1,7})%b(\d{1,5})\s" % (space, space, space), head(path))
     white = int(header[4]) if header else 0
     if header is None or white not in (255, 65535):
         raise InputError(f"{path}: not a binary PGM or PPM whose white is 255 or 65535; {_CONVERT}")
@@ -123,8 +216,30 @@ def _open_pnm(path: Path) -> pyvips.Image:
     return image.byteswap() if deep and sys.byteorder == "little" else image
 
 
-def _open_bmp(path: Path) -> pyvips.Image:
-    """A BMP, decoded by Pillow and kept as libvips keeps others: in a temporary file."""
+@dataclass(frozen=True, slots=True)
+class _Bmp:
+    """A BMP whose header was read by Pillow."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    """Width, height and samples a pixel."""
+
+    def decode(self) -> pyvips.Image:
+        """The picture in memory."""
+        with _pillow(self.path) as picture:
+            decoded = picture if picture.mode in ("RGB", "RGBA") else picture.convert("RGB")
+            pixels = decoded.tobytes()
+        return vips().Image.new_from_memory(pixels, *self.shape, "uchar").copy(interpretation="srgb")
+
+
+def _open_bmp(path: Path) -> _Bmp:
+    with _pillow(path) as picture:
+        return _Bmp(path, (picture.width, picture.height, 4 if picture.mode == "RGBA" else 3))
+
+
+@contextmanager
+def _pillow(path: Path) -> Iterator[Image.Image]:
+    """A BMP, opened by Pillow. Raises InputError when it is damaged or too large."""
     from PIL import Image
 
     try:
@@ -133,13 +248,9 @@ def _open_bmp(path: Path) -> pyvips.Image:
         with picture:
             if picture.width * picture.height > BMP_PIXELS:
                 raise Image.DecompressionBombError
-            decoded = picture if picture.mode in ("RGB", "RGBA") else picture.convert("RGB")
-            pixels, shape = decoded.tobytes(), (decoded.width, decoded.height, len(decoded.getbands()))
+            yield picture
     except Image.DecompressionBombError as error:
         limit = f"{BMP_PIXELS / 1e6:.1f} megapixels"
         raise InputError(f"{path}: a BMP is read up to {limit}, and this one is larger; convert it to PNG") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}); {SAVE_AGAIN}") from error
-    kept = vips().Image.new_temp_file("%s.v")
-    vips().Image.new_from_memory(pixels, *shape, "uchar").copy(interpretation="srgb").write(kept)
-    return kept

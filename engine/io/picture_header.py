@@ -9,6 +9,7 @@ import logging
 import re
 import struct
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +17,19 @@ from engine.errors import InputError
 
 CAMERA_RAW, TIFF, PNG, AVIF, BMP, PNM = "camera raw", "TIFF", "PNG", "AVIF", "BMP", "PNM"
 
-SELDOM_READ = ("HEIC", "PFM", "JPEG 2000", "JPEG XL", "OpenEXR", "Radiance HDR", "Photoshop", "Windows icon", "PDF")
-"""Formats that the wheel of libvips does not read; another build may."""
+SELDOM_READ = (
+    "HEIC",
+    "PFM",
+    "JPEG 2000",
+    "JPEG XL",
+    "OpenEXR",
+    "Radiance HDR",
+    "Photoshop",
+    "Windows icon",
+    "PDF",
+    "SVG",
+)
+"""Formats that libvips does not read, or not from those whom nobody knows (SVG opens other files)."""
 
 _BEGINNINGS = {
     CAMERA_RAW: rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD|....ftypcrx",
@@ -35,11 +47,15 @@ _BEGINNINGS = {
     "Photoshop": rb"8BPS",
     "Windows icon": rb"\0\0\x01\0",
     "PDF": rb"%PDF-",
+    "SVG": rb"\s*<(?:svg|\?xml)",
 }
 """Regular expressions of the first bytes, for every format that is treated or named in some way; the first match wins."""
 
 _HEAD = 4096
 """Bytes at the beginning of a file that are searched."""
+
+MAX_PAGES = 1000
+"""Pages of a TIFF that are counted: its chain of pages may be a circle."""
 
 _TIFF_BITS = (1, 2, 4, 8, 16)
 _TIFF_KINDS = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
@@ -125,7 +141,7 @@ def _check_tiff(path: Path) -> int:
     try:
         with _tifffile().TiffFile(path) as file:
             page = file.pages.first
-            pages = sum(not getattr(each, "is_reduced", False) for each in file.pages)
+            pages = sum(not getattr(each, "is_reduced", False) for each in islice(file.pages, MAX_PAGES))
             tags = page.tags
             colours = tags.valueof("PhotometricInterpretation")
             kind, bits, samples, extra = page.sampleformat, page.bitspersample, page.samplesperpixel, page.extrasamples

@@ -13,11 +13,11 @@ from msgspec.structs import replace
 from engine.archs.layers import noise_channels_of, with_noise_gain
 from engine.errors import UsageError, option
 from engine.model.bundle import STRUCTURE, Model, State, is_bundle, load, open_structure, read_network, state_digest
-from engine.model.manifest import Manifest, SRStage, StageOrigin
+from engine.model.manifest import MAX_MARGIN, Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED
 from engine.model.structure_file import structure_metadata, structure_state
 
-DEFAULT_MARGIN, MAX_MARGIN = 8, 64
+DEFAULT_MARGIN = 8
 """Pixels of step 1's image along each side that are cropped from the result.
 
 Artefacts of networks at a border, padded with zeros or mirrored, reach more than 4 and less than 8 pixels into the image

@@ -173,8 +173,7 @@ def load(path: Path | str) -> Model:
                         "--sr WEIGHTS --out MODEL.safetensors"
                     )
                 if (text := metadata.get(_MANIFEST_KEY)) is not None:
-                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-                    return _open_bundle(path, Manifest.from_json(text, path), tensors)
+                    return _open_bundle(path, Manifest.from_json(text, path), read_checkpoint(path))
         except SafetensorError as error:
             reason = f"damaged or truncated safetensors file ({error})"
             raise ModelError(f"{path}: {reason}; fetch or build it again") from error
@@ -252,8 +251,9 @@ def _open_bundle(path: Path, manifest: Manifest, tensors: State) -> Model:
         raise ModelError(f"{path}: no tensors for {', '.join(missing)}; the file is incomplete, build it again")
     model = Model(path, manifest, states)
     _ = model.base_generator
-    for index in range(len(model.stages)):
-        model.network(index)
+    for index, stage in enumerate(model.stages):
+        if (scale := model.network(index).scale) != stage.scale:
+            raise ModelError(f"{path}: stage {index} enlarges {scale} times, its manifest says {stage.scale}: damaged")
     actual = _content_digest(manifest, states)
     if actual != manifest.digest:
         raise ModelError(f"{path}: contents {actual[:12]} do not match the manifest's {manifest.digest[:12]}: damaged")
@@ -288,9 +288,10 @@ def _digest(states: Mapping[str, State], fields: tuple[Any, ...]) -> str:
     for prefix in sorted(states):
         for key, tensor in sorted(states[prefix].items()):
             sha.update(f"{prefix}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(
-                tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
-            )
+            if tensor.ndim:  # the array itself is hashed, without a copy
+                sha.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            else:
+                sha.update(str(tensor.item()).encode())
     return sha.hexdigest()
 
 

@@ -6,7 +6,6 @@ contents of a file decide its format, not its name. The module does not know wha
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from engine.archs import refusal
 from engine.errors import ModelError
+from engine.model.limits import check_archive, check_names, check_tensors, parse_json
 from engine.model.ncnn import MAGIC, read_ncnn
 
 WRAPPERS = (
@@ -42,6 +42,9 @@ GENERATORS = ("netG.", "net_g.")
 PREFIXES = ("module.", "_orig_mod.", "model.", *GENERATORS)
 """Prefixes that wrappers add to all tensor names: PyTorch's, and those of training programs."""
 
+_ZIP = b"PK\x03\x04"
+"""First bytes of a ZIP archive."""
+
 HEADER_LIMIT = 100_000_000
 """Largest header of a safetensors file in bytes, by its specification."""
 
@@ -59,7 +62,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         if not is_safetensors(path):
             return {}
         with safe_open(path, "pt") as file:
-            provenance = json.loads((file.metadata() or {}).get(PROVENANCE_KEY, "{}"))
+            provenance = parse_json((file.metadata() or {}).get(PROVENANCE_KEY, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as a safetensors file ({error}); fetch it again") from None
     return provenance if isinstance(provenance, dict) else {}
@@ -86,7 +89,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def is_safetensors(path: Path) -> bool:
     """Whether a file can be read and begins as a safetensors file does; it may still be damaged."""
     try:
-        return _reader_of_contents(path) is _read_safetensors
+        return _reader_of_contents(path) is read_safetensors
     except OSError:
         return False
 
@@ -96,8 +99,8 @@ def _reader_of_contents(path: Path) -> Callable[[Path], dict[str, Tensor]] | Non
     with path.open("rb") as file:
         head = file.read(16)
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < HEADER_LIMIT:
-        return _read_safetensors
-    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return read_safetensors
+    if head.startswith((_ZIP, b"\x80")):
         return _read_pickle
     if head.startswith(MAGIC.encode()) or (path.suffix.lower() == ".bin" and path.with_suffix(".param").is_file()):
         return read_ncnn
@@ -112,14 +115,29 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ModelError or OSError."""
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            check_names(file.keys())
+        tensors = load_file(path)
+        check_tensors(tensors, path.stat().st_size)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # of the format, or of a dtype that PyTorch does not have
         raise ModelError(f"{path}: damaged safetensors file ({_one_line(error)}); fetch it again") from error
+    return tensors
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:  # what PyTorch goes by; zipfile.is_zipfile can be made to say no
+            try:
+                check_archive(file)
+            except ModelError as error:
+                raise ModelError(f"{path}: {error}") from error
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns about formats that it guesses; the checks below say more
         try:
@@ -127,7 +145,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         except Exception as error:  # a damaged pickle can fail in any way at all
             raise ModelError(f"{path}: {_refusal(str(error))}") from error
     try:
-        return _named_tensors(_unwrapped(content))
+        return _named_tensors(_unwrapped(content), path.stat().st_size)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
@@ -156,7 +174,7 @@ def _unwrapped(content: object) -> object:
         if not isinstance(content, Mapping):
             break
         if "nunif_model" in content:
-            raise ModelError(refusal(str(content.get("name")), "open it with nunif, the program of its author"))
+            raise ModelError(refusal(_text(content.get("name")), "open it with nunif, the program of its author"))
         inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and value}
         sets = [key for key, value in inner.items() if any(isinstance(item, Tensor) for item in value.values())]
         if known := [key for key in WRAPPERS if key in inner]:
@@ -164,22 +182,28 @@ def _unwrapped(content: object) -> object:
         elif any(isinstance(value, Tensor) for value in content.values()):
             break
         elif len(sets) > 1:
-            names = ", ".join(map(repr, sets))
+            names = ", ".join(repr(_text(key)) for key in sets)
             raise ModelError(f"holds several sets of tensors ({names}); save the network's alone, under 'params'")
         elif sets or len(inner) == 1:
             content = inner[sets[0]] if sets else next(iter(inner.values()))
-        elif any(str(key).startswith("optimizer") for key in content):
+        elif any(_text(key).startswith("optimizer") for key in content):
             raise ModelError("the state of a training, without weights; name the weights, such as net_g_latest.pth")
     return content
 
 
-def _named_tensors(content: object) -> dict[str, Tensor]:
-    """The tensors without the prefixes that wrappers add."""
+def _text(key: object) -> str:
+    """A key of a pickle for messages; its type if it is no text: a number or a tuple can be too large to be printed."""
+    return key if isinstance(key, str) else type(key).__name__
+
+
+def _named_tensors(content: object, size: int) -> dict[str, Tensor]:
+    """The tensors without the prefixes that wrappers add; ``size``: bytes of the file, which bound them."""
     if not isinstance(content, Mapping) or not content:
         raise ModelError(f"holds a {type(content).__name__} without named tensors; name a checkpoint")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{str(key)!r} is a {type(value).__name__}, not a named tensor; save the tensors alone")
+            raise ModelError(f"{_text(key)!r} is a {type(value).__name__}, not a named tensor; save the tensors alone")
+    check_tensors(content, size)
     return _without_prefixes({key: value.detach() for key, value in content.items()})
 
 
@@ -198,7 +222,7 @@ def _has_prefix(key: str, prefix: str) -> bool:
 
 
 READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-    ".safetensors": _read_safetensors,
+    ".safetensors": read_safetensors,
     ".pth": _read_pickle,
     ".pt": _read_pickle,
     ".ckpt": _read_pickle,

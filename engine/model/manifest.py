@@ -9,9 +9,17 @@ from typing import Annotated, Any
 import msgspec
 
 from engine.errors import ModelError
+from engine.model.limits import check_json
 from engine.plan.measured import StageProfile
 
 FORMAT = "ourgan-engine/1"
+
+
+MAX_STAGES = 16
+"""Super-resolution stages of a file. The paper has three."""
+
+MAX_MARGIN = 64
+"""Largest margin, in pixels of step 1."""
 
 
 class StageOrigin(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +27,7 @@ class StageOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
     architecture: str
     """Name in ``engine.archs``: "esrgan" or "swinir"."""
-    scale: int
+    scale: Annotated[int, msgspec.Meta(ge=1, le=16)]
     """Enlargement of each side."""
     sigma: int | float
     """Standard deviation of the noise that is added to the input, as a share of 1.0."""
@@ -44,6 +52,8 @@ class SRStage(StageOrigin, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         if self.profile is not None and any(point.halo < 0 for point in self.profile.seam):
             raise ValueError("a halo is negative")
+        if self.sigma < 0:
+            raise ValueError("sigma is negative")
 
     @classmethod
     def of(cls, origin: StageOrigin, **changes: Any) -> SRStage:  # noqa: ANN401
@@ -61,13 +71,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     structure: dict[str, Any] | None
     """Metadata of step 1; None for a file of super-resolution stages alone."""
-    stages: tuple[SRStage, ...]
+    stages: Annotated[tuple[SRStage, ...], msgspec.Meta(max_length=MAX_STAGES)]
     """Super-resolution stages in the order in which they run."""
     digest: str
     """sha256 of everything that decides pixels."""
     colour: str = "sRGB"
     """Colour space of input and output."""
-    margin: Annotated[int, msgspec.Meta(ge=0)] = 0
+    margin: Annotated[int, msgspec.Meta(ge=0, le=MAX_MARGIN)] = 0
     """Pixels along each side of step 1's image that are context for the stages and are cropped from the result."""
 
     def to_json(self) -> str:
@@ -78,12 +88,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     def from_json(cls, text: str, path: Path) -> Manifest:
         """Read the manifest of the file ``path``. Raises ModelError when it is damaged or of another format."""
         try:
+            check_json(text)
             if msgspec.json.decode(text, type=_Format).format != FORMAT:
                 raise ModelError(
                     f"{path}: not format {FORMAT}; this engine is too old or the file is not a model bundle"
                 )
             return msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise ModelError(f"{path}: damaged manifest ({error}); build the model again") from error
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.archs import refusal
 from engine.archs.esrgan import RRDBNet
+from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS
 from engine.errors import ModelError
 
 MAGIC = "7767517"
@@ -40,6 +41,10 @@ ATTRIBUTES = {"kernel": ("1", 0), "dilation": ("2", 1), "stride": ("3", 1), "pad
 
 REQUIRED = {"kernel": 3, "dilation": 1, "stride": 1, "padding": 1, "bias": 1}
 """Values that an RRDBNet's convolutions have."""
+
+
+GRAPH_LIMIT = 8 << 20
+"""Bytes of a graph. That of 23 blocks has 60,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,15 @@ def read_ncnn(path: Path) -> dict[str, Tensor]:
     for part in (graph, data):
         if not part.is_file():
             raise ModelError(f"{path}: an ncnn model is a pair of files, but there is no {part.name} beside it")
-    content = data.read_bytes()
+    if graph.stat().st_size > GRAPH_LIMIT:
+        raise ModelError(f"{graph}: a graph of {graph.stat().st_size} bytes; graphs of at most {GRAPH_LIMIT} are read")
     try:
         shapes = _rrdbnet_shapes(_parse_graph(graph.read_bytes().decode("ascii", errors="replace")))
     except ModelError as error:
         raise ModelError(f"{graph}: {error}") from error
     try:
-        return _parse_weights(content, shapes)
+        _check_size(data.stat().st_size, shapes)
+        return _parse_weights(data.read_bytes(), shapes)
     except ValueError as error:
         raise ModelError(f"{data}: {error}") from error
 
@@ -121,12 +128,12 @@ def _parse_convolution(layer: Sequence[str]) -> Convolution:
 def _rrdbnet_shapes(convolutions: Sequence[Convolution]) -> dict[str, torch.Size]:
     """Shapes of an RRDBNet's weights by name. The graph has the order in which our module creates convolutions."""
     blocks, rest = divmod(len(convolutions) - 6, 15)
-    if blocks < 1 or rest:
+    if not 1 <= blocks <= MAX_BLOCKS or rest:
         raise ModelError(
             f"a graph of {len(convolutions)} convolutions is no RRDBNet, which has 15 per block and 6 more"
         )
     channels, growth = convolutions[0].outputs, convolutions[1].outputs
-    if not (0 < channels < 4096 and 0 < growth < 4096):
+    if not (0 < channels <= MAX_CHANNELS and 0 < growth <= MAX_CHANNELS):
         raise ModelError(f"a graph of {channels} and {growth} channels is no RRDBNet, which has 64 and 32")
     with torch.device("meta"):
         weights = RRDBNet(channels, blocks, growth).state_dict()
@@ -138,6 +145,13 @@ def _rrdbnet_shapes(convolutions: Sequence[Convolution]) -> dict[str, torch.Size
                 f"of an RRDBNet has {shape[0]} and {shape.numel()}"
             )
     return shapes
+
+
+def _check_size(size: int, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise ValueError for more bytes than weights in fp32 take, before they are read; ``_parse_weights`` checks the rest."""
+    largest = sum(4 + 4 * shape.numel() + 4 * shape[0] for shape in shapes.values())
+    if size > largest:
+        raise ValueError(f"holds {size} bytes, but its graph accounts for at most {largest}")
 
 
 def _parse_weights(content: bytes, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

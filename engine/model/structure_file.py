@@ -16,11 +16,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.archs.hpvaegan import BaseGenerator, Config, Padding, Size
+from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS, check_count
 from engine.errors import ModelError, UsageError
 from engine.io.tensors import write_tensors
+from engine.model.checkpoints import read_checkpoint
+from engine.model.limits import parse_json
 
 METADATA_KEY = "manifest"
 """Key of the JSON manifest in the file's metadata."""
+
+MAX_SIDE, MAX_PIXELS = 1 << 16, 1 << 20
+"""Side and area of the image of a scale; training makes 256 pixels a side."""
 
 _KIND = ("structure", "hpvaegan")
 _KEYS = ("kind", "architecture", "M", "L", "coordinates", "padding", "sizes")
@@ -41,16 +47,15 @@ def read_structure(path: Path) -> BaseGenerator:
     """The generator in a file that ``write_structure`` wrote, in float32. Raises ModelError."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = parse_json((file.metadata() or {}).get(METADATA_KEY, "null"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as a safetensors file ({error}); train or fetch it again") from None
     if not isinstance(metadata, dict):
         raise ModelError(f"{path}: not a file of step 1 (no {METADATA_KEY!r} in its metadata); name another file")
     try:
-        return structure_from_state(state, metadata)
+        return structure_from_state(read_checkpoint(path), metadata)
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def structure_metadata(generator: BaseGenerator) -> dict[str, Any]:
@@ -104,7 +109,14 @@ def _config(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Config:
     coordinates = tail[1] - head[0]
     if coordinates not in (0, 1):
         raise ModelError(f"decoder.tail.weight takes {tail[1]} channels, expected {head[0]} or {head[0] + 1}")
-    last = _count(state, r"blocks\.(\d+)\.")
+    last, layers = _count(state, r"blocks\.(\d+)\."), _count(state, r"decoder\.body\.(\d+)\.")
+    check_count(1 + last, MAX_BLOCKS, "scales")
+    check_count(1 + layers, MAX_BLOCKS, "layers of a block")
+    check_count(head[0], MAX_CHANNELS, "channels")
+    if (1 + last) * layers > len(state):
+        raise ModelError(
+            f"{1 + last} scales of {layers} layers, but only {len(state)} tensors; fetch or train it again"
+        )
     for key, value in {"M": last, "coordinates": bool(coordinates)}.items():
         if metadata.get(key) != value:
             raise ModelError(f"metadata says {key} = {metadata.get(key)!r}, the tensors say {value!r}")
@@ -119,7 +131,7 @@ def _config(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Config:
             padding=cast(Padding, padding),
             channels=head[0],
             latent=head[1] - coordinates,
-            layers=_count(state, r"decoder\.body\.(\d+)\."),
+            layers=layers,
         )
     except UsageError as error:
         raise ModelError(str(error)) from None
@@ -135,8 +147,8 @@ def _conv_shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Number of modules numbered by ``pattern``; a gap shows up later as a missing tensor."""
-    return 1 + max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)
+    """Number of modules numbered by ``pattern``, bounded by the number of names; a gap shows up as a missing tensor."""
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
 def _sizes(metadata: Mapping[str, Any], config: Config) -> tuple[Size, ...]:
@@ -148,7 +160,11 @@ def _sizes(metadata: Mapping[str, Any], config: Config) -> tuple[Size, ...]:
     )
     if not valid:
         raise ModelError(f"metadata 'sizes' is {sizes!r}, expected {config.last + 1} pairs [height, width]")
-    return tuple((h, w) for h, w in cast(list[list[int]], sizes))
+    pairs = cast(list[list[int]], sizes)
+    for h, w in pairs:
+        if max(h, w) > MAX_SIDE or h * w > MAX_PIXELS:
+            raise ModelError(f"metadata 'sizes' holds {w:.6g}x{h:.6g}; at most {MAX_PIXELS} pixels are drawn")
+    return tuple((h, w) for h, w in pairs)
 
 
 def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

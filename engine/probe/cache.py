@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +26,20 @@ def digest(*parts: object) -> str:
 
 def read(group: str, name: str) -> object:
     """Stored data; None when there is none, or when it is damaged."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         data: object = json.loads(_path(group, name).read_text())
         return data
     return None
+
+
+def numbers(data: object) -> dict[str, float]:
+    """Stored numbers by name. Raises TypeError unless all are finite and none is negative: nobody measures such."""
+    if not isinstance(data, Mapping):
+        raise TypeError("no numbers")
+    for value in data.values():
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise TypeError(f"{value!r} is no measured number")
+    return dict(data)
 
 
 def write(group: str, name: str, data: object) -> None:

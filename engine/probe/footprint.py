@@ -117,7 +117,7 @@ def half_pays(half: str, device: torch.device) -> bool:
         return True
     name = _machine_key(("half", half))
     stored = cache.read("half", name)
-    if not isinstance(stored, float):
+    if not (isinstance(stored, float) and 0 < stored < math.inf):
         stored = _convolution_seconds(PRECISIONS[half]) / _convolution_seconds(torch.float32)
         cache.write("half", name, stored)
     return stored < _HALF_SHARE
@@ -194,7 +194,7 @@ def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footpri
     name = _machine_key(key)
     stored = cache.read("footprints", name)
     try:
-        return Footprint(**stored)  # type: ignore[arg-type]
+        return Footprint(**cache.numbers(stored))  # type: ignore[arg-type]
     except TypeError:
         footprint = measure_it()
     cache.write("footprints", name, asdict(footprint))

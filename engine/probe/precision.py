@@ -56,7 +56,7 @@ def precision_errors(
     name = cache.digest(model.digest, stages, half, str(device), content.sum().item(), torch.__version__)
     stored = cache.read("precision", name)
     try:
-        return [PrecisionError(**e) for e in stored]  # type: ignore[attr-defined]
+        return [PrecisionError(**cache.numbers(e)) for e in stored]  # type: ignore[attr-defined]
     except TypeError:
         log(f"measuring the error of {half}" + (f" on {image.name}" if image else " (once)"))
     full, fast = (_chain(model, stages, precision, device) for precision in ("fp32", half))
@@ -109,12 +109,9 @@ def _chain(model: Model, stages: int, precision: str, device: torch.device) -> l
 
 
 def _first_content(model: Model, image: Path | None) -> Tensor:
-    """Input of the first stage, [1, 3, h, w]: the middle of the picture, or a sample of step 1."""
+    """Input of the first stage, [1, 3, h, w]: a cheap part of the picture, or a sample of step 1."""
     if image is not None:
-        source = PictureSource(image)
-        height, width = source.size
-        y, x = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
-        return source.read(Box(y, x, min(y + _MIDDLE, height), min(x + _MIDDLE, width)))[None]
+        return PictureSource(image).sample(_MIDDLE)[None]
     assert model.base_generator is not None
     return base_image(model.base_generator, SAMPLE_SEED)[None]
 

@@ -167,13 +167,6 @@ READ = {
     "pyramid.tif": (lambda p: libvips(p, RGB, "srgb", tile=True, pyramid=True, tile_width=16, tile_height=16), RGB, 0, ()),
     "animation.webp": (lambda p: frames(p, lossless=True), RGB, 0, (FIRST,)),
     "animation.png": (frames, RGB, 0, (FIRST,)),
-    "drawing.svg": (
-        lambda p: p.write_text(
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}">'
-            '<rect width="100%" height="100%" fill="#336699"/></svg>'
-        ),
-        np.array([0x33, 0x66, 0x99]), 0, (FLAT,),
-    ),
     "p5.pgm": (lambda p: ppm(p, GREY, b"P5", 255, b"# a comment\n"), GREY, 0, ()),
     "p6.ppm": (lambda p: ppm(p, RGB, b"P6", 255), RGB, 0, ()),
     "deep.pgm": (lambda p: ppm(p, deep(GREY), b"P5", 65535), levels(deep(GREY)), 0.002, (DEEP,)),
@@ -247,8 +240,12 @@ REFUSED = {
     "int32.tif": (with_(np.int32, GREY), "int32 samples are not read (only"),
     "uint32.tif": (with_(np.uint32, GREY.astype(np.uint32) << 24), "uint32 samples are not read (only"),
     "12-bit.tif": (with_(np.uint16, GREY.astype(int) * 16, bitspersample=12), "uint12 samples are not read (only"),
-    "double.v": (lambda p: pyvips.Image.new_from_array(GREY.astype(float)).write_to_file(str(p)), "double samples are not read"),
-    "bands.v": (lambda p: libvips(p, stack(RGB, RGB), "multiband"), "6 samples a pixel of unknown meaning"),
+    "a.v": (lambda p: libvips(p, RGB, "srgb"), "cannot be read as a picture (unknown format); convert it"),
+    "a.csv": (lambda p: p.write_text("1.5,2.5\n3.5,4.5\n"), "cannot be read as a picture (unknown format); convert it"),
+    "drawing.svg": (
+        lambda p: p.write_text('<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
+        "SVG is not read; convert it",
+    ),
     "lab.tif": (with_(np.uint8, RGB, photometric="cielab"), "CIELAB of 8 bits is not read (only of 16)"),
     "cfa.tif": (with_(np.uint16, GREY, photometric="cfa"), "begins with a thumbnail or a camera's raw samples"),
     "preview.tif": (with_(np.uint8, RGB, photometric="rgb", subfiletype=1), "begins with a thumbnail"),

@@ -9,7 +9,7 @@ from support.model_files import PROFILE, contents, rewritten
 
 import engine
 from engine.cli.app import main
-from engine.errors import ModelError
+from engine.errors import ModelError, printable
 from engine.model.build import build
 from engine.model.bundle import load
 from engine.model.structure_file import write_structure
@@ -258,7 +258,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, model_file, capsys, tab
         with pytest.raises(ModelError) as caught:
             load(path)
         assert reason in str(caught.value), name
-        assert refusal(path, capsys) == f"engine: {caught.value}", name
+        assert refusal(path, capsys) == f"engine: {printable(str(caught.value))}", name
 
 
 def test_a_manifest_that_is_none_is_refused(tmp_path, model_file, capsys):

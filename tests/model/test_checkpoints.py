@@ -143,7 +143,7 @@ def test_torchscript_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as content:
         content.writestr("net/constants.pkl", pickle.dumps(()))
         content.writestr("net/code/main.py", "")
-    assert "not a checkpoint of PyTorch" in refusal(tmp_path / "net.pt")
+    assert "a TorchScript program, not a checkpoint" in refusal(tmp_path / "net.pt")
 
 
 class Command:

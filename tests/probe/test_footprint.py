@@ -130,10 +130,23 @@ def test_measured_once(calls):
     assert len(calls) == 2
 
 
+POISON = ("null", "-1", "NaN", "Infinity", "1e999", '"2"', "true", "[2]")
+
+
 def test_damaged_file_is_measured_again(calls, tmp_path):
     cached(calls)
     (file,) = tmp_path.rglob("*.json")
-    for content in ("", "{", "[]", "{}", '{"fixed": 1}', "null", '{"fixed":1,"per_pixel":2,"more":3}'):
+    poisoned = [f'{{"fixed": 1, "per_pixel": {n}, "seconds_per_pixel": 3}}' for n in POISON]
+    for content in (
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"fixed": 1}',
+        '{"fixed":1,"per_pixel":2,"more":3}',
+        "[" * 200_000,
+        *poisoned,
+    ):
         before = len(calls)
         file.write_text(content)
         assert cached(calls) == Footprint(1, 2.0, 3.0)
