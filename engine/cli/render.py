@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from engine.causes import naming
 from engine.cli import report
 from engine.cli.export import write_picture
 from engine.cli.progress import clock, log, meter, warn
@@ -34,7 +34,6 @@ PICTURE = "picture"
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Formats of a contact sheet."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOWN = 2000
 """Longer side of the picture that is suggested for looking at a store, in pixels."""
 
@@ -185,7 +184,7 @@ def _run(job: Job, sink: ZarrSink) -> RenderResult:
     height, width = job.plan.size
     before = 1 - sum(box.area for box in sink.missing()) / (height * width)
     bar = meter("rendering", 1.0, done=before, forecast=job.projection.seconds)
-    with bar as running, deferred_interrupt(_SIGNALS, _say_stopping) as stop:
+    with bar as running, deferred_interrupt(_say_stopping) as stop:
         share = 0.0
 
         def advance(progress: Progress) -> None:
@@ -193,7 +192,8 @@ def _run(job: Job, sink: ZarrSink) -> RenderResult:
             running.advance((progress.share - share) * (1 - before), f"step {progress.step}")
             share = progress.share
 
-        return job.render(sink, on_progress=advance, cancelled=stop.is_set)
+        with naming(job.out):
+            return job.render(sink, on_progress=advance, cancelled=stop.is_set)
 
 
 @contextmanager

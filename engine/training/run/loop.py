@@ -7,7 +7,6 @@ log and, until the end, the checkpoint lie next to the output.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.causes import naming
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, option
-from engine.interrupt import deferred_interrupt
+from engine.interrupt import Flag, deferred_interrupt
 from engine.training.run import checkpoint
 from engine.training.run.events import CheckpointSaved, Event, Forecast, IterationDone, JsonLines
 from engine.training.run.runtime import Runtime
@@ -122,7 +122,7 @@ def train(
         prepared: events that are logged first.
 
     Raises:
-        Interrupted: Ctrl-C; the checkpoint was written.
+        Interrupted: a request to stop; the checkpoint was written.
         EngineError: a loss or a weight is NaN or infinite; the last good checkpoint stays.
         ResumeError: the checkpoint belongs to another run.
     """
@@ -131,6 +131,7 @@ def train(
     if is_resumed:
         trainer.restore(checkpoint.load(path, trainer.settings()))
     with (
+        naming(out),
         JsonLines(out.with_name(out.name + ".log.jsonl"), append=is_resumed) as log,
         deferred_interrupt() as interrupted,
     ):
@@ -190,9 +191,7 @@ class Pace:
 class _Run:
     """Phases, checkpoints and events of one call of ``train``."""
 
-    def __init__(
-        self, trainer: Trainer, path: Path, every: int, interrupted: threading.Event, emit: Emit, pace: Pace
-    ) -> None:
+    def __init__(self, trainer: Trainer, path: Path, every: int, interrupted: Flag, emit: Emit, pace: Pace) -> None:
         self.trainer, self.path, self.every = trainer, path, every
         self.interrupted, self.emit, self.pace = interrupted, emit, pace
         self.saved: str | None = None
