@@ -84,6 +84,7 @@ def render(
     preview: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    accept_backend: bool = False,
     keep_store: bool = False,
     dry_run: bool = False,
     report: Path | None = None,
@@ -101,6 +102,8 @@ def render(
             scene there and at any size of the same shape.
         resume: Continue an interrupted render.
         overwrite: Replace an existing store or picture.
+        accept_backend: With --resume, continue a render that was begun with other processor instructions or another number of
+            threads: pixels may differ by a level in fp32, and by a few levels in half precision.
         keep_store: Keep the working store of a picture.
         dry_run: Print the plan and stop.
         report: JSON file to write with the plan, its projection and the measurements.
@@ -111,7 +114,7 @@ def render(
     _set_output(quiet, verbose)
     if preview is not None:
         others = {
-            "count": count != 1, "resume": resume, "keep_store": keep_store, "dry_run": dry_run,
+            "count": count != 1, "resume": resume, "accept_backend": accept_backend, "keep_store": keep_store, "dry_run": dry_run,
             "report": report is not None, "json": json,
         }  # fmt: skip
         if given := [name for name, is_given in others.items() if is_given]:
@@ -144,6 +147,7 @@ def render(
     options = Options(
         resume=resume,
         overwrite=overwrite,
+        accept_backend=accept_backend,
         keep_store=keep_store,
         dry_run=dry_run,
         as_json=json,
@@ -346,6 +350,7 @@ def build(
     licence: str | None = None,
     margin: int | None = None,
     noise_gain: list[float] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Build a model file from a file of step 1 and super-resolution checkpoints.
 
@@ -358,6 +363,7 @@ def build(
         licence: Licence of the checkpoint files, recorded in the model.
         margin: Border of step 1's image in pixels to generate and crop, as networks distort it; default: 8 (0 in the paper).
         noise_gain: Amplitude of a step's noise channels relative to training, once per step; more gives more fine texture.
+        overwrite: Replace an existing file.
     """
     from engine.cli.model import build as run
 
@@ -369,6 +375,7 @@ def build(
         licence=licence,
         margin=margin,
         noise_gains=noise_gain or [],
+        overwrite=overwrite,
     )
 
 
@@ -391,6 +398,7 @@ def structure(
     vram: Annotated[int | None, BYTES] = None,
     seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
     licence: Licence = "",
     source: Source = "",
     quiet: QuietFlag = False,
@@ -414,6 +422,7 @@ def structure(
         vram: GPU memory that an iteration may take; default: most of the free memory.
         seed: Seed of the weights and the noise.
         resume: Continue from the last checkpoint, if there is one.
+        overwrite: Replace an existing file.
     """
     from engine.cli.train import structure as run
 
@@ -430,6 +439,7 @@ def structure(
         vram=vram,
         seed=seed,
         resume=resume,
+        overwrite=overwrite,
         licence=licence,
         source=source,
         iterations=iterations,

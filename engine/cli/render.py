@@ -14,6 +14,7 @@ from typing import Any
 from engine.causes import naming
 from engine.cli import report
 from engine.cli.export import write_picture
+from engine.cli.outputs import check_inputs_stay, check_place, write_text
 from engine.cli.progress import clock, log, meter, warn
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
@@ -87,6 +88,7 @@ class Options:
 
     resume: bool = False
     overwrite: bool = False
+    accept_backend: bool = False
     keep_store: bool = False
     dry_run: bool = False
     as_json: bool = False
@@ -98,7 +100,12 @@ class Options:
 def render(model: Path, output: Output, request: Request, options: Options) -> None:
     """Plan, print the plan, render with progress, write the picture, print the result. ``dry_run``: stop after the plan."""
     if options.report is not None:
-        report.check_place("report", options.report)
+        check_place("report", options.report)
+        inputs = [model, request.init, output.path, output.store]
+        check_inputs_stay("report", options.report, inputs)
+        if options.report.resolve().is_relative_to(output.store.resolve()):
+            raise UsageError(f"{option('report', options.report)}: lies in the store; name a file outside it")
+    check_inputs_stay("out", output.path, [model, request.init])
     fix_malloc_thresholds()
     start = time.perf_counter()
     with _interrupts("interrupted before the render began; nothing was written"):
@@ -114,7 +121,9 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         notes: dict[str, Any] = {COMMAND: resume_words(model, request)}
         if output.is_picture:
             notes[PICTURE] = {"name": output.path.name, "overwrite": options.overwrite}
-        sink = job.open_sink(resume=options.resume, overwrite=options.overwrite, notes=notes)
+        sink = job.open_sink(
+            resume=options.resume, overwrite=options.overwrite, accept_backend=options.accept_backend, notes=notes
+        )
     if not options.as_json:
         _print_plan(job, options)
     with _interrupts("interrupted; continue with --resume"):
@@ -133,7 +142,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         **report.run_report(result, job.measured),
     }
     if options.report is not None:
-        options.report.write_text(json.dumps(account, indent=2) + "\n")
+        write_text(options.report, json.dumps(account, indent=2) + "\n")
     if options.as_json:
         report.print_json(account)
     else:
@@ -145,6 +154,7 @@ def contact_sheet(model: Path, out: Path, request: Request, count: int, *, overw
     if out.suffix.lower() not in SHEET_SUFFIXES:
         raise UsageError(f"{option('out', out)}: a contact sheet is a picture; use {', '.join(SHEET_SUFFIXES)}")
     check_target(out, overwrite=overwrite)
+    check_inputs_stay("out", out, [model, request.init])
     with _interrupts("interrupted; nothing was written"), meter("seeds", count) as bar:
         seeds = write_contact_sheet(
             load(model), request, out, count, on_seed=lambda seed: bar.advance(1, f"seed {seed}"), log=log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,11 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from engine.cli.outputs import check_place
 from engine.cli.progress import clock
 from engine.cli.tables import print_table
 from engine.errors import UsageError, counted, option
+from engine.io.files import replacing
 from engine.job import RenderResult
 from engine.model.bundle import Model
 from engine.plan.cost import CHANNELS, Projection, readable
@@ -263,13 +264,6 @@ def _thinned(profile: StageProfile) -> list[SeamPoint]:
     return [p for i, p in enumerate(profile.seam) if i % 4 == 0 or i == last or p == chosen]
 
 
-def check_place(name: str, path: Path) -> None:
-    """Refuse a file that could not be written at the end. ``name``: the option. Raises UsageError."""
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{option(name, path)}: cannot be written; name a file in a folder that exists")
-
-
 def check_plot(path: Path) -> None:
     """Refuse a plot that could not be drawn at the end. Raises UsageError."""
     check_place("plot", path)
@@ -300,7 +294,8 @@ def plot_profiles(profiles: list[StageProfile], path: Path) -> None:
     axes.set(xlabel="halo (low-resolution pixels); vertical: 98 % ERF by |g| (solid) and g^2 (dotted)",
              ylabel="seam error (levels of 255)", yscale="log")  # fmt: skip
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, format=path.suffix[1:].lower())
 
 
 def run_report(result: RenderResult, measured: Measured) -> dict[str, Any]:

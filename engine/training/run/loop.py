@@ -145,11 +145,11 @@ def train(
         run.emit(written)
 
 
-def check_out(out: Path, *, resume: bool) -> None:
+def check_out(out: Path, runtime: Runtime) -> None:
     """Check before the training that the result can be written.
 
     Raises:
-        InputError: the folder of ``out`` does not exist, or ``out`` is a folder.
+        InputError: the folder of ``out`` does not exist, or ``out`` is a folder, or a file that is not to be replaced.
         ResumeError: an unfinished run without ``resume``, or a finished one with it.
     """
     if not out.parent.is_dir():
@@ -157,10 +157,14 @@ def check_out(out: Path, *, resume: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file")
     path = checkpoint.checkpoint_path(out)
-    if path.exists() and not resume:
+    if path.exists() and not runtime.resume:
         raise ResumeError(f"{path}: belongs to an unfinished run; give {option('resume', True)} or delete it")
-    if resume and out.exists() and not path.exists():
+    if path.exists() or not out.exists():  # an unfinished run may replace a file: its start was allowed to
+        return
+    if runtime.resume:
         raise ResumeError(f"{out}: the run is finished; leave {option('resume')} out or choose another output")
+    if not runtime.overwrite:
+        raise InputError(f"{out}: exists; give {option('overwrite', True)} to replace it, or another {option('out')}")
 
 
 class Pace:
