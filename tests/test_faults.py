@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.stores import attributes, files, render
+from support.training import tiny_preset
 
 from engine.archs.esrgan import RRDBNet
 from engine.model.bundle import load
 from engine.plan.request import Request
-from engine.training.preset import preset_text
 from engine.training.run import checkpoint
 
 SUPPORT = Path(__file__).parent / "support"
@@ -90,11 +90,7 @@ def prepare(tmp_path, model_file, picture):
         start(folder)
         pixels = picture(96, 128).mul(255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / "photo.png")
-        text = preset_text("quick")
-        for old, new in TINY.items():
-            assert old in text
-            text = text.replace(old, new)
-        (folder / "tiny.toml").write_text(text)
+        (folder / "tiny.toml").write_text(tiny_preset())
 
     steps = {
         "nothing": lambda folder: None,
@@ -111,13 +107,6 @@ def prepare(tmp_path, model_file, picture):
         return folder
 
     return fill
-
-
-TINY = {
-    "iterations = 400": "iterations = 3", "crop = 128 ": "crop = 32 ", "gan_from = 50": "gan_from = 9",
-    "checkpoint_every = 50": "checkpoint_every = 1", "held_out = 0.1": "held_out = 0.25",
-}  # fmt: skip
-"""Changes of the preset quick to one of a second."""
 
 
 def runs(shim, case, template, work, model, *, is_lasting, is_thorough):
