@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.stores import attributes, files, render
@@ -22,7 +23,6 @@ from support.training import tiny_preset
 from engine.archs.esrgan import RRDBNet
 from engine.model.bundle import load
 from engine.plan.request import Request
-from engine.training.run import checkpoint
 
 SUPPORT = Path(__file__).parent / "support"
 OPTIONS = "--size 64x48 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor bands"
@@ -157,7 +157,7 @@ def check_failure(case, result, failed, before, expected):
     names = [path.name for path in failed.rglob("*")]
     assert not [name for name in names if name.endswith(".part")], (number, names)
     if case.prepare == "training" and (saved := failed / "w.safetensors.checkpoint").exists():
-        assert checkpoint.position(saved) != (0, 0) or result["number"] < 40, number
+        assert torch.load(saved, weights_only=True)["format"] == 1, number  # the last good one is whole
 
 
 def check(shim, name, prepare, tmp_path, model, *, is_lasting, is_thorough):
