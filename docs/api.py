@@ -91,7 +91,8 @@ engine.render("realsr", "larger.zarr", init=crop)
 
 ### Progress and cancelling
 
-A cancelled render keeps its finished shards. `resume=True` continues it, with the same bits.
+A cancelled render keeps its finished shards. `resume=True` continues it, on the same
+machine with the same bits.
 
 ```python
 import time

@@ -40,11 +40,11 @@ Errors: each is an EngineError, with one line that says what to do
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from engine.guards import guard_pictures
 from engine.threads import limit_spinning, limit_threads
 from engine.version import __version__
+
+TYPE_CHECKING = False  # as in typing, whose import would delay the first line of the command line
 
 if TYPE_CHECKING:
     from engine.errors import (

@@ -96,7 +96,7 @@ class RenderError(EngineError):
 
 
 class Interrupted(EngineError):
-    """Stopped on request after a whole shard; resuming continues from there."""
+    """Stopped by Ctrl-C, SIGTERM or SIGHUP; a render or training continues with --resume."""
 
     exit_code = 130
 

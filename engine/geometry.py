@@ -131,6 +131,10 @@ class Grid:
                 yield row, column
 
 
+MAX_SIDE = 2**31 - 1
+"""Largest side of an image in pixels, as in TIFF readers and libvips."""
+
+
 def parse_size(size: object, name: str = "size") -> tuple[int, int]:
     """(width, height) from such a pair, or from a text such as ``4096x3072``.
 
@@ -144,6 +148,8 @@ def parse_size(size: object, name: str = "size") -> tuple[int, int]:
     else:
         sides = _whole_numbers(size)
     if len(sides) == 2 and min(sides) > 0:
+        if max(sides) > MAX_SIDE:
+            raise UsageError(f"{option(name)}: a side is too long (more than {MAX_SIDE} pixels); use a smaller size")
         return sides[0], sides[1]
     if isinstance(size, str):
         raise UsageError(f"{option(name, size)}: not a size; write {form}")
@@ -169,6 +175,8 @@ def parse_box(region: object, name: str = "roi") -> Box:
     else:
         numbers = _whole_numbers(region)
     if len(numbers) == 4 and min(numbers) >= 0 and numbers[2] and numbers[3]:
+        if max(numbers) > MAX_SIDE:
+            raise UsageError(f"{option(name)}: beyond any image ({MAX_SIDE} pixels); write {form}")
         x, y, width, height = numbers
         return Box(y, x, y + height, x + width)
     if isinstance(region, str):
@@ -179,7 +187,7 @@ def parse_box(region: object, name: str = "roi") -> Box:
 def whole_number(value: object) -> int | None:
     """An integer of Python or numpy, or digits, as an integer; None for any other value, also for True and False."""
     if isinstance(value, str):
-        return int(value) if re.fullmatch(r"\d+", value) else None
+        return int(value) if re.fullmatch(r"\d{1,1000}", value) else None  # Python refuses texts of more than 4,300
     if isinstance(value, bool):
         return None
     try:

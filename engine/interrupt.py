@@ -1,41 +1,176 @@
-"""Ctrl-C that waits for a safe point."""
+"""Requests to stop: Ctrl-C, SIGTERM and SIGHUP, which act alike on the command line. Knows no command."""
 
 from __future__ import annotations
 
+import _thread
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+EXIT_CODE = 130
+"""Exit code of a command that was asked to stop, whatever the signal."""
+
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a program to stop; Windows has no SIGHUP."""
+
+_PATIENCE = 3.0
+"""Seconds that a command may take to clean up before a further signal ends it at once."""
+
+_RETRY = 0.02
+"""Seconds between attempts to interrupt a command that is importing."""
+
+_Handler = Callable[[int, FrameType | None], Any]
+
+
+class Flag:
+    """A request to stop. Unlike ``threading.Event``, it takes no lock, so that a signal handler may set it at any time."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Whether the request was made."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Make the request."""
+        self._is_set = True
+
+
+class Interruption:
+    """Signal handler that raises KeyboardInterrupt once.
+
+    Signals that follow within seconds mean the same request: they are ignored while the command cleans up. A later one ends
+    the process at once. An import is not interrupted, as extension modules turn KeyboardInterrupt into other errors or
+    lose it: the interrupt follows right after it.
+
+    Attributes:
+        is_raised: whether KeyboardInterrupt was raised; another exception that leaves the command is its consequence.
+    """
+
+    def __init__(self) -> None:
+        self._asked: float | None = None
+        self.is_raised = self._is_over = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._is_over:
+            return
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked = now
+        elif now - self._asked > _PATIENCE:
+            exit_at_once(number, frame)
+        if self.is_raised:
+            return
+        if _is_importing(frame):
+            _send_again(number)
+            return
+        self.is_raised = True
+        raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """Ignore all further signals: the outcome of the command is known."""
+        self._is_over = True
+
+    def repeat(self) -> None:
+        """Raise KeyboardInterrupt once more: the first one was lost in a destructor or a callback."""
+        self.is_raised = False
+        _send_again(signal.SIGINT)
+
+
+def exit_at_once(number: int, frame: FrameType | None) -> None:
+    """Signal handler for times when there is nothing to clean up: before and after a command."""
+    with suppress(OSError):
+        os.write(2, b"engine: interrupted\n")
+    os._exit(EXIT_CODE)
+
+
+def handle(handler: _Handler) -> dict[signal.Signals, Any]:
+    """Install a handler for every stop signal that is not ignored, as nohup and background jobs ignore some.
+
+    Returns:
+        The former handlers; none outside the main thread, where Python delivers no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 @contextmanager
-def deferred_interrupt(
-    signals: Sequence[signal.Signals] = (signal.SIGINT,), on_request: Callable[[], None] = lambda: None
-) -> Iterator[threading.Event]:
+def interruptible() -> Iterator[Interruption]:
+    """Let SIGTERM and SIGHUP act as Ctrl-C: the first signal raises KeyboardInterrupt, see ``Interruption``."""
+    interruption = Interruption()
+    before = handle(interruption)
+    try:
+        yield interruption
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def deferred_interrupt(on_request: Callable[[], None] = lambda: None) -> Iterator[Flag]:
     """Turn the first signal into a flag; the second one raises KeyboardInterrupt at once.
 
+    Defers the signals that raise KeyboardInterrupt at present: SIGINT, and on the command line SIGTERM and SIGHUP. A
+    program's own handlers stay.
+
     Args:
-        signals: signals to defer.
-        on_request: called once, from the signal handler, when the first signal arrives.
+        on_request: called once, in a thread, when the first signal arrives.
 
     Yields:
         The flag, for the block to test between units of work. Outside the main thread, where Python delivers no
         signals, it is never set.
     """
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
+    requested = Flag()
+    before: dict[signal.Signals, _Handler] = {}
 
-    def request(number: int, frame: object) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         if requested.is_set():
-            raise KeyboardInterrupt
+            before[signal.Signals(number)](number, frame)
+            return
         requested.set()
-        on_request()
+        # In a thread: the signal may have interrupted a write to the same stream, which must not be entered twice.
+        with suppress(RuntimeError):
+            _thread.start_new_thread(on_request, ())
 
-    before = {number: signal.signal(number, request) for number in signals}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler is signal.default_int_handler or isinstance(handler, Interruption):
+                before[number] = handler
+        for number in before:
+            signal.signal(number, request)
     try:
         yield requested
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread a little later."""
+    identity = threading.main_thread().ident
+
+    def send() -> None:
+        time.sleep(_RETRY)
+        if identity is not None:
+            signal.pthread_kill(identity, number)
+
+    with suppress(RuntimeError):
+        _thread.start_new_thread(send, ())

@@ -18,6 +18,7 @@ from engine.device.choose import choose_device, is_precision
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.queue import memory_errors
+from engine.device.rounding import backend_differences, backend_facts
 from engine.errors import Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_picture
 from engine.io.array import Picture, picture_file
@@ -104,6 +105,7 @@ def render(
     init: Picture | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    accept_backend: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     log: Log | None = None,
@@ -118,6 +120,8 @@ def render(
         init: picture to enlarge, in place of step 1: a file, or an array of uint8 or uint16 [height, width, 3] in sRGB.
         resume: finish a store that was interrupted; a missing store is begun.
         overwrite: replace an existing store.
+        accept_backend: with ``resume``, finish a store that was begun with other instructions or another number of threads,
+            whose pixels are rounded in another way.
         on_progress: called with a ``Progress`` after each tile or band: ``done`` of ``total``.
         cancelled: asked after each write; True stops the render.
         log: receives a line before each measurement.
@@ -136,7 +140,7 @@ def render(
         )
     with picture_file(init) as picture:
         job = Job.prepare(model, Request(init=picture, **options), out, log)
-        sink = job.open_sink(resume=resume, overwrite=overwrite)
+        sink = job.open_sink(resume=resume, overwrite=overwrite, accept_backend=accept_backend)
         return job.render(sink, on_progress=on_progress, cancelled=cancelled)
 
 
@@ -237,18 +241,25 @@ class Job:
         check(self.plan, self.projection, self.measured.budget)
 
     def open_sink(
-        self, *, resume: bool = False, overwrite: bool = False, notes: Mapping[str, Any] = MappingProxyType({})
+        self,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        accept_backend: bool = False,
+        notes: Mapping[str, Any] = MappingProxyType({}),
     ) -> ZarrSink:
         """Make the store, or with ``resume`` open the store to be finished and adopt its cut.
 
         Args:
             resume: finish an interrupted store, if there is one.
             overwrite: replace an existing store.
+            accept_backend: finish a store that was begun with other instructions or another number of threads, whose pixels
+                are rounded in another way.
             notes: values that a new store records beside its provenance.
 
         Raises:
             BudgetError: the plan does not fit the budgets.
-            ResumeError: the store exists, or was made with another plan.
+            ResumeError: the store exists, or was made with another plan, or where pixels are rounded in another way.
         """
         stored = stored_plan(self.out) if resume else None
         if stored is None and not (resume and self.out.exists()):
@@ -258,14 +269,25 @@ class Job:
         self._adopt_precision(stored or {})
         if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
             self._make_plan(cut)
-        sink = self._begin(ZarrSink.resume(self.out, self.plan))
+        sink = ZarrSink.resume(self.out, self.plan)
+        try:
+            self._continue(sink, accept_backend=accept_backend)
+        except BaseException:
+            sink.close()
+            raise
+        return self._begin(sink)
+
+    def _continue(self, sink: ZarrSink, *, accept_backend: bool) -> None:
+        """Adopt the state of a store that an earlier run left. Raises as ``open_sink``."""
+        if not (sink.is_finished or accept_backend):
+            self._check_backend(sink)
+        self._scratch = sink.scratch
         self.cuts = self._stored_cuts(sink)
         self.projection = project(self.plan, self.measured, list(sink.missing()))
         budget = self.measured.budget
         written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
         self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
         self.check()
-        return sink
 
     def run(
         self, sink: ZarrSink, on_pixels: OnPixels = lambda position, lr_pixels: None
@@ -407,6 +429,14 @@ class Job:
             on_recut=on_recut,
         )
 
+    def _check_backend(self, sink: ZarrSink) -> None:
+        """Refuse to continue where pixels are rounded in another way. Raises ResumeError."""
+        if differences := backend_differences(sink.provenance):
+            raise ResumeError(
+                f"{self.out}: begun on another machine or with other threads ({'; '.join(differences)}), which {_ROUNDING}; "
+                f"render it as it was begun, or give {option('accept_backend', True)} to go on"
+            )
+
     def _stored_cuts(self, sink: ZarrSink) -> tuple[StagePlan, ...]:
         """The stages as an earlier run ended with them. Raises ResumeError when their tiles are damaged."""
         stages = self.plan.stages
@@ -441,6 +471,7 @@ class Job:
         profiles = [stage.profile for stage in self.measured.stages]
         return {
             "engine": __version__,
+            **backend_facts(),
             "model": self.model.path.name,
             "licences": self.model.manifest.licences,
             "overlap": self.request.overlap,
@@ -448,6 +479,10 @@ class Job:
             "precision_error_levels": asdict(error) if error else None,
             "profiles": [p.to_json() if p else None for p in profiles],
         }
+
+
+_ROUNDING = "changes single pixels by a level in fp32, and by a few levels in half precision"
+"""Effect of other instructions or threads (docs/results.md)."""
 
 
 def _ignore(_: object) -> None:

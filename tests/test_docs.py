@@ -37,6 +37,7 @@ OTHER_PROGRAMS = {
     "--strict",
     "--upgrade",
     "--no-isolation",
+    "--require-hashes",
     "--wheel",
     "--index-url",
 }

@@ -477,3 +477,22 @@ def test_store_without_its_complete_mark_is_finished(tmp_path, model, small, exp
     with_plan(lambda o: {**o, "complete": False})(tmp_path / "out.zarr")
     finish(model, tmp_path, small)
     assert files(tmp_path) == expected
+
+
+# Resume where pixels are rounded in another way
+
+
+def test_other_rounding_needs_consent(tmp_path, call, model, small, command, monkeypatch):
+    begin(model, tmp_path, 5, small)
+    before = files(tmp_path)
+    line = f"render {model.path} --out {tmp_path / 'out.zarr'} {command} --resume"
+    facts = attributes(tmp_path / "out.zarr")
+    monkeypatch.setattr("engine.device.rounding.torch.get_num_threads", lambda: 7)
+    code, _, err = call(line)
+    assert code == 4
+    assert f"threads {facts['threads']} there, 7 here" in err
+    assert "--accept-backend" in err
+    assert files(tmp_path) == before
+    assert call(f"{line} --accept-backend")[0] == 0
+    assert call(line)[0] == 0  # nothing is left to compute
+    assert attributes(tmp_path / "out.zarr")["instructions"] == facts["instructions"]

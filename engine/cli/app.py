@@ -1,8 +1,8 @@
 """Command line: parses, calls, prints, and turns errors into one line and an exit code.
 
-Exit codes: 0 success, 1 failure, 2 usage, 3 refused by the plan, 4 bad input, 130 interrupted (continue with --resume).
-Results go to stdout, everything else to stderr. The docstring of a command is its help. torch is imported only inside
-commands, so that --help is quick.
+Exit codes: 0 success, 1 failure, 2 usage, 3 refused by the plan, 4 bad input, 130 stopped by a signal. No command prints a
+traceback, unless ENGINE_TRACEBACK is set. Results go to stdout, everything else to stderr. The docstring of a command is its
+help. torch is imported only inside commands, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -11,18 +11,30 @@ import errno
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError, UnusedCliTokensError
 
+from engine.causes import EXHAUSTED, NO_ROOM, is_out_of_memory, is_out_of_threads, system_error
 from engine.cli.options import BYTES
 from engine.cli.options import Options as TrainingOptions
+from engine.cli.streams import lenient_streams
 from engine.errors import EngineError, InputError, Interrupted, ModelError, UsageError, option
+from engine.interrupt import Interruption, interruptible
 from engine.plan.request import Request
 from engine.version import __version__
+
+_TRACEBACK = "ENGINE_TRACEBACK"
+"""Variable of the environment that has the tracebacks of errors printed."""
+
+_SHOWN = 300
+"""Characters of an unexpected error in a message."""
 
 
 def _shown_default(value: object) -> object:
@@ -72,6 +84,7 @@ def render(
     preview: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    accept_backend: bool = False,
     keep_store: bool = False,
     dry_run: bool = False,
     report: Path | None = None,
@@ -89,6 +102,8 @@ def render(
             scene there and at any size of the same shape.
         resume: Continue an interrupted render.
         overwrite: Replace an existing store or picture.
+        accept_backend: With --resume, continue a render that was begun with other processor instructions or another number of
+            threads: pixels may differ by a level in fp32, and by a few levels in half precision.
         keep_store: Keep the working store of a picture.
         dry_run: Print the plan and stop.
         report: JSON file to write with the plan, its projection and the measurements.
@@ -99,7 +114,7 @@ def render(
     _set_output(quiet, verbose)
     if preview is not None:
         others = {
-            "count": count != 1, "resume": resume, "keep_store": keep_store, "dry_run": dry_run,
+            "count": count != 1, "resume": resume, "accept_backend": accept_backend, "keep_store": keep_store, "dry_run": dry_run,
             "report": report is not None, "json": json,
         }  # fmt: skip
         if given := [name for name, is_given in others.items() if is_given]:
@@ -132,6 +147,7 @@ def render(
     options = Options(
         resume=resume,
         overwrite=overwrite,
+        accept_backend=accept_backend,
         keep_store=keep_store,
         dry_run=dry_run,
         as_json=json,
@@ -349,6 +365,7 @@ def build(
     licence: str | None = None,
     margin: int | None = None,
     noise_gain: list[float] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Build a model file from a file of step 1 and super-resolution checkpoints.
 
@@ -361,6 +378,7 @@ def build(
         licence: Licence of the checkpoint files, recorded in the model.
         margin: Border of step 1's image in pixels to generate and crop, as networks distort it; default: 8 (0 in the paper).
         noise_gain: Amplitude of a step's noise channels relative to training, once per step; more gives more fine texture.
+        overwrite: Replace an existing file.
     """
     from engine.cli.model import build as run
 
@@ -372,6 +390,7 @@ def build(
         licence=licence,
         margin=margin,
         noise_gains=noise_gain or [],
+        overwrite=overwrite,
     )
 
 
@@ -394,6 +413,7 @@ def structure(
     vram: Annotated[int | None, BYTES] = None,
     seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
     licence: Licence = "",
     source: Source = "",
     quiet: QuietFlag = False,
@@ -417,6 +437,7 @@ def structure(
         vram: GPU memory that an iteration may take; default: most of the free memory.
         seed: Seed of the weights and the noise.
         resume: Continue from the last checkpoint, if there is one.
+        overwrite: Replace an existing file.
     """
     from engine.cli.train import structure as run
 
@@ -433,6 +454,7 @@ def structure(
         vram=vram,
         seed=seed,
         resume=resume,
+        overwrite=overwrite,
         licence=licence,
         source=source,
         iterations=iterations,
@@ -592,28 +614,110 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
-    try:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    with lenient_streams() as stdout, interruptible() as interruption, _no_stray_tracebacks(interruption):
         try:
-            app(arguments, exit_on_error=False, print_error=False)
-        finally:
-            sys.stdout.flush()  # here, where a closed pipe can still be caught
-    except EngineError as error:
-        _exit(error.for_command_line(), error.exit_code)
-    except CycloptsError as error:
-        _exit(_message(error), UsageError.exit_code)
+            message, code = _run(words, interruption)
+            stdout.flush()
+            interruption.end()
+        except KeyboardInterrupt:  # while an error was being described
+            message, code = "interrupted", Interrupted.exit_code
+        if stdout.error is not None and code in (0, EngineError.exit_code):
+            code = EngineError.exit_code
+            if not isinstance(
+                stdout.error, BrokenPipeError
+            ):  # a reader that has gone, as of "| head", needs no message
+                message = message or (
+                    f"standard output: cannot be written ({stdout.error.strerror}); send the results elsewhere"
+                )
+        if message:
+            sys.stderr.write(f"engine: {' '.join(message.splitlines())}\n")
+    raise SystemExit(code)
+
+
+def _run(words: list[str], interruption: Interruption) -> tuple[str, int]:
+    """Run a command; returns the message of its error, empty without one, and the exit code."""
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except SystemExit as error:
+        return "", error.code if isinstance(error.code, int) else EngineError.exit_code
     except KeyboardInterrupt:
-        _exit("interrupted", Interrupted.exit_code)
-    except MemoryError:
-        _exit("out of memory; use a smaller --memory or --tile", EngineError.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has gone. Python would report the closed stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EngineError.exit_code) from None
-    except OSError as error:
-        subject = f"{error.filename}: " if error.filename else ""
-        advice = "make room and continue with --resume" if error.errno == errno.ENOSPC else "choose another path"
-        code = EngineError.exit_code if error.errno in (errno.ENOSPC, errno.EIO) else InputError.exit_code
-        _exit(f"{subject}{error.strerror or error}; {advice}", code)
+        return "interrupted", Interrupted.exit_code
+    except Exception as error:
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exc()
+        if interruption.is_raised and not isinstance(error, Interrupted):
+            return "interrupted", Interrupted.exit_code  # which a library has turned into this error
+        return _outcome(error, words)
+    return "", 0
+
+
+def _outcome(error: Exception, words: list[str]) -> tuple[str, int]:
+    """Message and exit code of an error. The same cause gives the same code, whichever layer has reported it."""
+    if isinstance(error, EngineError):
+        cause = system_error(error)
+        is_machine = cause is not None and cause.errno in EXHAUSTED and error.exit_code == InputError.exit_code
+        return error.for_command_line(), EngineError.exit_code if is_machine else error.exit_code
+    if isinstance(error, CycloptsError):
+        return _message(error), UsageError.exit_code
+    if is_out_of_memory(error):
+        return f"out of memory; {_memory_advice(words)}", EngineError.exit_code
+    if is_out_of_threads(error):
+        advice = "allow more threads or memory (ulimit -u, ulimit -v), or set OMP_NUM_THREADS=1"
+        return f"no further thread can be started; {advice}", EngineError.exit_code
+    if (system := system_error(error)) is not None:
+        subject = f"{os.fsdecode(system.filename)}: " if isinstance(system.filename, str | bytes) else ""
+        advice = "choose another path"
+        if system.errno in NO_ROOM:
+            # Another output of the same command may be finished, and what is unfinished goes on.
+            resumes = words[:1] in (["render"], ["train"])
+            advice = f"make room{' and continue with --resume' if resumes else ' and repeat the command'}"
+        elif system.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "allow more open files (ulimit -n)"
+        elif system.errno in EXHAUSTED:
+            advice = "check the disk"
+        code = EngineError.exit_code if system.errno in EXHAUSTED else InputError.exit_code
+        return f"{subject}{system.strerror or system}; {advice}", code
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read; choose another file", InputError.exit_code
+    text = " ".join(str(error).split())[:_SHOWN]
+    return (
+        f"internal error: {type(error).__name__}: {text}; {_TRACEBACK}=1 shows where; please report it",
+        EngineError.exit_code,
+    )
+
+
+def _memory_advice(words: list[str]) -> str:
+    """What helps a command that ran out of memory."""
+    command = words[0] if words else ""
+    if command in ("render", "plan", "score"):
+        return "use a smaller --memory or --tile"
+    return "end other programs, or allow this one more memory (ulimit -v)"
+
+
+@contextmanager
+def _no_stray_tracebacks(interruption: Interruption) -> Iterator[None]:
+    """Drop exceptions that Python only prints: of destructors, callbacks and threads, whose results nobody awaits.
+
+    An interrupt among them is repeated where it can be handled.
+    """
+    before = sys.unraisablehook, threading.excepthook
+
+    def unraisable(event: sys.UnraisableHookArgs) -> None:
+        if event.exc_type is KeyboardInterrupt:
+            interruption.repeat()
+        elif os.environ.get(_TRACEBACK):
+            before[0](event)
+
+    def in_thread(event: threading.ExceptHookArgs) -> None:
+        if os.environ.get(_TRACEBACK):
+            before[1](event)
+
+    sys.unraisablehook, threading.excepthook = unraisable, in_thread
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = before
 
 
 def _set_output(quiet: bool, verbose: bool = False) -> None:
@@ -676,8 +780,3 @@ def _message(error: CycloptsError) -> str:
     if isinstance(error, RepeatArgumentError):
         return f"{error.token.keyword}: given twice, or beside its opposite; give it once"
     return f"{' '.join(str(error).split())} (see engine --help)"
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"engine: {' '.join(message.splitlines())}\n")
-    raise SystemExit(code)

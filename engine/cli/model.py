@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cli import report
+from engine.cli.outputs import check_inputs_stay, check_new
 from engine.cli.progress import log
 from engine.device.choose import choose_device
 from engine.errors import UsageError, option
@@ -22,10 +23,14 @@ def build(
     licence: str | None,
     margin: int | None,
     noise_gains: Sequence[float],
+    *,
+    overwrite: bool,
 ) -> None:
     """Write a model file and print it."""
     if out.suffix != ".safetensors":
         raise UsageError(f"{option('out', out)}: a model file ends in .safetensors; choose another name")
+    check_inputs_stay("out", out, [structure, *sr])
+    check_new(out, overwrite=overwrite)
     build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
     report.print_model(load(out))
 
@@ -38,7 +43,8 @@ def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device:
             f"{option('save', True)}: {path} is a checkpoint, not a model file; make one with engine model build"
         )
     if plot is not None:
-        report.check_plot(plot, inputs=(path, image))
+        report.check_plot(plot)
+        check_inputs_stay("plot", plot, [path, image])
     profiles = measure_profiles(model, image, choose_device(device), log)
     if plot is not None:
         report.plot_profiles(profiles, plot)

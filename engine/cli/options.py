@@ -65,5 +65,8 @@ class Options:
     resume: Annotated[bool, Parameter(negative=())] = False
     """Continue from the last checkpoint, if there is one; parts that have not begun may get other settings."""
 
+    overwrite: Annotated[bool, Parameter(negative=())] = False
+    """Replace an existing output file."""
+
     tensorboard: Path | None = None
     """Folder for TensorBoard files."""

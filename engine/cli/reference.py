@@ -17,6 +17,8 @@ from engine.errors import EngineError
 _WIDTH = 100
 _METAVARS = {Path: "PATH", int: "INT", float: "FLOAT", str: "TEXT"}
 
+_FAILURE = "Any other failure: a full disk, exhausted memory, lost output, or an internal error (`ENGINE_TRACEBACK=1` shows where)."
+
 _HEAD = """\
 Results go to stdout; messages and progress go to stderr. Sizes are WIDTHxHEIGHT in pixels. Memory needs a unit, such
 as 2GiB or 800MB. `engine COMMAND --help` prints the same texts, and `python -m engine` is the same program.
@@ -142,7 +144,11 @@ def _default(option: Argument) -> str:
 def _exit_codes() -> Iterator[tuple[str, str]]:
     """Each exit code with the first lines of its errors' docstrings."""
     yield "0", "Success."
-    causes = {EngineError.exit_code: ["Any other failure."]}
+    causes = {
+        EngineError.exit_code: [
+            "Any other failure: a full disk, exhausted memory, lost output, an internal error (ENGINE_TRACEBACK=1 shows where)."
+        ]
+    }
     for kind in _subclasses(EngineError):
         causes.setdefault(kind.exit_code, []).append((kind.__doc__ or "").splitlines()[0])
     for code, lines in sorted(causes.items()):

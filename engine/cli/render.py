@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from engine.causes import naming
 from engine.cli import report
 from engine.cli.export import write_picture
+from engine.cli.outputs import check_inputs_stay, check_place
 from engine.cli.progress import clock, log, meter, warn
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
@@ -21,7 +22,7 @@ from engine.errors import Interrupted, ResumeError, UsageError, option
 from engine.exporters import ExportResult, check_target, names_picture
 from engine.geometry import Box
 from engine.interrupt import deferred_interrupt
-from engine.io.files import check_not_input, write_text
+from engine.io.files import write_text
 from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, remove_store, stored_provenance
 from engine.job import Job, Progress, RenderResult
 from engine.model.bundle import DEFAULT, load
@@ -35,7 +36,6 @@ PICTURE = "picture"
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Formats of a contact sheet."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOWN = 2000
 """Longer side of the picture that is suggested for looking at a store, in pixels."""
 
@@ -89,6 +89,7 @@ class Options:
 
     resume: bool = False
     overwrite: bool = False
+    accept_backend: bool = False
     keep_store: bool = False
     dry_run: bool = False
     as_json: bool = False
@@ -100,9 +101,12 @@ class Options:
 def render(model: Path, output: Output, request: Request, options: Options) -> None:
     """Plan, print the plan, render with progress, write the picture, print the result. ``dry_run``: stop after the plan."""
     if options.report is not None:
-        report.check_place("report", options.report, inputs=(model, request.init), outputs=(output.path, output.store))
-    if output.is_picture:
-        check_not_input("out", output.path, (model, request.init))
+        check_place("report", options.report)
+        inputs = [model, request.init, output.path, output.store]
+        check_inputs_stay("report", options.report, inputs)
+        if options.report.resolve().is_relative_to(output.store.resolve()):
+            raise UsageError(f"{option('report', options.report)}: lies in the store; name a file outside it")
+    check_inputs_stay("out", output.path, [model, request.init])
     fix_malloc_thresholds()
     start = time.perf_counter()
     with _interrupts("interrupted before the render began; nothing was written"):
@@ -118,7 +122,9 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
         notes: dict[str, Any] = {COMMAND: resume_words(model, request)}
         if output.is_picture:
             notes[PICTURE] = {"name": output.path.name, "overwrite": options.overwrite}
-        sink = job.open_sink(resume=options.resume, overwrite=options.overwrite, notes=notes)
+        sink = job.open_sink(
+            resume=options.resume, overwrite=options.overwrite, accept_backend=options.accept_backend, notes=notes
+        )
     if not options.as_json:
         _print_plan(job, model.stem, options)
     with _interrupts("interrupted; continue with --resume"):
@@ -149,6 +155,7 @@ def contact_sheet(model: Path, out: Path, request: Request, count: int, *, overw
     if out.suffix.lower() not in SHEET_SUFFIXES:
         raise UsageError(f"{option('out', out)}: a contact sheet is a picture; use {', '.join(SHEET_SUFFIXES)}")
     check_target(out, overwrite=overwrite)
+    check_inputs_stay("out", out, [model, request.init])
     with _interrupts("interrupted; nothing was written"), meter("seeds", count) as bar:
         seeds = write_contact_sheet(
             load(model), request, out, count, on_seed=lambda seed: bar.advance(1, f"seed {seed}"), log=log
@@ -188,7 +195,7 @@ def _run(job: Job, sink: ZarrSink) -> RenderResult:
     height, width = job.plan.size
     before = 1 - sum(box.area for box in sink.missing()) / (height * width)
     bar = meter("rendering", 1.0, done=before, forecast=job.projection.seconds)
-    with bar as running, deferred_interrupt(_SIGNALS, _say_stopping) as stop:
+    with bar as running, deferred_interrupt(_say_stopping) as stop:
         share = 0.0
 
         def advance(progress: Progress) -> None:
@@ -196,7 +203,8 @@ def _run(job: Job, sink: ZarrSink) -> RenderResult:
             running.advance((progress.share - share) * (1 - before), f"step {progress.step}")
             share = progress.share
 
-        return job.render(sink, on_progress=advance, cancelled=stop.is_set)
+        with naming(job.out):
+            return job.render(sink, on_progress=advance, cancelled=stop.is_set)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from engine.cli.outputs import check_place
 from engine.cli.progress import clock
 from engine.cli.tables import print_table
 from engine.errors import UsageError, counted, option
-from engine.io.files import check_not_input, replacing
+from engine.io.files import replacing
 from engine.job import RenderResult
 from engine.model.bundle import Model
 from engine.plan.cost import CHANNELS, Projection, readable
@@ -264,30 +264,9 @@ def _thinned(profile: StageProfile) -> list[SeamPoint]:
     return [p for i, p in enumerate(profile.seam) if i % 4 == 0 or i == last or p == chosen]
 
 
-def check_place(name: str, path: Path, *, inputs: Sequence[Path | None] = (), outputs: Sequence[Path] = ()) -> None:
-    """Refuse a file that could not be written at the end, or would replace another file of the command.
-
-    Args:
-        name: option of the file.
-        path: the file.
-        inputs: files that the command reads.
-        outputs: other files and folders that it writes.
-
-    Raises:
-        UsageError: it is refused.
-    """
-    check_not_input(name, path, inputs)
-    resolved = path.resolve()
-    if taken := next((o for o in outputs if resolved.is_relative_to(o.resolve())), None):
-        raise UsageError(f"{option(name, path)}: lies in the place of the result ({taken}); name another file")
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{option(name, path)}: cannot be written; name a file in a folder that exists")
-
-
-def check_plot(path: Path, inputs: Sequence[Path | None] = ()) -> None:
-    """Refuse a plot that could not be drawn at the end, or is an input. Raises UsageError."""
-    check_place("plot", path, inputs=inputs)
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be drawn at the end. Raises UsageError."""
+    check_place("plot", path)
     if path.suffix.lower() not in _PLOT_SUFFIXES:
         suffixes = " or ".join(_PLOT_SUFFIXES)
         raise UsageError(f"{option('plot', path)}: unknown suffix; name a file that ends in {suffixes}")
@@ -316,7 +295,7 @@ def plot_profiles(profiles: list[StageProfile], path: Path) -> None:
              ylabel="seam error (levels of 255)", yscale="log")  # fmt: skip
     axes.legend(fontsize="small")
     with replacing(path) as part:
-        figure.savefig(part, dpi=110, format=path.suffix.lower().removeprefix("."))
+        figure.savefig(part, dpi=110, format=path.suffix[1:].lower())
 
 
 def run_report(result: RenderResult, measured: Measured) -> dict[str, Any]:

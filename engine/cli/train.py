@@ -11,6 +11,7 @@ import torch
 from engine.archs.hpvaegan import BASE_WIDTH
 from engine.cli import report
 from engine.cli.options import Options
+from engine.cli.outputs import check_inputs_stay
 from engine.cli.progress import Meter, clock, duration, log, meter
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
@@ -60,6 +61,7 @@ def structure(
     vram: int | None,
     seed: int,
     resume: bool,
+    overwrite: bool,
     licence: str,
     source: str,
     *,
@@ -69,6 +71,7 @@ def structure(
     ema: float | None,
 ) -> None:
     """Train step 1 with progress, and print the result. None keeps the preset's value."""
+    check_inputs_stay("out", out, [photo, config, vgg])
     default = _quick_preset(vgg)
     recipe = _structure_recipe(preset, config, default)
     changes = {
@@ -89,12 +92,13 @@ def structure(
         source=source,
     )
     with meter("training", 1.0) as bar:
-        train_structure(photo, out, request, _runtime(bar, device, memory, vram, resume=resume))
+        train_structure(photo, out, request, _runtime(bar, device, memory, vram, resume=resume, overwrite=overwrite))
     report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; build a model with engine model build --structure {out}")
 
 
 def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
     """Train every step with progress, write the model file and print its contents."""
+    check_inputs_stay("out", out, [photo, options.config, options.start, vgg])
     _open(photo, BASE_WIDTH)
     request = ModelRequest(
         preset=_read_preset(options, _quick_preset(vgg)),
@@ -127,6 +131,7 @@ def sr(
     source: str,
 ) -> None:
     """Fine-tune one super-resolution step with progress, and print the result."""
+    check_inputs_stay("out", out, [photo, options.config, options.start, structure, *previous, vgg])
     _open(photo, least_width=1)
     recipe = _read_preset(options, _quick_preset(vgg)).step(step)
     if sigma is not None:
@@ -152,6 +157,7 @@ def sr(
 
 def distil(photos: Sequence[Path], out: Path, options: Options, teacher: str) -> None:
     """Train a small network to imitate a large one, with progress, and print the result."""
+    check_inputs_stay("out", out, [*photos, options.config, options.start, teacher])
     request = DistilRequest(
         recipe=_read_preset(options, "distil").sr,
         teacher=teacher,
@@ -302,7 +308,15 @@ def _shape(options: Options) -> Shape:
 
 def _runtime_of(options: Options, bar: Meter) -> Runtime:
     listeners = [] if options.tensorboard is None else [writer(options.tensorboard)]
-    return _runtime(bar, options.device, options.memory, options.vram, *listeners, resume=options.resume)
+    return _runtime(
+        bar,
+        options.device,
+        options.memory,
+        options.vram,
+        *listeners,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
 
 
 def _runtime(
@@ -312,6 +326,7 @@ def _runtime(
     vram: int | None,
     *listeners: Callable[[Event], Any],
     resume: bool,
+    overwrite: bool,
 ) -> Runtime:
     fix_malloc_thresholds()
     device = choose_device(device_name)
@@ -322,4 +337,4 @@ def _runtime(
             callback(event)
 
     budget = memory if device.type == "cpu" else vram
-    return Runtime(device=device, resume=resume, budget=budget, on_event=on_event, log=log)
+    return Runtime(device=device, resume=resume, overwrite=overwrite, budget=budget, on_event=on_event, log=log)

@@ -13,11 +13,9 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from engine.errors import UsageError, option
 
 try:
     import fcntl
@@ -186,14 +184,6 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
         while rest:
             rest = rest[file.write(rest) :]
         os.fsync(descriptor)
-
-
-def check_not_input(name: str, path: Path, inputs: Iterable[Path | None]) -> None:
-    """Refuse an output that is an input of the same command. ``name``: the option of the output. Raises UsageError."""
-    for other in inputs:
-        with suppress(OSError):
-            if other is not None and other.samefile(path):
-                raise UsageError(f"{option(name, path)}: is an input of this command; name another file")
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The plan of a render: canvas, tiles or strips, halos, shards. Knows nothing of tensors.
 
-A ``Plan`` holds every field that decides a pixel and no other, so equal plans give equal bits and a stored plan can be
+A ``Plan`` holds every field that decides a pixel and no other, so equal plans give equal bits (with the same
+processor instructions and threads, which a store records) and a stored plan can be
 compared on resume (docs/decisions/0005). Its cost is a ``Projection`` (engine.plan.cost), which differs between machines.
 """
 

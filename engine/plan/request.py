@@ -54,7 +54,7 @@ def parse_bytes(text: object, name: str = "memory") -> int:
         if (number := whole_number(text)) is None:
             raise UsageError(f"{option(name)}: {text!r} is not a number of bytes; give one, or a text such as 2GiB")
         return _plausible(number, name, number)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(b|([kmgt]i?)b?)?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*(b|([kmgt]i?)b?)?", text.strip().lower())
     if not match:
         raise UsageError(f"{option(name, text)}: not an amount of memory; write a number with a unit, such as 2GiB")
     if not match[2]:

@@ -15,6 +15,7 @@ import pyvips
 import torch
 from torch import Tensor
 
+from engine.io.files import replacing
 from engine.io.photo import Photo, resampled_photo, write_resampled_photo
 
 Size = tuple[int, int]
@@ -84,7 +85,9 @@ def write_row(pictures: Sequence[Tensor], path: Path) -> None:
     pixels = row.permute(1, 2, 0).contiguous().numpy()
     height, width, bands = pixels.shape
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyvips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar").pngsave(str(path))
+    image = pyvips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar")
+    with replacing(path) as part:
+        image.pngsave(str(part))
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:

@@ -90,6 +90,8 @@ def train_model(photo: Path, out: Path, request: ModelRequest, runtime: Runtime)
     record = _read_record(folder, resume=runtime.resume)
     _check_settings(parts, record, folder)
     unfinished = [part for part in parts if not part.out.exists()]
+    if out.exists() and not runtime.overwrite and not (record and unfinished):  # the start of that run was allowed to
+        raise InputError(f"{out}: exists; give {option('overwrite', True)} to replace it, or another {option('out')}")
     forecasts = _try(unfinished, out.parent, runtime)
     folder.mkdir(exist_ok=True)
     part_runtime = replace(runtime, resume=True)

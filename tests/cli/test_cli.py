@@ -102,6 +102,8 @@ REFUSALS = [
     (f"plan {MODEL} --no-dither", 2, "--no-dither"),
     (render("--size big"), 2, "--size big: not a size; write WIDTHxHEIGHT"),
     (render("--size 0x100"), 2, "--size 0x100: not a size"),
+    (render(f"--size 1{'0' * 30}x1"), 2, "--size: a side is too long"),
+    (render(f"--memory 1{'0' * 400}GiB"), 2, "GiB: not an amount of memory"),
     (render("--size -5x100"), 2, "--size -5x100: not a size"),
     (render("--init picture.png other.png"), 2, "other.png: too many arguments; --init takes one picture"),
     ("render --init picture.png other.png --out out.zarr", 2, "--init picture.png: takes one picture"),

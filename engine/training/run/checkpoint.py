@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine.causes import naming
 from engine.errors import ResumeError, option
 from engine.io.files import replacing
 
@@ -23,9 +24,10 @@ def checkpoint_path(out: Path) -> Path:
 
 
 def save(path: Path, settings: dict[str, Any], state: dict[str, Any]) -> None:
-    """Replace the checkpoint; a crash leaves the old one or the new one. Raises OSError as the file system does."""
-    with replacing(path) as part:
-        torch.save({"format": _FORMAT, "settings": settings, "state": state}, part)
+    """Replace the checkpoint; a crash or a full disk leaves the old one. Raises OSError, with the path, as the system does."""
+    # An open file, as PyTorch's own writer loses the cause of an error.
+    with naming(path), replacing(path) as part, part.open("wb") as file:
+        torch.save({"format": _FORMAT, "settings": settings, "state": state}, file)
 
 
 def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

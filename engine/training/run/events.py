@@ -230,7 +230,7 @@ class JsonLines:
         try:
             self._file: IO[str] = path.open("a" if append else "w", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,6 @@ log and, until the end, the checkpoint lie next to the output.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.causes import naming
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, option
-from engine.interrupt import deferred_interrupt
+from engine.interrupt import Flag, deferred_interrupt
 from engine.training.run import checkpoint
 from engine.training.run.events import CheckpointSaved, Event, Forecast, IterationDone, JsonLines
 from engine.training.run.runtime import Runtime
@@ -122,7 +122,7 @@ def train(
         prepared: events that are logged first.
 
     Raises:
-        Interrupted: Ctrl-C; the checkpoint was written.
+        Interrupted: a request to stop; the checkpoint was written.
         EngineError: a loss or a weight is NaN or infinite; the last good checkpoint stays.
         ResumeError: the checkpoint belongs to another run.
     """
@@ -131,6 +131,7 @@ def train(
     if is_resumed:
         trainer.restore(checkpoint.load(path, trainer.settings()))
     with (
+        naming(out),
         JsonLines(out.with_name(out.name + ".log.jsonl"), append=is_resumed) as log,
         deferred_interrupt() as interrupted,
     ):
@@ -144,11 +145,11 @@ def train(
         run.emit(written)
 
 
-def check_out(out: Path, *, resume: bool) -> None:
+def check_out(out: Path, runtime: Runtime) -> None:
     """Check before the training that the result can be written.
 
     Raises:
-        InputError: the folder of ``out`` does not exist, or ``out`` is a folder.
+        InputError: the folder of ``out`` does not exist, or ``out`` is a folder, or a file that is not to be replaced.
         ResumeError: an unfinished run without ``resume``, or a finished one with it.
     """
     if not out.parent.is_dir():
@@ -156,10 +157,14 @@ def check_out(out: Path, *, resume: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file")
     path = checkpoint.checkpoint_path(out)
-    if path.exists() and not resume:
+    if path.exists() and not runtime.resume:
         raise ResumeError(f"{path}: belongs to an unfinished run; give {option('resume', True)} or delete it")
-    if resume and out.exists() and not path.exists():
+    if path.exists() or not out.exists():  # an unfinished run may replace a file: its start was allowed to
+        return
+    if runtime.resume:
         raise ResumeError(f"{out}: the run is finished; leave {option('resume')} out or choose another output")
+    if not runtime.overwrite:
+        raise InputError(f"{out}: exists; give {option('overwrite', True)} to replace it, or another {option('out')}")
 
 
 class Pace:
@@ -190,9 +195,7 @@ class Pace:
 class _Run:
     """Phases, checkpoints and events of one call of ``train``."""
 
-    def __init__(
-        self, trainer: Trainer, path: Path, every: int, interrupted: threading.Event, emit: Emit, pace: Pace
-    ) -> None:
+    def __init__(self, trainer: Trainer, path: Path, every: int, interrupted: Flag, emit: Emit, pace: Pace) -> None:
         self.trainer, self.path, self.every = trainer, path, every
         self.interrupted, self.emit, self.pace = interrupted, emit, pace
         self.saved: str | None = None

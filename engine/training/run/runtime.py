@@ -22,6 +22,8 @@ class Runtime:
     """Device, as ``engine.device.choose.choose_device`` returns it."""
     resume: bool = False
     """Continue from the checkpoint, if there is one."""
+    overwrite: bool = False
+    """Replace an existing output file."""
     budget: int | None = None
     """Memory that an iteration may take, bytes; None: most of the free memory."""
     on_event: Callable[[Event], None] = lambda event: None

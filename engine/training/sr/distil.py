@@ -85,7 +85,7 @@ def distil(photos: Sequence[Path], out: Path, request: Request, runtime: Runtime
         Interrupted, ResumeError, EngineError: as ``loop.train``.
     """
     started = time.monotonic()
-    loop.check_out(out, resume=runtime.resume)
+    loop.check_out(out, runtime)
     recipe, device = request.recipe, runtime.device
     opened = [open_photo(path, least_width=1) for path in _files(photos)]
     for photo in opened:

@@ -121,7 +121,7 @@ def train_sr(photo: Path, out: Path, request: SRRequest, runtime: Runtime, forec
         EngineError, Interrupted, ResumeError: as ``loop.train``.
     """
     started = time.monotonic()
-    loop.check_out(out, resume=runtime.resume)
+    loop.check_out(out, runtime)
     opened = open_photo(photo, least_width=1)
     structure = open_structure(request.structure) if request.structure is not None else None
     if forecast is None:

@@ -49,7 +49,7 @@ def train_structure(
         EngineError, Interrupted, ResumeError: as ``loop.train``.
     """
     started = time.monotonic()
-    loop.check_out(out, resume=runtime.resume)
+    loop.check_out(out, runtime)
     opened = open_photo(photo, request.base_width)
     if forecast is None:
         runtime.log("checking the settings and measuring an iteration of each scale")

@@ -1,0 +1,133 @@
+/* Fails the n-th change of files below one folder with ENOSPC, in place of the C library: LD_PRELOAD.
+
+   Changes are counted from fault_arm on. Reads, and files elsewhere, are passed through. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static char root[PATH_MAX];
+static long target;
+static int lasting;
+static atomic_long count;
+
+void fault_arm(const char *folder, long number, int is_lasting) {
+    strncpy(root, folder, sizeof root - 1);
+    target = number;
+    lasting = is_lasting;
+    atomic_store(&count, 0);
+}
+
+long fault_count(void) { return atomic_load(&count); }
+
+static int fails(const char *path) {
+    size_t length = strlen(root);
+    if (!length || strncmp(path, root, length) || path[length] != '/')
+        return 0;
+    long number = atomic_fetch_add(&count, 1) + 1;
+    if (!target || (number != target && !(lasting && number > target)))
+        return 0;
+    errno = ENOSPC;
+    return 1;
+}
+
+static int name_fails(int folder, const char *name) {
+    char path[2 * PATH_MAX], start[PATH_MAX] = "", link[64];
+    if (!root[0])
+        return 0;
+    if (name[0] != '/') {
+        ssize_t size = -1;
+        if (folder == AT_FDCWD)
+            size = getcwd(start, sizeof start) ? (ssize_t)strlen(start) : -1;
+        else {
+            snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+            size = readlink(link, start, sizeof start - 1);
+        }
+        if (size < 0)
+            return 0;
+        start[size] = 0;
+    }
+    snprintf(path, sizeof path, "%s%s%s", start, start[0] ? "/" : "", name);
+    return fails(path);
+}
+
+static int file_fails(int file) {
+    char path[PATH_MAX], link[64];
+    if (!root[0])
+        return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t size = readlink(link, path, sizeof path - 1);
+    if (size < 0)
+        return 0;
+    path[size] = 0;
+    return fails(path);
+}
+
+#define REAL(result, name, ...) \
+    static result (*real)(__VA_ARGS__); \
+    if (!real) real = (result (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
+
+#define OPEN(function, text, folder, parameters, types, arguments) \
+    int function parameters { \
+        mode_t mode = 0; \
+        if (flags & (O_CREAT | __O_TMPFILE)) { va_list list; va_start(list, flags); mode = va_arg(list, mode_t); va_end(list); } \
+        static int (*real) types; \
+        if (!real) real = (int (*) types)dlsym(RTLD_NEXT, text); \
+        if ((flags & O_CREAT) && name_fails(folder, path)) return -1; \
+        return real arguments; \
+    }
+
+OPEN(open, "open", AT_FDCWD, (const char *path, int flags, ...), (const char *, int, ...), (path, flags, mode))
+OPEN(open64, "open64", AT_FDCWD, (const char *path, int flags, ...), (const char *, int, ...), (path, flags, mode))
+OPEN(openat, "openat", folder, (int folder, const char *path, int flags, ...), (int, const char *, int, ...), (folder, path, flags, mode))
+OPEN(openat64, "openat64", folder, (int folder, const char *path, int flags, ...), (int, const char *, int, ...), (folder, path, flags, mode))
+
+ssize_t write(int file, const void *data, size_t size) {
+    REAL(ssize_t, "write", int, const void *, size_t);
+    return file_fails(file) ? -1 : real(file, data, size);
+}
+ssize_t writev(int file, const struct iovec *parts, int number) {
+    REAL(ssize_t, "writev", int, const struct iovec *, int);
+    return file_fails(file) ? -1 : real(file, parts, number);
+}
+ssize_t pwrite(int file, const void *data, size_t size, off_t at) {
+    REAL(ssize_t, "pwrite", int, const void *, size_t, off_t);
+    return file_fails(file) ? -1 : real(file, data, size, at);
+}
+ssize_t pwrite64(int file, const void *data, size_t size, off64_t at) {
+    REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
+    return file_fails(file) ? -1 : real(file, data, size, at);
+}
+int ftruncate(int file, off_t size) {
+    REAL(int, "ftruncate", int, off_t);
+    return file_fails(file) ? -1 : real(file, size);
+}
+int ftruncate64(int file, off64_t size) {
+    REAL(int, "ftruncate64", int, off64_t);
+    return file_fails(file) ? -1 : real(file, size);
+}
+int fsync(int file) {
+    REAL(int, "fsync", int);
+    return file_fails(file) ? -1 : real(file);
+}
+int fdatasync(int file) {
+    REAL(int, "fdatasync", int);
+    return file_fails(file) ? -1 : real(file);
+}
+int mkdir(const char *path, mode_t mode) {
+    REAL(int, "mkdir", const char *, mode_t);
+    return name_fails(AT_FDCWD, path) ? -1 : real(path, mode);
+}
+int rename(const char *from, const char *to) {
+    REAL(int, "rename", const char *, const char *);
+    return name_fails(AT_FDCWD, to) ? -1 : real(from, to);
+}

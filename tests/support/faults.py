@@ -1,0 +1,83 @@
+"""Runs a command many times, and fails another change of the disk in each run: ``python faults.py SPECIFICATION``.
+
+The process needs ``faults.c`` in LD_PRELOAD. It imports the engine once and forks for every run. The specification and the
+results, a line for each run, are JSON.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+MODULES = (
+    "engine.cli.render", "engine.cli.export", "engine.cli.model", "engine.cli.train", "engine.cli.info",
+    "engine.exporters.tiff", "engine.exporters.preview", "engine.run.bands", "engine.run.serial",
+)  # fmt: skip
+STREAMS = "out.txt", "err.txt"
+
+
+def run(words, folder, number=0, *, lasting=False):
+    """Run a command in a folder in a forked process.
+
+    Returns:
+        Exit code, stderr and the number of changes that were counted.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for stream, name in enumerate(STREAMS, 1):
+            os.dup2(os.open(folder.parent / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
+        shim = ctypes.CDLL(None)
+        shim.fault_count.restype = ctypes.c_long
+        from engine.cli.app import main
+
+        code = 99
+        shim.fault_arm(os.fsencode(folder), ctypes.c_long(number), int(lasting))
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os.write(writer, str(shim.fault_count()).encode())
+            os._exit(code)
+    os.close(writer)
+    counted = os.read(reader, 100)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), (folder.parent / "err.txt").read_text(), int(counted or -1)
+
+
+def numbers(is_thorough):
+    """Changes to fail: none, then each one, or with growing gaps."""
+    yield 0
+    number = 1
+    while True:
+        yield number
+        number += 1 if is_thorough else max(1, number // 5)
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    for module in MODULES:
+        importlib.import_module(module)
+    work, template = Path(spec["work"]), Path(spec["template"])
+    for number in numbers(spec["is_thorough"]):
+        folder = work / str(number) / "files"
+        shutil.copytree(template, folder, symlinks=True)
+        code, err, counted = run(spec["words"], folder, number, lasting=spec["is_lasting"])
+        result = {"number": number, "code": code, "err": err, "count": counted}
+        if code:
+            shutil.copytree(folder, work / str(number) / "failed", symlinks=True)
+            result["again"], result["again_err"], _ = run(spec["again"], folder)
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+        if number > counted:
+            break
+
+
+if __name__ == "__main__":
+    main()
