@@ -295,7 +295,7 @@ def test_store_records_its_plan_and_provenance(tmp_path, models):
     stored = attributes(tmp_path / "out.zarr")
     assert set(stored) == {
         "complete", "plan", "engine", "model", "licences", "overlap", "seam_error_levels", "precision_error_levels",
-        "profiles",
+        "profiles", "instructions", "threads",
     }  # fmt: skip
     assert stored["complete"] is True
     assert stored["plan"] == job.plan.to_json()

@@ -48,8 +48,14 @@ def start(folder, words, **streams):
     """The command in a process of its own."""
     root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return subprocess.Popen([sys.executable, "-m", "engine", *words.split()], cwd=folder, env=environment, **pipes)
+    # Under nohup the engine ignores SIGHUP, as it should; these tests may run under it.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _default_hangup, **streams}
+    command = [sys.executable, "-m", "engine", *words.split()]
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+
+def _default_hangup():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_for(condition, process):

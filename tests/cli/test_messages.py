@@ -135,18 +135,22 @@ REFUSALS = [
     (
         f"{RENDER} --out new.zarr --report {MODEL}",
         2,
-        f"--report {MODEL}: is an input of this command; name another file",
+        f"--report {MODEL}: is the input {MODEL}, which it would replace; name another file",
     ),
     (
         f"{RENDER} --out new.zarr --report new.zarr/r.json",
         2,
-        "--report new.zarr/r.json: lies in the place of the result (new.zarr); name another file",
+        "--report new.zarr/r.json: cannot be written; name a file in a folder that exists",
     ),
-    (f"probe {MODEL} --plot {MODEL}", 2, f"--plot {MODEL}: is an input of this command; name another file"),
+    (
+        f"probe {MODEL} --plot {MODEL}",
+        2,
+        f"--plot {MODEL}: unknown suffix; name a file that ends in .png or .svg",
+    ),
     (
         "render renamed.pth --init base.png --out base.png --overwrite",
         2,
-        "--out base.png: is an input of this command; name another file",
+        "--out base.png: is the input base.png, which it would replace; name another file",
     ),
     ("check empty", 4, "empty: not a store of this engine, or its zarr.json is damaged; name the folder that ..."),
     (f"{RENDER} --out empty --resume", 4, "empty: not a store of this engine; give another --out, or --overwrite ..."),

@@ -168,6 +168,7 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
                     writers.submit(box, image[(slice(None), *box.slices)])
                 assert [w.box for w in writers.finished(0)] == boxes
         assert list(sink.missing()) == []
+        sink.finish()
         stores.append(files(tmp_path / name))
     assert all(store == stores[0] for store in stores)
     assert len(plan.pyramid) > 1
