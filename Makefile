@@ -1,6 +1,7 @@
 # make demo         set everything up and render the default model at 4096x3072
 # make test         set everything up and run the fast tests
 # make test-slow    run the slow tests
+# make test-long    run the tests that take hours: every signal at many times, a full disk at every change of a file
 # make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
 # make lint         check style, types and import rules
 # make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md from the committed rows
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test test-slow fuzz lint docs bench-quick bench clean
+.PHONY: demo test test-slow test-long fuzz lint docs bench-quick bench clean
 
 # Idle OpenMP threads sleep early, as the command line sets it: spinning ones take the cores of a shared machine.
 export GOMP_SPINCOUNT ?= 3000
@@ -41,10 +42,13 @@ demo: $(VENV)/.demo
 	@echo "store, TIFF, preview and run report: $(DEMO)/picos.zarr picos.tif picos.png picos.json"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --quiet -m "not slow" --durations=15 $(PARALLEL)
+	$(BIN)/python -m pytest --quiet -m "not slow and not long" --durations=15 $(PARALLEL)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest --quiet -m slow --durations=25 $(PARALLEL)
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest --quiet -m long --durations=25 $(PARALLEL)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

@@ -189,14 +189,14 @@ def test_full_disk(shim, name, prepare, tmp_path, model_file, is_lasting):
     check(shim, name, prepare, tmp_path, model_file, is_lasting=is_lasting, is_thorough=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_full_disk_in_training(shim, prepare, tmp_path, model_file):
     """A longer run for each change, so with growing gaps between them."""
     check(shim, "train", prepare, tmp_path, model_file, is_lasting=True, is_thorough=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "full"])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "train"])

@@ -119,7 +119,7 @@ def test_signals_give_no_traceback(folder, command, signals, delay):
     stop(folder, COMMANDS[command], SIGNALS[signals], delay)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("signals", SIGNALS)
 @pytest.mark.parametrize("command", COMMANDS)
@@ -206,7 +206,7 @@ def test_lost_streams(folder, command, stream):
     check_stream(folder, command, stream)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
