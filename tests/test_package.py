@@ -82,7 +82,7 @@ def test_wheel_metadata(wheel):
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     scripts = wheel.read(f"{info}/entry_points.txt").decode().split()
-    assert scripts == ["[console_scripts]", "engine", "=", "engine.cli.app:main"]
+    assert scripts == ["[console_scripts]", "engine", "=", "engine.__main__:main"]
 
 
 def test_versions_agree():
