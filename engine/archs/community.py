@@ -24,7 +24,7 @@ class Signature:
     tensors: tuple[str, ...]
     """Tensors that it has, and that no network of a later line has all of."""
     advice: str = SPANDREL
-    """What to do with the file."""
+    """Advice about the file."""
 
 
 SIGNATURES = (

@@ -94,7 +94,7 @@ def _scale(state: Mapping[str, Tensor], channels: int) -> int:
 
 
 @cache
-@torch.inference_mode(mode=False)  # all networks share it, those that are trained too
+@torch.inference_mode(mode=False)  # shared by all networks, also in training
 def relative_index(window: int) -> Tensor:
     """Row of the bias table for every pair of pixels in a window: [N, N], N = window * window; not to be written to."""
     # On the CPU explicitly: networks are sized on the meta device, and these values are not in the checkpoint.

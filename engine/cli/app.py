@@ -688,7 +688,7 @@ def _outcome(error: Exception, words: list[str]) -> tuple[str, int]:
 
 
 def _memory_advice(words: list[str]) -> str:
-    """What helps a command that ran out of memory."""
+    """Advice for a command that ran out of memory."""
     command = words[0] if words else ""
     if command in ("render", "plan", "score"):
         return "use a smaller --memory or --tile"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import report
-from engine.cli.progress import meter
+from engine.cli.progress import by_count, meter
 from engine.errors import InputError, counted, option
 from engine.io.store_check import Damage, Findings, check_store
 
@@ -18,14 +18,7 @@ def check(path: Path, *, repair: bool, as_json: bool) -> None:
         InputError: the store is damaged, and ``repair`` is false.
     """
     with meter(f"reading {path.name}", 1.0) as bar:
-        before = 0.0
-
-        def advance(done: int, total: int) -> None:
-            nonlocal before
-            bar.advance(done / total - before)
-            before = done / total
-
-        findings = check_store(path, repair=repair, on_progress=advance)
+        findings = check_store(path, repair=repair, on_progress=by_count(bar))
     if as_json:
         report.print_json(_as_json(path, findings))
     else:

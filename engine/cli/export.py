@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import report
-from engine.cli.progress import meter, warn
+from engine.cli.progress import by_count, meter, warn
 from engine.errors import counted
 from engine.exporters import ExportResult
 from engine.exporters import export as write
@@ -26,14 +26,7 @@ def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # no
 def write_picture(store: Path, out: Path, **options: Any) -> ExportResult:  # noqa: ANN401
     """Export a store with a progress bar; ``options`` go to the exporter."""
     with meter(f"writing {out.name}", 1.0) as bar:
-        before = 0.0
-
-        def advance(done: int, total: int) -> None:
-            nonlocal before
-            bar.advance(done / total - before)
-            before = done / total
-
-        result = write(store, out, on_progress=advance, **options)
+        result = write(store, out, on_progress=by_count(bar), **options)
     for note in result.notes:
         warn(note)
     return result

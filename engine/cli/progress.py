@@ -201,6 +201,18 @@ def meter(title: str, total: float, *, done: float = 0.0, forecast: float | None
             lines.advance(total - estimate.done)
 
 
+def by_count(bar: Meter) -> Callable[[int, int], None]:
+    """Callback of (done, total) that moves a meter of one unit of work."""
+    before = 0.0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal before
+        bar.advance(done / total - before)
+        before = done / total
+
+    return advance
+
+
 def clock(seconds: float) -> str:
     """Format seconds as ``1:02:03``, or ``2:03`` below an hour."""
     minutes, rest = divmod(int(seconds + 0.5), 60)

@@ -85,7 +85,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Options of the command besides those of the render."""
+    """Options of the command that decide no pixel."""
 
     resume: bool = False
     overwrite: bool = False

@@ -104,7 +104,7 @@ def _peak() -> int:
 
 
 def free_host() -> int:
-    """Bytes of host memory that this process can hold in all: those that machine and limits leave, plus those it holds."""
+    """Bytes of host memory for this process in all: the bytes it holds, and the bytes that machine and limits leave."""
     left, limited = int(psutil.virtual_memory().available), free_memory()
     return (left if limited is None else min(left, limited)) + resident()
 

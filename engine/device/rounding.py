@@ -1,4 +1,4 @@
-"""What decides how this processor rounds: its instructions and the number of threads.
+"""Causes of rounding on this processor: its instructions and the number of threads.
 
 Sums are cut into one part per thread, and into as many lanes as a register has. A float32 sum in another order differs in its
 last bits, and a pixel near the middle between two levels becomes the other one.

@@ -93,7 +93,7 @@ def head(path: Path) -> bytes:
 
 
 def format_of(path: Path) -> str:
-    """Name of a file's format; empty if it is none of those that are treated in some way."""
+    """Name of a file's format; empty for any format outside the table."""
     beginning = head(path)
     return next((name for name, magic in _BEGINNINGS.items() if re.match(magic, beginning, re.DOTALL)), "")
 

@@ -49,7 +49,7 @@ class Damage:
     box: Box
     """Its pixels in the level."""
     problem: str
-    """What is wrong, in a few words."""
+    """Kind of damage, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
