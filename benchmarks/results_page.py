@@ -259,7 +259,7 @@ def fast() -> list[str]:
         ),
         source("bench_bands.py beside", "bands_beside", list(beside.values())),
         paragraph(
-            "**Not yet measured on a GPU.** `benchmarks/gpu.sh` runs the checks and timings for one. The batched "
+            "**Not yet measured on a GPU.** `benchmarks/gpu_quick.py` runs its checks and timings in eight minutes. The batched "
             "executor (`--executor stream`) and the Triton kernels are tested on a CPU, in Triton's interpreter, and "
             "compiled for three generations of GPUs."
         ),

@@ -1,30 +1,26 @@
-"""Networks on a GPU: RRDBNet 64x23 and SwinIR-M (x4, random weights), plain, compiled, and with this project's kernels.
+"""RRDBNet 64x23 and SwinIR-M (x4, random weights) in half precision, several ways: a part of benchmarks/gpu_quick.py.
 
-    python benchmarks/bench_networks.py [--networks esrgan swinir] [--tiles 256 512] [--only WORD] [--repeats 10]
-
-Each is timed as launched from Python (ms) and as a replayed CUDA graph (graph_ms): at small tiles the launches take longer
+Each way is timed as launched from Python (ms) and as a replayed CUDA graph (graph_ms): at small tiles the launches take longer
 than the work. px_per_s (input pixels) and tflops belong to the faster of the two. tflops counts two operations for each
 product of the convolutions, linear maps and attention, nothing else. Errors are against fp32 without TF32, in 8-bit levels.
-cuDNN may choose its fastest algorithms. --only selects the variants whose name contains the word. Appends to
-results/networks.csv. Without CUDA nothing is measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from unittest import mock
 
 import torch
-from harness import add_row, milliseconds
+from harness import milliseconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
-from engine.device.queue import device_queue
+from engine.device.queue import device_queue, full_float32
 from engine.kernels.dense import dense, dense_by_input, pack_by_input
 from engine.kernels.launch import is_interpreting
 from engine.kernels.window_attention import window_attention
@@ -97,22 +93,36 @@ def half(network):
     return pack(copy.deepcopy(network).to_mixed(torch.float16).to(memory_format=torch.channels_last))
 
 
-def variants(name, network):
-    """(name, network, context to run it in) of each variant; the first is the reference."""
+@contextmanager
+def cudnn_tries():
+    """Let cuDNN measure its algorithms, which the engine never does."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def compiled_blocks(network):
+    """The network with one compiled dense block for all its uses: seconds to compile, where all of it takes minutes."""
+    # Without a GPU nothing is timed, and the compiler would take minutes.
+    forward = torch.compile(DenseBlock.forward, backend="inductor" if torch.cuda.is_available() else "eager")
+    return patched_forward(DenseBlock, forward)
+
+
+def variants(name, network) -> Iterator[tuple[str, torch.nn.Module, AbstractContextManager[object]]]:
+    """(name, network, context to run it in) of each way; the first is the reference."""
     yield "eager fp32", network, attention(use_kernel=False)
     mixed = half(network)
     yield "eager fp16 channels-last", mixed, attention(use_kernel=False)
-    # Without a GPU nothing is timed, and the compiler would take minutes.
-    compiled = partial(torch.compile, backend="inductor" if torch.cuda.is_available() else "eager")
-    yield "compiled fp16", compiled(mixed), attention(use_kernel=False)
     if name == "esrgan":
+        yield "fp16, cuDNN tries its algorithms", mixed, cudnn_tries()
+        yield "fp16, dense block compiled", mixed, compiled_blocks(mixed)
         yield "fp16, dense", mixed, patched_forward(DenseBlock, dense_forward)
-        yield "fp16, dense by input, fp32 sums", mixed, patched_forward(DenseBlock, by_input_forward)
+        yield "fp16, dense by input", mixed, patched_forward(DenseBlock, by_input_forward)
         yield "fp16, dense by input, fp16 sums", mixed, patched_forward(DenseBlock, half_sums_forward)
     else:
         yield "fp16, window attention", mixed, attention(use_kernel=True)
-        torch.compiler.reset()  # or the variant compiled without the kernel would be taken
-        yield "compiled fp16, window attention", compiled(mixed), attention(use_kernel=True)
 
 
 def flops_per_pixel(network):
@@ -150,38 +160,23 @@ def measure(network, context, x, reference, repeats):
     return output, {**row, "max_error": float(error.max()), "mean_error": float(error.mean()), "peak_gib": increase}
 
 
-def rows(name, network, tile, device, only="", repeats=10):
-    """Yield a row for every variant; one that fails is printed and does not stop the others."""
+def rows(name, network, tile, device, repeats=10):
+    """Yield a row for every way; one that fails is a row with its error and does not stop the others."""
     x = torch.rand(1, 3, tile, tile, device=device).contiguous(memory_format=torch.channels_last)
     flops, reference = flops_per_pixel(network), None
     for variant, candidate, context in variants(name, network):
-        if only not in variant and reference is not None:
-            continue
+        case = {"network": name, "tile": tile, "variant": variant}
         try:
-            output, row = measure(candidate, context, x, reference, repeats)
+            with full_float32(), torch.inference_mode():
+                output, row = measure(candidate, context, x, reference, repeats)
         except Exception as error:
-            print(f"{name} {tile} {variant}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+            yield {**case, "failed": f"{type(error).__name__}: {str(error).strip()[:300]}"}
             if reference is None:
                 return
             continue
         reference = output if reference is None else reference
         best = min(ms for ms in (row["ms"], row["graph_ms"]) if ms == ms)  # one of them may be NaN
-        row |= {"px_per_s": tile**2 / best * 1000, "tflops": flops * tile**2 / best / 1e9}
-        row = {key: float(f"{value:.4g}") for key, value in row.items()}
-        print(f"{name} {tile} {variant}: {row}", flush=True)
-        yield {"network": name, "tile": tile, "variant": variant, **row}
-
-
-@contextmanager
-def full_precision():
-    """Turn off TF32, and let cuDNN try its algorithms."""
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags
+        yield {**case, **row, "px_per_s": tile**2 / best * 1000, "tflops": flops * tile**2 / best / 1e9}
 
 
 def network_of(name, device, tiny=False):
@@ -193,27 +188,3 @@ def network_of(name, device, tiny=False):
     }
     network_class = {"esrgan": RRDBNet, "swinir": SwinIR}[name]
     return lively(network_class(**(small[name] if tiny else {})).to(device))
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["esrgan", "swinir"], choices=["esrgan", "swinir"])
-    parser.add_argument("--tiles", nargs="+", type=int, default=[256, 512])
-    parser.add_argument("--only", default="")
-    parser.add_argument("--repeats", type=int, default=10)
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("bench_networks: no CUDA device here; nothing was measured")
-        return
-    device = torch.device("cuda")
-    for name in arguments.networks:
-        network = network_of(name, device)
-        for tile in arguments.tiles:
-            torch.compiler.reset()
-            with full_precision(), torch.inference_mode():
-                for row in rows(name, network, tile, device, arguments.only, arguments.repeats):
-                    add_row("networks", row)
-
-
-if __name__ == "__main__":
-    main()
