@@ -22,8 +22,10 @@ from engine.geometry import Box
 from engine.kernels.blend import blend, blend_torch
 from engine.kernels.dense import dense, dense_torch
 from engine.kernels.gather import Noise, gather, gather_torch
+from engine.kernels.last_conv import last_conv, last_conv_torch, pack_last
 from engine.kernels.launch import is_interpreting
 from engine.kernels.trim import trim, trim_torch
+from engine.kernels.up_conv import pack_phases, up_conv, up_conv_torch
 from engine.kernels.window_attention import window_attention, window_attention_torch
 
 
@@ -128,12 +130,46 @@ def dense_cases(device, side):
     yield Case(f"float16 {side}x{side}", run, 4 * 64 * side**2, atol=2e-2, operations=operations)
 
 
+def features(device, channels, side):
+    """Features [1, channels, side, side] of a network's tail, float16, channels-last."""
+    values = torch.randn(1, channels, side, side, device=device).half()
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def up_conv_cases(device, side):
+    """An upsampling of RRDBNet's tail; ``side`` of the small map. Operations are those of the definition."""
+    x = features(device, 64, side)
+    weight, bias = torch.randn(64, 64, 3, 3, device=device).half() / 24, torch.randn(64, device=device).half()
+    packed = pack_phases(weight)
+
+    def run(use_triton):
+        return [
+            up_conv(x, weight, bias, packed=packed, use_triton=True) if use_triton else up_conv_torch(x, weight, bias)
+        ]
+
+    yield Case(f"float16 {side}x{side}", run, 2 * 64 * 5 * side**2, atol=2e-2, operations=2 * 9 * 64**2 * 4 * side**2)
+
+
+def last_conv_cases(device, side):
+    """The last convolution of RRDBNet."""
+    x = features(device, 64, side)
+    weight, bias = torch.randn(3, 64, 3, 3, device=device) / 24, torch.randn(3, device=device)
+    packed = pack_last(weight, x.dtype)
+
+    def run(use_triton):
+        return [last_conv(x, weight, bias, packed, use_triton=True) if use_triton else last_conv_torch(x, weight, bias)]
+
+    yield Case(f"float16 {side}x{side}", run, (2 * 64 + 12) * side**2, atol=1e-5, operations=2 * 9 * 64 * 3 * side**2)
+
+
 CASES = {
     "gather": (gather_cases, 2048),
     "trim": (trim_cases, 4096),
     "blend": (blend_cases, 4096),
     "window_attention": (attention_cases, 512),
     "dense": (dense_cases, 512),
+    "up_conv": (up_conv_cases, 1024),
+    "last_conv": (last_conv_cases, 2048),
 }
 """Kernel -> (generator of its cases from (device, side), side on a GPU)."""
 

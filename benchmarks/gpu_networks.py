@@ -22,7 +22,9 @@ from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
 from engine.device.queue import device_queue, full_float32
 from engine.kernels.dense import dense, dense_by_input, pack_by_input
+from engine.kernels.last_conv import last_conv
 from engine.kernels.launch import is_interpreting
+from engine.kernels.up_conv import up_conv
 from engine.kernels.window_attention import window_attention
 
 USE_TRITON = True if torch.cuda.is_available() or is_interpreting() else None
@@ -93,6 +95,14 @@ def half(network):
     return pack(copy.deepcopy(network).to_mixed(torch.float16).to(memory_format=torch.channels_last))
 
 
+def tail_forward(network, x):
+    """RRDBNet's tail by this project's kernels."""
+    for conv in (network.conv_up1, network.conv_up2):
+        x = up_conv(x, conv.weight, conv.bias, SLOPE, use_triton=USE_TRITON)
+    x = torch.nn.functional.leaky_relu(network.conv_hr(x), SLOPE)
+    return last_conv(x, network.conv_last.weight, network.conv_last.bias, use_triton=USE_TRITON)
+
+
 @contextmanager
 def cudnn_tries():
     """Let cuDNN measure its algorithms, which the engine never does."""
@@ -118,6 +128,7 @@ def variants(name, network) -> Iterator[tuple[str, torch.nn.Module, AbstractCont
     if name == "esrgan":
         yield "fp16, cuDNN tries its algorithms", mixed, cudnn_tries()
         yield "fp16, dense block compiled", mixed, compiled_blocks(mixed)
+        yield "fp16, tail by up_conv and last_conv", mixed, mock.patch.object(RRDBNet, "tail", tail_forward)
         yield "fp16, dense", mixed, patched_forward(DenseBlock, dense_forward)
         yield "fp16, dense by input", mixed, patched_forward(DenseBlock, by_input_forward)
         yield "fp16, dense by input, fp16 sums", mixed, patched_forward(DenseBlock, half_sums_forward)
