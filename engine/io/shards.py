@@ -6,6 +6,7 @@ crc32c of them.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from enum import StrEnum
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+
+from engine.errors import InputError
 
 _ABSENT = np.uint64(2**64 - 1)
 """Offset of a chunk that is not stored."""
@@ -76,8 +79,20 @@ def shard_state(path: Path, chunks: int) -> ShardState:
 
 
 def remove_shard(path: Path) -> None:
-    """Remove a bad shard, or a link or an empty folder in its place. Raises OSError for a folder with files in it."""
-    if path.is_dir() and not path.is_symlink():
-        path.rmdir()
-    else:
+    """Remove a bad shard, or a link or an empty folder in its place.
+
+    Raises:
+        InputError: a folder with files is in its place, which are somebody's.
+        OSError: as the file system does.
+    """
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InputError(
+            f"{path}: a folder with files in the place of a shard; move it, then repeat this command"
+        ) from error

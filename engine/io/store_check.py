@@ -172,12 +172,7 @@ class _Check:
         for index in {ancestor for bad in self._bad for ancestor in self._ancestors(bad)}:
             file = self._file(index)
             if file_state(file) is not ShardState.MISSING:
-                try:
-                    remove_shard(file)
-                except OSError as error:
-                    raise InputError(
-                        f"{file}: a folder with files in the place of a shard; move it, then repeat this command"
-                    ) from error
+                remove_shard(file)
                 removed += 1
         return removed
 
