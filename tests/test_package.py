@@ -67,7 +67,9 @@ def names_of(requirements):
 
 def pins(path):
     """Lines "name==version" of a requirements file, and the number of hashes behind each."""
-    blocks = re.findall(r"^([a-z0-9.-]+==[^\s;]+)(.*?)(?=^[a-z]|\Z)", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^([a-z0-9.-]+==[^\s;]+)(.*?)(?=^[a-z]|\Z)", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE
+    )
     return {pin: len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", rest)) for pin, rest in blocks}
 
 

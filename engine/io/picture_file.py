@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError
 from engine.io.picture_header import BMP, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, check_header, format_of, head
 
@@ -67,6 +68,7 @@ def decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except vips().Error as error:
+        raise_if_exhausted(error)
         if (name := format_of(path)) in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
         if "is not in a known format" in error.detail:

@@ -37,7 +37,7 @@ from engine.io.files import (
     temporary_name,
     temporary_names,
 )
-from engine.io.shards import ShardState, is_present, remove_shard, shard_path, shard_state
+from engine.io.shards import ShardState, is_present, raise_unless_damage, remove_shard, shard_path, shard_state
 from engine.plan.plan import Plan, pyramid_of
 
 ATTRIBUTE = "ourgan"
@@ -361,6 +361,7 @@ class ZarrSink:
         except OSError:
             raise
         except Exception as error:  # each codec has exceptions of its own
+            raise_unless_damage(error, self._arrays[level])
             problem = reason_of(error)
         if problem is None:
             return pixels

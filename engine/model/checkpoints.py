@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.archs import refusal
+from engine.causes import raise_if_exhausted
 from engine.errors import ModelError
 from engine.model.limits import check_archive, check_names, check_tensors, parse_json
 from engine.model.ncnn import MAGIC, read_ncnn
@@ -127,6 +128,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # of the format, or of a dtype that PyTorch does not have
+        raise_if_exhausted(error)
         raise ModelError(f"{path}: damaged safetensors file ({_one_line(error)}); fetch it again") from error
     return tensors
 
@@ -143,6 +145,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can fail in any way at all
+            raise_if_exhausted(error)
             raise ModelError(f"{path}: {_refusal(str(error))}") from error
     try:
         return _named_tensors(_unwrapped(content), path.stat().st_size)

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from engine.causes import raise_if_exhausted
 from engine.errors import ModelError
 
 MAX_TENSORS = 1 << 14
@@ -88,6 +89,7 @@ def check_archive(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             records, comment = archive.infolist(), archive.comment
     except Exception as error:  # a damaged directory can fail in any way at all
+        raise_if_exhausted(error)
         raise ModelError("damaged, or not a checkpoint of PyTorch; fetch it again") from error
     if any(re.search(r"/code/.*\.py$", record.filename) for record in records):
         raise ModelError("a TorchScript program, not a checkpoint; save the state_dict() of its network")
