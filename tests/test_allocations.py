@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.stores import attributes, files, render
+from support.stores import attributes, files, pixels, render
 from support.training import tiny_preset
 
 from engine.archs.esrgan import RRDBNet
@@ -25,6 +25,7 @@ from engine.plan.request import Request
 
 SUPPORT = Path(__file__).parent / "support"
 LARGE = 64 << 10
+LEVELS = 3
 OPTIONS = "--size 192x144 --stages 2 --tile 16 --overlap 4 --precision fp32 --executor"
 TRAIN = (
     "train sr photo.png --out w.safetensors --config tiny.toml --start start.safetensors --device cpu --precision fp32"
@@ -111,12 +112,14 @@ def runs(shim, case, template, work, model, *, step, is_lasting):
 
 
 def contents(path):
-    """What matters of an output: all of a file or a store, and the tensors of a training."""
+    """What matters of an output: all of a file, the pixels of a store, and the tensors of a training."""
     if not path.exists():
         return None
     if path.name == "w.safetensors":
         return {key: value.numpy().tobytes() for key, value in load_file(path).items()}
-    return files(path) if path.is_dir() else path.read_bytes()
+    if path.is_dir():  # pixels, as Blosc stores a chunk uncompressed where it finds no memory
+        return sorted(files(path)), attributes(path), [pixels(path, level).tobytes() for level in range(LEVELS)]
+    return path.read_bytes()
 
 
 def check_failure(case, result, failed, expected):
