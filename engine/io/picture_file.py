@@ -140,11 +140,20 @@ def open_upright(path: Path) -> pyvips.Image:
         return _load(path, name).autorot()
 
 
+def open_rows(path: Path) -> pyvips.Image:
+    """The picture as it is stored, to be read once from top to bottom. Raises InputError as ``open_header`` does."""
+    name = format_of(path)
+    check_header(path, name)
+    with decoding(path):
+        if name == PNM:
+            return _open_pnm(path)
+        return _open_bmp(path).decode() if name == BMP else _load(path, name, access="sequential")
+
+
 def open_top(path: Path, side: int) -> pyvips.Image:
     """Up to ``side`` x ``side`` pixels at the top of the picture as it is stored: the rest of it is not decoded."""
-    name = format_of(path)
+    image = open_rows(path)
     with decoding(path):
-        image = _open_bmp(path).decode() if name == BMP else _load(path, name, access="sequential")
         width, height = min(side, image.width), min(side, image.height)
         return image.crop((image.width - width) // 2, 0, width, height).copy_memory().autorot()
 
