@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 
 from engine.causes import raise_if_exhausted
-from engine.errors import InputError, option
+from engine.errors import InputError, counted, option
 from engine.geometry import Box, Grid
 from engine.io.durable import DurableStore
 from engine.io.files import new_identity
@@ -211,6 +211,6 @@ def _check_image(path: Path, group: zarr.Group, levels: int) -> None:
         listed = []
     if listed != [str(level) for level in range(levels)]:
         raise InputError(
-            f"{path}: its OME-Zarr metadata does not list its {levels} levels; copy the store again, or render with "
+            f"{path}: its OME-Zarr metadata does not list its {counted(levels, 'level')}; copy the store again, or render with "
             f"{option('overwrite', True)}"
         )

@@ -487,7 +487,9 @@ def lock_store(path: Path) -> Lock:
     """Lock a store for writing. Raises ResumeError while another process writes it."""
     lock = Lock.take(path)
     if lock is None:
-        raise ResumeError(f"{path}: is being written by another process; wait for it, or give another {option('out')}")
+        process = Lock.holder(path)
+        name = "another process" if process is None else f"another process ({process})"
+        raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
     return lock
 
 
