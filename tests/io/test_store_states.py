@@ -323,10 +323,12 @@ def run(examples, steps):
     )  # fmt: skip
 
 
+@pytest.mark.timeout(900)  # a failure is shrunk for up to five minutes
 def test_any_order_of_events():
     run(8, 15)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_orders_of_events():
     run(60, 25)
