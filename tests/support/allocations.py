@@ -58,7 +58,7 @@ def numbers(last, step):
     number = 1
     while number <= last[0]:
         yield number
-        number += max(1, int(number * step))
+        number += max(1, int((number - 1) * step))
 
 
 def main():

@@ -55,7 +55,8 @@ def position(path: Path) -> tuple[int, int]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
         return int(state["phase"]), int(state["iteration"])
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError):
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise_if_exhausted(error)
         return 0, 0
 
 
