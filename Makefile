@@ -1,8 +1,10 @@
 # make demo         set everything up and render the default model at 4096x3072
 # make test         set everything up and run the fast tests
 # make test-slow    run the slow tests
-# make test-long    run the tests that take hours: every signal at many times, a full disk at every change of a file
+# make test-long    run the tests that take hours: every signal at many times, a full disk at every change of a file,
+#                    memory that ends at every large allocation
 # make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
+# make lock         write the lock files from pyproject.toml and constraints.txt; needs uv
 # make lint         check style, types and import rules
 # make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md from the committed rows
 # make bench-quick  measure the main figures again in about five minutes; writes no rows
@@ -11,10 +13,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test test-slow test-long fuzz lint docs bench-quick bench clean
+# A lock holds the hashes of all packages except PyTorch, whose build is the user's choice: docs/decisions/0026-pins.md.
+# The second command finds them installed, and adds PyTorch where it is missing.
+LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps --requirement
+PROJECT := $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable
+
+.PHONY: demo test test-slow test-long fuzz lock lint docs bench-quick bench clean
 
 # Idle OpenMP threads sleep early, as the command line sets it: spinning ones take the cores of a shared machine.
 export GOMP_SPINCOUNT ?= 3000
@@ -23,14 +29,16 @@ export GOMP_SPINCOUNT ?= 3000
 PARALLEL := --numprocesses=auto --dist=loadfile
 
 # One stamp per set of extras: the environment is installed again when the project's requirements change.
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(LOCKED) requirements.lock
+	$(PROJECT) .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt requirements-dev.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[weights,dev]'
+	$(LOCKED) requirements-dev.lock
+	$(PROJECT) '.[weights,dev]'
 	touch $@
 
 # Resumable: after an interruption, make demo continues with the missing shards.
@@ -52,6 +60,16 @@ test-long: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+# Libraries that the CUDA build of PyTorch brings, at versions that it states itself.
+CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13
+LOCK := printf '%s\n' $(CUDA) | uv pip compile --quiet pyproject.toml --group build --universal --python-version 3.11 \
+	--constraint constraints.txt --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	--excludes /dev/stdin --no-emit-package torch
+
+lock:
+	$(LOCK) --no-emit-package triton --output-file requirements.lock
+	$(LOCK) --extra weights --extra dev --output-file requirements-dev.lock
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

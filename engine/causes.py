@@ -66,7 +66,20 @@ def naming(path: Path) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, of whatever class, means that memory is exhausted."""
-    return isinstance(error, MemoryError) or bool(isinstance(error, RuntimeError) and _MEMORY.search(str(error)))
+    is_library = isinstance(error, RuntimeError) or type(error).__module__.startswith("pyvips")
+    return isinstance(error, MemoryError) or bool(is_library and _MEMORY.search(str(error)))
+
+
+def raise_if_exhausted(error: Exception) -> None:
+    """Raise an exception again that says nothing of the file it was met in: memory, threads or descriptors are exhausted.
+
+    Where any other exception means a damaged file, this goes first: a file must not be called damaged, or be removed, for
+    want of memory.
+    """
+    system = system_error(error)
+    is_machine = system is not None and system.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    if is_machine or is_out_of_memory(error) or is_out_of_threads(error):
+        raise error
 
 
 def is_out_of_threads(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyvips
 
+from engine.causes import raise_if_exhausted
 from engine.errors import EngineError, Interrupted, UsageError, option
 from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
@@ -102,7 +103,11 @@ class PreviewJob:
                 thread.submit(self._save, stream, path).result()
             except pyvips.Error as error:
                 stream.check()  # raises the cause, if reading the pyramid failed
-                raise EngineError(f"{path}: libvips could not write it: {' '.join(str(error).split())}") from error
+                raise_if_exhausted(error)
+                reason = " ".join(str(error).split())
+                raise EngineError(
+                    f"{path}: libvips could not write it ({reason}); look at the memory and the disk, then repeat the command"
+                ) from error
             except BaseException:
                 stream.stop(Interrupted("export stopped"))
                 raise

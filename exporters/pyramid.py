@@ -20,9 +20,10 @@ import zarr
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError, counted, option
 from engine.geometry import Box
-from engine.io.shards import is_present, shard_path
+from engine.io.shards import is_present, raise_unless_damage, shard_path
 
 Pixels = NDArray[Any]
 """[H, W, 3], uint8 or uint16."""
@@ -149,6 +150,7 @@ class Pyramid:
         try:
             planes = np.asarray(self._arrays[level][:, rows, columns])  # [3, H, W]
         except Exception as error:  # each codec has exceptions of its own
+            raise_unless_damage(error, self._arrays[level])
             self.check_unchanged()
             raise InputError(self._damage(level, cell, error)) from error
         # Zarr reads a shard that is not there as black, so it has to be there before and after.
@@ -194,7 +196,8 @@ class Pyramid:
         rows, columns = box.slices
         try:
             self._arrays[level][:, rows, columns]
-        except Exception:  # as in ``_decode``
+        except Exception as error:  # as in ``_decode``
+            raise_unless_damage(error, self._arrays[level])
             return False
         return True
 
@@ -242,6 +245,7 @@ def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> li
         try:
             array = group.get(path)
         except Exception as error:  # a damaged zarr.json: Zarr's parsers have exceptions of their own
+            raise_if_exhausted(error)
             advice = "copy the store again, whole"
             raise InputError(f"{store}: the zarr.json of level {path!r} cannot be read; {advice}") from error
         if not isinstance(array, zarr.Array):

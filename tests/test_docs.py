@@ -37,6 +37,8 @@ OTHER_PROGRAMS = {
     "--strict",
     "--upgrade",
     "--no-isolation",
+    "--no-build-isolation",
+    "--no-deps",
     "--require-hashes",
     "--wheel",
     "--index-url",

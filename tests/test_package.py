@@ -56,6 +56,41 @@ def test_kernels_exporters_and_models_are_links():
         assert (ROOT / "engine" / name).readlink().parts == ("..", name)
 
 
+LOCKS = {"requirements.lock": (), "requirements-dev.lock": ("weights", "dev")}
+UNLOCKED = {"torch"}
+"""docs/decisions/0026-pins.md says why."""
+
+
+def names_of(requirements):
+    return {re.match(r"[A-Za-z0-9.-]+", line)[0].lower() for line in requirements}
+
+
+def pins(path):
+    """Lines "name==version" of a requirements file, and the number of hashes behind each."""
+    blocks = re.findall(
+        r"^([a-z0-9.-]+==[^\s;]+)(.*?)(?=^[a-z]|\Z)", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE
+    )
+    return {pin: len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", rest)) for pin, rest in blocks}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_locks_hold_hashes_of_the_pinned_versions(lock):
+    """Every package that the project names, at the version of constraints.txt; the rest is up to ``make lock``."""
+    locked, project = pins(lock), PROJECT["project"]
+    assert min(locked.values()) > 0
+    assert set(locked) <= set(pins("constraints.txt"))
+    extras = [line for extra in LOCKS[lock] for line in project["optional-dependencies"][extra]]
+    if LOCKS[lock]:
+        extras += [line for name in ("test", "plot") for line in project["optional-dependencies"][name]]
+    wanted = names_of([*project["dependencies"], *extras, *PROJECT["dependency-groups"]["build"]])
+    assert wanted - names_of(locked) == UNLOCKED | ({"ourgan-engine"} & wanted)
+    assert "://" not in (ROOT / lock).read_text()
+
+
+def test_pins_are_locked():
+    assert names_of(pins("constraints.txt")) - names_of(pins("requirements-dev.lock")) == UNLOCKED
+
+
 @pytest.mark.slow
 def test_wheel_contents(wheel):
     """One top-level name, every module, the presets and the default model, and nothing else."""

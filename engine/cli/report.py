@@ -16,8 +16,8 @@ from rich.console import Console
 
 from engine.cli.outputs import check_place
 from engine.cli.progress import clock
-from engine.cli.tables import print_table
-from engine.errors import UsageError, counted, option
+from engine.cli.tables import MAX_TEXT, print_table
+from engine.errors import UsageError, counted, option, printable
 from engine.io.files import replacing
 from engine.job import RenderResult
 from engine.model.bundle import Model
@@ -40,12 +40,12 @@ def print_json(data: object) -> None:
 
 def line(line: str) -> None:
     """One line on stdout, which a terminal may break anywhere: for names and commands to be copied."""
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(printable(line, MAX_TEXT) + "\n")
 
 
 def prose(line: str) -> None:
     """One line on stdout, broken between words where a terminal is narrower."""
-    _out.print(line, markup=False, emoji=False, soft_wrap=not _out.is_terminal)
+    _out.print(printable(line, MAX_TEXT), markup=False, emoji=False, soft_wrap=not _out.is_terminal)
 
 
 def file_size(size: int) -> str:

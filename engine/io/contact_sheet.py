@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError, option
 from engine.io.files import replacing
 
@@ -47,6 +48,7 @@ def write_sheet(path: Path, pictures: Sequence[np.ndarray[Any, Any]], labels: Se
         with replacing(path) as part:
             part.write_bytes(sheet.write_to_buffer(path.suffix.lower()))
     except (OSError, pyvips.Error) as error:
+        raise_if_exhausted(error)
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{path}: cannot be written ({reason}); choose another {option('out')}") from error
 

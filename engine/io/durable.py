@@ -10,6 +10,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from engine.io.files import new_identity, sync_folder, write_new
+from engine.io.shards import remove_shard
 
 
 class DurableStore(LocalStore):
@@ -41,7 +42,7 @@ class DurableStore(LocalStore):
 
 
 def write_durably(root: Path, key: str, data: Any) -> None:  # noqa: ANN401 (any buffer)
-    """Write the file ``key`` of a store, whole or not at all. Raises OSError."""
+    """Write the file ``key`` of a store, whole or not at all. Raises OSError, or InputError as ``remove_shard`` does."""
     path = root / key
     _make_folders(root, path.parent)
     part = path.with_name(f"{path.name}.{new_identity()}.partial")
@@ -50,7 +51,7 @@ def write_durably(root: Path, key: str, data: Any) -> None:  # noqa: ANN401 (any
         try:
             part.replace(path)
         except IsADirectoryError:
-            path.rmdir()  # an empty folder in the file's place; anything in it stays
+            remove_shard(path)
             part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

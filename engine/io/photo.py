@@ -1,14 +1,17 @@
 """Photographs from disk, decoded in one way for rendering, scoring and training.
 
 A decoded photograph is upright (EXIF orientation applied), in sRGB (embedded ICC profile converted) and opaque (alpha
-flattened on white). ``PictureSource`` reads it region by region at up to 16 bits, ``resampled_photo`` shrinks it while it
-loads. ``notes`` tell the user what the conversion changes. The module does not know networks.
+flattened on white). ``PictureSource`` reads it region by region at up to 16 bits, ``StoredPicture`` once from top to bottom,
+``resampled_photo`` shrinks it while it loads. ``notes`` tell the user what the conversion changes. The module does not know
+networks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +28,7 @@ from engine.io.picture_file import (
     check_exists,
     decoding,
     open_header,
+    open_rows,
     open_thumbnail,
     open_top,
     open_upright,
@@ -127,6 +131,42 @@ class PictureSource:
 
     def _tensor(self, image: pyvips.Image) -> Tensor:
         return torch.from_numpy(image.numpy().astype(np.float32).transpose(2, 0, 1) / self._white)
+
+
+class StoredPicture:
+    """A picture as it is stored, read once from top to bottom: in the memory of some rows, without a temporary file.
+
+    Args:
+        path: a picture as ``PictureSource`` reads it; its EXIF orientation is not applied.
+
+    Attributes:
+        size: (height, width).
+
+    Raises:
+        InputError: as ``PictureSource`` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_exists(path, "picture")
+        self.path = path
+        with decoding(path):
+            image = open_rows(path)
+            check_samples(path, image)
+            image = opaque_srgb(image)
+            self._region = vips().Region.new(image)  # an image itself is read ahead, beyond the rows that come next
+        self.size = (image.height, image.width)
+        self._dtype = np.dtype(np.uint16 if image.format == "ushort" else np.uint8)
+        self._white = np.float32(white(image))
+
+    def crops(self, boxes: Iterable[Box]) -> Iterator[Tensor]:
+        """Pixels of boxes, float32 [3, h, w]. Those of the same rows come together, and each row of boxes below the last."""
+        for (y0, y1), row in groupby(boxes, key=lambda box: (box.y0, box.y1)):
+            with decoding(self.path):
+                rows = self._region.fetch(0, y0, self.size[1], y1 - y0)
+            strip = np.frombuffer(rows, self._dtype).reshape(y1 - y0, self.size[1], 3)
+            for box in row:
+                crop = strip[:, box.x0 : box.x1].transpose(2, 0, 1).astype(np.float32)
+                yield torch.from_numpy(crop / self._white)
 
 
 @dataclass(frozen=True, slots=True)

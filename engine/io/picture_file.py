@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError
 from engine.io.picture_header import BMP, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, check_header, format_of, head
 
@@ -67,6 +68,7 @@ def decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except vips().Error as error:
+        raise_if_exhausted(error)
         if (name := format_of(path)) in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
         if "is not in a known format" in error.detail:
@@ -138,11 +140,20 @@ def open_upright(path: Path) -> pyvips.Image:
         return _load(path, name).autorot()
 
 
+def open_rows(path: Path) -> pyvips.Image:
+    """The picture as it is stored, to be read once from top to bottom. Raises InputError as ``open_header`` does."""
+    name = format_of(path)
+    check_header(path, name)
+    with decoding(path):
+        if name == PNM:
+            return _open_pnm(path)
+        return _open_bmp(path).decode() if name == BMP else _load(path, name, access="sequential")
+
+
 def open_top(path: Path, side: int) -> pyvips.Image:
     """Up to ``side`` x ``side`` pixels at the top of the picture as it is stored: the rest of it is not decoded."""
-    name = format_of(path)
+    image = open_rows(path)
     with decoding(path):
-        image = _open_bmp(path).decode() if name == BMP else _load(path, name, access="sequential")
         width, height = min(side, image.width), min(side, image.height)
         return image.crop((image.width - width) // 2, 0, width, height).copy_memory().autorot()
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError
 
 CAMERA_RAW, TIFF, PNG, AVIF, BMP, PNM = "camera raw", "TIFF", "PNG", "AVIF", "BMP", "PNM"
@@ -146,6 +147,7 @@ def _check_tiff(path: Path) -> int:
             colours = tags.valueof("PhotometricInterpretation")
             kind, bits, samples, extra = page.sampleformat, page.bitspersample, page.samplesperpixel, page.extrasamples
     except Exception as error:  # tifffile raises whatever a damaged header leads to
+        raise_if_exhausted(error)
         raise InputError(f"{path}: cannot be read as a picture (damaged header); {SAVE_AGAIN}") from error
     colours = getattr(colours, "name", str(colours))
     if page.is_reduced or colours in ("CFA", "LINEAR_RAW"):

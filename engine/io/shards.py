@@ -6,13 +6,18 @@ crc32c of them.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
+
+from engine.causes import raise_if_exhausted
+from engine.errors import InputError
 
 _ABSENT = np.uint64(2**64 - 1)
 """Offset of a chunk that is not stored."""
@@ -75,9 +80,43 @@ def shard_state(path: Path, chunks: int) -> ShardState:
     return ShardState.WHOLE if end + length == size else ShardState.CUT
 
 
+def raise_unless_damage(error: Exception, array: Any) -> None:  # noqa: ANN401 (zarr's type)
+    """Raise an exception of reading an array again if it says nothing of the file.
+
+    Raises:
+        MemoryError: Blosc failed behind a right checksum. Its bytes are those that were written, so it found no memory, for
+            which it has no exception of its own.
+        Exception: ``error``, as ``raise_if_exhausted`` does.
+    """
+    raise_if_exhausted(error)
+    if "blosc decompression" in str(error) and "crc32c" in _inner_codecs(array):
+        raise MemoryError("Blosc found no memory") from error
+
+
+def _inner_codecs(array: Any) -> list[str]:  # noqa: ANN401
+    """Names of the codecs of a sharded array's chunks; empty for other arrays."""
+    try:
+        settings = array.metadata.codecs[0].to_dict()["configuration"]
+        return [codec["name"] for codec in settings["codecs"]]
+    except (AttributeError, LookupError, TypeError):
+        return []
+
+
 def remove_shard(path: Path) -> None:
-    """Remove a bad shard, or a link or an empty folder in its place. Raises OSError for a folder with files in it."""
-    if path.is_dir() and not path.is_symlink():
-        path.rmdir()
-    else:
+    """Remove a bad shard, or a link or an empty folder in its place.
+
+    Raises:
+        InputError: a folder with files is in its place, which are somebody's.
+        OSError: as the file system does.
+    """
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InputError(
+            f"{path}: a folder with files in the place of a shard; move it, then repeat this command"
+        ) from error

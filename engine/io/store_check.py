@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from engine.errors import InputError, option
+from engine.causes import raise_if_exhausted
+from engine.errors import InputError, counted, option
 from engine.geometry import Box, Grid
 from engine.io.durable import DurableStore
 from engine.io.files import new_identity
-from engine.io.shards import ShardState, file_state, remove_shard, shard_path, shard_state
+from engine.io.shards import ShardState, file_state, raise_unless_damage, remove_shard, shard_path, shard_state
 from engine.io.zarr_store import (
     ATTRIBUTE,
     IDENTITY,
@@ -99,6 +100,7 @@ class _Check:
             self._group = zarr.open_group(DurableStore(path), mode="r+")
             self._arrays: list[Any] = [self._group[str(level)] for level in range(len(sizes))]
         except Exception as error:  # each of Zarr's parsers has exceptions of its own
+            raise_if_exhausted(error)
             raise InputError(
                 f"{path}: its metadata (zarr.json) is damaged; copy the store again, or render with {option('overwrite', True)}"
             ) from error
@@ -160,6 +162,7 @@ class _Check:
             try:
                 return read_shard(array, self._grids[level].box(*position))
             except Exception as error:  # each codec has exceptions of its own
+                raise_unless_damage(error, array)
                 self._bad[index] = reason_of(error)
         elif state is not ShardState.MISSING:
             self._bad[index] = state
@@ -172,12 +175,7 @@ class _Check:
         for index in {ancestor for bad in self._bad for ancestor in self._ancestors(bad)}:
             file = self._file(index)
             if file_state(file) is not ShardState.MISSING:
-                try:
-                    remove_shard(file)
-                except OSError as error:
-                    raise InputError(
-                        f"{file}: a folder with files in the place of a shard; move it, then repeat this command"
-                    ) from error
+                remove_shard(file)
                 removed += 1
         return removed
 
@@ -213,6 +211,6 @@ def _check_image(path: Path, group: zarr.Group, levels: int) -> None:
         listed = []
     if listed != [str(level) for level in range(levels)]:
         raise InputError(
-            f"{path}: its OME-Zarr metadata does not list its {levels} levels; copy the store again, or render with "
+            f"{path}: its OME-Zarr metadata does not list its {counted(levels, 'level')}; copy the store again, or render with "
             f"{option('overwrite', True)}"
         )

@@ -37,7 +37,7 @@ from engine.io.files import (
     temporary_name,
     temporary_names,
 )
-from engine.io.shards import ShardState, is_present, remove_shard, shard_path, shard_state
+from engine.io.shards import ShardState, is_present, raise_unless_damage, remove_shard, shard_path, shard_state
 from engine.plan.plan import Plan, pyramid_of
 
 ATTRIBUTE = "ourgan"
@@ -361,6 +361,7 @@ class ZarrSink:
         except OSError:
             raise
         except Exception as error:  # each codec has exceptions of its own
+            raise_unless_damage(error, self._arrays[level])
             problem = reason_of(error)
         if problem is None:
             return pixels
@@ -486,7 +487,9 @@ def lock_store(path: Path) -> Lock:
     """Lock a store for writing. Raises ResumeError while another process writes it."""
     lock = Lock.take(path)
     if lock is None:
-        raise ResumeError(f"{path}: is being written by another process; wait for it, or give another {option('out')}")
+        process = Lock.holder(path)
+        name = "another process" if process is None else f"another process ({process})"
+        raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
     return lock
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.archs import refusal
+from engine.causes import raise_if_exhausted
 from engine.errors import ModelError
-from engine.model.limits import check_archive, check_names, check_tensors, parse_json
+from engine.model.limits import check_archive, check_names, check_pickle, check_tensors, parse_json
 from engine.model.ncnn import MAGIC, read_ncnn
 
 WRAPPERS = (
@@ -41,6 +42,9 @@ GENERATORS = ("netG.", "net_g.")
 
 PREFIXES = ("module.", "_orig_mod.", "model.", *GENERATORS)
 """Prefixes that wrappers add to all tensor names: PyTorch's, and those of training programs."""
+
+_PICKLES = 5
+"""Pickles at the start of PyTorch's older files: magic number, version, machine, contents, names of the storages."""
 
 _ZIP = b"PK\x03\x04"
 """First bytes of a ZIP archive."""
@@ -127,22 +131,31 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # of the format, or of a dtype that PyTorch does not have
+        raise_if_exhausted(error)
         raise ModelError(f"{path}: damaged safetensors file ({_one_line(error)}); fetch it again") from error
     return tensors
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
-        if file.read(len(_ZIP)) == _ZIP:  # what PyTorch goes by; zipfile.is_zipfile can be made to say no
-            try:
+        is_archive = file.read(len(_ZIP)) == _ZIP  # what PyTorch goes by; zipfile.is_zipfile can be made to say no
+        file.seek(0)
+        try:
+            if is_archive:
                 check_archive(file)
-            except ModelError as error:
-                raise ModelError(f"{path}: {error}") from error
+            else:
+                for _ in range(_PICKLES):
+                    check_pickle(file)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns about formats that it guesses; the checks below say more
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can fail in any way at all
+            asked = re.search(r"allocate (\d+) bytes", str(error))
+            if asked is None or int(asked[1]) <= path.stat().st_size:  # a damaged file asks for any amount of memory
+                raise_if_exhausted(error)
             raise ModelError(f"{path}: {_refusal(str(error))}") from error
     try:
         return _named_tensors(_unwrapped(content), path.stat().st_size)

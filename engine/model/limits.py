@@ -6,19 +6,25 @@ bounds, memory and time grow with the size of the file and no faster.
 
 from __future__ import annotations
 
+import io
 import json
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from engine.causes import raise_if_exhausted
 from engine.errors import ModelError
 
 MAX_TENSORS = 1 << 14
 """Tensors of a file. The largest published networks have some thousands."""
+
+MAX_TUPLE = 1 << 12
+"""Values of a tuple with those of its tuples. Sizes and the arguments of a tensor have about 20."""
 
 MAX_NAME = 512
 """Characters of a tensor's name."""
@@ -78,16 +84,60 @@ def check_names(names: Iterable[str]) -> None:
         raise ModelError(f"a tensor's name of {longest} characters, at most {MAX_NAME} are read; name another file")
 
 
-def check_archive(file: BinaryIO) -> None:
-    """Check the directory of a ZIP archive, which PyTorch writes without compression, before its records are read.
+def check_pickle(file: BinaryIO) -> None:
+    """Check the tuples of a pickle up to its end, before it is loaded.
+
+    The unpickler hashes keys. A tuple that holds another one twice, and so on, takes a few bytes for every level, and twice
+    the time for its hash. Damage is left to the unpickler, which stops at the same place.
 
     Raises:
-        ModelError: a damaged archive, a program, compressed records, or records that take more bytes than the file.
+        ModelError: a tuple of more values than any checkpoint has.
+    """
+    stack: list[int] = []  # values in each object, 0 for a mark; only tuples count those that they hold
+    memo: dict[Any, int] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            else:
+                items = _popped(stack, opcode)
+                size = 1 + sum(items) if opcode.name.startswith("TUPLE") else 1
+                if size > MAX_TUPLE:
+                    raise ModelError(
+                        f"a tuple of {size} nested values, at most {MAX_TUPLE} are read; save its tensors alone, as safetensors"
+                    )
+                stack += [0 if each is pickletools.markobject else size for each in opcode.stack_after]
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way at all
+        raise_if_exhausted(error)
+
+
+def _popped(stack: list[int], opcode: pickletools.OpcodeInfo) -> list[int]:
+    """Objects that an operation takes from the stack; those above the last mark where it takes a mark."""
+    items: list[int] = []
+    below = opcode.stack_before
+    if pickletools.markobject in below:
+        while value := stack.pop():
+            items.append(value)
+        below = below[: below.index(pickletools.markobject)]
+    return items + [stack.pop() for _ in below]
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Check a ZIP archive, which PyTorch writes without compression, before its records are loaded.
+
+    Raises:
+        ModelError: a damaged archive, a program, compressed records, records that take more bytes than the file, or a pickle
+            that ``check_pickle`` refuses.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             records, comment = archive.infolist(), archive.comment
     except Exception as error:  # a damaged directory can fail in any way at all
+        raise_if_exhausted(error)
         raise ModelError("damaged, or not a checkpoint of PyTorch; fetch it again") from error
     if any(re.search(r"/code/.*\.py$", record.filename) for record in records):
         raise ModelError("a TorchScript program, not a checkpoint; save the state_dict() of its network")
@@ -99,6 +149,10 @@ def check_archive(file: BinaryIO) -> None:
     size = file.seek(0, 2)
     if (total := sum(record.file_size for record in records)) > size:
         raise ModelError(f"its records take {total} bytes, more than its {size}; fetch it again")
+    with zipfile.ZipFile(file) as archive:
+        for record in records:
+            if record.filename.endswith(".pkl"):
+                check_pickle(io.BytesIO(archive.read(record)))
 
 
 def parse_json(text: str) -> object:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import accumulate
 from operator import mul
 
-from engine.errors import UsageError, option
+from engine.errors import UsageError, counted, option
 from engine.plan.reduction import Reduction
 
 MAX_REPETITIONS = 3
@@ -148,8 +148,10 @@ def _uncropped(base: Size, scales: Sequence[int], stages: int | None) -> Canvas:
 
 def _check_stages(stages: int | None, scales: Sequence[int]) -> None:
     if stages is not None and not 1 <= stages <= len(scales):
+        count = len(scales)
+        valid = "1" if count == 1 else f"1 to {count}"
         raise UsageError(
-            f"{option('stages', stages)}: the model has {len(scales)} super-resolution steps; use 1 to {len(scales)}"
+            f"{option('stages', stages)}: the model has {counted(count, 'super-resolution step')}; use {valid}"
         )
 
 

@@ -6,6 +6,7 @@ Seams show most where there is detail, so the crops with the most detail are tak
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from heapq import nlargest
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from engine.errors import InputError, option
 from engine.geometry import Box
-from engine.io.photo import PictureSource, TensorSource
+from engine.io.photo import StoredPicture, TensorSource
 from engine.kernels.gather import Noise, gather_torch
 
 CROP = 192
@@ -40,15 +41,19 @@ def is_measurable(size: tuple[int, int], align: int) -> bool:
 
 
 def photograph_crops(path: Path, align: int, side: int = CROP) -> list[Tensor]:
-    """The most detailed crops of a photograph at full resolution, [1, 3, side, side] or smaller."""
-    source = PictureSource(path)
+    """The most detailed crops of a photograph at full resolution, [1, 3, side, side] or smaller.
+
+    A plan measures on them, so they take neither the memory nor the temporary file of the decoded photograph.
+    """
+    source = StoredPicture(path)
     height, width = (min(side, n) // align * align for n in source.size)
     if not is_measurable(source.size, align):
         raise InputError(
             f"{path}: too small to measure on ({source.size[1]}x{source.size[0]}); "
             f"use one of at least {MIN_CROP + align - 1}x{MIN_CROP + align - 1}"
         )
-    return _detailed(source.read, source.size, (height, width), PICTURES)
+    crops = source.crops(_candidates(source.size, (height, width)))
+    return [_batch(crop) for crop in nlargest(PICTURES, crops, key=_detail)]
 
 
 def detailed_crops(pictures: list[Tensor], align: int, side: int = CROP) -> list[Tensor]:
@@ -68,11 +73,15 @@ def detailed_crops(pictures: list[Tensor], align: int, side: int = CROP) -> list
 
 def _detailed(read: Callable[[Box], Tensor], size: tuple[int, int], shape: tuple[int, int], count: int) -> list[Tensor]:
     boxes = sorted(_candidates(size, shape), key=lambda box: -_detail(read(box)))
-    return [read(box)[None].contiguous(memory_format=torch.channels_last) for box in boxes[:count]]
+    return [_batch(read(box)) for box in boxes[:count]]
+
+
+def _batch(crop: Tensor) -> Tensor:
+    return crop[None].contiguous(memory_format=torch.channels_last)
 
 
 def _candidates(size: tuple[int, int], shape: tuple[int, int]) -> Iterator[Box]:
-    """Crops on a grid of at most 8 x 8 that do not overlap."""
+    """Crops on a grid of at most 8 x 8 that do not overlap, row by row."""
     steps = [max(s, (n - s) // 7 or s) for n, s in zip(size, shape, strict=True)]
     for y in range(0, size[0] - shape[0] + 1, steps[0]):
         for x in range(0, size[1] - shape[1] + 1, steps[1]):

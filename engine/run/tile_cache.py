@@ -16,6 +16,7 @@ import zarr
 from cachetools import LRUCache
 from zarr.codecs import Crc32cCodec
 
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError, option
 from engine.geometry import Box, Grid
 from engine.io.shards import ShardState, shard_path, shard_state
@@ -54,6 +55,7 @@ class Scratch:
         try:
             pixels: Array = self._array[(slice(None), *box.slices)]
         except Exception as error:  # each codec has exceptions of its own
+            raise_if_exhausted(error)
             resume = option("resume", True)
             raise InputError(
                 f"{self._path}: a spilled tile is damaged; remove this folder, and give {resume}"

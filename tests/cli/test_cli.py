@@ -395,6 +395,8 @@ def test_build_prints_the_model(engine, folder, model_file):
     code, out, _ = engine(f"model build --out new.safetensors --sr {checkpoint} --licence MIT")
     assert code == 0
     assert "licence: MIT: sr.safetensors" in out
+    assert engine(f"model build --out coloured.safetensors --sr {checkpoint} --licence '\x1b[31mMIT'")[0] == 0
+    assert "licence: \\x1b[31mMIT: sr.safetensors\n" in engine("info coloured.safetensors")[1]
     assert (folder / "new.safetensors").is_file()
 
 

@@ -164,6 +164,7 @@ def models():
     yield "zipped-system.pth", saved({"params": Runs(os.system, "touch ran")})
     yield "allocation.pth", pickle.dumps(Runs(torch.Tensor, 1 << 30, 1 << 10), 2)
     yield "deep.pth", b"\x80\x02" + b"]" * 4_000 + b"a" * 3_999 + b"."
+    yield "tuples.pth", b"\x80\x02}()q\x00" + b"".join(bytes([104, i, 134, 113, i + 1]) for i in range(60)) + b"K\x01u."
     yield "names.pth", saved({"module." * 1_000 + name: torch.zeros(1)}, zipped=False)
     yield (
         "window.pth",

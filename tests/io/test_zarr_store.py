@@ -276,7 +276,7 @@ def test_a_store_has_one_writer(create, path):
         lambda: ZarrSink.resume(path, PLAN),
         lambda: ZarrSink.create(path, dataclasses.replace(PLAN, seed=9), {}, overwrite=True),
     ):
-        with pytest.raises(ResumeError, match="is being written by another process; wait for it, or give another out"):
+        with pytest.raises(ResumeError, match=rf"is being written by another process \({os.getpid()}\); wait"):
             attempt()
     write_all(sink, pixels_of(PLAN))
     sink.finish()

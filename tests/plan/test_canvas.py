@@ -49,6 +49,7 @@ PICTURES = [
 REFUSALS = [
     (lambda: canvas_of_scene((100, 100), (10, 10), [4, 4], 0), "stages=0: the model has 2 super-resolution steps; use"),
     (lambda: canvas_of_picture((40, 40), (10, 10), [4, 4], 3), "stages=3: the model has 2 super-resolution steps; use"),
+    (lambda: canvas_of_picture((40, 40), (10, 10), [4], 2), "stages=2: the model has 1 super-resolution step; use 1"),
     (lambda: canvas_of_scene((0, 100), (10, 10), [4, 4], None), "size='100x0': has an empty side"),
     (lambda: canvas_of_picture((0, 100), (10, 10), [4, 4], None), "size='100x0': has an empty side"),
 ]

@@ -1,5 +1,6 @@
 """Profiles: content, sharing between stages, the cache, and float32."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +10,7 @@ from engine.errors import InputError, UsageError
 from engine.io.photo import PictureSource
 from engine.model.bundle import load
 from engine.plan.halo import HaloPolicy
-from engine.probe import cache, profiles
+from engine.probe import cache, content, profiles
 from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
 from engine.run.base import base_image
 from engine.run.stage import StageFactory
@@ -157,6 +158,27 @@ def test_content_that_is_too_small_is_refused(tmp_path, picture):
         photograph_crops(tmp_path / "a.png", 1)
     with pytest.raises(InputError, match="sample of 9x7 is smaller than the window of 8; .* or use overlap='exact'"):
         detailed_crops([picture(7, 9)[None]], 8)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_crops_of_a_large_photograph_take_no_temporary_file(tmp_path, monkeypatch, turned):
+    """The two with noise are found, of 6,000 x 1,900 pixels that libvips would decode through a file."""
+    (tmp_path / "none").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    pixels = np.full((6000, 1900, 3), 60, np.uint8)
+    noisy = [box for i, box in enumerate(content._candidates((6000, 1900), (CROP, CROP))) if i in (19, 44)]
+    rng = np.random.default_rng(0)
+    for box in noisy:
+        pixels[box.slices] = rng.integers(0, 256, (CROP, CROP, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif, compress_level=1)
+    source = PictureSource(tmp_path / "a.png")
+    assert source.temporary
+    (tmp_path / "none").rmdir()  # a temporary file could not be made
+    crops = photograph_crops(tmp_path / "a.png", 1)
+    expected = [torch.from_numpy(pixels[box.slices].transpose(2, 0, 1) / np.float32(255)) for box in noisy]
+    assert sorted([crop[0].tolist() for crop in crops]) == sorted(crop.tolist() for crop in expected)
 
 
 def test_samples_depend_on_position_and_seed(small_structure):

@@ -1,6 +1,8 @@
-/* Fails the n-th change of files below one folder with ENOSPC, in place of the C library: LD_PRELOAD.
+/* Fails the n-th change of files below one folder with ENOSPC, or the n-th large allocation of memory with ENOMEM, in place
+   of the C library: LD_PRELOAD.
 
-   Changes are counted from fault_arm on. Reads, and files elsewhere, are passed through. */
+   Changes are counted from fault_arm on. Reads, and files elsewhere, are passed through. Allocations are counted from
+   allocation_arm on, those of the C library for itself (stdio, threads) excepted. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -9,8 +11,11 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -130,4 +135,54 @@ int mkdir(const char *path, mode_t mode) {
 int rename(const char *from, const char *to) {
     REAL(int, "rename", const char *, const char *);
     return name_fails(AT_FDCWD, to) ? -1 : real(from, to);
+}
+
+static size_t least;
+static long allocation_target;
+static int allocation_lasting;
+static atomic_long allocations;
+
+void allocation_arm(size_t bytes, long number, int is_lasting) {
+    allocation_target = number;
+    allocation_lasting = is_lasting;
+    atomic_store(&allocations, 0);
+    least = bytes;
+}
+
+long allocation_count(void) { return atomic_load(&allocations); }
+
+static int allocation_fails(size_t size) {
+    if (!least || size < least)
+        return 0;
+    long number = atomic_fetch_add(&allocations, 1) + 1;
+    if (!allocation_target || (number != allocation_target && !(allocation_lasting && number > allocation_target)))
+        return 0;
+    errno = ENOMEM;
+    return 1;
+}
+
+/* The C library's own names: dlsym, which would find them, allocates itself. */
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t);
+
+void *malloc(size_t size) { return allocation_fails(size) ? NULL : __libc_malloc(size); }
+void *calloc(size_t number, size_t size) {
+    return allocation_fails(number * size) ? NULL : __libc_calloc(number, size);
+}
+void *realloc(void *old, size_t size) { return allocation_fails(size) ? NULL : __libc_realloc(old, size); }
+void *memalign(size_t alignment, size_t size) { return allocation_fails(size) ? NULL : __libc_memalign(alignment, size); }
+void *aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+int posix_memalign(void **result, size_t alignment, size_t size) {
+    void *memory = memalign(alignment, size);
+    if (memory)
+        *result = memory;
+    return memory ? 0 : ENOMEM;
+}
+void *mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
+    if (allocation_fails(size))
+        return MAP_FAILED;
+    return (void *)syscall(SYS_mmap, at, size, protection, flags, file, offset);
+}
+void *mmap64(void *at, size_t size, int protection, int flags, int file, off64_t offset) {
+    return mmap(at, size, protection, flags, file, offset);
 }

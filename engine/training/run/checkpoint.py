@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.causes import naming
+from engine.causes import naming, raise_if_exhausted
 from engine.errors import ResumeError, option
 from engine.io.files import replacing
 
@@ -39,7 +39,8 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     restart = f"delete it and start without {option('resume')}"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise_if_exhausted(error)
         raise ResumeError(f"{path}: damaged checkpoint; {restart}") from None
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
         raise ResumeError(f"{path}: checkpoint of another format; {restart}")
@@ -54,7 +55,8 @@ def position(path: Path) -> tuple[int, int]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
         return int(state["phase"]), int(state["iteration"])
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError):
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise_if_exhausted(error)
         return 0, 0
 
 
