@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.launch import is_interpreting, jit, launch, tl, triton, use_kernel
-
-_HALF = (torch.float16, torch.bfloat16)
+from engine.kernels.launch import HALF, column_blocks, is_interpreting, jit, launch, tl, triton, use_kernel
 
 # block_y, block_x, vector, warps and pipeline stages: candidates for the autotuner, which measures each shape of
 # convolution. block_k is not among them: it sets the order of the sums, and equal plans must give equal bits.
@@ -243,13 +241,12 @@ def _tuned(accumulates: bool) -> Any:  # noqa: ANN401
 
 def block_sizes(inputs: int, outputs: int) -> dict[str, int]:
     """``block_k``, ``block_n`` and ``block_rest`` for a convolution of these numbers of channels."""
-    block_n = max(16, 1 << (outputs.bit_length() - 1))
-    rest = outputs - block_n
+    block_n, block_rest = column_blocks(outputs)
     wide = 64 if inputs % 64 == 0 and outputs <= 64 else 32  # three stages of 64 x 192 fit the H100 alone
     return {
         "block_k": min(wide, max(16, 1 << (inputs - 1).bit_length())),
         "block_n": block_n,
-        "block_rest": max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0,
+        "block_rest": block_rest,
     }
 
 
@@ -303,7 +300,7 @@ def _launch_conv(
 
 def _use_kernel(weight: Tensor, use_triton: bool | None) -> bool:
     """``use_kernel``, but float32 takes the definition unless forced: only half precision has matrix instructions."""
-    if use_triton is None and weight.dtype not in _HALF:
+    if use_triton is None and weight.dtype not in HALF:
         return False
     return use_kernel(weight.device, use_triton)
 

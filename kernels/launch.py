@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["block_and_grid", "is_interpreting", "jit", "launch", "tl", "triton", "use_kernel"]
+__all__ = [
+    "HALF",
+    "block_and_grid",
+    "column_blocks",
+    "is_interpreting",
+    "jit",
+    "launch",
+    "tl",
+    "triton",
+    "use_kernel",
+]
+
+HALF = (torch.float16, torch.bfloat16)
+"""Dtypes with matrix instructions; products of float32 stay with PyTorch's libraries."""
 
 # Importing Triton costs 0.4 s and 80 MB, in vain on a CPU build of torch. There, setting the variable asks for it: 1 for
 # the interpreter, 0 to compile ahead of time.
@@ -95,6 +108,15 @@ def block_and_grid(
     else:
         block = gpu_block
     return block, (-(-width // block[1]), -(-height // block[0]))
+
+
+def column_blocks(columns: int) -> tuple[int, int]:
+    """Two blocks, powers of two of at least 16, that cover ``columns``; the second is 0 where one is enough.
+
+    Channels are often 3 or 5 times a power of two: one block would compute up to half of its columns in vain.
+    """
+    block = max(16, 1 << (columns.bit_length() - 1))
+    return block, max(16, _power_of_two(columns - block)) if columns > block else 0
 
 
 def _power_of_two(size: int) -> int:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,14 +149,23 @@ def launches(monkeypatch, call):
     def record(kernel, _, *arguments, **options):
         cases.append(_case(kernel, dict(zip(kernel.arg_names, arguments, strict=False)), options))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.kernels.launch.is_interpreting", lambda: False)
-        for name, module in list(sys.modules.items()):
-            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
-                patch.setattr(module, "use_kernel", lambda *_: True, raising=False)
-                patch.setattr(module, "launch", record, raising=False)
+    with on_a_gpu(monkeypatch, record), torch.no_grad():
         call()
     return cases
+
+
+@contextmanager
+def on_a_gpu(monkeypatch, record, kernels=True):
+    """Let every operation take the path of a GPU, with its kernel or without, and pass its launches to ``record``."""
+    with monkeypatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
+                patch.setattr(module, "is_interpreting", lambda: False, raising=False)
+                patch.setattr(
+                    module, "use_kernel", lambda _, forced: kernels if forced is None else forced, raising=False
+                )
+                patch.setattr(module, "launch", record, raising=False)
+        yield
 
 
 def _case(kernel, arguments, options):
