@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import engine
+
 ARCHITECTURES = (80, 89, 90)  # A100, RTX 40 and L40, H100
 _POISON = 0xCD
+_ROOT = Path(engine.__file__).parent.parent
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -86,15 +89,15 @@ class Compiled:
     shared: int
     """Bytes of shared memory."""
 
-    cubin: int
-    """Bytes of the binary."""
+    instructions: dict[str, int]
+    """Instructions by name, without modifiers."""
 
     ptx: str = field(repr=False)
     """Assembly text."""
 
 
-def assert_all_compile(cases, architectures=ARCHITECTURES):
-    """Compile without a GPU, in one process because it takes seconds to start; assert that no register is spilled.
+def compile_all(cases, architectures=ARCHITECTURES):
+    """Compile without a GPU, in one process because it takes seconds to start.
 
     Args:
         cases: (kernel, signature, constexprs, options) each. ``signature``: argument -> Triton type; the suffix ":16"
@@ -118,17 +121,22 @@ def assert_all_compile(cases, architectures=ARCHITECTURES):
     ]
     # A process of its own, because here kernels are interpreted; 0 asks for Triton without its interpreter.
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(_ROOT)}
         process = subprocess.run(
             [sys.executable, __file__], input=json.dumps(jobs), capture_output=True, text=True, env=environment
         )
     assert process.returncode == 0, process.stderr
-    results = [{int(a): Compiled(**values) for a, values in job.items()} for job in json.loads(process.stdout)]
-    for job, result in zip(jobs, results, strict=True):
+    return [{int(a): Compiled(**values) for a, values in job.items()} for job in json.loads(process.stdout)]
+
+
+def assert_all_compile(cases, architectures=ARCHITECTURES):
+    """``compile_all``, and assert that no register is spilled."""
+    results = compile_all(cases, architectures)
+    for (kernel, *_), result in zip(cases, results, strict=True):
         for architecture, compiled in result.items():
+            name = f"{kernel.fn.__name__} for sm_{architecture}"
             assert ".entry" in compiled.ptx
-            assert compiled.cubin > 0
-            assert compiled.stack == 0, f"{job['name']} for sm_{architecture} spills: a stack of {compiled.stack} bytes"
+            assert compiled.stack == 0, f"{name} spills: a stack of {compiled.stack} bytes"
     return results
 
 
@@ -147,7 +155,7 @@ def launches(monkeypatch, call):
     cases = []
 
     def record(kernel, _, *arguments, **options):
-        cases.append(_case(kernel, dict(zip(kernel.arg_names, arguments, strict=False)), options))
+        cases.append(as_case(kernel, arguments, options))
 
     with on_a_gpu(monkeypatch, record), torch.no_grad():
         call()
@@ -165,13 +173,14 @@ def on_a_gpu(monkeypatch, record, kernels=True):
                     module, "use_kernel", lambda _, forced: kernels if forced is None else forced, raising=False
                 )
                 patch.setattr(module, "launch", record, raising=False)
+                patch.setattr(module, "fastest", lambda name, candidates, *_: candidates[0], raising=False)
         yield
 
 
-def _case(kernel, arguments, options):
+def as_case(kernel, arguments, options):
     """As Triton specialises a launch: an integer 1 is a constant and divisibility by 16 is known, unless excluded."""
     signature, constants = {}, {}
-    for name, value in arguments.items():
+    for name, value in zip(kernel.arg_names, arguments, strict=False):
         specialised = name not in kernel.kwargs.get("do_not_specialize", ())
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype] + ":16" * (value.data_ptr() % 16 == 0)
@@ -189,6 +198,8 @@ def _compile(job, architecture):
     import triton
     from triton.backends.compiler import GPUTarget
 
+    from engine.kernels.machine_code import instructions, resources
+
     kernel = getattr(importlib.import_module(job["module"]), job["name"])
     names, signature, attributes = kernel.arg_names, {}, {}
     for index, name in enumerate(names):
@@ -198,29 +209,14 @@ def _compile(job, architecture):
             attributes[(index,)] = [["tt.divisibility", int(divisor)]]
     source = triton.compiler.ASTSource(kernel, signature, job["constexprs"], attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=job["options"])
-    usage = _resources(compiled.asm["cubin"])
+    usage = resources(compiled.asm["cubin"])
     return {
-        "registers": usage["REG"],
-        "stack": usage["STACK"] + usage["LOCAL"],
+        "registers": usage.registers,
+        "stack": usage.stack,
         "shared": compiled.metadata.shared,
-        "cubin": len(compiled.asm["cubin"]),
+        "instructions": instructions(compiled.asm["cubin"]),
         "ptx": compiled.asm["ptx"],
     }
-
-
-def _resources(cubin):
-    """Resource usage of a cubin as cuobjdump, which comes with Triton, prints it: REG:24 STACK:0 SHARED:0 LOCAL:0 ..."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    fields = (word.split(":") for word in text.splitlines()[-1].split())
-    return {name: int(value) for name, value in fields if value.isdecimal()}
 
 
 if __name__ == "__main__":
