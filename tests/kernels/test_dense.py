@@ -9,8 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernels import (
-    as_case,
-    assert_all_compile,
     assert_close_to_twin,
     compile_all,
     launches,
@@ -25,6 +23,7 @@ from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock
 from engine.kernels import dense as op
 from engine.kernels import tuning
 from engine.kernels.dense import block_sizes, conv3x3, conv3x3_torch, dense, dense_by_input, dense_torch, pack_by_input
+from engine.kernels.machine_code import signature
 
 # The interpreter cuts bfloat16 off where a GPU rounds.
 FACTORS = {torch.float32: 3.0, torch.float16: 2.0, torch.bfloat16: 5.0}
@@ -228,7 +227,7 @@ def test_a_tile_that_spills_is_never_launched(monkeypatch):
     stacks, timed, launched = {}, [], []
 
     def stack(kernel, grid, arguments, options, device):
-        (result,) = compile_all([as_case(kernel, arguments, options)], architectures=(89,))
+        (result,) = compile_all([(kernel, signature(kernel, arguments, options))], architectures=(89,))
         return stacks.setdefault(options["block_y"], result[89].stack)
 
     monkeypatch.setattr(op, "_TILES", (safe, spilling))
@@ -277,37 +276,3 @@ def test_without_a_gpu_it_is_the_twin(function):
     weights, biases = weights_of(8, 4)
     x = torch.randn(1, 8, 6, 7)
     assert torch.equal(function(x, weights, biases), dense_torch(x, weights, biases))
-
-
-def case(inputs, outputs, final, tile, warps, residual=False, accumulate=False, dtype="fp16"):
-    stream = f"*{'fp32' if residual else dtype}:16"
-    signature = {
-        **dict.fromkeys(("x", "weight", "bias"), f"*{dtype}:16"),
-        **{"residual": stream, "out": stream, "sums": "*fp32:16", "slope": "fp32", "scale": "fp32"},
-        **dict.fromkeys(("height", "width", "rows", "top"), "i32"),
-        **{f"{name}_{stride}": "i32:16" for name in ("x", "residual", "sums", "out") for stride in ("batch", "row")},
-    }
-    constexprs = {
-        **{"x_pixel": inputs, "residual_pixel": outputs, "sums_pixel": 192, "out_pixel": final},
-        **{"inputs": inputs, "outputs": outputs, "final": final},
-        **{"accumulate": accumulate, "has_residual": residual, "upcast": False},
-        **dict(zip(("block_y", "block_x", "vector"), (*tile, 8), strict=True)),
-        **block_sizes(inputs, outputs),
-    }
-    return op._conv3x3_kernel, signature, constexprs, {"num_warps": warps, "num_stages": 3}
-
-
-@needs_triton
-@pytest.mark.slow
-def test_compiles():
-    """The convolutions of RRDBNet 64x23, with matrix instructions and without register spills."""
-    cases = [
-        case(160, 32, 32, (8, 16), 4),
-        case(192, 64, 64, (8, 16), 8, residual=True, dtype="bf16"),
-        case(32, 160, 32, (8, 8), 8, accumulate=True),
-    ]
-    for compiled in assert_all_compile(cases):
-        assert "wgmma.mma_async" in compiled[90].ptx
-        assert "mma.sync.aligned.m16n8k16" in compiled[80].ptx
-        assert "cp.async" in compiled[80].ptx
-        assert max(compiled[a].shared for a in (80, 89)) <= 99 * 1024  # an RTX 40's

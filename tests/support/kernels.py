@@ -1,4 +1,4 @@
-"""Checks that every kernel must pass: equality with its twin on dirty memory, and compilation for three GPUs.
+"""Checks that every kernel must pass: equality with its twin on dirty memory, and compilation for five GPUs.
 
 A kernel's twin is its definition in PyTorch, ``<op>_torch``.
 """
@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import engine
+from engine.kernels import machine_code
+from engine.kernels.machine_code import ARCHITECTURES, signature
 
-ARCHITECTURES = (80, 89, 90)  # A100, RTX 40 and L40, H100
 _POISON = 0xCD
 _ROOT = Path(engine.__file__).parent.parent
 
@@ -89,9 +90,6 @@ class Compiled:
     shared: int
     """Bytes of shared memory."""
 
-    instructions: dict[str, int]
-    """Instructions by name, without modifiers."""
-
     ptx: str = field(repr=False)
     """Assembly text."""
 
@@ -100,25 +98,13 @@ def compile_all(cases, architectures=ARCHITECTURES):
     """Compile without a GPU, in one process because it takes seconds to start.
 
     Args:
-        cases: (kernel, signature, constexprs, options) each. ``signature``: argument -> Triton type; the suffix ":16"
-            promises divisibility by 16, as a launch finds out by itself. ``constexprs``: argument -> value. ``options``:
-            those of a launch, such as num_warps=8.
+        cases: (kernel, ``machine_code.Signature``) each.
         architectures: compute capabilities times 10.
 
     Returns:
         {architecture: Compiled} of each case.
     """
-    jobs = [
-        {
-            "module": kernel.fn.__module__,
-            "name": kernel.fn.__name__,
-            "signature": signature,
-            "constexprs": constexprs,
-            "options": options,
-            "architectures": architectures,
-        }
-        for kernel, signature, constexprs, options in cases
-    ]
+    jobs = [(kernel.fn.__module__, kernel.fn.__name__, signature, architectures) for kernel, signature in cases]
     # A process of its own, because here kernels are interpreted; 0 asks for Triton without its interpreter.
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(_ROOT)}
@@ -132,7 +118,7 @@ def compile_all(cases, architectures=ARCHITECTURES):
 def assert_all_compile(cases, architectures=ARCHITECTURES):
     """``compile_all``, and assert that no register is spilled."""
     results = compile_all(cases, architectures)
-    for (kernel, *_), result in zip(cases, results, strict=True):
+    for (kernel, _), result in zip(cases, results, strict=True):
         for architecture, compiled in result.items():
             name = f"{kernel.fn.__name__} for sm_{architecture}"
             assert ".entry" in compiled.ptx
@@ -140,22 +126,12 @@ def assert_all_compile(cases, architectures=ARCHITECTURES):
     return results
 
 
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.uint8: "*u8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
 def launches(monkeypatch, call):
     """Launches of ``call`` on a GPU, as cases for ``assert_all_compile`` with the types of their arguments."""
     cases = []
 
     def record(kernel, _, *arguments, **options):
-        cases.append(as_case(kernel, arguments, options))
+        cases.append((kernel, signature(kernel, arguments, options)))
 
     with on_a_gpu(monkeypatch, record), torch.no_grad():
         call()
@@ -167,8 +143,9 @@ def on_a_gpu(monkeypatch, record, kernels=True):
     """Let every operation take the path of a GPU, with its kernel or without, and pass its launches to ``record``."""
     with monkeypatch.context() as patch:
         for name, module in list(sys.modules.items()):
-            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
+            if name.startswith("engine.kernels."):
                 patch.setattr(module, "is_interpreting", lambda: False, raising=False)
+            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
                 patch.setattr(
                     module, "use_kernel", lambda _, forced: kernels if forced is None else forced, raising=False
                 )
@@ -177,47 +154,13 @@ def on_a_gpu(monkeypatch, record, kernels=True):
         yield
 
 
-def as_case(kernel, arguments, options):
-    """As Triton specialises a launch: an integer 1 is a constant and divisibility by 16 is known, unless excluded."""
-    signature, constants = {}, {}
-    for name, value in zip(kernel.arg_names, arguments, strict=False):
-        specialised = name not in kernel.kwargs.get("do_not_specialize", ())
-        if isinstance(value, torch.Tensor):
-            signature[name] = _TYPES[value.dtype] + ":16" * (value.data_ptr() % 16 == 0)
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1 and specialised:
-            constants[name] = 1
-        else:
-            signature[name] = ("i32" if abs(value) < 2**31 else "i64") + ":16" * (value % 16 == 0 and specialised)
-    constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
-    return kernel, signature, constants, {k: v for k, v in options.items() if k not in kernel.arg_names}
-
-
-def _compile(job, architecture):
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    from engine.kernels.machine_code import instructions, resources
-
-    kernel = getattr(importlib.import_module(job["module"]), job["name"])
-    names, signature, attributes = kernel.arg_names, {}, {}
-    for index, name in enumerate(names):
-        kind, _, divisor = job["signature"].get(name, "constexpr").partition(":")
-        signature[name] = kind
-        if divisor:
-            attributes[(index,)] = [["tt.divisibility", int(divisor)]]
-    source = triton.compiler.ASTSource(kernel, signature, job["constexprs"], attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=job["options"])
-    usage = resources(compiled.asm["cubin"])
-    return {
-        "registers": usage.registers,
-        "stack": usage.stack,
-        "shared": compiled.metadata.shared,
-        "instructions": instructions(compiled.asm["cubin"]),
-        "ptx": compiled.asm["ptx"],
-    }
+def _compile(module, name, signature, architecture):
+    kernel = getattr(importlib.import_module(module), name)
+    compiled = machine_code.compile_for(kernel, machine_code.Signature(*signature), architecture)
+    registers, stack = machine_code.resources(compiled.asm["cubin"])
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"]}
 
 
 if __name__ == "__main__":
-    print(json.dumps([{a: _compile(job, a) for a in job["architectures"]} for job in json.load(sys.stdin)]))  # noqa: T201
+    found = [{a: _compile(*job, a) for a in architectures} for *job, architectures in json.load(sys.stdin)]
+    print(json.dumps(found))  # noqa: T201
