@@ -21,6 +21,7 @@ import torch
 from harness import add_row, milliseconds
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.archs import to_mixed
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
@@ -78,7 +79,7 @@ def half_sums_forward(block, x):
 
 
 def attention(use_kernel):
-    """SwinIR's window attention by the kernel, or by its twin in PyTorch."""
+    """SwinIR's window attention by the kernel, or by its twin in PyTorch. A packed network takes all its kernels."""
     return mock.patch(
         "engine.archs.swinir.window_attention",
         partial(window_attention, use_triton=USE_TRITON if use_kernel else False),
@@ -113,6 +114,8 @@ def variants(name, network):
         yield "fp16, window attention", mixed, attention(use_kernel=True)
         torch.compiler.reset()  # or the variant compiled without the kernel would be taken
         yield "compiled fp16, window attention", compiled(mixed), attention(use_kernel=True)
+        packed = to_mixed(copy.deepcopy(network), torch.float16, kernels=True)
+        yield "fp16, packed", packed.to(memory_format=torch.channels_last), attention(use_kernel=True)
 
 
 def flops_per_pixel(network):

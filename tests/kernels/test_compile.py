@@ -167,12 +167,14 @@ def test_a_launch_of_each_kernel_compiles(monkeypatch):
 
 @needs_triton
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_all_launches_compile(monkeypatch):
     check(monkeypatch, [*CALLS, *PRODUCTS, *OTHERS])
 
 
 @needs_triton
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_mlp_of_an_h100_compiles(monkeypatch):
     """Its wider tile, which spills on all others."""
     for dtype in (torch.float16, torch.bfloat16):
