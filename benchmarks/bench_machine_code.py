@@ -58,26 +58,25 @@ def stream():
     return empty(64, 64, 192, dtype=torch.float32)
 
 
-def second_half(tile):
+def second_half():
     weights = mlp.MlpWeights(empty(192, 192), empty(192), empty(384, 192), empty(384), empty(192, 384), empty(192))
-    with mock.patch.object(mlp, "_TILE", tile):
-        mlp.mlp(stream(), empty(64, 64, 192), weights, 180)
+    mlp.mlp(stream(), empty(64, 64, 192), weights, 180)
 
 
 CASES = {
-    "conv3x3 64 -> 32": lambda _: conv(64, 32),
-    "conv3x3 160 -> 32": lambda _: conv(160, 32),
-    "conv3x3 192 -> 64, residual": lambda _: last_conv(),
-    "window_attention, heads of 30": lambda _: attention(30),
-    "window_attention, heads of 32": lambda _: attention(32),
-    "norm_linear 192 -> 576": lambda _: norm_linear.norm_linear(stream(), 180, empty(576, 192), empty(576)),
-    "mlp 192 -> 384 -> 192": lambda architecture: second_half(mlp._HOPPER_TILE if architecture == 90 else mlp._TILE),
+    "conv3x3 64 -> 32": lambda: conv(64, 32),
+    "conv3x3 160 -> 32": lambda: conv(160, 32),
+    "conv3x3 192 -> 64, residual": lambda: last_conv(),
+    "window_attention, heads of 30": lambda: attention(30),
+    "window_attention, heads of 32": lambda: attention(32),
+    "norm_linear 192 -> 576": lambda: norm_linear.norm_linear(stream(), 180, empty(576, 192), empty(576)),
+    "mlp 192 -> 384 -> 192": second_half,
 }
-"""Name -> one launch on a GPU of a compute capability."""
+"""Name -> one launch on a GPU."""
 
 
-def launched(call):
-    """(kernel, signature) of a launch, which is recorded in place of being started."""
+def launched(call, architecture):
+    """(kernel, signature) of a launch on a GPU, which is recorded in place of being started."""
     launches = []
 
     def record(kernel, grid, *arguments, **options):
@@ -87,6 +86,7 @@ def launched(call):
         modules = (dense, mlp, norm_linear, window_attention)
         patches = [mock.patch.object(module, "use_kernel", return_value=True) for module in modules]
         patches += [mock.patch.object(module, "launch", record) for module in modules]
+        patches += [mock.patch.object(m, "is_hopper", return_value=architecture == 90) for m in (mlp, norm_linear)]
         for patch in patches:
             patch.start()
         try:
@@ -98,7 +98,7 @@ def launched(call):
 
 
 def measure(name, architecture):
-    compiled = compile_for(*launched(lambda: CASES[name](architecture)), architecture)
+    compiled = compile_for(*launched(CASES[name], architecture), architecture)
     registers, stack = resources(compiled.asm["cubin"])
     instructions = code(compiled.asm["cubin"])
     return {

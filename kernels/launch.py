@@ -22,6 +22,7 @@ __all__ = [
     "HALF",
     "block_and_grid",
     "column_blocks",
+    "is_hopper",
     "is_interpreting",
     "jit",
     "launch",
@@ -76,6 +77,11 @@ def _can_compile_for(device: torch.device) -> bool:
         return False
     # Triton builds a stub around every kernel with the system's compiler, which many desktops lack.
     return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device has compute capability 9.0, whose matrix instructions read their operands from shared memory."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def use_kernel(device: torch.device, use_triton: bool | None) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.launch import HALF, column_blocks, is_interpreting, jit, launch, tl, use_kernel
+from engine.kernels.launch import HALF, column_blocks, is_hopper, is_interpreting, jit, launch, tl, use_kernel
 from engine.kernels.layer_norm import EPSILON, normalised, normalised_torch
 
 # Pixels and hidden channels of a product, warps, pipeline stages. Twice the hidden channels spill where the operands of
@@ -149,11 +149,6 @@ def _mlp_kernel(
         tl.store(out + first * width + at_rest, z_rest)
 
 
-def _tile(device: torch.device) -> tuple[int, int, int, int]:
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return _HOPPER_TILE if is_hopper else _TILE
-
-
 def mlp(x: Tensor, y: Tensor, weights: MlpWeights, channels: int, *, use_triton: bool | None = None) -> Tensor:
     """``mlp_torch`` by the kernel where there is one.
 
@@ -163,7 +158,8 @@ def mlp(x: Tensor, y: Tensor, weights: MlpWeights, channels: int, *, use_triton:
     """
     width, inner, hidden = x.shape[-1], y.shape[-1], weights.fc1.shape[0]
     block, rest = column_blocks(width)
-    pixels, (block_m, block_k, warps, stages) = x.numel() // width, _tile(x.device)
+    block_m, block_k, warps, stages = _HOPPER_TILE if is_hopper(x.device) else _TILE
+    pixels = x.numel() // width
     block_k = min(block_k, (inner | hidden) & -(inner | hidden))
     fits = block + rest == width and block_k >= 16 and pixels >= block_m
     if use_triton is None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.launch import HALF, column_blocks, is_interpreting, jit, launch, tl, use_kernel
+from engine.kernels.launch import HALF, column_blocks, is_hopper, is_interpreting, jit, launch, tl, use_kernel
 from engine.kernels.layer_norm import EPSILON, normalised, normalised_torch
 
 _TILE = (128, 64, 8, 2)  # pixels of a program, outputs of a product, warps, pipeline stages
+# ptxas would take 128 and spill in bf16, to fit two programs on a multiprocessor. Only an H100 has the shared memory for two.
+_REGISTERS = 168
 _LARGEST = 256  # channels that fit the registers of a program
 
 
@@ -116,5 +118,6 @@ def norm_linear(x: Tensor, channels: int, weight: Tensor, bias: Tensor, *, use_t
         rest=rest,
         num_warps=warps,
         num_stages=stages,
+        maxnreg=None if is_hopper(x.device) else _REGISTERS,
     )
     return out

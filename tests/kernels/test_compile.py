@@ -94,11 +94,10 @@ def call_norm_linear(dtype):
     norm_linear(torch.empty(256, 192), 180, torch.empty(576, 192).to(dtype), torch.empty(576).to(dtype))
 
 
-def call_mlp(dtype, tile=mlp._TILE):
+def call_mlp(dtype):
     shapes = (192, 192), (192,), (384, 192), (384,), (192, 384), (192,)
     weights = mlp.MlpWeights(*(torch.empty(shape).to(dtype) for shape in shapes))
-    with mock.patch.object(mlp, "_TILE", tile):
-        mlp.mlp(torch.empty(256, 192), torch.empty(256, 192).to(dtype), weights, 180)
+    mlp.mlp(torch.empty(256, 192), torch.empty(256, 192).to(dtype), weights, 180)
 
 
 PRODUCTS = {
@@ -175,9 +174,12 @@ def test_all_launches_compile(monkeypatch):
 @needs_triton
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_mlp_of_an_h100_compiles(monkeypatch):
-    """Its wider tile, which spills on all others."""
-    for dtype in (torch.float16, torch.bfloat16):
-        cases = launches(monkeypatch, lambda dtype=dtype: call_mlp(dtype, mlp._HOPPER_TILE))
-        (compiled,) = assert_all_compile(cases, architectures=(90,))
-        assert compiled[90].shared <= 227 << 10
+def test_an_h100_has_launches_of_its_own(monkeypatch):
+    """A wider tile of the MLP, which spills on all others, and fewer registers for two programs."""
+    names = [name for name in PRODUCTS if name.startswith(("mlp", "norm_linear"))]
+    for module in ("mlp", "norm_linear"):
+        monkeypatch.setattr(f"engine.kernels.{module}.is_hopper", lambda _: True)
+    cases = [case for name in names for case in launches(monkeypatch, PRODUCTS[name])]
+    for name, compiled in zip(names, assert_all_compile(cases, architectures=(90,)), strict=True):
+        assert compiled[90].shared <= 113 << 10
+        assert name.startswith("mlp") or compiled[90].registers <= 128

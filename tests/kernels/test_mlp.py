@@ -67,7 +67,7 @@ def test_kernel_is_the_definition(case, dtype):
 def test_the_wider_tile_gives_the_same(monkeypatch):
     arguments = inputs(256, 30, 32, 32, 64, torch.float16)
     narrow = mlp(*arguments, use_triton=True)
-    monkeypatch.setattr(op, "_tile", lambda _: op._HOPPER_TILE)
+    monkeypatch.setattr(op, "is_hopper", lambda _: True)
     torch.testing.assert_close(mlp(*arguments, use_triton=True), narrow, atol=1e-5, rtol=0)
 
 
