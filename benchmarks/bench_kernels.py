@@ -24,6 +24,8 @@ from engine.kernels.dense import dense, dense_torch
 from engine.kernels.gather import Noise, gather, gather_torch
 from engine.kernels.last_conv import last_conv, last_conv_torch, pack_last
 from engine.kernels.launch import is_interpreting
+from engine.kernels.mlp import MlpWeights, mlp, mlp_torch
+from engine.kernels.norm_linear import norm_linear, norm_linear_torch
 from engine.kernels.trim import trim, trim_torch
 from engine.kernels.up_conv import pack_phases, up_conv, up_conv_torch
 from engine.kernels.window_attention import window_attention, window_attention_torch
@@ -116,6 +118,38 @@ def attention_cases(device, side):
         yield Case(f"float16 {side}x{side} shift {shift}", run, 8 * 180 * side**2, atol=1e-2, operations=operations)
 
 
+def norm_linear_cases(device, side):
+    """SwinIR-M's queries, keys and values: 180 of 192 channels, 6 heads of 32."""
+    x = torch.nn.functional.pad(torch.randn(side, side, 180, device=device), (0, 12))
+    weight = torch.nn.functional.pad(torch.randn(576, 180, device=device) / 14, (0, 12)).half()
+    bias = torch.randn(576, device=device).half()
+    run = pair(norm_linear, norm_linear_torch, x, 180, weight, bias)
+    operations = 2 * 192 * 576 * side**2
+    yield Case(f"float16 {side}x{side}", run, (4 * 192 + 2 * 576) * side**2, atol=2e-2, operations=operations)
+
+
+def mlp_cases(device, side):
+    """SwinIR-M after its attention: 180 of 192 channels, 360 of 384 hidden ones."""
+
+    def padded(rows, columns, channels, scale):
+        weight = torch.zeros(rows, columns, device=device)
+        weight[: channels[0], : channels[1]] = torch.randn(channels, device=device) * scale
+        return weight.half()
+
+    x = torch.nn.functional.pad(torch.randn(side, side, 180, device=device), (0, 12))
+    y = torch.randn(side, side, 192, device=device).half()
+    proj, fc1, fc2 = (
+        padded(192, 192, (180, 192), 0.07),
+        padded(384, 192, (360, 180), 0.07),
+        padded(192, 384, (180, 360), 0.05),
+    )
+    biases = [padded(1, n, (1, m), 1.0)[0] for n, m in ((192, 180), (384, 360), (192, 180))]
+    weights = MlpWeights(proj, biases[0], fc1, biases[1], fc2, biases[2])
+    operations = 2 * (192 * 192 + 2 * 192 * 384) * side**2
+    run = pair(mlp, mlp_torch, x, y, weights, 180)
+    yield Case(f"float16 {side}x{side}", run, (8 + 2) * 192 * side**2, atol=2e-2, operations=operations)
+
+
 def dense_cases(device, side):
     """RRDBNet 64x23: 64 channels, and four convolutions that add 32 each."""
     x = torch.randn(1, 64, side, side, device=device).half().contiguous(memory_format=torch.channels_last)
@@ -166,7 +200,9 @@ CASES = {
     "gather": (gather_cases, 2048),
     "trim": (trim_cases, 4096),
     "blend": (blend_cases, 4096),
+    "norm_linear": (norm_linear_cases, 512),
     "window_attention": (attention_cases, 512),
+    "mlp": (mlp_cases, 512),
     "dense": (dense_cases, 512),
     "up_conv": (up_conv_cases, 1024),
     "last_conv": (last_conv_cases, 2048),

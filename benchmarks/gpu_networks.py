@@ -17,6 +17,7 @@ import torch
 from harness import milliseconds
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.archs import to_mixed
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
 from engine.device.memory import PeakMemory
@@ -76,7 +77,7 @@ def half_sums_forward(block, x):
 
 
 def attention(use_kernel):
-    """SwinIR's window attention by the kernel, or by its twin in PyTorch."""
+    """SwinIR's window attention by the kernel, or by its twin in PyTorch. A packed network takes all its kernels."""
     return mock.patch(
         "engine.archs.swinir.window_attention",
         partial(window_attention, use_triton=USE_TRITON if use_kernel else False),
@@ -134,6 +135,8 @@ def variants(name, network) -> Iterator[tuple[str, torch.nn.Module, AbstractCont
         yield "fp16, dense by input, fp16 sums", mixed, patched_forward(DenseBlock, half_sums_forward)
     else:
         yield "fp16, window attention", mixed, attention(use_kernel=True)
+        packed = to_mixed(copy.deepcopy(network), torch.float16, kernels=True)
+        yield "fp16, packed", packed.to(memory_format=torch.channels_last), attention(use_kernel=True)
 
 
 def flops_per_pixel(network):

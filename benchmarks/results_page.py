@@ -261,8 +261,32 @@ def fast() -> list[str]:
         paragraph(
             "**Not yet measured on a GPU.** `benchmarks/gpu_quick.py` runs its checks and timings in eight minutes. The batched "
             "executor (`--executor stream`) and the Triton kernels are tested on a CPU, in Triton's interpreter, and "
-            "compiled for three generations of GPUs."
+            "compiled for five kinds of GPU."
         ),
+        *_machine_code(),
+    ]
+
+
+def _machine_code() -> list[str]:
+    shown = latest("machine_code", "kernel", "architecture")
+    by_kernel: dict[str, dict[str, Row]] = {}
+    for row in shown:
+        by_kernel.setdefault(row["kernel"], {})[row["architecture"]] = row
+
+    def cells(row: Row) -> tuple[str, ...]:
+        return row["registers"], f"{row['tensor_core']} of {row['loop']}", percent(float(row["share"]))
+
+    return [
+        "### Machine code of the Triton kernels",
+        paragraph(
+            "Share of tensor-core instructions in the innermost loop, in fp16, for an RTX 40 (sm_89) and an H100 (sm_90), whose "
+            "instruction multiplies 4 to 16 times as much. No kernel spills registers on sm_80, sm_86, sm_89, sm_90 and sm_120."
+        ),
+        table(
+            ("kernel", "registers, sm_89", "in the loop", "share", "registers, sm_90", "in the loop", "share"),
+            [(name, *cells(rows["sm_89"]), *cells(rows["sm_90"])) for name, rows in by_kernel.items()],
+        ),
+        source("bench_machine_code.py", "machine_code", shown),
     ]
 
 

@@ -17,6 +17,7 @@ from engine.device.memory import accelerator_module, device_bytes, device_limit,
 from engine.device.queue import full_float32, memory_errors
 from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.photo import PictureSource
+from engine.kernels import tuning
 from engine.model.bundle import Model
 from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
 from engine.plan.cost import GIB, budget_error, readable
@@ -32,7 +33,7 @@ from engine.plan.measured import (
     StageProfile,
 )
 from engine.plan.request import AUTO, Request
-from engine.probe import footprint, precision, profiles
+from engine.probe import cache, footprint, precision, profiles
 from engine.run.stage import Stage, StageFactory
 
 Log = Callable[[str], None]
@@ -64,6 +65,7 @@ def measure(
         InputError: the output's folder is not one.
     """
     device = factory.device
+    tuning.remember(cache.Group("tiles"))
     canvas = _canvas(model, request, picture)
     region(request, canvas)
     budget = _budget(request, device, _free_disk(out, picture))

@@ -8,32 +8,30 @@ order: each map is convolved once for all its consumers, whose partial sums wait
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.launch import is_interpreting, jit, launch, tl, triton, use_kernel
+from engine.kernels.launch import HALF, column_blocks, is_interpreting, jit, launch, tl, use_kernel
+from engine.kernels.tuning import fastest, size_bucket
 
-_HALF = (torch.float16, torch.bfloat16)
-
-# block_y, block_x, vector, warps and pipeline stages: candidates for the autotuner, which measures each shape of
-# convolution. block_k is not among them: it sets the order of the sums, and equal plans must give equal bits.
+# block_y, block_x, vector, warps and pipeline stages: candidates that are measured for each shape of convolution. block_k is
+# not among them: it sets the order of the sums, and equal plans must give equal bits. The first one never spills.
 _TILES = (
+    (8, 8, 8, 8, 3),
     (8, 16, 8, 4, 3),
     (8, 16, 4, 4, 3),
     (8, 16, 8, 4, 1),
     (8, 16, 8, 8, 3),
-    (8, 8, 8, 8, 3),
     (16, 16, 8, 8, 3),
     (16, 16, 4, 8, 2),
     (8, 8, 8, 4, 4),
 )
-_INTERPRETED_TILE = (16, 32, 8)
-_TILE = ("block_y", "block_x", "vector")
+_INTERPRETED_TILE = (16, 32, 8, 4, 1)
+_TILE = ("block_y", "block_x", "vector", "num_warps", "num_stages")
+_VERSION = "conv3x3 2"  # of the kernel, in the name of stored tiles
 
 
 def dense_torch(
@@ -179,7 +177,7 @@ def _conv3x3_kernel(
 
     k, n = tl.arange(0, block_k), tl.arange(0, block_n)
     source = x + image * x_batch + (row + top - 1).to(tl.int64) * x_row + (column - 1) * x_pixel
-    source = source + (dy * x_row + dx * x_pixel)[:, None] + tl.max_contiguous(k, vector)[None, :]
+    source = source + (dy * x_row + dx * x_pixel)[:, None] + k[None, :]
     factors = weight + (n * (9 * inputs))[None, :] + k[:, None]
     rest = tl.arange(0, block_rest if block_rest else 16)
     rest_factors = weight + ((block_n + rest) * (9 * inputs))[None, :] + k[:, None]
@@ -195,7 +193,7 @@ def _conv3x3_kernel(
             pixel_mask = pixel_mask & (k < inputs - part)[None, :]
             mask = mask & (k < inputs - part)[:, None]
             rest_mask = rest_mask & (k < inputs - part)[:, None]
-        neighbour = source + (tap // 3 * x_row + tap % 3 * x_pixel + part)
+        neighbour = tl.max_contiguous(source + (tap // 3 * x_row + tap % 3 * x_pixel + part), (1, vector))
         a = tl.load(neighbour, mask=pixel_mask, other=0.0, cache_modifier=".ca")
         b = tl.load(factors + (tap * inputs + part), mask=mask, other=0.0)
         if upcast:  # the interpreter multiplies the bits of bfloat16 as if they were integers
@@ -230,26 +228,14 @@ def _conv3x3_kernel(
         )
 
 
-@functools.cache
-def _tuned(accumulates: bool) -> Any:  # noqa: ANN401
-    """Kernel with the fastest of ``_TILES`` for each shape; the trials of one that accumulates in place are undone."""
-    configs = [
-        triton.Config(dict(zip(_TILE, tile, strict=True)), num_warps=warps, num_stages=stages)
-        for *tile, warps, stages in _TILES
-    ]
-    shape = ["inputs", "outputs", "final"]
-    return triton.autotune(configs, shape, restore_value=["sums"] if accumulates else None)(_conv3x3_kernel)
-
-
 def block_sizes(inputs: int, outputs: int) -> dict[str, int]:
     """``block_k``, ``block_n`` and ``block_rest`` for a convolution of these numbers of channels."""
-    block_n = max(16, 1 << (outputs.bit_length() - 1))
-    rest = outputs - block_n
+    block_n, block_rest = column_blocks(outputs)
     wide = 64 if inputs % 64 == 0 and outputs <= 64 else 32  # three stages of 64 x 192 fit the H100 alone
     return {
         "block_k": min(wide, max(16, 1 << (inputs - 1).bit_length())),
         "block_n": block_n,
-        "block_rest": max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0,
+        "block_rest": block_rest,
     }
 
 
@@ -291,19 +277,34 @@ def _launch_conv(
         "upcast": is_interpreting() and x.dtype == torch.bfloat16,
     }
     scalars = [height, width, out.shape[1], top, *(stride for s in strides for stride in s[:2]), slope, scale]
+
+    def start(tile: tuple[int, ...], launcher: Callable[..., None]) -> None:
+        grid = (batch * -(-out.shape[1] // tile[0]) * -(-width // tile[1]),)
+        launcher(_conv3x3_kernel, grid, *tensors, *scalars, **options, **dict(zip(_TILE, tile, strict=True)))
+
     if is_interpreting():
-        options |= dict(zip(_TILE, _INTERPRETED_TILE, strict=True))
-
-    def grid(meta: dict[str, int]) -> tuple[int]:
-        return (batch * triton.cdiv(out.shape[1], meta["block_y"]) * triton.cdiv(width, meta["block_x"]),)
-
-    kernel = _conv3x3_kernel if is_interpreting() else _tuned(accumulate)
-    launch(kernel, cast(Any, grid), *tensors, *scalars, **options)
+        start(_INTERPRETED_TILE, launch)
+        return
+    pixels = size_bucket(batch * out.shape[1] * width)
+    shape = (
+        inputs,
+        weight.shape[0],
+        out.shape[3],
+        str(x.dtype),
+        str(out.dtype),
+        accumulate,
+        residual is not None,
+        pixels,
+    )
+    # A trial adds to what the last one left, unless its results have memory of their own.
+    changed = [sums] if accumulate and sums is not None else []
+    changed += [out] if residual is not None and residual.data_ptr() == out.data_ptr() else []
+    start(fastest(_VERSION, _TILES, shape, x.device, start, changed), launch)
 
 
 def _use_kernel(weight: Tensor, use_triton: bool | None) -> bool:
     """``use_kernel``, but float32 takes the definition unless forced: only half precision has matrix instructions."""
-    if use_triton is None and weight.dtype not in _HALF:
+    if use_triton is None and weight.dtype not in HALF:
         return False
     return use_kernel(weight.device, use_triton)
 

@@ -18,7 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["block_and_grid", "is_interpreting", "jit", "launch", "tl", "triton", "use_kernel"]
+__all__ = [
+    "HALF",
+    "block_and_grid",
+    "column_blocks",
+    "is_hopper",
+    "is_interpreting",
+    "jit",
+    "launch",
+    "tl",
+    "triton",
+    "use_kernel",
+]
+
+HALF = (torch.float16, torch.bfloat16)
+"""Dtypes with matrix instructions; products of float32 stay with PyTorch's libraries."""
 
 # Importing Triton costs 0.4 s and 80 MB, in vain on a CPU build of torch. There, setting the variable asks for it: 1 for
 # the interpreter, 0 to compile ahead of time.
@@ -65,6 +79,11 @@ def _can_compile_for(device: torch.device) -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
 
 
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device has compute capability 9.0, whose matrix instructions read their operands from shared memory."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def use_kernel(device: torch.device, use_triton: bool | None) -> bool:
     """Whether an operation on tensors of ``device`` takes its kernel; otherwise it takes its definition.
 
@@ -95,6 +114,15 @@ def block_and_grid(
     else:
         block = gpu_block
     return block, (-(-width // block[1]), -(-height // block[0]))
+
+
+def column_blocks(columns: int) -> tuple[int, int]:
+    """Two blocks, powers of two of at least 16, that cover ``columns``; the second is 0 where one is enough.
+
+    Channels are often 3 or 5 times a power of two: one block would compute up to half of its columns in vain.
+    """
+    block = max(16, 1 << (columns.bit_length() - 1))
+    return block, max(16, _power_of_two(columns - block)) if columns > block else 0
 
 
 def _power_of_two(size: int) -> int:

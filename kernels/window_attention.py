@@ -11,6 +11,7 @@ names the rows of windows (``seams``) that hold pixels of both the upper and the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -93,11 +94,14 @@ def window_attention_torch(
     logits = (query * (d**-0.5 if scale is None else scale)) @ key.transpose(-2, -1) + bias
     if shift:
         bottom, right, corner = _shift_masks(window, shift, qkv.device)
-        for row in range(rows):
-            is_seam = row == rows - 1 if seams is None else row in seams
-            if is_seam:
-                logits[:, row, :-1] += bottom
-            logits[:, row, -1] += corner if is_seam else right
+        seam_rows = sorted({row for row in _seam_pair(rows, seams) if row >= 0})
+        for row in seam_rows:
+            logits[:, row, :-1].add_(bottom)  # += would also copy the result to itself
+            logits[:, row, -1].add_(corner)
+        # The last column's other windows, those between two seams at a time.
+        for before, after in pairwise((-1, *seam_rows, rows)):
+            if after - before > 1:
+                logits[:, before + 1 : after, -1].add_(right)
     y = logits.softmax(-1).to(value.dtype) @ value
     y = y.reshape(batch, rows, columns, heads, window, window, d).permute(0, 1, 4, 2, 5, 3, 6)
     y = y.reshape(batch, height, width, heads * d)

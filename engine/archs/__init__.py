@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from engine.archs import esrgan, swinir
+from engine.archs import esrgan, swinir, swinir_packed
 from engine.archs.community import SPANDREL, recognise
 from engine.errors import ModelError
 
@@ -57,6 +57,13 @@ ARCHITECTURES = (
 
 FORMS = " and ".join(architecture.form for architecture in ARCHITECTURES)
 """The networks that this package builds, for messages."""
+
+
+def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscaler:
+    """Cast in place to mixed precision; with ``kernels``, in the form that the Triton kernels of a GPU read fastest."""
+    if kernels and isinstance(network, swinir.SwinIR):
+        return swinir_packed.pack(network, dtype)
+    return network.to_mixed(dtype)
 
 
 def identify(state: State, source: str = "checkpoint") -> Architecture:

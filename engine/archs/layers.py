@@ -108,6 +108,11 @@ class WindowRows(nn.Module, ABC):
     """Rows by which the grid is shifted up."""
 
     @property
+    def macs(self) -> int:
+        """Multiply-adds of a pixel in its linear maps."""
+        return sum(m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
+
+    @property
     def workspace(self) -> int:
         """Bytes of each pixel that ``attend`` takes in addition to its input and output."""
         return 0
@@ -124,3 +129,12 @@ class WindowRows(nn.Module, ABC):
         Returns:
             [B, H, W, C].
         """
+
+
+class PixelRows(nn.Module, ABC):
+    """Layer on [B, H, W, C] that computes every pixel from the same pixel of its inputs."""
+
+    @property
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-adds of a pixel."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from engine.archs.layers import WindowRows
+from engine.archs.layers import PixelRows, WindowRows
 from engine.bands.rules import Call, Layout, Rule, copy_rows, rule_of
 
 _PERMUTED = {
@@ -128,7 +128,7 @@ def split(graph: RowGraph) -> tuple[RowGraph, ...]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, WindowRows) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, PixelRows | WindowRows) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Recorder(fx.Interpreter):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from engine.archs.layers import WindowRows, check_whole_windows
+from engine.archs.layers import PixelRows, WindowRows, check_whole_windows
 from engine.errors import UsageError, option
 
 
@@ -232,6 +232,13 @@ def _linear(call: Call) -> Rule:
     return replace(_element_wise(call), macs=_linear_macs(call.module))
 
 
+def _pixels(call: Call) -> Rule:
+    assert isinstance(call.module, PixelRows)
+    if call.layout is not Layout.NHWC:
+        raise call.refusal(_UNBOUNDED)
+    return replace(_element_wise(call), macs=call.module.macs)
+
+
 def _linear_macs(module: nn.Module | None) -> int:
     return module.in_features * module.out_features if isinstance(module, nn.Linear) else 0
 
@@ -262,8 +269,7 @@ def _window_attention(call: Call) -> Rule:
         seams = [i for i, y in enumerate(tops) if y < rows.low < y + window or y < rows.high < y + window]
         return layer.attend(views[0], seams)
 
-    macs = sum(_linear_macs(m) for m in layer.modules())
-    return Rule(compute, grid=(window, -shift % window), macs=macs, workspace=layer.workspace)
+    return Rule(compute, grid=(window, -shift % window), macs=layer.macs, workspace=layer.workspace)
 
 
 def _pixel_shuffle(call: Call) -> Rule:
@@ -321,6 +327,7 @@ def _bilinear(scale: int) -> Compute:
 RULES: dict[object, Callable[[Call], Rule]] = {
     nn.Conv2d: _convolution,
     WindowRows: _window_attention,
+    PixelRows: _pixels,
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
     nn.BatchNorm2d: _batch_norm,

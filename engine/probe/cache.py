@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -49,6 +50,22 @@ def write(group: str, name: str, data: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             part.write_text(json.dumps(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group of entries, for a reader that knows of no others."""
+
+    group: str
+    """Name of the group."""
+
+    def read(self, name: str, /) -> object:
+        """``read`` in this group."""
+        return read(self.group, name)
+
+    def write(self, name: str, data: object, /) -> None:
+        """``write`` in this group."""
+        write(self.group, name, data)
 
 
 def _path(group: str, name: str) -> Path:

@@ -9,13 +9,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from engine.archs import Upscaler
+from engine.archs import Upscaler, to_mixed
 from engine.archs.layers import RGB, TAIL_REACH
 from engine.bands.graph import RowGraph, read_graph
 from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS, check_precisions
 from engine.device.heap import malloc_for_network
 from engine.device.queue import full_float32, memory_errors
+from engine.kernels.launch import use_kernel
 from engine.model.bundle import Model
 
 BAND, TAIL_BAND = 16, 4
@@ -68,7 +69,7 @@ class Stage:
         self.default_chunks = 1 if device.type == "cpu" else TAIL_CHUNKS
         self._make_fp32 = make_fp32
         if precision != "fp32":
-            network.to_mixed(PRECISIONS[precision])
+            network = to_mixed(network, PRECISIONS[precision], kernels=use_kernel(device, None))
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property

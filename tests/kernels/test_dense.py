@@ -1,15 +1,29 @@
 """Dense blocks: the twins are ESRGAN's and PyTorch's, the kernel equals the twin, whole or in bands of rows."""
 
+import re
+from collections import Counter
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernels import assert_all_compile, assert_close_to_twin, layouts, needs_triton, poisoned
+from support.kernels import (
+    assert_close_to_twin,
+    compile_all,
+    launches,
+    layouts,
+    needs_triton,
+    on_a_gpu,
+    poisoned,
+)
 from torch.nn import functional as F
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock
 from engine.kernels import dense as op
+from engine.kernels import tuning
 from engine.kernels.dense import block_sizes, conv3x3, conv3x3_torch, dense, dense_by_input, dense_torch, pack_by_input
+from engine.kernels.machine_code import signature
 
 # The interpreter cuts bfloat16 off where a GPU rounds.
 FACTORS = {torch.float32: 3.0, torch.float16: 2.0, torch.bfloat16: 5.0}
@@ -180,16 +194,74 @@ def test_column_blocks_hold_every_channel():
 
 
 @needs_triton
-def test_tuning_with_a_single_choice(monkeypatch):
-    """The tuner's own path, which a GPU takes, with partial sums that accumulate in place."""
-    monkeypatch.setattr(op, "_TILES", ((8, 16, 8, 4, 3),))
-    monkeypatch.setattr(op, "_tuned", op._tuned.__wrapped__)  # without its memory of other choices
+def test_trials_of_tiles_are_undone(monkeypatch):
+    """Partial sums that accumulate in place, and a residual that is its own result, are as if nothing had been tried."""
+    trials = []
+
+    def seconds(call, device):
+        call()
+        trials.append(device)
+        return 1.0
+
+    monkeypatch.setattr(op, "_TILES", ((16, 32, 8, 4, 3), (8, 32, 8, 4, 3)))
     monkeypatch.setattr(op, "is_interpreting", lambda: False)  # only the choice of the tile believes it
+    monkeypatch.setattr(tuning, "_stack", lambda *_: 0)
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    monkeypatch.setattr(tuning, "_chosen", {})
     weights, biases = weights_of(16, 8)
     x = torch.randn(1, 16, 9, 17)
-    for function in (dense, dense_by_input):
-        result = function(x, weights, biases, use_triton=True)
-        torch.testing.assert_close(result.contiguous(), dense_torch(x, weights, biases), atol=2e-6, rtol=0.0)
+    result = dense_by_input(x, weights, biases, use_triton=True)
+    torch.testing.assert_close(result.contiguous(), dense_torch(x, weights, biases), atol=2e-6, rtol=0.0)
+    stream, expected = torch.randn(1, 9, 17, 8), poisoned((1, 9, 17, 8))
+    conv3x3_torch(x.permute(0, 2, 3, 1), weights[0], biases[0], expected, residual=stream)
+    conv3x3(x.permute(0, 2, 3, 1).contiguous(), weights[0], biases[0], stream, residual=stream, use_triton=True)
+    torch.testing.assert_close(stream, expected, atol=2e-6, rtol=0.0)
+    assert len(trials) == 2 * (5 + 1)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_a_tile_that_spills_is_never_launched(monkeypatch):
+    """The widest convolution of ``dense_by_input``, compiled for an RTX 40, where 256 pixels have a stack of kilobytes."""
+    safe, spilling = (8, 8, 8, 8, 3), (16, 16, 8, 8, 3)
+    stacks, timed, launched = {}, [], []
+
+    def stack(kernel, grid, arguments, options, device):
+        (result,) = compile_all([(kernel, signature(kernel, arguments, options))], architectures=(89,))
+        return stacks.setdefault(options["block_y"], result[89].stack)
+
+    monkeypatch.setattr(op, "_TILES", (safe, spilling))
+    monkeypatch.setattr(tuning, "_stack", stack)
+    monkeypatch.setattr(tuning, "_seconds", lambda call, device: timed.append(call) or 1.0)
+    monkeypatch.setattr(tuning, "_chosen", {})
+    choose = tuning.fastest
+    with on_a_gpu(monkeypatch, lambda kernel, grid, *_, **options: launched.append(options["block_y"])):
+        monkeypatch.setattr(op, "fastest", choose)
+        x, sums = torch.empty(1, 32, 32, 32).half(), torch.empty(1, 32, 32, 160)
+        weight, bias = torch.empty(160, 32, 3, 3).half(), torch.empty(32).half()
+        op._launch_conv(x, weight, bias, torch.empty(1, 32, 32, 32).half(), sums=sums, accumulate=True)
+    assert stacks[8] == 0
+    assert stacks[16] > 1000
+    assert launched == [8]
+    assert not timed  # a single candidate needs no trial
+
+
+@needs_triton
+@pytest.mark.slow
+def test_narrow_copies_of_pixels_go_through_the_first_level_cache(monkeypatch):
+    """16-byte copies (.cg) bypass it, 8-byte ones (.ca) do not; the weights, which every program reads, stay with 16."""
+
+    def call(inputs, vector):
+        monkeypatch.setattr(op, "_TILES", ((8, 16, vector, 4, 3),))
+        x, weight = torch.empty(1, 32, 32, 192).half()[..., :inputs], torch.empty(32, inputs, 3, 3).half()
+        conv3x3(x, weight, torch.empty(32).half(), torch.empty(1, 32, 32, 32).half())
+
+    sizes = [(inputs, vector) for inputs in (64, 96, 160) for vector in (8, 4)]
+    cases = [case for size in sizes for case in launches(monkeypatch, partial(call, *size))]
+    for (_, vector), compiled in zip(sizes, compile_all(cases, (89,)), strict=True):
+        copies = Counter(re.findall(r"cp\.async\.(c[ag])\.shared\.global[^,]*,[^,]*, (\w+)", compiled[89].ptx))
+        assert set(copies) == {("cg", "0x10")} | ({("ca", "0x8")} if vector == 4 else set())
+        assert vector == 8 or copies["ca", "0x8"] >= 2 * copies["cg", "0x10"]
 
 
 @needs_triton
@@ -204,37 +276,3 @@ def test_without_a_gpu_it_is_the_twin(function):
     weights, biases = weights_of(8, 4)
     x = torch.randn(1, 8, 6, 7)
     assert torch.equal(function(x, weights, biases), dense_torch(x, weights, biases))
-
-
-def case(inputs, outputs, final, tile, warps, residual=False, accumulate=False, dtype="fp16"):
-    stream = f"*{'fp32' if residual else dtype}:16"
-    signature = {
-        **dict.fromkeys(("x", "weight", "bias"), f"*{dtype}:16"),
-        **{"residual": stream, "out": stream, "sums": "*fp32:16", "slope": "fp32", "scale": "fp32"},
-        **dict.fromkeys(("height", "width", "rows", "top"), "i32"),
-        **{f"{name}_{stride}": "i32:16" for name in ("x", "residual", "sums", "out") for stride in ("batch", "row")},
-    }
-    constexprs = {
-        **{"x_pixel": inputs, "residual_pixel": outputs, "sums_pixel": 192, "out_pixel": final},
-        **{"inputs": inputs, "outputs": outputs, "final": final},
-        **{"accumulate": accumulate, "has_residual": residual, "upcast": False},
-        **dict(zip(("block_y", "block_x", "vector"), (*tile, 8), strict=True)),
-        **block_sizes(inputs, outputs),
-    }
-    return op._conv3x3_kernel, signature, constexprs, {"num_warps": warps, "num_stages": 3}
-
-
-@needs_triton
-@pytest.mark.slow
-def test_compiles():
-    """The convolutions of RRDBNet 64x23, with matrix instructions and without register spills."""
-    cases = [
-        case(160, 32, 32, (8, 16), 4),
-        case(192, 64, 64, (8, 16), 8, residual=True, dtype="bf16"),
-        case(32, 160, 32, (8, 8), 8, accumulate=True),
-    ]
-    for compiled in assert_all_compile(cases):
-        assert "wgmma.mma_async" in compiled[90].ptx
-        assert "mma.sync.aligned.m16n8k16" in compiled[80].ptx
-        assert "cp.async" in compiled[80].ptx
-        assert max(compiled[a].shared for a in (80, 89)) <= 99 * 1024  # an RTX 40's

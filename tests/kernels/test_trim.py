@@ -204,3 +204,12 @@ def test_refusals(use_triton):
     ):
         with pytest.raises(ValueError, match="does not fit"):
             trim(output, crop, torch.uint8, out=wrong, use_triton=use_triton)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_definition_does_not_wait_for_a_device(dtype):
+    """A tensor without values, whose first number nobody can know, stands for one that is still being computed."""
+    pixels = trim_torch(
+        torch.empty(1, 3, 8, 12, dtype=torch.float16, device="meta"), Box(1, 1, 7, 11), dtype, halve=True
+    )
+    assert pixels.pixels.shape == (3, 6, 10)

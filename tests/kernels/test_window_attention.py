@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.kernels import BOTH, assert_all_compile, assert_close_to_twin, needs_triton, poisoned
+from support.kernels import BOTH, assert_close_to_twin, needs_triton, poisoned
 
 from engine.archs.swinir import WindowAttention
 from engine.kernels import window_attention as op
@@ -135,29 +135,3 @@ def test_without_a_gpu_it_is_the_twin():
     qkv, bias = inputs(1, 16, 16, 8, 2, 6)
     for shift in (0, 4):
         assert torch.equal(window_attention(qkv, bias, 8, shift), window_attention_torch(qkv, bias, 8, shift))
-
-
-def case(dtype, d, window=8, shift=4, warps=4):
-    signature = {
-        **{"qkv": f"*{dtype}:16", "bias": "*fp32:16", "out": f"*{dtype}:16", "scale": "fp32"},
-        **dict.fromkeys(("windows", "rows", "columns", "seam", "other_seam"), "i32"),
-        **dict.fromkeys(("qkv_batch", "qkv_row"), "i32:16"),
-    }
-    constexprs = {
-        **{"qkv_pixel": 18 * d, "heads": 6, "d": d, "window": window, "shift": shift, "shift_rows": True},
-        **{"masked": op.MASKED, "upcast": False, "program_windows": 4},
-        **{"block_n": window**2, "block_d": 64 if d > 32 else 32},
-    }
-    return op._window_attention_kernel, signature, constexprs, {"num_warps": warps}
-
-
-@needs_triton
-@pytest.mark.slow
-def test_compiles():
-    """SwinIR-M's heads as they are and padded; on the H100 with its own matrix instructions, without register spills."""
-    cases = [case("fp16", 30), case("bf16", 32, shift=0), case("fp32", 30, warps=8)]
-    for (*_, options), compiled in zip(cases, assert_all_compile(cases), strict=True):
-        assert compiled[90].shared <= 99 * 1024  # the least of the three GPUs
-        if options["num_warps"] == 4:
-            assert "wgmma.mma_async" in compiled[90].ptx
-            assert "mma.sync.aligned.m16n8k16" in compiled[80].ptx

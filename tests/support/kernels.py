@@ -1,4 +1,4 @@
-"""Checks that every kernel must pass: equality with its twin on dirty memory, and compilation for three GPUs.
+"""Checks that every kernel must pass: equality with its twin on dirty memory, and compilation for five GPUs.
 
 A kernel's twin is its definition in PyTorch, ``<op>_torch``.
 """
@@ -10,14 +10,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
-ARCHITECTURES = (80, 89, 90)  # A100, RTX 40 and L40, H100
+import engine
+from engine.kernels import machine_code
+from engine.kernels.machine_code import ARCHITECTURES, signature
+
 _POISON = 0xCD
+_ROOT = Path(engine.__file__).parent.parent
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -85,60 +90,40 @@ class Compiled:
     shared: int
     """Bytes of shared memory."""
 
-    cubin: int
-    """Bytes of the binary."""
-
     ptx: str = field(repr=False)
     """Assembly text."""
 
 
-def assert_all_compile(cases, architectures=ARCHITECTURES):
-    """Compile without a GPU, in one process because it takes seconds to start; assert that no register is spilled.
+def compile_all(cases, architectures=ARCHITECTURES):
+    """Compile without a GPU, in one process because it takes seconds to start.
 
     Args:
-        cases: (kernel, signature, constexprs, options) each. ``signature``: argument -> Triton type; the suffix ":16"
-            promises divisibility by 16, as a launch finds out by itself. ``constexprs``: argument -> value. ``options``:
-            those of a launch, such as num_warps=8.
+        cases: (kernel, ``machine_code.Signature``) each.
         architectures: compute capabilities times 10.
 
     Returns:
         {architecture: Compiled} of each case.
     """
-    jobs = [
-        {
-            "module": kernel.fn.__module__,
-            "name": kernel.fn.__name__,
-            "signature": signature,
-            "constexprs": constexprs,
-            "options": options,
-            "architectures": architectures,
-        }
-        for kernel, signature, constexprs, options in cases
-    ]
+    jobs = [(kernel.fn.__module__, kernel.fn.__name__, signature, architectures) for kernel, signature in cases]
     # A process of its own, because here kernels are interpreted; 0 asks for Triton without its interpreter.
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(_ROOT)}
         process = subprocess.run(
             [sys.executable, __file__], input=json.dumps(jobs), capture_output=True, text=True, env=environment
         )
     assert process.returncode == 0, process.stderr
-    results = [{int(a): Compiled(**values) for a, values in job.items()} for job in json.loads(process.stdout)]
-    for job, result in zip(jobs, results, strict=True):
+    return [{int(a): Compiled(**values) for a, values in job.items()} for job in json.loads(process.stdout)]
+
+
+def assert_all_compile(cases, architectures=ARCHITECTURES):
+    """``compile_all``, and assert that no register is spilled."""
+    results = compile_all(cases, architectures)
+    for (kernel, _), result in zip(cases, results, strict=True):
         for architecture, compiled in result.items():
+            name = f"{kernel.fn.__name__} for sm_{architecture}"
             assert ".entry" in compiled.ptx
-            assert compiled.cubin > 0
-            assert compiled.stack == 0, f"{job['name']} for sm_{architecture} spills: a stack of {compiled.stack} bytes"
+            assert compiled.stack == 0, f"{name} spills: a stack of {compiled.stack} bytes"
     return results
-
-
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.uint8: "*u8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 
 
 def launches(monkeypatch, call):
@@ -146,72 +131,36 @@ def launches(monkeypatch, call):
     cases = []
 
     def record(kernel, _, *arguments, **options):
-        cases.append(_case(kernel, dict(zip(kernel.arg_names, arguments, strict=False)), options))
+        cases.append((kernel, signature(kernel, arguments, options)))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.kernels.launch.is_interpreting", lambda: False)
-        for name, module in list(sys.modules.items()):
-            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
-                patch.setattr(module, "use_kernel", lambda *_: True, raising=False)
-                patch.setattr(module, "launch", record, raising=False)
+    with on_a_gpu(monkeypatch, record), torch.no_grad():
         call()
     return cases
 
 
-def _case(kernel, arguments, options):
-    """As Triton specialises a launch: an integer 1 is a constant and divisibility by 16 is known, unless excluded."""
-    signature, constants = {}, {}
-    for name, value in arguments.items():
-        specialised = name not in kernel.kwargs.get("do_not_specialize", ())
-        if isinstance(value, torch.Tensor):
-            signature[name] = _TYPES[value.dtype] + ":16" * (value.data_ptr() % 16 == 0)
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1 and specialised:
-            constants[name] = 1
-        else:
-            signature[name] = ("i32" if abs(value) < 2**31 else "i64") + ":16" * (value % 16 == 0 and specialised)
-    constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
-    return kernel, signature, constants, {k: v for k, v in options.items() if k not in kernel.arg_names}
+@contextmanager
+def on_a_gpu(monkeypatch, record, kernels=True):
+    """Let every operation take the path of a GPU, with its kernel or without, and pass its launches to ``record``."""
+    with monkeypatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("engine.kernels."):
+                patch.setattr(module, "is_interpreting", lambda: False, raising=False)
+            if name.startswith("engine.kernels.") and not name.endswith(".launch"):
+                patch.setattr(
+                    module, "use_kernel", lambda _, forced: kernels if forced is None else forced, raising=False
+                )
+                patch.setattr(module, "launch", record, raising=False)
+                patch.setattr(module, "fastest", lambda name, candidates, *_: candidates[0], raising=False)
+        yield
 
 
-def _compile(job, architecture):
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    kernel = getattr(importlib.import_module(job["module"]), job["name"])
-    names, signature, attributes = kernel.arg_names, {}, {}
-    for index, name in enumerate(names):
-        kind, _, divisor = job["signature"].get(name, "constexpr").partition(":")
-        signature[name] = kind
-        if divisor:
-            attributes[(index,)] = [["tt.divisibility", int(divisor)]]
-    source = triton.compiler.ASTSource(kernel, signature, job["constexprs"], attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=job["options"])
-    usage = _resources(compiled.asm["cubin"])
-    return {
-        "registers": usage["REG"],
-        "stack": usage["STACK"] + usage["LOCAL"],
-        "shared": compiled.metadata.shared,
-        "cubin": len(compiled.asm["cubin"]),
-        "ptx": compiled.asm["ptx"],
-    }
-
-
-def _resources(cubin):
-    """Resource usage of a cubin as cuobjdump, which comes with Triton, prints it: REG:24 STACK:0 SHARED:0 LOCAL:0 ..."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    fields = (word.split(":") for word in text.splitlines()[-1].split())
-    return {name: int(value) for name, value in fields if value.isdecimal()}
+def _compile(module, name, signature, architecture):
+    kernel = getattr(importlib.import_module(module), name)
+    compiled = machine_code.compile_for(kernel, machine_code.Signature(*signature), architecture)
+    registers, stack = machine_code.resources(compiled.asm["cubin"])
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"]}
 
 
 if __name__ == "__main__":
-    print(json.dumps([{a: _compile(job, a) for a in job["architectures"]} for job in json.load(sys.stdin)]))  # noqa: T201
+    found = [{a: _compile(*job, a) for a in architectures} for *job, architectures in json.load(sys.stdin)]
+    print(json.dumps(found))  # noqa: T201
