@@ -8,7 +8,8 @@ stand in for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -56,9 +57,34 @@ def hardware_name(device: torch.device) -> str | None:
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else None
 
 
+def library_versions(device: torch.device) -> list[str]:
+    """Versions of the libraries that run networks on a device: cuDNN, the driver and Triton; none for a CPU."""
+    if device.type == "cpu":
+        return []
+    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: None)()
+    triton: str | None = None
+    with suppress(metadata.PackageNotFoundError):
+        triton = metadata.version("triton")
+    return [f"cudnn {cudnn}", f"driver {driver}", f"triton {triton}"]
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16; True where PyTorch does not know."""
+    module = device_module(device)
+    if not hasattr(module, "is_bf16_supported"):
+        return True
+    with activate(device):  # it asks the current device
+        return bool(module.is_bf16_supported(including_emulation=False))
+
+
+def captures(device: torch.device) -> bool:
+    """Whether a device has streams, events and captured launches, as CUDA has."""
+    return hasattr(device_module(device), "CUDAGraph")
+
+
 @contextmanager
 def activate(device: torch.device) -> Iterator[None]:
     """Make a device the current one of its type."""
-    module = device_module(device)
-    with module.device(device) if hasattr(module, "mem_get_info") else nullcontext():
+    with device_module(device).device(device) if memory_module(device) is not None else nullcontext():
         yield
