@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from engine.device import memory as device_memory
 from engine.device import runtime
 
 MIB = 1 << 20
@@ -408,8 +409,8 @@ class Accelerator(TorchDispatchMode):
 
     def empty_cache(self):
         self.refuse_in_recording("emptying the cache")
-        for memory in self.memory:
-            memory.empty_cache()
+        for held in self.memory:
+            held.empty_cache()
 
     def _label(self, result, device):
         """A tensor on ``device`` with the memory of the CPU tensor ``result``, which nothing else uses."""
@@ -442,6 +443,16 @@ class Accelerator(TorchDispatchMode):
         """The memory of a tensor of a device."""
         return self._blocks[tensor.untyped_storage()._cdata]
 
+    def clone_storage(self, storage):
+        """A copy of a storage, as ``copy.deepcopy`` makes it."""
+        copied = torch.empty(0, dtype=torch.uint8).set_(self.storage_on_host(storage))
+        return self._label(copied, storage.device).untyped_storage()
+
+    def storage_on_host(self, storage):
+        """A storage's bytes, as ``torch.save`` writes them."""
+        self._synchronizes("a copy of a storage")
+        return self._blocks[storage._cdata].storage.clone()
+
     def _on_host(self, tensor):
         """CPU tensor of the same memory."""
         return torch.empty(0, dtype=tensor.dtype).set_(
@@ -472,6 +483,11 @@ class Accelerator(TorchDispatchMode):
             return self._run_on_host(func, name, args, kwargs)
         if wanted is not None and wanted.type == TYPE:
             wanted = torch.device(TYPE, _index(wanted))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if name == "aten::set_":
+            return func.redispatch(_CPU_KEYS, *args, **kwargs)  # another storage, no work
         if name in _COPIES:
             return self._copy(func, args, kwargs, wanted)
         device = wanted or own[0].device
@@ -870,6 +886,19 @@ class _Module:
         return _board().recording is not None
 
 
+def _methods_of_storages():
+    """Methods of storages that PyTorch does not dispatch, by name."""
+
+    def method(name, on_device):
+        usual = getattr(torch.UntypedStorage, name)
+        return lambda storage: on_device(storage) if storage.device.type == TYPE else usual(storage)
+
+    return {
+        "clone": method("clone", lambda storage: _board().clone_storage(storage)),
+        "cpu": method("cpu", lambda storage: _board().storage_on_host(storage)),
+    }
+
+
 @cache
 def _register():
     """Name PyTorch's private device type; once for a process."""
@@ -911,6 +940,9 @@ def pretend_accelerator(
         # The threads that compute gradients know one device.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(mock.patch.object(runtime, "DEFAULT_TYPE", TYPE))
+        stack.enter_context(mock.patch.dict(device_memory._contexts, clear=True))
+        for name, method in _methods_of_storages().items():
+            stack.enter_context(mock.patch.object(torch.UntypedStorage, name, method, create=True))
         stack.enter_context(board)
         yield board
         for index in range(devices):
