@@ -46,7 +46,7 @@ def usable_devices() -> list[str]:
 
 def _absence(name: str) -> str:
     """Reason that a device cannot be used, in words: those of PyTorch are a page long."""
-    if name.partition(":")[0] == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+    if name.partition(":")[0] == "cuda" and not runtime.is_built_with_cuda():
         return "not available, this PyTorch is built without CUDA"
     return "not a device of this machine"
 

@@ -137,20 +137,19 @@ def open_device(device: torch.device) -> None:
     Raises:
         RuntimeError, AssertionError: the device cannot be used.
     """
-    is_new = not getattr(device_module(device), "is_initialized", lambda: False)()
-    before = _used_on_card(device) if is_new else None
+    before = _used_on_card(device)
     torch.empty(1, device=device).cpu()
     after = _used_on_card(device)
     if device in _contexts or (api := memory_module(device)) is None:
         return
     outside = _outside(device)
-    # Without NVML nothing tells our context from the memory of other processes.
-    own = _USUAL_CONTEXT if before is None or after is None else after - before - int(api.memory_reserved(device))
-    _contexts[device] = outside, max(0, min(outside, own))
+    own = 0 if before is None or after is None else after - before - int(api.memory_reserved(device))
+    # Without NVML, or if the process opened the device before, nothing tells our context from other processes' memory.
+    _contexts[device] = outside, min(outside, own if own >= _LEAST_CONTEXT else _USUAL_CONTEXT)
 
 
-_USUAL_CONTEXT = 600 << 20
-"""Bytes of a context with its libraries at most: 290 to 600 MiB, depending on the card and CUDA's version."""
+_LEAST_CONTEXT, _USUAL_CONTEXT = 64 << 20, 600 << 20
+"""Bytes of a context with its libraries at least, and usually at most: 290 to 600 MiB by card and version of CUDA."""
 
 _contexts: dict[torch.device, tuple[int, int]] = {}
 """Device -> bytes outside PyTorch's allocator, of all processes, when it was opened; and this process's part of them."""

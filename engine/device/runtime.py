@@ -32,6 +32,11 @@ def memory_module(device: torch.device) -> Any:  # noqa: ANN401
     return module if hasattr(module, "mem_get_info") else None
 
 
+def is_built_with_cuda() -> bool:
+    """Whether this PyTorch knows NVIDIA's or AMD's devices."""
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
 def default_device() -> torch.device | None:
     """The current device of the default type, with its index; None where there is none."""
     return current_device(DEFAULT_TYPE) if device_module(DEFAULT_TYPE).is_available() else None

@@ -7,6 +7,7 @@ from support.training import (  # noqa: F401
     photo,
     start_file,
     structure_file,
+    structure_request,
     vgg_file,
 )
 

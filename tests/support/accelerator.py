@@ -23,15 +23,20 @@ import time
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+try:
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+except ImportError:
+    pytest.skip("this PyTorch has no devices in Python", allow_module_level=True)
 
 from engine.device import memory as device_memory
 from engine.device import runtime
@@ -91,6 +96,11 @@ class Stream:
         self.device = torch.device(TYPE, _index(device))
         self.clock = _Clock({self: 0})
         _board().made.append(self)
+
+    @property
+    def position(self):
+        """Number of its operations so far."""
+        return self.clock[self]
 
     def advance(self):
         """Position of the next operation, which begins after all that the host has waited for."""
@@ -305,9 +315,9 @@ class Accelerator(TorchDispatchMode):
     def _should_skip_dynamo(cls):
         return False  # it would be imported for every test
 
-    def __init__(self, devices, total, context, others, capability, lists_processes):
+    def __init__(self, devices, total, context, others, capability, lists_processes, reads_totals):
         super().__init__()
-        self.capability, self.lists_processes = capability, lists_processes
+        self.capability, self.lists_processes, self.reads_totals = capability, lists_processes, reads_totals
         self.names = [f"Pretend {'ABCD'[index]}" for index in range(devices)]
         self.memory = [_Memory(index, total, context, others) for index in range(devices)]
         self.current = 0
@@ -355,14 +365,10 @@ class Accelerator(TorchDispatchMode):
 
     def settle(self, clock, block=None):
         """End the copies up to a point; those from ``block`` only, if it is given."""
-        left = []
-        for entry in self._pending:
-            stream, position, source, finish = entry
-            if clock.knows(stream, position) and (block is None or source is block):
-                finish()
-            else:
-                left.append(entry)
-        self._pending = left
+        ended = [entry for entry in self._pending if clock.knows(*entry[:2]) and (block is None or entry[2] is block)]
+        self._pending = [entry for entry in self._pending if entry not in ended]
+        for *_, finish in ended:
+            finish()
 
     @contextmanager
     def forbid_synchronization(self):
@@ -539,8 +545,16 @@ class Accelerator(TorchDispatchMode):
         options.pop("pin_memory", None)
         written = _written(func, args, kwargs)
         if self.recording is not None and written:
+            self.counts["launches"] += 1
             self._record(lambda: func(*lowered, **options), originals.values(), written)
             return args[0] if func._schema.returns else None
+        is_view = not written and any(r.alias_info is not None for r in func._schema.returns)
+        position = stream.position if is_view or self.recording is not None else stream.advance()
+        if not is_view:
+            self.counts["launches"] += 1
+            self.counts[name] += 1
+            if self.recording is None:
+                self._check_order(originals.values(), written, stream, position)
         storages = {alias.untyped_storage()._cdata: originals[id(alias)] for alias in aliases.values()}
         result = func(*lowered, **options)
         fresh = []
@@ -552,6 +566,8 @@ class Accelerator(TorchDispatchMode):
                 return originals[id(value)]
             base = storages.get(value.untyped_storage()._cdata)
             if base is not None:
+                if value.dtype != base.dtype:
+                    base = torch.ops.aten.view.dtype.redispatch(_CPU_KEYS, base.flatten(), value.dtype)
                 return _view(base, value.size(), value.stride(), value.storage_offset())
             if "empty" in name:
                 _fill_garbage(value)
@@ -560,25 +576,22 @@ class Accelerator(TorchDispatchMode):
             return labelled
 
         lifted = tree_map(lift, result)
-        if not fresh and not written and isinstance(result, Tensor | list | tuple):
-            return lifted  # a view touches no memory
-        self.counts["launches"] += 1
-        self.counts[name] += 1
-        if self.recording is not None:
+        if self.recording is not None and not is_view:
             self._record_results(func, lowered, options, result, originals.values(), fresh)
-            return lifted
-        position = stream.advance()
-        for tensor in originals.values():
-            if not any(tensor is w for w in written):
-                self.reads(self.block(tensor), stream, position)
-        for tensor in (*written, *(labelled for _, labelled in fresh)):
-            if tensor.device.type == TYPE:
-                self.writes(self.block(tensor), stream, position)
+        else:
+            for _, labelled in fresh:
+                self.block(labelled).written = (stream, position)
         return lifted
+
+    def _check_order(self, tensors, written, stream, position):
+        for tensor in tensors:
+            if any(tensor is w for w in written):
+                self.writes(self.block(tensor), stream, position)
+            else:
+                self.reads(self.block(tensor), stream, position)
 
     def _record(self, operation, read, written):
         """Add an operation that writes to tensors which exist already."""
-        self.counts["launches"] += 1
         graph = self.recording
         graph.operations.append(operation)
         for tensor in read:
@@ -644,8 +657,11 @@ class Accelerator(TorchDispatchMode):
         elif target.device.type == "cpu":
             self._download(target, source, asynchronous)
         else:
+            streams = self.stream(source.device), self.stream(target.device)
+            streams[1].wait_stream(streams[0])
             self._on_host(target).copy_(self._on_host(source))
             self._touch(target, source)
+            streams[0].wait_stream(streams[1])
         return target
 
     def _touch(self, target, source):
@@ -787,8 +803,6 @@ class _Module:
     def is_available():
         return bool(_boards)
 
-    is_initialized = is_available
-
     @staticmethod
     def _is_in_bad_fork():
         return False
@@ -870,6 +884,13 @@ class _Module:
         return f"GPU:{memory.index}\nprocess {os.getpid():>10d} uses {own:>12.3f} MB GPU memory"
 
     @staticmethod
+    def device_memory_used(device=None):
+        board, memory = _board(), _board().memory[_index(device)]
+        if not board.reads_totals:
+            raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+        return memory.others + (memory.context + memory.reserved if memory.peak_reserved else 0)
+
+    @staticmethod
     def stream(stream):
         return stream
 
@@ -899,10 +920,29 @@ def _methods_of_storages():
     }
 
 
-@cache
+_library = torch.library.Library("aten", "IMPL")
+
+
+def _dispatch(func, *args, **kwargs):
+    if func is torch.ops.aten._copy_from.default:
+        source, target, asynchronous = (*args, False)[:3]
+        func, args = torch.ops.aten.copy_.default, (target, source, asynchronous)
+    return _board().__torch_dispatch__(func, (), args, kwargs)
+
+
 def _register():
-    """Name PyTorch's private device type; once for a process."""
+    """Name PyTorch's private device type, which lasts as long as the process."""
     _setup_privateuseone_for_python_backend(TYPE, _Module)
+    # No mode sees how ``torch.tensor`` moves a list to a device.
+    for func in (
+        torch.ops.aten.empty_strided.default,
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten._copy_from.default,
+    ):
+        _library.impl(func, partial(_dispatch, func), "PrivateUse1")
+
+
+_register()
 
 
 @contextmanager
@@ -914,6 +954,7 @@ def pretend_accelerator(
     others=0,
     capability=(8, 9),
     lists_processes=True,
+    reads_totals=False,
 ):
     """Make the devices exist within the block, for the thread that entered it, and be the engine's default.
 
@@ -923,7 +964,8 @@ def pretend_accelerator(
         context: bytes that the process holds outside PyTorch's allocator.
         others: bytes that other processes hold.
         capability: compute capability.
-        lists_processes: whether the driver lists the bytes of each process (NVML).
+        lists_processes: whether NVML lists the bytes of each process.
+        reads_totals: whether NVML reads the bytes in use on a device that is not open.
 
     Yields:
         The ``Accelerator``.
@@ -931,8 +973,7 @@ def pretend_accelerator(
     Raises:
         AcceleratorError: at the end, for errors where none could be raised.
     """
-    _register()
-    board = Accelerator(devices, total, context, others, capability, lists_processes)
+    board = Accelerator(devices, total, context, others, capability, lists_processes, reads_totals)
     _boards.append(board)
     with ExitStack() as stack:
         stack.callback(_boards.pop)
