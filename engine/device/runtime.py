@@ -74,6 +74,15 @@ def library_versions(device: torch.device) -> list[str]:
     return [f"cudnn {cudnn}", f"driver {driver}", f"triton {triton}"]
 
 
+def untested(device: torch.device) -> str | None:
+    """What a user of a device must know before it is used; None for devices that are tested."""
+    if device.type == "mps":
+        return "mps: never tested, and its memory is not measured; give a small tile if it runs out, or the device cpu"
+    if device.type == "xpu":
+        return "xpu: never tested; if it fails, give the device cpu"
+    return None
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bf16; True where PyTorch does not know."""
     module = device_module(device)

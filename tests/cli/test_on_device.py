@@ -25,8 +25,10 @@ from engine.metrics.sifid import Inception
 from engine.model.bundle import load
 from engine.plan.request import Request
 from engine.probe import erf, footprint
+from engine.run import batched
 from engine.run.batched import BatchRunner
 from engine.run.stage import Stage
+from engine.run.tiles import TiledStage
 from engine.training.run.runtime import Runtime
 from engine.training.structure.train import train_structure
 
@@ -170,6 +172,33 @@ def test_stopped_render_is_finished_with_the_same_bits(render, tmp_path, model_f
     assert {n: b for n, b in files(tmp_path / "parts").items() if "zarr.json" not in n} == {
         n: b for n, b in files(tmp_path / "whole").items() if "zarr.json" not in n
     }
+
+
+@pytest.mark.slow
+def test_float32_has_the_device_to_itself_if_batches_cannot_shrink(render, accelerator, monkeypatch):
+    """Beside the batches there is no memory for a tile in float32, which is then not a reason for smaller tiles."""
+    with overflowing():
+        expected = render("roomy", "--precision fp32,fp16")
+    prepare, redone = batched._prepare, []
+
+    def crowded(runners):
+        prepare(runners)
+        memory = accelerator.memory[0]
+        memory.others = memory.others or memory.free
+
+    in_float32 = TiledStage._in_float32
+
+    def counted(image, *arguments):
+        redone.append(accelerator.memory[0].free)
+        return in_float32(image, *arguments)
+
+    monkeypatch.setattr(batched, "_prepare", crowded)
+    monkeypatch.setattr(TiledStage, "_in_float32", counted)
+    monkeypatch.setattr(BatchRunner, "shrink", lambda runner: False)
+    with overflowing():
+        image = render("crowded", "--precision fp32,fp16")
+    np.testing.assert_array_equal(image, expected)
+    assert min(redone) < max(redone)
 
 
 def probe(call, model, device):

@@ -15,7 +15,10 @@ from engine.device.choose import check_half, choose_device, fast_half, usable_de
 from engine.device.memory import device_bytes, device_limit, free_device
 from engine.device.queue import CudaDeviceQueue, DeviceQueue, device_queue, synchronize
 from engine.errors import UsageError
+from engine.job import Job
 from engine.kernels import launch
+from engine.model.bundle import load
+from engine.plan.request import Request
 from engine.probe import footprint
 
 PACKAGE = Path(engine.__file__).parent
@@ -115,6 +118,18 @@ def test_half_precision_is_one_that_the_device_computes(monkeypatch):
         check_half(["bf16"], torch.device(TYPE, 0))
     check_half(["bf16"], torch.device("cpu"))
     check_half(["bf16"], torch.device("mps", 0))
+
+
+@pytest.mark.parametrize("kind", runtime.OTHER_TYPES)
+def test_a_device_that_nobody_has_tried_says_so(kind, model_file, tmp_path, monkeypatch):
+    """In one line, before the render."""
+    note = runtime.untested(torch.device(kind, 0))
+    assert note.startswith(f"{kind}: never tested")
+    monkeypatch.setattr("engine.job.untested", lambda device: runtime.untested(torch.device(kind, 0)))
+    lines = []
+    Job.prepare(load(model_file), Request(size=(64, 48), stages=1, precision="fp32"), tmp_path / "o.zarr", lines.append)
+    assert lines.count(note) == 1
+    assert runtime.untested(torch.device("cuda", 0)) is None
 
 
 # Memory
