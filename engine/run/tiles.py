@@ -173,6 +173,7 @@ class TiledStage:
 
         def again() -> None:
             self._redone_tiles[tile.row, tile.column] = self._in_float32(tile, tail_chunks)
+            self.stage.release_fp32()  # the batches need the memory again
 
         try:
             return self._in_float32(tile, tail_chunks)
