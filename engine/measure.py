@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from engine.device.choose import check_precisions, fast_half
+from engine.device.choose import check_half, check_precisions, fast_half
 from engine.device.heap import malloc_trim
-from engine.device.memory import accelerator_module, device_bytes, device_limit, free_device, free_host, resident
+from engine.device.memory import device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
+from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.photo import PictureSource
 from engine.kernels import tuning
@@ -91,7 +92,7 @@ def measure(
                 inputs=stage.inputs,
                 sigma=described.sigma,
                 bands=bands,
-                on_device=accelerator_module(device) is not None,
+                on_device=memory_module(device) is not None,
                 profile=profile,
             )
             for stage, described, profile, bands in zip(
@@ -131,12 +132,12 @@ def complete(
     stages = factory.stages(measured.precisions)
     with memory_errors(), device_limit(factory.device, request.vram), full_float32():
         if missing.kind == "tile costs":
-            limit = measured.budget.host
+            limit = None if factory.device.type != "cpu" else measured.budget.host  # a device finds its own limit
             costs = [footprint.stage_footprint(model, index, stage, log, limit) for index, stage in enumerate(stages)]
             changed = [replace(s, tiles=cost) for s, cost in zip(measured.stages, costs, strict=True)]
         else:
             found = profiles.measure_for_render(
-                model, len(stages), request.halo_policy, picture, factory.device, log, measured.budget.host
+                model, len(stages), request.halo_policy, picture, factory.device, log, measured.budget.networks
             )
             changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
     malloc_trim()
@@ -190,6 +191,7 @@ def _precisions(
     names = tuple(request.precision.split(","))
     chosen = names * count if len(names) == 1 else names
     check_precisions(chosen, count)
+    check_half(chosen, device)
     first = next((k for k, name in enumerate(chosen) if name != "fp32"), count)
     if len(set(chosen[first:])) != 1:
         return chosen, None  # a mixture that is not measured
@@ -208,7 +210,7 @@ def _band_cost(model: Model, request: Request, index: int, stage: Stage, log: Lo
 
 def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:
     """Bytes of the device that are held before the work, including libraries that are loaded in a first run."""
-    if accelerator_module(device) is not None:
+    if memory_module(device) is not None:
         for stage in stages:
             side = math.lcm(64, stage.align)
             stage.run(torch.zeros(1, stage.inputs, side, side, device=device))
@@ -251,7 +253,7 @@ def _free_disk(out: Path, picture: PictureSource | None) -> int:
 def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:
     return Budget(
         host=request.memory or default_memory(free_host()),
-        device=None if accelerator_module(device) is None else request.vram or free_device(device),
+        device=None if memory_module(device) is None else request.vram or free_device(device),
         disk=free_disk,
     )
 

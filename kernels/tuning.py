@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.device.runtime import activate, device_module, hardware_name, library_versions
 from engine.kernels.launch import launch, triton
 from engine.kernels.machine_code import resources
 
@@ -84,7 +85,7 @@ def fastest(
     """
     key = (name, tuple(candidates), shape, device)
     if key not in _chosen:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda" and device_module(device).is_current_stream_capturing():
             return candidates[0]
         _chosen[key] = _stored_or_measured(name, candidates, shape, device, start, changed)
     return _chosen[key]
@@ -127,13 +128,12 @@ def _choice(data: object, candidates: Sequence[Candidate]) -> Candidate | None:
 
 def environment(device: torch.device) -> list[str]:
     """Everything of a machine that changes the speed of a kernel or its code: the device, the driver, the compiler."""
-    versions = [f"triton {getattr(triton, '__version__', None)}", f"torch {torch.__version__}"]
-    if device.type != "cuda":
-        return [device.type, *versions]
-    properties = torch.cuda.get_device_properties(device)
-    hardware = [properties.name, f"sm_{properties.major}{properties.minor}", f"{properties.multi_processor_count} SM"]
-    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: None)()
-    return [*hardware, *versions, f"driver {driver}", f"cuda {torch.version.cuda}"]
+    module = device_module(device)
+    if not hasattr(module, "get_device_properties"):
+        return [str(device), *library_versions(device), f"torch {torch.__version__}"]
+    properties = module.get_device_properties(device)  # cards of one name may differ in their number of multiprocessors
+    hardware = [str(hardware_name(device)), f"{getattr(properties, 'multi_processor_count', None)} multiprocessors"]
+    return [*hardware, *library_versions(device), f"torch {torch.__version__}"]
 
 
 def _spills(candidate: Candidate, start: Start, device: torch.device) -> bool:
@@ -149,7 +149,7 @@ def _spills(candidate: Candidate, start: Start, device: torch.device) -> bool:
 
 
 def _stack(kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any, device: torch.device) -> int:  # noqa: ANN401
-    with torch.cuda.device(device):
+    with activate(device):
         cubin = kernel.warmup(*arguments, grid=grid, **options).asm["cubin"]
     try:
         return resources(cubin).stack
@@ -160,10 +160,10 @@ def _stack(kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any, dev
 def _seconds(call: Callable[[], None], device: torch.device) -> float:
     """Least time of a launch; infinite where the device has not the shared memory for it."""
     times = []
-    with torch.cuda.device(device):
+    with activate(device):
         try:
             for _ in range(_ROUNDS + 1):  # the first one warms up
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begin, end = (device_module(device).Event(enable_timing=True) for _ in range(2))
                 begin.record()
                 for _ in range(_LAUNCHES):
                     call()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.archs import Upscaler
+from engine.device.runtime import hardware_name, library_versions
 from engine.geometry import Box
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
@@ -53,7 +54,8 @@ def precision_errors(
         log: receives one line when the measurement begins.
     """
     content = _first_content(model, image)
-    name = cache.digest(model.digest, stages, half, str(device), content.sum().item(), torch.__version__)
+    software = [torch.__version__, *library_versions(device)]
+    name = cache.digest(model.digest, stages, half, str(device), hardware_name(device), content.sum().item(), *software)
     stored = cache.read("precision", name)
     try:
         return [PrecisionError(**cache.numbers(e)) for e in stored]  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ def test_size_shape_device_and_versions_are_measured_apart(machine, monkeypatch)
     for shape in (("conv", 64, 64), ("conv", 64, 32, tuning.size_bucket(2**14))):
         choose(shape)
     monkeypatch.setattr(tuning, "_chosen", {})
-    choose(device=torch.device("meta"))
+    choose(device=torch.device("mps"))
     monkeypatch.setattr(torch, "__version__", "99")
     choose()
     assert machine == [8, 16] * 5
