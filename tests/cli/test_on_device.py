@@ -224,8 +224,9 @@ def test_probe_measures_what_the_cpu_measures(call, model_file, accelerator, mon
     assert accelerator.counts["aten::convolution_backward"] > 0
 
 
+@pytest.mark.slow
 def test_training(tmp_path, call, large_photo, start_file, structure_file, config, accelerator):
-    """Every loss of the preset, simulated inputs and checkpoints; resumed after its first iteration, the same bits."""
+    """With simulated inputs, validation, discriminators and checkpoints."""
     words = (
         f"train sr {large_photo} --config {config} --start {start_file} --structure {structure_file} --precision fp32"
     )

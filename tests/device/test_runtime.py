@@ -3,6 +3,7 @@
 import ast
 import re
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,12 @@ def accelerator():
         yield board
 
 
+@cache
 def _trees():
+    return list(_parsed())
+
+
+def _parsed():
     for path in PACKAGE.rglob("*.py"):
         yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text())
     for folder in ("kernels", "exporters"):  # links, which rglob does not follow

@@ -53,6 +53,9 @@ _SEGMENT = 2 * MIB
 _GARBAGE = 0xFF
 """Byte of memory that nothing was written to: NaN in every float, -1 in every integer."""
 
+_LARGEST_GARBAGE = 64 * MIB
+"""Bytes of memory that is filled: larger ones would take a test seconds."""
+
 _COPIES = ("aten::_to_copy", "aten::copy_")
 _TAKE_HOST_INDICES = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 _SYNCHRONIZE = (
@@ -719,7 +722,7 @@ def _bytes(tensor):
 
 
 def _fill_garbage(tensor):
-    if tensor.dtype is torch.bool or not tensor.numel():
+    if tensor.dtype is torch.bool or not tensor.numel() or tensor.untyped_storage().nbytes() > _LARGEST_GARBAGE:
         return
     storage = tensor.untyped_storage()
     if storage.nbytes() == tensor.numel() * tensor.itemsize:
