@@ -413,8 +413,12 @@ class StreamPlan:
         """Bytes that a stream takes, without the weights: saved rows, arena, outputs and temporaries."""
         states = sum(s.state_bytes for s in self.segments)
         outputs = sum(s.nbytes(s.graph.output) for s in self.segments)  # held while the next segment runs
-        shared = max(s.arena_bytes for s in self.segments) + max(s.temporary_bytes for s in self.segments)
-        return states + outputs + shared
+        return states + outputs + max(s.arena_bytes for s in self.segments) + self.temporary_bytes
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Largest number of bytes that one operation allocates. A captured graph holds as many again, of its own."""
+        return max(s.temporary_bytes for s in self.segments)
 
     def macs(self, rows: int) -> int:
         """Multiply-adds for ``rows`` input rows, each computed once."""

@@ -218,7 +218,8 @@ def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *
 
 
 def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -> int:
-    return _stream_bytes(stages, measured, strip, on_device=True)
+    """Bytes of the device: context, weights and libraries, which it holds without a strip, and the rows of all stages."""
+    return measured.device_baseline + _stream_bytes(stages, measured, strip, on_device=True)
 
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:

@@ -123,6 +123,20 @@ def test_all_stages_hold_their_rows_at_once():
     assert projection.host_parts["network"] == 0
 
 
+def test_device_holds_context_and_weights_beside_the_rows():
+    """With a budget of exactly the projection a width is chosen; the context alone moves it to narrower strips."""
+    cost = replace(COST, on_device=True)
+    bare, projection, _ = planned(chain(), 1 << 50, cost, device=1 << 50)
+    assert len(list(bare.column_strips())) == 1
+    for context, is_whole in ((0, True), (1, False), (450 << 20, False)):
+        measurements = measured(cost, host=1 << 50, device=projection.device, device_baseline=context)
+        chosen = strips.choose_strips(chain(), measurements, 16384)
+        assert (chosen == bare.stages) == is_whole
+        plan = replace(bare, stages=chosen, shard=strips.SHARD)
+        rows = strips.project(plan, replace(measurements, device_baseline=0)).device
+        assert strips.project(plan, measurements).device == rows + context <= projection.device
+
+
 def test_inner_edges_of_strips():
     one, many = planned(chain(), 1 << 50)[0], planned(chain(), int(0.7 * GIB))[0]
     assert strips.inner_edges(one) == [False] * 3
