@@ -77,7 +77,7 @@ class Measurements:
     device_peak: int
     """Peak of the accelerator's memory in bytes; 0 without one."""
     tiles_redone_in_fp32: int
-    """Tiles that half precision could not represent."""
+    """Tiles, or rows of shards of a strip, that half precision could not represent."""
     cores: tuple[int, ...]
     """Tile of every stage as it really ran, in LR pixels."""
     seam_error_levels: float | None
@@ -162,7 +162,7 @@ class Job:
     cuts: tuple[StagePlan, ...] = field(init=False)
     """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
     redone: int = field(default=0, init=False)
-    """Tiles that half precision could not represent and float32 computed again."""
+    """Tiles, or rows of shards of a strip, that half precision could not represent and float32 computed again."""
     _scratch: Path = field(init=False)
     """Folder for tiles that exceed the caches."""
 

@@ -257,7 +257,8 @@ def _print_result(
                 f"of {readable(budget.device)}"
             )
         if measured.tiles_redone_in_fp32:
-            report.line(f"tiles computed again in fp32: {measured.tiles_redone_in_fp32}")
+            parts = "rows of shards" if result.plan.is_banded else "tiles"
+            report.line(f"{parts} computed again in fp32: {measured.tiles_redone_in_fp32}")
     if not options.quiet:
         report.line(
             f"look at it: {shlex.quote(str(output.path)) if picture else look_command(output.path, width, height)}"

@@ -6,9 +6,8 @@ misses and writes it. ``engine.plan.layouts.EXECUTORS`` names the modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -101,10 +100,10 @@ def row_chain(
     for cut in reversed(cuts):
         strip.append(Columns(cut.input_columns(*columns), columns))
         columns = cut.source_columns(strip[-1].input)
-    streams = streams or RowStreams(stages)
+    streams = streams or RowStreams()
     rows: RowSource = SourceRows(base, columns)
     for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
-        stream = streams.of(cut.position, part.input[1] - part.input[0])
+        stream = streams.of(cut.position, stage, part.input[1] - part.input[0])
         rows = BandedStage(cut, stage, stream, rows, part, seed, on_pixels)
     return rows
 
@@ -132,8 +131,9 @@ class Pipeline:
     """Cut of every stage as it really runs."""
     _chain: list[TiledStage] = field(default_factory=list, init=False)
     """The present chain in tiles. Earlier ones are dropped: their caches hold memory."""
+    _streams: RowStreams = field(default_factory=RowStreams, init=False)
     _redone: int = field(default=0, init=False)
-    """Tiles of earlier chains that were computed again."""
+    """Tiles of earlier chains, and rows of shards, that were computed again."""
 
     def tiles(self, runners: Sequence[TileRunner] | None = None) -> list[TiledStage]:
         """The chain in tiles, first stage first."""
@@ -149,12 +149,18 @@ class Pipeline:
         )
         return self._chain
 
-    def rows(self, columns: tuple[int, int]) -> RowSource:
-        """The chain in bands, for these columns of the canvas, reduced where the plan says so."""
+    def rows(self, columns: tuple[int, int], in_fp32: Container[int] = ()) -> RowSource:
+        """The chain in bands, reduced where the plan says so.
+
+        Args:
+            columns: columns of the canvas.
+            in_fp32: positions of stages that run in float32, whatever their precision.
+        """
         reduction = self.plan.reduction
+        stages = [(s.fp32_fallback if k in in_fp32 else None) or s for k, s in enumerate(self.stages)]
         rows = row_chain(
             self.cuts,
-            self.stages,
+            stages,
             self.base,
             reduction.columns.read(*columns),
             seed=self.plan.seed,
@@ -167,8 +173,12 @@ class Pipeline:
 
     @property
     def redone(self) -> int:
-        """Tiles that half precision could not represent and float32 computed again."""
+        """Tiles, or rows of shards, that half precision could not represent and float32 computed again."""
         return self._redone + sum(image.redone for image in self._chain)
+
+    def count_redone(self) -> None:
+        """Count a row of shards that was computed again."""
+        self._redone += 1
 
     def recut(self, error: OutOfDeviceMemory) -> None:
         """Make the tile of the stage that ran out of memory smaller.
@@ -189,10 +199,6 @@ class Pipeline:
         smaller = replace(cut, tile=tile)
         self.cuts = (*self.cuts[:position], smaller, *self.cuts[position + 1 :])
         self.on_recut(smaller)
-
-    @cached_property
-    def _streams(self) -> RowStreams:
-        return RowStreams(self.stages)
 
     @property
     def _cut_name(self) -> str:

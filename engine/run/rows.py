@@ -5,7 +5,7 @@ A chain of stages holds the rows that its networks keep, and no image in between
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple, Protocol
 
@@ -80,19 +80,29 @@ class Columns(NamedTuple):
 
 
 class RowStreams:
-    """The row stream of every stage, for one width of strips at a time: strips of equal width reuse the buffers."""
+    """One row stream for every position in the chain: strips of equal width reuse its buffers."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = stages
-        self._streams: dict[int, RowStream] = {}
+    def __init__(self) -> None:
+        self._streams: dict[int, tuple[Stage, RowStream]] = {}
 
-    def of(self, position: int, width: int) -> RowStream:
-        """The stream of a stage for ``width`` LR columns."""
-        if position not in self._streams or self._streams[position].plan.width != width:
+    def of(self, position: int, stage: Stage, width: int) -> RowStream:
+        """The stream of the stage at a position, for ``width`` LR columns."""
+        held, stream = self._streams.get(position, (None, None))
+        if stream is None or held is not stage or stream.plan.width != width:
+            stream = None
             self._streams.pop(position, None)  # its memory is free before the next one is made
-            stage = self._stages[position]
-            self._streams[position] = RowStream(stage.stream_plan(width), stage.device)
-        return self._streams[position]
+            stream = RowStream(stage.stream_plan(width), stage.device)
+            self._streams[position] = stage, stream
+        return stream
+
+
+class NonFiniteRows(RenderError):
+    """A stage made NaN or infinite values."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+        """Position of the stage."""
 
 
 class BandedStage:
@@ -168,9 +178,12 @@ class BandedStage:
         dtype = torch.uint8 if self._plan.is_image else torch.float32
         result = trim(output, crop, dtype, origin=(y + first, self._columns.output[0]), dither=self._plan.dither)
         if bad := result.nonfinite_count:
-            raise RenderError(
-                f"{self._plan.name}: {bad} NaN or infinite values in rows {y + first} to {y + last - 1}; the rows were "
-                f"not written; use {option('precision', 'fp32')}, or check the weights"
+            in_fp32 = self._stage.precision == "fp32"
+            advice = "" if in_fp32 else f"use {option('precision', 'fp32')}, or "
+            raise NonFiniteRows(
+                f"{self._plan.name}: {bad} NaN or infinite values in rows {y + first} to {y + last - 1}"
+                f"{', in fp32' if in_fp32 else ''}; the rows were not written; {advice}check the weights",
+                self._plan.position,
             )
         return result.pixels.cpu()
 
