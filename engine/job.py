@@ -35,6 +35,7 @@ from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import AUTO, RenderOptions, Request
+from engine.plan.strips import narrower
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -300,7 +301,7 @@ class Job:
         """
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
-                pipeline = self._pipeline(lambda cut: self._note_recut(sink, cut), on_pixels)
+                pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
@@ -365,7 +366,7 @@ class Job:
         """The whole planned image with another seed, which the plan then has: uint8 [3, h, w], for small images."""
         self.plan = replace(self.plan, seed=seed)
         sink = ArraySink(self.plan)
-        for _ in run_function(self.plan)(self._pipeline(lambda cut: None), sink):
+        for _ in run_function(self.plan)(self._pipeline(lambda cuts: None), sink):
             pass
         shutil.rmtree(self._scratch, ignore_errors=True)
         return sink.pixels
@@ -415,7 +416,7 @@ class Job:
         self._make_plan()
 
     def _pipeline(
-        self, on_recut: Callable[[StagePlan], None], on_pixels: OnPixels = lambda position, lr_pixels: None
+        self, on_recut: Callable[[tuple[StagePlan, ...]], None], on_pixels: OnPixels = lambda position, lr_pixels: None
     ) -> Pipeline:
         return Pipeline(
             plan=self.plan,
@@ -443,18 +444,27 @@ class Job:
         tiles = sink.provenance.get("cores")
         if tiles is None:
             return stages
-        fits = isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages))
-        if not fits:
-            raise ResumeError(
-                f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
-            )
-        return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+        if self.plan.is_banded:
+            cuts: tuple[StagePlan, ...] | None = stages
+            while cuts is not None and [cut.tile for cut in cuts] != tiles:
+                cuts = narrower(self.plan, cuts)
+            if cuts is not None:
+                return cuts
+        elif isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages)):
+            return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+        raise ResumeError(
+            f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
+        )
 
-    def _note_recut(self, sink: ZarrSink, smaller: StagePlan) -> None:
-        """Record that a stage ran out of device memory and continues with smaller tiles."""
-        self.cuts = tuple(smaller if cut.step == smaller.step else cut for cut in self.cuts)
-        sink.note({"cores": [cut.tile for cut in self.cuts], "seam_error_levels": self.seam_error})
-        self.log(f"{smaller.name}: out of device memory; going on with tiles of {smaller.tile} px")
+    def _note_recut(self, sink: ZarrSink, cuts: tuple[StagePlan, ...]) -> None:
+        """Record that a stage ran out of device memory, and that the render continues with smaller tiles or strips."""
+        smaller = next(new for old, new in zip(self.cuts, cuts, strict=True) if new != old)
+        self.cuts = cuts
+        sink.note({"cores": [cut.tile for cut in cuts], "seam_error_levels": self.seam_error})
+        if self.plan.is_banded:
+            smaller = cuts[-1]
+        parts = "strips" if self.plan.is_banded else "tiles"
+        self.log(f"{smaller.name}: out of device memory; going on with {parts} of {smaller.tile} px")
 
     def _base(self) -> Source:
         if self.picture is not None:

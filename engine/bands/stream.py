@@ -437,10 +437,10 @@ class StreamPlan:
 class RowStream:
     """A network that processes one picture, or a part of one, band by band."""
 
-    def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu") -> None:
-        """Allocate the buffers of ``plan`` on ``device``, where the network's weights are."""
+    def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu", queue: DeviceQueue | None = None) -> None:
+        """Allocate the buffers of ``plan`` on ``device``, where the network's weights are; ``queue``: by default its own."""
         self.plan = plan
-        queue = device_queue(torch.device(device))
+        queue = queue or device_queue(torch.device(device))
         arena = torch.empty(max(s.arena_bytes for s in plan.segments), dtype=torch.uint8, device=device)
         self._segments = [_SegmentStream(s, arena, queue) for s in plan.segments]
         self.start(0, 0)

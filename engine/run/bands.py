@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
+from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
 from engine.io.zarr_store import Sink
 from engine.run.pipeline import BoxWritten, Pipeline
@@ -15,19 +16,35 @@ from engine.run.rows import NonFiniteRows, RowReader
 
 
 def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
-    """Compute and write every missing row of shards."""
+    """Compute and write every missing row of shards. Where the device's memory is exhausted, strips become narrower."""
+    while True:
+        try:
+            yield from _render(pipeline, sink)
+            return
+        except OutOfDeviceMemory as error:
+            pipeline.recut(error)
+        pipeline.release()  # here: the error holds the streams
+
+
+def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
+    """Compute and write every missing row of shards of one cut."""
     rows = _RowsOfShards(pipeline)
     pending: Future[BoxWritten] | None = None
     with ThreadPoolExecutor(1, "write") as writer:
-        for box in sink.missing():
-            start = time.perf_counter()
-            pixels = rows.read(box)
-            computed = time.perf_counter() - start
-            written = pending.result() if pending is not None else None
-            # Submitted before the caller learns of the row before, which is when it may stop.
-            pending = writer.submit(_write, sink, box, pixels, computed)
-            if written is not None:
-                yield written
+        try:
+            for box in sink.missing(pipeline.writes):
+                start = time.perf_counter()
+                pixels = rows.read(box)
+                computed = time.perf_counter() - start
+                written = pending.result() if pending is not None else None
+                # Submitted before the caller learns of the row before, which is when it may stop.
+                pending = writer.submit(_write, sink, box, pixels, computed)
+                if written is not None:
+                    yield written
+        except OutOfDeviceMemory:
+            if pending is not None:
+                yield pending.result()  # a row that was submitted before is whole
+            raise
         if pending is not None:
             yield pending.result()
 
@@ -60,10 +77,11 @@ class _RowsOfShards:
     def _attempt(self, box: Box, in_fp32: set[int]) -> Tensor | None:
         """Pixels of ``box``; None if a stage, now added to ``in_fp32``, must compute them in float32."""
         try:
-            if self._reader is None or self._at != (box.x0, box.y0):
-                self._start(box, in_fp32)
-            assert self._reader is not None
-            pixels = self._reader.take(box.height)
+            with memory_errors():
+                if self._reader is None or self._at != (box.x0, box.y0):
+                    self._reader = None  # its rows are freed before the next ones are made
+                    self._reader = self._rows_from(box, in_fp32)
+                pixels = self._reader.take(box.height)
         except NonFiniteRows as error:
             if error.position in in_fp32 or self._pipeline.stages[error.position].fp32_fallback is None:
                 raise
@@ -73,11 +91,10 @@ class _RowsOfShards:
         self._at = (box.x0, box.y1)
         return pixels
 
-    def _start(self, box: Box, in_fp32: set[int]) -> None:
+    def _rows_from(self, box: Box, in_fp32: set[int]) -> RowReader:
         roi = self._pipeline.plan.roi
         canvas = box.shift(roi.y0, roi.x0)
-        self._reader = None  # its rows are freed before the next ones are made
-        self._reader = RowReader(self._pipeline.rows((canvas.x0, canvas.x1), in_fp32).rows(canvas.y0))
+        return RowReader(self._pipeline.rows((canvas.x0, canvas.x1), in_fp32).rows(canvas.y0))
 
 
 def _write(sink: Sink, box: Box, rows: Tensor, compute_seconds: float) -> BoxWritten:

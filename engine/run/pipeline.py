@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from engine.device.queue import OutOfDeviceMemory
+from engine.device.queue import OutOfDeviceMemory, device_queue
 from engine.errors import BudgetError, option
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -22,6 +23,7 @@ from engine.io.zarr_store import Sink
 from engine.plan import limits
 from engine.plan.layouts import EXECUTORS
 from engine.plan.plan import Plan, StagePlan
+from engine.plan.strips import narrower
 from engine.plan.tiles import smaller_tile
 from engine.run.reduce import ReducedRows
 from engine.run.rows import BandedStage, Columns, RowSource, RowStreams, SourceRows
@@ -100,7 +102,7 @@ def row_chain(
     for cut in reversed(cuts):
         strip.append(Columns(cut.input_columns(*columns), columns))
         columns = cut.source_columns(strip[-1].input)
-    streams = streams or RowStreams()
+    streams = streams or RowStreams(device_queue(stages[0].device))
     rows: RowSource = SourceRows(base, columns)
     for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
         stream = streams.of(cut.position, stage, part.input[1] - part.input[0])
@@ -122,16 +124,15 @@ class Pipeline:
     batches: Sequence[int] = ()
     """Tiles of each stage that run at once."""
     may_recut: bool = False
-    """Whether tiles may become smaller when a device's memory is exhausted."""
+    """Whether tiles may become smaller, or strips narrower, when a device's memory is exhausted."""
     on_pixels: OnPixels = lambda position, lr_pixels: None
     """Called with (position of the stage, LR pixels) after a network has run."""
-    on_recut: Callable[[StagePlan], None] = lambda cut: None
-    """Called with a stage's new cut after its tile became smaller."""
+    on_recut: Callable[[tuple[StagePlan, ...]], None] = lambda cuts: None
+    """Called with the new ``cuts`` after a tile became smaller, or the strips narrower."""
     cuts: tuple[StagePlan, ...]
     """Cut of every stage as it really runs."""
     _chain: list[TiledStage] = field(default_factory=list, init=False)
     """The present chain in tiles. Earlier ones are dropped: their caches hold memory."""
-    _streams: RowStreams = field(default_factory=RowStreams, init=False)
     _redone: int = field(default=0, init=False)
     """Tiles of earlier chains, and rows of shards, that were computed again."""
 
@@ -180,8 +181,13 @@ class Pipeline:
         """Count a row of shards that was computed again."""
         self._redone += 1
 
+    @property
+    def writes(self) -> Iterator[Box]:
+        """Boxes that are written in one go, in the present cut."""
+        return replace(self.plan, stages=self.cuts).writes()
+
     def recut(self, error: OutOfDeviceMemory) -> None:
-        """Make the tile of the stage that ran out of memory smaller.
+        """Make the tile of the stage that ran out of memory smaller, or all strips of bands narrower.
 
         Another cut is another approximation of the whole image, within the same seam error.
 
@@ -189,16 +195,34 @@ class Pipeline:
             BudgetError: the tile was requested by the user, or is the smallest.
         """
         position = error.position or 0
-        cut = self.cuts[position]
-        tile = smaller_tile(cut) if self.may_recut else None
-        if tile is None:
+        cuts = self._smaller_cuts(position) if self.may_recut else None
+        if cuts is None:
+            cut = self.cuts[position]
+            parts = f"strips of {self.cuts[-1].tile} px" if self.plan.is_banded else f"tiles of {cut.tile} px"
+            name = self.cuts[-1].name if self.plan.is_banded else cut.name
             raise BudgetError(
-                f"{cut.name}: tiles of {cut.tile} px do not fit the device's memory ({error}); finished shards are kept; "
+                f"{name}: {parts} do not fit the device's memory ({error}); finished shards are kept; "
                 f"free memory, raise {option('vram')}, or use a smaller {option('tile')}"
             ) from error
-        smaller = replace(cut, tile=tile)
-        self.cuts = (*self.cuts[:position], smaller, *self.cuts[position + 1 :])
-        self.on_recut(smaller)
+        self.cuts = cuts
+        self._streams.clear()
+        self.on_recut(cuts)
+
+    def _smaller_cuts(self, position: int) -> tuple[StagePlan, ...] | None:
+        if self.plan.is_banded:
+            return narrower(self.plan, self.cuts)
+        tile = smaller_tile(self.cuts[position])
+        if tile is None:
+            return None
+        return tuple(replace(cut, tile=tile) if k == position else cut for k, cut in enumerate(self.cuts))
+
+    def release(self) -> None:
+        """Return the device's unused memory to the system."""
+        self._streams.queue.release()
+
+    @cached_property
+    def _streams(self) -> RowStreams:
+        return RowStreams(device_queue(self.stages[0].device))
 
     @property
     def _cut_name(self) -> str:

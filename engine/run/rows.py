@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.bands.stream import RowStream
 from engine.device.heap import malloc_trim
+from engine.device.queue import DeviceQueue
 from engine.errors import RenderError, option
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -82,7 +83,9 @@ class Columns(NamedTuple):
 class RowStreams:
     """One row stream for every position in the chain: strips of equal width reuse its buffers."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue: DeviceQueue) -> None:
+        self.queue = queue
+        """Queue of the device, shared by all streams, so that their captured launches share memory."""
         self._streams: dict[int, tuple[Stage, RowStream]] = {}
 
     def of(self, position: int, stage: Stage, width: int) -> RowStream:
@@ -91,9 +94,13 @@ class RowStreams:
         if stream is None or held is not stage or stream.plan.width != width:
             stream = None
             self._streams.pop(position, None)  # its memory is free before the next one is made
-            stream = RowStream(stage.stream_plan(width), stage.device)
+            stream = RowStream(stage.stream_plan(width), stage.device, self.queue)
             self._streams[position] = stage, stream
         return stream
+
+    def clear(self) -> None:
+        """Drop all streams."""
+        self._streams.clear()
 
 
 class NonFiniteRows(RenderError):

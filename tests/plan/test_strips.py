@@ -1,5 +1,6 @@
 """Strips: their choice, their cost, and the columns that they read and write."""
 
+import math
 import re
 import time
 from dataclasses import replace
@@ -190,6 +191,22 @@ def test_strips_and_writes_cover_once(plan):
         assert (box.x0, box.x1) in columns
         assert box.height <= plan.shard
     assert (counts == 1).all()
+
+
+@quick
+@given(plans())
+def test_narrower_strips_are_whole_shards(plan):
+    """Down to one shard, or one shard's worth of windows; every cut can be written beside the wider one."""
+    cuts, strip = plan.stages, min(plan.strip, plan.size[1])
+    while (cuts := strips.narrower(plan, cuts)) is not None:
+        cut = replace(plan, stages=cuts)
+        assert cut.strip < strip
+        assert cut.strip % plan.shard == cuts[-1].tile % cuts[-1].align == 0
+        assert [(s.halo, s.band) for s in cuts] == [(s.halo, s.band) for s in plan.stages]
+        assert sum(box.area for box in cut.writes()) == plan.size[0] * plan.size[1]
+        strip = cut.strip
+    last = plan.stages[-1]
+    assert strip <= math.lcm(plan.shard, last.scale * last.align)
 
 
 @quick
