@@ -13,8 +13,9 @@ import torch
 
 from engine.device.choose import check_precisions, fast_half
 from engine.device.heap import malloc_trim
-from engine.device.memory import accelerator_module, device_bytes, device_limit, free_device, free_host, resident
+from engine.device.memory import device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
+from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.photo import PictureSource
 from engine.model.bundle import Model
@@ -89,7 +90,7 @@ def measure(
                 inputs=stage.inputs,
                 sigma=described.sigma,
                 bands=bands,
-                on_device=accelerator_module(device) is not None,
+                on_device=memory_module(device) is not None,
                 profile=profile,
             )
             for stage, described, profile, bands in zip(
@@ -206,7 +207,7 @@ def _band_cost(model: Model, request: Request, index: int, stage: Stage, log: Lo
 
 def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:
     """Bytes of the device that are held before the work, including libraries that are loaded in a first run."""
-    if accelerator_module(device) is not None:
+    if memory_module(device) is not None:
         for stage in stages:
             side = math.lcm(64, stage.align)
             stage.run(torch.zeros(1, stage.inputs, side, side, device=device))
@@ -249,7 +250,7 @@ def _free_disk(out: Path, picture: PictureSource | None) -> int:
 def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:
     return Budget(
         host=request.memory or default_memory(free_host()),
-        device=None if accelerator_module(device) is None else request.vram or free_device(device),
+        device=None if memory_module(device) is None else request.vram or free_device(device),
         disk=free_disk,
     )
 

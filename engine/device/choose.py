@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.device import runtime
 from engine.device.precision import Precision
 from engine.errors import UsageError, option
 
@@ -14,15 +15,17 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the default: CUDA where it is available, else the CPU.
+    """The device of that name, or the default: CUDA where it is available, else the CPU. Accelerators have an index.
 
     Raises:
         UsageError: the name is unknown, or a tensor cannot be made on the device and copied to the host.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return runtime.default_device() or torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type != "cpu" and device.index is None:
+            device = runtime.current_device(device.type)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
         raise UsageError(f"{option('device', name)}: {_absence(name)}; use {' or '.join(usable_devices())}") from error
@@ -31,8 +34,7 @@ def choose_device(name: str | None) -> torch.device:
 
 def usable_devices() -> list[str]:
     """Names of the devices of this machine that this PyTorch can use."""
-    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return devices + [name for name in ("mps", "xpu") if getattr(torch, name).is_available()]
+    return ["cpu", *runtime.device_names()]
 
 
 def _absence(name: str) -> str:

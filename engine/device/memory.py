@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 import torch
 
 from engine.container import free_memory
 from engine.device.heap import malloc_trim
+from engine.device.runtime import memory_module
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -59,7 +59,7 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         malloc_trim()
-        if (api := accelerator_module(self._device)) is not None:
+        if (api := memory_module(self._device)) is not None:
             self.device_start = device_bytes(self._device)
             api.reset_peak_memory_stats(self._device)
         self.start = self.host = resident()
@@ -78,7 +78,7 @@ class PeakMemory:
             self._stop.set()
             self._thread.join()
             _earlier_peak = max(_earlier_peak, self.host)
-        if (api := accelerator_module(self._device)) is not None:
+        if (api := memory_module(self._device)) is not None:
             self.device = api.max_memory_reserved(self._device) + _bytes_outside_torch(self._device)
 
     def _sample(self) -> None:
@@ -109,14 +109,9 @@ def free_host() -> int:
     return (left if limited is None else min(left, limited)) + resident()
 
 
-def accelerator_module(device: torch.device) -> Any:  # noqa: ANN401
-    """Torch's module for a device with memory of its own (``torch.cuda``); None for CPU and MPS, which use the host's."""
-    return torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
-
-
 def free_device(device: torch.device) -> int | None:
     """Bytes of device memory that this process can hold in all; None for a device without memory of its own."""
-    api = accelerator_module(device)
+    api = memory_module(device)
     if api is None:
         return None
     held = device_bytes(device)
@@ -128,7 +123,7 @@ def device_bytes(device: torch.device) -> int:
 
     Returns the cached blocks of PyTorch's allocator to the driver first.
     """
-    api = accelerator_module(device)
+    api = memory_module(device)
     if api is None:
         return 0
     api.synchronize(device)
@@ -142,12 +137,12 @@ def _bytes_outside_torch(device: torch.device) -> int:
     Derived from the process's total where NVML reports it, else from all memory in use on the device, which is too much
     if other processes use it as well.
     """
-    api = accelerator_module(device)
+    api = memory_module(device)
     free, total = api.mem_get_info(device)
     used = int(total - free)
-    if device.type == "cuda":
+    if hasattr(api, "list_gpu_processes"):
         with suppress(Exception):  # NVML may be missing or of another version, and raises errors of its own
-            used = process_bytes(torch.cuda.list_gpu_processes(device), os.getpid()) or used
+            used = process_bytes(api.list_gpu_processes(device), os.getpid()) or used
     return max(0, used - int(api.memory_reserved(device)))
 
 
@@ -159,18 +154,19 @@ def process_bytes(listing: str, pid: int) -> int | None:
 
 @contextmanager
 def device_limit(device: torch.device, limit: int | None) -> Iterator[None]:
-    """Limit the process to ``limit`` bytes of a CUDA device: PyTorch raises ``OutOfMemoryError`` beyond it.
+    """Limit the process to ``limit`` bytes of a device: PyTorch raises ``OutOfMemoryError`` beyond it.
 
-    Does nothing if ``limit`` is None, or on another device.
+    Does nothing if ``limit`` is None, or where PyTorch cannot limit the device.
     """
-    if limit is None or device.type != "cuda":
+    api = memory_module(device)
+    if limit is None or not hasattr(api, "set_per_process_memory_fraction"):
         yield
         return
-    _, total = torch.cuda.mem_get_info(device)
+    _, total = api.mem_get_info(device)
     for_torch = limit - _bytes_outside_torch(device)
-    before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # newer than torch 2.6
-    torch.cuda.set_per_process_memory_fraction(min(before, max(0.0, for_torch / total)), device)
+    before = getattr(api, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # newer than torch 2.6
+    api.set_per_process_memory_fraction(min(before, max(0.0, for_torch / total)), device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(before, device)
+        api.set_per_process_memory_fraction(before, device)

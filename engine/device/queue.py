@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-_cuda: Any = torch.cuda
-"""Untyped: the classes of ``torch.cuda`` have no annotations."""
+from engine.device.runtime import activate, device_module, memory_module
 
 WARM_UPS = 2
 """Runs before a capture: in the first, libraries choose algorithms and allocate workspaces."""
@@ -53,8 +52,10 @@ def full_float32() -> Iterator[None]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until all work queued on the device is done."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+    if memory_module(device) is not None:
+        device_module(device).synchronize(device)  # not the current device, which may be another one
+    elif device.type != "cpu":
+        device_module(device).synchronize()  # torch.mps has one device and takes no argument
 
 
 class Event(Protocol):
@@ -124,23 +125,27 @@ class CudaDeviceQueue(DeviceQueue):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        with torch.cuda.device(device):
-            self._copy_stream = _cuda.Stream()
-            self._capture_stream = _cuda.Stream()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._cuda = device_module(device)
+        self._copy_stream = self._cuda.Stream(device)
+        self._capture_stream = self._cuda.Stream(device)
+        self._pool = self._cuda.graph_pool_handle()
+
+    def _new_event(self) -> torch.cuda.Event:
+        event: torch.cuda.Event = self._cuda.Event(blocking=True)  # a waiting thread leaves its core to the compressors
+        return event
 
     def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, pin_memory=True)
 
     def record_event(self) -> Event:
-        event: torch.cuda.Event = _cuda.Event(blocking=True)  # a waiting thread leaves its core to the compressors
-        event.record(torch.cuda.current_stream(self.device))
+        event = self._new_event()
+        event.record(self._cuda.current_stream(self.device))
         return event
 
     def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
-        event: torch.cuda.Event = _cuda.Event(blocking=True)
-        self._copy_stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._copy_stream):
+        event = self._new_event()
+        self._copy_stream.wait_stream(self._cuda.current_stream(self.device))
+        with self._cuda.stream(self._copy_stream):
             for source, target in pairs:
                 target.copy_(source, non_blocking=True)
             event.record(self._copy_stream)
@@ -148,31 +153,31 @@ class CudaDeviceQueue(DeviceQueue):
 
     def warm_up(self, work: Callable[[], None]) -> None:
         # On the stream of the capture: libraries keep one workspace per stream.
-        self._capture_stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._capture_stream):
+        self._capture_stream.wait_stream(self._cuda.current_stream(self.device))
+        with self._cuda.stream(self._capture_stream):
             for _ in range(WARM_UPS):
                 work()
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
+        self._cuda.synchronize(self.device)
+        self._cuda.empty_cache()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._capture_stream):
+        graph = self._cuda.CUDAGraph()
+        with self._cuda.graph(graph, pool=self._pool, stream=self._capture_stream):
             work()
-        return graph.replay
+        return cast(Callable[[], None], graph.replay)
 
     @contextmanager
     def activate(self) -> Iterator[None]:
-        with torch.cuda.device(self.device):
+        with activate(self.device):
             yield
 
     def release(self) -> None:
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
+        self._cuda.synchronize(self.device)
+        self._cuda.empty_cache()
         # CUDA graphs cannot be captured into a pool whose last graph was deleted.
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = self._cuda.graph_pool_handle()
 
 
 def device_queue(device: torch.device) -> DeviceQueue:
     """The queue for a device: CUDA's own, or one in program order for CPU, MPS and XPU."""
-    return CudaDeviceQueue(device) if device.type == "cuda" else DeviceQueue(device)
+    return CudaDeviceQueue(device) if hasattr(device_module(device), "CUDAGraph") else DeviceQueue(device)

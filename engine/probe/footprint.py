@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS
-from engine.device.memory import PeakMemory, accelerator_module
+from engine.device.memory import PeakMemory
 from engine.device.queue import OutOfDeviceMemory, synchronize
+from engine.device.runtime import memory_module
 from engine.model.bundle import Model
 from engine.plan.measured import BandCost, Footprint
 from engine.probe import cache
@@ -153,7 +154,7 @@ def measure(
         align: sides are multiples of it.
         largest: side of the larger tile.
     """
-    has_memory = accelerator_module(device) is not None
+    has_memory = memory_module(device) is not None
     small, large = min(_SMALL, largest // 2), largest
     for factor in (2, 1) if has_memory else (1,):
         sides = [max(align, n * factor // align * align) for n in (small, large)]
@@ -211,7 +212,7 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
         run(side, side)
         synchronize(device)
         seconds = time.perf_counter() - start
-    has_memory = accelerator_module(device) is not None
+    has_memory = memory_module(device) is not None
     return (peak.device - peak.device_start if has_memory else peak.host - peak.start), seconds
 
 
