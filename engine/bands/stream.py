@@ -401,6 +401,12 @@ class StreamPlan:
             band = int((tail_band or band) * part.scale)
 
     @property
+    def parts(self) -> int:
+        """Parts in which the output of a band is complete."""
+        head, *tail = self.segments
+        return int(self.band * head.graph.scale) // tail[0].band if tail else 1
+
+    @property
     def delay(self) -> int:
         """Input rows below a row that must be pushed before its output is complete, rounded up."""
         rows = 0
@@ -437,10 +443,10 @@ class StreamPlan:
 class RowStream:
     """A network that processes one picture, or a part of one, band by band."""
 
-    def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu", queue: DeviceQueue | None = None) -> None:
-        """Allocate the buffers of ``plan`` on ``device``, where the network's weights are; ``queue``: by default its own."""
+    def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu") -> None:
+        """Allocate the buffers of ``plan`` on ``device``, where the network's weights are."""
         self.plan = plan
-        queue = queue or device_queue(torch.device(device))
+        queue = device_queue(torch.device(device))
         arena = torch.empty(max(s.arena_bytes for s in plan.segments), dtype=torch.uint8, device=device)
         self._segments = [_SegmentStream(s, arena, queue) for s in plan.segments]
         self.start(0, 0)

@@ -232,9 +232,7 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
 
 
 def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *, on_device: bool) -> int:
-    reduction = measured.canvas.reduction
-    window = 0 if reduction.is_identity else reduction.columns.taps
-    columns = _columns(stages, _enlarged(reduction, strip) + window)
+    columns = _columns_read(stages, measured, strip)
     return sum(
         _bands(cost).bytes_at(n)
         for cost, n in zip(measured.stages, columns, strict=True)
@@ -242,9 +240,29 @@ def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *
     )
 
 
+def _columns_read(stages: Sequence[StagePlan], measured: Measured, strip: int) -> list[int]:
+    """Upper bound of the LR columns that every stage reads for a strip of ``strip`` output columns."""
+    reduction = measured.canvas.reduction
+    window = 0 if reduction.is_identity else reduction.columns.taps
+    return _columns(stages, _enlarged(reduction, strip) + window)
+
+
 def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -> int:
     """Bytes of the device: context, weights and libraries, which it holds without a strip, and the rows of all stages."""
-    return measured.device_baseline + _stream_bytes(stages, measured, strip, on_device=True)
+    columns = _columns_read(stages, measured, strip)
+    ends = sum(
+        # The input of a band with its noise, before and after it is filled up to a whole band.
+        n * (_transfer_bytes(stage) + 2 * stage.band * cost.inputs * FLOAT)
+        for stage, cost, n in zip(stages, measured.stages, columns, strict=True)
+        if cost.on_device
+    )
+    return measured.device_baseline + _stream_bytes(stages, measured, strip, on_device=True) + ends
+
+
+def _transfer_bytes(stage: StagePlan) -> int:
+    """Bytes of each LR column on their way to a device and back: two bands in each direction."""
+    pixel = 1 if stage.is_image else FLOAT
+    return 2 * CHANNELS * ((stage.band + stage.align) * FLOAT + stage.band * stage.scale**2 * pixel)
 
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:
@@ -257,6 +275,10 @@ def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> 
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
         "shards": SHARDS_IN_HAND * SHARD**2 * CHANNELS,
     }
+    if any(cost.on_device for cost in measured.stages):
+        columns = _columns_read(stages, measured, strip)
+        # Page-locked memory, of which PyTorch takes powers of two.
+        parts["pinned"] = 2 * sum(n * _transfer_bytes(s) for s, n in zip(stages, columns, strict=True))
     if not measured.canvas.reduction.is_identity:
         parts["reduction"] = reduction_bytes(measured.canvas.reduction, strip)
     return with_allocator(parts, *_ALLOCATOR)

@@ -86,7 +86,7 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
         return measure_stream(stage)
 
     def held(plan: StreamPlan) -> int:
-        return plan.nbytes + (plan.temporary_bytes if stage.device.type == "cuda" else 0)
+        return plan.nbytes + (plan.temporary_bytes if memory_module(stage.device) else 0)
 
     key = ("bands", model.weights_digest(index), str(stage.device), stage.precision, shape)
     per_column = (held(wider) - held(wide)) / (wider.width - wide.width)

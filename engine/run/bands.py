@@ -23,7 +23,7 @@ def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
             return
         except OutOfDeviceMemory as error:
             pipeline.recut(error)
-        pipeline.release()  # here: the error holds the streams
+        pipeline.queue.release()  # here: the error holds the streams
 
 
 def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
@@ -77,7 +77,7 @@ class _RowsOfShards:
     def _attempt(self, box: Box, in_fp32: set[int]) -> Tensor | None:
         """Pixels of ``box``; None if a stage, now added to ``in_fp32``, must compute them in float32."""
         try:
-            with memory_errors():
+            with self._pipeline.queue.activate(), memory_errors():
                 if self._reader is None or self._at != (box.x0, box.y0):
                     self._reader = None  # its rows are freed before the next ones are made
                     self._reader = self._rows_from(box, in_fp32)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.device.queue import OutOfDeviceMemory, device_queue
+from engine.device.queue import DeviceQueue, OutOfDeviceMemory, device_queue
 from engine.errors import BudgetError, option
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -85,6 +85,7 @@ def row_chain(
     *,
     seed: int,
     streams: RowStreams | None = None,
+    queue: DeviceQueue | None = None,
     on_pixels: OnPixels = lambda position, lr_pixels: None,
 ) -> RowSource:
     """The chain of stages in bands, for the half-open range ``columns`` of the last stage's output.
@@ -96,17 +97,18 @@ def row_chain(
         columns: columns of the canvas.
         seed: seed of all noise.
         streams: streams to reuse; by default new ones.
+        queue: queue of the device; by default a new one.
         on_pixels: called after each band.
     """
     strip: list[Columns] = []
     for cut in reversed(cuts):
         strip.append(Columns(cut.input_columns(*columns), columns))
         columns = cut.source_columns(strip[-1].input)
-    streams = streams or RowStreams(device_queue(stages[0].device))
+    streams, queue = streams or RowStreams(), queue or device_queue(stages[0].device)
     rows: RowSource = SourceRows(base, columns)
     for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
         stream = streams.of(cut.position, stage, part.input[1] - part.input[0])
-        rows = BandedStage(cut, stage, stream, rows, part, seed, on_pixels)
+        rows = BandedStage(cut, stage, stream, queue, rows, part, seed, on_pixels)
     return rows
 
 
@@ -133,6 +135,7 @@ class Pipeline:
     """Cut of every stage as it really runs."""
     _chain: list[TiledStage] = field(default_factory=list, init=False)
     """The present chain in tiles. Earlier ones are dropped: their caches hold memory."""
+    _streams: RowStreams = field(default_factory=RowStreams, init=False)
     _redone: int = field(default=0, init=False)
     """Tiles of earlier chains, and rows of shards, that were computed again."""
 
@@ -166,6 +169,7 @@ class Pipeline:
             reduction.columns.read(*columns),
             seed=self.plan.seed,
             streams=self._streams,
+            queue=self.queue,
             on_pixels=self.on_pixels,
         )
         if reduction.is_identity:
@@ -216,13 +220,10 @@ class Pipeline:
             return None
         return tuple(replace(cut, tile=tile) if k == position else cut for k, cut in enumerate(self.cuts))
 
-    def release(self) -> None:
-        """Return the device's unused memory to the system."""
-        self._streams.queue.release()
-
     @cached_property
-    def _streams(self) -> RowStreams:
-        return RowStreams(device_queue(self.stages[0].device))
+    def queue(self) -> DeviceQueue:
+        """Queue of the device, for the rows of bands that go there and back."""
+        return device_queue(self.stages[0].device)
 
     @property
     def _cut_name(self) -> str:

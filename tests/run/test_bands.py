@@ -20,6 +20,7 @@ from torch import nn
 from engine.archs.esrgan import RRDBNet
 from engine.bands.graph import read_graph
 from engine.bands.stream import RowStream
+from engine.device.queue import DeviceQueue
 from engine.errors import BudgetError, RenderError, ResumeError, UsageError
 from engine.geometry import Box
 from engine.io.zarr_store import ZarrSink, halve
@@ -337,7 +338,15 @@ def test_stream_starts_after_every_gap_and_at_every_strip():
         missing = [box for i, box in enumerate(plan.writes()) if i not in (0, 3, 4, 8)]
         for block in (1, 7, 64, 1000):
             sink, chain = Record(missing), Rows(310, block)
-            written = [w.box for w in bands.run(SimpleNamespace(plan=plan, rows=chain, writes=plan.writes()), sink)]
+            written = [
+                w.box
+                for w in bands.run(
+                    SimpleNamespace(
+                        plan=plan, rows=chain, writes=plan.writes(), queue=DeviceQueue(torch.device("cpu"))
+                    ),
+                    sink,
+                )
+            ]
             assert written == missing == list(sink.written)
             for box, values in sink.written.items():
                 y, x = (torch.arange(*span) for span in ((box.y0, box.y1), (box.x0, box.x1)))

@@ -536,6 +536,8 @@ class Accelerator(TorchDispatchMode):
                 return originals[id(value)]
             base = storages.get(value.untyped_storage()._cdata)
             if base is not None:
+                if value.dtype != base.dtype:
+                    base = torch.ops.aten.view.dtype.redispatch(_CPU_KEYS, base.flatten(), value.dtype)
                 return _view(base, value.size(), value.stride(), value.storage_offset())
             if "empty" in name:
                 _fill_garbage(value)
