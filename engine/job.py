@@ -432,7 +432,7 @@ class Job:
 
     def _check_backend(self, sink: ZarrSink) -> None:
         """Refuse to continue where pixels are rounded in another way. Raises ResumeError."""
-        if differences := backend_differences(sink.provenance):
+        if differences := backend_differences(sink.provenance, self.device):
             raise ResumeError(
                 f"{self.out}: begun on another machine or with other threads ({'; '.join(differences)}), which {_ROUNDING}; "
                 f"render it as it was begun, or give {option('accept_backend', True)} to go on"
@@ -481,7 +481,7 @@ class Job:
         profiles = [stage.profile for stage in self.measured.stages]
         return {
             "engine": __version__,
-            **backend_facts(),
+            **backend_facts(self.device),
             "model": self.model.path.name,
             "licences": self.model.manifest.licences,
             "overlap": self.request.overlap,
