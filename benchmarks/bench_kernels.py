@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from harness import add_row, milliseconds
 
+from engine.device.choose import choose_device
 from engine.geometry import Box
 from engine.kernels.blend import blend, blend_torch
 from engine.kernels.dense import dense, dense_torch
@@ -210,7 +211,7 @@ def main():
         errors = "".join(f"; {case.name}: largest error {largest_error(case):.1e}" for case in small)
         print(f"no CUDA device: nothing is timed{errors}")
         return
-    device = torch.device("cuda")
+    device = choose_device("cuda")
     copy, product = copy_speed(device), product_speed(device)
     print(f"{torch.cuda.get_device_name()}: copy {copy:.0f} GB/s, matrix product {product:.0f} TFLOP/s")
     if "trim" in chosen:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.archs.esrgan import RESIDUAL, SLOPE, DenseBlock, RRDBNet
 from engine.archs.swinir import SwinIR, WindowAttention
+from engine.device.choose import choose_device
 from engine.device.memory import PeakMemory
 from engine.device.queue import device_queue
 from engine.kernels.dense import dense, dense_by_input, pack_by_input
@@ -205,7 +206,7 @@ def main():
     if not torch.cuda.is_available():
         print("bench_networks: no CUDA device here; nothing was measured")
         return
-    device = torch.device("cuda")
+    device = choose_device("cuda")
     for name in arguments.networks:
         network = network_of(name, device)
         for tile in arguments.tiles:

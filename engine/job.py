@@ -19,6 +19,7 @@ from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.queue import memory_errors
 from engine.device.rounding import backend_differences, backend_facts
+from engine.device.runtime import untested
 from engine.errors import Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_picture
 from engine.io.array import Picture, picture_file
@@ -206,6 +207,8 @@ class Job:
             times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
             model = model.repeated(times) if times > 1 else model
         factory = StageFactory(model, choose_device(request.device))
+        if (note := untested(factory.device)) is not None:
+            log(note)
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         for note in picture.notes if picture is not None else ():

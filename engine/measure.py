@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from engine.device.choose import check_precisions, fast_half
+from engine.device.choose import check_half, check_precisions, fast_half
 from engine.device.heap import malloc_trim
 from engine.device.memory import device_bytes, device_limit, free_device, free_host, resident
 from engine.device.queue import full_float32, memory_errors
@@ -130,12 +130,12 @@ def complete(
     stages = factory.stages(measured.precisions)
     with memory_errors(), device_limit(factory.device, request.vram), full_float32():
         if missing.kind == "tile costs":
-            limit = measured.budget.host
+            limit = None if factory.device.type != "cpu" else measured.budget.host  # a device finds its own limit
             costs = [footprint.stage_footprint(model, index, stage, log, limit) for index, stage in enumerate(stages)]
             changed = [replace(s, tiles=cost) for s, cost in zip(measured.stages, costs, strict=True)]
         else:
             found = profiles.measure_for_render(
-                model, len(stages), request.halo_policy, picture, factory.device, log, measured.budget.host
+                model, len(stages), request.halo_policy, picture, factory.device, log, measured.budget.networks
             )
             changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
     malloc_trim()
@@ -189,6 +189,7 @@ def _precisions(
     names = tuple(request.precision.split(","))
     chosen = names * count if len(names) == 1 else names
     check_precisions(chosen, count)
+    check_half(chosen, device)
     first = next((k for k, name in enumerate(chosen) if name != "fp32"), count)
     if len(set(chosen[first:])) != 1:
         return chosen, None  # a mixture that is not measured

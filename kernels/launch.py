@@ -7,16 +7,19 @@ takes the definition.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from engine.device.runtime import activate, device_module
 
 __all__ = ["block_and_grid", "is_interpreting", "jit", "launch", "tl", "triton", "use_kernel"]
 
@@ -59,10 +62,11 @@ def is_interpreting() -> bool:
 
 @functools.cache
 def _can_compile_for(device: torch.device) -> bool:
-    if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < _OLDEST:
+    if triton is None or device.type != "cuda" or device_module(device).get_device_capability(device) < _OLDEST:
         return False
-    # Triton builds a stub around every kernel with the system's compiler, which many desktops lack.
-    return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    # Triton builds a stub around every kernel with the system's compiler and Python's header, which many desktops lack.
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    return has_compiler and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def use_kernel(device: torch.device, use_triton: bool | None) -> bool:
@@ -105,5 +109,5 @@ def _power_of_two(size: int) -> int:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:  # noqa: ANN401
     """``kernel[grid](*arguments, **options)`` on the device of its first tensor, which need not be the current one."""
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with activate(device):
         kernel[grid](*arguments, **options)

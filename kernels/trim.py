@@ -71,7 +71,7 @@ def trim_torch(
     source = output[0][:, crop.y0 : crop.y1, crop.x0 : crop.x1]
     nonfinite = _count_nonfinite(source)
     values = source.float()
-    if int(nonfinite[0]):
+    if not _is_known_zero(nonfinite[0]):
         values = values.nan_to_num(nan=0.0)
     values = values.clamp(0.0, 1.0)
     if not MAX_VALUE[dtype]:
@@ -110,13 +110,18 @@ def _check(
 
 
 def _count_nonfinite(source: Tensor) -> Tensor:
-    """int64 [3]: NaN, infinite, saturated; a single pass over finite values."""
+    """int64 [3]: NaN, infinite, saturated; on a CPU a single pass over finite values."""
     bad = source.numel() - torch.isfinite(source).sum()
-    nan = torch.isnan(source).sum() if int(bad) else bad
+    nan = bad if _is_known_zero(bad) else torch.isnan(source).sum()
     saturated = torch.zeros_like(bad)
     if source.dtype == torch.float16:
         saturated = (source.abs() == _LARGEST_HALF).sum()
     return torch.stack([nan, bad - nan, saturated])
+
+
+def _is_known_zero(count: Tensor) -> bool:
+    """Whether a count is zero, as far as can be told without waiting for a device."""
+    return count.device.type == "cpu" and not int(count)
 
 
 def _thresholds(origin: tuple[int, int], crop: Box, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """Whole renders through ``Job``: equal plans give equal bits, regions are crops, tiles leave no trace, stores are whole."""
 
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -559,3 +560,12 @@ def test_dither_depends_on_the_position_alone(tmp_path, model):
     assert np.abs(tiled - plain).max() == 1
     assert 0.2 < (tiled != plain).mean() < 0.8
     assert abs((tiled - plain).mean()) < 0.02  # the mean brightness is kept
+
+
+def test_system_without_the_calls_of_unix(model_file, tmp_path, monkeypatch):
+    """Windows has no ``os.sync``, and opens no folder to wait for its names."""
+    for name in ("sync", "O_DIRECTORY"):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr("engine.io.files.fcntl", None)
+    result = engine.render(model_file, tmp_path / "out.zarr", size="64x48", stages=1, precision="fp32", device="cpu")
+    assert engine.open(result.path).complete

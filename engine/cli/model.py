@@ -9,6 +9,8 @@ from engine.cli import report
 from engine.cli.outputs import check_inputs_stay, check_new
 from engine.cli.progress import log
 from engine.device.choose import choose_device
+from engine.device.memory import free_device
+from engine.device.queue import full_float32, memory_errors
 from engine.errors import UsageError, option
 from engine.model.build import build as build_model
 from engine.model.bundle import load
@@ -45,7 +47,9 @@ def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device:
     if plot is not None:
         report.check_plot(plot)
         check_inputs_stay("plot", plot, [path, image])
-    profiles = measure_profiles(model, image, choose_device(device), log)
+    chosen = choose_device(device)
+    with memory_errors(), full_float32():
+        profiles = measure_profiles(model, image, chosen, log, limit=free_device(chosen))
     if plot is not None:
         report.plot_profiles(profiles, plot)
     if save:

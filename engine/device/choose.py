@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from engine.device import runtime
+from engine.device.memory import open_device
 from engine.device.precision import Precision
 from engine.errors import UsageError, option
 
@@ -20,16 +21,22 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         UsageError: the name is unknown, or a tensor cannot be made on the device and copied to the host.
     """
-    if name is None:
-        return runtime.default_device() or torch.device("cpu")
     try:
-        device = torch.device(name)
-        if device.type != "cpu" and device.index is None:
-            device = runtime.current_device(device.type)
-        torch.empty(1, device=device).cpu()
+        device = _named(name)
+        open_device(device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
+        if name is None:
+            problem = str(error).splitlines()[0]
+            raise UsageError(f"GPU: does not answer ({problem}); use {option('device', 'cpu')}") from error
         raise UsageError(f"{option('device', name)}: {_absence(name)}; use {' or '.join(usable_devices())}") from error
     return device
+
+
+def _named(name: str | None) -> torch.device:
+    if name is None:
+        return runtime.default_device() or torch.device("cpu")
+    device = torch.device(name)
+    return device if device.type == "cpu" or device.index is not None else runtime.current_device(device.type)
 
 
 def usable_devices() -> list[str]:
@@ -39,7 +46,7 @@ def usable_devices() -> list[str]:
 
 def _absence(name: str) -> str:
     """Reason that a device cannot be used, in words: those of PyTorch are a page long."""
-    if name.partition(":")[0] == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+    if name.partition(":")[0] == "cuda" and not runtime.is_built_with_cuda():
         return "not available, this PyTorch is built without CUDA"
     return "not a device of this machine"
 
@@ -51,6 +58,17 @@ def fast_half(device: torch.device) -> Precision | None:
     # PyTorch emulates bf16, slowly, on a CPU without these instructions. The tests are private names of torch.cpu.
     tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bf16" if any(test is not None and test() for test in tests) else None
+
+
+def check_half(names: Iterable[str], device: torch.device) -> None:
+    """Refuse bf16 where the device only emulates it: its libraries then find no algorithm in the middle of a render.
+
+    Raises:
+        UsageError: a name is ``bf16``, which the device does not compute with.
+    """
+    if "bf16" in names and not runtime.computes_bf16(device):
+        name = runtime.hardware_name(device) or str(device)
+        raise UsageError(f"{option('precision', 'bf16')}: {name} has no instructions for it; use fp16 or fp32")
 
 
 def is_precision(text: object, stages: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from engine.container import free_memory
 from engine.device.heap import malloc_trim
-from engine.device.runtime import memory_module
+from engine.device.runtime import device_module, memory_module
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -131,19 +131,60 @@ def device_bytes(device: torch.device) -> int:
     return int(api.memory_reserved(device)) + _bytes_outside_torch(device)
 
 
+def open_device(device: torch.device) -> None:
+    """Make a tensor on a device, copy it to the host, and remember the memory that the process's context takes.
+
+    Raises:
+        RuntimeError, AssertionError: the device cannot be used.
+    """
+    before = _used_on_card(device)
+    torch.empty(1, device=device).cpu()
+    after = _used_on_card(device)
+    if device in _contexts or (api := memory_module(device)) is None:
+        return
+    outside = _outside(device)
+    own = 0 if before is None or after is None else after - before - int(api.memory_reserved(device))
+    # Without NVML, or if the process opened the device before, nothing tells our context from other processes' memory.
+    _contexts[device] = outside, min(outside, own if own >= _LEAST_CONTEXT else _USUAL_CONTEXT)
+
+
+_LEAST_CONTEXT, _USUAL_CONTEXT = 64 << 20, 600 << 20
+"""Bytes of a context with its libraries at least, and usually at most: 290 to 600 MiB by card and version of CUDA."""
+
+_contexts: dict[torch.device, tuple[int, int]] = {}
+"""Device -> bytes outside PyTorch's allocator, of all processes, when it was opened; and this process's part of them."""
+
+
 def _bytes_outside_torch(device: torch.device) -> int:
     """Device bytes of this process outside PyTorch's allocator: context, kernel code and instantiated graphs.
 
-    Derived from the process's total where NVML reports it, else from all memory in use on the device, which is too much
-    if other processes use it as well.
+    The process's total where NVML lists processes; it does not on Windows and in containers. Elsewhere the context when the
+    device was opened, and what all processes have taken since.
     """
     api = memory_module(device)
-    free, total = api.mem_get_info(device)
-    used = int(total - free)
     if hasattr(api, "list_gpu_processes"):
         with suppress(Exception):  # NVML may be missing or of another version, and raises errors of its own
-            used = process_bytes(api.list_gpu_processes(device), os.getpid()) or used
-    return max(0, used - int(api.memory_reserved(device)))
+            total = process_bytes(api.list_gpu_processes(device), os.getpid())
+            if total is not None:
+                return max(0, total - int(api.memory_reserved(device)))
+    if device not in _contexts:
+        open_device(device)
+    at_start, own = _contexts[device]
+    return max(0, _outside(device) - at_start + own)
+
+
+def _outside(device: torch.device) -> int:
+    """Bytes in use on the device, by all processes, outside this process's PyTorch."""
+    api = memory_module(device)
+    free, total = api.mem_get_info(device)
+    return max(0, int(total) - int(free) - int(api.memory_reserved(device)))
+
+
+def _used_on_card(device: torch.device) -> int | None:
+    """Bytes in use on the device, by all processes, without opening it; None without NVML."""
+    with suppress(Exception):
+        return int(device_module(device).device_memory_used(device))
+    return None
 
 
 def process_bytes(listing: str, pid: int) -> int | None:

@@ -13,10 +13,20 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from engine.device.runtime import activate, device_module, memory_module
+from engine.device.runtime import activate, captures, device_module, memory_module
 
 WARM_UPS = 2
 """Runs before a capture: in the first, libraries choose algorithms and allocate workspaces."""
+
+
+_DEVICE_OUT_OF_MEMORY = (
+    "out of memory",  # the driver, from graphs and modules (torch.AcceleratorError); MPS
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN, after its every algorithm ran out of memory
+)
+"""Texts of RuntimeErrors that mean an exhausted device: only PyTorch's own allocator has a class for it."""
 
 
 class OutOfDeviceMemory(MemoryError):
@@ -24,6 +34,9 @@ class OutOfDeviceMemory(MemoryError):
 
     position: int | None = None
     """Position of the stage that ran out of memory; None if unknown."""
+
+    redo: Callable[[], None] | None = None
+    """Repeats the one step that ran out of memory and keeps its result, once everything else has freed its memory."""
 
 
 @contextmanager
@@ -34,8 +47,11 @@ def memory_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise OutOfDeviceMemory(str(error).splitlines()[0]) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # the host's allocator has no class of its own
-            raise MemoryError(str(error).splitlines()[0]) from error
+        text = str(error)
+        if "can't allocate memory" in text:  # the host's allocator has no class of its own
+            raise MemoryError(text.splitlines()[0]) from error
+        if any(words in text for words in _DEVICE_OUT_OF_MEMORY):
+            raise OutOfDeviceMemory(text.splitlines()[0]) from error
         raise
 
 
@@ -268,4 +284,4 @@ class CudaDeviceQueue(DeviceQueue):
 
 def device_queue(device: torch.device) -> DeviceQueue:
     """The queue for a device: CUDA's own, or one in program order for CPU, MPS and XPU."""
-    return CudaDeviceQueue(device) if hasattr(device_module(device), "CUDAGraph") else DeviceQueue(device)
+    return CudaDeviceQueue(device) if captures(device) else DeviceQueue(device)

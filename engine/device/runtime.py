@@ -8,7 +8,8 @@ stand in for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ def memory_module(device: torch.device) -> Any:  # noqa: ANN401
     """PyTorch's module for a device with memory of its own; None for CPU and MPS, which use the host's."""
     module = device_module(device)
     return module if hasattr(module, "mem_get_info") else None
+
+
+def is_built_with_cuda() -> bool:
+    """Whether this PyTorch knows NVIDIA's or AMD's devices."""
+    return torch.version.cuda is not None or torch.version.hip is not None
 
 
 def default_device() -> torch.device | None:
@@ -56,9 +62,43 @@ def hardware_name(device: torch.device) -> str | None:
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else None
 
 
+def library_versions(device: torch.device) -> list[str]:
+    """Versions of the libraries that run networks on a device: cuDNN, the driver and Triton; none for a CPU."""
+    if device.type == "cpu":
+        return []
+    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: None)()
+    triton: str | None = None
+    with suppress(metadata.PackageNotFoundError):
+        triton = metadata.version("triton")
+    return [f"cudnn {cudnn}", f"driver {driver}", f"triton {triton}"]
+
+
+def untested(device: torch.device) -> str | None:
+    """What a user of a device must know before it is used; None for devices that are tested."""
+    if device.type == "mps":
+        return "mps: never tested, and its memory is not measured; give a small tile if it runs out, or the device cpu"
+    if device.type == "xpu":
+        return "xpu: never tested; if it fails, give the device cpu"
+    return None
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16; True where PyTorch does not know."""
+    module = device_module(device)
+    if not hasattr(module, "is_bf16_supported"):
+        return True
+    with activate(device):  # it asks the current device
+        return bool(module.is_bf16_supported(including_emulation=False))
+
+
+def captures(device: torch.device) -> bool:
+    """Whether a device has streams, events and captured launches, as CUDA has."""
+    return hasattr(device_module(device), "CUDAGraph")
+
+
 @contextmanager
 def activate(device: torch.device) -> Iterator[None]:
     """Make a device the current one of its type."""
-    module = device_module(device)
-    with module.device(device) if hasattr(module, "mem_get_info") else nullcontext():
+    with device_module(device).device(device) if memory_module(device) is not None else nullcontext():
         yield

@@ -164,7 +164,7 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can."""
-    if os.name == "nt":
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

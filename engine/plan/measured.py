@@ -171,6 +171,11 @@ class Budget:
     disk: int
     """Free disk at the output."""
 
+    @property
+    def networks(self) -> int:
+        """Limit of the memory that networks run in: the accelerator's, or the host's."""
+        return self.host if self.device is None else self.device
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:

@@ -102,7 +102,7 @@ def _bin(gradient: Tensor, q: tuple[int, int], scale: int, limit: int) -> Tensor
     y = torch.arange(gradient.shape[1], dtype=torch.float64)[:, None] - cy
     x = torch.arange(gradient.shape[2], dtype=torch.float64) - cx
     distance = torch.sqrt(y * y + x * x).ceil().long().clamp(max=limit + 1).flatten()
-    gradient = gradient.double()
+    gradient = gradient.cpu().double()  # the distances are the host's, and MPS has no float64
     magnitudes = torch.stack([gradient.abs().sum(0), gradient.square().sum(0)]).flatten(1)
     magnitudes /= magnitudes.sum(1, keepdim=True)  # equal weight for every sample
     return torch.zeros(2, limit + 2, dtype=torch.float64).index_add_(1, distance, magnitudes)

@@ -18,7 +18,7 @@ from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS
 from engine.device.memory import PeakMemory
 from engine.device.queue import OutOfDeviceMemory, synchronize
-from engine.device.runtime import memory_module
+from engine.device.runtime import hardware_name, library_versions, memory_module
 from engine.model.bundle import Model
 from engine.plan.measured import BandCost, Footprint
 from engine.probe import cache
@@ -43,6 +43,8 @@ _STREAM_SECONDS = 3.0
 
 _METHOD = "one run after a warm-up, steady heap, 1 and 16 MiB"
 """Part of the cache's key: numbers of another method are not comparable."""
+
+_CPU = torch.device("cpu")
 
 Log = Callable[[str], None]
 
@@ -69,8 +71,8 @@ def stage_footprint(
         log(f"step {index + 2}: measuring memory and speed on this machine (once)")
         return measure(run, stage.device, stage.align, largest)
 
-    key = ("sr", model.weights_digest(index), str(stage.device), stage.precision)
-    return cached(key if largest == _LARGE else (*key, str(largest)), measure_it)
+    key = ("sr", str(stage.default_chunks), model.weights_digest(index), str(stage.device), stage.precision)
+    return cached(key if largest == _LARGE else (*key, str(largest)), measure_it, stage.device)
 
 
 def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None) -> BandCost:
@@ -93,7 +95,7 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
     return BandCost(
         band=narrow.band,
         bytes_per_column=per_column,
-        seconds_per_pixel=cached(key, measure_it).seconds_per_pixel,
+        seconds_per_pixel=cached(key, measure_it, stage.device).seconds_per_pixel,
         fixed=int(held(wide) - per_column * wide.width),
         narrow_bytes_per_column=held(narrow) / narrow.width,
     )
@@ -119,7 +121,7 @@ def half_pays(half: str, device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return True
-    name = _machine_key(("half", half))
+    name = _machine_key(("half", half), _CPU)
     stored = cache.read("half", name)
     if not (isinstance(stored, float) and 0 < stored < math.inf):
         stored = _convolution_seconds(PRECISIONS[half]) / _convolution_seconds(torch.float32)
@@ -146,7 +148,7 @@ def measure(
     """Cost of ``run(height, width)``, in bytes of the device that computes and seconds.
 
     Bytes are the growth of the peak over the start. An accelerator allocates up to 20 MiB at a time, so its tiles are
-    twice as large, unless they do not fit.
+    twice as large, or as large as its memory permits.
 
     Args:
         run: runs the network on a tile.
@@ -156,14 +158,15 @@ def measure(
     """
     has_memory = memory_module(device) is not None
     small, large = min(_SMALL, largest // 2), largest
-    for factor in (2, 1) if has_memory else (1,):
-        sides = [max(align, n * factor // align * align) for n in (small, large)]
+    factors = (2.0, 1.0, 0.5) if has_memory else (1.0,)
+    for factor in factors:
+        sides = [max(align, int(n * factor) // align * align) for n in (small, large)]
         sides[1] = max(sides[1], 2 * sides[0])
         try:
             (low, _), (high, seconds) = (_peak(run, side, device) for side in sides)
             break
         except OutOfDeviceMemory:
-            if factor == 1:
+            if factor == factors[-1]:
                 raise
     small, large = sides
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
@@ -193,9 +196,9 @@ def measure_stream(stage: Stage) -> Footprint:
     return Footprint(0, 0.0, seconds / pixels)
 
 
-def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint]) -> Footprint:
-    """The footprint for ``key`` on this machine, measured when the cache does not hold it yet."""
-    name = _machine_key(key)
+def cached(key: tuple[str, ...], measure_it: Callable[[], Footprint], device: torch.device = _CPU) -> Footprint:
+    """The footprint for ``key`` on this machine's ``device``, measured when the cache does not hold it yet."""
+    name = _machine_key(key, device)
     stored = cache.read("footprints", name)
     try:
         return Footprint(**cache.numbers(stored))  # type: ignore[arg-type]
@@ -216,6 +219,8 @@ def _peak(run: Callable[[int, int], object], side: int, device: torch.device) ->
     return (peak.device - peak.device_start if has_memory else peak.host - peak.start), seconds
 
 
-def _machine_key(key: tuple[str, ...]) -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return cache.digest(_METHOD, *key, device, platform.node(), torch.__version__, torch.get_num_threads())
+def _machine_key(key: tuple[str, ...], device: torch.device) -> str:
+    """Name of a measurement: everything that changes its numbers."""
+    hardware = hardware_name(device) or platform.processor() or platform.machine()
+    software = [torch.__version__, *library_versions(device)]
+    return cache.digest(_METHOD, *key, hardware, platform.node(), *software, torch.get_num_threads())

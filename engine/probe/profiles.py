@@ -60,7 +60,7 @@ def measure_profiles(
         log: receives a line before each stage, and every few seconds the share that is done.
         stages: number of stages, from the first on; by default all.
         with_erf: measure receptive fields too, whose gradients take many times the memory and time of the seams.
-        limit: bytes of host memory that the process may take; less memory means smaller crops.
+        limit: bytes of memory that the process may take where it computes; less memory means smaller crops.
 
     Raises:
         UsageError: the model has no step 1, and no photograph is given.
@@ -77,7 +77,7 @@ def measure_profiles(
             profiles.append(measured[key])
             continue
         stage = Stage(model.new_network(index), device or torch.device("cpu"), "fp32")
-        side = side_within(limit, CROP, MIN_CROP, BYTES_IN_CHUNKS)
+        side = side_within(limit, CROP, MIN_CROP, BYTES_IN_CHUNKS, stage.device)
         content = [
             with_noise(c.to(stage.device), described.sigma, stage.noise_channels, index)
             for c in _content(model, index, stage.align, image, outputs, side)
@@ -90,7 +90,7 @@ def measure_profiles(
         square: dict[str, int] = {}
         if with_erf:
             checkpoint_blocks(stage.network)
-            largest = side_within(limit, LARGE_SIDE, SIDE // 2, BYTES_OF_GRADIENT)
+            largest = side_within(limit, LARGE_SIDE, SIDE // 2, BYTES_OF_GRADIENT, stage.device)
             eta = _Eta(log, f"{name}, receptive field", 2 * SAMPLES)
             absolute, square = effective_radius(stage.network, content, stage.scale, stage.align, largest, eta.advance)
         outputs = [output.cpu() for output in stage_outputs]

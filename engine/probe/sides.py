@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from engine.device.memory import resident
+import torch
+
+from engine.device.memory import device_bytes, resident
 
 BYTES_PER_PIXEL = 24 << 10
 """Bytes for each LR pixel that a network takes at most; RRDBNet with 64 channels takes 12 KiB."""
@@ -17,16 +19,20 @@ BYTES_OF_STEP_1 = 2 << 10
 """Bytes for each pixel that step 1 takes at most."""
 
 
-def side_within(limit: int | None, largest: int, smallest: int, bytes_per_pixel: int) -> int:
+def side_within(
+    limit: int | None, largest: int, smallest: int, bytes_per_pixel: int, device: torch.device | None = None
+) -> int:
     """``largest``, halved until a square of this side stays within the limit, but not below ``smallest``.
 
     Args:
-        limit: bytes of host memory that the process may take; None for any.
+        limit: bytes of memory that the process may take where it computes; None for any.
         largest: side in pixels that is measured if memory permits.
         smallest: side in pixels below which a measurement says nothing.
         bytes_per_pixel: upper bound of the cost.
+        device: device that computes; by default the CPU.
     """
     side = largest
-    while limit is not None and side > smallest and resident() + side**2 * bytes_per_pixel > limit:
+    held = 0 if limit is None else (device_bytes(device) if device is not None else 0) or resident()
+    while limit is not None and side > smallest and held + side**2 * bytes_per_pixel > limit:
         side = max(smallest, side // 2)
     return side

@@ -266,15 +266,23 @@ def run_batches(plan: Plan, image: TiledStage, runners: Sequence[BatchRunner], s
     Raises:
         OutOfDeviceMemory: nothing is left to shrink; it carries the stage's position.
     """
+    redo: Callable[[], None] | None = None
     while True:
         try:
+            if redo is not None:
+                redo()  # beside nothing else: the batches are not there yet
+                redo = None
             _prepare(runners)
             yield from _render(plan, image, runners[-1], sink)
             return
         except OutOfDeviceMemory as error:
             first = runners[error.position or 0]
-            if not any(runner.shrink() for runner in (first, *runners)):
-                raise
+            if any(runner.shrink() for runner in (first, *runners)):
+                redo = None
+            elif error.redo is None or redo is not None:
+                raise  # also a tile that did not fit alone
+            else:
+                redo = error.redo
         finally:
             for runner in runners:
                 runner.release()

@@ -130,6 +130,10 @@ class Stage:
             return None
         return Stage(self._make_fp32(), self.device, "fp32")
 
+    def release_fp32(self) -> None:
+        """Free the weights of ``fp32_fallback``, which is made again when it is needed."""
+        self.__dict__.pop("fp32_fallback", None)
+
     @cached_property
     def graph(self) -> RowGraph:
         """The network's operations on rows. Raises UsageError when it cannot be streamed."""

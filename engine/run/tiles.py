@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.errors import RenderError, option
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -83,6 +84,7 @@ class TiledStage:
         self.size = (plan.grid.height, plan.grid.width)
         self.stage = stage
         self.dtype = torch.uint8 if plan.is_image else torch.float32
+        self._redone_tiles: dict[tuple[int, int], Trimmed] = {}
         self.redone = 0
         """Tiles that half precision could not represent and float32 computed again."""
         self._blender = TileBlender(plan, self.dtype) if plan.blend else None
@@ -150,9 +152,9 @@ class TiledStage:
         if nans or infinities or saturated:
             fallback = self.stage.fp32_fallback
             if fallback is not None:
-                result = self._compute_with(fallback, tile, tail_chunks)
+                result = self._redone_tiles.pop((tile.row, tile.column), None) or self._redo(tile, tail_chunks)
                 nans, infinities, _ = result.nonfinite.tolist()
-                pixels, self.redone = result.pixels.cpu(), self.redone + 1
+                pixels, self.redone = result.pixels, self.redone + 1
             if bad := nans + infinities:
                 advice = f"use {option('precision', 'fp32')}, or " if fallback is None else ""
                 raise RenderError(
@@ -161,6 +163,30 @@ class TiledStage:
                 )
         self._on_pixels(self.plan.position, tile.read.area)
         return pixels
+
+    def _redo(self, tile: Tile, tail_chunks: int | None) -> Trimmed:
+        """The tile's output in float32.
+
+        Raises:
+            OutOfDeviceMemory: float32 takes twice the memory, which batches may hold; with a function that repeats it.
+        """
+
+        def again() -> None:
+            self._redone_tiles[tile.row, tile.column] = self._in_float32(tile, tail_chunks)
+            self.stage.release_fp32()  # the batches need the memory again
+
+        try:
+            return self._in_float32(tile, tail_chunks)
+        except OutOfDeviceMemory as error:
+            error.redo = again
+            raise
+
+    def _in_float32(self, tile: Tile, tail_chunks: int | None) -> Trimmed:
+        with memory_errors():
+            fallback = self.stage.fp32_fallback
+            assert fallback is not None
+            result = self._compute_with(fallback, tile, tail_chunks)
+            return Trimmed(result.pixels.cpu(), None, result.nonfinite.cpu())
 
     def _compute_with(self, stage: Stage, tile: Tile, tail_chunks: int | None) -> Trimmed:
         return trimmed(self.plan, tile, stage.run(self.gather_input(self.read_input(tile), tile), tail_chunks))

@@ -23,22 +23,6 @@ def run(*words):
     return exit_.value.code or 0
 
 
-@pytest.fixture
-def config(tmp_path):
-    """The quick preset at a size that trains in a second, as a file."""
-    text = preset_text("quick")
-    for old, new in {
-        "iterations = 400": "iterations = 2", "crop = 128 ": "crop = 32 ", "reconstructions = 8": "reconstructions = 1",
-        "samples = 8": "samples = 1", "discriminator_channels = 32": "discriminator_channels = 8",
-        "gan_from = 50": "gan_from = 0", "checkpoint_every = 50": "checkpoint_every = 1", "held_out = 0.1": "held_out = 0.25",
-    }.items():  # fmt: skip
-        assert old in text
-        text = text.replace(old, new)
-    path = tmp_path / "tiny.toml"
-    path.write_text(text)
-    return path
-
-
 def test_sr(large_photo, start_file, structure_file, config, tmp_path, capsys):
     out = tmp_path / "sr.safetensors"
     words = ("train", "sr", large_photo, "--out", out, "--config", config, "--start", start_file)

@@ -29,10 +29,24 @@ def test_process_bytes_matches_the_whole_id():
     assert process_bytes("pynvml module not found, please install nvidia-ml-py", 1) is None
 
 
+OTHER_TEXTS = (
+    "FIND was unable to find an engine to execute this computation",
+    "GET was unable to find an engine to execute this computation",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "MPS backend out of memory (MPS allocated: 17.90 GB, other allocations: 13.28 MB, max allowed: 18.13 GB).",
+    "Triton Error [CUDA]: out of memory",
+)
+"""Exhausted devices, in the words of cuDNN, cuBLAS, the driver (from a recording or a kernel's code) and MPS."""
+
+
 def test_memory_errors_by_class():
     errors = [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nSee documentation"), OutOfDeviceMemory),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes."), MemoryError),
+        *((RuntimeError(text), OutOfDeviceMemory) for text in OTHER_TEXTS),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
     ]
     for error, kind in errors:

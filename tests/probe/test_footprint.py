@@ -78,7 +78,7 @@ def test_shapes_are_whole_windows():
 
 def test_accelerator_is_measured_at_larger_shapes_if_they_fit(monkeypatch):
     monkeypatch.setattr("engine.probe.footprint.memory_module", lambda device: torch.cpu)
-    for largest, expected in ((1000, [192, 384]), (200, [96, 192]), (100, None)):
+    for largest, expected in ((1000, [192, 384]), (200, [96, 192]), (100, [48, 96]), (50, None)):
         sides = []
 
         def run(height, width, largest=largest, sides=sides):

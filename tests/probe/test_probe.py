@@ -9,7 +9,7 @@ from engine.errors import InputError, UsageError
 from engine.io.photo import PictureSource
 from engine.model.bundle import load
 from engine.plan.halo import HaloPolicy
-from engine.probe import cache, profiles
+from engine.probe import cache, precision, profiles
 from engine.probe.content import CROP, PICTURES, detailed_crops, photograph_crops
 from engine.run.base import base_image
 from engine.run.stage import StageFactory
@@ -165,3 +165,11 @@ def test_samples_depend_on_position_and_seed(small_structure):
     assert torch.equal(first, base_image(small_structure, 3))
     assert not torch.equal(first, base_image(small_structure, 4))
     assert base_image(small_structure, 3, (30, 50)).shape == (3, 30, 50)
+
+
+def test_half_precision_that_overflows_is_not_tolerable():
+    """Some cards give NaN in fp16 (GTX 16xx): the automatic precision is float32 there."""
+    levels = torch.zeros(10_000)
+    assert precision._error(levels).tolerable
+    levels[123] = torch.nan
+    assert not precision._error(levels).tolerable

@@ -23,16 +23,22 @@ import time
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+try:
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+except ImportError:
+    pytest.skip("this PyTorch has no devices in Python", allow_module_level=True)
+
+from engine.device import memory as device_memory
 from engine.device import runtime
 
 MIB = 1 << 20
@@ -90,6 +96,11 @@ class Stream:
         self.device = torch.device(TYPE, _index(device))
         self.clock = _Clock({self: 0})
         _board().made.append(self)
+
+    @property
+    def position(self):
+        """Number of its operations so far."""
+        return self.clock[self]
 
     def advance(self):
         """Position of the next operation, which begins after all that the host has waited for."""
@@ -304,9 +315,9 @@ class Accelerator(TorchDispatchMode):
     def _should_skip_dynamo(cls):
         return False  # it would be imported for every test
 
-    def __init__(self, devices, total, context, others, capability, lists_processes):
+    def __init__(self, devices, total, context, others, capability, lists_processes, reads_totals):
         super().__init__()
-        self.capability, self.lists_processes = capability, lists_processes
+        self.capability, self.lists_processes, self.reads_totals = capability, lists_processes, reads_totals
         self.names = [f"Pretend {'ABCD'[index]}" for index in range(devices)]
         self.memory = [_Memory(index, total, context, others) for index in range(devices)]
         self.current = 0
@@ -354,14 +365,10 @@ class Accelerator(TorchDispatchMode):
 
     def settle(self, clock, block=None):
         """End the copies up to a point; those from ``block`` only, if it is given."""
-        left = []
-        for entry in self._pending:
-            stream, position, source, finish = entry
-            if clock.knows(stream, position) and (block is None or source is block):
-                finish()
-            else:
-                left.append(entry)
-        self._pending = left
+        ended = [entry for entry in self._pending if clock.knows(*entry[:2]) and (block is None or entry[2] is block)]
+        self._pending = [entry for entry in self._pending if entry not in ended]
+        for *_, finish in ended:
+            finish()
 
     @contextmanager
     def forbid_synchronization(self):
@@ -408,8 +415,8 @@ class Accelerator(TorchDispatchMode):
 
     def empty_cache(self):
         self.refuse_in_recording("emptying the cache")
-        for memory in self.memory:
-            memory.empty_cache()
+        for held in self.memory:
+            held.empty_cache()
 
     def _label(self, result, device):
         """A tensor on ``device`` with the memory of the CPU tensor ``result``, which nothing else uses."""
@@ -442,6 +449,16 @@ class Accelerator(TorchDispatchMode):
         """The memory of a tensor of a device."""
         return self._blocks[tensor.untyped_storage()._cdata]
 
+    def clone_storage(self, storage):
+        """A copy of a storage, as ``copy.deepcopy`` makes it."""
+        copied = torch.empty(0, dtype=torch.uint8).set_(self.storage_on_host(storage))
+        return self._label(copied, storage.device).untyped_storage()
+
+    def storage_on_host(self, storage):
+        """A storage's bytes, as ``torch.save`` writes them."""
+        self._synchronizes("a copy of a storage")
+        return self._blocks[storage._cdata].storage.clone()
+
     def _on_host(self, tensor):
         """CPU tensor of the same memory."""
         return torch.empty(0, dtype=tensor.dtype).set_(
@@ -472,6 +489,11 @@ class Accelerator(TorchDispatchMode):
             return self._run_on_host(func, name, args, kwargs)
         if wanted is not None and wanted.type == TYPE:
             wanted = torch.device(TYPE, _index(wanted))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if name == "aten::set_":
+            return func.redispatch(_CPU_KEYS, *args, **kwargs)  # another storage, no work
         if name in _COPIES:
             return self._copy(func, args, kwargs, wanted)
         device = wanted or own[0].device
@@ -523,8 +545,16 @@ class Accelerator(TorchDispatchMode):
         options.pop("pin_memory", None)
         written = _written(func, args, kwargs)
         if self.recording is not None and written:
+            self.counts["launches"] += 1
             self._record(lambda: func(*lowered, **options), originals.values(), written)
             return args[0] if func._schema.returns else None
+        is_view = not written and any(r.alias_info is not None for r in func._schema.returns)
+        position = stream.position if is_view or self.recording is not None else stream.advance()
+        if not is_view:
+            self.counts["launches"] += 1
+            self.counts[name] += 1
+            if self.recording is None:
+                self._check_order(originals.values(), written, stream, position)
         storages = {alias.untyped_storage()._cdata: originals[id(alias)] for alias in aliases.values()}
         result = func(*lowered, **options)
         fresh = []
@@ -546,25 +576,22 @@ class Accelerator(TorchDispatchMode):
             return labelled
 
         lifted = tree_map(lift, result)
-        if not fresh and not written and isinstance(result, Tensor | list | tuple):
-            return lifted  # a view touches no memory
-        self.counts["launches"] += 1
-        self.counts[name] += 1
-        if self.recording is not None:
+        if self.recording is not None and not is_view:
             self._record_results(func, lowered, options, result, originals.values(), fresh)
-            return lifted
-        position = stream.advance()
-        for tensor in originals.values():
-            if not any(tensor is w for w in written):
-                self.reads(self.block(tensor), stream, position)
-        for tensor in (*written, *(labelled for _, labelled in fresh)):
-            if tensor.device.type == TYPE:
-                self.writes(self.block(tensor), stream, position)
+        else:
+            for _, labelled in fresh:
+                self.block(labelled).written = (stream, position)
         return lifted
+
+    def _check_order(self, tensors, written, stream, position):
+        for tensor in tensors:
+            if any(tensor is w for w in written):
+                self.writes(self.block(tensor), stream, position)
+            else:
+                self.reads(self.block(tensor), stream, position)
 
     def _record(self, operation, read, written):
         """Add an operation that writes to tensors which exist already."""
-        self.counts["launches"] += 1
         graph = self.recording
         graph.operations.append(operation)
         for tensor in read:
@@ -630,8 +657,11 @@ class Accelerator(TorchDispatchMode):
         elif target.device.type == "cpu":
             self._download(target, source, asynchronous)
         else:
+            streams = self.stream(source.device), self.stream(target.device)
+            streams[1].wait_stream(streams[0])
             self._on_host(target).copy_(self._on_host(source))
             self._touch(target, source)
+            streams[0].wait_stream(streams[1])
         return target
 
     def _touch(self, target, source):
@@ -773,8 +803,6 @@ class _Module:
     def is_available():
         return bool(_boards)
 
-    is_initialized = is_available
-
     @staticmethod
     def _is_in_bad_fork():
         return False
@@ -856,6 +884,13 @@ class _Module:
         return f"GPU:{memory.index}\nprocess {os.getpid():>10d} uses {own:>12.3f} MB GPU memory"
 
     @staticmethod
+    def device_memory_used(device=None):
+        board, memory = _board(), _board().memory[_index(device)]
+        if not board.reads_totals:
+            raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+        return memory.others + (memory.context + memory.reserved if memory.peak_reserved else 0)
+
+    @staticmethod
     def stream(stream):
         return stream
 
@@ -872,10 +907,42 @@ class _Module:
         return _board().recording is not None
 
 
-@cache
+def _methods_of_storages():
+    """Methods of storages that PyTorch does not dispatch, by name."""
+
+    def method(name, on_device):
+        usual = getattr(torch.UntypedStorage, name)
+        return lambda storage: on_device(storage) if storage.device.type == TYPE else usual(storage)
+
+    return {
+        "clone": method("clone", lambda storage: _board().clone_storage(storage)),
+        "cpu": method("cpu", lambda storage: _board().storage_on_host(storage)),
+    }
+
+
+_library = torch.library.Library("aten", "IMPL")
+
+
+def _dispatch(func, *args, **kwargs):
+    if func is torch.ops.aten._copy_from.default:
+        source, target, asynchronous = (*args, False)[:3]
+        func, args = torch.ops.aten.copy_.default, (target, source, asynchronous)
+    return _board().__torch_dispatch__(func, (), args, kwargs)
+
+
 def _register():
-    """Name PyTorch's private device type; once for a process."""
+    """Name PyTorch's private device type, which lasts as long as the process."""
     _setup_privateuseone_for_python_backend(TYPE, _Module)
+    # No mode sees how ``torch.tensor`` moves a list to a device.
+    for func in (
+        torch.ops.aten.empty_strided.default,
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten._copy_from.default,
+    ):
+        _library.impl(func, partial(_dispatch, func), "PrivateUse1")
+
+
+_register()
 
 
 @contextmanager
@@ -887,6 +954,7 @@ def pretend_accelerator(
     others=0,
     capability=(8, 9),
     lists_processes=True,
+    reads_totals=False,
 ):
     """Make the devices exist within the block, for the thread that entered it, and be the engine's default.
 
@@ -896,7 +964,8 @@ def pretend_accelerator(
         context: bytes that the process holds outside PyTorch's allocator.
         others: bytes that other processes hold.
         capability: compute capability.
-        lists_processes: whether the driver lists the bytes of each process (NVML).
+        lists_processes: whether NVML lists the bytes of each process.
+        reads_totals: whether NVML reads the bytes in use on a device that is not open.
 
     Yields:
         The ``Accelerator``.
@@ -904,8 +973,7 @@ def pretend_accelerator(
     Raises:
         AcceleratorError: at the end, for errors where none could be raised.
     """
-    _register()
-    board = Accelerator(devices, total, context, others, capability, lists_processes)
+    board = Accelerator(devices, total, context, others, capability, lists_processes, reads_totals)
     _boards.append(board)
     with ExitStack() as stack:
         stack.callback(_boards.pop)
@@ -913,6 +981,9 @@ def pretend_accelerator(
         # The threads that compute gradients know one device.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(mock.patch.object(runtime, "DEFAULT_TYPE", TYPE))
+        stack.enter_context(mock.patch.dict(device_memory._contexts, clear=True))
+        for name, method in _methods_of_storages().items():
+            stack.enter_context(mock.patch.object(torch.UntypedStorage, name, method, create=True))
         stack.enter_context(board)
         yield board
         for index in range(devices):

@@ -193,7 +193,8 @@ def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
     """Result and duration of the second call; the first one prepares libraries."""
     run()
     started = time.perf_counter()
-    result = run().cpu()  # waits for the device
+    result = run()
+    result.cpu()  # waits for the device
     return result, time.perf_counter() - started
 
 
