@@ -71,6 +71,8 @@ class _RowsOfShards:
             pass
         if in_fp32:
             self._reader = None
+            for position in in_fp32:
+                self._pipeline.stages[position].release_fp32()  # no projection has its weights
             self._pipeline.count_redone()
         return pixels
 
