@@ -36,6 +36,7 @@ from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.request import AUTO, RenderOptions, Request
+from engine.plan.strips import narrower
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -78,7 +79,7 @@ class Measurements:
     device_peak: int
     """Peak of the accelerator's memory in bytes; 0 without one."""
     tiles_redone_in_fp32: int
-    """Tiles that half precision could not represent."""
+    """Tiles, or rows of shards of a strip, that half precision could not represent."""
     cores: tuple[int, ...]
     """Tile of every stage as it really ran, in LR pixels."""
     seam_error_levels: float | None
@@ -163,7 +164,7 @@ class Job:
     cuts: tuple[StagePlan, ...] = field(init=False)
     """Stages as they are really cut, which differs from the plan where a device's memory was exhausted."""
     redone: int = field(default=0, init=False)
-    """Tiles that half precision could not represent and float32 computed again."""
+    """Tiles, or rows of shards of a strip, that half precision could not represent and float32 computed again."""
     _scratch: Path = field(init=False)
     """Folder for tiles that exceed the caches."""
 
@@ -303,7 +304,7 @@ class Job:
         """
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
-                pipeline = self._pipeline(lambda cut: self._note_recut(sink, cut), on_pixels)
+                pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
@@ -368,7 +369,7 @@ class Job:
         """The whole planned image with another seed, which the plan then has: uint8 [3, h, w], for small images."""
         self.plan = replace(self.plan, seed=seed)
         sink = ArraySink(self.plan)
-        for _ in run_function(self.plan)(self._pipeline(lambda cut: None), sink):
+        for _ in run_function(self.plan)(self._pipeline(lambda cuts: None), sink):
             pass
         shutil.rmtree(self._scratch, ignore_errors=True)
         return sink.pixels
@@ -418,7 +419,7 @@ class Job:
         self._make_plan()
 
     def _pipeline(
-        self, on_recut: Callable[[StagePlan], None], on_pixels: OnPixels = lambda position, lr_pixels: None
+        self, on_recut: Callable[[tuple[StagePlan, ...]], None], on_pixels: OnPixels = lambda position, lr_pixels: None
     ) -> Pipeline:
         return Pipeline(
             plan=self.plan,
@@ -434,7 +435,7 @@ class Job:
 
     def _check_backend(self, sink: ZarrSink) -> None:
         """Refuse to continue where pixels are rounded in another way. Raises ResumeError."""
-        if differences := backend_differences(sink.provenance):
+        if differences := backend_differences(sink.provenance, self.device):
             raise ResumeError(
                 f"{self.out}: begun on another machine or with other threads ({'; '.join(differences)}), which {_ROUNDING}; "
                 f"render it as it was begun, or give {option('accept_backend', True)} to go on"
@@ -446,18 +447,27 @@ class Job:
         tiles = sink.provenance.get("cores")
         if tiles is None:
             return stages
-        fits = isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages))
-        if not fits:
-            raise ResumeError(
-                f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
-            )
-        return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+        if self.plan.is_banded:
+            cuts: tuple[StagePlan, ...] | None = stages
+            while cuts is not None and [cut.tile for cut in cuts] != tiles:
+                cuts = narrower(self.plan, cuts)
+            if cuts is not None:
+                return cuts
+        elif isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages)):
+            return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+        raise ResumeError(
+            f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
+        )
 
-    def _note_recut(self, sink: ZarrSink, smaller: StagePlan) -> None:
-        """Record that a stage ran out of device memory and continues with smaller tiles."""
-        self.cuts = tuple(smaller if cut.step == smaller.step else cut for cut in self.cuts)
-        sink.note({"cores": [cut.tile for cut in self.cuts], "seam_error_levels": self.seam_error})
-        self.log(f"{smaller.name}: out of device memory; going on with tiles of {smaller.tile} px")
+    def _note_recut(self, sink: ZarrSink, cuts: tuple[StagePlan, ...]) -> None:
+        """Record that a stage ran out of device memory, and that the render continues with smaller tiles or strips."""
+        smaller = next(new for old, new in zip(self.cuts, cuts, strict=True) if new != old)
+        self.cuts = cuts
+        sink.note({"cores": [cut.tile for cut in cuts], "seam_error_levels": self.seam_error})
+        if self.plan.is_banded:
+            smaller = cuts[-1]
+        parts = "strips" if self.plan.is_banded else "tiles"
+        self.log(f"{smaller.name}: out of device memory; going on with {parts} of {smaller.tile} px")
 
     def _base(self) -> Source:
         if self.picture is not None:
@@ -474,7 +484,7 @@ class Job:
         profiles = [stage.profile for stage in self.measured.stages]
         return {
             "engine": __version__,
-            **backend_facts(),
+            **backend_facts(self.device),
             "model": self.model.path.name,
             "licences": self.model.manifest.licences,
             "overlap": self.request.overlap,

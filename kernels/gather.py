@@ -80,15 +80,19 @@ def gather_torch(
         normals = noise_at_torch(noise.seed, noise.substream, y, x, channels)
         normals[: len(tile)] = tile + noise.sigma * normals[: len(tile)]
         tile = normals
-    rows, columns = _lines(box, read, size)
-    # Indexing copies; a tile that does not touch the padding is a plain view.
-    if rows != list(range(block.shape[1])):
-        tile = tile[:, rows]
-    if columns != list(range(block.shape[2])):
-        tile = tile[:, :, columns]
+    for axis, lines in enumerate(_lines(box, read, size), start=1):
+        tile = _taken(tile, axis, lines)
     if out is not None:
         return out.copy_(tile)
     return tile[None].to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _taken(tile: Tensor, axis: int, lines: list[int]) -> Tensor:
+    """These lines of an axis. Indexing copies; a tile that does not touch the padding is a plain view."""
+    first = lines[0] if lines else 0
+    if lines == list(range(first, first + len(lines))):
+        return tile.narrow(axis, first, len(lines))
+    return tile.index_select(axis, torch.tensor(lines, device=tile.device))
 
 
 def _max_value(block: Tensor) -> float:

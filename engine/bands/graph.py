@@ -8,7 +8,7 @@ Operations without a rule (``engine.bands.rules``) are refused by name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from engine.archs.layers import PixelRows, WindowRows
-from engine.bands.rules import Call, Layout, Rule, copy_rows, rule_of
+from engine.bands.rules import Call, Layout, Rule, fused, rule_of
 
 _PERMUTED = {
     (Layout.NCHW, (0, 2, 3, 1)): Layout.NHWC,
@@ -144,13 +144,14 @@ class _Recorder(fx.Interpreter):
 
 
 @torch.inference_mode()
-def read_graph(network: nn.Module, align: int, inputs: int = 3) -> RowGraph:
+def read_graph(network: nn.Module, align: int, inputs: int = 3, use_triton: bool | None = None) -> RowGraph:
     """Trace a network and find the rule of each of its operations.
 
     Args:
         network: maps [1, ``inputs``, H, W] to [1, 3, scale * H, scale * W].
         align: divisor of every H and W that the network accepts.
         inputs: channels of the network's input.
+        use_triton: whether operations take their kernels; None: where the device has them.
 
     Raises:
         UsageError: an operation has no rule; the message names it.
@@ -160,13 +161,14 @@ def read_graph(network: nn.Module, align: int, inputs: int = 3) -> RowGraph:
     side = max(8, 2 * align) // align * align
     device = next(network.parameters()).device
     recorder.run(torch.zeros(1, inputs, side, side, device=device))
-    return _GraphReader(network, recorder.results).read(graph)
+    return _GraphReader(network, recorder.results, use_triton).read(graph)
 
 
 class _GraphReader:
     """Turns the nodes of a trace, in order, into operations and the values between them."""
 
-    def __init__(self, network: nn.Module, results: Mapping[fx.Node, Any]) -> None:
+    def __init__(self, network: nn.Module, results: Mapping[fx.Node, Any], use_triton: bool | None) -> None:
+        self._use_triton = use_triton
         self._modules = dict(network.named_modules())
         self._results = results
         self._views: dict[fx.Node, tuple[str, Layout]] = {}  # node -> (its value, layout of the node's view of it)
@@ -210,6 +212,7 @@ class _GraphReader:
             layout=self._views[inputs[0]][1] if inputs else Layout.NCHW,
             constants={n: self._results[n] for n in node.all_input_nodes if n not in self._views},
             result=self._results[node],
+            use_triton=self._use_triton,
         )
 
     def _add_value(self, node: fx.Node, layout: Layout, rate: Fraction) -> None:
@@ -239,26 +242,28 @@ class _GraphReader:
 
 def _fuse(
     ops: list[Op], values: Mapping[str, Value], concatenations: Mapping[str, tuple[str, ...]], output: str
-) -> Iterator[Op]:
-    """The operations, where one that computes at its destination is merged into its input's operation.
+) -> list[Op]:
+    """The operations, where one whose result has a single reader is merged into it, if there is a rule for both.
 
-    The input must have no other reader: it then needs no memory of its own.
+    The result then needs no memory of its own.
     """
     readers = Counter(name for op in ops for name in op.inputs)
     readers.update(name for parts in concatenations.values() for name in parts)
     readers[output] += 1
-    in_place = {op.inputs: op for op in ops if op.rule.compute is None and op.rule.factor == 1}
-    merged: set[str] = set()
+    result: dict[str, Op] = {}
     for op in ops:
-        if op.name in merged:
-            continue
-        following = in_place.get((op.name,))
-        if (
-            following is not None
-            and op.rule.store is copy_rows
-            and readers[op.name] == 1
-            and following.layouts[0] is values[op.name].layout
-        ):
-            merged.add(following.name)
-            op = replace(op, name=following.name, rule=replace(op.rule, store=following.rule.store))
-        yield op
+        for position, name in enumerate(op.inputs):
+            first = result.get(name)
+            if first is None or readers[name] > 1 or op.layouts[position] is not values[name].layout:
+                continue
+            rule = fused(first.rule, op.rule, position)
+            if rule is not None:
+                del result[name]
+                inputs, layouts = (
+                    (*a, *b[:position], *b[position + 1 :])
+                    for a, b in ((first.inputs, op.inputs), (first.layouts, op.layouts))
+                )
+                op = Op(op.name, inputs, layouts, rule)
+                break
+        result[op.name] = op
+    return list(result.values())

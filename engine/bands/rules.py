@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from engine.archs.layers import PixelRows, WindowRows, check_whole_windows
 from engine.errors import UsageError, option
+from engine.kernels.dense import conv3x3
+from engine.kernels.launch import use_kernel
 
 
 class Layout(Enum):
@@ -98,6 +100,93 @@ class Rule:
     workspace: int = 0
     """Bytes per output pixel that the operation allocates while it runs, other than its output."""
 
+    @property
+    def reads_views(self) -> bool:
+        """Whether the operation reads some of a buffer's channels as fast as a buffer of their own."""
+        return isinstance(self.store, Convolution3x3)
+
+
+@dataclass(frozen=True, slots=True)
+class LeakyReLU:
+    """``Store`` of a leaky ReLU."""
+
+    slope: float
+    """Negative slope."""
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        torch.ops.aten.leaky_relu.out(views[0], self.slope, out=destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """``Store`` of a sum of two values."""
+
+    alpha: float
+    """Factor of the second value."""
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        torch.add(views[0], views[1], alpha=self.alpha, out=destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution3x3:
+    """``Store`` of a 3x3 convolution by its kernel, with the leaky ReLU, the sum and the cast that follow it.
+
+    The kernel reads a window of a buffer's rows and some of its channels, and writes to others of them: nothing is copied.
+    Sums are float32 until they are stored, so what follows is not rounded in between.
+    """
+
+    conv: nn.Conv2d
+    """Layer with the weights, channels-last."""
+    use_triton: bool | None
+    """As for ``conv3x3``."""
+    slope: float = 1.0
+    """Negative slope of the leaky ReLU."""
+    scale: float = 1.0
+    """Factor of the result beside a residual, which is the second view if there is one."""
+    has_residual: bool = False
+    """Whether a residual is added."""
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        x, *residual = (view.permute(0, 2, 3, 1) for view in views)
+        conv3x3(
+            x,
+            self.conv.weight,
+            cast(Tensor, self.conv.bias),
+            destination.permute(0, 2, 3, 1),
+            top=1,  # the window has one row above the output's own, and one below
+            slope=self.slope,
+            residual=residual[0][:, 1:-1] if residual else None,
+            scale=self.scale,
+            use_triton=self.use_triton,
+        )
+
+
+def fused(first: Rule, following: Rule, position: int) -> Rule | None:
+    """The rule of two operations in one; None if there is none.
+
+    Args:
+        first: an operation whose result has no reader but the following one.
+        following: that operation.
+        position: position of the result among the inputs of ``following``.
+
+    Returns:
+        A rule that reads the inputs of ``first``, then the other inputs of ``following``.
+    """
+    if following.compute is not None or following.factor != 1 or following.reach:
+        return None
+    store, after = first.store, following.store
+    if isinstance(store, Convolution3x3):
+        fresh = replace(store)
+        if after is copy_rows:
+            return first
+        if isinstance(after, LeakyReLU) and store.slope == 1 and not store.has_residual:
+            return replace(first, store=replace(fresh, slope=after.slope))
+        if isinstance(after, Add) and not store.has_residual and (position == 1 or after.alpha == 1):
+            return replace(first, store=replace(fresh, scale=after.alpha, has_residual=True))
+        return None
+    return replace(first, store=after) if store is copy_rows and not isinstance(after, Add | Convolution3x3) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -115,6 +204,8 @@ class Call:
     """Arguments that have no rows: parameters and buffers of the network."""
     result: Tensor
     """Output for a small picture."""
+    use_triton: bool | None = None
+    """Whether operations take their kernels; None: where the device has them."""
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
         """Argument of a function or method, given by position or by name."""
@@ -186,22 +277,14 @@ def _cast(call: Call) -> Rule:
 def _leaky_relu(call: Call) -> Rule:
     module = call.module
     slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else call.argument(1, "negative_slope", 0.01)
-
-    def store(views: Sequence[Tensor], destination: Tensor) -> None:
-        torch.ops.aten.leaky_relu.out(views[0], slope, out=destination)
-
-    return Rule(None, store, column_reach=0)
+    return Rule(None, LeakyReLU(slope), column_reach=0)
 
 
 def _add(call: Call) -> Rule:
     if call.node.args != call.inputs or len(call.inputs) != 2:  # with a scalar, a constant, or x + x
         return _element_wise(call)
     alpha: Any = call.node.kwargs.get("alpha", 1)
-
-    def store(views: Sequence[Tensor], destination: Tensor) -> None:
-        torch.add(views[0], views[1], alpha=alpha, out=destination)
-
-    return Rule(None, store, column_reach=0)
+    return Rule(None, Add(alpha), column_reach=0)
 
 
 def _narrow(call: Call) -> Rule:
@@ -252,11 +335,22 @@ def _convolution(call: Call) -> Rule:
     if conv.stride != (1, 1) or height % 2 == 0 or width % 2 == 0 or padding != same or conv.padding_mode != "zeros":
         raise call.refusal("only stride 1, odd kernels and zero padding that keeps the size have a rule")
 
+    macs = conv.in_channels // conv.groups * conv.out_channels * height * width
+    if (height, width, *conv.dilation, conv.groups) == (3, 3, 1, 1, 1) and _takes_kernel(conv, call):
+        return Rule(None, Convolution3x3(conv, call.use_triton), reach=1, macs=macs)
+
     def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
         return F.conv2d(views[0], conv.weight, conv.bias, 1, (0, same[1]), conv.dilation, conv.groups)
 
-    macs = conv.in_channels // conv.groups * conv.out_channels * height * width
     return Rule(compute, reach=same[0], column_reach=same[1], macs=macs)
+
+
+def _takes_kernel(conv: nn.Conv2d, call: Call) -> bool:
+    """Whether a 3x3 convolution runs by ``conv3x3``: in half precision, which has matrix instructions, unless forced."""
+    if conv.bias is None or call.layout is not Layout.NCHW:
+        return False
+    half = conv.weight.dtype in (torch.float16, torch.bfloat16)
+    return (half or call.use_triton is not None) and use_kernel(conv.weight.device, call.use_triton)
 
 
 def _window_attention(call: Call) -> Rule:

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from engine.bands.buffers import Buffer, BufferPlan, Slot, pack
+from engine.bands.buffers import EXACT, ROOMY, Buffer, BufferPlan, Slot, pack
 from engine.bands.graph import Op, RowGraph, schedule, split
 from engine.bands.rules import Layout, Rows
 from engine.device.queue import WARM_UPS, DeviceQueue, device_queue
@@ -57,7 +57,8 @@ class SegmentPlan:
         self.graph, self.band, self.width, self.block = graph, band, width, block
         self.schedule = schedule(graph)
         self._position = {graph.input: _INPUT, **{op.name: i for i, op in enumerate(graph.ops)}}
-        groups = {**self._concatenation_reads(), **self._single_value_reads()}
+        groups = self._concatenation_reads()
+        self._add_single_value_reads(groups)
         self.buffers = [self._buffer(values, reads) for values, reads in groups.items()]
         self.offsets, self.arena_bytes = pack([b for b in self.buffers if not b.slides])
 
@@ -111,13 +112,15 @@ class SegmentPlan:
             groups.setdefault(group, []).extend(_BufferRead(p, len(members)) for p in self._readers[name])
         return groups
 
-    def _single_value_reads(self) -> dict[tuple[str, ...], list[_BufferRead]]:
-        """Value of each buffer for one value -> its readers."""
-        return {
-            (name,): [_BufferRead(p, 1) for p in positions]
-            for name, positions in self._readers.items()
-            if name not in self.graph.concatenations
-        }
+    def _add_single_value_reads(self, groups: dict[tuple[str, ...], list[_BufferRead]]) -> None:
+        """Add a buffer for each single value, unless all its readers take the value from one that begins with it."""
+        for name, positions in self._readers.items():
+            if name in self.graph.concatenations:
+                continue
+            group: tuple[str, ...] = (name,)
+            if all(self.graph.ops[position].rule.reads_views for position in positions):
+                group = next((g for g in groups if g[0] == name), group)
+            groups.setdefault(group, []).extend(_BufferRead(position, 1) for position in positions)
 
     def _oldest_row(self, read: _BufferRead) -> int:
         """Delay of the first row that an operation reads."""
@@ -133,6 +136,7 @@ class SegmentPlan:
             slots.append(Slot(member, channel, value.channels, oldest - delay, oldest_of_value - delay))
             channel += value.channels
         advance = int(self.band * values[0].rate)
+        by_kernel = all(self.graph.ops[read.position].rule.reads_views for read in reads)
         return BufferPlan(
             slots=tuple(slots),
             rows=advance + oldest - min(delays),
@@ -143,6 +147,7 @@ class SegmentPlan:
             oldest=oldest,
             first=min(self._position[m] for m in members),
             last=max(r.position for r in reads),
+            slack=ROOMY if by_kernel else EXACT,
         )
 
     def column_blocks(self, op: Op) -> list[ColumnBlock]:
@@ -237,8 +242,8 @@ class _SegmentStream:
         """Rows of a buffer that an operation reads as its input ``name``."""
         members = self.plan.members(name)
         single = name not in self._graph.concatenations
-        buffers = (b for b in self._buffers if b.plan.starts_with(members))
-        buffer = next(b for b in buffers if not single or len(b.plan.slots) == 1)
+        buffers = [b for b in self._buffers if b.plan.starts_with(members)]
+        buffer = next((b for b in buffers if single and len(b.plan.slots) == 1), buffers[0])
         channels = sum(self._graph.values[m].channels for m in members)
         return buffer.window(self.plan.schedule.read[op.name], op.rule.reach, channels)
 
@@ -401,6 +406,12 @@ class StreamPlan:
             band = int((tail_band or band) * part.scale)
 
     @property
+    def parts(self) -> int:
+        """Parts in which the output of a band is complete."""
+        head, *tail = self.segments
+        return int(self.band * head.graph.scale) // tail[0].band if tail else 1
+
+    @property
     def delay(self) -> int:
         """Input rows below a row that must be pushed before its output is complete, rounded up."""
         rows = 0
@@ -413,8 +424,12 @@ class StreamPlan:
         """Bytes that a stream takes, without the weights: saved rows, arena, outputs and temporaries."""
         states = sum(s.state_bytes for s in self.segments)
         outputs = sum(s.nbytes(s.graph.output) for s in self.segments)  # held while the next segment runs
-        shared = max(s.arena_bytes for s in self.segments) + max(s.temporary_bytes for s in self.segments)
-        return states + outputs + shared
+        return states + outputs + max(s.arena_bytes for s in self.segments) + self.temporary_bytes
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Largest number of bytes that one operation allocates. A captured graph holds as many again, of its own."""
+        return max(s.temporary_bytes for s in self.segments)
 
     def macs(self, rows: int) -> int:
         """Multiply-adds for ``rows`` input rows, each computed once."""

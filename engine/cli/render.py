@@ -246,7 +246,8 @@ def _print_result(
     )
     if job.cuts != result.plan.stages:
         tiles = ", ".join(f"{cut.name} {cut.tile}" for cut in job.cuts)
-        warn(f"out of device memory: tiles smaller than planned ({tiles} px)")
+        change = "strips narrower" if result.plan.is_banded else "tiles smaller"
+        warn(f"out of device memory: {change} than planned ({tiles} px)")
     if options.verbose:
         if job.measured.precision_error is not None:
             report.line(f"precision {result.plan.precision}: {report.precision_text(job.measured.precision_error)}")
@@ -257,7 +258,8 @@ def _print_result(
                 f"of {readable(budget.device)}"
             )
         if measured.tiles_redone_in_fp32:
-            report.line(f"tiles computed again in fp32: {measured.tiles_redone_in_fp32}")
+            parts = "rows of shards" if result.plan.is_banded else "tiles"
+            report.line(f"{parts} computed again in fp32: {measured.tiles_redone_in_fp32}")
     if not options.quiet:
         report.line(
             f"look at it: {shlex.quote(str(output.path)) if picture else look_command(output.path, width, height)}"

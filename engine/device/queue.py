@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -88,11 +88,50 @@ class _CompletedEvent:
         pass
 
 
-class DeviceQueue:
-    """Work queue that runs in program order."""
+class Download:
+    """Tensors on their way to the host."""
+
+    def __init__(self, tensors: Sequence[Tensor], ready: Event, sources: Sequence[Tensor] = ()) -> None:
+        """``sources``: tensors of the device that must live until the copies have ended."""
+        self._tensors, self._ready, self._sources = tensors, ready, sources
+
+    def result(self) -> Sequence[Tensor]:
+        """The tensors on the host, after waiting for them."""
+        self._ready.synchronize()
+        self._sources = ()
+        return self._tensors
+
+
+class Uploads:
+    """Tensors of one kind on their way from the host to the device, one after the other."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def start(self, values: Tensor) -> Tensor:
+        """Copy to the device, beside the work queued so far. Work that is queued later finds the values there."""
+        return values.to(self.device)
+
+    def read(self) -> None:
+        """Mark that the last reader of the last tensor was queued: its memory may then be used again."""
+
+
+class DeviceQueue:
+    """Work queue that runs in program order."""
+
+    is_asynchronous = False
+    """Whether work runs while the host goes on, so that it pays to look at a result later."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def uploads(self, count: int, dtype: torch.dtype) -> Uploads:
+        """Make the memory for uploads of up to ``count`` elements."""
+        return Uploads(self.device)
+
+    def download(self, tensors: Sequence[Tensor]) -> Download:
+        """Start to copy new tensors to the host behind the work queued so far. Later work may run beside the copies."""
+        return Download([tensor.cpu() for tensor in tensors], _CompletedEvent())
 
     def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
         """Allocate ``count`` elements of page-locked host memory, which asynchronous copies need on CUDA."""
@@ -132,17 +171,45 @@ class DeviceQueue:
         """Return unused memory to the system; drop all captures first."""
 
 
+class _CudaUploads(Uploads):
+    """Two buffers in turn, so that a copy waits for the readers of the last tensor but one, not for those of the last."""
+
+    def __init__(self, queue: CudaDeviceQueue, count: int, dtype: torch.dtype) -> None:
+        super().__init__(queue.device)
+        self._queue = queue
+        self._slots = [
+            (queue.pinned(count, dtype), torch.empty(count, dtype=dtype, device=queue.device)) for _ in range(2)
+        ]
+        self._copied = [queue.record_event() for _ in self._slots]
+        self._last_read: list[Any] = list(self._copied)
+        self._next = 0
+
+    def start(self, values: Tensor) -> Tensor:
+        pinned, on_device = (buffer[: values.numel()].view(values.shape) for buffer in self._slots[self._next])
+        self._copied[self._next].synchronize()
+        pinned.copy_(values)
+        self._copied[self._next] = self._queue.copy_to_device(pinned, on_device, self._last_read[self._next])
+        return on_device
+
+    def read(self) -> None:
+        self._last_read[self._next] = self._queue.record_event()
+        self._next = 1 - self._next
+
+
 class CudaDeviceQueue(DeviceQueue):
-    """Queue on CUDA's current stream, with a second stream for copies to the host and one for captures.
+    """Queue on CUDA's current stream, with a stream for copies in each direction and one for captures.
 
     All captured graphs allocate from one memory pool. They may share it because no two run at the same time and none
     leaves its result there: their outputs are allocated before the capture.
     """
 
+    is_asynchronous = True
+
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._cuda = device_module(device)
         self._copy_stream = self._cuda.Stream(device)
+        self._upload_stream = self._cuda.Stream(device)
         self._capture_stream = self._cuda.Stream(device)
         self._pool = self._cuda.graph_pool_handle()
 
@@ -152,6 +219,27 @@ class CudaDeviceQueue(DeviceQueue):
 
     def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, pin_memory=True)
+
+    def uploads(self, count: int, dtype: torch.dtype) -> Uploads:
+        return _CudaUploads(self, count, dtype)
+
+    def copy_to_device(self, pinned: Tensor, target: Tensor, readers: Any) -> Event:  # noqa: ANN401 (torch's event)
+        """Queue a copy beside the work queued so far, but behind the event ``readers`` of the target's last readers.
+
+        Returns:
+            An event after the copy, for which work queued later waits.
+        """
+        event = self._new_event()
+        with self._cuda.stream(self._upload_stream):
+            self._upload_stream.wait_event(readers)
+            target.copy_(pinned, non_blocking=True)
+            event.record(self._upload_stream)
+        self._cuda.current_stream(self.device).wait_event(event)
+        return event
+
+    def download(self, tensors: Sequence[Tensor]) -> Download:
+        on_host = [self.pinned(t.numel(), t.dtype).view(t.shape) for t in tensors]
+        return Download(on_host, self.copy_to_host(list(zip(tensors, on_host, strict=True))), tensors)
 
     def record_event(self) -> Event:
         event = self._new_event()

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,8 +55,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Sink(Protocol):
     """A destination of finished pixels."""
 
-    def missing(self) -> Iterator[Box]:
-        """Boxes that are not written yet, in the plan's order."""
+    def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
+        """Boxes that are not written yet, in the plan's order; ``writes``: boxes to look at in place of the plan's."""
         ...
 
     def write(self, box: Box, pixels: Array) -> None:
@@ -75,9 +75,9 @@ class ArraySink:
         self.pixels: Array = np.zeros((3, *plan.size), np.uint8)
         self._boxes = list(plan.writes())
 
-    def missing(self) -> Iterator[Box]:
-        """Every box of the plan."""
-        return iter(self._boxes)
+    def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
+        """Every box of the plan, or of ``writes``."""
+        return iter(self._boxes if writes is None else writes)
 
     def write(self, box: Box, pixels: Array) -> None:
         """Write uint8 [3, h, w] of ``box``."""
@@ -220,9 +220,9 @@ class ZarrSink:
         self._check_identity()
         self._set_provenance({**self.provenance, **values})
 
-    def missing(self) -> Iterator[Box]:
-        """Boxes of the plan with a missing shard, in the plan's order."""
-        for box in self._plan.writes():
+    def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
+        """Boxes of the plan with a missing shard, in the plan's order; ``writes``: boxes of whole shards in their place."""
+        for box in self._plan.writes() if writes is None else writes:
             if any(not self._is_written(0, index) for index in self._plan.grid().indices(box)):
                 yield box
 

@@ -200,7 +200,7 @@ class Request:
 
     executor: str = AUTO
     """Executor: tiles (with a halo), bands (rows, nothing computed twice), batched (tiles in batches, for a GPU; alias:
-    stream) or auto (batched on a GPU, otherwise bands where the networks allow it)."""
+    stream) or auto (bands where the networks and the memory allow it, otherwise batched on a GPU and tiles on a CPU)."""
 
     tile: int | None = None
     """Side of a tile without its halo, or width of a strip of bands, in low-resolution pixels; default: the largest that

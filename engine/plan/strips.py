@@ -23,6 +23,7 @@ from engine.plan.cost import (
 )
 from engine.plan.measured import BandCost, Measured, MeasuredStage
 from engine.plan.plan import Plan, StagePlan, shard_of
+from engine.plan.reduction import Reduction
 
 SHARD, CHUNK = 1024, 512
 """Sides in pixels. A row of shards waits until it is whole, so shards are smaller than those of tiles."""
@@ -80,17 +81,42 @@ def one_strip(stages: Sequence[StagePlan], measured: Measured, width: int) -> tu
 
 def all_columns(stages: Sequence[StagePlan], measured: Measured, width: int) -> int:
     """LR columns of the last stage behind ``width`` output columns, without a halo."""
-    return -(-_enlarged(measured, width) // stages[-1].scale)
+    return -(-_enlarged(measured.canvas.reduction, width) // stages[-1].scale)
 
 
 def with_strips(stages: Sequence[StagePlan], measured: Measured, tile: int) -> tuple[StagePlan, ...]:
+    """The stages in bands, with strips of ``tile`` LR columns of the last stage."""
+    return _with_width([replace(s, band=_bands(c).band) for s, c in zip(stages, measured.stages, strict=True)], tile)
+
+
+def narrower(plan: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...] | None:
+    """The stages with strips of about half the width, in whole shards of the plan; None if no strip is narrower.
+
+    With exact halos the pixels are those of the wider strips to rounding; else they have the seam error of the halos.
+
+    Args:
+        plan: plan of the store.
+        stages: its stages, or these in narrower strips.
+    """
+    last, strip = stages[-1], replace(plan, stages=tuple(stages)).strip
+    step = math.lcm(plan.shard, last.scale * last.align) if last.is_image else plan.shard
+    parts = -(-min(strip, plan.size[1]) // step)
+    if parts < 2:
+        return None
+    return _with_width(stages, _tile_of(last, plan.reduction, -(-parts // 2) * step))
+
+
+def _with_width(stages: Sequence[StagePlan], tile: int) -> tuple[StagePlan, ...]:
     """The stages with strips of ``tile`` LR columns of the last stage; earlier stages get the matching width."""
-    result: list[StagePlan] = []
-    for stage, cost in zip(reversed(stages), reversed(measured.stages), strict=True):
-        if result:
-            tile = -(-tile // stage.scale)
-        result.append(replace(stage, tile=tile, band=_bands(cost).band))
+    result = [replace(stages[-1], tile=tile)]
+    for stage in reversed(stages[:-1]):
+        result.append(replace(stage, tile=-(-result[-1].tile // stage.scale)))
     return tuple(reversed(result))
+
+
+def _tile_of(last: StagePlan, reduction: Reduction, columns: int) -> int:
+    """LR columns of the last stage, in whole windows, behind ``columns`` output columns."""
+    return -(-_enlarged(reduction, columns) // (last.scale * last.align)) * last.align
 
 
 def _strip_widths(stages: Sequence[StagePlan], measured: Measured, width: int) -> Iterator[int]:
@@ -101,15 +127,14 @@ def _strip_widths(stages: Sequence[StagePlan], measured: Measured, width: int) -
     previous = None
     for parts in range(2, -(-width // step) + 1):
         columns = -(-width // (parts * step)) * step
-        tile = -(-_enlarged(measured, columns) // (last.scale * last.align)) * last.align
+        tile = _tile_of(last, measured.canvas.reduction, columns)
         if tile != previous:
             yield tile
         previous = tile
 
 
-def _enlarged(measured: Measured, columns: int) -> int:
+def _enlarged(reduction: Reduction, columns: int) -> int:
     """Columns of the last stage's image behind ``columns`` output columns, without the window of a reduction."""
-    reduction = measured.canvas.reduction
     return -(-columns * reduction.source[1] // reduction.target[1])
 
 
@@ -207,9 +232,7 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
 
 
 def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *, on_device: bool) -> int:
-    reduction = measured.canvas.reduction
-    window = 0 if reduction.is_identity else reduction.columns.taps
-    columns = _columns(stages, _enlarged(measured, strip) + window)
+    columns = _columns_read(stages, measured, strip)
     return sum(
         _bands(cost).bytes_at(n)
         for cost, n in zip(measured.stages, columns, strict=True)
@@ -217,8 +240,29 @@ def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *
     )
 
 
+def _columns_read(stages: Sequence[StagePlan], measured: Measured, strip: int) -> list[int]:
+    """Upper bound of the LR columns that every stage reads for a strip of ``strip`` output columns."""
+    reduction = measured.canvas.reduction
+    window = 0 if reduction.is_identity else reduction.columns.taps
+    return _columns(stages, _enlarged(reduction, strip) + window)
+
+
 def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -> int:
-    return _stream_bytes(stages, measured, strip, on_device=True)
+    """Bytes of the device: context, weights and libraries, which it holds without a strip, and the rows of all stages."""
+    columns = _columns_read(stages, measured, strip)
+    ends = sum(
+        # The input of a band with its noise, before and after it is filled up to a whole band.
+        n * (_transfer_bytes(stage) + 2 * stage.band * cost.inputs * FLOAT)
+        for stage, cost, n in zip(stages, measured.stages, columns, strict=True)
+        if cost.on_device
+    )
+    return measured.device_baseline + _stream_bytes(stages, measured, strip, on_device=True) + ends
+
+
+def _transfer_bytes(stage: StagePlan) -> int:
+    """Bytes of each LR column on their way to a device and back: two bands in each direction."""
+    pixel = 1 if stage.is_image else FLOAT
+    return 2 * CHANNELS * ((stage.band + stage.align) * FLOAT + stage.band * stage.scale**2 * pixel)
 
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:
@@ -231,6 +275,10 @@ def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> 
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
         "shards": SHARDS_IN_HAND * SHARD**2 * CHANNELS,
     }
+    if any(cost.on_device for cost in measured.stages):
+        columns = _columns_read(stages, measured, strip)
+        # Page-locked memory, of which PyTorch takes powers of two.
+        parts["pinned"] = 2 * sum(n * _transfer_bytes(s) for s, n in zip(stages, columns, strict=True))
     if not measured.canvas.reduction.is_identity:
         parts["reduction"] = reduction_bytes(measured.canvas.reduction, strip)
     return with_allocator(parts, *_ALLOCATOR)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from engine.bands.stream import RowStream
+from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS
 from engine.device.memory import PeakMemory
 from engine.device.queue import OutOfDeviceMemory, synchronize
@@ -87,14 +87,17 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
         log(f"step {index + 2}: measuring the speed in bands on this machine (once)")
         return measure_stream(stage)
 
+    def held(plan: StreamPlan) -> int:
+        return plan.nbytes + (plan.temporary_bytes if memory_module(stage.device) else 0)
+
     key = ("bands", model.weights_digest(index), str(stage.device), stage.precision, shape)
-    per_column = (wider.nbytes - wide.nbytes) / (wider.width - wide.width)
+    per_column = (held(wider) - held(wide)) / (wider.width - wide.width)
     return BandCost(
         band=narrow.band,
         bytes_per_column=per_column,
         seconds_per_pixel=cached(key, measure_it, stage.device).seconds_per_pixel,
-        fixed=int(wide.nbytes - per_column * wide.width),
-        narrow_bytes_per_column=narrow.nbytes / narrow.width,
+        fixed=int(held(wide) - per_column * wide.width),
+        narrow_bytes_per_column=held(narrow) / narrow.width,
     )
 
 

@@ -8,38 +8,95 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
+from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
 from engine.io.zarr_store import Sink
 from engine.run.pipeline import BoxWritten, Pipeline
-from engine.run.rows import RowReader
+from engine.run.rows import NonFiniteRows, RowReader
 
 
 def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
-    """Compute and write every missing row of shards.
+    """Compute and write every missing row of shards. Where the device's memory is exhausted, strips become narrower."""
+    while True:
+        try:
+            yield from _render(pipeline, sink)
+            return
+        except OutOfDeviceMemory as error:
+            pipeline.recut(error)
+        pipeline.queue.release()  # here: the error holds the streams
 
-    Consecutive rows come from one stream; after a gap a new stream starts above the next row.
-    """
-    roi = pipeline.plan.roi
-    reader: RowReader | None = None
-    at = (0, 0)  # the column and the row that the stream has reached
+
+def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
+    """Compute and write every missing row of shards of one cut."""
+    rows = _RowsOfShards(pipeline)
     pending: Future[BoxWritten] | None = None
     with ThreadPoolExecutor(1, "write") as writer:
-        for box in sink.missing():
-            start = time.perf_counter()
-            if reader is None or at != (box.x0, box.y0):
-                canvas = box.shift(roi.y0, roi.x0)
-                reader = None  # its rows are freed before the next ones are made
-                reader = RowReader(pipeline.rows((canvas.x0, canvas.x1)).rows(canvas.y0))
-            rows = reader.take(box.height)
-            at = (box.x0, box.y1)
-            computed = time.perf_counter() - start
-            written = pending.result() if pending is not None else None
-            # Submitted before the caller learns of the row before, which is when it may stop.
-            pending = writer.submit(_write, sink, box, rows, computed)
-            if written is not None:
-                yield written
+        try:
+            for box in sink.missing(pipeline.writes):
+                start = time.perf_counter()
+                pixels = rows.read(box)
+                computed = time.perf_counter() - start
+                written = pending.result() if pending is not None else None
+                # Submitted before the caller learns of the row before, which is when it may stop.
+                pending = writer.submit(_write, sink, box, pixels, computed)
+                if written is not None:
+                    yield written
+        except OutOfDeviceMemory:
+            if pending is not None:
+                yield pending.result()  # a row that was submitted before is whole
+            raise
         if pending is not None:
             yield pending.result()
+
+
+class _RowsOfShards:
+    """Pixels of rows of shards. Consecutive ones come from one stream; after a gap a new stream starts above the next."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._reader: RowReader | None = None
+        self._at = (0, 0)  # the column and the row that the stream has reached
+
+    def read(self, box: Box) -> Tensor:
+        """Pixels of ``box``: where half precision overflows, those of float32 in the whole box.
+
+        A box is computed in half precision first, whatever the box above needed. So its pixels do not depend on the row
+        in which a render was resumed.
+
+        Raises:
+            NonFiniteRows: float32 gives NaN or infinite values too, or the network cannot be made in float32.
+        """
+        in_fp32: set[int] = set()
+        while (pixels := self._attempt(box, in_fp32)) is None:
+            pass
+        if in_fp32:
+            self._reader = None
+            for position in in_fp32:
+                self._pipeline.stages[position].release_fp32()  # no projection has its weights
+            self._pipeline.count_redone()
+        return pixels
+
+    def _attempt(self, box: Box, in_fp32: set[int]) -> Tensor | None:
+        """Pixels of ``box``; None if a stage, now added to ``in_fp32``, must compute them in float32."""
+        try:
+            with self._pipeline.queue.activate(), memory_errors():
+                if self._reader is None or self._at != (box.x0, box.y0):
+                    self._reader = None  # its rows are freed before the next ones are made
+                    self._reader = self._rows_from(box, in_fp32)
+                pixels = self._reader.take(box.height)
+        except NonFiniteRows as error:
+            if error.position in in_fp32 or self._pipeline.stages[error.position].fp32_fallback is None:
+                raise
+            in_fp32.add(error.position)
+            self._reader = None
+            return None
+        self._at = (box.x0, box.y1)
+        return pixels
+
+    def _rows_from(self, box: Box, in_fp32: set[int]) -> RowReader:
+        roi = self._pipeline.plan.roi
+        canvas = box.shift(roi.y0, roi.x0)
+        return RowReader(self._pipeline.rows((canvas.x0, canvas.x1), in_fp32).rows(canvas.y0))
 
 
 def _write(sink: Sink, box: Box, rows: Tensor, compute_seconds: float) -> BoxWritten:

@@ -6,7 +6,7 @@ misses and writes it. ``engine.plan.layouts.EXECUTORS`` names the modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.device.queue import OutOfDeviceMemory
+from engine.device.queue import DeviceQueue, OutOfDeviceMemory, device_queue
 from engine.errors import BudgetError, option
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -23,6 +23,7 @@ from engine.io.zarr_store import Sink
 from engine.plan import limits
 from engine.plan.layouts import EXECUTORS
 from engine.plan.plan import Plan, StagePlan
+from engine.plan.strips import narrower
 from engine.plan.tiles import smaller_tile
 from engine.run.reduce import ReducedRows
 from engine.run.rows import BandedStage, Columns, RowSource, RowStreams, SourceRows
@@ -84,6 +85,7 @@ def row_chain(
     *,
     seed: int,
     streams: RowStreams | None = None,
+    queue: DeviceQueue | None = None,
     on_pixels: OnPixels = lambda position, lr_pixels: None,
 ) -> RowSource:
     """The chain of stages in bands, for the half-open range ``columns`` of the last stage's output.
@@ -95,17 +97,18 @@ def row_chain(
         columns: columns of the canvas.
         seed: seed of all noise.
         streams: streams to reuse; by default new ones.
+        queue: queue of the device; by default a new one.
         on_pixels: called after each band.
     """
     strip: list[Columns] = []
     for cut in reversed(cuts):
         strip.append(Columns(cut.input_columns(*columns), columns))
         columns = cut.source_columns(strip[-1].input)
-    streams = streams or RowStreams(stages)
+    streams, queue = streams or RowStreams(), queue or device_queue(stages[0].device)
     rows: RowSource = SourceRows(base, columns)
     for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
-        stream = streams.of(cut.position, part.input[1] - part.input[0])
-        rows = BandedStage(cut, stage, stream, rows, part, seed, on_pixels)
+        stream = streams.of(cut.position, stage, part.input[1] - part.input[0])
+        rows = BandedStage(cut, stage, stream, queue, rows, part, seed, on_pixels)
     return rows
 
 
@@ -123,17 +126,18 @@ class Pipeline:
     batches: Sequence[int] = ()
     """Tiles of each stage that run at once."""
     may_recut: bool = False
-    """Whether tiles may become smaller when a device's memory is exhausted."""
+    """Whether tiles may become smaller, or strips narrower, when a device's memory is exhausted."""
     on_pixels: OnPixels = lambda position, lr_pixels: None
     """Called with (position of the stage, LR pixels) after a network has run."""
-    on_recut: Callable[[StagePlan], None] = lambda cut: None
-    """Called with a stage's new cut after its tile became smaller."""
+    on_recut: Callable[[tuple[StagePlan, ...]], None] = lambda cuts: None
+    """Called with the new ``cuts`` after a tile became smaller, or the strips narrower."""
     cuts: tuple[StagePlan, ...]
     """Cut of every stage as it really runs."""
     _chain: list[TiledStage] = field(default_factory=list, init=False)
     """The present chain in tiles. Earlier ones are dropped: their caches hold memory."""
+    _streams: RowStreams = field(default_factory=RowStreams, init=False)
     _redone: int = field(default=0, init=False)
-    """Tiles of earlier chains that were computed again."""
+    """Tiles of earlier chains, and rows of shards, that were computed again."""
 
     def tiles(self, runners: Sequence[TileRunner] | None = None) -> list[TiledStage]:
         """The chain in tiles, first stage first."""
@@ -149,16 +153,23 @@ class Pipeline:
         )
         return self._chain
 
-    def rows(self, columns: tuple[int, int]) -> RowSource:
-        """The chain in bands, for these columns of the canvas, reduced where the plan says so."""
+    def rows(self, columns: tuple[int, int], in_fp32: Container[int] = ()) -> RowSource:
+        """The chain in bands, reduced where the plan says so.
+
+        Args:
+            columns: columns of the canvas.
+            in_fp32: positions of stages that run in float32, whatever their precision.
+        """
         reduction = self.plan.reduction
+        stages = [(s.fp32_fallback if k in in_fp32 else None) or s for k, s in enumerate(self.stages)]
         rows = row_chain(
             self.cuts,
-            self.stages,
+            stages,
             self.base,
             reduction.columns.read(*columns),
             seed=self.plan.seed,
             streams=self._streams,
+            queue=self.queue,
             on_pixels=self.on_pixels,
         )
         if reduction.is_identity:
@@ -167,11 +178,20 @@ class Pipeline:
 
     @property
     def redone(self) -> int:
-        """Tiles that half precision could not represent and float32 computed again."""
+        """Tiles, or rows of shards, that half precision could not represent and float32 computed again."""
         return self._redone + sum(image.redone for image in self._chain)
 
+    def count_redone(self) -> None:
+        """Count a row of shards that was computed again."""
+        self._redone += 1
+
+    @property
+    def writes(self) -> Iterator[Box]:
+        """Boxes that are written in one go, in the present cut."""
+        return replace(self.plan, stages=self.cuts).writes()
+
     def recut(self, error: OutOfDeviceMemory) -> None:
-        """Make the tile of the stage that ran out of memory smaller.
+        """Make the tile of the stage that ran out of memory smaller, or all strips of bands narrower.
 
         Another cut is another approximation of the whole image, within the same seam error.
 
@@ -179,20 +199,31 @@ class Pipeline:
             BudgetError: the tile was requested by the user, or is the smallest.
         """
         position = error.position or 0
-        cut = self.cuts[position]
-        tile = smaller_tile(cut) if self.may_recut else None
-        if tile is None:
+        cuts = self._smaller_cuts(position) if self.may_recut else None
+        if cuts is None:
+            cut = self.cuts[position]
+            parts = f"strips of {self.cuts[-1].tile} px" if self.plan.is_banded else f"tiles of {cut.tile} px"
+            name = self.cuts[-1].name if self.plan.is_banded else cut.name
             raise BudgetError(
-                f"{cut.name}: tiles of {cut.tile} px do not fit the device's memory ({error}); finished shards are kept; "
+                f"{name}: {parts} do not fit the device's memory ({error}); finished shards are kept; "
                 f"free memory, raise {option('vram')}, or use a smaller {option('tile')}"
             ) from error
-        smaller = replace(cut, tile=tile)
-        self.cuts = (*self.cuts[:position], smaller, *self.cuts[position + 1 :])
-        self.on_recut(smaller)
+        self.cuts = cuts
+        self._streams.clear()
+        self.on_recut(cuts)
+
+    def _smaller_cuts(self, position: int) -> tuple[StagePlan, ...] | None:
+        if self.plan.is_banded:
+            return narrower(self.plan, self.cuts)
+        tile = smaller_tile(self.cuts[position])
+        if tile is None:
+            return None
+        return tuple(replace(cut, tile=tile) if k == position else cut for k, cut in enumerate(self.cuts))
 
     @cached_property
-    def _streams(self) -> RowStreams:
-        return RowStreams(self.stages)
+    def queue(self) -> DeviceQueue:
+        """Queue of the device, for the rows of bands that go there and back."""
+        return device_queue(self.stages[0].device)
 
     @property
     def _cut_name(self) -> str:

@@ -5,7 +5,8 @@ A chain of stages holds the rows that its networks keep, and no image in between
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from engine.bands.stream import RowStream
 from engine.device.heap import malloc_trim
+from engine.device.queue import DeviceQueue, Download
 from engine.errors import RenderError, option
 from engine.geometry import Box
 from engine.io.photo import Source
@@ -80,19 +82,41 @@ class Columns(NamedTuple):
 
 
 class RowStreams:
-    """The row stream of every stage, for one width of strips at a time: strips of equal width reuse the buffers."""
+    """One row stream for every position in the chain: strips of equal width reuse its buffers."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = stages
-        self._streams: dict[int, RowStream] = {}
+    def __init__(self) -> None:
+        self._streams: dict[int, tuple[Stage, RowStream]] = {}
 
-    def of(self, position: int, width: int) -> RowStream:
-        """The stream of a stage for ``width`` LR columns."""
-        if position not in self._streams or self._streams[position].plan.width != width:
+    def of(self, position: int, stage: Stage, width: int) -> RowStream:
+        """The stream of the stage at a position, for ``width`` LR columns."""
+        held, stream = self._streams.get(position, (None, None))
+        if stream is None or held is not stage or stream.plan.width != width:
+            stream = None
             self._streams.pop(position, None)  # its memory is free before the next one is made
-            stage = self._stages[position]
-            self._streams[position] = RowStream(stage.stream_plan(width), stage.device)
-        return self._streams[position]
+            stream = RowStream(stage.stream_plan(width), stage.device)
+            self._streams[position] = stage, stream
+        return stream
+
+    def clear(self) -> None:
+        """Drop all streams."""
+        self._streams.clear()
+
+
+class NonFiniteRows(RenderError):
+    """A stage made NaN or infinite values."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+        """Position of the stage."""
+
+
+class _RowsOnDevice(NamedTuple):
+    """Output rows [first, last) that are computed and copied while the host goes on."""
+
+    first: int
+    last: int
+    download: Download
 
 
 class BandedStage:
@@ -103,6 +127,7 @@ class BandedStage:
         plan: StagePlan,
         stage: Stage,
         stream: RowStream,
+        queue: DeviceQueue,
         source: RowSource,
         columns: Columns,
         seed: int,
@@ -113,6 +138,7 @@ class BandedStage:
             plan: cut of the stage.
             stage: its network.
             stream: streaming form of the network, for the width of ``columns.input``.
+            queue: queue of the device.
             source: rows of the stage before, or of the base image, in the columns inside the image.
             columns: columns of the strip.
             seed: seed of the input noise.
@@ -121,6 +147,7 @@ class BandedStage:
         self._plan = plan
         self._stage = stage
         self._stream = stream
+        self._queue = queue
         self._source = source
         self._columns = columns
         self._inside = plan.source_columns(columns.input)
@@ -140,16 +167,25 @@ class BandedStage:
         malloc_trim()
         self._stream.start(start, self._plan.padded[0])
         self._reported = self._stream.macs
-        for pixels in self._bands(start):
-            for top, output in self._stage.push(self._stream, pixels):
+        running: deque[_RowsOnDevice] = deque()
+        # A device computes the next band while the host looks at this one.
+        ahead = self._stream.plan.parts if self._queue.is_asynchronous else 0
+        try:
+            for pixels in self._bands(start):
+                for top, output in self._stage.push(self._stream, pixels):
+                    self._report()
+                    y = top - margin * scale
+                    rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
+                    if rows.height > 0:
+                        running.append(self._trimmed(output, rows.y0 - y, rows.y1 - y, y))
+                    while running and (len(running) > ahead or rows.y1 == end):
+                        yield self._checked(running.popleft())
+                    if rows.y1 == end:
+                        return
                 self._report()
-                y = top - margin * scale
-                rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
-                if rows.height > 0:
-                    yield self._trimmed(output, rows.y0 - y, rows.y1 - y, y)
-                if rows.y1 == end:
-                    return
-            self._report()
+        finally:
+            for left in running:
+                left.download.result()  # memory must outlive its copies
 
     def _report(self) -> None:
         """Report the work since the last report, in LR pixels.
@@ -162,17 +198,25 @@ class BandedStage:
             self._reported += pixels * self._stream.plan.macs_per_pixel
             self._on_pixels(self._plan.position, pixels)
 
-    def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> Tensor:
+    def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> _RowsOnDevice:
         x = self._columns.output[0] - (self._columns.input[0] - self._plan.margin) * self._plan.scale
         crop = Box(first, x, last, x + self._columns.output[1] - self._columns.output[0])
         dtype = torch.uint8 if self._plan.is_image else torch.float32
         result = trim(output, crop, dtype, origin=(y + first, self._columns.output[0]), dither=self._plan.dither)
-        if bad := result.nonfinite_count:
-            raise RenderError(
-                f"{self._plan.name}: {bad} NaN or infinite values in rows {y + first} to {y + last - 1}; the rows were "
-                f"not written; use {option('precision', 'fp32')}, or check the weights"
+        return _RowsOnDevice(y + first, y + last, self._queue.download([result.pixels, result.nonfinite]))
+
+    def _checked(self, rows: _RowsOnDevice) -> Tensor:
+        """The rows on the host. Raises NonFiniteRows."""
+        pixels, nonfinite = rows.download.result()
+        if bad := int(nonfinite[:2].sum()):
+            in_fp32 = self._stage.precision == "fp32"
+            advice = "" if in_fp32 else f"use {option('precision', 'fp32')}, or "
+            raise NonFiniteRows(
+                f"{self._plan.name}: {bad} NaN or infinite values in rows {rows.first} to {rows.last - 1}"
+                f"{', in fp32' if in_fp32 else ''}; the rows were not written; {advice}check the weights",
+                self._plan.position,
             )
-        return result.pixels.cpu()
+        return pixels
 
     def _bands(self, start: int) -> Iterator[Tensor]:
         """Input of the network from row ``start`` on, [1, inputs, band, width], without end.
@@ -183,6 +227,7 @@ class BandedStage:
         left, right = self._inside
         source = RowReader(self._source.rows(start))
         pixels = torch.empty(3, 0, right - left)
+        uploads = self._queue.uploads(3 * (band + self._plan.align) * (right - left), torch.float32)
         for top in count(start, band):
             if (fresh := min(band, height - top)) > 0:
                 # The border reflects the rows before it.
@@ -192,5 +237,6 @@ class BandedStage:
             columns = self._columns.input
             read = Box(top, columns[0], max(top, min(top + band, self._plan.padded[0])), columns[1])
             size = (height, self._plan.width)
-            x = gather(pixels, block, read, size, self._noise, device=self._stage.device)
+            x = gather(uploads.start(pixels), block, read, size, self._noise)
+            uploads.read()
             yield torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))

@@ -20,10 +20,16 @@ from engine.kernels.launch import use_kernel
 from engine.model.bundle import Model
 
 BAND, TAIL_BAND = 16, 4
-"""Rows of a band, and of a band within the tail, whose rows are 16 times as large.
+"""Rows of a band, and of a band within the tail, whose rows are 16 times as large, on a CPU.
 
 Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of the picture
 (docs/log.md has the measurements).
+"""
+
+DEVICE_BAND, DEVICE_TAIL_BAND = 32, 8
+"""The same on an accelerator, which 16 rows keep busy too shortly: a band has the same launches, however high it is.
+
+Forecast from the launches (docs/decisions/0027); not yet measured on a GPU.
 """
 
 BLOCK = 1024
@@ -136,8 +142,9 @@ class Stage:
 
     def stream_plan(self, width: int) -> StreamPlan:
         """Plan for streaming ``width`` LR columns."""
-        block = BLOCK if self.device.type == "cpu" else None
-        return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, block)
+        if self.device.type == "cpu":
+            return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, BLOCK)
+        return StreamPlan(self.graph, math.lcm(DEVICE_BAND, self.align), width, DEVICE_TAIL_BAND)
 
     def push(self, stream: RowStream, band: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Push a band into the stage's stream.

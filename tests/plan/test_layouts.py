@@ -72,12 +72,13 @@ def test_names_are_compared_nowhere_else():
 
 CANDIDATES = [
     ({}, "cpu", ("bands", "tiles")),
-    ({}, "cuda", ("batched",)),
-    ({}, "xpu", ("batched",)),
+    ({}, "cuda", ("bands", "batched")),
+    ({}, "xpu", ("bands", "batched")),
     # A requested tile or cross-fade means tiles.
     ({"tile": 16}, "cpu", ("tiles",)),
     ({"blend": 8}, "cpu", ("tiles",)),
     ({"tile": 16}, "cuda", ("batched",)),
+    ({"blend": 8}, "cuda", ("batched",)),
     # A CPU gains nothing from batches, but a CPU that is requested by name runs them.
     ({"executor": "batched"}, "cpu", ("tiles",)),
     ({"executor": "stream"}, "cpu", ("tiles",)),

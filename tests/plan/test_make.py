@@ -25,6 +25,7 @@ BANDS = BandCost(16, 20_000.0, 1e-6)
 EXPENSIVE_BANDS = BandCost(16, 10e9, 1e-6)
 PROFILE = StageProfile("", {}, {}, (SeamPoint(0, 1.0, 2.0, 9.0), SeamPoint(4, 0.1, 0.2, 0.7)))
 COST = cost_of(3 * MIB, 700.0, 1e-6, bands=BANDS, radius=12, profile=PROFILE)
+LARGE_BANDS = replace(COST, bands=BandCost(16, 60_000.0, 1e-6))
 UNSTREAMABLE = replace(COST, bands=None)
 
 
@@ -50,7 +51,12 @@ CHOICES = [
     ({}, measured(), "bands"),
     ({}, measured(UNSTREAMABLE, UNSTREAMABLE), "tiles"),
     ({}, measured(COST, UNSTREAMABLE), "tiles"),
-    ({}, measured(device="cuda"), "batched"),
+    ({}, measured(device="cuda"), "bands"),
+    ({}, measured(UNSTREAMABLE, UNSTREAMABLE, device="cuda"), "batched"),
+    ({"tile": 16}, measured(device="cuda"), "batched"),
+    # 19 MB of rows, beside the context and the weights.
+    ({}, measured(LARGE_BANDS, LARGE_BANDS, device="cuda", device_baseline=64 * GIB - 40 * MIB), "bands"),
+    ({}, measured(LARGE_BANDS, LARGE_BANDS, device="cuda", device_baseline=64 * GIB - 16 * MIB), "batched"),
     ({"tile": 16}, measured(), "tiles"),
     ({"blend": 8}, measured(), "tiles"),
     ({"executor": "tiles"}, measured(), "tiles"),
@@ -210,7 +216,7 @@ def test_projections_follow_the_layout():
     assert project(make_plan(tiles, measurements), measurements).scratch > 0
     assert project(make_plan(tiles, measurements), measurements).batches == ()
     on_device = measured(device="cuda")
-    assert min(project(make_plan(Request(), on_device), on_device).batches) >= 1
+    assert min(project(make_plan(Request(executor="batched"), on_device), on_device).batches) >= 1
 
 
 def test_seam_errors_of_plans():
@@ -280,7 +286,7 @@ def test_regions_outside_the_canvas_are_refused():
 MAKERS = {
     "tiles": (Request(executor="tiles"), measured()),
     "bands": (Request(), measured()),
-    "batched": (Request(), measured(device="cuda")),
+    "batched": (Request(executor="batched"), measured(device="cuda")),
 }
 
 
@@ -303,7 +309,6 @@ def test_stored_cuts_that_cannot_be_adopted():
     # A requested tile is kept, and so is a requested executor.
     assert stored_cut(bands, Request(tile=16, executor="bands"), measurements) is None
     assert stored_cut(bands, Request(executor="tiles"), measurements) is None
-    assert stored_cut(bands, Request(), measured(device="cuda")) is None
     assert stored_cut(bands, Request(), measured(COST, UNSTREAMABLE)) is None
     assert stored_cut(bands, Request(), measured(COST)) is None
     # A render that fell back to tiles is continued in tiles.

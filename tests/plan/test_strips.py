@@ -1,5 +1,6 @@
 """Strips: their choice, their cost, and the columns that they read and write."""
 
+import math
 import re
 import time
 from dataclasses import replace
@@ -123,6 +124,20 @@ def test_all_stages_hold_their_rows_at_once():
     assert projection.host_parts["network"] == 0
 
 
+def test_device_holds_context_and_weights_beside_the_rows():
+    """With a budget of exactly the projection a width is chosen; the context alone moves it to narrower strips."""
+    cost = replace(COST, on_device=True)
+    bare, projection, _ = planned(chain(), 1 << 50, cost, device=1 << 50)
+    assert len(list(bare.column_strips())) == 1
+    for context, is_whole in ((0, True), (1, False), (450 << 20, False)):
+        measurements = measured(cost, host=1 << 50, device=projection.device, device_baseline=context)
+        chosen = strips.choose_strips(chain(), measurements, 16384)
+        assert (chosen == bare.stages) == is_whole
+        plan = replace(bare, stages=chosen, shard=strips.SHARD)
+        rows = strips.project(plan, replace(measurements, device_baseline=0)).device
+        assert strips.project(plan, measurements).device == rows + context <= projection.device
+
+
 def test_inner_edges_of_strips():
     one, many = planned(chain(), 1 << 50)[0], planned(chain(), int(0.7 * GIB))[0]
     assert strips.inner_edges(one) == [False] * 3
@@ -176,6 +191,22 @@ def test_strips_and_writes_cover_once(plan):
         assert (box.x0, box.x1) in columns
         assert box.height <= plan.shard
     assert (counts == 1).all()
+
+
+@quick
+@given(plans())
+def test_narrower_strips_are_whole_shards(plan):
+    """Down to one shard, or one shard's worth of windows; every cut can be written beside the wider one."""
+    cuts, strip = plan.stages, min(plan.strip, plan.size[1])
+    while (cuts := strips.narrower(plan, cuts)) is not None:
+        cut = replace(plan, stages=cuts)
+        assert cut.strip < strip
+        assert cut.strip % plan.shard == cuts[-1].tile % cuts[-1].align == 0
+        assert [(s.halo, s.band) for s in cuts] == [(s.halo, s.band) for s in plan.stages]
+        assert sum(box.area for box in cut.writes()) == plan.size[0] * plan.size[1]
+        strip = cut.strip
+    last = plan.stages[-1]
+    assert strip <= math.lcm(plan.shard, last.scale * last.align)
 
 
 @quick

@@ -14,12 +14,13 @@ import zarr
 from PIL import Image
 from safetensors.torch import save_file
 from support.plans import bands_of
-from support.stores import attributes, files, pixels, shards
+from support.stores import attributes, files, image_files, pixels, shards
 from torch import nn
 
 from engine.archs.esrgan import RRDBNet
 from engine.bands.graph import read_graph
 from engine.bands.stream import RowStream
+from engine.device.queue import DeviceQueue
 from engine.errors import BudgetError, RenderError, ResumeError, UsageError
 from engine.geometry import Box
 from engine.io.zarr_store import ZarrSink, halve
@@ -281,7 +282,7 @@ def test_nonfinite_rows_are_never_written(tmp_path, models, monkeypatch, small_s
 
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "push", poisoned)
-        words = rf"step {stage + 1}: 1 NaN or infinite values in rows \d+ to \d+; the rows were not written; .*fp32"
+        words = rf"step {stage + 1}: 1 NaN or infinite values in rows \d+ to \d+, in fp32; the rows were not written"
         with pytest.raises(RenderError, match=words) as caught:
             for _ in failing.run(failing.open_sink(resume=False, overwrite=False)):
                 pass
@@ -306,7 +307,7 @@ class Rows:
     def __init__(self, height, block):
         self.height, self.block, self.started = height, block, []
 
-    def __call__(self, columns):
+    def __call__(self, columns, in_fp32):
         self.columns = columns
         return self
 
@@ -324,7 +325,7 @@ class Record:
     def __init__(self, boxes):
         self.boxes, self.written = boxes, {}
 
-    def missing(self):
+    def missing(self, writes):
         return iter(self.boxes)
 
     def write(self, box, values):
@@ -337,7 +338,15 @@ def test_stream_starts_after_every_gap_and_at_every_strip():
         missing = [box for i, box in enumerate(plan.writes()) if i not in (0, 3, 4, 8)]
         for block in (1, 7, 64, 1000):
             sink, chain = Record(missing), Rows(310, block)
-            written = [w.box for w in bands.run(SimpleNamespace(plan=plan, rows=chain), sink)]
+            written = [
+                w.box
+                for w in bands.run(
+                    SimpleNamespace(
+                        plan=plan, rows=chain, writes=plan.writes(), queue=DeviceQueue(torch.device("cpu"))
+                    ),
+                    sink,
+                )
+            ]
             assert written == missing == list(sink.written)
             for box, values in sink.written.items():
                 y, x = (torch.arange(*span) for span in ((box.y0, box.y1), (box.x0, box.x1)))
@@ -412,3 +421,87 @@ def test_projected_pixels_are_reported(tmp_path, models, name):
             projected = job.projection.lr_pixels
             for stage, width, expected, count in zip(job.plan.stages, widths, projected, reported, strict=True):
                 assert abs(expected - count) <= stage.band * width, (tile, size)
+
+
+# Exhausted memory
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Function ``memory(columns, pushes=0)``: a device on which a stream of more LR columns fails after so many bands."""
+    push, count = Stage.push, []
+
+    def limited(columns, pushes=0):
+        def limited_push(stage, stream, band):
+            if stream.plan.width > columns:
+                count.append(stage)
+                if len(count) > pushes:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
+            yield from push(stage, stream, band)
+
+        monkeypatch.setattr(Stage, "push", limited_push)
+
+    return limited
+
+
+WIDE = replace(SMALL, size=(640, 400))
+
+
+@pytest.mark.parametrize("name", ["noisy", pytest.param("swinir", marks=pytest.mark.slow)])
+def test_strips_become_narrower_and_the_store_records_it(tmp_path, models, small_shards, memory, name):
+    """Halos of one strip are exact, so narrower strips are the same image to rounding; finished shards stay."""
+    planned, boxes = render(models[name], WIDE, tmp_path / "planned")
+    assert len(boxes) == 7
+    memory(130, pushes=planned.stages[1].stream_plan(160).delay // 16 + 3)
+    lines = []
+    job = Job.prepare(models[name], WIDE, tmp_path / "out.zarr", lines.append)
+    written = []
+    for done in job.run(job.open_sink()):
+        written.append(done.box)
+        if len(written) == 1:
+            first = files(tmp_path / "out.zarr" / "0" / "c")
+    assert job.plan == planned.plan
+    wide = [box for box in written if box.width == 640]
+    assert 0 < len(wide) < len(boxes)
+    assert written[: len(wide)] == wide == boxes[: len(wide)]
+    assert {box.width for box in written[len(wide) :]} == {320}
+    assert len(written) == len(set(written))
+    assert f"step 3: out of device memory; going on with strips of {job.cuts[-1].tile} px" in lines
+    stored = attributes(job.out)
+    assert stored["complete"]
+    assert stored["plan"] == planned.plan.to_json()
+    assert stored["cores"] == [cut.tile for cut in job.cuts]
+    assert stored["seam_error_levels"] == 0
+    assert first.items() <= files(tmp_path / "out.zarr" / "0" / "c").items()
+    assert_equal_to_rounding(pixels(job.out), pixels(planned.out))
+
+
+def test_resumed_render_keeps_the_narrower_strips(tmp_path, models, small_shards, memory):
+    memory(110)
+    whole, _ = render(models["noisy"], WIDE, tmp_path / "whole")
+    assert [cut.tile for cut in whole.cuts] != [cut.tile for cut in whole.plan.stages]
+    job = Job.prepare(models["noisy"], WIDE, tmp_path / "out" / "out.zarr")
+    run = job.run(job.open_sink())
+    next(run)
+    run.close()
+    job, _ = render(models["noisy"], WIDE, tmp_path / "out", resume=True)
+    assert job.cuts == whole.cuts
+    assert image_files(job.out) == image_files(whole.out)
+
+
+def test_damaged_narrower_strips_are_refused(tmp_path, models, small_shards):
+    job = Job.prepare(models["noisy"], WIDE, tmp_path / "out.zarr")
+    job.open_sink().close()
+    for tiles in ([20, 79], [80], "ab", [160, 160], 7, [0, 0]):
+        group = zarr.open_group(job.out, mode="r+")
+        group.attrs["ourgan"] = {**group.attrs["ourgan"], "cores": tiles}
+        with pytest.raises(ResumeError, match="out.zarr: damaged, its tiles do not fit its plan"):
+            Job.prepare(models["noisy"], WIDE, job.out).open_sink(resume=True)
+
+
+@pytest.mark.parametrize(("tile", "strip"), [(64, 64), (None, 16)])
+def test_narrowest_and_requested_strips_are_refused(tmp_path, models, small_shards, memory, tile, strip):
+    memory(1)
+    words = rf"step 3: strips of {strip} px do not fit the device's memory \(.*; finished shards are kept; .*vram"
+    with pytest.raises(BudgetError, match=words):
+        render(models["noisy"], replace(WIDE, tile=tile), tmp_path)
