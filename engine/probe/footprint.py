@@ -81,7 +81,8 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
     Raises UsageError when the network cannot be streamed.
     """
     narrow, wide, wider = (stage.stream_plan(columns * stage.align) for columns in (64, 4096, 8192))
-    shape = str([(s.band, s.block) for s in narrow.segments])
+    by_kernel = any(op.rule.reads_views for op in stage.graph.ops)
+    shape = str([(s.band, s.block) for s in narrow.segments]) + " conv3x3" * by_kernel
 
     def measure_it() -> Footprint:
         log(f"step {index + 2}: measuring the speed in bands on this machine (once)")
