@@ -33,7 +33,7 @@ from engine.plan.halo import largest
 from engine.plan.layouts import candidates
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
-from engine.plan.plan import Plan, StagePlan
+from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
 from engine.plan.request import AUTO, RenderOptions, Request
 from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
@@ -78,8 +78,8 @@ class Measurements:
     """Peak of the accelerator's memory in bytes; 0 without one."""
     tiles_redone_in_fp32: int
     """Tiles that half precision could not represent."""
-    cores: tuple[int, ...]
-    """Tile of every stage as it really ran, in LR pixels."""
+    cores: tuple[int | list[int], ...]
+    """Tile of every stage as it really ran, in LR pixels: a side, or [rows, columns]."""
     seam_error_levels: float | None
     """Largest seam error in levels of 255; 0.0 if exact, None if not measured."""
 
@@ -356,7 +356,7 @@ class Job:
             working_peak=max(0, peak.host - self.measured.baseline),
             device_peak=peak.device,
             tiles_redone_in_fp32=self.redone,
-            cores=tuple(cut.tile for cut in self.cuts),
+            cores=tuple(stored_sides(cut.core) for cut in self.cuts),
             seam_error_levels=self.seam_error,
         )
         return RenderResult(self.out, self.plan, self.projection, measurements)
@@ -443,18 +443,18 @@ class Job:
         tiles = sink.provenance.get("cores")
         if tiles is None:
             return stages
-        fits = isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages))
-        if not fits:
+        try:
+            return tuple(_with_smaller_tile(stage, tile) for stage, tile in zip(stages, tiles, strict=True))
+        except (TypeError, ValueError) as error:
             raise ResumeError(
                 f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
-            )
-        return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+            ) from error
 
     def _note_recut(self, sink: ZarrSink, smaller: StagePlan) -> None:
         """Record that a stage ran out of device memory and continues with smaller tiles."""
         self.cuts = tuple(smaller if cut.step == smaller.step else cut for cut in self.cuts)
-        sink.note({"cores": [cut.tile for cut in self.cuts], "seam_error_levels": self.seam_error})
-        self.log(f"{smaller.name}: out of device memory; going on with tiles of {smaller.tile} px")
+        sink.note({"cores": [stored_sides(cut.core) for cut in self.cuts], "seam_error_levels": self.seam_error})
+        self.log(f"{smaller.name}: out of device memory; going on with tiles of {smaller.core_text} px")
 
     def _base(self) -> Source:
         if self.picture is not None:
@@ -489,9 +489,15 @@ def _ignore(_: object) -> None:
     """A log without a reader."""
 
 
-def _is_smaller_tile(tile: object, stage: StagePlan) -> bool:
-    """Whether a stage of the plan may continue with this tile after its device ran out of memory."""
-    return type(tile) is int and max(1, stage.blend) <= tile <= stage.tile and tile % stage.align == 0
+def _with_smaller_tile(stage: StagePlan, stored: object) -> StagePlan:
+    """A stage of the plan that continues with a smaller tile, after its device ran out of memory.
+
+    Raises ValueError when it may not.
+    """
+    rows, columns = core = sides_of(stored)
+    if rows > stage.core[0] or columns > stage.core[1] or min(core) < stage.blend or any(n % stage.align for n in core):
+        raise ValueError(f"tiles of {rows} x {columns} in place of {stage.core}")
+    return stage.with_core(core)
 
 
 def _size(folder: Path) -> int:

@@ -162,7 +162,8 @@ def _print_details(plan: Plan, projection: Projection, measured: Measured) -> No
         prose(f"batches of {', '.join(map(str, projection.batches))} tiles")
     if measured.precision_error is not None:
         prose(precision_text(measured.precision_error))
-    prose(f"store: shards {plan.shard} px, chunks {plan.chunk} px, {counted(len(plan.pyramid), 'level')}")
+    shard, chunk = ("x".join(map(str, dict.fromkeys(sides[::-1]))) for sides in (plan.shard, plan.chunk))
+    prose(f"store: shards {shard} px, chunks {chunk} px, {counted(len(plan.pyramid), 'level')}")
     parts = ", ".join(f"{name} {readable(size)}" for name, size in projection.host_parts.items())
     prose(f"memory: idle {readable(projection.baseline)}, {parts}")
     prose(f"free disk {readable(budget.disk)}")

@@ -6,10 +6,12 @@ crc32c of them.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -28,6 +30,11 @@ class ShardState(StrEnum):
     EMPTY = "empty"
     FOREIGN = "not a regular file"
     CUT = "cut, or overwritten"
+
+
+def chunks_of(array: Any) -> int:  # noqa: ANN401 (zarr's type)
+    """Number of inner chunks of a whole shard of an array [3, H, W]."""
+    return math.prod(shard // chunk for shard, chunk in zip(array.shards[1:], array.chunks[1:], strict=True))
 
 
 def shard_path(store: Path, level: str | int, row: int, column: int) -> Path:

@@ -7,7 +7,7 @@ misses and writes it. ``engine.plan.layouts.EXECUTORS`` names the modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -180,13 +180,12 @@ class Pipeline:
         """
         position = error.position or 0
         cut = self.cuts[position]
-        tile = smaller_tile(cut) if self.may_recut else None
-        if tile is None:
+        smaller = smaller_tile(cut) if self.may_recut else None
+        if smaller is None:
             raise BudgetError(
-                f"{cut.name}: tiles of {cut.tile} px do not fit the device's memory ({error}); finished shards are kept; "
+                f"{cut.name}: tiles of {cut.core_text} px do not fit the device's memory ({error}); finished shards are kept; "
                 f"free memory, raise {option('vram')}, or use a smaller {option('tile')}"
             ) from error
-        smaller = replace(cut, tile=tile)
         self.cuts = (*self.cuts[:position], smaller, *self.cuts[position + 1 :])
         self.on_recut(smaller)
 
@@ -197,7 +196,7 @@ class Pipeline:
     @property
     def _cut_name(self) -> str:
         """Name of the folder of spilled tiles, which belong to one plan and one cut."""
-        changed = [str(s.tile) for s in self.cuts] if self.cuts != self.plan.stages else []
+        changed = [s.core_text for s in self.cuts] if self.cuts != self.plan.stages else []
         return "-".join([self.plan.digest[:16], *changed])
 
 
