@@ -198,12 +198,7 @@ class Job:
                 f"engine.render(..., {str(store)!r}), then engine.export({str(store)!r}, {str(out)!r})"
             )
         fix_malloc_thresholds()
-        if not isinstance(model, Model):
-            model = load(model or (DEFAULT if request.init is None else "realsr"))
-        picture = PictureSource(request.init) if request.init is not None else None
-        if picture is not None and model.base_generator is None and len(model.stages) == 1:
-            times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
-            model = model.repeated(times) if times > 1 else model
+        model, picture = opened(model, request)
         factory = StageFactory(model, choose_device(request.device))
         if request.executor not in (AUTO, *candidates(request, factory.device.type)):
             log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
@@ -479,6 +474,20 @@ class Job:
             "precision_error_levels": asdict(error) if error else None,
             "profiles": [p.to_json() if p else None for p in profiles],
         }
+
+
+def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, PictureSource | None]:
+    """The model of a render, with a lone network repeated as often as the size takes, and the picture to start from.
+
+    Raises ModelError or InputError when one of them cannot be opened.
+    """
+    if not isinstance(model, Model):
+        model = load(model or (DEFAULT if request.init is None else "realsr"))
+    picture = PictureSource(request.init) if request.init is not None else None
+    if picture is not None and model.base_generator is None and len(model.stages) == 1:
+        times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
+        model = model.repeated(times) if times > 1 else model
+    return model, picture
 
 
 _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in half precision"

@@ -107,7 +107,7 @@ def print_plan(
         verbose: print the steps, the parts of the memory and the layout of the store as well.
     """
     budget = measured.budget
-    prose(f"{_what(plan, measured, picture)}, by {model}")
+    prose(f"{what(plan, measured, picture)}, by {model}")
     prose(
         f"{plan.executor}, {plan.precision}, seam error {seam_text(largest(seam_errors(plan, measured)))}{_region(plan, measured)}"
     )
@@ -121,7 +121,7 @@ def print_plan(
         _print_details(plan, projection, measured)
 
 
-def _what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
+def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
     """Size, seed and origin of the image."""
     (height, width), base = plan.size, tuple(n - 2 * plan.margin for n in plan.base)
     size = f"{width}x{height}"
