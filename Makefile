@@ -87,7 +87,7 @@ bench-quick: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams bench_margin bench_checkerboard \
-	    kill_test bench_training bench_kernels; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	    kill_test bench_training bench_kernels bench_forecast; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/bench_memory.py bands
 	$(BIN)/python benchmarks/results_page.py
 

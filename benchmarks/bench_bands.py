@@ -219,7 +219,7 @@ def timed(repeats=3):
     full, half = real("fp32"), real("bf16")
     plain = archs.build(read_checkpoint(find_packaged("realsr")))
     plan = planned(full)
-    print(f"tiles of {plan.tile_shape}, core {plan.tile}, halo {plan.halo}, {len(plan.grid)} of them", flush=True)
+    print(f"tiles of {plan.tile_shape}, core {plan.core_text}, halo {plan.halo}, {len(plan.grid)} of them", flush=True)
     half_bands, full_bands = band_seconds(half), band_seconds(full)
     ways = {
         "bands bf16": lambda: next(half_bands),

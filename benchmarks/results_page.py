@@ -259,7 +259,8 @@ def fast() -> list[str]:
         ),
         source("bench_bands.py beside", "bands_beside", list(beside.values())),
         paragraph(
-            "**Not yet measured on a GPU.** `benchmarks/gpu_quick.py` runs its checks and timings in eight minutes. The batched "
+            "**Not yet measured on a GPU**; a section below has a forecast. `benchmarks/gpu_quick.py` measures one in eight "
+            "minutes. The batched "
             "executor (`--executor stream`) and the Triton kernels are tested on a CPU, in Triton's interpreter, and "
             "compiled for five kinds of GPU."
         ),
@@ -288,6 +289,46 @@ def _machine_code() -> list[str]:
         ),
         source("bench_machine_code.py", "machine_code", shown),
     ]
+
+
+def forecasts() -> list[str]:
+    counts = latest("forecast_counts", "network", "way")
+    shown = latest("forecast", "network", "gpu", "image", "vram")
+    return [
+        "## Forecast for GPUs",
+        paragraph(
+            "**Nothing in this section is measured.** Operations, traffic and live memory of the networks are counted, "
+            "and held against the published ceilings of each GPU: `engine plan --gpu rtx-4090` does the same for any "
+            "render. Each operation takes the time of the ceiling that binds it, so a faster measurement refutes the "
+            "forecast, and so does one that is far slower: kernels that reach half of a ceiling, for instance. Caches "
+            "and everything but the networks are left out."
+        ),
+        table(
+            ("network", "way", "MFLOP a pixel", "KB of traffic a pixel", "launches", "bytes held a pixel"),
+            [
+                (row["network"], row["way"], row["mflop"], row["kilobytes"], count(row["launches"]), row["memory"])
+                for row in counts
+            ],
+        ),
+        paragraph(
+            "Pixels are those of the input. Memory includes 600 MiB for the context, and a quarter more than what is "
+            "live, for the allocator; with the limits of `--vram` in the table a plan stays below them at any size. "
+            "`work` counts the halos: 1 is the whole image. Enlarged four times in fp16, with a halo of 40 (14 for the "
+            "small network of the shipped models):"
+        ),
+        table(
+            ("network and GPU", "image", "VRAM, limit (GiB)", "tile", "work", "VRAM (GiB)", "seconds", "bound by"),
+            [
+                (
+                    f"{row['network']}, {row['gpu']}", row["image"], row["vram"], row["tile"], f"{float(row['work']):.2f}",
+                    row["device"], f"{float(row['seconds']):.2g}" if float(row["seconds"]) < 10 else count(row["seconds"]),
+                    f"{row['bound']} ({float(row['share']):.0%})",
+                )
+                for row in shown
+            ],
+        ),
+        source("bench_forecast.py", "forecast", [*counts, *shown]).replace("Measure again", "Count again"),
+    ]  # fmt: skip
 
 
 def _customary_error() -> float:
@@ -382,7 +423,7 @@ def page() -> str:
             f"Machine of all rows: {machines()}; a shared virtual machine. Only ratios within one run are comparable."
         ),
     ]
-    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *safe(), *training()]) + "\n"
+    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *training()]) + "\n"
 
 
 def plot(path: Path = PLOT) -> None:

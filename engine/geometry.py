@@ -89,14 +89,14 @@ Region: TypeAlias = tuple[int, int, int, int] | Box | str
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Square cells of an image, from its upper left corner; cells at the right and bottom border are cropped."""
+    """Equal cells of an image, from its upper left corner; cells at the right and bottom border are cropped."""
 
     height: int
     """Rows of the image, in pixels."""
     width: int
     """Columns of the image, in pixels."""
-    cell: int
-    """Side of a cell, in pixels."""
+    cell: tuple[int, int]
+    """(height, width) of a cell, in pixels."""
 
     @property
     def bounds(self) -> Box:
@@ -106,29 +106,36 @@ class Grid:
     @property
     def rows(self) -> int:
         """Number of rows of cells."""
-        return -(-self.height // self.cell)
+        return -(-self.height // self.cell[0])
 
     @property
     def columns(self) -> int:
         """Number of columns of cells."""
-        return -(-self.width // self.cell)
+        return -(-self.width // self.cell[1])
 
     def __len__(self) -> int:
         return self.rows * self.columns
 
     def box(self, row: int, column: int) -> Box:
         """Pixels of a cell."""
-        c = self.cell
-        return Box(row * c, column * c, (row + 1) * c, (column + 1) * c).clip(self.bounds)
+        height, width = self.cell
+        y, x = row * height, column * width
+        return Box(y, x, y + height, x + width).clip(self.bounds)
 
     def indices(self, box: Box | None = None) -> Iterator[tuple[int, int]]:
         """(row, column) of every cell that overlaps ``box`` (default: the whole image), row by row."""
         box = self.bounds if box is None else box.clip(self.bounds)
         if not box.area:
             return
-        for row in range(box.y0 // self.cell, -(-box.y1 // self.cell)):
-            for column in range(box.x0 // self.cell, -(-box.x1 // self.cell)):
+        cells = self.covered(box)
+        for row in range(cells.y0, cells.y1):
+            for column in range(cells.x0, cells.x1):
                 yield row, column
+
+    def covered(self, box: Box) -> Box:
+        """Rows and columns of the cells that overlap ``box``, which lies in the image."""
+        height, width = self.cell
+        return Box(box.y0 // height, box.x0 // width, -(-box.y1 // height), -(-box.x1 // width))
 
 
 MAX_SIDE = 2**31 - 1

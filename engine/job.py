@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from pathlib import Path
@@ -34,7 +34,7 @@ from engine.plan.halo import largest
 from engine.plan.layouts import candidates
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
-from engine.plan.plan import Plan, StagePlan
+from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
 from engine.plan.request import AUTO, RenderOptions, Request
 from engine.plan.strips import narrower
 from engine.run.base import base_image
@@ -80,8 +80,8 @@ class Measurements:
     """Peak of the accelerator's memory in bytes; 0 without one."""
     tiles_redone_in_fp32: int
     """Tiles, or rows of shards of a strip, that half precision could not represent."""
-    cores: tuple[int, ...]
-    """Tile of every stage as it really ran, in LR pixels."""
+    cores: tuple[int | list[int], ...]
+    """Tile of every stage as it really ran, in LR pixels: a side, or [rows, columns]."""
     seam_error_levels: float | None
     """Largest seam error in levels of 255; 0.0 if exact, None if not measured."""
 
@@ -200,12 +200,7 @@ class Job:
                 f"engine.render(..., {str(store)!r}), then engine.export({str(store)!r}, {str(out)!r})"
             )
         fix_malloc_thresholds()
-        if not isinstance(model, Model):
-            model = load(model or (DEFAULT if request.init is None else "realsr"))
-        picture = PictureSource(request.init) if request.init is not None else None
-        if picture is not None and model.base_generator is None and len(model.stages) == 1:
-            times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
-            model = model.repeated(times) if times > 1 else model
+        model, picture = opened(model, request)
         factory = StageFactory(model, choose_device(request.device))
         if (note := untested(factory.device)) is not None:
             log(note)
@@ -360,7 +355,7 @@ class Job:
             working_peak=max(0, peak.host - self.measured.baseline),
             device_peak=peak.device,
             tiles_redone_in_fp32=self.redone,
-            cores=tuple(cut.tile for cut in self.cuts),
+            cores=tuple(stored_sides(cut.core) for cut in self.cuts),
             seam_error_levels=self.seam_error,
         )
         return RenderResult(self.out, self.plan, self.projection, measurements)
@@ -449,12 +444,13 @@ class Job:
             return stages
         if self.plan.is_banded:
             cuts: tuple[StagePlan, ...] | None = stages
-            while cuts is not None and [cut.tile for cut in cuts] != tiles:
+            while cuts is not None and [stored_sides(cut.core) for cut in cuts] != tiles:
                 cuts = narrower(self.plan, cuts)
             if cuts is not None:
                 return cuts
-        elif isinstance(tiles, list) and len(tiles) == len(stages) and all(map(_is_smaller_tile, tiles, stages)):
-            return tuple(replace(stage, tile=tile) for stage, tile in zip(stages, tiles, strict=True))
+        else:
+            with suppress(TypeError, ValueError):
+                return tuple(_with_smaller_tile(stage, tile) for stage, tile in zip(stages, tiles, strict=True))
         raise ResumeError(
             f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
         )
@@ -463,11 +459,11 @@ class Job:
         """Record that a stage ran out of device memory, and that the render continues with smaller tiles or strips."""
         smaller = next(new for old, new in zip(self.cuts, cuts, strict=True) if new != old)
         self.cuts = cuts
-        sink.note({"cores": [cut.tile for cut in cuts], "seam_error_levels": self.seam_error})
+        sink.note({"cores": [stored_sides(cut.core) for cut in cuts], "seam_error_levels": self.seam_error})
         if self.plan.is_banded:
             smaller = cuts[-1]
         parts = "strips" if self.plan.is_banded else "tiles"
-        self.log(f"{smaller.name}: out of device memory; going on with {parts} of {smaller.tile} px")
+        self.log(f"{smaller.name}: out of device memory; going on with {parts} of {smaller.core_text} px")
 
     def _base(self) -> Source:
         if self.picture is not None:
@@ -494,6 +490,20 @@ class Job:
         }
 
 
+def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, PictureSource | None]:
+    """The model of a render, with a lone network repeated as often as the size takes, and the picture to start from.
+
+    Raises ModelError or InputError when one of them cannot be opened.
+    """
+    if not isinstance(model, Model):
+        model = load(model or (DEFAULT if request.init is None else "realsr"))
+    picture = PictureSource(request.init) if request.init is not None else None
+    if picture is not None and model.base_generator is None and len(model.stages) == 1:
+        times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
+        model = model.repeated(times) if times > 1 else model
+    return model, picture
+
+
 _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in half precision"
 """Effect of other instructions or threads (docs/results.md)."""
 
@@ -502,9 +512,15 @@ def _ignore(_: object) -> None:
     """A log without a reader."""
 
 
-def _is_smaller_tile(tile: object, stage: StagePlan) -> bool:
-    """Whether a stage of the plan may continue with this tile after its device ran out of memory."""
-    return type(tile) is int and max(1, stage.blend) <= tile <= stage.tile and tile % stage.align == 0
+def _with_smaller_tile(stage: StagePlan, stored: object) -> StagePlan:
+    """A stage of the plan that continues with a smaller tile, after its device ran out of memory.
+
+    Raises ValueError when it may not.
+    """
+    rows, columns = core = sides_of(stored)
+    if rows > stage.core[0] or columns > stage.core[1] or min(core) < stage.blend or any(n % stage.align for n in core):
+        raise ValueError(f"tiles of {rows} x {columns} in place of {stage.core}")
+    return stage.with_core(core)
 
 
 def _size(folder: Path) -> int:

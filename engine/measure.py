@@ -23,6 +23,7 @@ from engine.model.bundle import Model
 from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
 from engine.plan.cost import GIB, budget_error, readable
 from engine.plan.layouts import EXECUTORS, candidates
+from engine.plan.limits import SATURATING, saturating_pixels
 from engine.plan.make import region
 from engine.plan.measured import (
     BandCost,
@@ -106,6 +107,7 @@ def measure(
         precisions=precisions,
         precision_error=error,
         device=device.type,
+        saturating=_saturating(device),
         backend=f"{device.type}, torch {torch.__version__}",
         model_digest=model.digest,
         picture_digest=picture.digest if picture else None,
@@ -215,6 +217,15 @@ def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:
             side = math.lcm(64, stage.align)
             stage.run(torch.zeros(1, stage.inputs, side, side, device=device))
     return device_bytes(device)
+
+
+def _saturating(device: torch.device) -> int:
+    """LR pixels that occupy the whole device, from its properties where it tells them."""
+    if (module := memory_module(device)) is None:
+        return SATURATING
+    properties = module.get_device_properties(device)
+    multiprocessors, cache = (getattr(properties, name, 0) for name in ("multi_processor_count", "L2_cache_size"))
+    return saturating_pixels(multiprocessors, cache) if multiprocessors and cache else SATURATING
 
 
 def _baseline(picture: PictureSource | None) -> int:

@@ -158,7 +158,7 @@ class TiffJob:
 
     def _grid(self, index: int) -> Grid:
         level = self.pyramid.levels[index]
-        return Grid(level.height, level.width, self.options.tile)
+        return Grid(level.height, level.width, (self.options.tile, self.options.tile))
 
     def _tiles(self, index: int) -> Iterator[Pixels]:
         """Tiles of a level in file order, padded by repeating the border: black would ring into a JPEG's last pixels."""

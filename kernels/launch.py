@@ -7,13 +7,14 @@ takes the definition.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "is_interpreting",
     "jit",
     "launch",
+    "observed_launches",
     "tl",
     "triton",
     "use_kernel",
@@ -51,6 +53,11 @@ else:
 
 # Triton decides once, when a kernel is defined.
 _INTERPRETING = triton is not None and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+Observer = Callable[[str, list[torch.Tensor], dict[str, Any]], None]
+"""Called with the name of a kernel, its tensors and its options."""
+
+_observers: list[Observer] = []
 
 _OLDEST = (8, 0)  # compute capability that Triton supports and that has bfloat16
 _INTERPRETED_ELEMENTS = 65536  # the interpreter takes 3.5 ms for each program, whatever its size
@@ -93,6 +100,8 @@ def use_kernel(device: torch.device, use_triton: bool | None) -> bool:
 
     Raises RuntimeError for ``use_triton=True`` where the kernel cannot run.
     """
+    if device.type == "meta":
+        return use_triton is not False and _observers != []
     if use_triton is None:
         return _can_compile_for(device) and not is_interpreting()
     if use_triton and not (is_interpreting() or _can_compile_for(device)):
@@ -134,8 +143,23 @@ def _power_of_two(size: int) -> int:
     return 1 << max(1, (size - 1).bit_length())
 
 
+@contextlib.contextmanager
+def observed_launches(observer: Observer) -> Iterator[None]:
+    """On the meta device, take kernels inside a ``with`` block and tell ``observer`` of each launch: nothing runs there."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:  # noqa: ANN401
     """``kernel[grid](*arguments, **options)`` on the device of its first tensor, which need not be the current one."""
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    device = tensors[0].device
+    if device.type == "meta":
+        for observer in _observers:
+            observer(kernel.__name__, tensors, options)
+        return
     with activate(device):
         kernel[grid](*arguments, **options)

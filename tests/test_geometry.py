@@ -15,7 +15,7 @@ def boxes(low=-12, high=12):
     return st.builds(lambda y, x: Box(y[0], x[0], y[1], x[1]), intervals, intervals)
 
 
-grids = st.builds(Grid, st.integers(1, 39), st.integers(1, 39), st.integers(1, 16))
+grids = st.builds(Grid, st.integers(1, 39), st.integers(1, 39), st.tuples(*[st.integers(1, 16)] * 2))
 
 
 def pixels(box):
@@ -69,8 +69,8 @@ def test_cells_cover_every_pixel_once(grid):
         box = grid.box(row, column)
         counts[box.slices] += 1
         assert box.area > 0
-        assert box.height == grid.cell or row == grid.rows - 1
-        assert box.width == grid.cell or column == grid.columns - 1
+        assert box.height == grid.cell[0] or row == grid.rows - 1
+        assert box.width == grid.cell[1] or column == grid.columns - 1
     assert (counts == 1).all()
     assert len(grid) == len(cells) == grid.rows * grid.columns
     assert cells == sorted(cells)

@@ -167,6 +167,7 @@ def plan(
     *,
     out: Path = Path("out.zarr"),
     request: Request = Request(),  # noqa: B008
+    gpu: str | None = None,
     theory: bool = False,
     report: Path | None = None,
     quiet: QuietFlag = False,
@@ -179,6 +180,8 @@ def plan(
 
     Args:
         out: Store or picture that a render would write, which decides the free disk.
+        gpu: GPU that need not be there, such as rtx-4090, rtx-3060, l4 or h100: plan as on it, and forecast its memory and
+            time from published figures. Its memory limits the plan, unless --vram is less.
         theory: Print the memory of the networks as the paper counts it (Table 2), for this model or else for the paper's.
         report: Run report of a render of this model, whose measured peak is printed beside --theory.
     """
@@ -186,7 +189,7 @@ def plan(
     if theory:
         from engine.cli import paper_memory
 
-        if request != Request() or out != Path("out.zarr"):
+        if request != Request() or out != Path("out.zarr") or gpu is not None:
             raise UsageError(
                 f"{option('theory', True)}: only {option('report')} and {option('json')} apply to it; leave out the rest"
             )
@@ -201,6 +204,12 @@ def plan(
     from engine.cli.render import Options, Output
     from engine.cli.render import render as run
 
+    if gpu is not None:
+        from engine.cli.forecast import print_forecast
+
+        store = Output(out).store
+        print_forecast(_model_or_default(model, request), store, request, gpu, as_json=json, quiet=quiet)
+        return
     options = Options(dry_run=True, as_json=json, quiet=quiet, verbose=verbose)
     run(_model_or_default(model, request), Output(out), request, options)
 

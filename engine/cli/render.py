@@ -179,7 +179,7 @@ def resume_words(model: Path, request: Request) -> list[str]:
         if value == field.default:
             continue
         words.append(f"--{field.name.replace('_', '-')}")
-        if field.name == "size":
+        if isinstance(value, tuple):  # a size or a tile
             words.append(f"{value[0]}x{value[1]}")
         elif isinstance(value, Box):
             words.append(f"{value.x0},{value.y0},{value.width},{value.height}")
@@ -245,7 +245,7 @@ def _print_result(
         f"{report.part_of(measured.host_peak, budget.host)}"
     )
     if job.cuts != result.plan.stages:
-        tiles = ", ".join(f"{cut.name} {cut.tile}" for cut in job.cuts)
+        tiles = ", ".join(f"{cut.name} {cut.core_text}" for cut in job.cuts)
         change = "strips narrower" if result.plan.is_banded else "tiles smaller"
         warn(f"out of device memory: {change} than planned ({tiles} px)")
     if options.verbose:

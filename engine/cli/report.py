@@ -107,7 +107,7 @@ def print_plan(
         verbose: print the steps, the parts of the memory and the layout of the store as well.
     """
     budget = measured.budget
-    prose(f"{_what(plan, measured, picture)}, by {model}")
+    prose(f"{what(plan, measured, picture)}, by {model}")
     prose(
         f"{plan.executor}, {plan.precision}, seam error {seam_text(largest(seam_errors(plan, measured)))}{_region(plan, measured)}"
     )
@@ -121,7 +121,7 @@ def print_plan(
         _print_details(plan, projection, measured)
 
 
-def _what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
+def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
     """Size, seed and origin of the image."""
     (height, width), base = plan.size, tuple(n - 2 * plan.margin for n in plan.base)
     size = f"{width}x{height}"
@@ -162,7 +162,8 @@ def _print_details(plan: Plan, projection: Projection, measured: Measured) -> No
         prose(f"batches of {', '.join(map(str, projection.batches))} tiles")
     if measured.precision_error is not None:
         prose(precision_text(measured.precision_error))
-    prose(f"store: shards {plan.shard} px, chunks {plan.chunk} px, {counted(len(plan.pyramid), 'level')}")
+    shard, chunk = ("x".join(map(str, dict.fromkeys(sides[::-1]))) for sides in (plan.shard, plan.chunk))
+    prose(f"store: shards {shard} px, chunks {chunk} px, {counted(len(plan.pyramid), 'level')}")
     parts = ", ".join(f"{name} {readable(size)}" for name, size in projection.host_parts.items())
     prose(f"memory: idle {readable(projection.baseline)}, {parts}")
     prose(f"free disk {readable(budget.disk)}")

@@ -7,6 +7,7 @@ crc32c of them.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from enum import StrEnum
@@ -33,6 +34,11 @@ class ShardState(StrEnum):
     EMPTY = "empty"
     FOREIGN = "not a regular file"
     CUT = "cut, or overwritten"
+
+
+def chunks_of(array: Any) -> int:  # noqa: ANN401 (zarr's type)
+    """Number of inner chunks of a whole shard of an array [3, H, W]."""
+    return math.prod(shard // chunk for shard, chunk in zip(array.shards[1:], array.chunks[1:], strict=True))
 
 
 def shard_path(store: Path, level: str | int, row: int, column: int) -> Path:

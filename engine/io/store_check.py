@@ -19,7 +19,15 @@ from engine.errors import InputError, counted, option
 from engine.geometry import Box, Grid
 from engine.io.durable import DurableStore
 from engine.io.files import new_identity
-from engine.io.shards import ShardState, file_state, raise_unless_damage, remove_shard, shard_path, shard_state
+from engine.io.shards import (
+    ShardState,
+    chunks_of,
+    file_state,
+    raise_unless_damage,
+    remove_shard,
+    shard_path,
+    shard_state,
+)
 from engine.io.zarr_store import (
     ATTRIBUTE,
     IDENTITY,
@@ -34,6 +42,7 @@ from engine.io.zarr_store import (
     stored_provenance,
     stored_sizes,
 )
+from engine.plan.plan import sides_of
 
 Index = tuple[int, int, int]
 """(level, row, column) of a shard."""
@@ -96,7 +105,7 @@ class _Check:
         plan = _plan_of(path)
         self._path, self._on_progress = path, on_progress
         try:
-            sizes, shard, chunk = stored_sizes(plan), plan["shard"], plan["chunk"]
+            sizes, shard, chunk = stored_sizes(plan), sides_of(plan["shard"]), sides_of(plan["chunk"])
             self._group = zarr.open_group(DurableStore(path), mode="r+")
             self._arrays: list[Any] = [self._group[str(level)] for level in range(len(sizes))]
         except Exception as error:  # each of Zarr's parsers has exceptions of its own
@@ -157,7 +166,7 @@ class _Check:
         self._on_progress(self._done, self._total)
         level, *position = index
         array = self._arrays[level]
-        state = shard_state(self._file(index), (array.shards[1] // array.chunks[1]) ** 2)
+        state = shard_state(self._file(index), chunks_of(array))
         if state is ShardState.WHOLE:
             try:
                 return read_shard(array, self._grids[level].box(*position))

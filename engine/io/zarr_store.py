@@ -37,8 +37,16 @@ from engine.io.files import (
     temporary_name,
     temporary_names,
 )
-from engine.io.shards import ShardState, is_present, raise_unless_damage, remove_shard, shard_path, shard_state
-from engine.plan.plan import Plan, pyramid_of
+from engine.io.shards import (
+    ShardState,
+    chunks_of,
+    is_present,
+    raise_unless_damage,
+    remove_shard,
+    shard_path,
+    shard_state,
+)
+from engine.plan.plan import Plan, Sides, pyramid_of, sides_of
 
 ATTRIBUTE = "ourgan"
 """Attribute of the group that holds the plan and the provenance."""
@@ -310,7 +318,7 @@ class ZarrSink:
         """Remove shards whose files are no whole shards, and let a store be finished again that lost some."""
         was_complete, lost = self.complete, []
         for level, array in enumerate(self._arrays):
-            chunks = (self._plan.shard // self._plan.chunk) ** 2
+            chunks = chunks_of(array)
             for index in self._plan.grid(level).indices():
                 path = shard_path(self.path, level, *index)
                 state = shard_state(path, chunks)
@@ -393,14 +401,14 @@ def damaged_shard(store: Path, shard: Path, problem: str) -> str:
     )
 
 
-def check_array(where: str, array: Any, size: tuple[int, int], shard: int, chunk: int) -> None:  # noqa: ANN401
+def check_array(where: str, array: Any, size: Sides, shard: Sides, chunk: Sides) -> None:  # noqa: ANN401
     """Raise InputError unless an array's metadata is as ``create`` writes it; earlier stores have no checksums.
 
     Args:
         where: name of the array for the message.
         array: array of Zarr.
         size: (height, width) of the level.
-        shard, chunk: sides in pixels.
+        shard, chunk: (height, width) in pixels.
     """
     codec = array.metadata.codecs[0].to_dict()
     settings = codec.get("configuration", {})
@@ -408,8 +416,8 @@ def check_array(where: str, array: Any, size: tuple[int, int], shard: int, chunk
     index = [c["name"] for c in settings.get("index_codecs", ())]
     is_ours = (
         array.shape == (3, *size)
-        and array.shards == (3, shard, shard)
-        and array.chunks == (3, chunk, chunk)
+        and array.shards == (3, *shard)
+        and array.chunks == (3, *chunk)
         and array.dtype == np.uint8
         and len(array.metadata.codecs) == 1
         and inner in (["bytes", "blosc"], ["bytes", "blosc", "crc32c"])
@@ -457,9 +465,9 @@ def stored_plan(path: Path) -> dict[str, Any] | None:
 
 
 def stored_sizes(plan: dict[str, Any]) -> tuple[tuple[int, int], ...]:
-    """Sizes of the levels of a stored plan. Raises KeyError or TypeError where it is damaged."""
+    """Sizes of the levels of a stored plan. Raises KeyError, TypeError or ValueError where it is damaged."""
     roi = plan["roi"]
-    return pyramid_of((roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]), plan["chunk"])
+    return pyramid_of((roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]), sides_of(plan["chunk"]))
 
 
 def check_replaceable(path: Path) -> None:
@@ -583,8 +591,8 @@ def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Pl
     group.create_array(
         str(level),
         shape=(3, *size),
-        shards=(3, plan.shard, plan.shard),
-        chunks=(3, plan.chunk, plan.chunk),
+        shards=(3, *plan.shard),
+        chunks=(3, *plan.chunk),
         dtype=np.uint8,
         compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1), Crc32cCodec()],
         dimension_names=ome.AXES,

@@ -125,7 +125,7 @@ def store_bytes(plan: Plan) -> int:
 
 def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     """Raise BudgetError when the projection exceeds the budget."""
-    smaller = f"{option('tile')} below {plan.stages[-1].tile}"
+    smaller = f"{option('tile')} below {min(plan.stages[-1].core)}"
     if projection.host > budget.host:
         largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
         part = f"the plan (largest part: {largest}, {readable(projection.host_parts[largest])})"

@@ -7,7 +7,7 @@ To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine.errors import UsageError, option
@@ -15,7 +15,7 @@ from engine.geometry import Box
 from engine.plan import strips, tiles
 from engine.plan.cost import Projection
 from engine.plan.measured import Measured
-from engine.plan.plan import Plan, StagePlan
+from engine.plan.plan import Plan, Sides, StagePlan
 from engine.plan.request import AUTO, Request
 
 
@@ -30,25 +30,31 @@ class Layout(Protocol):
         ...
 
     def whole(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...] | None:
         """The stages with the whole width in one piece; None if the layout knows no such cut, or if it does not fit."""
         ...
 
     def choose(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...]:
-        """The stages with their tiles or strips. ``width``: of the output, in pixels; ``tile``: requested, in LR pixels."""
+        """The stages with their tiles or strips.
+
+        Args:
+            stages, measured: stages without a cut, and their costs.
+            width: of the output, in pixels.
+            tile: (rows, columns) of a requested tile, in LR pixels; strips have its columns.
+        """
         ...
 
     def restore(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[Sides]
     ) -> tuple[StagePlan, ...]:
         """The stages with the tiles or strips of a stored plan."""
         ...
 
-    def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
-        """Sides (shard, chunk) of the store, in pixels."""
+    def shard(self, last: StagePlan, width: int) -> tuple[Sides, Sides]:
+        """(height, width) of (shard, chunk) of the store, in pixels."""
         ...
 
     def inner_edges(self, plan: Plan) -> list[bool]:
@@ -72,23 +78,26 @@ class TileLayout:
         return True
 
     def whole(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...] | None:
         return None
 
     def choose(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...]:
         if tile is None:
             return tiles.choose_tiles(stages, measured, batched=self.batched)
         return self.restore(stages, measured, width, [tile] * len(stages))
 
     def restore(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[Sides]
     ) -> tuple[StagePlan, ...]:
-        return tuple(replace(s, tile=rounded(tile, s)) for s, tile in zip(stages, tiles, strict=True))
+        return tuple(
+            stage.with_core((rounded(rows, stage), rounded(columns, stage)))
+            for stage, (rows, columns) in zip(stages, tiles, strict=True)
+        )
 
-    def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
+    def shard(self, last: StagePlan, width: int) -> tuple[Sides, Sides]:
         return tiles.shard_of_tiles(last)
 
     def inner_edges(self, plan: Plan) -> list[bool]:
@@ -108,28 +117,29 @@ class BandLayout:
         return strips.streamable(measured)
 
     def whole(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...] | None:
         columns = strips.all_columns(stages, measured, width)
         if tile is not None:
-            return strips.with_strips(stages, measured, columns) if rounded(tile, stages[-1]) >= columns else None
+            return strips.with_strips(stages, measured, columns) if rounded(tile[1], stages[-1]) >= columns else None
         return strips.one_strip(stages, measured, width)
 
     def choose(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: int | None
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...]:
         if tile is None:
             return strips.choose_strips(stages, measured, width)
         return self.restore(stages, measured, width, [tile])
 
     def restore(
-        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[int]
+        self, stages: Sequence[StagePlan], measured: Measured, width: int, tiles: Sequence[Sides]
     ) -> tuple[StagePlan, ...]:
-        tile = min(rounded(tiles[-1], stages[-1]), strips.all_columns(stages, measured, width))
+        tile = min(rounded(tiles[-1][1], stages[-1]), strips.all_columns(stages, measured, width))
         return strips.with_strips(stages, measured, tile)
 
-    def shard(self, last: StagePlan, width: int) -> tuple[int, int]:
-        return strips.shard_of_strips(last, width)
+    def shard(self, last: StagePlan, width: int) -> tuple[Sides, Sides]:
+        shard, chunk = strips.shard_of_strips(last, width)
+        return (shard, shard), (chunk, chunk)
 
     def inner_edges(self, plan: Plan) -> list[bool]:
         return strips.inner_edges(plan)
@@ -178,6 +188,12 @@ def candidates(request: Request, device: str) -> tuple[str, ...]:
             f"{option('blend', request.blend)}: {request.executor} have no tiles to cross-fade; "
             f"use {option('executor', 'tiles')}, or leave out {option('blend')}"
         )
+    if isinstance(request.tile, tuple) and chosen.layout.in_bands:
+        width, height = request.tile
+        raise UsageError(
+            f"{option('tile', f'{width}x{height}')}: strips of {request.executor} have a width alone; "
+            f"use {option('tile', width)}, or {option('executor', 'tiles')}"
+        )
     replacement = chosen.on_cpu
     if replacement is not None and device == "cpu" and request.device is None:
         return (replacement,)
@@ -185,6 +201,6 @@ def candidates(request: Request, device: str) -> tuple[str, ...]:
 
 
 def rounded(tile: int, stage: StagePlan) -> int:
-    """A requested tile rounded up to the stage's window, and to an even output, so that the pyramid halves it."""
+    """A requested side rounded up to the stage's window, and to an even output, so that the pyramid halves it."""
     step = stage.align if stage.align * stage.scale % 2 == 0 else 2 * stage.align
     return -(-tile // step) * step

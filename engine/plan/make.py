@@ -13,7 +13,7 @@ from engine.plan.cost import Projection
 from engine.plan.halo import HaloPolicy, seam_error
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.measured import Measured
-from engine.plan.plan import Plan, StagePlan, executor_of, step_of
+from engine.plan.plan import Plan, Sides, StagePlan, executor_of, sides_of, step_of
 from engine.plan.request import AUTO, Request
 
 _CONTEXT = 32
@@ -28,8 +28,8 @@ class StoredCut:
     """Cut of a stored plan that a resumed render adopts."""
 
     executor: str
-    tiles: tuple[int, ...]
-    """Tile of every stage, in LR pixels."""
+    tiles: tuple[Sides, ...]
+    """(rows, columns) of every stage's tile, in LR pixels; strips have columns alone."""
 
 
 def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None) -> Plan:
@@ -81,11 +81,11 @@ def stored_cut(stored: dict[str, Any], request: Request, measured: Measured) -> 
     A requested tile is kept, and a damaged stored plan is reported when both plans are compared.
     """
     try:
-        tiles = tuple(stage["core"] for stage in stored["stages"])
-    except (KeyError, TypeError):
+        tiles = tuple(sides_of(stage["core"]) for stage in stored["stages"])
+    except (KeyError, TypeError, ValueError):
         return None
     name = executor_of(stored)
-    if not all(type(tile) is int and tile > 0 for tile in tiles) or len(tiles) != len(measured.stages):
+    if len(tiles) != len(measured.stages):
         return None
     if request.tile is not None or name not in candidates(request, measured.device):
         return None
@@ -106,7 +106,7 @@ def region(request: Request, canvas: Canvas) -> Box:
 
 def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None) -> Plan:
     layout, roi = EXECUTORS[name].layout, region(request, measured.canvas)
-    tile = request.tile if cut is None else cut.tiles[-1]
+    tile = request.core if cut is None else cut.tiles[-1]
     # A halo decides no pixel where no edge is inside the image. A region has the pixels of the whole image by exact halos.
     # Neither needs a measurement.
     stages = None

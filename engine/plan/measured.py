@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.plan.canvas import Canvas
+from engine.plan.limits import SATURATING
 
 PRECISION_MEAN = 0.3
 """Tolerance of the automatic precision: mean error against float32, in levels of 255."""
@@ -199,6 +200,8 @@ class Measured:
     """Error of the chain against float32; None if all stages run in float32, or if it was not measured."""
     device: str = "cpu"
     """Type of the device."""
+    saturating: int = SATURATING
+    """LR pixels that occupy the whole accelerator, to which small tiles are batched."""
     backend: str = "cpu"
     """Device type and version of torch, as the plan records it."""
     model_digest: str = ""

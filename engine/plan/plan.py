@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from engine.errors import AlignmentError, UsageError, option
@@ -28,6 +28,9 @@ REDUCED_SHARD, REDUCED_CHUNK = 1024, 512
 
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
+
+Sides = tuple[int, int]
+"""(height, width) of a rectangle, in pixels."""
 
 _FIRST_ENLARGEMENT = 2
 """Step 1 makes the base image; steps 2 to 4 enlarge it (paper, section 3)."""
@@ -58,8 +61,8 @@ class Tile:
 class StagePlan:
     """Cut of one super-resolution step into tiles, or into strips of bands. Sizes are in low-resolution (LR) pixels.
 
-    Tiles are ``tile`` x ``tile`` with ``halo`` on all sides. Strips are ``tile`` columns wide with ``halo`` on the left
-    and right, and run from top to bottom in bands of ``band`` rows.
+    Tiles have ``tile`` columns and ``tile_rows`` rows, with ``halo`` on all sides. Strips are ``tile`` columns wide with
+    ``halo`` on the left and right, and run from top to bottom in bands of ``band`` rows.
     """
 
     step: int
@@ -75,9 +78,11 @@ class StagePlan:
     halo: int
     """Context around a tile, at least the receptive field if the result must be exact."""
     tile: int
-    """Side of a tile, or width of a strip, without halo."""
+    """Columns of a tile or of a strip, without halo."""
     sigma: float
     """Standard deviation of the input noise, relative to the range 0 to 1."""
+    tile_rows: int = 0
+    """Rows of a tile, without halo; 0 for a square and for strips."""
     band: int = 0
     """Rows of a band; 0 for tiles."""
     blend: int = 0
@@ -91,10 +96,28 @@ class StagePlan:
     is_image: bool = False
     """Whether the output is the image itself, uint8; float32 if further stages or a reduction follow."""
 
+    def __post_init__(self) -> None:
+        if self.tile_rows == self.tile:  # equal cuts are equal plans
+            object.__setattr__(self, "tile_rows", 0)
+
     @property
     def name(self) -> str:
         """The step in words."""
         return f"step {self.step}"
+
+    @property
+    def core(self) -> Sides:
+        """(rows, columns) of a tile, without halo."""
+        return self.tile_rows or self.tile, self.tile
+
+    @property
+    def core_text(self) -> str:
+        """The tile as users write it: its side, or WIDTHxHEIGHT."""
+        return f"{self.tile}x{self.tile_rows}" if self.tile_rows else f"{self.tile}"
+
+    def with_core(self, core: Sides) -> StagePlan:
+        """The stage in tiles of these (rows, columns), without halo."""
+        return replace(self, tile_rows=core[0], tile=core[1])
 
     @property
     def position(self) -> int:
@@ -109,20 +132,33 @@ class StagePlan:
     @property
     def tile_shape(self) -> tuple[int, int]:
         """(height, width) of every tile's input. All are equal, so one mask and one recorded launch serve them."""
-        full = self.tile + 2 * self.halo + self.blend
-        return min(full, self.padded[0]), min(full, self.padded[1])
+        return tuple(map(self._tile_side, self.core, self.grid.bounds.shape, self.padded))  # type: ignore[return-value]
+
+    def _tile_side(self, core: int, output: int, padded: int) -> int:
+        """Rows or columns of every tile's input, as many as the largest one needs.
+
+        Args:
+            core: of a tile, without halo.
+            output: of the stage's output.
+            padded: of the frame.
+        """
+        cells = -(-output // (core * self.scale))
+        # With two cells, each has the frame's border on one side, where no halo is needed beyond the margin.
+        outside = self.halo if cells > 2 else min(self.halo, self.margin)
+        return min(core + outside + self.halo + self.blend, padded)
 
     @property
     def grid(self) -> Grid:
         """Cells of the output in HR pixels. The origin lies ``margin`` LR pixels inside the frame."""
         height, width = ((n - 2 * self.margin) * self.scale for n in (self.height, self.width))
-        return Grid(height, width, self.tile * self.scale)
+        rows, columns = self.core
+        return Grid(height, width, (rows * self.scale, columns * self.scale))
 
     def tile_at(self, row: int, column: int) -> Tile:
         """The tile of a cell. Its origin is clamped into the frame: a deeper inner halo replaces a synthetic border."""
         y, x = (
-            min(max(self.margin + k * self.tile - self.halo, 0), frame - size)
-            for k, frame, size in zip((row, column), self.padded, self.tile_shape, strict=True)
+            min(max(self.margin + k * side - self.halo, 0), frame - size)
+            for k, side, frame, size in zip((row, column), self.core, self.padded, self.tile_shape, strict=True)
         )
         read = Box(y, x, y + self.tile_shape[0], x + self.tile_shape[1])
         cell, border = self.grid.box(row, column), self.blend * self.scale
@@ -179,24 +215,24 @@ class StagePlan:
             AlignmentError: a tile, strip, band, halo, cross-fade or margin is not a multiple of the window.
             UsageError: a cross-fade is wider than a tile.
         """
-        size = ("band", self.band) if self.band else ("tile", self.tile)
-        for what, value in (size, ("halo", self.halo), ("cross-fade", self.blend), ("margin", self.margin)):
+        sizes = [("band", self.band)] if self.band else [("tile", side) for side in self.core]
+        for what, value in (*sizes, ("halo", self.halo), ("cross-fade", self.blend), ("margin", self.margin)):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
                 raise AlignmentError(
                     f"{self.name}: {what} is not a multiple of the window ({value}, window {self.align}); use {limit}"
                 )
-        if self.blend > self.tile:
+        if self.blend > (side := min(self.core)):
             raise UsageError(
-                f"{self.name}: cross-fade is wider than the tile ({self.blend}, tile {self.tile}); "
-                f"use {option('blend', self.tile)} or less"
+                f"{self.name}: cross-fade is wider than the tile ({self.blend}, tile {side}); "
+                f"use {option('blend', side)} or less"
             )
 
     def to_json(self) -> dict[str, Any]:
         """Fields that decide pixels, under the keys of the stored format."""
         values = asdict(self)
-        del values["step"], values["is_image"]
-        return {"name": f"stage {self.position + 1}", "core": values.pop("tile"), **values}
+        del values["step"], values["is_image"], values["tile"], values["tile_rows"]
+        return {"name": f"stage {self.position + 1}", "core": stored_sides(self.core), **values}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StagePlan:
@@ -206,7 +242,9 @@ class StagePlan:
             KeyError, TypeError, ValueError: the data is damaged.
         """
         values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        return cls(**values, step=step_of(int(str(data["name"]).removeprefix("stage ")) - 1), tile=data["core"])
+        rows, columns = sides_of(data["core"])
+        step = step_of(int(str(data["name"]).removeprefix("stage ")) - 1)
+        return cls(**values, step=step, tile=columns, tile_rows=rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +259,10 @@ class Plan:
     """Size of the base image: step 1's output, or the picture given instead, with its margin."""
     stages: tuple[StagePlan, ...]
     """Cut of every super-resolution step, first step first."""
-    shard: int
-    """Side of a shard, in pixels."""
-    chunk: int
-    """Side of an inner chunk, in pixels."""
+    shard: Sides
+    """(height, width) of a shard, in pixels."""
+    chunk: Sides
+    """(height, width) of an inner chunk, in pixels."""
     seed: int
     """Seed of all noise."""
     model_digest: str
@@ -292,12 +330,11 @@ class Plan:
         if self.is_banded:
             height, width = self.size
             for x0, x1 in self.column_strips():
-                for y in range(0, height, self.shard):
-                    yield Box(y, x0, min(y + self.shard, height), min(x1, width))
+                for y in range(0, height, self.shard[0]):
+                    yield Box(y, x0, min(y + self.shard[0], height), min(x1, width))
             return
         is_tile = self.is_whole and self.reduction.is_identity
-        cell = self.stages[-1].tile * self.stages[-1].scale if is_tile else self.shard
-        grid = Grid(*self.size, cell)
+        grid = Grid(*self.size, self.stages[-1].grid.cell if is_tile else self.shard)
         yield from (grid.box(*index) for index in grid.indices())
 
     @property
@@ -307,7 +344,7 @@ class Plan:
         if self.reduction.is_identity:
             return enlarged
         columns = enlarged * self.canvas[1] // self.reduction.source[1]
-        return columns if columns >= self.size[1] else max(1, columns // self.shard) * self.shard
+        return columns if columns >= self.size[1] else max(1, columns // self.shard[1]) * self.shard[1]
 
     def column_strips(self) -> Iterator[tuple[int, int]]:
         """Half-open range of output columns of every strip."""
@@ -343,7 +380,7 @@ class Plan:
         """
         counts, box = [], Box(0, 0, *self.reduction.source)
         for stage in reversed(self.stages):
-            cells = box.cover(stage.grid.cell)
+            cells = stage.grid.covered(box)
             counts.append(cells.area)
             first, last = (
                 stage.source_box(stage.tile_at(*index).read)
@@ -354,7 +391,12 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan under the keys of the stored format."""
-        values = {**asdict(self), "stages": [stage.to_json() for stage in self.stages]}
+        values = {
+            **asdict(self),
+            "stages": [stage.to_json() for stage in self.stages],
+            "shard": stored_sides(self.shard),
+            "chunk": stored_sides(self.chunk),
+        }
         if self.enlarged is None:  # absent from the plans of earlier versions
             del values["enlarged"]
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
@@ -411,16 +453,35 @@ def step_of(position: int) -> int:
     return position + _FIRST_ENLARGEMENT
 
 
-def pyramid_of(size: tuple[int, int], chunk: int) -> tuple[tuple[int, int], ...]:
+def stored_sides(sides: Sides) -> int | list[int]:
+    """The stored form of a rectangle: the side of a square, as earlier versions had only squares, else [height, width]."""
+    return sides[0] if sides[0] == sides[1] else list(sides)
+
+
+def sides_of(stored: object) -> Sides:
+    """(height, width) of a stored rectangle. Raises ValueError when it is none."""
+    sides = [stored, stored] if type(stored) is int else stored
+    if not (isinstance(sides, list) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
+        raise ValueError(f"{stored!r} is neither a side nor a height and a width")
+    return sides[0], sides[1]
+
+
+def pyramid_of(size: Sides, chunk: Sides) -> tuple[Sides, ...]:
     """Sizes (height, width) of the levels below ``size``, as ``Plan.pyramid`` has them."""
     sizes = [size]
-    while max(sizes[-1]) > chunk:
+    while sizes[-1][0] > chunk[0] or sizes[-1][1] > chunk[1]:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     return tuple(sizes)
 
 
+def shards_of(tile: Sides) -> tuple[Sides, Sides]:
+    """(height, width) of (shard, chunk) for tiles of these output pixels."""
+    rows, columns = (shard_of(side) for side in tile)
+    return (rows[0], columns[0]), (rows[1], columns[1])
+
+
 def shard_of(tile: int, largest: int = MAX_SHARD) -> tuple[int, int]:
-    """Sides (shard, chunk) in pixels for a tile of ``tile`` output pixels: a shard divides the tile, a chunk the shard.
+    """Sides (shard, chunk) in pixels for a side of ``tile`` output pixels: a shard divides the tile, a chunk the shard.
 
     A shard is even, so that its half in the pyramid lies on whole pixels. A tile without a divisor of a useful size is one
     shard; a shard without one is one chunk.

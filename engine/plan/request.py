@@ -111,6 +111,21 @@ def _overlap(value: object, name: str) -> str:
     return _text(value, name) if number is None else str(number)
 
 
+def _tile(value: object, name: str) -> int | tuple[int, int]:
+    if (side := whole_number(value)) is not None:
+        if side < 1:
+            raise UsageError(f"{option(name, side)}: must be at least 1 low-resolution pixel")
+        return side
+    try:
+        width, height = parse_size(value, name)
+    except UsageError as error:
+        form = "a side such as 64, or WIDTHxHEIGHT such as 128x64, in low-resolution pixels"
+        if isinstance(value, str):
+            raise UsageError(f"{option(name, value)}: not a tile; write {form}") from error
+        raise UsageError(f"{option(name)}: {value!r} is not a tile; give {form}") from error
+    return width if width == height else (width, height)
+
+
 def _path(value: object, name: str) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise _wrong_type(value, name, "a path")
@@ -128,7 +143,7 @@ _PARSERS: dict[str, Callable[[object, str], object]] = {
     "roi": parse_box,
     "stages": _whole,
     "executor": _text,
-    "tile": _whole,
+    "tile": _tile,
     "overlap": _overlap,
     "blend": _whole,
     "ramp": _text,
@@ -150,7 +165,7 @@ class RenderOptions(TypedDict, total=False):
     roi: tuple[int, int, int, int] | Box | str | None
     stages: int | None
     executor: str
-    tile: int | None
+    tile: int | tuple[int, int] | str | None
     overlap: str | int
     blend: int
     ramp: str
@@ -202,9 +217,9 @@ class Request:
     """Executor: tiles (with a halo), bands (rows, nothing computed twice), batched (tiles in batches, for a GPU; alias:
     stream) or auto (bands where the networks and the memory allow it, otherwise batched on a GPU and tiles on a CPU)."""
 
-    tile: int | None = None
-    """Side of a tile without its halo, or width of a strip of bands, in low-resolution pixels; default: the largest that
-    fits the memory."""
+    tile: Annotated[int | tuple[int, int] | None, flag(partial(_tile, name="tile"), "N|WxH")] = None
+    """Side of a tile without its halo, or WIDTHxHEIGHT, or width of a strip of bands, in low-resolution pixels; default: the
+    tile with the least work that fits the memory."""
 
     overlap: str = "auto"
     """Halo of a tile: auto (smallest within the seam tolerance), exact (receptive field), erf:0.98 (effective receptive
@@ -248,8 +263,6 @@ class Request:
         object.__setattr__(self, "executor", RENAMED_EXECUTORS.get(self.executor, self.executor))
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"{option('seed', self.seed)}: must be from 0 to {MAX_SEED}")
-        if self.tile is not None and self.tile < 1:
-            raise UsageError(f"{option('tile', self.tile)}: must be at least 1 low-resolution pixel")
         if not 0 <= self.blend <= MAX_BLEND:
             raise UsageError(
                 f"{option('blend', self.blend)}: must be from 0 (no cross-fade) to {MAX_BLEND} low-resolution pixels"
@@ -262,6 +275,13 @@ class Request:
     def halo_policy(self) -> HaloPolicy:
         """Policy that chooses the halo of each step from ``overlap`` and ``seam_tolerance``."""
         return HaloPolicy(self.overlap, self.seam_tolerance)
+
+    @property
+    def core(self) -> tuple[int, int] | None:
+        """(rows, columns) of a requested tile, as the planner takes it."""
+        if self.tile is None or isinstance(self.tile, tuple):
+            return self.tile and (self.tile[1], self.tile[0])
+        return self.tile, self.tile
 
     @property
     def shape(self) -> tuple[int, int] | None:

@@ -99,7 +99,7 @@ def narrower(plan: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...] |
         stages: its stages, or these in narrower strips.
     """
     last, strip = stages[-1], replace(plan, stages=tuple(stages)).strip
-    step = math.lcm(plan.shard, last.scale * last.align) if last.is_image else plan.shard
+    step = math.lcm(plan.shard[1], last.scale * last.align) if last.is_image else plan.shard[1]
     parts = -(-min(strip, plan.size[1]) // step)
     if parts < 2:
         return None

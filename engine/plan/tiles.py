@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NoReturn
+from itertools import product
+from typing import NamedTuple, NoReturn
 
 from engine.errors import option
 from engine.geometry import Box
@@ -22,19 +22,34 @@ from engine.plan.cost import (
 )
 from engine.plan.limits import IN_FLIGHT, WRITERS
 from engine.plan.measured import Measured, MeasuredStage
-from engine.plan.plan import REDUCED_CHUNK, REDUCED_SHARD, Plan, StagePlan, shard_of
+from engine.plan.plan import REDUCED_CHUNK, REDUCED_SHARD, Plan, Sides, StagePlan, shards_of
 
-TILES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-"""Candidate tile sides in LR pixels: multiples of every attention window in use, so that shards divide well."""
+SMALLEST, LARGEST = 16, 2048
+"""Sides of a chosen tile without halo, in LR pixels."""
 
-WORK_SLACK = 1.15
-"""The smallest tile within 15 % of the least work is chosen: larger tiles cost memory, and work when interrupted."""
+_STEP = 16
+"""Output pixels of which sides are multiples, so that shards and chunks of useful sizes divide them."""
 
-SATURATING, LARGEST_BATCH = 1 << 17, 64
-"""LR pixels that should saturate a large GPU, to which small tiles are batched, and the largest batch.
-
-Forecast from 132 multiprocessors and blocks of 128 pixels (eight rounds); not yet measured on a GPU.
+_ELONGATION = 3
+"""Longer side of a chosen tile by its shorter one, unless that spans the image. Footprints are measured on squares: a
+network's memory follows the area, but the chunks of a tail carry rows of context, which count more in a flat tile.
 """
+
+_FINER = 1.05
+"""Factor between the numbers of parts that an image is divided into, beyond the first twenty."""
+
+SLACK, DEVICE_SLACK = 1.10, 1.02
+"""The smallest tile is chosen whose work is within this factor of the least.
+
+Larger tiles cost memory, work when interrupted, and on a CPU time: RRDBNet on 312 x 368 pixels takes 1.2 times as long a pixel
+as on 192 x 192. An accelerator has memory to spare.
+"""
+
+LARGEST_ON_DEVICE = 1 << 20
+"""LR pixels of a chosen tile on an accelerator, without halo: the last tile is compressed while no network runs."""
+
+LARGEST_BATCH = 64
+"""Largest batch of tiles."""
 
 _ALLOCATOR = (40 << 20, 0.12)
 """Bytes and share for the allocator."""
@@ -76,9 +91,11 @@ def _cached_of_last(plan: Plan) -> int:
     )
 
 
-def shard_of_tiles(last: StagePlan) -> tuple[int, int]:
-    """Sides (shard, chunk) of the store for tiles of the last stage, in pixels."""
-    return shard_of(last.tile * last.scale) if last.is_image else (REDUCED_SHARD, REDUCED_CHUNK)
+def shard_of_tiles(last: StagePlan) -> tuple[Sides, Sides]:
+    """(height, width) of (shard, chunk) of the store for tiles of the last stage, in pixels."""
+    if last.is_image:
+        return shards_of(last.grid.cell)
+    return (REDUCED_SHARD, REDUCED_SHARD), (REDUCED_CHUNK, REDUCED_CHUNK)
 
 
 def inner_edges(plan: Plan) -> list[bool]:
@@ -87,7 +104,7 @@ def inner_edges(plan: Plan) -> list[bool]:
 
 
 def choose_tiles(stages: Sequence[StagePlan], measured: Measured, *, batched: bool) -> tuple[StagePlan, ...]:
-    """Give every stage the smallest tile within ``WORK_SLACK`` of the least work that fits the budget.
+    """Give every stage the smallest tile within the slack of the least work that fits the budget.
 
     The memory of all stages depends on all of their tiles: a limit on every single tile is lowered until the whole fits.
 
@@ -99,8 +116,8 @@ def choose_tiles(stages: Sequence[StagePlan], measured: Measured, *, batched: bo
     Raises:
         BudgetError: the smallest tiles, or step 1, do not fit.
     """
-    candidates = [[replace(s, tile=t) for t in TILES if t % s.align == 0 and t >= s.blend] for s in stages]
-    smallest = [options[0] for options in candidates]
+    candidates = [_candidates(s, cost) for s, cost in zip(stages, measured.stages, strict=True)]
+    smallest = [options[0].cut for options in candidates]
     batches = [1] * len(stages) if batched else None
 
     def needs(chosen: Sequence[StagePlan]) -> tuple[dict[str, int], int]:
@@ -112,31 +129,73 @@ def choose_tiles(stages: Sequence[StagePlan], measured: Measured, *, batched: bo
     if not fits(smallest):
         parts, device = needs(smallest)
         _refuse(smallest, measured, measured.baseline + sum(parts.values()), device)
-    sized = [
-        [(_bytes_with(s, cost), s) for s in options] for options, cost in zip(candidates, measured.stages, strict=True)
-    ]
-    for limit in sorted({n for options in sized for n, _ in options}, reverse=True):
-        fitting = [[s for n, s in options if n <= limit] for options in sized]
-        if all(fitting) and fits(chosen := [_least_work(options) for options in fitting]):
+    for limit in sorted({candidate.size for options in candidates for candidate in options}, reverse=True):
+        fitting = [[candidate for candidate in options if candidate.size <= limit] for options in candidates]
+        if all(fitting) and fits(
+            chosen := [_chosen(options, c.on_device) for options, c in zip(fitting, measured.stages, strict=True)]
+        ):
             return tuple(chosen)
     return tuple(smallest)
 
 
-def smaller_tile(stage: StagePlan) -> int | None:
-    """The next smaller tile whose input is smaller; None when the tile is as small as tiles get."""
-    tile = stage.tile // 2 // stage.align * stage.align
-    while tile >= max(TILES[0], stage.align, stage.blend):
-        if math.prod(replace(stage, tile=tile).tile_shape) < math.prod(stage.tile_shape):
-            return tile
-        tile = tile // 2 // stage.align * stage.align
-    return None
+def smaller_tile(stage: StagePlan) -> StagePlan | None:
+    """The stage with the longer side of its tile halved until the input is smaller; None when the tile is the smallest."""
+    smaller = stage
+    while True:
+        rows, columns = smaller.core
+        side = max(rows, columns) // 2 // stage.align * stage.align
+        if side < max(SMALLEST, stage.align, stage.blend):
+            return None
+        smaller = stage.with_core((side, columns) if rows >= columns else (rows, side))
+        if math.prod(smaller.tile_shape) < math.prod(stage.tile_shape):
+            return smaller
+
+
+class _Candidate(NamedTuple):
+    """A cut that may be chosen."""
+
+    size: int
+    """Memory, of host and device, that grows with the stage's tiles."""
+    work: int
+    """LR pixels that the network computes for the whole image, with halos."""
+    cut: StagePlan
+
+
+def _candidates(stage: StagePlan, cost: MeasuredStage) -> list[_Candidate]:
+    """Cuts of a stage into equal tiles that fill its image, smallest first: each needs less work than all smaller ones."""
+    rows, columns = (_sides(stage, output // stage.scale) for output in stage.grid.bounds.shape)
+    largest = LARGEST_ON_DEVICE if cost.on_device else math.inf
+    found = []
+    for core in product(rows, columns):
+        is_flat = max(core) > _ELONGATION * min(core) and min(core) < min(rows[0], columns[0])
+        if is_flat or math.prod(core) > largest:
+            continue
+        cut = stage.with_core(core)
+        found.append(_Candidate(_bytes_with(cut, cost), len(cut.grid) * math.prod(cut.tile_shape), cut))
+    best: list[_Candidate] = []
+    for candidate in sorted(found, key=lambda candidate: candidate[:2]):
+        if not best or candidate.work < best[-1].work:
+            best.append(candidate)
+    return best
+
+
+def _sides(stage: StagePlan, length: int) -> list[int]:
+    """Sides of tiles that divide ``length`` LR pixels into equal parts, rounded up; longest first."""
+    step = math.lcm(stage.align, _STEP // math.gcd(_STEP, stage.scale))
+    smallest = -(-max(SMALLEST, stage.blend) // step) * step
+    sides, parts = {smallest}, 1
+    while (side := -(-length // (parts * step)) * step) > smallest:
+        if side <= LARGEST:
+            sides.add(side)
+        parts = max(parts + 1, int(parts * _FINER))
+    return sorted(sides, reverse=True)
 
 
 def _batches(plan: Plan, measured: Measured, counts: Sequence[int], cached: Sequence[int]) -> list[int]:
     """Useful batches, halved, largest first, until they fit the budget."""
     stages = plan.stages
     batches = [
-        _useful_batch(s, count) if c.on_device else 1
+        _useful_batch(s, count, measured.saturating) if c.on_device else 1
         for s, c, count in zip(stages, measured.stages, counts, strict=True)
     ]
     while max(batches) > 1 and not _within(measured, *_needs(stages, measured, cached, batches)):
@@ -145,9 +204,9 @@ def _batches(plan: Plan, measured: Measured, counts: Sequence[int], cached: Sequ
     return batches
 
 
-def _useful_batch(stage: StagePlan, tiles: int) -> int:
+def _useful_batch(stage: StagePlan, tiles: int, saturating: int) -> int:
     """Tiles of a stage that are worth running at once on a device; a CPU gains nothing from batches."""
-    return max(1, min(tiles, LARGEST_BATCH, SATURATING // math.prod(stage.tile_shape)))
+    return max(1, min(tiles, LARGEST_BATCH, saturating // math.prod(stage.tile_shape)))
 
 
 def _batch_pixels(stage: StagePlan, batch: int) -> int:
@@ -232,14 +291,14 @@ def _pinned_bytes(stage: StagePlan, batch: int) -> int:
 
 def _tile_bytes(stage: StagePlan) -> int:
     """Output of a tile. Cross-faded tiles of the last stage are rounded to 8 bits afterwards."""
-    side = (stage.tile + stage.blend) * stage.scale
-    return side**2 * CHANNELS * (1 if stage.is_image and not stage.blend else FLOAT)
+    rows, columns = (side + stage.blend for side in stage.core)
+    return rows * columns * stage.scale**2 * CHANNELS * (1 if stage.is_image and not stage.blend else FLOAT)
 
 
 def _border_bytes(stage: StagePlan) -> int:
-    """Blend borders that are kept for the neighbours."""
-    tile, blend = stage.tile * stage.scale, stage.blend * stage.scale
-    return stage.borders_kept * blend * (2 * tile + blend) * CHANNELS * FLOAT
+    """Blend borders that are kept for the neighbours: one to the right, one below, and their corner."""
+    pixels = stage.blend * (sum(stage.core) + stage.blend) * stage.scale**2
+    return stage.borders_kept * pixels * CHANNELS * FLOAT
 
 
 def _input_bytes(stage: StagePlan) -> int:
@@ -248,7 +307,7 @@ def _input_bytes(stage: StagePlan) -> int:
 
 def _shard_bytes(last: StagePlan) -> int:
     shard, _ = shard_of_tiles(last)
-    return SHARDS_IN_HAND * shard**2 * CHANNELS
+    return SHARDS_IN_HAND * math.prod(shard) * CHANNELS
 
 
 def _image_bytes(stage: StagePlan) -> int:
@@ -263,10 +322,10 @@ def _bytes_with(stage: StagePlan, cost: MeasuredStage) -> int:
     return network + 2 * _tile_bytes(stage) + _input_bytes(stage) + shards
 
 
-def _least_work(options: Sequence[StagePlan]) -> StagePlan:
-    """The first, smallest, option whose work is near the least."""
-    work = [len(s.grid) * math.prod(s.tile_shape) for s in options]
-    return next(s for s, n in zip(options, work, strict=True) if n <= WORK_SLACK * min(work))
+def _chosen(options: Sequence[_Candidate], on_device: bool) -> StagePlan:
+    """The smallest option whose work is near the least."""
+    limit = (DEVICE_SLACK if on_device else SLACK) * options[-1].work
+    return next(candidate.cut for candidate in options if candidate.work <= limit)
 
 
 def _refuse(smallest: Sequence[StagePlan], measured: Measured, host: int, device: int) -> NoReturn:

@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -80,23 +80,32 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
 
     Raises UsageError when the network cannot be streamed.
     """
-    narrow, wide, wider = (stage.stream_plan(columns * stage.align) for columns in (64, 4096, 8192))
     by_kernel = any(op.rule.reads_views for op in stage.graph.ops)
-    shape = str([(s.band, s.block) for s in narrow.segments]) + " conv3x3" * by_kernel
+    shape = str([(s.band, s.block) for s in stage.stream_plan(64 * stage.align).segments]) + " conv3x3" * by_kernel
 
     def measure_it() -> Footprint:
         log(f"step {index + 2}: measuring the speed in bands on this machine (once)")
         return measure_stream(stage)
 
-    def held(plan: StreamPlan) -> int:
-        return plan.nbytes + (plan.temporary_bytes if memory_module(stage.device) else 0)
-
     key = ("bands", model.weights_digest(index), str(stage.device), stage.precision, shape)
+    return replace(band_memory(stage), seconds_per_pixel=cached(key, measure_it, stage.device).seconds_per_pixel)
+
+
+def band_memory(stage: Stage) -> BandCost:
+    """Memory of streaming a stage in bands, counted; its time is left at 0.
+
+    Raises UsageError when the network cannot be streamed.
+    """
+
+    def held(plan: StreamPlan) -> int:
+        return plan.nbytes + (plan.temporary_bytes if stage.device.type != "cpu" else 0)
+
+    narrow, wide, wider = (stage.stream_plan(columns * stage.align) for columns in (64, 4096, 8192))
     per_column = (held(wider) - held(wide)) / (wider.width - wide.width)
     return BandCost(
         band=narrow.band,
         bytes_per_column=per_column,
-        seconds_per_pixel=cached(key, measure_it, stage.device).seconds_per_pixel,
+        seconds_per_pixel=0.0,
         fixed=int(held(wide) - per_column * wide.width),
         narrow_bytes_per_column=held(narrow) / narrow.width,
     )

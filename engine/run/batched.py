@@ -309,7 +309,7 @@ def _last_pixels(
 def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> Iterator[BoxWritten]:
     with Writers(sink) as writers:
         try:
-            if image.plan.is_image and plan.is_whole and image.plan.tile == plan.stages[-1].tile:  # a write is one tile
+            if image.plan.is_image and plan.is_whole and image.plan.core == plan.stages[-1].core:  # a write is one tile
                 indices = (index for box in sink.missing() for index in image.plan.grid.indices(box))
                 tiles = (image.plan.tile_at(*index) for index in indices)
                 for tile, pixels, readers in _last_pixels(image, runner, tiles):

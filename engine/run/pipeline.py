@@ -202,7 +202,7 @@ class Pipeline:
         cuts = self._smaller_cuts(position) if self.may_recut else None
         if cuts is None:
             cut = self.cuts[position]
-            parts = f"strips of {self.cuts[-1].tile} px" if self.plan.is_banded else f"tiles of {cut.tile} px"
+            parts = f"strips of {self.cuts[-1].tile} px" if self.plan.is_banded else f"tiles of {cut.core_text} px"
             name = self.cuts[-1].name if self.plan.is_banded else cut.name
             raise BudgetError(
                 f"{name}: {parts} do not fit the device's memory ({error}); finished shards are kept; "
@@ -215,10 +215,8 @@ class Pipeline:
     def _smaller_cuts(self, position: int) -> tuple[StagePlan, ...] | None:
         if self.plan.is_banded:
             return narrower(self.plan, self.cuts)
-        tile = smaller_tile(self.cuts[position])
-        if tile is None:
-            return None
-        return tuple(replace(cut, tile=tile) if k == position else cut for k, cut in enumerate(self.cuts))
+        smaller = smaller_tile(self.cuts[position])
+        return None if smaller is None else (*self.cuts[:position], smaller, *self.cuts[position + 1 :])
 
     @cached_property
     def queue(self) -> DeviceQueue:
@@ -228,7 +226,7 @@ class Pipeline:
     @property
     def _cut_name(self) -> str:
         """Name of the folder of spilled tiles, which belong to one plan and one cut."""
-        changed = [str(s.tile) for s in self.cuts] if self.cuts != self.plan.stages else []
+        changed = [s.core_text for s in self.cuts] if self.cuts != self.plan.stages else []
         return "-".join([self.plan.digest[:16], *changed])
 
 

@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError, option
 from engine.geometry import Box, Grid
-from engine.io.shards import ShardState, shard_path, shard_state
+from engine.io.shards import ShardState, chunks_of, shard_path, shard_state
 from engine.io.zarr_store import Array
 
 _SCRATCH_CHUNK, _SMALLEST_CHUNK = 256, 32
@@ -40,8 +40,8 @@ class Scratch:
     def __contains__(self, index: Index) -> bool:
         if self._array is None:
             return False
-        chunks = (self._array.shards[1] // self._array.chunks[1]) ** 2
-        return shard_state(shard_path(self._path.parent, self._path.name, *index), chunks) is ShardState.WHOLE
+        file = shard_path(self._path.parent, self._path.name, *index)
+        return shard_state(file, chunks_of(self._array)) is ShardState.WHOLE
 
     def write(self, index: Index, tile: Array) -> None:
         """Write a tile's shard."""
@@ -68,16 +68,22 @@ class Scratch:
 
     def _create(self, channels: int) -> None:
         cell = self._grid.cell
-        chunk = next((c for c in range(min(cell, _SCRATCH_CHUNK), _SMALLEST_CHUNK - 1, -1) if cell % c == 0), cell)
+        chunk = tuple(map(_chunk_of, cell))
         zarr.create_array(
             self._path,
             shape=(channels, self._grid.height, self._grid.width),
-            shards=(channels, cell, cell),
-            chunks=(channels, chunk, chunk),
+            shards=(channels, *cell),
+            chunks=(channels, *chunk),
             dtype=self._dtype,
             compressors=[Crc32cCodec()],
             fill_value=0,
         )
+
+
+def _chunk_of(side: int) -> int:
+    """Side of a chunk that divides a tile's side; the tile's own where no divisor has a useful size."""
+    sizes = range(min(side, _SCRATCH_CHUNK), _SMALLEST_CHUNK - 1, -1)
+    return next((size for size in sizes if side % size == 0), side)
 
 
 class TileCache:

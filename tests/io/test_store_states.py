@@ -3,6 +3,7 @@
 The model knows the bytes that it damaged. So a shard is missing, damaged by the model, or has exactly the expected pixels.
 """
 
+import math
 import random
 import shutil
 from contextlib import contextmanager
@@ -225,7 +226,9 @@ class Store(RuleBasedStateMachine):
         path = self.file(index)
         stored = bytearray(path.read_bytes())
         path.unlink()
-        end = len(stored) - 16 * (self.plan.shard // self.plan.chunk) ** 2 - 4  # of the chunks
+        end = (
+            len(stored) - 16 * math.prod(s // c for s, c in zip(self.plan.shard, self.plan.chunk, strict=True)) - 4
+        )  # of the chunks
         if kind.startswith("flip"):
             at = int(where * end) if kind == "flip" else end + int(where * (len(stored) - end))
             stored[at] ^= 1 << bit

@@ -34,6 +34,8 @@ PLANS = {
     "strips of two shards": bands_of((257, 300), cores=(8, 32), halos=(0, 0), shard=64, chunk=32),
     "one strip that ends within a shard": bands_of((200, 150), cores=(16, 64), halos=(0, 0), shard=64, chunk=32),
     "a region in strips": bands_of((300, 420), cores=(8, 16), halos=(0, 0), roi=Box(33, 70, 200, 251)),
+    "flat tiles": plan_of((257, 300), cores=(8, (16, 24)), halos=(0, 0), shard=(32, 96), chunk=(32, 48)),
+    "flat shards": plan_of((150, 230), cores=(8, (10, 25)), halos=(0, 0)),
     "a row of pixels": plan_of((1, 700), cores=(8, 16), halos=(0, 0)),
 }
 PLAN = PLANS["tiles of four shards"]
@@ -353,10 +355,10 @@ folder, step = pathlib.Path(sys.argv[1]), sys.argv[2]
 plan = plan_of((150, 230), cores=(8, 16), halos=(0, 0), shard=32, chunk=16)
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if step == "scratch":
-    scratch = Scratch(folder / "scratch", Grid(50, 70, 20), np.float32)
-    scratch.write((0, 0), np.ones((3, 20, 20), np.float32))
+    scratch = Scratch(folder / "scratch", Grid(50, 70, (20, 30)), np.float32)
+    scratch.write((0, 0), np.ones((3, 20, 30), np.float32))
     pathlib.Path.replace = die
-    scratch.write((0, 1), np.ones((3, 20, 20), np.float32))
+    scratch.write((0, 1), np.ones((3, 20, 30), np.float32))
 sink, boxes = ZarrSink.create(folder / "out.zarr", plan, {}), list(plan.writes())
 sink.write(boxes[0], np.ones((3, *boxes[0].shape), np.uint8))
 if step == "fsync":

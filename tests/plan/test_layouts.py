@@ -122,11 +122,11 @@ def test_restored_cuts_are_valid(name, tile, width, align):
     layout = EXECUTORS[name].layout
     stages = [stage_of(50, 50, align, align, align, position=position) for position in (0, 1)]
     measured = measured_of([cost_of(align=align, bands=BandCost(16, 1.0, 0.0))] * 2)
-    cuts = layout.restore(stages, measured, width, [tile, tile])
+    cuts = layout.restore(stages, measured, width, [(tile, tile)] * 2)
     for cut in cuts:
         cut.check()
-    assert layout.restore(stages, measured, width, [cut.tile for cut in cuts]) == cuts
+    assert layout.restore(stages, measured, width, [cut.core for cut in cuts]) == cuts
     assert all((cut.band > 0) == layout.in_bands for cut in cuts)
     shard, chunk = layout.shard(cuts[-1], width)
-    assert shard % chunk == 0
-    assert layout.choose(stages, measured, width, tile) == cuts
+    assert all(whole % part == 0 for whole, part in zip(shard, chunk, strict=True))
+    assert layout.choose(stages, measured, width, (tile, tile)) == cuts

@@ -204,7 +204,7 @@ def test_stored_cuts_are_adopted(render):
     if request.tile is not None:
         assert cut is None
         return
-    assert cut == StoredCut(plan.executor, tuple(s.tile for s in plan.stages))
+    assert cut == StoredCut(plan.executor, tuple(s.core for s in plan.stages))
     tiny = replace(measurements, budget=replace(measurements.budget, host=1, device=1))
     assert make_plan(request, tiny, cut) == plan
 
@@ -323,7 +323,7 @@ def test_damaged_stored_plans_are_not_adopted():
     first, last = whole["stages"]
     damaged_stages = [
         None, 5, "", "ab", {}, {"core": 16}, [], [first], [first, last, last], [first, None], [first, []], [first, {}],
-        *([first, {**last, "core": tile}] for tile in (None, "32", 32.0, True, 0, -32, [32])),
+        *([first, {**last, "core": tile}] for tile in (None, "32", 32.0, True, 0, -32, [32], [32, 0], [32, "32"], [32] * 3)),
     ]  # fmt: skip
     damaged = [
         {},

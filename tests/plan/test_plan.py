@@ -29,6 +29,10 @@ NAMED = {
     "blended": stage_of(100, 130, 24, 8, align=8, blend=8),
     "blended as wide as the tile": stage_of(70, 65, 16, 4, blend=16),
     "blended without a halo": stage_of(33, 50, 16, 0, blend=5),
+    "flat tiles": stage_of(100, 130, (8, 40), 4),
+    "two rows of tiles": stage_of(64, 130, (32, 24), 8, align=8),
+    "two columns of tiles within a margin": stage_of(100, 130, (24, 56), 16, align=8, margin=8),
+    "blended in two columns": stage_of(100, 64, (16, 32), 8, align=8, blend=8),
     "margin wider than the halo": stage_of(100, 130, 16, 4, margin=12),
     "margin narrower than the halo": stage_of(99, 131, 24, 16, align=8, margin=8),
     "margin, and smaller than a tile": stage_of(70, 90, 64, 8, margin=16),
@@ -41,12 +45,12 @@ NAMED = {
 def cuts(draw):
     """Any cut into at most 8 x 8 tiles, often with a cross-fade or a margin."""
     align = draw(st.sampled_from([1, 2, 8]))
-    tile, halo = align * draw(st.integers(1, 48 // align)), align * draw(st.integers(0, 24 // align))
-    height, width = (draw(st.integers(1, min(150, 8 * tile))) for _ in range(2))
+    rows, columns = tile = [align * draw(st.integers(1, 48 // align)) for _ in range(2)]
+    height, width = (draw(st.integers(1, min(150, 8 * side))) for side in tile)
     return stage_of(
-        height, width, tile, halo, align,
+        height, width, (rows, columns), align * draw(st.integers(0, 24 // align)), align,
         scale=draw(st.sampled_from([1, 2, 4])),
-        blend=align * draw(st.integers(0, tile // align)),
+        blend=align * draw(st.integers(0, min(tile) // align)),
         margin=align * draw(st.integers(0, (min(height, width) - 1) // 2 // align)),
     )  # fmt: skip
 
@@ -212,16 +216,18 @@ def regions(draw, size=(700, 1000)):
 
 
 @quick
-@given(regions())
-@example(ROI)
-def test_writes_are_whole_shards_and_cover_once(roi):
-    plan = plan_of(roi=roi)
+@given(regions(), st.sampled_from([32, (24, 40)]))
+@example(ROI, 32)
+@example(None, (40, 24))
+def test_writes_are_whole_shards_and_cover_once(roi, core):
+    plan = plan_of(roi=roi, cores=(16, core))
     counts = np.zeros(plan.size, np.uint8)
     for box in plan.writes():
         counts[box.slices] += 1
-        assert box.y0 % plan.shard == box.x0 % plan.shard == 0
-        assert box.y1 % plan.shard == 0 or box.y1 == plan.size[0]
-        assert box.x1 % plan.shard == 0 or box.x1 == plan.size[1]
+        height, width = plan.shard
+        assert box.y0 % height == box.x0 % width == 0
+        assert box.y1 % height == 0 or box.y1 == plan.size[0]
+        assert box.x1 % width == 0 or box.x1 == plan.size[1]
     assert (counts == 1).all()
 
 
@@ -324,8 +330,8 @@ OTHER_VALUES = {
     "roi": Box(0, 0, 699, 1000),
     "base": (44, 64),
     "stages": (stage_of(44, 63, 16, 8),),
-    "shard": 64,
-    "chunk": 64,
+    "shard": (64, 128),
+    "chunk": (64, 32),
     "seed": 2,
     "model_digest": "0124",
     "precision": "bf16",
@@ -342,6 +348,7 @@ OTHER_STAGE_VALUES = {
     "align": 2,
     "halo": 9,
     "tile": 17,
+    "tile_rows": 18,
     "sigma": 0.1,
     "band": 16,
     "blend": 8,
@@ -381,7 +388,7 @@ def test_digest_and_differences_see_every_stage_field():
         other = replace(plan, stages=(replace(plan.stages[0], **{field: value}), plan.stages[1]))
         assert other.digest != plan.digest, field
         (line,) = plan.differences(other.to_json())
-        key = {"tile": "core", "step": "name"}.get(field, field)
+        key = {"tile": "core", "tile_rows": "core", "step": "name"}.get(field, field)
         assert line.startswith(f"stages: {key} of step 2 "), field
         assert len(line) < 200, field
 

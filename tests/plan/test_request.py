@@ -186,7 +186,10 @@ WRONG = [
     ({"vram": "lots"}, "vram='lots'"),
     ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
     ({"seed": True}, "seed: True is not a whole number"),
-    ({"tile": "wide"}, "tile: 'wide' is not a whole number"),
+    ({"tile": "wide"}, "tile='wide': not a tile; write a side such as 64, or WIDTHxHEIGHT such as 128x64"),
+    ({"tile": "64x"}, "tile='64x': not a tile"),
+    ({"tile": (64, 0)}, "tile: (64, 0) is not a tile"),
+    ({"tile": 64.5}, "tile: 64.5 is not a tile"),
     ({"dither": 1}, "dither: 1 is not True or False"),
 ]
 

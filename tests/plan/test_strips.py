@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.plans import GIB, bands_of, chain, cost_of, measured_of
+from support.plans import GIB, bands_of, chain, cost_of, measured_of, square
 
 from engine.errors import BudgetError
 from engine.geometry import Box
@@ -34,7 +34,7 @@ def planned(stages, host, cost=COST, device=None):
     last = stages[-1]
     size = (last.height * last.scale, last.width * last.scale)
     chosen = strips.choose_strips(stages, measurements, size[1])
-    shard, chunk = strips.shard_of_strips(chosen[-1], size[1])
+    shard, chunk = (square(side) for side in strips.shard_of_strips(chosen[-1], size[1]))
     plan = Plan(
         canvas=size, roi=Box(0, 0, *size), base=(stages[0].height, stages[0].width), stages=chosen, shard=shard,
         chunk=chunk, seed=0, model_digest="", precision="fp32", backend="cpu", executor="bands",
@@ -55,8 +55,8 @@ def test_less_memory_means_narrower_strips(align):
         for stage in plan.stages:
             stage.check()
         columns = list(plan.column_strips())
-        assert len(columns) == 1 or plan.shard <= strips.SHARD
-        assert all(x % plan.shard == 0 for x, _ in columns)
+        assert len(columns) == 1 or plan.shard[1] <= strips.SHARD
+        assert all(x % plan.shard[1] == 0 for x, _ in columns)
         assert projection.tasks == (len(columns),) * 3
         widths.append(plan.stages[-1].tile)
     assert widths == sorted(widths)
@@ -170,7 +170,7 @@ def plans(draw):
     if draw(st.booleans()):
         top, left = (draw(st.integers(0, n - 1)) for n in size)
         roi = Box(top, left, draw(st.integers(top + 1, size[0])), draw(st.integers(left + 1, size[1])))
-    shard, chunk = shard_of(tile * scales[-1], 64)
+    shard, chunk = map(square, shard_of(tile * scales[-1], 64))
     return bands_of(
         size, scales=scales, halos=[align * draw(st.integers(0, 2)) for _ in scales], cores=[tile] * len(scales),
         align=align, roi=roi, shard=shard, chunk=chunk, band=2 * align,
@@ -186,10 +186,10 @@ def test_strips_and_writes_cover_once(plan):
     counts = np.zeros(plan.size, np.uint8)
     for box in plan.writes():
         counts[box.slices] += 1
-        assert (box.y0 % plan.shard, box.x0 % plan.shard) == (0, 0)
-        assert box.y1 % plan.shard == 0 or box.y1 == height
+        assert (box.y0 % plan.shard[0], box.x0 % plan.shard[1]) == (0, 0)
+        assert box.y1 % plan.shard[0] == 0 or box.y1 == height
         assert (box.x0, box.x1) in columns
-        assert box.height <= plan.shard
+        assert box.height <= plan.shard[0]
     assert (counts == 1).all()
 
 

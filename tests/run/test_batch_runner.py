@@ -65,7 +65,7 @@ def test_batch_has_the_bits_of_its_tiles(one_stage):
 
 def test_chain_has_the_bits_of_the_serial_chain(tmp_path, network, picture):
     """Inner tiles go through the cache; shards of a region take parts of tiles."""
-    arguments = (network, picture(40, 44), [24, 64], HALO)
+    arguments = (network, picture(50, 54), [24, 64], HALO)
     for name, roi in (("whole", None), ("region", Box(40, 100, 500, 600))):
         chain = Chain(tmp_path / f"serial {name}", *arguments, roi=roi)
         expected = rendered(chain).pixels

@@ -1,6 +1,7 @@
 """Whole renders by the batched executor, here on the CPU: pixels, stores and promises of tiles one by one."""
 
 import json
+import math
 import weakref
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from engine.errors import BudgetError, ResumeError
 from engine.geometry import Box
 from engine.job import Job
 from engine.model.bundle import load
+from engine.plan.plan import stored_sides
 from engine.plan.request import Request
 from engine.run.stage import Stage
 
@@ -132,13 +134,13 @@ def test_automatic_tile_becomes_smaller_and_the_store_records_it(tmp_path, model
     lines = []
     job = render(models["rrdb"], exact, tmp_path / "smaller.zarr", log=lines.append)
     assert job.plan == planned.plan
-    assert job.cuts[1].tile < job.plan.stages[1].tile
+    assert math.prod(job.cuts[1].core) < math.prod(job.plan.stages[1].core)
     assert job.cuts[0] == job.plan.stages[0]
-    assert f"step 3: out of device memory; going on with tiles of {job.cuts[1].tile} px" in lines
+    assert f"step 3: out of device memory; going on with tiles of {job.cuts[1].core_text} px" in lines
     stored = attributes(tmp_path / "smaller.zarr")
     assert stored["complete"]
     assert stored["plan"] == planned.plan.to_json()
-    assert stored["cores"] == [cut.tile for cut in job.cuts]
+    assert stored["cores"] == [stored_sides(cut.core) for cut in job.cuts]
     assert "cores" not in attributes(tmp_path / "planned.zarr")
     # The halo is the whole receptive field, so a smaller tile is no other approximation.
     assert stored["seam_error_levels"] == 0
@@ -172,14 +174,14 @@ def test_seam_error_is_that_of_the_rendered_cut(tmp_path, models, memory):
 @pytest.fixture
 def recut_store(tmp_path, models, memory, monkeypatch):
     """(request, store) of a render that was stopped after one write, and again after its tile became smaller."""
-    monkeypatch.setattr("engine.plan.tiles.TILES", (16, 32))
+    monkeypatch.setattr("engine.plan.tiles.LARGEST", 32)
     request, out = replace(AUTO_TILE, size=(512, 384)), tmp_path / "out.zarr"
     job = render(models["rrdb"], request, out, writes=1)
     assert len(list(job.plan.writes())) > 3
     written = {p: p.stat().st_mtime_ns for p in (out / "0" / "c").rglob("*") if p.is_file()}
     memory(area(job.plan.stages[1]) - 1)
     again = render(models["rrdb"], request, out, resume=True, writes=1)
-    assert again.cuts[1].tile < again.plan.stages[1].tile
+    assert math.prod(again.cuts[1].core) < math.prod(again.plan.stages[1].core)
     assert shards(out, 0) > len(written)
     assert all(p.stat().st_mtime_ns == time for p, time in written.items())
     return request, out
@@ -189,7 +191,7 @@ def test_resumed_render_keeps_the_smaller_tile(models, recut_store):
     request, out = recut_store
     job = Job.prepare(models["rrdb"], request, out)
     sink = job.open_sink(resume=True, overwrite=False)
-    assert [cut.tile for cut in job.cuts] == attributes(out)["cores"]
+    assert [stored_sides(cut.core) for cut in job.cuts] == attributes(out)["cores"]
     for _ in job.run(sink):
         pass
     assert attributes(out)["complete"]
@@ -197,7 +199,7 @@ def test_resumed_render_keeps_the_smaller_tile(models, recut_store):
 
 def test_damaged_smaller_tiles_are_refused(models, recut_store):
     request, out = recut_store
-    for tiles in ([0, 16], [16], "ab", ["16", 16], [16, 1 << 20], 7, [16.0, 16]):
+    for tiles in ([0, 16], [16], "ab", ["16", 16], [16, 1 << 20], 7, [16.0, 16], [16, [16, 0]], [16, [16] * 3]):
         group = zarr.open_group(out, mode="r+")
         group.attrs["ourgan"] = {**group.attrs["ourgan"], "cores": tiles}
         with pytest.raises(

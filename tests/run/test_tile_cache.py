@@ -8,8 +8,8 @@ from engine.errors import InputError
 from engine.geometry import Box, Grid
 from engine.run.tile_cache import Scratch, TileCache
 
-GRID = Grid(50, 70, 20)
-TILE_BYTES = 3 * 20 * 20 * 4
+GRID = Grid(50, 100, (20, 30))
+TILE_BYTES = 3 * 20 * 30 * 4
 
 
 def tile_of(index, dtype=np.float32):
@@ -84,7 +84,7 @@ def test_another_process_finds_spilled_tiles(new_scratch):
 
 def test_black_tile_is_found(new_scratch):
     scratch = new_scratch("black")
-    scratch.write((1, 1), np.zeros((3, 20, 20), np.float32))
+    scratch.write((1, 1), np.zeros((3, 20, 30), np.float32))
     assert (1, 1) in scratch
     assert not scratch.read(GRID.box(1, 1)).any()
 
@@ -118,7 +118,7 @@ def test_a_damaged_tile_is_computed_again_or_refused(tmp_path, new_scratch):
 def test_any_tile_size_can_be_spilled(tmp_path):
     """Primes too, within moments: a prime tile as a million chunks of one pixel takes a minute."""
     for cell in (4, 7, 256, 257, 263, 300, 512, 1000, 2084):
-        grid = Grid(cell + 3, cell, cell)
+        grid = Grid(cell + 3, cell, (cell, cell))
         scratch = Scratch(tmp_path / str(cell), grid, np.uint8)
         tile = np.random.default_rng(0).integers(0, 256, (3, cell, cell)).astype(np.uint8)
         scratch.write((0, 0), tile)

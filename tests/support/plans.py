@@ -6,17 +6,23 @@ from dataclasses import replace
 from engine.geometry import Box
 from engine.plan.canvas import Canvas
 from engine.plan.measured import Budget, Footprint, Measured, MeasuredStage
-from engine.plan.plan import Plan, StagePlan, shard_of, step_of
+from engine.plan.plan import Plan, StagePlan, shards_of, step_of
 
 GIB = 1 << 30
 
 
 def stage_of(height, width, tile, halo, align=1, scale=4, position=0, sigma=0.0, **changes):
-    """A stage's cut; ``position`` counts from 0."""
+    """A stage's cut; ``position`` counts from 0; ``tile``: a side, or (rows, columns)."""
+    rows, columns = square(tile)
     return StagePlan(
-        step=step_of(position), height=height, width=width, scale=scale, align=align, halo=halo, tile=tile, sigma=sigma,
-        **changes,
+        step=step_of(position), height=height, width=width, scale=scale, align=align, halo=halo, tile=columns,
+        tile_rows=rows, sigma=sigma, **changes,
     )  # fmt: skip
+
+
+def square(side):
+    """(height, width) of a side; of a pair, itself."""
+    return (side, side) if isinstance(side, int) else side
 
 
 def chain(base=(135, 256), scales=(4, 4, 4), halo=24, align=8):
@@ -35,14 +41,16 @@ def stages_of(base, tiles, halos, scales, align=1):
 
 
 def plan_of(size=(700, 1000), base=None, cores=(16, 32), halos=(8, 4), roi=None, scales=(4, 4), align=1, **changes):
-    """A plan of tiles; ``cores``: tile of every stage."""
+    """A plan of tiles; ``cores``: tile of every stage, a side or (rows, columns), as are ``shard`` and ``chunk``."""
     base = base or tuple(-(-n // math.prod(scales)) for n in size)
-    shard, chunk = shard_of(cores[-1] * scales[-1])
+    stages = stages_of(base, cores, halos, scales, align)
+    shard, chunk = shards_of(stages[-1].grid.cell)
+    changes |= {name: square(changes[name]) for name in ("shard", "chunk") if name in changes}
     fields = {
         "canvas": size,
         "roi": roi or Box(0, 0, *size),
         "base": base,
-        "stages": stages_of(base, cores, halos, scales, align),
+        "stages": stages,
         "shard": shard,
         "chunk": chunk,
         "seed": 1,
