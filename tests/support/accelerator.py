@@ -923,7 +923,7 @@ def _methods_of_storages():
     }
 
 
-_library = torch.library.Library("aten", "IMPL")
+_library, _others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
 
 
 def _dispatch(func, *args, **kwargs):
@@ -933,9 +933,24 @@ def _dispatch(func, *args, **kwargs):
     return _board().__torch_dispatch__(func, (), args, kwargs)
 
 
+def _autocast(func, *args, **kwargs):
+    """An operation in autocast's dtype: PyTorch has none for a private device."""
+
+    def lower(value):
+        is_float = isinstance(value, Tensor) and value.dtype is torch.float32 and value.device.type == TYPE
+        return value.to(torch.get_autocast_dtype(TYPE)) if is_float else value
+
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+        return func(*tree_map(lower, args), **tree_map(lower, kwargs))
+
+
 def _register():
     """Name PyTorch's private device type, which lasts as long as the process."""
     _setup_privateuseone_for_python_backend(TYPE, _Module)
+    _others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    aten = torch.ops.aten
+    for func in (aten.conv2d.default, aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
+        _library.impl(func, partial(_autocast, func), "AutocastPrivateUse1")
     # No mode sees how ``torch.tensor`` moves a list to a device.
     for func in (
         torch.ops.aten.empty_strided.default,
