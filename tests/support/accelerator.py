@@ -50,9 +50,6 @@ _GRANULE = 512
 _SEGMENT = 2 * MIB
 """Bytes to which PyTorch's allocator rounds what it takes from the driver."""
 
-_GARBAGE = 0xFF
-"""Byte of memory that nothing was written to: NaN in every float, -1 in every integer."""
-
 _LARGEST_GARBAGE = 64 * MIB
 """Bytes of memory that is filled: larger ones would take a test seconds."""
 
@@ -722,13 +719,13 @@ def _bytes(tensor):
 
 
 def _fill_garbage(tensor):
-    if tensor.dtype is torch.bool or not tensor.numel() or tensor.untyped_storage().nbytes() > _LARGEST_GARBAGE:
+    """Fill memory as if nothing had been written to it: NaN, or an integer with all bits set."""
+    if tensor.dtype is torch.bool or tensor.untyped_storage().nbytes() > _LARGEST_GARBAGE:
         return
-    storage = tensor.untyped_storage()
-    if storage.nbytes() == tensor.numel() * tensor.itemsize:
-        torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).fill_(_GARBAGE)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        tensor.fill_(float("nan"))
     else:
-        tensor.fill_(float("nan") if tensor.dtype.is_floating_point else 0)
+        tensor.fill_(torch.iinfo(tensor.dtype).max if torch.iinfo(tensor.dtype).min == 0 else -1)
 
 
 def _written(func, args, kwargs):
