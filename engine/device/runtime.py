@@ -29,7 +29,7 @@ def device_module(device: torch.device | str) -> Any:  # noqa: ANN401 (the class
 def memory_module(device: torch.device) -> Any:  # noqa: ANN401
     """PyTorch's module for a device with memory of its own; None for CPU and MPS, which use the host's."""
     module = device_module(device)
-    return module if hasattr(module, "mem_get_info") else None
+    return module if device.type != "cpu" and hasattr(module, "mem_get_info") else None
 
 
 def is_built_with_cuda() -> bool:

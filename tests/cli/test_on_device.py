@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.accelerator import MIB, TYPE, pretend_accelerator
+from support.accelerator import GIB, MIB, TYPE, pretend_accelerator
 from support.stores import files, pixels
 from support.training import stop_after
 from support.undo import without
@@ -58,10 +58,10 @@ def accelerator(monkeypatch):
 def render(tmp_path, call, model_file):
     """Function ``render(name, options)`` that renders to a store and returns its pixels."""
 
-    def run(name, options, model=model_file, code=0):
+    def run(name, options, model=model_file, code=0, small=SMALL):
         out = tmp_path / name / "out.zarr"
         out.parent.mkdir(exist_ok=True)
-        ended, _, errors = call(f"render {model} {SMALL} {options} --out {out}")
+        ended, _, errors = call(f"render {model} {small} {options} --out {out}")
         assert ended == code, errors
         return pixels(out) if code == 0 else errors
 
@@ -225,12 +225,11 @@ def test_probe_measures_what_the_cpu_measures(call, model_file, accelerator, mon
 
 
 @pytest.mark.slow
-def test_training(tmp_path, call, large_photo, start_file, structure_file, config, accelerator):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_training(tmp_path, call, large_photo, start_file, structure_file, config, accelerator, precision):
     """With simulated inputs, validation, discriminators and checkpoints."""
-    words = (
-        f"train sr {large_photo} --config {config} --start {start_file} --structure {structure_file} --precision fp32"
-    )
-    code, _, errors = call(f"{words} --out {tmp_path / 'sr.safetensors'}")
+    words = f"train sr {large_photo} --config {config} --start {start_file} --structure {structure_file}"
+    code, _, errors = call(f"{words} --precision {precision} --out {tmp_path / 'sr.safetensors'}")
     assert code == 0, errors
     assert accelerator.counts["aten::convolution_backward"] > 10
     assert (tmp_path / "sr.safetensors").is_file()
@@ -273,6 +272,16 @@ def test_score(tmp_path, call, picture, accelerator, monkeypatch):
     assert on_device["device_peak"] > 300 * MIB
     assert on_device["mean"]["sifid"] == pytest.approx(on_cpu["mean"]["sifid"], rel=1e-3)
     assert on_device["diversity"]["lpips"] == pytest.approx(on_cpu["diversity"]["lpips"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_probe_in_a_render_keeps_to_the_limit(render, accelerator, monkeypatch):
+    """Gradients take many times a tile's memory."""
+    monkeypatch.setattr(erf, "SAMPLES", 3)
+    render("device", f"--precision fp32 --overlap erf:0.98 --vram {GIB}B", small=SMALL.replace("--overlap 4 ", ""))
+    memory = accelerator.memory[0]
+    assert accelerator.counts["aten::convolution_backward"] > 0
+    assert memory.peak_reserved + memory.context <= GIB
 
 
 # What the accelerator is for: mends of blockers, taken out

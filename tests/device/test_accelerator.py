@@ -99,6 +99,14 @@ def test_pinned_memory_is_filled_when_the_host_waits(accelerator, cuda):
     assert host.tolist() == [1.0] * 4
 
 
+def test_part_of_pinned_memory_is_filled_when_the_host_waits(accelerator, cuda):
+    host = torch.zeros(8, dtype=torch.uint8).pin_memory()
+    host[2:6].copy_(torch.arange(4, dtype=torch.uint8, device=FIRST), non_blocking=True)
+    assert host.tolist() == [0, 0, 255, 255, 255, 255, 0, 0]
+    cuda.synchronize()
+    assert host.tolist() == [0, 0, 0, 1, 2, 3, 0, 0]
+
+
 def test_pinned_memory_stays_until_its_copy_has_ended(accelerator, cuda):
     host = torch.empty(4, pin_memory=True).fill_(1)
     x = torch.empty(4, device=FIRST)

@@ -50,9 +50,6 @@ _GRANULE = 512
 _SEGMENT = 2 * MIB
 """Bytes to which PyTorch's allocator rounds what it takes from the driver."""
 
-_GARBAGE = 0xFF
-"""Byte of memory that nothing was written to: NaN in every float, -1 in every integer."""
-
 _LARGEST_GARBAGE = 64 * MIB
 """Bytes of memory that is filled: larger ones would take a test seconds."""
 
@@ -722,13 +719,13 @@ def _bytes(tensor):
 
 
 def _fill_garbage(tensor):
-    if tensor.dtype is torch.bool or not tensor.numel() or tensor.untyped_storage().nbytes() > _LARGEST_GARBAGE:
+    """Fill memory as if nothing had been written to it: NaN, or an integer with all bits set."""
+    if tensor.dtype is torch.bool or tensor.untyped_storage().nbytes() > _LARGEST_GARBAGE:
         return
-    storage = tensor.untyped_storage()
-    if storage.nbytes() == tensor.numel() * tensor.itemsize:
-        torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).fill_(_GARBAGE)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        tensor.fill_(float("nan"))
     else:
-        tensor.fill_(float("nan") if tensor.dtype.is_floating_point else 0)
+        tensor.fill_(torch.iinfo(tensor.dtype).max if torch.iinfo(tensor.dtype).min == 0 else -1)
 
 
 def _written(func, args, kwargs):
@@ -923,7 +920,7 @@ def _methods_of_storages():
     }
 
 
-_library = torch.library.Library("aten", "IMPL")
+_library, _others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
 
 
 def _dispatch(func, *args, **kwargs):
@@ -933,9 +930,24 @@ def _dispatch(func, *args, **kwargs):
     return _board().__torch_dispatch__(func, (), args, kwargs)
 
 
+def _autocast(func, *args, **kwargs):
+    """An operation in autocast's dtype: PyTorch has none for a private device."""
+
+    def lower(value):
+        is_float = isinstance(value, Tensor) and value.dtype is torch.float32 and value.device.type == TYPE
+        return value.to(torch.get_autocast_dtype(TYPE)) if is_float else value
+
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+        return func(*tree_map(lower, args), **tree_map(lower, kwargs))
+
+
 def _register():
     """Name PyTorch's private device type, which lasts as long as the process."""
     _setup_privateuseone_for_python_backend(TYPE, _Module)
+    _others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    aten = torch.ops.aten
+    for func in (aten.conv2d.default, aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
+        _library.impl(func, partial(_autocast, func), "AutocastPrivateUse1")
     # No mode sees how ``torch.tensor`` moves a list to a device.
     for func in (
         torch.ops.aten.empty_strided.default,
