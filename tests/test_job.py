@@ -412,7 +412,7 @@ def test_nan_is_one_line_and_the_render_can_be_finished(tmp_path, model, call):
         assert code == 1
         (line,) = [line for line in err.splitlines() if line.startswith("engine: ")]
         assert "step 3" in line
-        assert "--precision fp32" in line
+        assert "fp32" in line
         assert call(command)[0] == 0
         assert files(tmp_path / executor / "bad") == files(tmp_path / executor / "good")
 
