@@ -364,8 +364,9 @@ class Job:
         """The whole planned image with another seed, which the plan then has: uint8 [3, h, w], for small images."""
         self.plan = replace(self.plan, seed=seed)
         sink = ArraySink(self.plan)
-        for _ in run_function(self.plan)(self._pipeline(lambda cuts: None), sink):
-            pass
+        with device_limit(self.device, self.request.vram):
+            for _ in run_function(self.plan)(self._pipeline(lambda cuts: None), sink):
+                pass
         shutil.rmtree(self._scratch, ignore_errors=True)
         return sink.pixels
 

@@ -74,6 +74,8 @@ def test_devices_have_an_index(accelerator):
     accelerator.current = 1
     assert choose_device(None) == choose_device(TYPE) == torch.device(TYPE, 1)
     assert choose_device(f"{TYPE}:0") == torch.device(TYPE, 0)
+    with pytest.raises(UsageError, match=rf"{TYPE}:7.*: not a device of this machine; use cpu or {TYPE}:0 or {TYPE}:1"):
+        choose_device(f"{TYPE}:7")
 
 
 def test_cuda_as_the_user_writes_it_is_the_current_device(monkeypatch):

@@ -760,12 +760,14 @@ def _index(device=None):
     """Index of a device; the current one for None and for a device without an index."""
     if device is None:
         return _board().current
-    if isinstance(device, int):
-        return device
-    device = torch.device(device)
-    if device.type != TYPE:
-        raise ValueError(f"Expected a {TYPE} device, but got: {device}")
-    return _board().current if device.index is None else device.index
+    if not isinstance(device, int):
+        device = torch.device(device)
+        if device.type != TYPE:
+            raise ValueError(f"Expected a {TYPE} device, but got: {device}")
+        device = _board().current if device.index is None else device.index
+    if device >= len(_board().memory):
+        raise RuntimeError("CUDA error: invalid device ordinal")
+    return device
 
 
 def _strict_index(device=None):
