@@ -137,7 +137,7 @@ def test_tiles_of_long_images_span_them():
     for base in ((8, 2000), (2000, 8)):
         (stage,) = choose_tiles(chain(base=base, scales=(4,)), measured(chain(scales=(4,))), batched=False)
         assert min(stage.core) == SMALLEST
-        assert max(stage.core) >= 1000
+        assert max(stage.core) > 10 * SMALLEST
 
 
 GPU_WORK = [
