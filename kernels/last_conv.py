@@ -57,18 +57,19 @@ def pack_last(weight: Tensor, dtype: torch.dtype) -> PackedWeights:
     return PackedWeights(factors, scales)
 
 
-def last_conv_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def last_conv_torch(x: Tensor, weight: Tensor, bias: Tensor, top: int = 0, rows: int | None = None) -> Tensor:
     """3x3 convolution with zero padding to an image.
 
     Args:
         x: features [B, C, H, W], float32 or half precision.
         weight: float32 [3, C, 3, 3].
         bias: float32 [3].
+        top, rows: first row of x whose result is returned, and their number; by default all.
 
     Returns:
-        float32 [B, 3, H, W].
+        float32 [B, 3, rows, W].
     """
-    return F.conv2d(x.to(weight.dtype), weight, bias, padding=1)
+    return F.conv2d(x.to(weight.dtype), weight, bias, padding=1)[:, :, top : None if rows is None else top + rows]
 
 
 @jit()
@@ -86,6 +87,8 @@ def _last_conv_kernel(
     out_row: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
+    top: tl.tensor,
+    rows: tl.tensor,
     inputs: tl.constexpr,
     columns: tl.constexpr,
     upcast: tl.constexpr,
@@ -93,11 +96,12 @@ def _last_conv_kernel(
     block_x: tl.constexpr,
     block_k: tl.constexpr,
 ) -> None:
-    """block_y x block_x pixels: a product of [pixels, 9 inputs] with ``factors`` [9, inputs, columns]."""
+    """block_y x block_x pixels of [rows, width]: a product of [pixels, 9 inputs] with ``factors`` [9, inputs, columns]."""
     row, column = tl.program_id(1) * block_y, tl.program_id(0) * block_x
     image = tl.program_id(2).to(tl.int64)
     m = tl.arange(0, block_y * block_x)
-    y, x_at = row + m // block_x, column + m % block_x
+    line, x_at = row + m // block_x, column + m % block_x
+    y = top + line
     k, n = tl.arange(0, block_k), tl.arange(0, columns)
     corner = x + image * x_batch + (y - 1).to(tl.int64) * x_row + (x_at - 1).to(tl.int64) * x_pixel
     products = tl.zeros([block_y * block_x, columns], tl.float32)
@@ -112,8 +116,8 @@ def _last_conv_kernel(
         if upcast:  # the interpreter multiplies the bits of bfloat16 as if they were integers
             a, b = a.to(tl.float32), b.to(tl.float32)
         products = tl.dot(a, b, acc=products, input_precision="ieee")
-    valid = (y < height) & (x_at < width)
-    target = out + image * out_batch + y.to(tl.int64) * out_row + x_at
+    valid = (line < rows) & (x_at < width)
+    target = out + image * out_batch + line.to(tl.int64) * out_row + x_at
     for color in tl.static_range(3):
         scale = tl.load(scales + color * columns + n)
         value = tl.sum(products * scale[None, :], axis=1) + tl.load(bias + color)
@@ -125,29 +129,44 @@ def last_conv(
     weight: Tensor,
     bias: Tensor,
     packed: PackedWeights | None = None,
+    top: int = 0,
+    rows: int | None = None,
     *,
     use_triton: bool | None = None,
 ) -> Tensor:
     """``last_conv_torch`` in one pass where there is a kernel and ``x`` is in half precision; sums in another order.
 
     Args:
-        x, weight, bias: as for ``last_conv_torch``; the kernel takes channels-last ``x`` as it is, and copies others.
+        x, weight, bias, top, rows: as for ``last_conv_torch``; the kernel takes channels-last ``x`` as it is, and copies others.
         packed: ``pack_last(weight, x.dtype)``, computed once by the caller; None packs them in every call.
         use_triton: see ``engine.kernels.launch``.
     """
     if x.dtype not in _STEP or not use_kernel(x.device, use_triton):
-        return last_conv_torch(x, weight, bias)
+        return last_conv_torch(x, weight, bias, top, rows)
     pixels = x.permute(0, 2, 3, 1)
     if pixels.stride(3) != 1:
         pixels = pixels.contiguous()
     factors, scales = packed or pack_last(weight, x.dtype)
     batch, height, width, inputs = pixels.shape
-    out = torch.empty(batch, COLORS, height, width, device=x.device)
+    rows = height - top if rows is None else rows
+    out = torch.empty(batch, COLORS, rows, width, device=x.device)
     block_y, block_x = _INTERPRETED_BLOCK if is_interpreting() else _BLOCK
     launch(
         _last_conv_kernel,
-        (triton.cdiv(width, block_x), triton.cdiv(height, block_y), batch),
-        *(pixels, factors, scales, bias.float(), out, *pixels.stride()[:3], *out.stride()[:3], height, width),
+        (triton.cdiv(width, block_x), triton.cdiv(rows, block_y), batch),
+        *(
+            pixels,
+            factors,
+            scales,
+            bias.float(),
+            out,
+            *pixels.stride()[:3],
+            *out.stride()[:3],
+            height,
+            width,
+            top,
+            rows,
+        ),
         inputs=inputs,
         columns=COLUMNS,
         upcast=is_interpreting() and x.dtype == torch.bfloat16,

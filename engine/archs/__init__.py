@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from engine.archs import esrgan, swinir, swinir_packed
 from engine.archs.community import SPANDREL, recognise
+from engine.archs.last_conv import PackedLastConv
 from engine.errors import ModelError
 
 State: TypeAlias = Mapping[str, Tensor]
@@ -61,9 +62,11 @@ FORMS = " and ".join(architecture.form for architecture in ARCHITECTURES)
 
 def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscaler:
     """Cast in place to mixed precision; with ``kernels``, in the form that the Triton kernels of a GPU read fastest."""
-    if kernels and isinstance(network, swinir.SwinIR):
-        return swinir_packed.pack(network, dtype)
-    return network.to_mixed(dtype)
+    if not kernels:
+        return network.to_mixed(dtype)
+    parts: Any = swinir_packed.pack(network, dtype) if isinstance(network, swinir.SwinIR) else network.to_mixed(dtype)
+    parts.conv_last = PackedLastConv(parts.conv_last, dtype)
+    return network
 
 
 def identify(state: State, source: str = "checkpoint") -> Architecture:

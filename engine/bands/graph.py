@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from engine.archs.last_conv import PackedLastConv
 from engine.archs.layers import PixelRows, WindowRows
 from engine.bands.rules import Call, Layout, Rule, fused, rule_of
 
@@ -128,7 +129,9 @@ def split(graph: RowGraph) -> tuple[RowGraph, ...]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PixelRows | WindowRows) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, PackedLastConv | PixelRows | WindowRows) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 class _Recorder(fx.Interpreter):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from engine.archs.last_conv import PackedLastConv
 from engine.archs.layers import PixelRows, WindowRows, check_whole_windows
 from engine.errors import UsageError, option
 from engine.kernels.dense import conv3x3
@@ -345,6 +346,16 @@ def _convolution(call: Call) -> Rule:
     return Rule(compute, reach=same[0], column_reach=same[1], macs=macs)
 
 
+def _last_convolution(call: Call) -> Rule:
+    conv = call.module
+    assert isinstance(conv, PackedLastConv)
+
+    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
+        return conv.rows(views[0], 1, rows.count)
+
+    return Rule(compute, reach=1, macs=conv.macs)
+
+
 def _takes_kernel(conv: nn.Conv2d, call: Call) -> bool:
     """Whether a 3x3 convolution runs by ``conv3x3``: in half precision, which has matrix instructions, unless forced."""
     if conv.bias is None or call.layout is not Layout.NCHW:
@@ -420,6 +431,7 @@ def _bilinear(scale: int) -> Compute:
 
 RULES: dict[object, Callable[[Call], Rule]] = {
     nn.Conv2d: _convolution,
+    PackedLastConv: _last_convolution,
     WindowRows: _window_attention,
     PixelRows: _pixels,
     nn.Linear: _linear,

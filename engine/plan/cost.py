@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import BudgetError, counted, option
 from engine.plan.measured import Budget
-from engine.plan.plan import Plan
+from engine.plan.plan import Plan, Sides
 from engine.plan.reduction import ROWS, Reduction
 
 GIB = 1 << 30
@@ -23,7 +23,7 @@ CHANNELS = 3
 FLOAT = 4
 """Bytes of a float32 value."""
 
-SHARDS_IN_HAND = 4
+_SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
 
 
@@ -116,6 +116,11 @@ def reduction_bytes(reduction: Reduction, columns: int) -> int:
     source_columns = math.ceil(columns * wide.width) + wide.taps
     # The source rows; the same, reduced in width, before and after the next ones are added, and one tap of them.
     return source_rows * (source_columns + 4 * columns) * CHANNELS * FLOAT
+
+
+def writer_bytes(shard: Sides) -> int:
+    """Memory of a thread that writes shards of these (height, width) in pixels."""
+    return _SHARDS_IN_HAND * math.prod(shard) * CHANNELS
 
 
 def store_bytes(plan: Plan) -> int:

@@ -14,13 +14,14 @@ from engine.geometry import Box
 from engine.plan.cost import (
     CHANNELS,
     FLOAT,
-    SHARDS_IN_HAND,
     Projection,
     budget_error,
     reduction_bytes,
     store_bytes,
     with_allocator,
+    writer_bytes,
 )
+from engine.plan.limits import writers
 from engine.plan.measured import BandCost, Measured, MeasuredStage
 from engine.plan.plan import Plan, StagePlan, shard_of
 from engine.plan.reduction import Reduction
@@ -273,9 +274,10 @@ def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> 
         "network": max(step_1, _stream_bytes(stages, measured, strip, on_device=False)),
         "base image": base * CHANNELS * FLOAT,
         "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
-        "shards": SHARDS_IN_HAND * SHARD**2 * CHANNELS,
+        "shards": writer_bytes((SHARD, SHARD)),
     }
     if any(cost.on_device for cost in measured.stages):
+        parts["shards"] *= writers(parts["shards"])
         columns = _columns_read(stages, measured, strip)
         # Page-locked memory, of which PyTorch takes powers of two.
         parts["pinned"] = 2 * sum(n * _transfer_bytes(s) for s, n in zip(stages, columns, strict=True))

@@ -13,14 +13,14 @@ from engine.plan import limits
 from engine.plan.cost import (
     CHANNELS,
     FLOAT,
-    SHARDS_IN_HAND,
     Projection,
     budget_error,
     reduction_bytes,
     store_bytes,
     with_allocator,
+    writer_bytes,
 )
-from engine.plan.limits import IN_FLIGHT, WRITERS
+from engine.plan.limits import IN_FLIGHT, writers
 from engine.plan.measured import Measured, MeasuredStage
 from engine.plan.plan import REDUCED_CHUNK, REDUCED_SHARD, Plan, Sides, StagePlan, shards_of
 
@@ -239,7 +239,7 @@ def _host_parts(
     shards = _shard_bytes(stages[-1])
     if batches is not None:
         hand += sum(_pinned_bytes(s, b) for s, b in zip(stages, batches, strict=True))
-        shards *= WRITERS
+        shards *= writers(shards)
     parts = {
         "network": network,
         "base image": base * CHANNELS * FLOAT,
@@ -307,7 +307,7 @@ def _input_bytes(stage: StagePlan) -> int:
 
 def _shard_bytes(last: StagePlan) -> int:
     shard, _ = shard_of_tiles(last)
-    return SHARDS_IN_HAND * math.prod(shard) * CHANNELS
+    return writer_bytes(shard)
 
 
 def _image_bytes(stage: StagePlan) -> int:

@@ -11,6 +11,8 @@ from torch import Tensor
 from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
 from engine.io.zarr_store import Sink
+from engine.plan.cost import writer_bytes
+from engine.plan.limits import writers
 from engine.run.pipeline import BoxWritten, Pipeline
 from engine.run.rows import NonFiniteRows, RowReader
 
@@ -30,7 +32,7 @@ def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
     """Compute and write every missing row of shards of one cut."""
     rows = _RowsOfShards(pipeline)
     pending: Future[BoxWritten] | None = None
-    with ThreadPoolExecutor(1, "write") as writer:
+    with _RowWriter(pipeline, sink) as writer:
         try:
             for box in sink.missing(pipeline.writes):
                 start = time.perf_counter()
@@ -38,7 +40,7 @@ def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
                 computed = time.perf_counter() - start
                 written = pending.result() if pending is not None else None
                 # Submitted before the caller learns of the row before, which is when it may stop.
-                pending = writer.submit(_write, sink, box, pixels, computed)
+                pending = writer.submit(box, pixels, computed)
                 if written is not None:
                     yield written
         except OutOfDeviceMemory:
@@ -99,7 +101,38 @@ class _RowsOfShards:
         return RowReader(self._pipeline.rows((canvas.x0, canvas.x1), in_fp32).rows(canvas.y0))
 
 
-def _write(sink: Sink, box: Box, rows: Tensor, compute_seconds: float) -> BoxWritten:
-    start = time.perf_counter()
-    sink.write(box, rows.numpy())
-    return BoxWritten(box, compute_seconds, time.perf_counter() - start)
+class _RowWriter:
+    """Writes a row of shards while the next one is computed.
+
+    Beside a CPU, whose cores have work, one thread writes. Beside an accelerator several write the shards of a row.
+    """
+
+    def __init__(self, pipeline: Pipeline, sink: Sink) -> None:
+        plan = pipeline.plan
+        is_beside_device = pipeline.stages[0].device.type != "cpu"
+        self._sink, self._grid = sink, plan.grid()
+        self._rows = ThreadPoolExecutor(1, "write")
+        self._shards = ThreadPoolExecutor(writers(writer_bytes(plan.shard)), "shard") if is_beside_device else None
+
+    def __enter__(self) -> _RowWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._rows, self._shards):
+            if pool is not None:
+                pool.shutdown()
+
+    def submit(self, box: Box, pixels: Tensor, compute_seconds: float) -> Future[BoxWritten]:
+        """Write ``pixels``, which must stay unchanged until the result is there."""
+        return self._rows.submit(self._write, box, pixels, compute_seconds)
+
+    def _write(self, box: Box, rows: Tensor, compute_seconds: float) -> BoxWritten:
+        start = time.perf_counter()
+        pixels = rows.numpy()
+        if self._shards is None:
+            self._sink.write(box, pixels)
+        else:
+            parts = [self._grid.box(*index) for index in self._grid.indices(box)]
+            inside = [pixels[(slice(None), *part.relative_to(box).slices)] for part in parts]
+            list(self._shards.map(self._sink.write, parts, inside))
+        return BoxWritten(box, compute_seconds, time.perf_counter() - start)

@@ -22,7 +22,8 @@ from engine.device.queue import DeviceQueue, Event, OutOfDeviceMemory, device_qu
 from engine.geometry import Box
 from engine.io.zarr_store import Sink
 from engine.kernels.trim import Trimmed
-from engine.plan.limits import IN_FLIGHT, WRITERS
+from engine.plan.cost import writer_bytes
+from engine.plan.limits import IN_FLIGHT, writers
 from engine.plan.plan import Plan, StagePlan, Tile
 from engine.run.pipeline import BoxWritten, Pipeline
 from engine.run.reduce import canvas_image
@@ -215,9 +216,9 @@ class BatchRunner:
 class Writers:
     """Threads that write boxes. An error in one of them is raised from the next call."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, threads: int) -> None:
         self._sink = sink
-        self._pool = ThreadPoolExecutor(WRITERS, "write")
+        self._pool = ThreadPoolExecutor(threads, "write")
         self._pending: deque[Future[BoxWritten]] = deque()
         self._since = time.perf_counter()
 
@@ -307,20 +308,20 @@ def _last_pixels(
 
 
 def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> Iterator[BoxWritten]:
-    with Writers(sink) as writers:
+    with Writers(sink, writers(writer_bytes(plan.shard))) as pool:
         try:
             if image.plan.is_image and plan.is_whole and image.plan.core == plan.stages[-1].core:  # a write is one tile
                 indices = (index for box in sink.missing() for index in image.plan.grid.indices(box))
                 tiles = (image.plan.tile_at(*index) for index in indices)
                 for tile, pixels, readers in _last_pixels(image, runner, tiles):
-                    readers.append(writers.submit(tile.cell, pixels))
-                    yield from writers.finished(runner.batch * (IN_FLIGHT + 1))
+                    readers.append(pool.submit(tile.cell, pixels))
+                    yield from pool.finished(runner.batch * (IN_FLIGHT + 1))
             else:
                 reduced = canvas_image(plan, image)
                 for box in sink.missing():
-                    writers.submit(box, reduced.read(box.shift(plan.roi.y0, plan.roi.x0)))
-                    yield from writers.finished(IN_FLIGHT)
+                    pool.submit(box, reduced.read(box.shift(plan.roi.y0, plan.roi.x0)))
+                    yield from pool.finished(IN_FLIGHT)
         except OutOfDeviceMemory:
-            yield from writers.finished(0)  # boxes that were submitted before are whole
+            yield from pool.finished(0)  # boxes that were submitted before are whole
             raise
-        yield from writers.finished(0)
+        yield from pool.finished(0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.kernels import assert_all_compile, launches, layouts, needs_triton
+from support.kernels import BOTH, assert_all_compile, launches, layouts, needs_triton
 
 from engine.kernels import last_conv as op
 from engine.kernels.last_conv import last_conv, last_conv_torch, pack_last
@@ -52,6 +52,16 @@ def test_layouts():
     whole = last_conv(x, weight, bias, packed, use_triton=True)
     for _, same in layouts(x):
         assert torch.equal(last_conv(same, weight, bias, use_triton=True), whole)
+
+
+@BOTH
+def test_rows_are_those_of_the_whole(use_triton):
+    x, weight, bias = case((1, 16, 9, 7), torch.float16)
+    whole = last_conv(x, weight, bias, use_triton=use_triton)
+    for top, rows in ((1, 7), (0, 9), (8, 1)):
+        assert torch.equal(
+            last_conv(x, weight, bias, None, top, rows, use_triton=use_triton), whole[:, :, top : top + rows]
+        )
 
 
 def test_float32_features_take_the_definition():

@@ -11,7 +11,7 @@ from support.plans import GIB, chain, cost_of, measured_of
 from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan.cost import check, readable
-from engine.plan.limits import IN_FLIGHT, SATURATING, WRITERS, cache_share, saturating_pixels
+from engine.plan.limits import IN_FLIGHT, SATURATING, cache_share, saturating_pixels, writers
 from engine.plan.measured import Budget, Footprint
 from engine.plan.plan import Plan, shards_of
 from engine.plan.tiles import (
@@ -261,7 +261,15 @@ def test_device_holds_one_network_and_all_buffers():
     outputs = (IN_FLIGHT + 1) * 3 * (stages[2].tile * 4) ** 2
     network = LARGE.footprint.bytes_at(max(pixels))
     assert projection.device == DEVICE_BASELINE + network + sum(buffers) - max(buffers) + inner + outputs
-    assert projection.host_parts["shards"] == WRITERS * 4 * 3 * math.prod(plan_of(stages).shard)
+    shard = 4 * 3 * math.prod(plan_of(stages).shard)
+    assert projection.host_parts["shards"] == writers(shard) * shard
+
+
+@pytest.mark.parametrize(
+    ("cores", "mib", "threads"), [(1, 12, 2), (2, 12, 2), (6, 12, 5), (16, 12, 8), (16, 48, 5), (16, 500, 2)]
+)
+def test_writers_follow_the_cores_and_the_memory(cores, mib, threads):
+    assert writers(mib << 20, cores) == threads
 
 
 def test_batches_follow_the_gpu():

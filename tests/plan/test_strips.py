@@ -201,12 +201,12 @@ def test_narrower_strips_are_whole_shards(plan):
     while (cuts := strips.narrower(plan, cuts)) is not None:
         cut = replace(plan, stages=cuts)
         assert cut.strip < strip
-        assert cut.strip % plan.shard == cuts[-1].tile % cuts[-1].align == 0
+        assert cut.strip % plan.shard[1] == cuts[-1].tile % cuts[-1].align == 0
         assert [(s.halo, s.band) for s in cuts] == [(s.halo, s.band) for s in plan.stages]
         assert sum(box.area for box in cut.writes()) == plan.size[0] * plan.size[1]
         strip = cut.strip
     last = plan.stages[-1]
-    assert strip <= math.lcm(plan.shard, last.scale * last.align)
+    assert strip <= math.lcm(plan.shard[1], last.scale * last.align)
 
 
 @quick
