@@ -292,8 +292,15 @@ def _machine_code() -> list[str]:
 
 
 def forecasts() -> list[str]:
-    counts = latest("forecast_counts", "network", "way")
-    shown = latest("forecast", "network", "gpu", "image", "vram")
+    counts = latest("forecast_counts", "network", "way", "operations")
+    shown = latest("forecast", "network", "way", "operations", "gpu", "image", "vram")
+    large = [row for row in shown if row["image"] == "16384x8640" and float(row["vram"]) > 2]
+    tight = [
+        row for row in shown if row["gpu"] == "RTX 4090" and float(row["vram"]) < 2 and row["operations"] == "kernels"
+    ]
+    seconds = {(row["network"], row["gpu"], row["way"], row["operations"]): float(row["seconds"]) for row in large}
+    bounds = {(row["network"], row["gpu"]): f"{row['bound']} ({percent(float(row['share']))})" for row in large}
+    ways = [(way, operations) for way in ("tiles", "bands") for operations in ("PyTorch", "kernels")]
     return [
         "## Forecast for GPUs",
         paragraph(
@@ -304,31 +311,59 @@ def forecasts() -> list[str]:
             "and everything but the networks are left out."
         ),
         table(
-            ("network", "way", "MFLOP a pixel", "KB of traffic a pixel", "launches", "bytes held a pixel"),
+            (
+                "network",
+                "way",
+                "operations",
+                "MFLOP a pixel",
+                "KB of traffic a pixel",
+                "launches",
+                "bytes held a pixel",
+            ),
             [
-                (row["network"], row["way"], row["mflop"], row["kilobytes"], count(row["launches"]), row["memory"])
+                (
+                    *(row[key] for key in ("network", "way", "operations", "mflop", "kilobytes")),
+                    count(row["launches"]),
+                    row["memory"],
+                )
                 for row in counts
             ],
         ),
         paragraph(
-            "Pixels are those of the input. Memory includes 600 MiB for the context, and a quarter more than what is "
-            "live, for the allocator; with the limits of `--vram` in the table a plan stays below them at any size. "
-            "`work` counts the halos: 1 is the whole image. Enlarged four times in fp16, with a halo of 40 (14 for the "
-            "small network of the shipped models):"
+            "Pixels are those of the input; a band has 32 rows of 4096. Enlarged four times to 16384x8640 in fp16 with the whole "
+            "memory of the card, by PyTorch's operations and by the engine's kernels, in seconds; the last column is for bands "
+            "by kernels:"
         ),
         table(
-            ("network and GPU", "image", "VRAM, limit (GiB)", "tile", "work", "VRAM (GiB)", "seconds", "bound by"),
+            ("network", "GPU", *(f"{way}, {operations}" for way, operations in ways), "bound by"),
             [
-                (
-                    f"{row['network']}, {row['gpu']}", row["image"], row["vram"], row["tile"], f"{float(row['work']):.2f}",
-                    row["device"], f"{float(row['seconds']):.2g}" if float(row["seconds"]) < 10 else count(row["seconds"]),
-                    f"{row['bound']} ({float(row['share']):.0%})",
-                )
-                for row in shown
+                (network, gpu, *(f"{seconds[network, gpu, *way]:.3g}" for way in ways), bound)
+                for (network, gpu), bound in bounds.items()
             ],
         ),
-        source("bench_forecast.py", "forecast", [*counts, *shown]).replace("Measure again", "Count again"),
-    ]  # fmt: skip
+        paragraph(
+            "Memory includes 600 MiB for the context and, in tiles, a quarter more than what is live, for the allocator. "
+            "`work` counts the halos: 1 is the whole image. Halos are 40, or 14 for the small network of the shipped models:"
+        ),
+        table(
+            ("network", "image", "`--vram` (GiB)", "way", "tile or strip", "work", "VRAM (GiB)"),
+            [
+                (
+                    row["network"],
+                    row["image"],
+                    row["vram"],
+                    row["way"],
+                    row["tile"],
+                    f"{float(row['work']):.2f}",
+                    row["device"],
+                )
+                for row in tight
+            ],
+        ),
+        "Count again: `python benchmarks/bench_forecast.py`.\n"
+        "Rows: [forecast_counts.csv](../benchmarks/results/forecast_counts.csv) and "
+        f"[forecast.csv](../benchmarks/results/forecast.csv), {shown[-1]['date']}.",
+    ]
 
 
 def _customary_error() -> float:

@@ -125,7 +125,7 @@ def _as_on(
 ) -> tuple[Measured, Sequence[Counts], Sequence[Counts]]:
     """Measurements as they would be on the GPU, and the counts of every stage in tiles and in bands."""
     precisions = _precisions(request, here)
-    stages = [count.meta_stage(model, index, precision) for index, precision in enumerate(precisions)]
+    stages = [count.meta_stage(model, index, precision, gpu) for index, precision in enumerate(precisions)]
     saturating = saturating_pixels(gpu.multiprocessors, gpu.cache << 20)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, "cuda"))
     known: dict[tuple[str, str], tuple[Stage, Counts]] = {}
@@ -156,7 +156,8 @@ def _as_on(
 def _bands(stage: Stage, gpu: Gpu, request: Request) -> tuple[BandCost | None, Counts]:
     """Cost and operations of bands; no cost when the network cannot be streamed and bands are not requested by name."""
     try:
-        cost = band_memory(stage)
+        with count.as_on(gpu):
+            cost = band_memory(stage)
     except UsageError:
         if request.executor != AUTO:
             raise

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.launch import is_interpreting, jit, launch, tl, triton, use_kernel
+from engine.kernels.launch import is_interpreting, jit, launch, tl, use_kernel
 
 COLORS, PARTS, COLUMNS = 3, 3, 16
 """Output channels, halves that a weight is the sum of, and columns of the product."""
@@ -153,7 +153,7 @@ def last_conv(
     block_y, block_x = _INTERPRETED_BLOCK if is_interpreting() else _BLOCK
     launch(
         _last_conv_kernel,
-        (triton.cdiv(width, block_x), triton.cdiv(rows, block_y), batch),
+        (-(-width // block_x), -(-rows // block_y), batch),
         *(
             pixels,
             factors,
@@ -172,7 +172,7 @@ def last_conv(
         upcast=is_interpreting() and x.dtype == torch.bfloat16,
         block_y=block_y,
         block_x=block_x,
-        block_k=min(64, max(16, triton.next_power_of_2(inputs))),
+        block_k=min(64, max(16, 1 << (inputs - 1).bit_length())),
         num_warps=4,
         num_stages=3,
     )

@@ -85,7 +85,7 @@ def fastest(
     """
     key = (name, tuple(candidates), shape, device)
     if key not in _chosen:
-        if device.type == "cuda" and device_module(device).is_current_stream_capturing():
+        if device.type == "meta" or (device.type == "cuda" and device_module(device).is_current_stream_capturing()):
             return candidates[0]
         _chosen[key] = _stored_or_measured(name, candidates, shape, device, start, changed)
     return _chosen[key]

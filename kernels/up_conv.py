@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.launch import is_interpreting, jit, launch, tl, triton, use_kernel
+from engine.kernels.launch import is_interpreting, jit, launch, tl, use_kernel
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """(row, column) of each phase within a pixel of the small map."""
@@ -136,18 +136,18 @@ def up_conv(
     outputs = weight.shape[0]
     out = torch.empty(batch, 2 * height, 2 * width, outputs, dtype=x.dtype, device=x.device)
     block_y, block_x = _INTERPRETED_BLOCK if is_interpreting() else _BLOCK
-    across = triton.cdiv(width, block_x)
+    across = -(-width // block_x)
     launch(
         _up_conv_kernel,
-        (across * triton.cdiv(height, block_y), len(PHASES), batch),
+        (across * -(-height // block_y), len(PHASES), batch),
         *(pixels, packed, bias, out, *pixels.stride()[:3], *out.stride()[:2], height, width, across, slope),
         inputs=inputs,
         outputs=outputs,
         upcast=is_interpreting() and x.dtype == torch.bfloat16,
         block_y=block_y,
         block_x=block_x,
-        block_k=min(64, max(16, triton.next_power_of_2(inputs))),
-        block_n=max(16, triton.next_power_of_2(outputs)),
+        block_k=min(64, max(16, 1 << (inputs - 1).bit_length())),
+        block_n=max(16, 1 << (outputs - 1).bit_length()),
         num_warps=8 if outputs > 64 else 4,
         num_stages=3,
     )

@@ -30,7 +30,7 @@ def forecasts(models, tmp_path_factory):
 @pytest.mark.parametrize("name", ["rrdb", "swinir", "noisy"])
 def test_plan_is_that_of_the_gpu(forecasts, name):
     result = forecasts("rtx-4090", name)
-    assert result.plan.executor == "batched"
+    assert result.plan.executor == "bands"
     assert result.plan.precision == "fp16"
     assert result.plan.backend.startswith("cuda")
     assert CONTEXT < result.projection.device <= result.measured.budget.device == 24 * GIB
@@ -50,12 +50,14 @@ def test_faster_gpus_take_less_time(forecasts):
 
 def test_vram_bounds_the_plan(forecasts):
     size = (8192, 8192)
-    roomy, tight = forecasts("rtx-4090", size=size), forecasts("rtx-4090", size=size, vram=CONTEXT + 100 * MIB)
+    roomy, tight = (
+        forecasts("rtx-4090", size=size, executor="batched", vram=vram) for vram in (None, CONTEXT + 100 * MIB)
+    )
     assert tight.projection.device <= CONTEXT + 100 * MIB < roomy.projection.device
     assert tight.work > roomy.work
     assert tight.projection.batches <= roomy.projection.batches
     with pytest.raises(BudgetError, match="vram: the smallest tile .* needs"):
-        forecasts("rtx-4090", size=size, vram=CONTEXT)
+        forecasts("rtx-4090", size=size, executor="batched", vram=CONTEXT)
 
 
 def test_requests_are_kept(forecasts):
@@ -90,7 +92,7 @@ def test_command_prints_a_forecast(call, model_file, tmp_path):
     assert data["forecast"]["is_measured"] is False
     assert data["forecast"]["seconds"] == pytest.approx(data["projection"]["seconds"], abs=60)
     assert sum(data["forecast"]["shares"].values()) == pytest.approx(1)
-    assert data["plan"]["executor"] == "batched"
+    assert data["plan"]["executor"] == "bands"
     assert not list(tmp_path.iterdir())
 
 

@@ -22,8 +22,8 @@ OTHER_TYPES = ("mps", "xpu")
 
 
 def device_module(device: torch.device | str) -> Any:  # noqa: ANN401 (the classes of torch.cuda have no annotations)
-    """PyTorch's module for the type of a device."""
-    return torch.get_device_module(device)
+    """PyTorch's module for the type of a device; on the meta device networks are counted, from the host."""
+    return torch.get_device_module("cpu" if torch.device(device).type == "meta" else device)
 
 
 def memory_module(device: torch.device) -> Any:  # noqa: ANN401

@@ -7,8 +7,8 @@ library's passes that are known: cuDNN adds a bias in a pass of its own.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from engine.bands.stream import RowStream
-from engine.kernels.launch import observed_launches
+from engine.kernels.last_conv import COLORS
+from engine.kernels.launch import Observer, observed_launches
 from engine.model.bundle import Model
 from engine.plan.gpus import Gpu
 from engine.plan.measured import Footprint
@@ -42,6 +43,16 @@ _HELD = 1.25
 _HALVES = (torch.float16, torch.bfloat16)
 
 _CONVOLUTIONS = ("aten::convolution", "aten::_convolution", "aten::cudnn_convolution")
+
+_MACS: dict[str, Callable[[Sequence[Tensor], Mapping[str, Any]], int]] = {
+    "_conv3x3_kernel": lambda tensors, options: 9 * options["inputs"] * options["outputs"],
+    "_last_conv_kernel": lambda tensors, options: 9 * options["inputs"] * COLORS,
+    # Products of queries and keys, and of weights and values: every pixel with all of its window.
+    "_window_attention_kernel": lambda tensors, options: 2 * tensors[-1].shape[-1] * options["window"] ** 2,
+    "_norm_linear_kernel": lambda tensors, options: tensors[1].numel(),
+    "_mlp_kernel": lambda tensors, options: sum(weight.numel() for weight in tensors[2:-1] if weight.ndim == 2),
+}
+"""Multiply-adds of the engine's kernels for a pixel, from the tensors and the options of a launch."""
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -82,10 +93,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def kernel(self, name: str, tensors: Iterable[Tensor], options: dict[str, Any]) -> None:
         """Count a launch of one of the engine's kernels, whose last tensor is its result."""
-        *inputs, out = tensors
-        # Products of queries and keys, and of weights and values: every pixel with all of its window.
-        flops = 4 * out.numel() * options["window"] ** 2 if "attention" in name else 0
-        self.operations.append(Operation(flops, _bytes([*inputs, out]), out.dtype in _HALVES))
+        tensors = list(tensors)
+        out, is_half = tensors[-1], any(tensor.dtype in _HALVES for tensor in tensors)
+        pixels = out.numel() // (COLORS if name == "_last_conv_kernel" else out.shape[-1])
+        flops = 2 * pixels * _MACS[name](tensors, options) if name in _MACS else 0
+        self.operations.append(Operation(flops, _bytes(tensors), is_half))
 
     def _count(
         self,
@@ -131,17 +143,22 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.itemsize for t in tensors)
 
 
-def meta_stage(model: Model, index: int, precision: str) -> Stage:
+def as_on(gpu: Gpu | None, observer: Observer = lambda *_: None) -> AbstractContextManager[None]:
+    """Context in which the meta device takes the engine's kernels, unless ``gpu`` lacks them: stages are made in it, too."""
+    return observed_launches(observer) if gpu is None or gpu.runs_kernels else nullcontext()
+
+
+def meta_stage(model: Model, index: int, precision: str, gpu: Gpu | None = None) -> Stage:
     """A stage of a model without memory, which runs as it would on a GPU."""
-    return Stage(model.new_network(index), META, precision)
+    with as_on(gpu):
+        return Stage(model.new_network(index), META, precision)
 
 
 @contextmanager
 def counting(gpu: Gpu | None = None) -> Iterator[Counter]:
     """Count what runs on the meta device inside a ``with`` block, with the engine's kernels unless ``gpu`` lacks them."""
     counter = Counter()
-    observed = observed_launches(counter.kernel) if gpu is None or gpu.runs_kernels else nullcontext()
-    with observed, torch.inference_mode(), counter:
+    with as_on(gpu, counter.kernel), torch.inference_mode(), counter:
         yield counter
 
 
@@ -170,7 +187,8 @@ def tile_bytes(stage: Stage, gpu: Gpu | None = None) -> Footprint:
 
 def band_counts(stage: Stage, width: int, gpu: Gpu | None = None) -> Counts:
     """Operations of one band in the middle of a picture of ``width`` columns."""
-    plan = stage.stream_plan(max(width // stage.align, 1) * stage.align)
+    with as_on(gpu):
+        plan = stage.stream_plan(max(width // stage.align, 1) * stage.align)
     band = torch.empty(1, stage.inputs, plan.band, plan.width, device=META)
     with counting(gpu) as counter:
         stream = RowStream(plan, META)

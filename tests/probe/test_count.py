@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
 from engine.plan.gpus import GPUS
-from engine.probe.count import META, band_counts, count_tile, counting, tile_bytes, tile_counts
+from engine.probe.count import META, as_on, band_counts, count_tile, counting, tile_bytes, tile_counts
 from engine.run.stage import Stage
 
 
@@ -59,6 +59,25 @@ def test_window_attention_is_one_kernel_where_the_gpu_runs_it(stages):
     assert twin.launches > kernel.launches + 4 * 5
     assert twin.bytes_per_pixel > kernel.bytes_per_pixel
     assert kernel.flops_per_pixel == pytest.approx(twin.flops_per_pixel, rel=1e-3)
+
+
+def test_kernels_have_the_flops_of_the_operations_they_replace():
+    """SwinIR packed for kernels but for its padded channels, and bands whose convolutions are kernels."""
+    with torch.device("meta"):
+        plain = {
+            "swinir": stage_of(SwinIR(dim=192, depths=(2,), heads=(6,), hidden=384)),
+            "rrdb": stage_of(RRDBNet(blocks=1)),
+        }
+        with as_on(None):
+            packed = {
+                "swinir": stage_of(SwinIR(dim=192, depths=(2,), heads=(6,), hidden=384)),
+                "rrdb": stage_of(RRDBNet(blocks=1)),
+            }
+    for name, count in (("swinir", tile_counts), ("rrdb", lambda stage, gpu: band_counts(stage, 512, gpu))):
+        slow, fast = count(plain[name], GPUS["t4"]), count(packed[name], GPUS["l4"])
+        assert fast.flops_per_pixel == pytest.approx(slow.flops_per_pixel, rel=2e-3)
+        assert fast.bytes_per_pixel < 0.7 * slow.bytes_per_pixel
+        assert fast.launches < 0.9 * slow.launches
 
 
 SHAPES = [(96, 288), (288, 96), (400, 1200), (1120, 592), (208, 208)]
