@@ -361,7 +361,7 @@ def forecasts() -> list[str]:
             ],
         ),
         "Count again: `python benchmarks/bench_forecast.py`.\n"
-        "Rows: [forecast_counts.csv](../benchmarks/results/forecast_counts.csv) and "
+        "Rows: [forecast_counts.csv](../benchmarks/results/forecast_counts.csv) and\n"
         f"[forecast.csv](../benchmarks/results/forecast.csv), {shown[-1]['date']}.",
     ]
 
