@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel module is imported
-pytest.register_assert_rewrite("support")
-
-from support import small
-
 from engine.cli.app import main
 from engine.model import bundle as model
 from engine.model.build import build
+
+pytest.register_assert_rewrite("support")
+
+from support import small  # noqa: E402 (its asserts are rewritten)
 
 # Results must not depend on the number of cores, and small tensors are faster on one.
 torch.set_num_threads(1)

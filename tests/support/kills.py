@@ -1,0 +1,209 @@
+"""``kill -9`` at random moments: what is left is whole or unfinished, and the same command then ends as if undisturbed."""
+
+import os
+import random
+import shutil
+import time
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+from support import sandbox
+from support.commands import finish, start
+from support.damage import DAMAGE, flip
+from support.full_disk import contents
+from support.small import photograph
+from support.stores import attributes
+from support.training import tiny_preset
+
+from engine.archs.esrgan import RRDBNet
+
+SIZE = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32"
+LARGE = "--size 2048x1536 --stages 2 --overlap 4 --precision fp32 --executor bands"
+POLL = 0.01
+START = 0.15
+"""Share of the kills at any time from the start of the process on; the others come after its first change of a file."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that is killed."""
+
+    words: str
+    """Command line in a working folder of links to the material; {model} is the model's path."""
+    out: str
+    """The output."""
+    again: str = ""
+    """Command after the last kill, in addition to the same one."""
+    is_damaged: bool = False
+    """Whether the output is a finished store, which is damaged before the command."""
+
+    @property
+    def ending(self):
+        """Commands after the last kill."""
+        return [words for words in (self.words, self.again) if words]
+
+
+def _render(options):
+    return f"render {{model}} {SIZE} {options} --resume"
+
+
+CASES = {
+    "render, bands": Case(_render("--executor bands --out o.zarr"), "o.zarr"),
+    "render, tiles": Case(_render("--executor tiles --out o.zarr"), "o.zarr"),
+    "render, batched": Case(_render("--executor batched --out o.zarr"), "o.zarr"),
+    "render to a PNG": Case(_render("--executor bands --out o.png"), "o.png"),
+    "export, TIFF": Case("export large.zarr o.tif --overwrite", "o.tif"),
+    "export, PNG": Case("export large.zarr o.png --overwrite", "o.png"),
+    "model build": Case("model build --sr large.safetensors --out o.safetensors --overwrite", "o.safetensors"),
+    "check --repair": Case(
+        "check o.zarr --repair", "o.zarr", _render("--executor bands --out o.zarr"), is_damaged=True
+    ),
+    "train": Case(
+        "train sr photo.png --out w.safetensors --start start.safetensors --config tiny.toml --device cpu "
+        "--precision fp32 --resume", "w.safetensors",
+    ),
+}  # fmt: skip
+
+
+class Kills:
+    """Killed commands, with what they read and what they end with when nobody kills them."""
+
+    def __init__(self, folder, model_file):
+        self.folder, self.model = folder, model_file
+        self._undisturbed = {}
+        material = folder / "material"
+        material.mkdir(parents=True)
+        torch.manual_seed(0)
+        photograph(material / "photo.png", 120, 160)
+        preset = tiny_preset().replace("iterations = 3", "iterations = 12")
+        (material / "tiny.toml").write_text(preset.replace("checkpoint_every = 1", "checkpoint_every = 2"))
+        for name, channels, blocks in (("start", 8, 2), ("large", 64, 6)):
+            save_file(RRDBNet(channels, blocks, channels // 2).state_dict(), material / f"{name}.safetensors")
+
+    def attack(self, name, seeds):
+        """Kill a command at random moments, several times for some seeds, and let it end.
+
+        Yields:
+            Seed, number of kills that met a running process, and what is wrong, or "".
+        """
+        case = CASES[name]
+        expected, times = self._reference(name)
+        work = [self._folder(f"{name}-{seed}") for seed in seeds]
+        trials = [self._kill(case, seed, folder, expected, times) for seed, folder in zip(seeds, work, strict=True)]
+        commands = [words.format(model=self.model).split() for words in case.ending]
+        count = len(commands)
+        results = sandbox.run(commands * len(work), self.folder, [w for w in work for _ in commands], addresses=1 << 33)
+        for index, (seed, folder, (hits, problem)) in enumerate(zip(seeds, work, trials, strict=True)):
+            for result in results[index * count : (index + 1) * count]:
+                if result.code:
+                    problem = problem or f"{' '.join(result.words)}: ended with {result.code}: {result.error[-500:]}"
+            if not problem and contents(folder, case.out) != expected:
+                problem = "the output differs from that of an undisturbed run"
+            if not problem:
+                problem = _leftovers(folder)
+            shutil.rmtree(folder)
+            yield seed, hits, problem
+
+    def _reference(self, name):
+        """Output of an undisturbed run, and the seconds until its first change of a file and until its end."""
+        if name not in self._undisturbed:
+            case = CASES[name]
+            if "large.zarr" in case.words and not (self.folder / "material" / "large.zarr").exists():
+                self._run(f"render {{model}} {LARGE} --out large.zarr", self.folder / "material")
+            folder = self._folder(f"{name}-undisturbed")
+            if case.is_damaged:
+                whole = self.folder / "material" / "whole"
+                if not whole.exists():
+                    whole.mkdir()
+                    self._run(case.again, whole)
+                expected = contents(whole, case.out)
+                self._damage(folder, random.Random(0))
+            for _ in range(2):  # the first one measures the machine
+                shutil.rmtree(folder)
+                folder = self._folder(f"{name}-undisturbed")
+                if case.is_damaged:
+                    self._damage(folder, random.Random(0))
+                times = self._run(case.words, folder)
+            if not case.is_damaged:
+                expected = contents(folder, case.out)
+            self._undisturbed[name] = expected, times
+        return self._undisturbed[name]
+
+    def _folder(self, name):
+        """A working folder with links to the material."""
+        folder = self.folder / name
+        folder.mkdir()
+        for path in (self.folder / "material").iterdir():
+            (folder / path.name).symlink_to(path)
+        return folder
+
+    def _run(self, words, folder):
+        begin, before = time.monotonic(), _state(folder)
+        process = start(folder, words.format(model=self.model))
+        while _state(folder) == before and process.poll() is None:
+            time.sleep(POLL)
+        first = time.monotonic() - begin
+        code, error = finish(process)
+        assert code == 0, error
+        return first, time.monotonic() - begin
+
+    def _damage(self, folder, rng):
+        shutil.copytree(self.folder / "material" / "whole" / "o.zarr", folder / "o.zarr")
+        shards = sorted(path for path in (folder / "o.zarr").rglob("c/*/*/*") if path.is_file())
+        for shard in rng.sample(shards, 20):
+            kind = rng.choice([*DAMAGE, "flipped"])
+            if kind == "flipped":
+                flip(shard, rng.randrange(8 * shard.stat().st_size))
+            elif kind != "a link":  # 20 of them would need 20 names
+                DAMAGE[kind](shard)
+
+    def _kill(self, case, seed, folder, expected, times):
+        """Kill the command up to three times; returns the number of hits and what is wrong, or ""."""
+        rng = random.Random(seed)
+        if case.is_damaged:
+            self._damage(folder, rng)
+        first, end = times
+        hits = 0
+        for _ in range(rng.randint(1, 3)):
+            before = _state(folder)
+            process = start(folder, case.words.format(model=self.model))
+            if rng.random() < START:
+                time.sleep(rng.uniform(0, end))
+            else:
+                while _state(folder) == before and process.poll() is None:
+                    time.sleep(POLL)
+                time.sleep(rng.uniform(0, end - first))
+            process.kill()
+            code, error = finish(process)
+            if code not in (-9, 0):
+                return hits, f"ended with {code}: {error[-500:]}"
+            hits += code == -9
+            if problem := _unfinished(case, folder, expected):
+                return hits, problem
+        return hits, ""
+
+
+def _state(folder):
+    """What changes with every new, renamed or written file below the folder."""
+    return [
+        (root, os.stat(root).st_mtime_ns, len(names), [os.lstat(os.path.join(root, n)).st_size for n in files[:9]])
+        for root, names, files in os.walk(folder)
+        if os.path.exists(root)
+    ]
+
+
+def _unfinished(case, folder, expected):
+    """What is wrong with the output right after a kill, or ""."""
+    path = folder / case.out
+    if path.is_dir():
+        if (path / "zarr.json").exists() and attributes(path)["complete"] and not case.is_damaged:
+            return "" if contents(folder, case.out) == expected else "complete, and wrong"
+        return ""
+    return "" if contents(folder, case.out) in (None, expected) else "a file under the final name that is not whole"
+
+
+def _leftovers(folder):
+    """Temporary files that are still there after the command has ended well, or ""."""
+    names = [path.name for path in folder.iterdir() if path.name.endswith((".part", ".old", ".scratch"))]
+    return f"left {names}" if names else ""
