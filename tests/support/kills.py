@@ -91,19 +91,21 @@ class Kills:
         expected, times = self._reference(name)
         work = [self._folder(f"{name}-{seed}") for seed in seeds]
         trials = [self._kill(case, seed, folder, expected, times) for seed, folder in zip(seeds, work, strict=True)]
-        commands = [words.format(model=self.model).split() for words in case.ending]
-        count = len(commands)
-        results = sandbox.run(commands * len(work), self.folder, [w for w in work for _ in commands], addresses=1 << 33)
-        for index, (seed, folder, (hits, problem)) in enumerate(zip(seeds, work, trials, strict=True)):
-            for result in results[index * count : (index + 1) * count]:
-                if result.code:
-                    problem = problem or f"{' '.join(result.words)}: ended with {result.code}: {result.error[-500:]}"
+        self._finish(case, [folder for folder in work if not _is_finished(case, folder)])
+        for seed, folder, (hits, problem) in zip(seeds, work, trials, strict=True):
             if not problem and contents(folder, case.out) != expected:
-                problem = "the output differs from that of an undisturbed run"
-            if not problem:
-                problem = _leftovers(folder)
+                error = folder / "error.txt"
+                problem = error.read_text() if error.exists() else "the output differs from that of an undisturbed run"
+            yield seed, hits, problem or _leftovers(folder)
             shutil.rmtree(folder)
-            yield seed, hits, problem
+
+    def _finish(self, case, folders):
+        """Let the command end in each folder; one that fails leaves its words in error.txt."""
+        commands = [(words.format(model=self.model).split(), folder) for folder in folders for words in case.ending]
+        results = sandbox.run([words for words, _ in commands], self.folder, [f for _, f in commands], addresses=1 << 33)
+        for (_, folder), result in zip(commands, results, strict=True):
+            if result.code:
+                (folder / "error.txt").write_text(f"ended with {result.code}: {result.error[-500:]}")
 
     def _reference(self, name):
         """Output of an undisturbed run, and the seconds until its first change of a file and until its end."""
@@ -173,7 +175,7 @@ class Kills:
             else:
                 while _state(folder) == before and process.poll() is None:
                     time.sleep(POLL)
-                time.sleep(rng.uniform(0, end - first))
+                time.sleep(rng.uniform(0, 0.8 * (end - first)))
             process.kill()
             code, error = finish(process)
             if code not in (-9, 0):
@@ -181,6 +183,8 @@ class Kills:
             hits += code == -9
             if problem := _unfinished(case, folder, expected):
                 return hits, problem
+            if _is_finished(case, folder):
+                break
         return hits, ""
 
 
@@ -191,6 +195,11 @@ def _state(folder):
         for root, names, files in os.walk(folder)
         if os.path.exists(root)
     ]
+
+
+def _is_finished(case, folder):
+    """Whether the output, a single file, has its name: then the command is done, and refuses to run again."""
+    return (folder / case.out).is_file()
 
 
 def _unfinished(case, folder, expected):
