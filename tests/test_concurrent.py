@@ -4,8 +4,8 @@ import shutil
 import signal
 
 import pytest
-from support.commands import finish, wait_for
-from support.races import images, race, render
+from support.commands import finish, start, wait_for
+from support.races import images, race, words
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_two_processes_never_leave_a_complete_but_wrong_store(folder, expected, 
 
 @pytest.mark.parametrize("executor", ["tiles", "bands"])
 def test_a_store_deleted_while_it_is_rendered(folder, executor):
-    process = render(folder, "", executor)
+    process = start(folder, words("", executor))
     wait_for(lambda: has_begun(folder), process)
     process.send_signal(signal.SIGSTOP)
     shutil.rmtree(folder / "out.zarr")

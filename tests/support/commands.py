@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+SECONDS = 600
 """Longest time that a command or a condition may take."""
 
 

@@ -3,12 +3,12 @@
 import os
 import random
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save_file
-from support import sandbox
 from support.commands import finish, start
 from support.damage import DAMAGE, flip
 from support.full_disk import contents
@@ -22,7 +22,10 @@ SIZE = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32"
 LARGE = "--size 2048x1536 --stages 2 --overlap 4 --precision fp32 --executor bands"
 POLL = 0.01
 START = 0.15
-"""Share of the kills at any time from the start of the process on; the others come after its first change of a file."""
+"""Share of the kills from the start of Python on, at any time; the others meet a forked command after its first change of
+a file."""
+STARTING = 3.0
+"""Seconds of the first kind."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ CASES = {
 class Kills:
     """Killed commands, with what they read and what they end with when nobody kills them."""
 
-    def __init__(self, folder, model_file):
-        self.folder, self.model = folder, model_file
+    def __init__(self, folder, model_file, server):
+        self.folder, self.model, self.server = folder, model_file, server
         self._undisturbed = {}
         material = folder / "material"
         material.mkdir(parents=True)
@@ -89,23 +92,21 @@ class Kills:
         """
         case = CASES[name]
         expected, times = self._reference(name)
-        work = [self._folder(f"{name}-{seed}") for seed in seeds]
-        trials = [self._kill(case, seed, folder, expected, times) for seed, folder in zip(seeds, work, strict=True)]
-        self._finish(case, [folder for folder in work if not _is_finished(case, folder)])
-        for seed, folder, (hits, problem) in zip(seeds, work, trials, strict=True):
-            if not problem and contents(folder, case.out) != expected:
-                error = folder / "error.txt"
-                problem = error.read_text() if error.exists() else "the output differs from that of an undisturbed run"
-            yield seed, hits, problem or _leftovers(folder)
+        for seed in seeds:
+            folder = self._folder(f"{name}-{seed}")
+            hits, problem = self._kill(case, seed, folder, expected, times)
+            yield seed, hits, problem or self._end(case, folder, expected)
             shutil.rmtree(folder)
 
-    def _finish(self, case, folders):
-        """Let the command end in each folder; one that fails leaves its words in error.txt."""
-        commands = [(words.format(model=self.model).split(), folder) for folder in folders for words in case.ending]
-        results = sandbox.run([words for words, _ in commands], self.folder, [f for _, f in commands], addresses=1 << 33)
-        for (_, folder), result in zip(commands, results, strict=True):
-            if result.code:
-                (folder / "error.txt").write_text(f"ended with {result.code}: {result.error[-500:]}")
+    def _end(self, case, folder, expected):
+        """Let the command end; returns what is wrong, or ""."""
+        for words in () if _is_finished(case, folder) else case.ending:
+            code, error = self.server.start(folder, words.format(model=self.model)).finish()
+            if code:
+                return f"{words}: ended with {code}: {error[-500:]}"
+        if contents(folder, case.out) != expected:
+            return "the output differs from that of an undisturbed run"
+        return _leftovers(folder)
 
     def _reference(self, name):
         """Output of an undisturbed run, and the seconds until its first change of a file and until its end."""
@@ -142,11 +143,11 @@ class Kills:
 
     def _run(self, words, folder):
         begin, before = time.monotonic(), _state(folder)
-        process = start(folder, words.format(model=self.model))
+        process = self.server.start(folder, words.format(model=self.model))
         while _state(folder) == before and process.poll() is None:
             time.sleep(POLL)
         first = time.monotonic() - begin
-        code, error = finish(process)
+        code, error = process.finish()
         assert code == 0, error
         return first, time.monotonic() - begin
 
@@ -168,16 +169,14 @@ class Kills:
         first, end = times
         hits = 0
         for _ in range(rng.randint(1, 3)):
-            before = _state(folder)
-            process = start(folder, case.words.format(model=self.model))
+            words = case.words.format(model=self.model)
             if rng.random() < START:
-                time.sleep(rng.uniform(0, end))
+                process = start(folder, words)
+                time.sleep(rng.uniform(0, STARTING))
+                process.kill()
+                code, error = finish(process)
             else:
-                while _state(folder) == before and process.poll() is None:
-                    time.sleep(POLL)
-                time.sleep(rng.uniform(0, 0.8 * (end - first)))
-            process.kill()
-            code, error = finish(process)
+                code, error = self._kill_forked(words, folder, rng.uniform(0, 0.8 * (end - first)))
             if code not in (-9, 0):
                 return hits, f"ended with {code}: {error[-500:]}"
             hits += code == -9
@@ -186,6 +185,16 @@ class Kills:
             if _is_finished(case, folder):
                 break
         return hits, ""
+
+    def _kill_forked(self, words, folder, pause):
+        """Kill a command some time after its first change of a file; returns exit code and standard error."""
+        before = _state(folder)
+        process = self.server.start(folder, words)
+        while _state(folder) == before and process.poll() is None:
+            time.sleep(POLL)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        return process.finish()
 
 
 def _state(folder):
