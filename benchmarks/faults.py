@@ -41,7 +41,7 @@ from engine.archs.esrgan import RRDBNet  # noqa: E402
 
 MIB = 1 << 20
 FINISHED = "finished.zarr"
-BEFORE = "b0d3b1b"
+BEFORE = "c64e36b"
 """Commit before checksums, locks, identities and synchronised files."""
 
 Outcome = tuple[int, int, str]
