@@ -81,7 +81,10 @@ def sizes(count, first):
         for seed in range(first, first + count):
             way, difference = compare(models[seed % 2], random.Random(seed))
             other = int((difference > 0).sum())
-            print(f"seed {seed}, {way}: {other} of {difference.size} values, at most {difference.max()} levels", flush=True)
+            print(
+                f"seed {seed}, {way}: {other} of {difference.size} values, at most {difference.max()} levels",
+                flush=True,
+            )
             differing += other > 0
             counts += other
             values += difference.size
@@ -93,7 +96,13 @@ def sizes(count, first):
 def compare(model, chance):
     """A way to render a random size, and the differences of its values from those of one tile."""
     width, height, way = chance.randint(100, 400), chance.randint(100, 400), chance.choice(WAYS)
-    common = {"size": (width, height), "stages": 2, "precision": "fp32", "seed": chance.randrange(1000), "overlap": "exact"}
+    common = {
+        "size": (width, height),
+        "stages": 2,
+        "precision": "fp32",
+        "seed": chance.randrange(1000),
+        "overlap": "exact",
+    }
     whole = render(model, Request(**common, executor="tiles", tile=max(width, height)))
     executor = way.split()[-1]
     options = {"executor": executor} | ({"tile": 8 * chance.randint(1, 8)} if executor != "bands" else {})

@@ -102,19 +102,17 @@ class Disk(Part):
 
     def attack(self, case: str, seeds: range) -> Iterator[Outcome]:
         shim, (name, _, how) = full_disk.build_shim(self.folder), case.partition(", ")
-        seed = seeds.start
-        while seed < seeds.stop:
-            numbers = range(seed, seeds.stop)
-            folder = self.folder / f"{case}-{seed}".replace(" ", "-")
-            try:
-                for seed, failed, self.total in full_disk.attack(
-                    full_disk.CASES[name], self.model, shim, folder, numbers, is_lasting=how != "once"
-                ):
-                    yield seed, int(seed <= self.total), "" if failed or how == "once" or seed > self.total else "no failure"
-                return
-            except AssertionError as error:
-                yield seed, 1, f"{error}"
-                seed += 1
+        folder, number = self.folder / f"{case}-{seeds.start}".replace(" ", "-"), seeds.start
+        self.total = ""
+        try:
+            for number, _, changes in full_disk.attack(
+                full_disk.CASES[name], self.model, shim, folder, seeds, is_lasting=how != "once"
+            ):
+                yield number, int(number <= changes), ""
+                number += 1
+            self.total = changes
+        except AssertionError as error:
+            yield number, 1, f"{error}"
 
 
 class Finished(Part):
@@ -172,7 +170,9 @@ class Damage(Finished):
             shutil.copytree(self.store, folder / "s.zarr")
             kinds = [*damage.DAMAGE, *(["a flipped bit"] if repair else [])]
             shown = chance.choice(kinds)
-            for shard in chance.sample(self.shards(folder / "s.zarr"), 1 if shown == "a link" else chance.randint(1, 3)):
+            for shard in chance.sample(
+                self.shards(folder / "s.zarr"), 1 if shown == "a link" else chance.randint(1, 3)
+            ):
                 if shown == "a flipped bit":
                     damage.flip(shard, chance.randrange(8 * shard.stat().st_size))
                 else:
@@ -219,7 +219,9 @@ class Fuzz(Part):
 
     def attack(self, case: str, seeds: range) -> Iterator[Outcome]:
         for seed in seeds:
-            failures, _ = fuzz.batch(seed, ROOT / "build" / "fuzz", lambda path: fuzz.is_picture(path) == (case == "pictures"))
+            failures, _ = fuzz.batch(
+                seed, ROOT / "build" / "fuzz", lambda path: fuzz.is_picture(path) == (case == "pictures")
+            )
             yield seed, fuzz.BATCH, "; ".join(f"{name}: {wrong}" for name, wrong in failures)
 
 
@@ -261,7 +263,9 @@ class Container(Part):
         chance = random.Random(seed)
         size = f"{chance.randint(64, 2048)}x{chance.randint(64, 2048)}"
         model = chance.choice(["", f"{self.model} "])
-        words = f"render {model}--size {size} --roi 0,0,64,64 --out o.zarr --executor {chance.choice(['bands', 'tiles'])}"
+        words = (
+            f"render {model}--size {size} --roi 0,0,64,64 --out o.zarr --executor {chance.choice(['bands', 'tiles'])}"
+        )
         command = [sys.executable, "-m", "engine", *words.split()]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         if case.startswith("address"):
@@ -355,7 +359,19 @@ def cost(folder: Path, count: int) -> None:
     archive = subprocess.run(["git", "archive", BEFORE], cwd=ROOT, check=True, capture_output=True).stdout
     (folder / "before").mkdir()
     subprocess.run(["tar", "x", "-C", folder / "before"], input=archive, check=True)
-    words = "render --size 512x384 --seed 7 --executor bands --precision fp32 --overwrite --out".split()
+    words = [
+        "render",
+        "--size",
+        "512x384",
+        "--seed",
+        "7",
+        "--executor",
+        "bands",
+        "--precision",
+        "fp32",
+        "--overwrite",
+        "--out",
+    ]
     taken: dict[str, list[timed.Done]] = {"before": [], "after": []}
     for number in range(count + 1):  # the first ones measure the machine
         for name, root in (("before", folder / "before"), ("after", ROOT)):

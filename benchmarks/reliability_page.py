@@ -9,23 +9,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from results_page import ROOT, Row, count, latest, paragraph, percent, source, table
 
 PAGE = ROOT / "docs" / "reliability.md"
 
 PARTS = {
-    "kills": ("`kill -9` at random moments", "the same command ends with the bytes of an undisturbed run; a training with its tensors"),
-    "disk": ("a full disk at the n-th change of a file, for every n", "one line, nothing half-written, and the same command then ends as if undisturbed"),
+    "kills": (
+        "`kill -9` at random moments",
+        "the same command ends with the bytes of an undisturbed run; a training with its tensors",
+    ),
+    "disk": (
+        "a full disk at the n-th change of a file, for every n",
+        "one line, nothing half-written, and the same command then ends as if undisturbed",
+    ),
     "bits": ("a flipped bit in a shard of a finished store", "noticed"),
-    "damage": ("1 to 3 shards cut, zeroed, grown, garbage, empty, missing, a folder, a link, with a flipped bit", "rendered again to the same bytes"),
-    "races": ("two renders into one store, the second at a random time", "no store that says complete and is wrong; the other process ends in one line"),
+    "damage": (
+        "1 to 3 shards cut, zeroed, grown, garbage, empty, missing, a folder, a link, with a flipped bit",
+        "rendered again to the same bytes",
+    ),
+    "races": (
+        "two renders into one store, the second at a random time",
+        "no store that says complete and is wrong; the other process ends in one line",
+    ),
     "fuzz": ("mutated files", "read, or refused in one line, within 60 s and 1 GiB"),
     "container": ("limits of memory", "a render within the limit, or one line"),
-    "signals": ("INT, TERM, HUP, three INT, all six within 60 ms, at several times", "one line, exit 130, no temporary file"),
+    "signals": (
+        "INT, TERM, HUP, three INT, all six within 60 ms, at several times",
+        "one line, exit 130, no temporary file",
+    ),
     "streams": ("standard streams closed or full", "no traceback, and an exit code that tells"),
-}  # fmt: skip
+}
 """Each part of benchmarks/faults.py: what is injected, and the end that is promised."""
 
 
@@ -116,7 +130,9 @@ def page(text: str) -> str:
     for name, parts in tables.items():
         begin, end = f"<!-- {name}: written by benchmarks/reliability_page.py -->", f"<!-- end of {name} -->"
         body = "\n\n".join([begin, *parts, end])
-        text, number = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, body=body: body, text, flags=re.DOTALL)
+        text, number = re.subn(
+            f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, body=body: body, text, flags=re.DOTALL
+        )
         assert number == 1, name
     return text
 

@@ -126,7 +126,7 @@ def seamless() -> list[str]:
         paragraph(
             "At other sizes a convolution may run by another algorithm, with another order of sums, and a value near the "
             "middle between two levels becomes the other one. The promise is therefore: at most one level, in fewer than 1 "
-            "value of 20,000. [Reliability](reliability.md#rounding) measures it at random sizes."
+            "value of 10,000. [Reliability](reliability.md#rounding) measures it at random sizes."
         ),
         "### Other processors and threads",
         paragraph(

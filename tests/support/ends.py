@@ -6,15 +6,15 @@ import time
 
 import torch
 from safetensors.torch import save_file
-from support.commands import catches, finish, start, wait_for
-from support.small import photograph
-from support.stores import attributes, render
-from support.training import tiny_preset
 
 from engine.archs.esrgan import RRDBNet
 from engine.errors import Interrupted
 from engine.model.bundle import load
 from engine.plan.request import Request
+from support.commands import catches, finish, start, wait_for
+from support.small import photograph
+from support.stores import attributes, render
+from support.training import tiny_preset
 
 REQUEST = Request(size=(64, 48), stages=2, tile=8, overlap="4", precision="fp32", executor="bands")
 RENDER = "render model.safetensors --size 256x192 --stages 2 --tile 16 --overlap 4 --precision fp32 --executor bands"

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.small import photograph
-from support.stores import attributes, files, render
-from support.training import tiny_preset
 
 from engine.archs.esrgan import RRDBNet
 from engine.model.bundle import load
 from engine.plan.request import Request
+from support.small import photograph
+from support.stores import attributes, files, render
+from support.training import tiny_preset
 
 SUPPORT = Path(__file__).parent
 OPTIONS = "--size 64x48 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor bands"

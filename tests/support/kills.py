@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save_file
+
+from engine.archs.esrgan import RRDBNet
 from support.commands import finish, start
 from support.damage import DAMAGE, flip
 from support.full_disk import contents
 from support.small import photograph
 from support.stores import attributes
 from support.training import tiny_preset
-
-from engine.archs.esrgan import RRDBNet
 
 SIZE = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32"
 LARGE = "--size 2048x1536 --stages 2 --overlap 4 --precision fp32 --executor bands"

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+
 from support.commands import finish, start
 from support.stores import attributes, pixels
 
