@@ -88,7 +88,9 @@ def sizes(count, first):
             differing += other > 0
             counts += other
             values += difference.size
-            worst, levels = max(worst, other / difference.size), max(levels, int(difference.max()))
+            levels = max(levels, int(difference.max()))
+            if "region" not in way:  # one value may be many of a small region's
+                worst = max(worst, other / difference.size)
     row = {"first": first, "renders": count, "differing_renders": differing, "values": values, "differing": counts}
     show("rounding_sizes", row | {"worst_one_in": round(1 / worst) if worst else "", "max_levels": levels})
 

@@ -107,7 +107,7 @@ def rounding() -> list[str]:
     worst = min((int(row["worst_one_in"]) for row in shown if row["worst_one_in"]), default=None)
     return [
         table(
-            ("renders", "that differ", "values", "that differ", "worst render", "largest difference"),
+            ("renders", "that differ", "values", "that differ", "worst image", "largest difference"),
             [
                 (
                     total(shown, "renders"),

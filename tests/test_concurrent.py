@@ -1,5 +1,6 @@
 """Two processes on one store, and a store that is deleted while a process renders into it."""
 
+import os
 import shutil
 import signal
 
@@ -43,6 +44,7 @@ def test_a_store_deleted_while_it_is_rendered(folder, executor):
     process = start(folder, words("", executor))
     wait_for(lambda: has_begun(folder), process)
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     shutil.rmtree(folder / "out.zarr")
     process.send_signal(signal.SIGCONT)
     code, error = finish(process)
