@@ -17,14 +17,14 @@ def test_a_failure_names_the_file_and_not_its_temporary_name(tmp_path, monkeypat
     """Errors of a write and of fsync come without a name, the error of a rename with the temporary one."""
     path = tmp_path / "report.json"
     path.write_text("before")
-    if step == "fsync":
-        monkeypatch.setattr("os.fsync", full)
-    if step == "rename":
-        monkeypatch.setattr("pathlib.Path.replace", lambda part, _: os.rename(part, part / "below"))
+    steps = {
+        "write": ("pathlib.Path.write_text", full),
+        "fsync": ("os.fsync", full),
+        "rename": ("pathlib.Path.replace", lambda part, _: os.rename(part, part / "below")),
+    }
+    monkeypatch.setattr(*steps[step])
     with pytest.raises(OSError, match=r"report\.json'$") as caught, replacing(path) as part:
         part.write_text("after")
-        if step == "write":
-            full()
     assert caught.value.filename == str(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
