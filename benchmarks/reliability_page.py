@@ -20,7 +20,7 @@ PARTS = {
         "the same command ends with the bytes of an undisturbed run; a training with its tensors",
     ),
     "disk": (
-        "a full disk at the n-th change of a file, for every n",
+        "a full disk at the n-th change of a file (n from 1 on)",
         "one line, nothing half-written, and the same command then ends as if undisturbed",
     ),
     "bits": ("a flipped bit in a shard of a finished store", "noticed"),
