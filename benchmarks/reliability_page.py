@@ -82,8 +82,8 @@ def cost() -> list[str]:
         "### Cost",
         paragraph(
             f"The same render (512x384, bands, float32, one thread) by this engine and by the one before checksums, locks, "
-            f"identities and synchronised files, in turns; medians of {row['renders']}. The load of a shared machine shows in "
-            "the elapsed time. Most of the difference is at the start of a command, so it does not grow with the render."
+            f"identities and synchronised files, in turns; medians of {row['renders']}. A loaded "
+            "machine shows in both times."
         ),
         table(
             ("", "before", "after", "difference"),
