@@ -6,7 +6,8 @@
 # make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
 # make lock         write the lock files from pyproject.toml and constraints.txt; needs uv
 # make lint         check style, types and import rules
-# make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md from the committed rows
+# make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md and
+#                   the tables of docs/reliability.md from the committed rows
 # make bench-quick  measure the main figures again in about five minutes; writes no rows
 # make bench        run every benchmark that this machine can run; appends rows to benchmarks/results
 
@@ -27,6 +28,8 @@ export GOMP_SPINCOUNT ?= 3000
 
 # Every test runs on one thread, so one process for each core; the tests of a file stay together.
 PARALLEL := --numprocesses=auto --dist=loadfile
+
+FAULTS := bits container cost damage disk fuzz kills races signals streams
 
 # One stamp per set of extras: the environment is installed again when the project's requirements change.
 $(VENV)/.demo: pyproject.toml constraints.txt requirements.lock
@@ -81,15 +84,19 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m engine.cli.reference > docs/cli.md
 	$(BIN)/python docs/api.py > docs/api.md
 	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python benchmarks/reliability_page.py
 
 bench-quick: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_quick.py
 
 bench: $(VENV)/.dev
 	for script in bench_overhead bench_exact bench_bands bench_memory bench_seams bench_margin bench_checkerboard \
-	    kill_test bench_training bench_kernels bench_forecast; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	    bench_training bench_kernels bench_forecast; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/bench_memory.py bands
+	for part in threads sizes; do $(BIN)/python benchmarks/bench_rounding.py $$part || exit 1; done
+	for part in $(FAULTS); do $(BIN)/python benchmarks/faults.py $$part || exit 1; done
 	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python benchmarks/reliability_page.py
 
 clean:
 	rm -rf build dist *.egg-info

@@ -23,11 +23,12 @@ import bench_bands
 import bench_exact
 import bench_memory
 import bench_overhead
+import faults
 import harness
-import kill_test
 import torch
 from harness import small_model
 from results_page import Row, latest
+from support import forks
 
 from engine.run.stage import Stage
 
@@ -163,19 +164,19 @@ def speed(_rows: Rows) -> list[Claim]:
 
 
 def kills(rows: Rows) -> list[Claim]:
-    """kill -9 while the store is made and in the middle; the resumed files must equal those of an undisturbed render."""
+    """kill -9 of renders by tiles at random moments; the resumed files must equal those of an undisturbed render."""
+    case = "render, tiles"
+    with tempfile.TemporaryDirectory() as folder, forks.Server() as server:
+        faults.run(faults.Kills(Path(folder), server), "kills", case, first=1, count=2)
+    (row,) = rows["faults"]
+    committed = [row for row in latest("faults", "part", "case", "first", "last") if row["case"] == case]
+    text = "renders that differ after kill -9 and resume, and kills"
+    return [Claim(text, verdict(committed), verdict([row]), row["failures"] == "0")]
 
-    def moments(_kills: int, _chance: object, total: int) -> list[kill_test.Moment]:
-        return [kill_test.Moment("making", 0, 0.01), kill_test.Moment("shards", total // 2, 0.02)]
 
-    with mock.patch.object(kill_test, "moments", moments):
-        kill_test.main(2, 0, "tiles")
-    (row,), committed = rows["kill_test"], latest("kill_test", "executor")[0]
-    return [Claim("files equal after kill -9 and resume", verdict(committed), verdict(row), row["equal"] == "True")]
-
-
-def verdict(row: Row) -> str:
-    return f"{'all' if row['equal'] == 'True' else 'NOT all'}, {row['kills']} kills"
+def verdict(shown: Sequence[Row]) -> str:
+    failures, faults = (sum(int(row[key]) for row in shown) for key in ("failures", "faults"))
+    return f"{failures} of {faults}"
 
 
 def print_table(claims: Sequence[Claim]) -> None:

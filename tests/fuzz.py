@@ -61,13 +61,17 @@ def mutate(content, rng):
     return bytes(data)
 
 
-def mutants(folder, rng):
-    """Write a batch of mutants; returns their paths."""
+def is_picture(path):
+    return make.command(path)[0] == make.PICTURE
+
+
+def mutants(folder, rng, is_wanted=lambda path: True):
+    """Write a batch of mutants of the wanted files; returns their paths."""
     source = folder / "seeds"
     if not source.exists():
         source.mkdir()
         make.seeds(source)
-    seeds = sorted(path for path in source.iterdir() if path.suffix != ".param")
+    seeds = sorted(path for path in source.iterdir() if path.suffix != ".param" and is_wanted(path))
     paths = []
     for number in range(BATCH):
         seed = rng.choice(seeds)
@@ -90,11 +94,11 @@ def problem(result):
     return f"peak of {result.peak >> 20} MiB" if result.peak > MEMORY else ""
 
 
-def batch(seed, keep=None):
+def batch(seed, keep=None, is_wanted=lambda path: True):
     """Run one batch; returns (mutant, problem) of those that fail, and the number that were read without refusal."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        paths = mutants(Path(name), rng)
+        paths = mutants(Path(name), rng, is_wanted)
         results = run(map(make.command, paths), name)
         failures = [(path, wrong) for path, result in zip(paths, results, strict=True) if (wrong := problem(result))]
         if keep is not None and failures:

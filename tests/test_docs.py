@@ -21,6 +21,7 @@ from engine.cli.reference import commands_of, reference
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[kem]*/README.md")]
 GUIDES = [ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "models" / "README.md"]
@@ -106,8 +107,22 @@ def test_results_page_is_current():
     assert load_script(ROOT / "benchmarks" / "results_page.py").page() == RESULTS
 
 
+def test_reliability_page_is_current(monkeypatch):
+    """``make docs`` writes its tables again."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert load_script(ROOT / "benchmarks" / "reliability_page.py").page(RELIABILITY) == RELIABILITY
+
+
+def test_reliability_page_reports_no_failure():
+    """A fault that ended otherwise is a defect to be fixed; the same seeds then replace its row."""
+    table = RELIABILITY.partition("| fault | end |")[2].partition("\n\n")[0]
+    ends = [line.split("|")[4].strip() for line in table.splitlines()[2:]]
+    assert len(ends) >= 8
+    assert set(ends) == {"0"}
+
+
 def test_results_name_scripts_that_exist():
-    commands = re.findall(r"python benchmarks/(\w+\.py)", RESULTS)
+    commands = re.findall(r"python benchmarks/(\w+\.py)", RESULTS + RELIABILITY)
     assert commands
     for name in commands:
         assert (ROOT / "benchmarks" / name).is_file(), name
@@ -225,7 +240,7 @@ def test_no_placeholders():
 
 
 def test_named_files_exist():
-    for page in (README, ARCHITECTURE, (ROOT / "CONTRIBUTING.md").read_text()):
+    for page in (README, ARCHITECTURE, RELIABILITY, (ROOT / "CONTRIBUTING.md").read_text()):
         for name in re.findall(
             r"(?<![\w/])(?:engine|benchmarks|docs|models|kernels|exporters|tests)/[\w./-]+\.\w+", page
         ):

@@ -140,7 +140,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     On success the contents are on the disk before the file gets its name, and the name is on the disk at the end. On any
     failure, an interrupt included, the temporary file is removed and ``path`` stays as it was. Raises OSError as the file
-    system does.
+    system does, with the name ``path`` in place of the temporary one or none.
     """
     remove_leftovers(path)
     part, lock = _new_part(path)
@@ -149,6 +149,10 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_file(part)
         part.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(part)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
         lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +16,30 @@ from engine.io.files import replacing
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all. Raises InputError when it cannot be written."""
+    """Write a safetensors file that appears whole or not at all; equal contents are equal bytes.
+
+    Raises InputError when it cannot be written.
+    """
     try:
         with replacing(path) as part:
             save_file(dict(tensors), part, metadata=dict(metadata))
+            _sort_metadata(part)
             part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be written ({reason}); choose another place") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of the header, which safetensors writes in another order each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size, "the same words take the same bytes"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _umask() -> int:

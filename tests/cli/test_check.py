@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from support.damage import DAMAGE, flip, replaced_by_folder
 from zarr.codecs import BloscCodec
 
 from engine.io.files import Lock
@@ -37,35 +38,6 @@ def folder(material, monkeypatch, call):
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.copytree("whole.zarr", OUT)
     return material
-
-
-def flip(path, bit):
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-
-
-def replaced_by_folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-def replaced_by_link(path):
-    path.rename("moved")
-    path.symlink_to(Path("moved").absolute())
-
-
-DAMAGE = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "grown": lambda path: path.write_bytes(path.read_bytes() + b"x"),
-    "garbage": lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
-    "empty": lambda path: path.write_bytes(b""),
-    "missing": lambda path: path.unlink(),
-    "a folder": replaced_by_folder,
-    "a link": replaced_by_link,
-}
-"""Damage that shows in a shard's file without decoding it."""
 
 
 def test_an_intact_store(folder, call):

@@ -1,4 +1,6 @@
-"""Runs a command many times, and fails another change of the disk in each run: ``python faults.py SPECIFICATION``.
+"""Server of full_disk.py: runs a command with one change of the disk failed, for each number that it reads.
+
+    python faults.py SPECIFICATION
 
 The process needs ``faults.c`` in LD_PRELOAD. It imports the engine once and forks for every run. The specification and the
 results, a line for each run, are JSON.
@@ -51,23 +53,15 @@ def run(words, folder, number=0, *, lasting=False):
     return os.waitstatus_to_exitcode(status), (folder.parent / "err.txt").read_text(), int(counted or -1)
 
 
-def numbers(is_thorough):
-    """Changes to fail: none, then each one, or with growing gaps."""
-    yield 0
-    number = 1
-    while True:
-        yield number
-        number += 1 if is_thorough else max(1, number // 5)
-
-
 def main():
     spec = json.loads(sys.argv[1])
     for module in MODULES:
         importlib.import_module(module)
-    work, template = Path(spec["work"]), Path(spec["template"])
-    for number in numbers(spec["is_thorough"]):
+    work = Path(spec["folder"])
+    for line in sys.stdin:
+        number = int(line)
         folder = work / str(number) / "files"
-        shutil.copytree(template, folder, symlinks=True)
+        shutil.copytree(work / "template", folder, symlinks=True)
         code, err, counted = run(spec["words"], folder, number, lasting=spec["is_lasting"])
         result = {"number": number, "code": code, "err": err, "count": counted}
         if code:
@@ -75,8 +69,6 @@ def main():
             result["again"], result["again_err"], _ = run(spec["again"], folder)
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
-        if number > counted:
-            break
 
 
 if __name__ == "__main__":

@@ -52,11 +52,11 @@ class Run:
         return ""
 
 
-def run(commands, folder, *, addresses=ADDRESSES, seconds=SECONDS):
-    """Run command lines, each a list of words, in ``folder``."""
-    request = json.dumps(
-        {"commands": [list(map(str, words)) for words in commands], "addresses": addresses, "seconds": seconds}
-    )
+def run(commands, folder, folders=None, *, addresses=ADDRESSES, seconds=SECONDS):
+    """Run command lines, each a list of words, in ``folder``, or each in its own of ``folders``."""
+    commands = [list(map(str, words)) for words in commands]
+    folders = [str(name) for name in folders or [folder] * len(commands)]
+    request = json.dumps({"commands": commands, "folders": folders, "addresses": addresses, "seconds": seconds})
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
     server = subprocess.run(
         [sys.executable, __file__],
@@ -86,7 +86,10 @@ def _serve():
             main(words)
 
     torch.set_num_threads(1)
-    results = [_fork(command, words, request["addresses"], request["seconds"]) for words in request["commands"]]
+    results = [
+        _fork(command, words, folder, request["addresses"], request["seconds"])
+        for words, folder in zip(request["commands"], request["folders"], strict=True)
+    ]
     sys.stdout.write(json.dumps(results))
 
 
@@ -106,10 +109,11 @@ def _decode(path):
         raise SystemExit(error.exit_code) from None
 
 
-def _fork(command, words, addresses, seconds):
+def _fork(command, words, folder, addresses, seconds):
     with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as error:
         start = time.monotonic()
         if not (child := os.fork()):
+            os.chdir(folder)
             os.dup2(out.fileno(), 1)
             os.dup2(error.fileno(), 2)
             limit = _addresses() + addresses

@@ -17,6 +17,7 @@ from engine.training.run.events import IterationDone
 from engine.training.structure.recipe import StructureRecipe
 from engine.training.structure.request import StructureRequest
 from support.random_vgg import random_vgg
+from support.small import photograph
 
 SMALL_NETWORKS = Config(last=2, last_vae=1, channels=8, latent=6, layers=1)
 """Three scales of step 1: two patch-VAEs and a patch-GAN."""
@@ -62,12 +63,9 @@ def photo(tmp_path):
 
 
 @pytest.fixture
-def large_photo(tmp_path, picture):
+def large_photo(tmp_path):
     """160x120, larger than the small structure's 32x24 enlarged by step 2."""
-    pixels = picture(120, 160).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    path = tmp_path / "large.png"
-    Image.fromarray(pixels).save(path)
-    return path
+    return photograph(tmp_path / "large.png", 120, 160)
 
 
 @pytest.fixture
