@@ -224,6 +224,7 @@ def _needs(
 ) -> tuple[dict[str, int], int]:
     """Parts of the host memory, and bytes of the device. ``cached``: bytes of every stage that caches may come to hold."""
     device = measured.device_baseline + _network_peak(stages, measured, batches, on_device=True)
+    device += _blend_bytes(stages, measured, on_device=True)
     return _host_parts(stages, measured, cached, batches), device
 
 
@@ -247,7 +248,7 @@ def _host_parts(
         "tiles in hand": hand,
         "shards": shards,
     }
-    if borders := sum(_border_bytes(s) for s in stages):
+    if borders := _blend_bytes(stages, measured, on_device=False):
         parts["borders"] = borders
     if not measured.canvas.reduction.is_identity:
         parts["reduction"] = reduction_bytes(measured.canvas.reduction, REDUCED_SHARD)
@@ -284,7 +285,7 @@ def _output_buffers(stage: StagePlan) -> int:
 
 def _pinned_bytes(stage: StagePlan, batch: int) -> int:
     """Page-locked host memory of a stage: PyTorch takes powers of two."""
-    outputs = [batch * _tile_bytes(stage)] * _output_buffers(stage)
+    outputs = [] if stage.blend else [batch * _tile_bytes(stage)] * _output_buffers(stage)
     sizes = [_batch_pixels(stage, batch) * CHANNELS * FLOAT, *outputs]
     return sum(1 << (size - 1).bit_length() for size in sizes)
 
@@ -293,6 +294,13 @@ def _tile_bytes(stage: StagePlan) -> int:
     """Output of a tile. Cross-faded tiles of the last stage are rounded to 8 bits afterwards."""
     rows, columns = (side + stage.blend for side in stage.core)
     return rows * columns * stage.scale**2 * CHANNELS * (1 if stage.is_image and not stage.blend else FLOAT)
+
+
+def _blend_bytes(stages: Sequence[StagePlan], measured: Measured, *, on_device: bool) -> int:
+    """Memory of the cross-fade, where the networks run: borders, and on a device the cell that is blended."""
+    used = [s for s, c in zip(stages, measured.stages, strict=True) if c.on_device == on_device and s.blend]
+    cells = 2 * max((_tile_bytes(s) for s in used), default=0) if on_device else 0
+    return sum(_border_bytes(s) for s in used) + cells
 
 
 def _border_bytes(stage: StagePlan) -> int:

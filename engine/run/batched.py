@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from types import TracebackType
 
@@ -54,12 +55,12 @@ def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
 
 
 class OutputBuffer:
-    """Pixels of one batch, on the device and on the host."""
+    """Pixels of one batch on the device, and on the host unless they are cross-faded on the device first."""
 
-    def __init__(self, queue: DeviceQueue, batch: int, values: int, dtype: torch.dtype) -> None:
+    def __init__(self, queue: DeviceQueue, batch: int, values: int, dtype: torch.dtype, *, on_host: bool) -> None:
         """``values``: elements of a tile's output."""
         self._device = torch.empty(batch * values, dtype=dtype, device=queue.device)
-        self._host = queue.pinned(batch * values, dtype)
+        self._host = queue.pinned(batch * values, dtype) if on_host else None
         self._nonfinite = torch.zeros(batch, 3, dtype=torch.int64, device=queue.device)
         self.nonfinite = queue.pinned(batch * 3, torch.int64).view(batch, 3)
         self._values = values
@@ -71,9 +72,9 @@ class OutputBuffer:
         """Output of tile ``k`` of the batch, on the device."""
         return Trimmed(self._part(self._device, k), None, self._nonfinite[k])
 
-    def on_host(self, k: int) -> Tensor:
-        """Output of tile ``k`` of the batch, on the host."""
-        return self._part(self._host, k)
+    def pixels(self, k: int) -> Tensor:
+        """Output of tile ``k`` of the batch, on the host or to be cross-faded."""
+        return self._part(self._device if self._host is None else self._host, k)
 
     def _part(self, values: Tensor, k: int) -> Tensor:
         height, width = self.tiles[k].output.shape
@@ -82,7 +83,8 @@ class OutputBuffer:
     def copy_to_host(self, queue: DeviceQueue) -> None:
         """Start the copy of the whole batch; ``ready`` marks its end."""
         used = len(self.tiles) * self._values
-        self.ready = queue.copy_to_host([(self._device[:used], self._host[:used]), (self._nonfinite, self.nonfinite)])
+        pixels = [] if self._host is None else [(self._device[:used], self._host[:used])]
+        self.ready = queue.copy_to_host([*pixels, (self._nonfinite, self.nonfinite)])
 
 
 class BatchRunner:
@@ -133,7 +135,8 @@ class BatchRunner:
             self._input = torch.zeros(self.batch, self._stage.inputs, height, width, device=device)
             self._input = self._input.contiguous(memory_format=torch.channels_last)
             self._output = torch.empty(self.batch, 3, height * scale, width * scale, device=device)
-            self._buffers = deque(OutputBuffer(self.queue, self.batch, values, dtype) for _ in range(self._count))
+            buffer = partial(OutputBuffer, self.queue, self.batch, values, dtype, on_host=not self._plan.blend)
+            self._buffers = deque(buffer() for _ in range(self._count))
             self.queue.warm_up(self._work)
 
     def capture(self) -> None:
@@ -198,7 +201,7 @@ class BatchRunner:
         buffer.ready.synchronize()
         for k, tile in enumerate(buffer.tiles):
             with self._on_device():
-                pixels = image.validate(tile, buffer.on_host(k), buffer.nonfinite[k], self.tail_chunks)
+                pixels = image.validate(tile, buffer.pixels(k), buffer.nonfinite[k], self.tail_chunks)
             yield tile, pixels, buffer.readers
 
     @contextmanager

@@ -1,4 +1,5 @@
-"""Cross-fade of a stage's tiles where they overlap. Only the borders of a tile are kept, for its neighbours.
+"""Cross-fade of a stage's tiles where they overlap, on the device that computes them. Only the borders of a tile are kept, for
+its neighbours.
 
 A tile computes, beyond its own cell, a border to the right and one below. A cell is blended from its own tile and the borders
 of the three tiles before it (left, above, above left), each pixel once and in any order.
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from engine.device.queue import OutOfDeviceMemory, memory_errors
+from engine.device.runtime import activate
 from engine.geometry import Box
 from engine.kernels.blend import blend
 from engine.kernels.trim import trim
@@ -32,7 +36,7 @@ class _Borders(NamedTuple):
 
 
 class TileBlender:
-    """Cross-fades the tiles of one stage. ``dtype``: uint8 (rounded, dithered if planned) or float32."""
+    """Cross-fades the tiles of one stage. ``dtype``: uint8 (rounded, dithered if planned) or float32. Cells are on the host."""
 
     def __init__(self, plan: StagePlan, dtype: torch.dtype) -> None:
         self._plan = plan
@@ -51,9 +55,25 @@ class TileBlender:
         kept = {index: self._borders[index] for index in neighbours if index in self._borders}
         needed = sorted(requested | neighbours - kept.keys())
         for tile, output in run(self._plan.tile_at(*index) for index in needed):
-            if (tile.row, tile.column) in requested:
-                yield tile, self._cell(tile, output, ChainMap(self._borders, kept))
-            self._keep(tile, output)
+            with self._on(output.device):
+                cell = (
+                    self._cell(tile, output, ChainMap(self._borders, kept))
+                    if (tile.row, tile.column) in requested
+                    else None
+                )
+                self._keep(tile, output)
+            if cell is not None:
+                yield tile, cell
+
+    @contextmanager
+    def _on(self, device: torch.device) -> Iterator[None]:
+        """Activate the device of the tiles, and mark an exhausted memory as this stage's."""
+        try:
+            with activate(device), memory_errors():
+                yield
+        except OutOfDeviceMemory as error:
+            error.position = self._plan.position
+            raise
 
     def _keep(self, tile: Tile, output: Tensor) -> None:
         height, width = tile.cell.shape
@@ -79,6 +99,8 @@ class TileBlender:
                 upper[:, :, :across] = blend(corner, upper[:, :, :across], "x", ramp)
             cell[:, :down] = blend(upper, cell[:, :down], "y", ramp)
         if self._dtype == torch.float32:
-            return cell
+            return cell.cpu()
         origin = tile.cell.y0, tile.cell.x0
-        return trim(cell[None], Box(0, 0, height, width), self._dtype, origin=origin, dither=self._plan.dither).pixels
+        return trim(
+            cell[None], Box(0, 0, height, width), self._dtype, origin=origin, dither=self._plan.dither
+        ).pixels.cpu()

@@ -31,7 +31,8 @@ OnPixels: TypeAlias = Callable[[int, int], None]
 """Called with (position of the stage, LR pixels) after a network has run."""
 
 TileRunner: TypeAlias = Callable[["TiledStage", Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
-"""Computes tiles: yields each, in order, with its valid output on the host, which the receiver may keep."""
+"""Computes tiles: yields each, in order, with its valid output, which the receiver may keep: on the host, or on the device if
+it is cross-faded there."""
 
 
 def input_noise(plan: StagePlan, seed: int, stage: Stage) -> Noise | None:
@@ -132,16 +133,17 @@ class TiledStage:
         return gather(pixels, inside, tile.read, self._source.size, self._noise, device=self.stage.device, out=out)
 
     def compute(self, tile: Tile) -> Tensor:
-        """Output of a tile, [C, h, w], on the host."""
+        """Output of a tile, [C, h, w]: on the host, or on the device if it is cross-faded there."""
         result = self._compute_with(self.stage, tile, None)
-        return self.validate(tile, result.pixels.cpu(), result.nonfinite)
+        pixels = result.pixels.cpu() if self._blender is None else result.pixels
+        return self.validate(tile, pixels, result.nonfinite)
 
     def validate(self, tile: Tile, pixels: Tensor, nonfinite: Tensor, tail_chunks: int | None = None) -> Tensor:
         """The tile's output, valid: where half precision overflowed, the tile alone is computed again in float32.
 
         Args:
             tile: tile that was computed.
-            pixels: its output on the host.
+            pixels: its output.
             nonfinite: counts of NaN, infinite and saturated values (``Trimmed.nonfinite``).
             tail_chunks: chunks of the tail in float32; by default the device's.
 
@@ -154,7 +156,7 @@ class TiledStage:
             if fallback is not None:
                 result = self._redone_tiles.pop((tile.row, tile.column), None) or self._redo(tile, tail_chunks)
                 nans, infinities, _ = result.nonfinite.tolist()
-                pixels, self.redone = result.pixels, self.redone + 1
+                pixels, self.redone = result.pixels.to(pixels.device), self.redone + 1
             if bad := nans + infinities:
                 advice = f"use {option('precision', 'fp32')}, or " if fallback is None else ""
                 raise RenderError(

@@ -20,6 +20,7 @@ from engine.device import runtime
 from engine.device.queue import memory_errors
 from engine.errors import Interrupted
 from engine.job import Job
+from engine.kernels.blend import weights as ramps
 from engine.metrics import weights
 from engine.metrics.inception import InceptionPrefix
 from engine.metrics.lpips import AlexFeatures, Lpips
@@ -27,7 +28,7 @@ from engine.metrics.sifid import Inception
 from engine.model.bundle import load
 from engine.plan.request import Request
 from engine.probe import erf, footprint
-from engine.run import batched
+from engine.run import batched, blend
 from engine.run.batched import BatchRunner
 from engine.run.stage import Stage
 from engine.run.tiles import TiledStage
@@ -50,6 +51,7 @@ def accelerator(monkeypatch):
     """Two devices, whose footprints are measured on small tiles."""
     monkeypatch.setattr(footprint, "_SMALL", 16)
     monkeypatch.setattr(footprint, "_LARGE", 32)
+    ramps.cache_clear()  # tensors of the device of an earlier test
     with pretend_accelerator() as board:
         yield board
 
@@ -86,6 +88,28 @@ def test_other_executors_have_the_pixels_of_the_cpu(render, accelerator, options
     expected = render("cpu", f"--device cpu --precision fp32 {options}")
     assert_close(render("device", f"--precision fp32 {options}"), expected)
     assert accelerator.counts["launches"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["batched", "tiles"])
+def test_tiles_are_cross_faded_on_the_device(tmp_path, render, accelerator, monkeypatch, executor):
+    """Only finished cells come to the host, within the projection."""
+    blended = []
+
+    def watched(first, second, *arguments):
+        blended.append({first.device.type, second.device.type})
+        return kernel(first, second, *arguments)
+
+    kernel = blend.blend
+    options = f"--precision fp32 --blend 8 --executor {executor}"
+    expected = render("cpu", f"--device cpu {options}")
+    monkeypatch.setattr(blend, "blend", watched)
+    report = tmp_path / "report.json"
+    assert_close(render("device", f"{options} --report {report}"), expected)
+    assert len(blended) > 10
+    assert all(types == {TYPE} for types in blended)
+    content = json.loads(report.read_text())
+    assert content["measured"]["device_peak"] <= content["projection"]["device"]
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
             for box in boxes:
                 sink.write(box, image[(slice(None), *box.slices)].numpy())
         else:
-            with batched.Writers(sink) as writers:
+            with batched.Writers(sink, 2) as writers:
                 for box in boxes:
                     writers.submit(box, image[(slice(None), *box.slices)])
                 assert [w.box for w in writers.finished(0)] == boxes
