@@ -32,6 +32,7 @@ from engine.plan.canvas import repetitions
 from engine.plan.cost import Projection, check
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
+from engine.plan.limits import HALVES_BYTES
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
@@ -297,6 +298,8 @@ class Job:
             sink: store, as ``open_sink`` gives it.
             on_pixels: called with (position of the stage, LR pixels) after a network has run.
         """
+        if self.device.type != "cpu":
+            sink.keep_halves(HALVES_BYTES)
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
                 pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -113,6 +114,7 @@ class ZarrSink:
         options = {"write_empty_chunks": True}
         self._arrays: list[Any] = [self._group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
         self._stamp = _stamp(path)
+        self._halves = _Halves()
 
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False) -> ZarrSink:
@@ -246,7 +248,7 @@ class ZarrSink:
             for index in self._plan.grid().indices(box):
                 shard = self._plan.grid().box(*index)
                 rows, columns = shard.relative_to(box).slices
-                self._arrays[0][(slice(None), *shard.slices)] = pixels[:, rows, columns]
+                self._write_shard(0, index, pixels[:, rows, columns])
                 self._extend_pyramid(1, (index[0] // 2, index[1] // 2))
         except OSError:
             self._check_identity()  # a store that has gone is the better reason
@@ -284,6 +286,13 @@ class ZarrSink:
     def close(self) -> None:
         """Let other processes write the store. It happens by itself when the process ends."""
         self._lock.release()
+
+    def keep_halves(self, limit: int) -> None:
+        """Build the pyramid from memory: up to ``limit`` bytes of halved shards wait there for their neighbours.
+
+        Decoding the shards of a level takes longer than compressing the next one, which a GPU outruns.
+        """
+        self._halves.limit = limit
 
     def mark_incomplete(self) -> None:
         """Let the store be finished again."""
@@ -358,8 +367,14 @@ class ZarrSink:
         for child in self._children(level, index):
             source = self._plan.grid(level - 1).box(*child)
             rows, columns = source.cover(2).relative_to(box).slices
-            parent[:, rows, columns] = halve(self._read(level - 1, child))
-        self._arrays[level][(slice(None), *box.slices)] = parent
+            half = self._halves.take((level - 1, *child))
+            parent[:, rows, columns] = halve(self._read(level - 1, child)) if half is None else half
+        self._write_shard(level, index, parent)
+
+    def _write_shard(self, level: int, index: tuple[int, int], pixels: Array) -> None:
+        self._arrays[level][(slice(None), *self._plan.grid(level).box(*index).slices)] = pixels
+        if level + 1 < len(self._arrays):
+            self._halves.put((level, *index), pixels)
 
     def _read(self, level: int, index: tuple[int, int]) -> Array:
         """Pixels of a shard. Zarr reads a lost one as black, so its file must be there before and after."""
@@ -375,6 +390,33 @@ class ZarrSink:
             return pixels
         self._check_identity()
         raise ResumeError(damaged_shard(self.path, shard_path(self.path, level, *index), problem))
+
+
+class _Halves:
+    """Halved shards whose parent is not written yet. Those beyond ``limit`` bytes are read back from the disk."""
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self._kept: dict[tuple[int, int, int], Array] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def put(self, index: tuple[int, int, int], pixels: Array) -> None:
+        """Keep the half of a shard (level, row, column), if there is room."""
+        if not self.limit:
+            return
+        half = halve(pixels)
+        with self._lock:
+            if self._bytes + half.nbytes <= self.limit:
+                self._kept[index] = half
+                self._bytes += half.nbytes
+
+    def take(self, index: tuple[int, int, int]) -> Array | None:
+        """The half of a shard, which is then forgotten; None if it is not kept."""
+        with self._lock:
+            half = self._kept.pop(index, None)
+            self._bytes -= 0 if half is None else half.nbytes
+        return half
 
 
 def children(below: Grid, grid: Grid, index: tuple[int, int]) -> list[tuple[int, int]]:

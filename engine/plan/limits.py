@@ -13,6 +13,9 @@ IN_FLIGHT = 2
 WRITERS = (2, 8)
 """Least and largest number of threads that compress and write the shards of an accelerator."""
 
+HALVES_BYTES = 32 << 20
+"""Bytes of halved shards that wait in memory for their neighbours, beside an accelerator: a row of them at 16,384 columns."""
+
 _WRITER_BYTES = 256 << 20
 """Bytes of the shards in the hands of more than the least number of writers."""
 

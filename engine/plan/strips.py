@@ -21,7 +21,7 @@ from engine.plan.cost import (
     with_allocator,
     writer_bytes,
 )
-from engine.plan.limits import writers
+from engine.plan.limits import HALVES_BYTES, writers
 from engine.plan.measured import BandCost, Measured, MeasuredStage
 from engine.plan.plan import Plan, StagePlan, shard_of
 from engine.plan.reduction import Reduction
@@ -277,7 +277,7 @@ def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> 
         "shards": writer_bytes((SHARD, SHARD)),
     }
     if any(cost.on_device for cost in measured.stages):
-        parts["shards"] *= writers(parts["shards"])
+        parts["shards"] = parts["shards"] * writers(parts["shards"]) + HALVES_BYTES
         columns = _columns_read(stages, measured, strip)
         # Page-locked memory, of which PyTorch takes powers of two.
         parts["pinned"] = 2 * sum(n * _transfer_bytes(s) for s, n in zip(stages, columns, strict=True))

@@ -241,6 +241,8 @@ def _host_parts(
     if batches is not None:
         hand += sum(_pinned_bytes(s, b) for s, b in zip(stages, batches, strict=True))
         shards *= writers(shards)
+    if any(cost.on_device for cost in measured.stages):
+        shards += limits.HALVES_BYTES
     parts = {
         "network": network,
         "base image": base * CHANNELS * FLOAT,

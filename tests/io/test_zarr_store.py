@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr_models.v05.image import Image
 from support.plans import bands_of, plan_of
+from support.stores import image_files
 
 from engine.errors import InputError, ResumeError
 from engine.geometry import Box
@@ -538,3 +539,23 @@ def test_provenance_and_plan_are_in_the_store(create, path):
     identity = attributes.pop("id")
     assert re.fullmatch("[0-9a-f]{32}", identity)
     assert attributes == {"complete": False, "plan": PLAN.to_json(), **PROVENANCE}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("limit", [1 << 20, 2000])
+def test_pyramid_from_memory_is_that_from_the_disk(tmp_path, monkeypatch, plan, limit):
+    """With room for all halves no shard is read; with little, some are."""
+    reads = []
+    read = ZarrSink._read
+    monkeypatch.setattr(ZarrSink, "_read", lambda sink, *index: reads.append(index) or read(sink, *index))
+    stores = {}
+    for name, kept in (("disk", 0), ("memory", limit)):
+        reads.clear()
+        sink = ZarrSink.create(tmp_path / name / "out.zarr", plan, PROVENANCE)
+        sink.keep_halves(kept)
+        write_all(sink, pixels_of(plan))
+        sink.finish()
+        stores[name] = image_files(sink.path), len(reads)
+    assert stores["memory"][0] == stores["disk"][0]
+    assert stores["memory"][1] <= stores["disk"][1]
+    assert limit == 2000 or not reads

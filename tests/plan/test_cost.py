@@ -11,7 +11,7 @@ from support.plans import GIB, chain, cost_of, measured_of
 from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan.cost import check, readable
-from engine.plan.limits import IN_FLIGHT, SATURATING, cache_share, saturating_pixels, writers
+from engine.plan.limits import HALVES_BYTES, IN_FLIGHT, SATURATING, cache_share, saturating_pixels, writers
 from engine.plan.measured import Budget, Footprint
 from engine.plan.plan import Plan, shards_of
 from engine.plan.tiles import (
@@ -262,7 +262,7 @@ def test_device_holds_one_network_and_all_buffers():
     network = LARGE.footprint.bytes_at(max(pixels))
     assert projection.device == DEVICE_BASELINE + network + sum(buffers) - max(buffers) + inner + outputs
     shard = 4 * 3 * math.prod(plan_of(stages).shard)
-    assert projection.host_parts["shards"] == writers(shard) * shard
+    assert projection.host_parts["shards"] == writers(shard) * shard + HALVES_BYTES
 
 
 @pytest.mark.parametrize(
