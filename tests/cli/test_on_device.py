@@ -299,8 +299,9 @@ def test_score(tmp_path, call, picture, accelerator, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_probe_in_a_render_keeps_to_the_limit(render, accelerator, monkeypatch):
-    """Gradients take many times a tile's memory."""
+def test_a_probe_in_a_render_keeps_to_the_limit(tmp_path, render, accelerator, monkeypatch):
+    """Gradients take many times a tile's memory. Nothing was measured before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(erf, "SAMPLES", 3)
     render("device", f"--precision fp32 --overlap erf:0.98 --vram {GIB}B", small=SMALL.replace("--overlap 4 ", ""))
     memory = accelerator.memory[0]
