@@ -142,7 +142,7 @@ def _default(option: Argument) -> str:
 
 
 def _exit_codes() -> Iterator[tuple[str, str]]:
-    """Each exit code with the first lines of its errors' docstrings."""
+    """Each exit code with the first lines of its errors' docstrings; other modules refine these errors, or are not imported."""
     yield "0", "Success."
     causes = {
         EngineError.exit_code: [
@@ -150,6 +150,8 @@ def _exit_codes() -> Iterator[tuple[str, str]]:
         ]
     }
     for kind in _subclasses(EngineError):
+        if kind.__module__ != EngineError.__module__:
+            continue
         causes.setdefault(kind.exit_code, []).append((kind.__doc__ or "").splitlines()[0])
     for code, lines in sorted(causes.items()):
         yield str(code), " ".join(lines)

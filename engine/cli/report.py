@@ -43,6 +43,11 @@ def line(line: str) -> None:
     sys.stdout.write(printable(line, MAX_TEXT) + "\n")
 
 
+def text(text: str) -> None:
+    """Lines of this package's own text on stdout, as they are: for files."""
+    sys.stdout.write(text)
+
+
 def prose(line: str) -> None:
     """One line on stdout, broken between words where a terminal is narrower."""
     _out.print(printable(line, MAX_TEXT), markup=False, emoji=False, soft_wrap=not _out.is_terminal)

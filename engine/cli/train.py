@@ -173,7 +173,7 @@ def distil(photos: Sequence[Path], out: Path, options: Options, teacher: str) ->
 
 def preset(name: str) -> None:
     """Print a preset."""
-    report.line(preset_text(name).rstrip())
+    report.text(preset_text(name))
 
 
 class ProgressReporter:

@@ -22,13 +22,13 @@ OTHER_TYPES = ("mps", "xpu")
 
 
 def device_module(device: torch.device | str) -> Any:  # noqa: ANN401 (the classes of torch.cuda have no annotations)
-    """PyTorch's module for the type of a device; on the meta device networks are counted, from the host."""
-    return torch.get_device_module("cpu" if torch.device(device).type == "meta" else device)
+    """PyTorch's module for the type of a device."""
+    return torch.get_device_module(device)
 
 
 def memory_module(device: torch.device) -> Any:  # noqa: ANN401
-    """PyTorch's module for a device with memory of its own; None for CPU and MPS, which use the host's."""
-    module = device_module(device)
+    """PyTorch's module for a device with memory of its own; None for CPU and MPS, which use the host's, and for meta."""
+    module = None if device.type == "meta" else device_module(device)
     return module if device.type != "cpu" and hasattr(module, "mem_get_info") else None
 
 
@@ -94,7 +94,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 def captures(device: torch.device) -> bool:
     """Whether a device has streams, events and captured launches, as CUDA has."""
-    return hasattr(device_module(device), "CUDAGraph")
+    return device.type != "meta" and hasattr(device_module(device), "CUDAGraph")
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from engine.io.files import (
 from engine.io.shards import (
     ShardState,
     chunks_of,
+    file_state,
     is_present,
     raise_unless_damage,
     remove_shard,
@@ -372,6 +373,9 @@ class ZarrSink:
         self._write_shard(level, index, parent)
 
     def _write_shard(self, level: int, index: tuple[int, int], pixels: Array) -> None:
+        path = shard_path(self.path, level, *index)
+        if file_state(path) is not ShardState.MISSING:
+            remove_shard(path)  # Zarr would decode one at the image's border, for the pixels beyond it
         self._arrays[level][(slice(None), *self._plan.grid(level).box(*index).slices)] = pixels
         if level + 1 < len(self._arrays):
             self._halves.put((level, *index), pixels)

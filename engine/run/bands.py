@@ -109,7 +109,7 @@ class _RowWriter:
 
     def __init__(self, pipeline: Pipeline, sink: Sink) -> None:
         plan = pipeline.plan
-        is_beside_device = pipeline.stages[0].device.type != "cpu"
+        is_beside_device = pipeline.queue.device.type != "cpu"
         self._sink, self._grid = sink, plan.grid()
         self._rows = ThreadPoolExecutor(1, "write")
         self._shards = ThreadPoolExecutor(writers(writer_bytes(plan.shard)), "shard") if is_beside_device else None

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -321,12 +321,12 @@ def run(examples, steps):
         Store,
         settings=settings(
             max_examples=examples, stateful_step_count=steps, derandomize=True, database=None, deadline=None,
+            phases=[Phase.generate],  # shrinking takes up to five minutes
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
 
 
-@pytest.mark.timeout(900)  # a failure is shrunk for up to five minutes
 def test_any_order_of_events():
     run(8, 15)
 
