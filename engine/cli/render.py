@@ -135,7 +135,7 @@ def render(model: Path, output: Output, request: Request, options: Options) -> N
             if options.keep_store:
                 sink.note({PICTURE: {"name": output.path.name, "overwrite": False}})
             else:
-                remove_store(output.store)
+                _remove_working_store(output.store)
     account = {
         "path": str(output.path),
         "store": None if output.is_picture and not options.keep_store else str(output.store),
@@ -226,6 +226,14 @@ def _print_plan(job: Job, model: str, options: Options) -> None:
     elif not options.quiet:
         picture = (job.request.init, job.picture.size) if job.request.init and job.picture else None
         report.print_plan(job.plan, job.projection, job.measured, model=model, picture=picture, verbose=options.verbose)
+
+
+def _remove_working_store(store: Path) -> None:
+    """Remove the store of a picture that is written: a failure takes nothing from the picture."""
+    try:
+        remove_store(store)
+    except OSError as error:
+        warn(f"{store}: the picture is written, but its store cannot be removed ({error.strerror}); remove it")
 
 
 def _print_result(

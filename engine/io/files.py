@@ -139,16 +139,23 @@ def replacing(path: Path) -> Iterator[Path]:
         The temporary name, an empty file in the folder of ``path``. The block writes the whole file there.
 
     On success the contents are on the disk before the file gets its name, and the name is on the disk at the end. On any
-    failure, an interrupt included, the temporary file is removed and ``path`` stays as it was. Raises OSError as the file
-    system does, with the name ``path`` in place of the temporary one or none.
+    failure, an interrupt included, the temporary file is removed and ``path`` stays as it was; only where another file was
+    replaced and its folder cannot be synchronised, the new file stays, whole. Raises OSError as the file system does, with
+    the name ``path`` in place of the temporary one or none.
     """
+    is_new = not os.path.lexists(path)
     remove_leftovers(path)
     part, lock = _new_part(path)
     try:
         yield part
         sync_file(part)
         part.replace(path)
-        sync_folder(path.parent)
+        try:
+            sync_folder(path.parent)
+        except OSError:
+            if is_new:  # the same command would find a file that exists
+                path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(part)):
             raise OSError(error.errno, error.strerror, str(path)) from error

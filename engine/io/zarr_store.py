@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from engine.errors import InputError, ResumeError, option
+from engine.errors import EngineError, InputError, ResumeError, option
 from engine.geometry import Box, Grid
 from engine.io import ome
 from engine.io.durable import DurableStore
@@ -41,7 +41,6 @@ from engine.io.files import (
 from engine.io.shards import (
     ShardState,
     chunks_of,
-    file_state,
     is_present,
     raise_unless_damage,
     remove_shard,
@@ -373,10 +372,17 @@ class ZarrSink:
         self._write_shard(level, index, parent)
 
     def _write_shard(self, level: int, index: tuple[int, int], pixels: Array) -> None:
-        path = shard_path(self.path, level, *index)
-        if file_state(path) is not ShardState.MISSING:
-            remove_shard(path)  # Zarr would decode one at the image's border, for the pixels beyond it
-        self._arrays[level][(slice(None), *self._plan.grid(level).box(*index).slices)] = pixels
+        array, rows_and_columns = self._arrays[level], self._plan.grid(level).box(*index).slices
+        try:
+            array[(slice(None), *rows_and_columns)] = pixels
+        except (OSError, EngineError):
+            raise
+        except (
+            Exception
+        ) as error:  # Zarr decodes a shard at the image's border, for pixels beyond it, and it is damaged
+            raise_unless_damage(error, array)
+            remove_shard(shard_path(self.path, level, *index))
+            array[(slice(None), *rows_and_columns)] = pixels
         if level + 1 < len(self._arrays):
             self._halves.put((level, *index), pixels)
 

@@ -28,3 +28,15 @@ def test_a_failure_names_the_file_and_not_its_temporary_name(tmp_path, monkeypat
     assert caught.value.filename == str(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [None, "before"])
+def test_a_folder_that_cannot_be_synchronised(tmp_path, monkeypatch, before):
+    """The last step: a new file goes again, or the same command would refuse it; a replaced one is whole."""
+    path = tmp_path / "out.png"
+    if before is not None:
+        path.write_text(before)
+    monkeypatch.setattr("engine.io.files.sync_folder", full)
+    with pytest.raises(OSError, match="No space left"), replacing(path) as part:
+        part.write_text("after")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([] if before is None else ["after"])
