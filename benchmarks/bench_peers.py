@@ -60,7 +60,7 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Name -> environment, script and options. The first is the reference."""
 
 GFLOP_PER_PIXEL = 35.85e-3
-"""Of RRDBNet 64x23: two operations for each product of its convolutions, for a pixel of the input."""
+"""Arithmetic of RRDBNet 64x23 for an input pixel: two operations for each product of its convolutions."""
 
 
 def python_of(name: str) -> str:

@@ -77,8 +77,11 @@ class Part:
             shutil.rmtree(folder)
 
     def once(self, case: str, seed: int, folder: Path) -> int:
-        """Try one seed in an empty folder; returns the number of faults. Raises AssertionError."""
-        raise NotImplementedError
+        """Try one seed in an empty folder; returns the number of faults. A part without it has its own ``attack``.
+
+        Raises AssertionError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither once nor attack")
 
 
 class Kills(Part):

@@ -107,7 +107,7 @@ class Code(NamedTuple):
     """All instructions, as they stand."""
 
     loop: Counter[str]
-    """Those of the innermost loop with most tensor-core instructions; all of them where no loop has any."""
+    """Instructions of the innermost loop with most tensor-core instructions; all instructions if no loop has any."""
 
 
 def code(cubin: bytes) -> Code:

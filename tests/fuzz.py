@@ -88,14 +88,14 @@ def mutants(folder, rng, is_wanted=lambda path: True):
 
 
 def problem(result):
-    """What is wrong with a run, or ""."""
+    """Problem of a run, or ""."""
     if result.problem:
         return result.problem
     return f"peak of {result.peak >> 20} MiB" if result.peak > MEMORY else ""
 
 
 def batch(seed, keep=None, is_wanted=lambda path: True):
-    """Run one batch; returns (mutant, problem) of those that fail, and the number that were read without refusal."""
+    """Run one batch; returns (mutant, problem) of every failure, and the number of mutants read without refusal."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         paths = mutants(Path(name), rng, is_wanted)

@@ -75,7 +75,7 @@ def library_versions(device: torch.device) -> list[str]:
 
 
 def untested(device: torch.device) -> str | None:
-    """What a user of a device must know before it is used; None for devices that are tested."""
+    """Warning for a user of an untested device; None for a tested one."""
     if device.type == "mps":
         return "mps: never tested, and its memory is not measured; give a small tile if it runs out, or the device cpu"
     if device.type == "xpu":

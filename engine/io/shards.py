@@ -90,8 +90,8 @@ def raise_unless_damage(error: Exception, array: Any) -> None:  # noqa: ANN401 (
     """Raise an exception of reading an array again if it says nothing of the file.
 
     Raises:
-        MemoryError: Blosc failed behind a right checksum. Its bytes are those that were written, so it found no memory, for
-            which it has no exception of its own.
+        MemoryError: Blosc failed although the checksum is right. The chunk is intact, so memory was exhausted, which Blosc
+            does not report as such.
         Exception: ``error``, as ``raise_if_exhausted`` does.
     """
     raise_if_exhausted(error)

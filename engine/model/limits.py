@@ -93,7 +93,7 @@ def check_pickle(file: BinaryIO) -> None:
     Raises:
         ModelError: a tuple of more values than any checkpoint has.
     """
-    stack: list[int] = []  # values in each object, 0 for a mark; only tuples count those that they hold
+    stack: list[int] = []  # values in each object, 0 for a mark; only tuples count their items
     memo: dict[Any, int] = {}
     try:
         for opcode, argument, _ in pickletools.genops(file):

@@ -104,7 +104,7 @@ def test_no_row_is_read_before_it_is_written(picture):
 
 
 class Launches(TorchDispatchMode):
-    """Counts launches: operations that compute or copy, and those that PyTorch adds to a convolution."""
+    """Counts launches: operations that compute or copy, and the passes that PyTorch adds to a convolution."""
 
     VIEWS = {
         "view",

@@ -54,7 +54,7 @@ EXPECTED = {plan.seed: pyramid(plan) for plan in PLANS.values()}
 
 
 def content(path):
-    """What is at the place of a shard: bytes, names in a folder, the target of a link, or None."""
+    """Content at the place of a shard: bytes, names in a folder, the target of a link, or None."""
     if path.is_symlink():
         return str(path.readlink())
     if path.is_dir():

@@ -7,49 +7,23 @@ results in one line for each run, are JSON.
 import ctypes
 import importlib
 import json
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
-from faults import MODULES, STREAMS
+from faults import MODULES, forked
 
 SECONDS = 120
 """Time after which a run has hung."""
 
 
 def run(words, folder, bytes_, number=0, *, lasting=False):
-    """Run a command in a folder in a forked process.
+    """``forked``, with allocation ``number`` of at least ``bytes_`` failed, and with ``lasting`` all later ones."""
 
-    Returns:
-        Exit code (negative: the signal), stderr and the number of allocations that were counted, -1 if it is unknown.
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        for stream, name in enumerate(STREAMS, 1):
-            os.dup2(os.open(folder.parent / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
-        shim = ctypes.CDLL(None)
-        shim.allocation_count.restype = ctypes.c_long
-        from engine.cli.app import main
-
-        signal.alarm(SECONDS)
-        code = 99
+    def arm(shim):
         shim.allocation_arm(ctypes.c_size_t(bytes_), ctypes.c_long(number), int(lasting))
-        try:
-            main(words)
-        except SystemExit as end:
-            code = end.code
-        finally:
-            os.write(writer, str(shim.allocation_count()).encode())
-            os._exit(code)
-    os.close(writer)
-    counted = os.read(reader, 100)
-    os.close(reader)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), (folder.parent / "err.txt").read_text(), int(counted or -1)
+
+    return forked(words, folder, "allocation_count", arm, SECONDS)
 
 
 def numbers(last, step):

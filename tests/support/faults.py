@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -21,11 +22,18 @@ MODULES = (
 STREAMS = "out.txt", "err.txt"
 
 
-def run(words, folder, number=0, *, lasting=False):
+def forked(words, folder, counter, arm, seconds=0):
     """Run a command in a folder in a forked process.
 
+    Args:
+        words: words of the command.
+        folder: working folder; its parent gets the files ``STREAMS``.
+        counter: function of ``faults.c`` that returns a count.
+        arm: function of the loaded library, called before the command.
+        seconds: time after which the process is ended; 0 for no limit.
+
     Returns:
-        Exit code, stderr and the number of changes that were counted.
+        Exit code (negative: the signal), stderr, and the count, -1 if it is unknown.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -34,23 +42,34 @@ def run(words, folder, number=0, *, lasting=False):
         for stream, name in enumerate(STREAMS, 1):
             os.dup2(os.open(folder.parent / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
         shim = ctypes.CDLL(None)
-        shim.fault_count.restype = ctypes.c_long
+        count = shim[counter]
+        count.restype = ctypes.c_long
         from engine.cli.app import main
 
+        signal.alarm(seconds)
         code = 99
-        shim.fault_arm(os.fsencode(folder), ctypes.c_long(number), int(lasting))
+        arm(shim)
         try:
             main(words)
         except SystemExit as end:
             code = end.code
         finally:
-            os.write(writer, str(shim.fault_count()).encode())
+            os.write(writer, str(count()).encode())
             os._exit(code)
     os.close(writer)
     counted = os.read(reader, 100)
     os.close(reader)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), (folder.parent / "err.txt").read_text(), int(counted or -1)
+
+
+def run(words, folder, number=0, *, lasting=False):
+    """``forked``, with change ``number`` of the disk failed, and with ``lasting`` all later ones."""
+
+    def arm(shim):
+        shim.fault_arm(os.fsencode(folder), ctypes.c_long(number), int(lasting))
+
+    return forked(words, folder, "fault_count", arm)
 
 
 def main():

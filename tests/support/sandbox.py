@@ -40,7 +40,7 @@ class Run:
 
     @property
     def problem(self):
-        """What is wrong with a run on an input that may be refused or not: a traceback, a crash, a long line; or ""."""
+        """Problem of a run on an input that may be refused: a traceback, a crash, a long line; or ""."""
         if self.code not in (0, 1, 2, 3, 4):
             return f"ended with {self.code}: {self.error[-300:]}"
         if "Traceback" in self.output:
