@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -114,6 +115,16 @@ class BufferPlan:
     """Values that are saved from band to band, relative to the kept ones, at most: ``EXACT`` or ``ROOMY``."""
 
     @property
+    def uses(self) -> tuple[int, ...]:
+        """Positions of the operations before or after which rows are copied."""
+        return tuple({self.first: None, self.last: None})
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether a later band reads rows of this one."""
+        return self.rows > self.advance
+
+    @property
     def saved(self) -> tuple[SavedBlock, ...]:
         """Rows that the next band reads again, in the blocks in which they are saved."""
         return saved_blocks(self.slots, self.slack)
@@ -121,13 +132,11 @@ class BufferPlan:
     @property
     def nbytes(self) -> int:
         """Bytes, rounded up so that a buffer of any dtype can follow."""
-        return -(-self.rows * self.width * self.channels * self.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        return aligned(self.rows * self.width * self.channels * self.dtype.itemsize)
 
     def overlaps_picture(self, rows: Rows) -> bool:
         """Whether any of its rows lies in the picture in the band that adds ``rows`` to the segment's input."""
-        rate = Fraction(self.advance, rows.count)
-        top = rows.top * rate - self.oldest
-        return top < rows.high * rate and top + self.rows > rows.low * rate
+        return overlaps_picture(rows, self.advance, self.oldest, self.rows)
 
     def starts_with(self, values: Sequence[str]) -> bool:
         """Whether these values are its first, in this order."""
@@ -135,7 +144,7 @@ class BufferPlan:
 
     @property
     def slides(self) -> bool:
-        """Whether its rows slide: a band adds no more rows than it keeps, so saving them would cost more memory."""
+        """Whether its rows slide in memory of their own: a band adds no more rows than it keeps, so saving costs more."""
         return max(s.keep for s in self.slots) >= self.advance
 
     @property
@@ -145,8 +154,46 @@ class BufferPlan:
             return self.nbytes
         return sum(block.size for block in self.saved) * self.width * self.dtype.itemsize
 
+    def new_state(self, device: torch.device) -> list[Tensor]:
+        """Memory of the rows held from band to band; zero, as above a picture's first row."""
+        if self.slides:
+            shapes = [(self.rows, self.width, self.channels)]
+        else:
+            shapes = [(block.rows, self.width, block.channels) for block in self.saved]
+        return [torch.zeros(shape, dtype=self.dtype, device=device) for shape in shapes]
 
-def pack(plans: Sequence[BufferPlan]) -> tuple[list[int], int]:
+
+class Interval(Protocol):
+    """A buffer's bytes and the operations between which it is in use."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def last(self) -> int: ...
+
+
+def aligned(nbytes: int) -> int:
+    """Bytes rounded up so that a buffer of any dtype can follow."""
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def overlaps_picture(rows: Rows, advance: int, oldest: int, count: int) -> bool:
+    """Whether any of a buffer's rows lies in the picture.
+
+    Args:
+        rows: rows that the band adds to the segment's input.
+        advance: rows that it adds to the buffer.
+        oldest: delay of the buffer's first row.
+        count: number of the buffer's rows.
+    """
+    rate = Fraction(advance, rows.count)
+    top = rows.top * rate - oldest
+    return top < rows.high * rate and top + count > rows.low * rate
+
+
+def pack(plans: Sequence[Interval]) -> tuple[list[int], int]:
     """Offsets of buffers in one arena, and the arena's size, in bytes.
 
     Buffers that are in use at the same position do not overlap. Greedy by size: the largest first, each at the lowest
@@ -181,40 +228,41 @@ class _SavedRows:
 class Buffer:
     """A buffer in memory."""
 
-    def __init__(self, plan: BufferPlan, memory: Tensor) -> None:
-        """``memory``: uint8 [>= plan.nbytes], a part of the arena or the buffer's own."""
-        shape = (plan.rows, plan.width, plan.channels)
+    def __init__(self, plan: BufferPlan, state: Sequence[Tensor], arena: Tensor) -> None:
+        """
+        Args:
+            plan: its plan.
+            state: what ``plan.new_state`` returned.
+            arena: uint8 [>= plan.nbytes], which holds rows within a band, unless they slide.
+        """
         self.plan = plan
-        self._rows = memory[: math.prod(shape) * plan.dtype.itemsize].view(plan.dtype).view(shape)
-        self._saved = [] if plan.slides else [self._saved_rows(block) for block in plan.saved]
+        shape = (plan.rows, plan.width, plan.channels)
+        memory = state[0] if plan.slides else arena[: math.prod(shape) * plan.dtype.itemsize].view(plan.dtype)
+        self._rows = memory.view(shape)
+        self._saved = [] if plan.slides else list(map(self._saved_rows, plan.saved, state))
 
-    def _saved_rows(self, block: SavedBlock) -> _SavedRows:
+    def _saved_rows(self, block: SavedBlock, copy: Tensor) -> _SavedRows:
         view = self._rows[:, :, block.channel : block.channel + block.channels]
         target = view[block.row : block.row + block.rows]
         source = view[block.row + self.plan.advance : block.row + block.rows + self.plan.advance]
-        return _SavedRows(torch.zeros(target.shape, dtype=target.dtype, device=target.device), source, target)
+        return _SavedRows(copy, source, target)
 
-    def clear(self) -> None:
-        """Set all rows held from band to band to zero, as above a picture's first row."""
-        if self.plan.slides:
-            self._rows.zero_()
-        for saved in self._saved:
-            saved.copy.zero_()
+    def before(self, position: int) -> list[tuple[Tensor, Tensor]]:
+        """(target, source) of rows of the last band, to copy before the operation at ``position``."""
+        if position != self.plan.first:
+            return []
+        if not self.plan.slides:
+            return [(saved.target, saved.copy) for saved in self._saved]
+        step, end = self.plan.advance, self.plan.rows
+        pairs = []
+        for row in range(0, end - step, step):  # in steps, so that source and target do not overlap
+            stop = min(row + 2 * step, end)
+            pairs.append((self._rows[row : stop - step], self._rows[row + step : stop]))
+        return pairs
 
-    def begin_band(self) -> None:
-        """Bring the rows of the last band to where this one reads them; call it before the first writer."""
-        for saved in self._saved:
-            saved.target.copy_(saved.copy)
-        if self.plan.slides:
-            step, end = self.plan.advance, self.plan.rows
-            for row in range(0, end - step, step):  # in steps, so that source and target do not overlap
-                stop = min(row + 2 * step, end)
-                self._rows[row : stop - step].copy_(self._rows[row + step : stop])
-
-    def end_band(self) -> None:
-        """Save the rows that the next band reads again; call it after the last reader."""
-        for saved in self._saved:
-            saved.copy.copy_(saved.source)
+    def after(self, position: int) -> list[tuple[Tensor, Tensor]]:
+        """(target, source) of rows that the next band reads again, to copy after the operation at ``position``."""
+        return [(saved.copy, saved.source) for saved in self._saved] if position == self.plan.last else []
 
     def new_rows(self, slot: Slot) -> Tensor:
         """View of the rows that a band adds to a value: [advance, width, slot.channels]."""

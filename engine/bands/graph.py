@@ -8,7 +8,7 @@ Operations without a rule (``engine.bands.rules``) are refused by name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -69,6 +69,29 @@ class RowGraph:
     """Operations in the order of execution."""
     concatenations: dict[str, tuple[str, ...]]
     """Name of a concatenation -> names of its parts, side by side in channels."""
+    skips: tuple[str, ...] = ()
+    """Names of further inputs: outputs of earlier parts, at the rows of ``input``."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all inputs."""
+        return self.input, *self.skips
+
+    def macs(self, first: int = 0, end: int | None = None) -> Fraction:
+        """Multiply-adds of the operations [first, end) for each input pixel."""
+        return sum((op.rule.macs * self.values[op.name].rate ** 2 for op in self.ops[first:end]), Fraction(0))
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """Values of a concatenation, nested ones resolved; a value is its own only member."""
+        parts = self.concatenations.get(name)
+        return (name,) if parts is None else tuple(v for part in parts for v in self.members(part))
+
+    def nested(self, names: Iterable[str]) -> Iterator[str]:
+        """The concatenations among ``names``, and those within them."""
+        for name in names:
+            if name in self.concatenations:
+                yield name
+                yield from self.nested(self.concatenations[name])
 
     @property
     def scale(self) -> Fraction:
@@ -88,7 +111,7 @@ class Schedule:
 
 def schedule(graph: RowGraph) -> Schedule:
     """The smallest delays at which every operation finds its input rows complete."""
-    delay, read = {graph.input: 0}, {}
+    delay, read = dict.fromkeys(graph.inputs, 0), {}
 
     def delay_of(name: str) -> int:
         parts = graph.concatenations.get(name)
@@ -108,23 +131,73 @@ def split(graph: RowGraph) -> tuple[RowGraph, ...]:
     Returns the uncut graph if more than one value crosses the cut, or if an operation behind it reads on a grid of rows.
     """
     index = next((i for i, op in enumerate(graph.ops) if op.rule.factor > 1), 0)
-    tail = graph.ops[index:]
-    tail_values = {op.name for op in tail}
-    tail_concatenations = {n: p for n, p in graph.concatenations.items() if tail_values.intersection(p)}
-    reads = {n for op in tail for n in op.inputs if n not in tail_concatenations}
-    reads |= {n for parts in tail_concatenations.values() for n in parts}
-    crossing = reads - tail_values - tail_concatenations.keys()
-    if len(crossing) != 1 or index == 0 or any(op.rule.grid != (1, 0) for op in tail):
+    crossing = _crossing(graph, index)
+    if len(crossing) != 1 or index == 0 or not _is_plain(graph.ops[index:]):
         return (graph,)
-    (cut,) = crossing
-    if cut in graph.concatenations or cut == graph.input:
-        return (graph,)
-    rate = graph.values[cut].rate
-    trunk_concatenations = {n: p for n, p in graph.concatenations.items() if n not in tail_concatenations}
-    names = (cut, *tail_values, *tail_concatenations)
-    values = {n: replace(graph.values[n], rate=graph.values[n].rate / rate) for n in names}
-    trunk = RowGraph(graph.input, cut, graph.values, graph.ops[:index], trunk_concatenations)
-    return trunk, RowGraph(cut, graph.output, values, tail, tail_concatenations)
+    (value,) = crossing
+    return (graph,) if value == graph.input else _cut(graph, index, value)
+
+
+LINKS = 24
+"""Links of a long network, about: its residual groups and both ends."""
+
+
+def links(graph: RowGraph) -> tuple[RowGraph, ...]:
+    """The graph as a chain of links with about equal work, which threads compute at the same time for different bands.
+
+    A link reads the output of the one before, and at most one other value crosses a cut: an earlier link's output (a skip).
+    """
+    ends: list[int] = []
+    crossings: list[set[str]] = []
+    outputs = {graph.input}
+    for index, op in enumerate(graph.ops[:-1], start=1):
+        crossing = _crossing(graph, index)
+        skips = crossing - {op.name}
+        rates = {graph.values[name].rate for name in crossing}
+        if op.name in crossing and skips <= outputs and len(skips) <= 1 and len(rates) == 1:
+            if _is_plain(graph.ops[index:]):
+                ends.append(index)
+                crossings.append(skips)
+                outputs.add(op.name)
+    skipped = set().union(*crossings)
+    result: list[RowGraph] = []
+    rest, first, least = graph, 0, graph.macs() / LINKS
+    for end in ends:
+        output = graph.ops[end - 1].name
+        if output in skipped or graph.macs(first, end) >= least:
+            link, rest = _cut(rest, end - first, output)
+            result.append(link)
+            first = end
+    return (*result, rest)
+
+
+def _is_plain(ops: Sequence[Op]) -> bool:
+    """Whether no operation reads on a grid of rows."""
+    return all(op.rule.grid == (1, 0) for op in ops)
+
+
+def _crossing(graph: RowGraph, index: int) -> set[str]:
+    """Values that the operations from ``index`` on read, and do not make."""
+    made = {op.name for op in graph.ops[index:]}
+    read = {member for op in graph.ops[index:] for name in op.inputs for member in graph.members(name)}
+    return read - made
+
+
+def _cut(graph: RowGraph, index: int, value: str) -> tuple[RowGraph, RowGraph]:
+    """The graph before and from operation ``index`` on, which ``value`` connects; other values become skips."""
+    head, tail = graph.ops[:index], graph.ops[index:]
+    concatenations = [
+        {name: graph.concatenations[name] for op in ops for name in graph.nested(op.inputs)} for ops in (head, tail)
+    ]
+    rate = graph.values[value].rate
+    values = {name: replace(v, rate=v.rate / rate) for name, v in graph.values.items()}
+    read = {member for op in head for name in op.inputs for member in graph.members(name)}
+    skips = tuple(name for name in graph.skips if name in read)
+    crossing = tuple(sorted(_crossing(graph, index) - {value}))
+    return (
+        RowGraph(graph.input, value, graph.values, head, concatenations[0], skips),
+        RowGraph(value, graph.output, values, tail, concatenations[1], crossing),
+    )
 
 
 class _Tracer(fx.Tracer):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from engine.archs.last_conv import PackedLastConv
 from engine.archs.layers import PixelRows, WindowRows, check_whole_windows
+from engine.bands.onednn import PackedConvolution, is_supported
 from engine.errors import UsageError, option
 from engine.kernels.dense import conv3x3
 from engine.kernels.launch import use_kernel
@@ -102,9 +103,26 @@ class Rule:
     """Bytes per output pixel that the operation allocates while it runs, other than its output."""
 
     @property
-    def reads_views(self) -> bool:
-        """Whether the operation reads some of a buffer's channels as fast as a buffer of their own."""
+    def by_kernel(self) -> bool:
+        """Whether the operation is a convolution by its kernel."""
         return isinstance(self.store, Convolution3x3)
+
+    def reach_of(self, index: int) -> int:
+        """Input rows read above and below the output's own, of one of the inputs."""
+        return self.reach if index == 0 or not isinstance(self.store, Residual) else 0
+
+    def reads_views(self, index: int) -> bool:
+        """Whether an input may be some of a buffer's channels, as fast as a buffer of their own."""
+        return self.by_kernel or self.reads_planes(index)
+
+    def reads_planes(self, index: int) -> bool:
+        """Whether an input may be the planes of a dense block."""
+        return index == 0 and isinstance(self.compute, PackedConvolution) and self.compute.reads_planes
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of weights that the operation holds in an order of its own."""
+        return self.compute.nbytes if isinstance(self.compute, PackedConvolution) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +145,17 @@ class Add:
 
     def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
         torch.add(views[0], views[1], alpha=self.alpha, out=destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """``Store`` of the sum of a residual, the second view, and the result of a convolution."""
+
+    scale: float
+    """Factor of the convolution's result."""
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        torch.add(views[1], views[0], alpha=self.scale, out=destination)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +215,11 @@ def fused(first: Rule, following: Rule, position: int) -> Rule | None:
         if isinstance(after, Add) and not store.has_residual and (position == 1 or after.alpha == 1):
             return replace(first, store=replace(fresh, scale=after.alpha, has_residual=True))
         return None
+    if isinstance(first.compute, PackedConvolution) and first.compute.slope is None and store is copy_rows:
+        if isinstance(after, LeakyReLU):
+            return replace(first, compute=replace(first.compute, slope=after.slope))
+        if isinstance(after, Add) and (position == 1 or after.alpha == 1):
+            return replace(first, store=Residual(after.alpha))
     return replace(first, store=after) if store is copy_rows and not isinstance(after, Add | Convolution3x3) else None
 
 
@@ -339,6 +373,9 @@ def _convolution(call: Call) -> Rule:
     macs = conv.in_channels // conv.groups * conv.out_channels * height * width
     if (height, width, *conv.dilation, conv.groups) == (3, 3, 1, 1, 1) and _takes_kernel(conv, call):
         return Rule(None, Convolution3x3(conv, call.use_triton), reach=1, macs=macs)
+
+    if call.layout is Layout.NCHW and is_supported(conv):
+        return Rule(PackedConvolution(conv), reach=same[0], column_reach=same[1], macs=macs)
 
     def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
         return F.conv2d(views[0], conv.weight, conv.bias, 1, (0, same[1]), conv.dilation, conv.groups)

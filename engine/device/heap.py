@@ -44,11 +44,16 @@ def malloc_for_network(trim: bool = True) -> Iterator[None]:
     """
     if trim:
         malloc_trim()
-    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_IN_NETWORK)
+    raise_mmap_threshold()
     try:
         yield
     finally:
         _call_glibc("mallopt", _M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+
+
+def raise_mmap_threshold() -> None:
+    """Raise the mmap threshold as within ``malloc_for_network``, until that ends on any thread."""
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_IN_NETWORK)
 
 
 def malloc_trim() -> None:

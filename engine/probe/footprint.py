@@ -80,7 +80,7 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
 
     Raises UsageError when the network cannot be streamed.
     """
-    by_kernel = any(op.rule.reads_views for op in stage.graph.ops)
+    by_kernel = any(op.rule.by_kernel for op in stage.graph.ops)
     shape = str([(s.band, s.block) for s in stage.stream_plan(64 * stage.align).segments]) + " conv3x3" * by_kernel
 
     def measure_it() -> Footprint:

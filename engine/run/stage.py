@@ -38,6 +38,9 @@ BLOCK = 1024
 Narrower blocks cost more in threads that wait for each other.
 """
 
+MAX_WORKERS = 12
+"""Threads that compute links of a network at the same time on a CPU. Further ones share the operations of a link."""
+
 TAIL_CHUNKS = 8
 """Chunks in which an accelerator runs a network's tail, whose maps are 16 times as large as the trunk's.
 
@@ -143,7 +146,9 @@ class Stage:
     def stream_plan(self, width: int) -> StreamPlan:
         """Plan for streaming ``width`` LR columns."""
         if self.device.type == "cpu":
-            return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, BLOCK)
+            threads = torch.get_num_threads()
+            workers = min(threads, MAX_WORKERS) if threads > 1 else 0
+            return StreamPlan(self.graph, math.lcm(BAND, self.align), width, TAIL_BAND, BLOCK, workers)
         return StreamPlan(self.graph, math.lcm(DEVICE_BAND, self.align), width, DEVICE_TAIL_BAND)
 
     def push(self, stream: RowStream, band: Tensor) -> Iterator[tuple[int, Tensor]]:
