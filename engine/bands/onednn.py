@@ -47,8 +47,12 @@ class PackedConvolution:
     @property
     def reads_planes(self) -> bool:
         """Whether it reads planes as fast as rows."""
-        conv = self.conv
-        return conv.kernel_size == (3, 3) and conv.dilation == (1, 1) and conv.in_channels % plane_channels(conv.weight.dtype) == 0
+        return self.is_3x3 and self.conv.in_channels % plane_channels(self.conv.weight.dtype) == 0
+
+    @property
+    def is_3x3(self) -> bool:
+        """Whether it reads the pixels around its own."""
+        return self.conv.kernel_size == (3, 3) and self.conv.dilation == (1, 1)
 
     @property
     def nbytes(self) -> int:
@@ -57,30 +61,91 @@ class PackedConvolution:
 
     def __call__(self, views: Sequence[Tensor], rows: Rows) -> Tensor:
         x = views[0]
-        geometry = self._geometry(x.ndim)
+        padding = self.conv.dilation[1] * (self.conv.kernel_size[1] // 2)
+        geometry = _geometry(x.ndim, padding, self.conv.dilation)
         weight = self._packed.get(x.ndim)
         if weight is None:
-            weight = self._packed[x.ndim] = self._reordered(x, geometry)
-        after: tuple[str, list[float]] = ("none", []) if self.slope is None else ("leaky_relu", [self.slope])
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.conv.bias, *geometry, 1, *after, "")
+            weight = self._packed[x.ndim] = _reordered(self.conv.weight, x, geometry)
+        y = _convolution(x, weight, self.conv.bias, geometry, self.slope)
         return y[:, :, 0] if y.ndim == 5 else y
 
-    def _geometry(self, axes: int) -> tuple[list[int], list[int], list[int]]:
-        """Padding, stride and dilation for an input of so many axes."""
-        columns = self.conv.dilation[1] * (self.conv.kernel_size[1] // 2)
-        depth = [1] * (axes - 4)
-        return [0] * (axes - 3) + [columns], [*depth, 1, 1], [*depth, *self.conv.dilation]
 
-    def _reordered(self, x: Tensor, geometry: tuple[list[int], list[int], list[int]]) -> Tensor:
-        ops: Any = torch.ops
-        weight = self.conv.weight
-        if x.ndim == 4:
-            return ops.mkldnn._reorder_convolution_weight(  # type: ignore[no-any-return]
-                weight.contiguous(memory_format=torch.channels_last), *geometry, 1, list(x.shape)
-            )
+@dataclass(slots=True)
+class PackedUpConvolution:
+    """``Store`` of a 3x3 convolution of a map enlarged twice by repeating pixels, and of the leaky ReLU that follows.
+
+    Each output pixel reads 2 x 2 pixels of the small map, by one of four sums of the weights. So 4/9 of the products remain,
+    and the large map is never made.
+    """
+
+    conv: nn.Conv2d
+    """Layer with the weights."""
+    slope: float | None = None
+    """Negative slope of the leaky ReLU; None without one."""
+    _packed: list[Tensor] = field(default_factory=list, init=False, compare=False)
+    """Reordered weights of the even output rows and of the odd ones: those of even columns, then those of odd ones."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the reordered weights."""
+        return self.conv.weight.nbytes * 16 // 9
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        x = views[0]  # with one row above and one below
+        channels, height, width = self.conv.out_channels, x.shape[2] - 1, x.shape[3]
+        geometry = _geometry(x.ndim, 1, (1, 1))
+        if not self._packed:
+            self._packed = [_reordered(phases, x[:, :, :height], geometry) for phases in self._phases()]
+        bias = None if self.conv.bias is None else self.conv.bias.repeat(2)
+        for row, weight in enumerate(self._packed):
+            y = _convolution(x[:, :, row : row + height], weight, bias, geometry, self.slope)
+            for column in range(2):
+                pixels = y[:, column * channels : (column + 1) * channels, :, column : column + width]
+                destination[:, :, row::2, column::2].copy_(pixels)
+
+    def _phases(self) -> list[Tensor]:
+        """Weights [2 C_out, C_in, 2, 2] for each parity of the rows: taps that read the same pixel are added."""
+        weight = self.conv.weight.float()
+        rows = [torch.stack(parts, 2) for parts in _halves(*weight.unbind(2))]
+        return [
+            torch.cat([torch.stack(parts, 3) for parts in _halves(*row.unbind(3))]).to(self.conv.weight.dtype)
+            for row in rows
+        ]
+
+
+def _halves(before: Tensor, here: Tensor, after: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Taps of two pixels, for even and for odd positions in the enlarged map."""
+    return (before, here + after), (before + here, after)
+
+
+_Geometry = tuple[list[int], list[int], list[int]]
+"""Padding, stride and dilation."""
+
+
+def _geometry(axes: int, columns: int, dilation: Sequence[int]) -> _Geometry:
+    """Geometry for an input of so many axes, with ``columns`` of padding on both sides and none above or below."""
+    depth = [1] * (axes - 4)
+    return [0] * (axes - 3) + [columns], [*depth, 1, 1], [*depth, *dilation]
+
+
+def _reordered(weight: Tensor, x: Tensor, geometry: _Geometry) -> Tensor:
+    """Weights in oneDNN's order for inputs of the shape of ``x``, in planes or not."""
+    ops: Any = torch.ops
+    result: Tensor
+    if x.ndim == 4:
+        dense = weight.contiguous(memory_format=torch.channels_last)
+        result = ops.mkldnn._reorder_convolution_weight(dense, *geometry, 1, list(x.shape))
+    else:
         unit, planes = x.shape[1:3]
-        deep = weight.unflatten(1, (planes, unit)).transpose(1, 2).contiguous()
-        return ops.aten.mkldnn_reorder_conv3d_weight(deep.to_mkldnn(), *geometry, 1, list(x.shape))  # type: ignore[no-any-return]
+        deep = weight.unflatten(1, (planes, unit)).transpose(1, 2).contiguous().to_mkldnn()
+        result = ops.aten.mkldnn_reorder_conv3d_weight(deep, *geometry, 1, list(x.shape))
+    return result
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, slope: float | None) -> Tensor:
+    after: tuple[str, list[float]] = ("none", []) if slope is None else ("leaky_relu", [slope])
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, 1, *after, "")
+    return y
 
 
 def plane_channels(dtype: torch.dtype) -> int:

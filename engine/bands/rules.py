@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from engine.archs.last_conv import PackedLastConv
 from engine.archs.layers import PixelRows, WindowRows, check_whole_windows
-from engine.bands.onednn import PackedConvolution, is_supported
+from engine.bands.onednn import PackedConvolution, PackedUpConvolution, is_supported
 from engine.errors import UsageError, option
 from engine.kernels.dense import conv3x3
 from engine.kernels.launch import use_kernel
@@ -120,9 +120,15 @@ class Rule:
         return index == 0 and isinstance(self.compute, PackedConvolution) and self.compute.reads_planes
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the operation is a convolution by oneDNN, which computes any number of rows."""
+        return isinstance(self.compute, PackedConvolution)
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of weights that the operation holds in an order of its own."""
-        return self.compute.nbytes if isinstance(self.compute, PackedConvolution) else 0
+        packed = self.store if self.compute is None else self.compute
+        return packed.nbytes if isinstance(packed, PackedConvolution | PackedUpConvolution) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,19 @@ class Add:
 
     def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
         torch.add(views[0], views[1], alpha=self.alpha, out=destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """``Store`` of an enlargement that repeats every pixel of [1, C, H, W]."""
+
+    scale: int
+    """Rows and columns of a pixel."""
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        channels, height, width = destination.shape[1:]
+        cells = destination[0].view(channels, height // self.scale, self.scale, width // self.scale, self.scale)
+        cells.copy_(views[0][0, :, :, None, :, None].expand(cells.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +222,10 @@ def fused(first: Rule, following: Rule, position: int) -> Rule | None:
     Returns:
         A rule that reads the inputs of ``first``, then the other inputs of ``following``.
     """
+    if first.store == Nearest(2) and isinstance(following.compute, PackedConvolution) and following.compute.is_3x3:
+        store = PackedUpConvolution(following.compute.conv, following.compute.slope)
+        macs, workspace = following.macs * 4 // 9, store.conv.out_channels * store.conv.weight.itemsize // 2
+        return replace(first, store=store, reach=1, column_reach=1, macs=macs, workspace=workspace)
     if following.compute is not None or following.factor != 1 or following.reach:
         return None
     store, after = first.store, following.store
@@ -215,6 +238,8 @@ def fused(first: Rule, following: Rule, position: int) -> Rule | None:
         if isinstance(after, Add) and not store.has_residual and (position == 1 or after.alpha == 1):
             return replace(first, store=replace(fresh, scale=after.alpha, has_residual=True))
         return None
+    if isinstance(store, PackedUpConvolution) and isinstance(after, LeakyReLU) and store.slope is None:
+        return replace(first, store=replace(store, slope=after.slope))
     if isinstance(first.compute, PackedConvolution) and first.compute.slope is None and store is copy_rows:
         if isinstance(after, LeakyReLU):
             return replace(first, compute=replace(first.compute, slope=after.slope))
@@ -437,22 +462,12 @@ def _upsampling(call: Call) -> Rule:
         raise call.refusal("only a whole scale_factor, the same for rows and columns, has a rule")
     scale = int(factor)
     if mode == "nearest":
-        return Rule(None, _nearest(scale), Fraction(scale), column_reach=0)
+        return Rule(None, Nearest(scale), Fraction(scale), column_reach=0)
     if mode == "bilinear" and not corners:
         # The input rows with one more above and below, and their output, which is cropped.
         workspace = 2 * call.result.shape[1] * call.result.itemsize
         return Rule(_bilinear(scale), factor=Fraction(scale), reach=1, workspace=workspace)
     raise call.refusal(f"mode {mode} with align_corners={corners} has no rule")
-
-
-def _nearest(scale: int) -> Store:
-    def store(views: Sequence[Tensor], destination: Tensor) -> None:
-        """Repeat every pixel of [1, C, H, W] in ``scale`` rows and columns."""
-        channels, height, width = destination.shape[1:]
-        cells = destination[0].view(channels, height // scale, scale, width // scale, scale)
-        cells.copy_(views[0][0, :, :, None, :, None].expand(cells.shape))
-
-    return store
 
 
 def _bilinear(scale: int) -> Compute:

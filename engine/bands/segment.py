@@ -429,7 +429,7 @@ class SegmentStream:
         for block in self._blocks[position]:
             output = _narrow(_view(first, layout), layout, block.columns) if block.output is None else block.output
             views = block.inputs
-            if not new_rows.inside and op.rule.packed_bytes:
+            if not new_rows.inside and op.rule.is_packed:
                 views, output = _rows_inside(op.rule, views, output, new_rows)
                 count = output.shape[2]
             if op.rule.compute is not None:

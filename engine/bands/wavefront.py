@@ -91,6 +91,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     started = threading.Barrier(workers + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # the first call on a thread sets the number of the process
         torch.set_num_threads(share)
         started.wait()
 
