@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from engine.archs.last_conv import PackedLastConv
 from engine.archs.layers import PixelRows, WindowRows, check_whole_windows
-from engine.bands.onednn import PackedConvolution, PackedUpConvolution, is_supported
+from engine.bands.cpu import THIN, PackedConvolution, PackedUpConvolution, ThinConvolution, is_supported
 from engine.errors import UsageError, option
 from engine.kernels.dense import conv3x3
 from engine.kernels.launch import use_kernel
@@ -400,6 +400,10 @@ def _convolution(call: Call) -> Rule:
         return Rule(None, Convolution3x3(conv, call.use_triton), reach=1, macs=macs)
 
     if call.layout is Layout.NCHW and is_supported(conv):
+        is_3x3 = (height, width, *conv.dilation) == (3, 3, 1, 1)
+        if is_3x3 and conv.out_channels <= THIN and conv.weight.dtype == torch.float32:
+            thin = ThinConvolution(conv)
+            return Rule(thin, reach=1, macs=macs, workspace=thin.workspace)
         return Rule(PackedConvolution(conv), reach=same[0], column_reach=same[1], macs=macs)
 
     def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:

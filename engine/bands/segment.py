@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.bands.buffers import EXACT, ROOMY, Buffer, BufferPlan, Slot, pack
 from engine.bands.graph import Op, RowGraph, schedule
-from engine.bands.onednn import plane_channels
+from engine.bands.cpu import plane_channels
 from engine.bands.planes import PlanePlan, Planes
 from engine.bands.rules import Layout, Rows, Rule
 from engine.device.queue import WARM_UPS, DeviceQueue
@@ -452,7 +452,7 @@ class SegmentStream:
             destination.zero_()
 
 
-_STEPS = 4
+_STEPS = 8
 """Sizes in which a convolution computes part of a band's rows: oneDNN prepares for each size that it meets."""
 
 

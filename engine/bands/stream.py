@@ -98,7 +98,7 @@ class StreamPlan:
     @property
     def in_flight(self) -> int:
         """Bands that are computed at the same time, or wait for it, at most."""
-        return self.workers + 1 if self.workers else 1
+        return self.workers + 2 if self.workers else 1
 
     @property
     def nbytes(self) -> int:

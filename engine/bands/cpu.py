@@ -1,7 +1,7 @@
-"""Convolutions by oneDNN on a CPU: weights reordered once, and the leaky ReLU that follows computed inside.
+"""Convolutions of bands on a CPU.
 
-PyTorch's compiler uses the same operators. They are private, so every use is guarded, and a build without them takes
-``torch.nn.functional.conv2d``.
+Most run by oneDNN, with weights that are reordered once and the leaky ReLU that follows inside. PyTorch's compiler uses the
+same operators. They are private, so their use is guarded, and a build without them takes ``torch.nn.functional.conv2d``.
 """
 
 from __future__ import annotations
@@ -111,6 +111,41 @@ class PackedUpConvolution:
             torch.cat([torch.stack(parts, 3) for parts in _halves(*row.unbind(3))]).to(self.conv.weight.dtype)
             for row in rows
         ]
+
+
+THIN = 4
+"""Output channels up to which a 3x3 convolution is a product of matrices and a sum: oneDNN computes 16 at least."""
+
+
+@dataclass(slots=True)
+class ThinConvolution:
+    """``Compute`` of a 3x3 convolution in float32 with few output channels, the last one of a network.
+
+    A product of matrices gives the nine taps of every pixel, and their sum the output.
+    """
+
+    conv: nn.Conv2d
+    """Layer with the weights."""
+
+    @property
+    def workspace(self) -> int:
+        """Bytes for each output pixel: the taps, in some more rows than a band has."""
+        return 14 * self.conv.out_channels * self.conv.weight.itemsize
+
+    def __call__(self, views: Sequence[Tensor], rows: Rows) -> Tensor:
+        x = views[0]  # with one row above and one below
+        channels, height, width = self.conv.out_channels, x.shape[2] - 2, x.shape[3]
+        weight = self.conv.weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1])
+        taps = (weight @ x[0].flatten(1)).view(3, 3, channels, height + 2, width)
+        left, middle, right = ([taps[row, column, :, row : row + height] for row in range(3)] for column in range(3))
+        y = middle[0] + middle[1]
+        y += middle[2]
+        for before, after in zip(left, right, strict=True):
+            y[:, :, 1:] += before[:, :, :-1]
+            y[:, :, :-1] += after[:, :, 1:]
+        if self.conv.bias is not None:
+            y += self.conv.bias[:, None, None]
+        return y[None]
 
 
 def _halves(before: Tensor, here: Tensor, after: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
