@@ -257,13 +257,15 @@ class _BlockViews:
 class SegmentStream:
     """A segment of a network at work, with an arena for what it holds within a band.
 
-    Views and buffers are allocated once, so a band allocates only the operations' temporaries and, on a CPU, its output.
-    Elsewhere the output too is allocated once: bands away from the picture's borders launch the same work, which the queue
-    captures after a few of them.
+    Views and buffers are allocated once, so a band allocates only the operations' temporaries. Bands away from the picture's
+    borders launch the same work, which the queue captures after a few of them.
+
+    As a link, which threads run for several bands at the same time, a segment makes new memory for the output of each band,
+    and its work is a list of calls that hold Python's lock as briefly as possible.
     """
 
     def __init__(
-        self, plan: SegmentPlan, states: Sequence[Sequence[Tensor]], arena: Tensor, queue: DeviceQueue
+        self, plan: SegmentPlan, states: Sequence[Sequence[Tensor]], arena: Tensor, queue: DeviceQueue, *, is_link: bool
     ) -> None:
         """
         Args:
@@ -271,6 +273,7 @@ class SegmentStream:
             states: what ``plan.new_states`` returned. Streams in other arenas may share them, and run one after another.
             arena: uint8 [>= plan.arena_bytes].
             queue: queue of the arena's device.
+            is_link: whether other bands are computed at the same time.
         """
         self.plan = plan
         self._graph = plan.graph
@@ -278,8 +281,8 @@ class SegmentStream:
         self._warm_ups = 0
         self._replay: Callable[[], None] | None = None
         self._device = arena.device
-        self._makes_outputs = arena.device.type == "cpu"
-        self._output = torch.empty(0) if self._makes_outputs else self._new_output()
+        self._is_link = is_link
+        self._output = torch.empty(0) if is_link else self._new_output()
         self._buffers = _allocate(plan, states, arena)
         self._destinations: dict[str, list[Tensor]] = {}
         self._lasting_destinations: dict[str, list[Tensor]] = {}  # read in a later band, too
@@ -338,10 +341,10 @@ class SegmentStream:
             rows: position of these rows.
 
         Returns:
-            The output's new rows or None if all lie outside; and their position. On a CPU they have memory of their own;
-            elsewhere the next push overwrites them.
+            The output's new rows or None if all lie outside; and their position. A link's have memory of their own; others
+            are overwritten by the next push.
         """
-        if self._makes_outputs:
+        if self._is_link:
             self._output = self._new_output()
         for buffer in self._used.get(_INPUT, ()):
             if buffer.plan.overlaps_picture(rows):
@@ -359,7 +362,7 @@ class SegmentStream:
             self.macs += self._run(rows)
         output_rows = self.plan.new_rows(self._graph.output, rows)
         output = self._output
-        if self._makes_outputs:
+        if self._is_link:
             self._output = torch.empty(0)  # its reader alone keeps it
         return None if output_rows.outside else output, output_rows
 
@@ -379,10 +382,10 @@ class SegmentStream:
         return rows.top - above >= rows.low and rows.top + rows.count + below <= rows.high
 
     def _run_inner(self, rows: Rows) -> None:
-        """Run the operations of an inner band: on a device directly at first, then by replaying the captured launches."""
+        """Run the operations of an inner band: directly at first, then by replaying the captured launches; or as steps."""
         # A strong reference would keep the segment's buffers alive until the next garbage collection.
         segment = weakref.proxy(self)
-        if self._makes_outputs:
+        if self._is_link:
             self._steps = self._steps or list(self._inner_steps(rows))
             for step in self._steps:
                 step()

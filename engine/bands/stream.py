@@ -311,7 +311,8 @@ class _Arena:
         """The stream of a segment."""
         stream = self._streams.get(index)
         if stream is None:
-            stream = SegmentStream(self._plan.segments[index], self._states[index], self._memory, self._queue)
+            segment, is_link = self._plan.segments[index], self._plan.workers > 0
+            stream = SegmentStream(segment, self._states[index], self._memory, self._queue, is_link=is_link)
             self._streams[index] = stream
         return stream
 

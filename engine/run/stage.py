@@ -19,7 +19,7 @@ from engine.device.queue import full_float32, memory_errors
 from engine.kernels.launch import use_kernel
 from engine.model.bundle import Model
 
-BAND, TAIL_BAND = 32, 4
+BAND, TAIL_BAND = 24, 4
 """Rows of a band, and of a band within the tail, whose rows are 16 times as large, on a CPU.
 
 Higher bands copy less (a dense block keeps 6 rows from band to band) and waste more at both ends of the picture
