@@ -220,7 +220,9 @@ class _Recorder(fx.Interpreter):
 
 
 @torch.inference_mode()
-def read_graph(network: nn.Module, align: int, inputs: int = 3, use_triton: bool | None = None) -> RowGraph:
+def read_graph(
+    network: nn.Module, align: int, inputs: int = 3, use_triton: bool | None = None, *, packs: bool = False
+) -> RowGraph:
     """Trace a network and find the rule of each of its operations.
 
     Args:
@@ -228,6 +230,7 @@ def read_graph(network: nn.Module, align: int, inputs: int = 3, use_triton: bool
         align: divisor of every H and W that the network accepts.
         inputs: channels of the network's input.
         use_triton: whether operations take their kernels; None: where the device has them.
+        packs: whether convolutions run on a CPU as ``engine.bands.cpu`` does it, where PyTorch has what that takes.
 
     Raises:
         UsageError: an operation has no rule; the message names it.
@@ -237,14 +240,16 @@ def read_graph(network: nn.Module, align: int, inputs: int = 3, use_triton: bool
     side = max(8, 2 * align) // align * align
     device = next(network.parameters()).device
     recorder.run(torch.zeros(1, inputs, side, side, device=device))
-    return _GraphReader(network, recorder.results, use_triton).read(graph)
+    return _GraphReader(network, recorder.results, use_triton, packs).read(graph)
 
 
 class _GraphReader:
     """Turns the nodes of a trace, in order, into operations and the values between them."""
 
-    def __init__(self, network: nn.Module, results: Mapping[fx.Node, Any], use_triton: bool | None) -> None:
-        self._use_triton = use_triton
+    def __init__(
+        self, network: nn.Module, results: Mapping[fx.Node, Any], use_triton: bool | None, packs: bool
+    ) -> None:
+        self._use_triton, self._packs = use_triton, packs
         self._modules = dict(network.named_modules())
         self._results = results
         self._views: dict[fx.Node, tuple[str, Layout]] = {}  # node -> (its value, layout of the node's view of it)
@@ -289,6 +294,7 @@ class _GraphReader:
             constants={n: self._results[n] for n in node.all_input_nodes if n not in self._views},
             result=self._results[node],
             use_triton=self._use_triton,
+            packs=self._packs,
         )
 
     def _add_value(self, node: fx.Node, layout: Layout, rate: Fraction) -> None:

@@ -266,6 +266,8 @@ class Call:
     """Output for a small picture."""
     use_triton: bool | None = None
     """Whether operations take their kernels; None: where the device has them."""
+    packs: bool = False
+    """Whether convolutions run on a CPU as ``engine.bands.cpu`` does it."""
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
         """Argument of a function or method, given by position or by name."""
@@ -399,7 +401,7 @@ def _convolution(call: Call) -> Rule:
     if (height, width, *conv.dilation, conv.groups) == (3, 3, 1, 1, 1) and _takes_kernel(conv, call):
         return Rule(None, Convolution3x3(conv, call.use_triton), reach=1, macs=macs)
 
-    if call.layout is Layout.NCHW and is_supported(conv):
+    if call.packs and call.layout is Layout.NCHW and is_supported(conv):
         is_3x3 = (height, width, *conv.dilation) == (3, 3, 1, 1)
         if is_3x3 and conv.out_channels <= THIN and conv.weight.dtype == torch.float32:
             thin = ThinConvolution(conv)

@@ -167,10 +167,10 @@ class SegmentPlan:
             readers=tuple(read.position for read in reads),
         )
 
-    def _reads_dense_rows(self, op: Op, columns: int) -> bool:
-        """Whether a convolution of so many columns reads planes, or all columns and channels of a buffer."""
+    def _reads_dense_rows(self, op: Op) -> bool:
+        """Whether a packed convolution reads planes, or all channels of a buffer."""
         members = self.graph.members(op.inputs[0])
-        if columns < int(self.width * self.graph.values[op.name].rate):
+        if not op.rule.packed_bytes:
             return False
         buffers = [b for b in self.buffers if b.starts_with(members)]
         return any(isinstance(b, PlanePlan) or len(b.slots) == len(members) for b in buffers)
@@ -237,9 +237,10 @@ class SegmentPlan:
         rows = int(self.band * value.rate)
         output = value.channels * value.dtype.itemsize if op.rule.compute is not None else 0
         total = rows * columns * (output + op.rule.workspace)
-        if op.rule.column_reach is not None and op.rule.macs and not self._reads_dense_rows(op, columns):
-            source = self.graph.values[op.inputs[0]]
-            total += (rows + 2 * op.rule.reach) * columns * source.channels * source.dtype.itemsize
+        if op.rule.column_reach is not None and op.rule.macs and not self._reads_dense_rows(op):
+            for name in op.inputs:
+                source = self.graph.values[name]
+                total += (rows + 2 * op.rule.reach) * columns * source.channels * source.dtype.itemsize
         return total
 
 
@@ -463,7 +464,7 @@ def _rows_inside(rule: Rule, views: list[Tensor], output: Tensor, rows: Rows) ->
     """A convolution's views and output, in the rows that lie in the picture and a few more."""
     step = max(1, rows.count // _STEPS)
     first = max(0, rows.low - rows.top) // step * step
-    count = -(-min(rows.count, rows.high - rows.top) // step) * step - first
+    count = min(rows.count, -(-min(rows.count, rows.high - rows.top) // step) * step) - first
     inputs = [v.narrow(v.ndim - 2, first, count + 2 * rule.reach_of(index)) for index, v in enumerate(views)]
     return inputs, output.narrow(2, first, count)
 

@@ -141,7 +141,7 @@ class Stage:
     @cached_property
     def graph(self) -> RowGraph:
         """The network's operations on rows. Raises UsageError when it cannot be streamed."""
-        return read_graph(self.network, self.align, self.inputs)
+        return read_graph(self.network, self.align, self.inputs, packs=self.device.type == "cpu")
 
     def stream_plan(self, width: int) -> StreamPlan:
         """Plan for streaming ``width`` LR columns."""

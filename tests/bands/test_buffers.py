@@ -78,18 +78,22 @@ def rows_of(value, delay, band, advance):
 A, B = [1.0], [2.0, 3.0]
 
 
+def copy(pairs):
+    for target, source in pairs:
+        target.copy_(source)
+
+
 def windows(plan, memory, bands):
     """Fill a buffer band by band and yield its readers' windows: of both values, and of ``a`` alone."""
-    buffer = Buffer(plan, memory)
-    buffer.clear()
+    buffer = Buffer(plan, plan.new_state(memory.device), memory)
     for band in range(bands):
         if not plan.slides:
             memory.fill_(255)  # NaN: other buffers used the arena
-        buffer.begin_band()
+        copy(buffer.before(plan.first))
         buffer.new_rows(plan.slots[0]).copy_(rows_of(A, 2, band, plan.advance))
         buffer.new_rows(plan.slots[1]).copy_(rows_of(B, 3, band, plan.advance))
         yield buffer.window(4, 1, 3).clone(), buffer.window(4, 2, 1).clone()
-        buffer.end_band()
+        copy(buffer.after(plan.last))
 
 
 def test_windows_hold_the_right_rows_in_every_band():
@@ -106,22 +110,6 @@ def test_windows_hold_the_right_rows_in_every_band():
 def test_saved_bytes():
     assert two_values(5).saved_bytes == 4 * (4 * 1 + 2 * 2)
     assert two_values(4).saved_bytes == two_values(4).nbytes == 128  # 8 rows of 3 floats, rounded up
-
-
-@pytest.mark.parametrize("advance", [2, 8])
-def test_clear_removes_the_last_picture(advance):
-    plan = two_values(advance)
-    buffer = Buffer(plan, torch.full((plan.nbytes,), 255, dtype=torch.uint8))
-    for _ in range(3):
-        buffer.begin_band()
-        for slot in plan.slots:
-            buffer.new_rows(slot).fill_(7.0)
-        buffer.end_band()
-    buffer.clear()
-    buffer.begin_band()
-    for slot in plan.slots:
-        buffer.new_rows(slot).fill_(1.0)
-    assert buffer.window(4, 1, 3).unique().tolist() == [0.0, 1.0]
 
 
 def test_overlaps_picture():
