@@ -172,7 +172,7 @@ def _reordered(weight: Tensor, x: Tensor, geometry: _Geometry) -> Tensor:
         result = ops.mkldnn._reorder_convolution_weight(dense, *geometry, 1, list(x.shape))
     else:
         unit, planes = x.shape[1:3]
-        deep = weight.unflatten(1, (planes, unit)).transpose(1, 2).contiguous().to_mkldnn()
+        deep = weight.reshape(-1, planes, unit, 3, 3).transpose(1, 2).contiguous().to_mkldnn()
         result = ops.aten.mkldnn_reorder_conv3d_weight(deep, *geometry, 1, list(x.shape))
     return result
 

@@ -154,11 +154,11 @@ def links(graph: RowGraph) -> tuple[RowGraph, ...]:
         crossing = _crossing(graph, index)
         skips = crossing - {op.name}
         rates = {graph.values[name].rate for name in crossing}
-        if op.name in crossing and skips <= outputs and len(skips) <= 1 and len(rates) == 1:
-            if _is_plain(graph.ops[index:]):
-                ends.append(index)
-                crossings.append(skips)
-                outputs.add(op.name)
+        is_chain = op.name in crossing and skips <= outputs and len(skips) <= 1 and len(rates) == 1
+        if is_chain and _is_plain(graph.ops[index:]):
+            ends.append(index)
+            crossings.append(skips)
+            outputs.add(op.name)
     skipped = set().union(*crossings)
     result: list[RowGraph] = []
     rest, first, least = graph, 0, graph.macs() / LINKS

@@ -135,7 +135,9 @@ class Planes:
         self._staged: Tensor | None = None
         if plan.wide is not None:
             shape = (plan.advance, plan.width, plan.wide.channels)
-            self._staged = self._memory[plan.planes[-1] * plan.window * self._row_size :][: math.prod(shape)].view(shape)
+            self._staged = self._memory[plan.planes[-1] * plan.window * self._row_size :][: math.prod(shape)].view(
+                shape
+            )
             index = plan.slots.index(plan.wide)
             self._before[index] += self._spread(index, self._staged)
 

@@ -223,9 +223,9 @@ def fused(first: Rule, following: Rule, position: int) -> Rule | None:
         A rule that reads the inputs of ``first``, then the other inputs of ``following``.
     """
     if first.store == Nearest(2) and isinstance(following.compute, PackedConvolution) and following.compute.is_3x3:
-        store = PackedUpConvolution(following.compute.conv, following.compute.slope)
-        macs, workspace = following.macs * 4 // 9, store.conv.out_channels * store.conv.weight.itemsize // 2
-        return replace(first, store=store, reach=1, column_reach=1, macs=macs, workspace=workspace)
+        up = PackedUpConvolution(following.compute.conv, following.compute.slope)
+        macs, workspace = following.macs * 4 // 9, up.conv.out_channels * up.conv.weight.itemsize // 2
+        return replace(first, store=up, reach=1, column_reach=1, macs=macs, workspace=workspace)
     if following.compute is not None or following.factor != 1 or following.reach:
         return None
     store, after = first.store, following.store

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.bands.buffers import EXACT, ROOMY, Buffer, BufferPlan, Slot, pack
-from engine.bands.graph import Op, RowGraph, schedule
 from engine.bands.cpu import plane_channels
+from engine.bands.graph import Op, RowGraph, schedule
 from engine.bands.planes import PlanePlan, Planes
 from engine.bands.rules import Layout, Rows, Rule
 from engine.device.queue import WARM_UPS, DeviceQueue
@@ -350,12 +350,12 @@ class SegmentStream:
         for buffer in self._used.get(_INPUT, ()):
             if buffer.plan.overlaps_picture(rows):
                 _copy(buffer.before(_INPUT))
-        for name, x in zip(self._graph.inputs, inputs or [None] * len(self._graph.inputs), strict=True):
-            if x is None:
+        for index, name in enumerate(self._graph.inputs):
+            if inputs is None:
                 self._zero_rows(name)
             else:
                 for destination in self._destinations.get(name, ()):
-                    destination.copy_(x)
+                    destination.copy_(inputs[index])
         if self._is_inner(rows):
             self._run_inner(rows)
             self.macs += self._inner_macs

@@ -55,7 +55,7 @@ class StreamPlan:
             tail_band: input rows whose output the tail (from the first enlargement on) computes at a time, since its
                 rows are the largest; a divisor of ``band``. None: ``band``.
             block: columns that an operation computes at a time, so that its output fits the processor's cache. None: all.
-            workers: threads that compute links at the same time; 0: the network is not cut into links.
+            workers: threads that compute links at the same time, at most; below 2 the network is not cut into links.
 
         Raises:
             ValueError: ``tail_band`` does not divide ``band``.
@@ -64,8 +64,10 @@ class StreamPlan:
             raise ValueError(f"tail band: {tail_band} rows do not divide the band of {band}")
         self.band, self.width, self.scale = band, width, int(graph.scale)
         trunk, *tail = split(graph)
-        chain = links(trunk) if workers else (trunk,)
-        self.workers = workers if len(chain) > 1 else 0
+        chain = links(trunk)
+        self.workers = min(workers, _parallelism((*chain, *tail)))
+        if self.workers < 2:
+            chain, self.workers = (trunk,), 0
         self.segments: list[SegmentPlan] = []
         for rows, parts in ((Fraction(band), chain), ((tail_band or band) * trunk.scale, tail)):
             for part in parts:
@@ -81,6 +83,7 @@ class StreamPlan:
             source = outputs.index(name) - 1
             result.append(Skip(source, sum(s.delay for s in self.segments[source + 1 : index])))
         return result
+
     @property
     def parts(self) -> int:
         """Parts in which the output of a band is complete."""
@@ -154,8 +157,10 @@ class StreamPlan:
 class _DelayLine:
     """Outputs of a segment, or the network's input, that a later segment reads again some rows later."""
 
-    def __init__(self, skip: Skip, band: int) -> None:
-        self._skip, self._band = skip, band
+    def __init__(self, skip: Skip, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """``shape``: [band, width, C] of each output."""
+        self._skip, self._band = skip, shape[0]
+        self._zeros = torch.zeros(1, dtype=dtype).expand(shape)
         self._bands: dict[int, Tensor | None] = {}
 
     @property
@@ -166,8 +171,8 @@ class _DelayLine:
         """Keep a band's rows; None if all lie outside the picture."""
         self._bands[band] = rows
 
-    def take(self, band: int, like: Tensor) -> Tensor:
-        """Rows beside the later segment's input of a band, which is ``like``: zero where none were put."""
+    def take(self, band: int) -> Tensor:
+        """Rows beside the later segment's input of a band: zero where none were put."""
         whole, part = divmod(self._skip.rows, self._band)
         older, newer = self._bands.get(band - whole - 1), self._bands.get(band - whole)
         for old in [key for key in list(self._bands) if key < band - whole]:
@@ -175,11 +180,28 @@ class _DelayLine:
         if part == 0 and newer is not None:
             return newer
         halves = ((older, slice(self._band - part, None)), (newer, slice(0, self._band - part)))
-        zeros = like.new_zeros(1).expand_as(like)
-        return torch.cat([(zeros if rows is None else rows)[cut] for rows, cut in halves])
+        return torch.cat([(self._zeros if rows is None else rows)[cut] for rows, cut in halves])
 
     def clear(self) -> None:
         self._bands.clear()
+
+
+def _delay_lines(segment: SegmentPlan, skips: Sequence[Skip]) -> list[_DelayLine]:
+    """Delay lines of a segment's skips."""
+    values = [segment.graph.values[name] for name in segment.graph.skips]
+    return [
+        _DelayLine(skip, (segment.band, segment.width, value.channels), value.dtype)
+        for skip, value in zip(skips, values, strict=True)
+    ]
+
+
+def _parallelism(parts: Sequence[RowGraph]) -> int:
+    """Threads that a chain keeps busy: one that computes the largest part bounds the others."""
+    work, scale = [], Fraction(1)
+    for part in parts:
+        work.append(part.macs() * scale**2)
+        scale *= part.scale
+    return int(sum(work) / max(work)) if max(work) else 1
 
 
 class RowStream:
@@ -194,13 +216,15 @@ class RowStream:
         arenas = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
         self._arenas = [_Arena(plan, self._states, arena, self._queue) for arena in arenas]
         self._free = self._arenas[: plan.workers]
-        self._lines = [[_DelayLine(skip, s.band) for skip in skips] for s, skips in zip(plan.segments, plan.skips, strict=True)]
+        self._lines = [_delay_lines(*pair) for pair in zip(plan.segments, plan.skips, strict=True)]
         self._fronts: dict[int, tuple[Tensor | None, Rows]] = {}  # band -> output of the last segment that computed it
         self._complete: dict[int, list[tuple[int, Tensor]]] = {}  # band -> complete rows of the output
         # A strong reference would keep the buffers alive until the next garbage collection.
         stream = weakref.proxy(self)
         self._wavefront = (
-            Wavefront(plan.links + 1, lambda link, band: stream._run_link(link, band), plan.workers) if plan.workers else None
+            Wavefront(plan.links + 1, lambda link, band: stream._run_link(link, band), plan.workers)
+            if plan.workers
+            else None
         )
         self.start(0, 0)
 
@@ -269,7 +293,7 @@ class RowStream:
         y, output_rows = None, segment.new_rows(segment.graph.output, rows)
         # Above the picture all values are still zero; below it no link reads what this one would compute.
         if rows.top + rows.count > rows.low and output_rows.top < output_rows.high:
-            inputs = None if x is None else [x, *(line.take(band, x) for line in self._lines[link])]
+            inputs = None if x is None else [x, *(line.take(band) for line in self._lines[link])]
             y, output_rows = arena.stream(link).push(inputs, rows)
         self._put(link, band, y)
         self._fronts[band] = y, output_rows
@@ -303,7 +327,9 @@ class RowStream:
 class _Arena:
     """Memory for what a segment holds within a band, and the segments' streams in it."""
 
-    def __init__(self, plan: StreamPlan, states: Sequence[list[list[Tensor]]], memory: Tensor, queue: DeviceQueue) -> None:
+    def __init__(
+        self, plan: StreamPlan, states: Sequence[list[list[Tensor]]], memory: Tensor, queue: DeviceQueue
+    ) -> None:
         self._plan, self._states, self._memory, self._queue = plan, states, memory, queue
         self._streams: dict[int, SegmentStream] = {}
 

@@ -1,6 +1,5 @@
 """Row buffers: packing in one arena, and the rows that readers see in every band."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

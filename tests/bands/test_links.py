@@ -1,0 +1,138 @@
+"""Bands on a CPU: packed convolutions, planes of dense blocks, and links that threads compute at the same time."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from support.networks import NETWORKS, lively, rrdb, swinir
+from support.streams import bands, pour, whole
+
+from engine.archs.esrgan import RRDBNet
+from engine.bands.cpu import is_supported
+from engine.bands.graph import links, read_graph, split
+from engine.bands.planes import PlanePlan
+from engine.bands.stream import RowStream, StreamPlan
+from engine.bands.wavefront import Wavefront
+
+pytestmark = pytest.mark.skipif(
+    not is_supported(torch.nn.Conv2d(3, 3, 3)), reason="this build of PyTorch lacks oneDNN's operators"
+)
+
+
+def dense():
+    """Wide enough for planes: two in its blocks' input, one in each of the four maps after it."""
+    return lively(RRDBNet(channels=32, blocks=2, growth=16).eval())
+
+
+def packed(network, band, width, workers=0, tail_band=None):
+    graph = read_graph(network, getattr(network, "align", 1), packs=True)
+    return RowStream(StreamPlan(graph, band, width, tail_band, workers=workers))
+
+
+def planes(rows):
+    return [b for segment in rows.plan.segments for b in segment.buffers if isinstance(b, PlanePlan)]
+
+
+@pytest.mark.parametrize("make", [dense, rrdb, lambda: rrdb(2), swinir, *NETWORKS])
+def test_packed_bands_equal_whole_image(picture, make):
+    """Pictures lower than a band, of uneven heights, and started late; one thread and three."""
+    network = lively(make())
+    for height in (4, 20, 52):
+        image = picture(height, 12)
+        expected = whole(network, image)
+        tolerance = 1e-5 * float(expected.abs().max())  # an amplifying network: rounding grows from layer to layer
+        for band, workers in ((4, 0), (8, 0), (8, 3)):
+            rows = packed(network, band, 12, workers, 4)
+            difference = (pour(rows, image) - expected).abs().max()
+            assert float(difference) <= tolerance, (height, band, workers)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_bits_depend_neither_on_threads_nor_on_bands(picture, precision):
+    network, image = dense(), picture(70, 24)
+    if precision != torch.float32:
+        network = network.to_mixed(precision)
+    one = packed(network, 8, 24)
+    assert len(planes(one)) == (6 if precision == torch.float32 else 0)  # 16 channels of bf16 are half a plane
+    expected = pour(one, image)
+    for band, workers in ((8, 2), (8, 5), (24, 2)):
+        rows = packed(network, band, 24, workers, 4)
+        for _ in range(2):
+            assert torch.equal(pour(rows, image), expected), (band, workers)
+
+
+def test_bf16_blocks_lie_in_planes(picture):
+    network = RRDBNet(channels=64, blocks=1, growth=32).eval().to_mixed(torch.bfloat16)
+    rows = packed(network, 8, 16, 2)
+    assert [(p.unit, p.planes) for p in planes(rows)] == [(32, (2, 3, 4, 5, 6))] * 3
+    image = picture(40, 16)
+    assert float((pour(rows, image) - whole(network, image)).abs().max()) <= 0.002
+
+
+def test_links_of_a_long_network():
+    """One link for each residual group and one for both ends; the first convolution's output is added at the end."""
+    graph = read_graph(RRDBNet(channels=8, blocks=6, growth=8), 1, packs=True)
+    trunk, tail = split(graph)
+    chain = links(trunk)
+    assert sum((link.ops for link in chain), ()) == trunk.ops
+    assert [link.input for link in chain[1:]] == [link.output for link in chain[:-1]]
+    assert [link.skips for link in chain if link.skips] == [(chain[0].output,)]
+    assert chain[-1].skips
+    rows = StreamPlan(graph, 8, 12, 4, workers=2)
+    (skip,) = rows.skips[rows.links - 1]
+    assert (skip.source, skip.rows) == (0, sum(s.delay for s in rows.segments[1 : rows.links - 1]))
+
+
+def test_network_whose_largest_link_is_nearly_all_of_it_has_no_links():
+    assert StreamPlan(read_graph(swinir(), swinir().align, packs=True), 16, 16, workers=2).workers == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_that_is_left_early_starts_again(picture, workers):
+    network, image = dense(), picture(90, 12)
+    rows = packed(network, 8, 12, workers, 4)
+    expected = pour(rows, image)
+    rows.start(0, 90)
+    for _, band in zip(range(7), bands(image, 8), strict=False):
+        for _ in rows.push(band):
+            pass
+    assert torch.equal(pour(rows, image), expected)
+    assert torch.equal(pour(rows, image[:, 16:]), pour(packed(network, 8, 12, 0, 4), image[:, 16:]))
+
+
+def test_error_of_a_link_is_raised_and_forgotten(picture, monkeypatch):
+    network, image = dense(), picture(40, 12)
+    rows = packed(network, 8, 12, 2)
+    expected = pour(rows, image)
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStream, "_tail", lambda *_: (_ for _ in ()).throw(RuntimeError("can't allocate memory")))
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            pour(rows, image)
+    assert torch.equal(pour(rows, image), expected)
+
+
+def test_wavefront_runs_links_and_bands_in_order():
+    done = [[] for _ in range(5)]
+    threads = set()
+
+    def run(link, band):
+        assert len(done[link]) == band
+        assert link == 0 or len(done[link - 1]) > band
+        threads.add(torch.get_num_threads())
+        done[link].append(band)
+
+    before = torch.get_num_threads()
+    wavefront = Wavefront(5, run, 3)
+    for _ in range(20):
+        wavefront.submit()
+    wavefront.wait(20)
+    assert done == [list(range(20))] * 5
+    assert threads == {max(1, before // 3)}
+    assert torch.get_num_threads() == before
+
+
+def test_upsampling_takes_four_ninths_of_the_products():
+    packed_graph, plain = (read_graph(rrdb(), 1, packs=packs) for packs in (True, False))
+    first, second = (op.rule.macs for op in packed_graph.ops if op.rule.factor == 2)
+    saved = Fraction(5, 4) * (first * 2**2 + second * 4**2)
+    assert plain.macs() - packed_graph.macs() == saved
