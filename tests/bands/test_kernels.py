@@ -93,7 +93,10 @@ def test_no_row_is_read_before_it_is_written(picture):
     rows = kernel_stream(network, 8, 6, 4)
     expected = pour(rows, image)
     arena = {
-        b._rows.untyped_storage().data_ptr(): b._rows for s in rows._segments for b in s._buffers if not b.plan.slides
+        b._rows.untyped_storage().data_ptr(): b._rows
+        for s in rows._arenas[0]._streams.values()
+        for b in s._buffers
+        if not b.plan.slides
     }
 
     def spoil():

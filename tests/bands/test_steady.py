@@ -130,4 +130,4 @@ def test_replayed_bands_on_a_gpu_equal_whole_image(picture, make):
             expected = whole(network, part)
             difference = (pour(rows, part) - expected).abs().max()
             assert float(difference) <= 1e-4 * float(expected.max() - expected.min())
-    assert all(segment._replay is not None for segment in rows._segments)
+    assert all(segment._replay is not None for segment in rows._arenas[0]._streams.values())

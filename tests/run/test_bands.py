@@ -19,6 +19,7 @@ from torch import nn
 
 from engine.archs.esrgan import RRDBNet
 from engine.bands.graph import read_graph
+from engine.bands.segment import SegmentStream
 from engine.bands.stream import RowStream
 from engine.device.queue import DeviceQueue
 from engine.errors import BudgetError, RenderError, ResumeError, UsageError
@@ -141,15 +142,19 @@ def test_strips_of_two_widths_share_the_memory(tmp_path, models, monkeypatch):
 
 def test_finished_render_holds_no_memory(tmp_path, models, monkeypatch):
     """At once, not after the next garbage collection: --count renders many images one after the other."""
-    alive, make = WeakSet(), RowStream.__init__
+    alive = WeakSet()
 
-    def counted(self, *args):
-        make(self, *args)
-        alive.add(self)
-        for segment in self._segments:
-            alive.add(segment)
+    def count(cls):
+        make = cls.__init__
 
-    monkeypatch.setattr(RowStream, "__init__", counted)
+        def counted(self, *args, **kwargs):
+            make(self, *args, **kwargs)
+            alive.add(self)
+
+        monkeypatch.setattr(cls, "__init__", counted)
+
+    count(RowStream)
+    count(SegmentStream)
     gc.collect()
     gc.disable()
     try:
