@@ -29,7 +29,7 @@ export GOMP_SPINCOUNT ?= 3000
 # Every test runs on one thread, so one process for each core; the tests of a file stay together.
 PARALLEL := --numprocesses=auto --dist=loadfile
 
-FAULTS := bits container cost damage disk fuzz kills races signals streams
+FAULTS := allocations bits container cost damage descriptors disk fuzz kills opens races reads signals streams
 
 # One stamp per set of extras: the environment is installed again when the project's requirements change.
 $(VENV)/.demo: pyproject.toml constraints.txt requirements.lock
