@@ -1,8 +1,8 @@
 # make demo         set everything up and render the default model at 4096x3072
 # make test         set everything up and run the fast tests
 # make test-slow    run the slow tests
-# make test-long    run the tests that take hours: every signal at many times, a full disk at every change of a file,
-#                    memory that ends at every large allocation
+# make test-long    run the tests that take hours: every signal at many times, an error at every change, open and read of
+#                    a file, and at every large allocation of memory
 # make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
 # make lock         write the lock files from pyproject.toml and constraints.txt; needs uv
 # make lint         check style, types and import rules

@@ -6,6 +6,7 @@ C library returns them (faults.c).
 """
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from engine.model.bundle import load
 from engine.plan.request import Request
 from support.damage import flip
 from support.small import photograph
-from support.stores import attributes, files, image_files, pixels, render
+from support.stores import attributes, files, pixels, render
 from support.training import tiny_preset
 
 SIZES = "--size 64x48 --stages 2 --tile 8 --overlap 4 --precision fp32"
@@ -262,11 +263,9 @@ def contents(folder, name, *, exact=True):
         return {key: value.numpy().tobytes() for key, value in load_file(path).items()}
     if not path.is_dir():
         return path.read_bytes()
-    stored = {key: value for key, value in attributes(path).items() if key != "id"}  # random while it is unfinished
+    stored = files(path)
+    root = json.loads(stored.pop("zarr.json"))
+    root["attributes"]["ourgan"].pop("id", None)  # random while it is unfinished
     if exact:
-        return image_files(path), stored
-    return (
-        sorted(files(path)),
-        stored,
-        [pixels(path, level).tobytes() for level in range(len(list(path.glob("[0-9]"))))],
-    )
+        return root, stored
+    return root, sorted(stored), [pixels(path, int(level.name)).tobytes() for level in sorted(path.glob("[0-9]"))]
