@@ -54,6 +54,6 @@ def test_some_calls_of_every_case_fail(check, kind, case):
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from there on"])
-@pytest.mark.parametrize(("kind", "case"), product(KINDS, CASES))
+@pytest.mark.parametrize(("kind", "case"), list(product(KINDS, CASES)))
 def test_every_call_fails(check, kind, case, is_lasting):
     check(kind, case, is_lasting, gap=0.02 if case == "train" and kind == "allocations" else 0)
