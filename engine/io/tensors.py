@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,8 +20,8 @@ from engine.io.files import replacing
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[safe_open]:
-    """Open a file to read its metadata and its tensors.
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a file to read its metadata and its tensors: safetensors' ``safe_open``, which has no types.
 
     Raises:
         SafetensorError: damage.
