@@ -36,7 +36,7 @@ def check(server, model_file, tmp_path):
         ("disk", "build-over", True),
         ("opens", "check", False),
         ("descriptors", "build", True),
-        ("reads", "resume", False),
+        ("reads", "repair", False),
         ("allocations", "check", False),
     ],
 )
