@@ -120,6 +120,8 @@ def export(
             job.write(part, on_progress or _ignore)
             pyramid.check_unchanged()
     except OSError as error:
+        if error.filename not in (None, str(out)):  # of the store, not of the output
+            raise
         reason = error.strerror or error
         raise EngineError(f"{out}: could not be written ({reason}); check the disk and its permissions") from error
     size, seconds = out.stat().st_size, time.perf_counter() - start

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import zarr
-
+from engine.causes import raise_if_exhausted
 from engine.cli import report
 from engine.cli.render import PICTURE, look_command
 from engine.errors import InputError, counted
 from engine.exporters.pyramid import count_shards
+from engine.io.durable import open_root
 from engine.io.picture_file import vips
 from engine.io.zarr_store import ATTRIBUTE, COMMAND
 from engine.model.bundle import load
@@ -54,7 +54,7 @@ def _store(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such store; name a model, a store or a picture")
     try:
-        group = zarr.open_group(path, mode="r")
+        group = open_root(path)
         attributes: dict[str, Any] = group.attrs.asdict()
         image = attributes.get("ome", attributes)["multiscales"][0]
         arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
@@ -62,6 +62,7 @@ def _store(path: Path) -> dict[str, Any]:
         shapes = [array.shape for array in arrays]
         *_, height, width = shapes[0]
     except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise_if_exhausted(error)
         raise InputError(f"{path}: a folder without an OME-Zarr image; name a model, a store or a picture") from error
     account = {
         "kind": "store",

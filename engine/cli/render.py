@@ -233,7 +233,8 @@ def _remove_working_store(store: Path) -> None:
     try:
         remove_store(store)
     except OSError as error:
-        warn(f"{store}: the picture is written, but its store cannot be removed ({error.strerror}); remove it")
+        left = error.filename or store
+        warn(f"{left}: the picture is written, but this store cannot be removed ({error.strerror}); remove it")
 
 
 def _print_result(

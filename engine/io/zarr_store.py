@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from engine.errors import EngineError, InputError, ResumeError, option
 from engine.geometry import Box, Grid
 from engine.io import ome
-from engine.io.durable import DurableStore
+from engine.io.durable import DurableStore, open_root
 from engine.io.files import (
     Lock,
     new_identity,
@@ -504,7 +504,7 @@ def stored_provenance(path: Path) -> dict[str, Any] | None:
     if not (path / "zarr.json").is_file():
         return None
     try:
-        attributes: Any = zarr.open_group(path, mode="r").attrs.get(ATTRIBUTE)
+        attributes: Any = open_root(path).attrs.get(ATTRIBUTE)
         return None if attributes is None else dict(attributes)
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
         return None
@@ -540,7 +540,10 @@ def remove_store(path: Path) -> None:
     check_replaceable(path)
     # Moved first: a half-deleted store under the final name would be neither a store nor removable.
     moved = path.rename(temporary_name(path, "part"))
-    shutil.rmtree(moved)
+    try:
+        shutil.rmtree(moved)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(moved)) from error
 
 
 def lock_store(path: Path) -> Lock:
