@@ -262,8 +262,8 @@ def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -
 
 def _transfer_bytes(stage: StagePlan) -> int:
     """Bytes of each LR column on their way to a device and back: two bands in each direction."""
-    pixel = 1 if stage.is_image else FLOAT
-    return 2 * CHANNELS * ((stage.band + stage.align) * FLOAT + stage.band * stage.scale**2 * pixel)
+    pixel = 1.25 if stage.is_image else FLOAT  # the image's own rows come with their half
+    return math.ceil(2 * CHANNELS * ((stage.band + stage.align) * FLOAT + stage.band * stage.scale**2 * pixel))
 
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:

@@ -270,7 +270,8 @@ def _network_peak(stages: Sequence[StagePlan], measured: Measured, batches: Batc
     if batches is None:
         return max((c.footprint.bytes_at(_batch_pixels(s, b)) for s, c, b in used), default=0)
     temporary = max((c.footprint.bytes_at(_batch_pixels(s, b)) - _io_bytes(s, c, b) for s, c, b in used), default=0)
-    outputs = sum(_output_buffers(s) * b * _tile_bytes(s) for s, _, b in used)
+    # Pixels leave for the host's buffers at once, unless they are cross-faded.
+    outputs = sum((_output_buffers(s) if s.blend else 1) * b * (_tile_bytes(s) + _half_bytes(s)) for s, _, b in used)
     inputs = sum(_io_bytes(s, c, b) for s, c, b in used)
     return max(0, temporary) + inputs + outputs
 
@@ -281,21 +282,26 @@ def _io_bytes(stage: StagePlan, cost: MeasuredStage, batch: int) -> int:
 
 
 def _output_buffers(stage: StagePlan) -> int:
-    """Buffers for the pixels of a batch. Those of inner stages are emptied at once."""
+    """Buffers for the pixels of a batch, on the host or where they are cross-faded. Those of inner stages are emptied at once."""
     return IN_FLIGHT + 1 if stage.is_image else 1
 
 
 def _pinned_bytes(stage: StagePlan, batch: int) -> int:
     """Page-locked host memory of a stage: PyTorch takes powers of two."""
-    outputs = [] if stage.blend else [batch * _tile_bytes(stage)] * _output_buffers(stage)
+    outputs = [] if stage.blend else [batch * _tile_bytes(stage), batch * _half_bytes(stage)] * _output_buffers(stage)
     sizes = [_batch_pixels(stage, batch) * CHANNELS * FLOAT, *outputs]
-    return sum(1 << (size - 1).bit_length() for size in sizes)
+    return sum(1 << (size - 1).bit_length() for size in sizes if size)
 
 
 def _tile_bytes(stage: StagePlan) -> int:
     """Output of a tile. Cross-faded tiles of the last stage are rounded to 8 bits afterwards."""
     rows, columns = (side + stage.blend for side in stage.core)
     return rows * columns * stage.scale**2 * CHANNELS * (1 if stage.is_image and not stage.blend else FLOAT)
+
+
+def _half_bytes(stage: StagePlan) -> int:
+    """The halved output of a tile, which a device makes of the image's own tiles."""
+    return -(-_tile_bytes(stage) // 4) if stage.is_image and not stage.blend else 0
 
 
 def _blend_bytes(stages: Sequence[StagePlan], measured: Measured, *, on_device: bool) -> int:

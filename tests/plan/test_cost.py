@@ -11,7 +11,7 @@ from support.plans import GIB, chain, cost_of, measured_of
 from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan.cost import check, readable
-from engine.plan.limits import HALVES_BYTES, IN_FLIGHT, SATURATING, cache_share, saturating_pixels, writers
+from engine.plan.limits import HALVES_BYTES, SATURATING, cache_share, saturating_pixels, writers
 from engine.plan.measured import Budget, Footprint
 from engine.plan.plan import Plan, shards_of
 from engine.plan.tiles import (
@@ -258,7 +258,7 @@ def test_device_holds_one_network_and_all_buffers():
     # Source pixels, inputs and outputs; those of the largest network are in its footprint already.
     buffers = [12 * n * (1 + 1 + 16) for n in pixels]
     inner = sum(12 * (s.tile * 4) ** 2 for s in stages[:2])
-    outputs = (IN_FLIGHT + 1) * 3 * (stages[2].tile * 4) ** 2
+    outputs = 3 * (stages[2].tile * 4) ** 2 * 5 // 4  # with their half
     network = LARGE.footprint.bytes_at(max(pixels))
     assert projection.device == DEVICE_BASELINE + network + sum(buffers) - max(buffers) + inner + outputs
     shard = 4 * 3 * math.prod(plan_of(stages).shard)
