@@ -120,12 +120,13 @@ class RowStreams:
     def __init__(self) -> None:
         self._streams: dict[int, tuple[Stage, RowStream]] = {}
 
-    def of(self, position: int, stage: Stage, width: int) -> RowStream:
+    def of(self, position: int, stage: Stage, width: int, queue: DeviceQueue) -> RowStream:
         """The stream of the stage at a position, for ``width`` LR columns."""
         held, stream = self._streams.get(position, (None, None))
         if stream is None or held is not stage or stream.plan.width != width:
             stream = None
-            self._streams.pop(position, None)  # its memory is free before the next one is made
+            if self._streams.pop(position, None) is not None:
+                queue.release()  # its memory is free before the next one is made
             stream = RowStream(stage.stream_plan(width), stage.device)
             self._streams[position] = stage, stream
         return stream

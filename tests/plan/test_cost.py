@@ -12,7 +12,7 @@ from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan.cost import check, readable
 from engine.plan.limits import HALVES_BYTES, SATURATING, cache_share, saturating_pixels, writers
-from engine.plan.measured import Budget, Footprint
+from engine.plan.measured import Budget, Fallback, Footprint
 from engine.plan.plan import Plan, shards_of
 from engine.plan.tiles import (
     DEVICE_SLACK,
@@ -76,10 +76,10 @@ def projected(stages, measurements, *, batched=False, roi=None, writes=None):
     return plan, project(plan, measurements, writes, batched=batched)
 
 
-def batches_of(stages, writes=None, **changes):
+def batches_of(stages, cost=LARGE, writes=None, **changes):
     """Projection of batches on a device."""
     changes = {"on_device": True, "device_baseline": DEVICE_BASELINE} | changes
-    return projected(stages, measured(stages, **changes), batched=True, writes=writes)[1]
+    return projected(stages, measured(stages, cost, **changes), batched=True, writes=writes)[1]
 
 
 def work(stages):
@@ -249,6 +249,23 @@ def test_batches_shrink_to_fit():
     projection = batches_of(stages, host=host)
     check(plan_of(stages), projection, Budget(host, 1 << 50, 1 << 50))
     assert sum(projection.batches) < sum(most.batches)
+
+
+def test_batches_leave_room_for_a_tile_in_float32():
+    """As far as a single tile leaves any; beyond, the projection is the budget, within which the tile runs alone."""
+    stages = with_tiles(chain(), 64)
+    fp32 = Fallback(100 * MIB, Footprint(40 * MIB, 24_000.0, 0.0), None)
+    cost = replace(LARGE, fp32=fp32)
+    (rows, columns), alone = stages[0].tile_shape, batches_of(stages, device=0)
+    redo = 3 * 100 * MIB + 40 * MIB + 24_000 * rows * columns + 12 * (64 * 4) ** 2 + 12 * rows * columns
+    plain = batches_of(stages, device=2 * alone.device)
+    assert plain.device_in_fp32 == plain.device
+    with_room = batches_of(stages, cost, device=2 * alone.device)
+    assert with_room.device_in_fp32 == with_room.device + redo <= 2 * alone.device
+    assert sum(with_room.batches) < sum(plain.batches)
+    tight = batches_of(stages, cost, device=alone.device + redo // 2)
+    assert tight.batches == (1, 1, 1)
+    assert tight.device_in_fp32 == alone.device + redo // 2
 
 
 def test_device_holds_one_network_and_all_buffers():
