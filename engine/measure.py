@@ -28,6 +28,7 @@ from engine.plan.make import region
 from engine.plan.measured import (
     BandCost,
     Budget,
+    Fallback,
     Measured,
     MeasuredStage,
     MissingMeasurement,
@@ -35,7 +36,7 @@ from engine.plan.measured import (
     StageProfile,
 )
 from engine.plan.request import AUTO, Request
-from engine.probe import cache, footprint, precision, profiles
+from engine.probe import cache, count, footprint, precision, profiles
 from engine.run.stage import Stage, StageFactory
 
 Log = Callable[[str], None]
@@ -78,6 +79,7 @@ def measure(
         stages = factory.stages(precisions)
         band_costs = [_band_cost(model, request, i, s, log) if in_bands else None for i, s in enumerate(stages)]
         device_baseline = _device_baseline(stages, device)
+    fallbacks = [_fallback(model, i, s, bands) for i, (s, bands) in enumerate(zip(stages, band_costs, strict=True))]
     base = None
     if picture is None:
         with memory_errors():
@@ -94,10 +96,11 @@ def measure(
                 sigma=described.sigma,
                 bands=bands,
                 on_device=memory_module(device) is not None,
+                fp32=fallback,
                 profile=profile,
             )
-            for stage, described, profile, bands in zip(
-                stages, model.stages, _known_profiles(model, request, picture), band_costs, strict=False
+            for stage, described, profile, bands, fallback in zip(
+                stages, model.stages, _known_profiles(model, request, picture), band_costs, fallbacks, strict=False
             )
         ),
         base=base,
@@ -208,6 +211,13 @@ def _band_cost(model: Model, request: Request, index: int, stage: Stage, log: Lo
         if request.executor != AUTO:
             raise
         return None
+
+
+def _fallback(model: Model, index: int, stage: Stage, bands: BandCost | None) -> Fallback | None:
+    """Memory of a stage in float32 beside half precision, on a device that has memory of its own."""
+    if stage.precision == "fp32" or memory_module(stage.device) is None:
+        return None
+    return count.fallback(model, index, in_bands=bands is not None)
 
 
 def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:

@@ -263,8 +263,8 @@ def _print_result(
         report.line(f"memory planned {readable(result.projection.host)}, measured {readable(measured.host_peak)}")
         if budget.device is not None:
             report.line(
-                f"device memory planned {readable(result.projection.device)}, measured {readable(measured.device_peak)}, "
-                f"of {readable(budget.device)}"
+                f"device memory planned {report.device_text(result.projection)}, measured "
+                f"{readable(measured.device_peak)}, of {readable(budget.device)}"
             )
         if measured.tiles_redone_in_fp32:
             parts = "rows of shards" if result.plan.is_banded else "tiles"

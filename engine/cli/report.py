@@ -67,6 +67,12 @@ def part_of(size: int, limit: int) -> str:
     return f"{number if unit == other else readable(size)} of {readable(limit)}"
 
 
+def device_text(projection: Projection) -> str:
+    """Memory of a device: "0.42 GiB", "0.42 GiB (0.67 GiB where values overflow)"."""
+    more = f" ({readable(projection.device_in_fp32)} where values overflow)"
+    return readable(projection.device) + more * (projection.device_in_fp32 > projection.device)
+
+
 def plan_json(plan: Plan, projection: Projection, measured: Measured) -> dict[str, Any]:
     """A plan with its projection, for machines."""
     error, budget = measured.precision_error, measured.budget
@@ -171,6 +177,8 @@ def _print_details(plan: Plan, projection: Projection, measured: Measured) -> No
     prose(f"store: shards {shard} px, chunks {chunk} px, {counted(len(plan.pyramid), 'level')}")
     parts = ", ".join(f"{name} {readable(size)}" for name, size in projection.host_parts.items())
     prose(f"memory: idle {readable(projection.baseline)}, {parts}")
+    if projection.device_in_fp32 > projection.device:
+        prose(f"device memory {device_text(projection)}")
     prose(f"free disk {readable(budget.disk)}")
 
 

@@ -31,6 +31,7 @@ from engine.plan.measured import BandCost, Footprint
 from engine.plan.request import Request
 from engine.probe import profiles
 from engine.run import bands
+from engine.run.rows import RowBlock
 from engine.run.stage import Stage
 
 SMALL = Request(size=(256, 192), stages=2, overlap="exact", executor="bands", precision="fp32")
@@ -316,7 +317,7 @@ class Rows:
         self.started.append((*columns, first))
         for top in range(first, self.height, self.block):
             y = torch.arange(top, min(top + self.block, self.height))
-            yield (y[:, None] * 1000 + torch.arange(*columns)).repeat(3, 1, 1)
+            yield RowBlock((y[:, None] * 1000 + torch.arange(*columns)).repeat(3, 1, 1))
 
 
 class Record:
@@ -328,7 +329,7 @@ class Record:
     def missing(self, writes):
         return iter(self.boxes)
 
-    def write(self, box, values):
+    def write(self, box, values, half):
         self.written[box] = values
 
 
