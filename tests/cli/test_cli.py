@@ -450,7 +450,7 @@ def test_ctrl_c_before_the_render_is_one_line(engine, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.cli.render.load", interrupted)
+    monkeypatch.setattr("engine.cli.render.chain", interrupted)
     code, out, err = engine(render())
     assert (code, out) == (130, "")
     assert err == "engine: interrupted before the render began; nothing was written\n"

@@ -155,8 +155,8 @@ def test_values_may_be_written_in_several_ways():
     arrays = {"size": np.array([400, 300]), "roi": [10, 20, 30, 40], "memory": np.int64(2 << 30), "seed": np.uint8(7)}
     assert Request(**texts, overlap=8, seam_tolerance=2) == expected
     assert Request(**texts | arrays, overlap=np.int32(8), seam_tolerance=np.float32(2)) == expected
-    assert expected.shape == (300, 400)
-    assert Request().shape is None
+    assert expected.shape_for((3, 4)) == (300, 400)
+    assert Request().shape_for((3, 4)) is None
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Request)])
