@@ -318,6 +318,19 @@ def info(file: Annotated[Path | None, Parameter(name="FILE")] = None, /, *, json
 
 
 @app.command
+def models(*places: Path, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
+    """List the models at hand: scale, architecture, how they run, halo and licence.
+
+    Args:
+        places: Checkpoints and folders of them, in addition to those that come with the engine and those of engine weights.
+    """
+    from engine.cli.models import show as run
+
+    set_output(quiet)
+    run(places, as_json=json)
+
+
+@app.command
 def check(store: Path, /, *, repair: bool = False, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
     """Read every shard of a store and compare the pyramid's levels; exit code 4 if something is damaged.
 
@@ -589,7 +602,7 @@ def _model_or_default(path: Path | None, request: Request | None = None) -> Path
     if path is not None:
         if request is not None and request.init is not None and path.suffix.lower() in _PHOTOS:
             raise UsageError(
-                f"{option('init', request.init)}: takes one picture; render {path} with a command of its own"
+                f"{option('init', request.init)}: takes one picture; engine upscale takes several, such as {path}"
             )
         return path
     if request is None or request.init is None:

@@ -71,7 +71,7 @@ def _message(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         extra, advice = shlex.join(error.unused_tokens), "see engine --help"
         if "--init" in (error.root_input_tokens or ()):
-            advice = f"{option('init')} takes one picture; render others with commands of their own"
+            advice = f"{option('init')} takes one picture; engine upscale takes several"
         return UsageError(f"{extra}: too many arguments; {advice}").for_command_line()
     if isinstance(error, RepeatArgumentError):
         return f"{error.token.keyword}: given twice, or beside its opposite; give it once"

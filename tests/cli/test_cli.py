@@ -71,7 +71,7 @@ def snapshot(folder):
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob("*")}
 
 
-COMMANDS = ["", "help", "render", "plan", "probe", "info", "export", "model", "model build", "train", "train structure",
+COMMANDS = ["", "help", "render", "upscale", "models", "plan", "probe", "info", "export", "model", "model build", "train", "train structure",
             "train sr", "train distil", "train preset", "score"]  # fmt: skip
 
 
