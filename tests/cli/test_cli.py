@@ -71,8 +71,8 @@ def snapshot(folder):
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob("*")}
 
 
-COMMANDS = ["", "help", "render", "upscale", "models", "plan", "probe", "info", "export", "model", "model build", "train", "train structure",
-            "train sr", "train distil", "train preset", "score"]  # fmt: skip
+COMMANDS = ["", "help", "render", "upscale", "models", "plan", "probe", "info", "export", "model", "model build", "train",
+            "train structure", "train sr", "train distil", "train preset", "score"]  # fmt: skip
 
 
 def test_every_command_has_help(engine):

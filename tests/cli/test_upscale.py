@@ -129,7 +129,7 @@ def test_interrupted_picture_continues_by_shards(engine, folder, shots, monkeypa
     assert code == 130
     assert err.splitlines()[-1] == "engine: stopped, 1 of 2 pictures done; the same command with --resume goes on"
     assert sorted(p.name for p in Path("large").iterdir()) == ["a.png", "b.png.work.zarr"]
-    assert 0 < json.loads(engine("info large/b.png.work.zarr --json")[1])["shards"]["written"]
+    assert json.loads(engine("info large/b.png.work.zarr --json")[1])["shards"]["written"] > 0
     code, out, _ = engine(f"{command} --out large --resume")
     assert code == 0
     assert "2 pictures: 1 written, 1 done before" in out
