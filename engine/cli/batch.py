@@ -20,6 +20,7 @@ from engine.cli.progress import Meter, log, meter, part_of_meter, warn
 from engine.cli.render import Options, in_chain, open_sink, resume_words, say_stopping
 from engine.cli.working import Output, render_store, request_digest, write_picture
 from engine.errors import (
+    BudgetError,
     EngineError,
     InputError,
     Interrupted,
@@ -135,7 +136,7 @@ class Batch:
         Raises:
             InputError: a result exists that may be neither continued nor replaced.
             UsageError: no picture can be enlarged with these options.
-            EngineError: the cause, if all pictures fail for it.
+            BudgetError: no picture fits the memory or the disk.
         """
         self._check_existing()
         for item in self.items:
@@ -143,13 +144,7 @@ class Batch:
                 self._measure(item)
                 self._check_output(item)
         waiting = self.in_state("waiting")
-        for item in sorted(waiting, key=lambda item: -item.work((1.0,))):
-            with self._failing(item, but=UsageError):  # of options, before which all pictures are equal
-                self.sample, self.largest = self._prepare(item), item
-                self.sample.check()
-                self.sample.picture = None  # what is decoded of it is not kept
-                break
-            self.sample = self.largest = None
+        self._plan_largest(sorted(waiting, key=lambda item: -item.work((1.0,))))
         if self.sample is None:
             return
         costs = self.sample.seconds_per_pixel
@@ -205,16 +200,44 @@ class Batch:
         return [item for item in self.items if item.state in states]
 
     @contextmanager
-    def _failing(self, item: Item, but: type[EngineError] = Interrupted) -> Iterator[None]:
+    def _failing(self, item: Item, but: tuple[type[EngineError], ...] = ()) -> Iterator[None]:
         """Let a picture fail alone, unless the machine has no room for any other either; ``but``: errors of the command."""
         try:
             yield
         except Exception as error:
             system = system_error(error)
             is_machine = is_out_of_threads(error) or (system is not None and system.errno in _MACHINE)
-            if is_machine or isinstance(error, (Interrupted, but)):
+            if is_machine or isinstance(error, (Interrupted, *but)):
                 raise
             item.fail(error)
+
+    def _plan_largest(self, items: Sequence[Item]) -> None:
+        """Plan the first of these pictures, from the largest down, that can be enlarged.
+
+        Raises UsageError, or BudgetError where not even the smallest fits.
+        """
+        errors = UsageError, BudgetError
+        for item in items:
+            if item.state != "waiting":
+                continue
+            try:
+                with self._failing(item, but=errors):
+                    job = self._prepare(item)
+                    job.check()
+                    job.picture = None  # what is decoded of it is not kept
+                    self.sample, self.largest = job, item
+                    return
+            except BudgetError as error:
+                if item is items[0]:
+                    self._check_smallest(items, errors)
+                item.fail(error)
+
+    def _check_smallest(self, items: Sequence[Item], errors: tuple[type[EngineError], ...]) -> None:
+        """Raise BudgetError where the smallest picture that can be read does not fit: then none does."""
+        for item in reversed(items):
+            with self._failing(item, but=errors):
+                self._prepare(item).check()
+                return
 
     def _check_existing(self) -> None:
         """Refuse to touch results that exist. Raises InputError."""
