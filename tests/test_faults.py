@@ -18,7 +18,8 @@ def check(name, numbers, model, shim, folder, *, is_lasting):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_lasting"), [("render", False), ("picture", True), ("export-png", True), ("build-over", True)]
+    ("name", "is_lasting"),
+    [("render", False), ("picture", True), ("upscale", True), ("export-png", True), ("build-over", True)],
 )
 def test_full_disk(shim, name, tmp_path, model_file, is_lasting):
     check(name, some(), model_file, shim, tmp_path, is_lasting=is_lasting)
