@@ -204,7 +204,7 @@ def upscale(
         quiet=quiet,
         verbose=verbose,
         shows_print=True,
-        marks_request=True,
+        is_upscale=True,
         picture=PictureOptions(dpi=printing.dpi, quality=quality, compression=compression),
     )
     models = model or [_model_or_default(None, request.of(Path(pictures[0])))]

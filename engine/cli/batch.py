@@ -306,7 +306,7 @@ class Batch:
         job, output, name = self._prepare(item), item.output, item.pair.source.name
         assert job.picture is not None
         options = replace(self._options, resume=self._options.resume and output.store.exists())
-        words = resume_words(self.models, item.request, options.picture)
+        words = resume_words(self.models, item.request, options)
         sink = open_sink(job, output, options, words, self._digest(item, job.picture.digest))
         try:
             render_store(job, sink, lambda progress: move(progress.share, name), stop.is_set)

@@ -49,8 +49,8 @@ class Options:
     verbose: bool = False
     shows_print: bool = False
     """Print the size on paper with the plan."""
-    marks_request: bool = False
-    """Record the request in the result, so that the same command knows that it is done."""
+    is_upscale: bool = False
+    """The command is ``engine upscale``: the result records the request, so that the same command knows that it is done."""
     picture: PictureOptions = field(default_factory=PictureOptions)
 
 
@@ -84,9 +84,9 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
             _print_plan(job, models, options)
             job.check()
             return
-        words = resume_words(models, request, options.picture)
+        words = resume_words(models, request, options)
         digest = None
-        if options.marks_request:
+        if options.is_upscale:
             digest = request_digest(model, request, options.picture, job.picture.digest if job.picture else None)
         sink = open_sink(job, output, options, words, digest)
     if not options.as_json:
@@ -123,20 +123,21 @@ def contact_sheet(model: Path, out: Path, request: Request, count: int, *, overw
         report.line(f"render one of them: {shlex.join(words)}")
 
 
-def resume_words(models: Sequence[Path], request: Request, picture: PictureOptions | None = None) -> list[str]:
+def resume_words(models: Sequence[Path], request: Request, options: Options | None = None) -> list[str]:
     """Words of the command that continues a store of this render, without its output.
 
     Paths are absolute: the command may be needed in another folder.
     """
+    options = options or Options()
     names = [str(model.absolute() if model.exists() else model) for model in models if model != DEFAULT]
     words = ["engine", "render", *names]
     skipped: tuple[str, ...] = ()
-    if len(models) > 1:
+    if options.is_upscale:
         assert request.init is not None
         words = ["engine", "upscale", str(request.init.absolute())]
         words += [word for name in names for word in ("--model", name)]
         skipped = ("init", "stages")
-    for name, value in (picture or PictureOptions()).given.items():
+    for name, value in options.picture.given.items():
         words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     for entry in fields(Request):
         value = getattr(request, entry.name)

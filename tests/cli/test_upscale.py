@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,7 +113,8 @@ def test_what_is_done_is_left(engine, folder, shots):
 def test_interrupted_picture_continues_by_shards(engine, folder, shots, monkeypatch):
     """Ctrl-C in the second picture: the first one is done, and the shards of the second are kept."""
     small.photograph(shots / "b.jpg", 80, 64)
-    command = f"upscale shots/a.png shots/b.jpg --model {NETWORK} {EXACT} --executor tiles --tile 16 --overlap 4"
+    options = f"{EXACT} --executor tiles --tile 16 --overlap 4 --scale 4 --format webp --quality 80"
+    command = f"upscale shots/a.png shots/b.jpg --model {NETWORK} {options}"
     assert engine(f"{command} --out whole")[0] == 0
     count, real = 0, Stage.run
 
@@ -128,12 +130,16 @@ def test_interrupted_picture_continues_by_shards(engine, folder, shots, monkeypa
     code, out, err = engine(f"{command} --out large")
     assert code == 130
     assert err.splitlines()[-1] == "engine: stopped, 1 of 2 pictures done; the same command with --resume goes on"
-    assert sorted(p.name for p in Path("large").iterdir()) == ["a.png", "b.png.work.zarr"]
-    assert json.loads(engine("info large/b.png.work.zarr --json")[1])["shards"]["written"] > 0
+    assert sorted(p.name for p in Path("large").iterdir()) == ["a.webp", "b.webp.work.zarr"]
+    part = json.loads(engine("info large/b.webp.work.zarr --json")[1])
+    assert part["shards"]["written"] > 0
+    shutil.copytree("large", "other")
     code, out, _ = engine(f"{command} --out large --resume")
     assert code == 0
     assert "2 pictures: 1 written, 1 done before" in out
     assert contents("large") == contents("whole")
+    assert engine(part["continue"].removeprefix("engine ").replace("large", "other"))[0] == 0
+    assert contents("other") == contents("whole")
 
 
 @pytest.mark.slow
