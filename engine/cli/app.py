@@ -615,7 +615,7 @@ def _model_or_default(path: Path | None, request: Request | None = None) -> Path
         find_packaged("realsr")
     except ModelError as error:
         raise UsageError(
-            f"{option('init', request.init)}: no model to enlarge with; name a checkpoint, or get RealSR, the default: "
+            f"{request.init}: no model to enlarge it with; name a checkpoint, or get RealSR, the default: "
             "engine weights fetch realsr"
         ) from error
     return Path("realsr")

@@ -43,6 +43,9 @@ from engine.plan.request import Request
 _MACHINE = NO_ROOM | {errno.EMFILE, errno.ENFILE}
 """Errors of the system after which no other picture would fare better."""
 
+_OF_ALL = (UsageError, BudgetError)
+"""Errors that may have the same cause for all pictures: the options."""
+
 State = Literal["waiting", "written", "done before", "failed"]
 
 
@@ -116,7 +119,7 @@ class Batch:
     Attributes:
         models, items: as given.
         largest: the largest picture that can be enlarged, after ``survey``; None if nothing waits.
-        sample: its plan, which stands for all; the others share its networks and its choice of precision.
+        sample: its plan, which stands for all.
     """
 
     def __init__(self, models: Sequence[Path], items: Sequence[Item], options: Options) -> None:
@@ -126,6 +129,7 @@ class Batch:
         self.largest: Item | None = None
         self._model = chain(models)
         self._options = options
+        self._reference: Job | None = None
         self._said: set[str] = set()
         for item in items:
             item.request = in_chain(item.request, self._model, models)
@@ -143,8 +147,10 @@ class Batch:
             with self._failing(item):
                 self._measure(item)
                 self._check_output(item)
-        waiting = self.in_state("waiting")
-        self._plan_largest(sorted(waiting, key=lambda item: -item.work((1.0,))))
+        if not (waiting := self.in_state("waiting")):
+            return
+        self._choose_precision()
+        self._plan_largest(_from_the_largest(waiting))
         if self.sample is None:
             return
         costs = self.sample.seconds_per_pixel
@@ -211,31 +217,42 @@ class Batch:
                 raise
             item.fail(error)
 
+    def _choose_precision(self) -> None:
+        """Let the largest picture of all decide on half precision: a choice by what is left would change on a resume."""
+        for item in _from_the_largest(self.in_state("waiting", "done before")):
+            try:
+                self._reference = self._prepare(item)
+                self._reference.picture = None  # what is decoded of it is not kept
+                return
+            except _OF_ALL:
+                return  # to be said by the plan
+            except (EngineError, OSError):
+                continue
+
     def _plan_largest(self, items: Sequence[Item]) -> None:
         """Plan the first of these pictures, from the largest down, that can be enlarged.
 
         Raises UsageError, or BudgetError where not even the smallest fits.
         """
-        errors = UsageError, BudgetError
         for item in items:
             if item.state != "waiting":
                 continue
             try:
-                with self._failing(item, but=errors):
+                with self._failing(item, but=_OF_ALL):
                     job = self._prepare(item)
                     job.check()
-                    job.picture = None  # what is decoded of it is not kept
+                    job.picture = None
                     self.sample, self.largest = job, item
                     return
             except BudgetError as error:
                 if item is items[0]:
-                    self._check_smallest(items, errors)
+                    self._check_smallest(items)
                 item.fail(error)
 
-    def _check_smallest(self, items: Sequence[Item], errors: tuple[type[EngineError], ...]) -> None:
+    def _check_smallest(self, items: Sequence[Item]) -> None:
         """Raise BudgetError where the smallest picture that can be read does not fit: then none does."""
         for item in reversed(items):
-            with self._failing(item, but=errors):
+            with self._failing(item, but=_OF_ALL):
                 self._prepare(item).check()
                 return
 
@@ -284,7 +301,7 @@ class Batch:
         return request_digest(self._model, item.request, self._options.picture, picture)
 
     def _prepare(self, item: Item) -> Job:
-        return Job.prepare(self._model, item.request, item.output.store, self._log, like=self.sample)
+        return Job.prepare(self._model, item.request, item.output.store, self._log, like=self._reference)
 
     def _log(self, line: str) -> None:
         """Print a note once: the largest picture is planned twice."""
@@ -317,3 +334,8 @@ class Batch:
             if output.is_picture and not isinstance(error, ResumeError):
                 output.forget_working_store()  # of a damaged picture, which nothing can finish
             raise
+
+
+def _from_the_largest(items: Sequence[Item]) -> list[Item]:
+    """Pictures by their work, the most first."""
+    return sorted(items, key=lambda item: -item.work((1.0,)))

@@ -330,6 +330,16 @@ class Request:
 class PictureRequest(Request):
     """Options of a request that all pictures of a command share: the command names the pictures, and no regions of them."""
 
+    size: Annotated[tuple[int, int] | None, flag(parse_size, "WxH")] = None
+    """Size of the result, WIDTHxHEIGHT in pixels; default: the picture times the scales of the models. A size between two
+    enlargements is reduced from the larger one."""
+
+    scale: float | None = None
+    """Enlargement of each side, 1 to 64, such as 2 or 3.5, in place of --size."""
+
+    width: int | None = None
+    """Width of the result in pixels, in place of --size; the height follows from the picture."""
+
     init: Annotated[Path | None, Parameter(parse=False)] = None
     roi: Annotated[Box | None, Parameter(parse=False)] = None
     stages: Annotated[int | None, Parameter(parse=False)] = None

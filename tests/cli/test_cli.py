@@ -497,7 +497,7 @@ def test_pictures_without_realsr_ask_for_a_model(engine, monkeypatch):
     code, _, err = engine("render --init picture.png --out out.zarr")
     assert code == 2
     assert err == (
-        "engine: --init picture.png: no model to enlarge with; name a checkpoint, or get RealSR, the default: "
+        "engine: picture.png: no model to enlarge it with; name a checkpoint, or get RealSR, the default: "
         "engine weights fetch realsr\n"
     )
 

@@ -16,6 +16,7 @@ from PIL import Image
 from support import small
 from support.stores import pixels
 
+from engine import measure
 from engine.run.stage import Stage
 
 NETWORK = "sr.safetensors"
@@ -140,6 +141,24 @@ def test_interrupted_picture_continues_by_shards(engine, folder, shots, monkeypa
     assert contents("large") == contents("whole")
     assert engine(part["continue"].removeprefix("engine ").replace("large", "other"))[0] == 0
     assert contents("other") == contents("whole")
+
+
+def test_largest_picture_of_all_decides_on_precision(engine, folder, shots, monkeypatch):
+    """Also where it is done: a resumed command gives the same bits."""
+    asked, real = [], measure._precisions
+
+    def precisions(model, request, *others):
+        asked.append(request.init.name)
+        return real(model, request, *others)
+
+    monkeypatch.setattr(measure, "_precisions", precisions)
+    command = f"upscale shots --model {NETWORK} --out large"
+    assert engine(command)[0] == 1
+    whole = contents("large")
+    (folder / "large" / "a.png").unlink()
+    assert engine(f"{command} --resume")[0] == 1
+    assert contents("large") == whole
+    assert asked == ["b.jpg", "b.jpg"]
 
 
 @pytest.mark.slow
