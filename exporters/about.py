@@ -6,6 +6,7 @@ again, so that a repeated command knows what is done.
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ _EXIF, _TIFF = "exif-ifd0-ImageDescription", "image-description"
 
 _EXIF_CHARACTERS = 30_000
 """Longest description in EXIF, which JPEG limits to 64 KB; libvips keeps the text twice."""
+
+_LONGEST = 1 << 20
+"""Characters of a description that are looked at: it comes from a file."""
 
 
 def description(provenance: Mapping[str, Any]) -> str:
@@ -52,8 +56,11 @@ def read_description(image: pyvips.Image) -> dict[str, Any]:
     for name in (_EXIF, _TIFF):
         if name in fields:
             try:
+                text = str(image.get(name))[:_LONGEST]
+                if text.startswith("<"):  # OME-TIFF has it in its XML
+                    text = html.unescape(text[max(0, text.find("{")) :])
                 # libvips appends the type and the length to the text of EXIF.
-                found, _ = json.JSONDecoder().raw_decode(str(image.get(name)))
+                found, _ = json.JSONDecoder().raw_decode(text)
             except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):

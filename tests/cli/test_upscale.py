@@ -212,7 +212,7 @@ def test_formats_in_other_programs(engine, folder):
                 assert file.pages[0].get_resolution("inch") == (150, 150)
                 about = json.loads(file.pages[0].description)
         assert about["licences"] == ["not stated: sr.safetensors"]
-    assert engine(f"{command} --out b.png --resume")[1] == "b.png: done before\n"
+        assert engine(f"{command} --out b.{suffix} --resume")[1] == f"b.{suffix}: done before\n"
     code, _, err = engine(f"{command} --scale 2 --out b.png --resume")
     assert (code, err) == (4, "engine: b.png: exists; give --overwrite or choose another name\n")
 
