@@ -95,10 +95,6 @@ class RenderError(EngineError):
     """A network produced NaN or infinity: nothing was written for that tile."""
 
 
-class PicturesFailed(EngineError):
-    """Some pictures of a command for several failed; the others are written."""
-
-
 class Interrupted(EngineError):
     """Stopped by Ctrl-C, SIGTERM or SIGHUP; a render or training continues with --resume."""
 

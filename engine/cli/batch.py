@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.causes import NO_ROOM, is_out_of_threads, system_error
-from engine.cli.failures import outcome
+from engine.cli.failures import PicturesFailed, outcome
 from engine.cli.file_pairs import Pair
 from engine.cli.progress import Meter, log, meter, part_of_meter, warn
 from engine.cli.render import Options, in_chain, open_sink, resume_words, say_stopping
@@ -24,7 +24,6 @@ from engine.errors import (
     EngineError,
     InputError,
     Interrupted,
-    PicturesFailed,
     RenderError,
     ResumeError,
     UsageError,

@@ -18,6 +18,10 @@ _SHOWN = 300
 """Characters of an unexpected error in a message."""
 
 
+class PicturesFailed(EngineError):
+    """Some pictures of a command for several failed; the others are written."""
+
+
 def outcome(error: Exception, words: list[str]) -> tuple[str, int]:
     """Message and exit code of an error. The same cause gives the same code, whichever layer has reported it."""
     if isinstance(error, EngineError):

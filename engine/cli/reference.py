@@ -152,7 +152,8 @@ def _exit_codes() -> Iterator[tuple[str, str]]:
     yield "0", "Success."
     causes = {
         EngineError.exit_code: [
-            "Any other failure: a full disk, exhausted memory, lost output, an internal error (ENGINE_TRACEBACK=1 shows where)."
+            "Any other failure: pictures among several (engine upscale), a full disk, exhausted memory, lost output, an internal "
+            "error (ENGINE_TRACEBACK=1 shows where)."
         ]
     }
     for kind in _subclasses(EngineError):
