@@ -50,6 +50,7 @@ def measure(
     out: Path,
     picture: PictureSource | None = None,
     log: Log = lambda _: None,
+    like: Measured | None = None,
 ) -> Measured:
     """Measure what every plan of a request needs; ``complete`` measures more for plans that need it.
 
@@ -62,6 +63,7 @@ def measure(
         out: output, whose disk is looked at.
         picture: picture that replaces step 1.
         log: receives a line before each measurement.
+        like: measurements of the same model for another picture, whose choice of precision is taken.
 
     Raises:
         UsageError: the request contradicts itself or the model.
@@ -75,7 +77,10 @@ def measure(
     _check_picture(picture, budget)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
-        precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
+        if like is not None and len(like.precisions) == canvas.stages:
+            precisions, error = like.precisions, like.precision_error
+        else:
+            precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
         stages = factory.stages(precisions)
         band_costs = [_band_cost(model, request, i, s, log) if in_bands else None for i, s in enumerate(stages)]
         device_baseline = _device_baseline(stages, device)
@@ -163,9 +168,13 @@ def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Ca
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     scales = [stage.scale for stage in model.stages]
     if picture is not None:
-        return canvas_of_picture(request.shape, picture.size, scales, request.stages)
+        return canvas_of_picture(request.shape_for(picture.size), picture.size, scales, request.stages)
     assert model.base_size is not None
-    canvas = canvas_of_scene(request.shape, model.base_size, scales, request.stages)
+    if request.scale is not None:
+        raise UsageError(
+            f"{option('scale', f'{request.scale:g}')}: needs a picture to enlarge ({option('init')}); give {option('size')}"
+        )
+    canvas = canvas_of_scene(request.shape_for(model.base_size), model.base_size, scales, request.stages)
     return canvas.with_margin(_margin(model, canvas.stages))
 
 

@@ -32,6 +32,7 @@ def check(server, model_file, tmp_path):
     [
         ("disk", "render", False),
         ("disk", "picture", True),
+        ("disk", "upscale", True),
         ("disk", "export-png", True),
         ("disk", "build-over", True),
         ("opens", "check", False),

@@ -26,6 +26,7 @@ from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, PrecisionError, SeamPoint, StageProfile
 from engine.plan.plan import Plan, step_of
+from engine.plan.print_size import PrintSize, material_side
 from engine.version import __version__
 
 _PLOT_SUFFIXES = (".png", ".svg")
@@ -130,6 +131,19 @@ def print_plan(
     )
     if verbose:
         _print_details(plan, projection, measured)
+
+
+def megapixels(pixels: int) -> str:
+    """A number of pixels for people: "21.2 megapixels", "0.015 megapixels"."""
+    return f"{pixels / 1e6:.1f} megapixels" if pixels >= 100_000 else f"{pixels / 1e6:.2g} megapixels"
+
+
+def print_on_paper(size: tuple[int, int], dpi: float | None) -> None:
+    """The size of an image of (height, width) on paper, and for a square one the size that a material takes."""
+    height, width = size
+    prose(f"print {PrintSize.of(size, dpi)}, {megapixels(width * height)}")
+    if (side := material_side(size)) is not None:
+        prose(f"for a material, take a power of two: --size {side}x{side}")
 
 
 def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:

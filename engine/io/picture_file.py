@@ -84,6 +84,19 @@ def decoding(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read as a picture ({reason}); {SAVE_AGAIN}") from error
 
 
+def open_picture(path: Path) -> pyvips.Image | None:
+    """A picture with its metadata, undecoded and unchecked; None if libvips does not know the file.
+
+    Raises OSError where the machine fails: descriptors or the disk.
+    """
+    try:
+        with naming(path):
+            return vips().Image.new_from_source(vips().Source.new_from_file(str(path)), "") if path.is_file() else None
+    except vips().Error as error:
+        raise_if_exhausted(error)
+        return None
+
+
 def check_exists(path: Path, kind: str) -> None:
     """Raise InputError unless ``path`` is a readable file; ``kind`` names it in the message."""
     if path.is_dir():

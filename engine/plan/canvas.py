@@ -116,7 +116,12 @@ def canvas_of_picture(size: Size | None, picture: Size, scales: Sequence[int], s
 
 
 def repetitions(picture: Size, size: Size | None, scale: int, stages: int | None) -> int:
-    """Number of times that a lone network of a scale runs to enlarge a picture: as often as the size takes, up to 3."""
+    """Number of times that a lone network of a scale runs to enlarge a picture: as often as the size takes, up to 3.
+
+    A network that enlarges nothing, such as one against the artefacts of JPEG, runs once.
+    """
+    if scale == 1:
+        return 1
     if stages is not None or size is None:
         return min(stages or 1, MAX_REPETITIONS)
     return stages_to_cover(picture, size, [scale] * MAX_REPETITIONS) or MAX_REPETITIONS

@@ -124,6 +124,19 @@ def test_lone_network_runs_as_often_as_the_size_takes():
     assert repetitions((256, 384), (1025, 1537), 4, None) == 2
     assert repetitions((256, 384), (65536, 98304), 4, None) == 3
     assert repetitions((256, 384), (1024, 1536), 4, 2) == 2
+    assert repetitions((256, 384), (512, 768), 1, None) == 1  # it enlarges nothing, however often
+
+
+def test_chain_with_a_network_that_enlarges_nothing():
+    """All of it runs, then the result is reduced; beyond its enlargement the picture is resampled first."""
+    for size, base, enlarged in (
+        (None, (30, 40), None),
+        ((60, 80), (30, 40), (120, 160)),
+        ((30, 40), (30, 40), (120, 160)),
+        ((240, 320), (60, 80), None),
+    ):
+        canvas = canvas_of_picture(size, (30, 40), [1, 4], 2)
+        assert (canvas.base, canvas.stages, canvas.enlarged) == (base, 2, enlarged)
 
 
 def test_stretched_pictures_are_refused():

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 MODULES = (
-    "engine.cli.render", "engine.cli.export", "engine.cli.model", "engine.cli.train", "engine.cli.info", "engine.cli.check",
+    "engine.cli.render", "engine.cli.upscale", "engine.cli.export", "engine.cli.model", "engine.cli.train",
+    "engine.cli.info", "engine.cli.check",
     "engine.exporters.tiff", "engine.exporters.preview", "engine.run.bands", "engine.run.serial", "engine.run.batched",
 )  # fmt: skip
 """What the commands import."""
