@@ -1,7 +1,7 @@
 """Networks that the engine recognises by their tensors but does not run, so that an error can name them.
 
 Holds one table. The names are those of the published code; spandrel (https://github.com/chaiNNer-org/spandrel) loads most
-of these networks. Variants of the networks that the engine runs are named by their own modules (``variant``).
+of these networks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ class Signature:
 
 SIGNATURES = (
     # Enlargement.
-    Signature("Compact (SRVGG)", ("body.0.weight", "body.1.weight", "body.2.bias")),
-    Signature("SPAN", ("conv_1.sk.weight", "block_1.c1_r.eval_conv.weight")),
     Signature("HAT", ("conv_first.weight", "layers.0.residual_group.overlap_attn.qkv.weight")),
     Signature("DRCT", ("layers.0.swin1.attn.relative_position_bias_table", "layers.0.adjust1.weight")),
     Signature("ATD", ("layers.0.residual_group.td", "layers.0.residual_group.layers.0.sigma")),

@@ -17,7 +17,7 @@ from engine.plan.request import Request
 
 MODEL = "model.safetensors"
 RENDER = f"render {MODEL} --size 96x64 --stages 1 --overlap 4 --precision fp32 --executor tiles --tile 16"
-SUPPORTED = "is not supported (ESRGAN x4 and SwinIR nearest+conv are)"
+SUPPORTED = "is not supported (ESRGAN, SwinIR, Compact and SPAN are)"
 SPANDREL = "open it with spandrel, the loader of chaiNNer"
 
 
