@@ -147,7 +147,7 @@ def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, T
 
     Raises ModelError, or KeyError, IndexError or ValueError for a damaged graph.
     """
-    reduced = [layer for layer in layers if layer.kind == "Interp" and layer.value(1) < 1]
+    reduced = [layer for layer in layers if layer.kind == "Interp" and 0 < layer.value(1) < 1]
     if reduced:
         factor = reduced[0].value(1)
         raise ModelError(
@@ -156,7 +156,9 @@ def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, T
     kinds = {layer.kind for layer in layers}
     is_compact = not kinds.isdisjoint({"PReLU", "PixelShuffle"})
     convolutions = [layer for layer in layers if layer.kind == "Convolution"]
-    if any(not 0 < layer.outputs <= MAX_CHANNELS for layer in convolutions) or not convolutions:
+    if not convolutions:
+        raise ModelError(refusal("a graph without convolutions", "name an ncnn file of ESRGAN or Compact"))
+    if any(not 0 < layer.outputs <= MAX_CHANNELS for layer in convolutions):
         raise ModelError(
             f"a graph of {[layer.outputs for layer in convolutions[:2]]} channels; up to {MAX_CHANNELS} are read"
         )
