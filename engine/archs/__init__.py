@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from engine.archs import compact, esrgan, span, swinir, swinir_packed
-from engine.archs.community import SPANDREL, recognise
+from engine.archs import compact, esrgan, foreign, span, swinir, swinir_packed
+from engine.archs.community import SPANDREL, Signature, recognise
 from engine.archs.last_conv import PackedLastConv
 from engine.archs.layers import RGB, Upscaler
 from engine.errors import ModelError
@@ -71,6 +71,9 @@ ARCHITECTURES = (
 FORMS = ", ".join(architecture.form for architecture in ARCHITECTURES[:-1]) + f" and {ARCHITECTURES[-1].form}"
 """The networks that this package builds, for messages."""
 
+EXTRA_MODELS = "install ourgan-engine[models], which runs it in tiles by spandrel"
+"""Advice about networks that spandrel builds."""
+
 
 def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscaler:
     """Cast in place to mixed precision; with ``kernels``, in the form that the Triton kernels of a GPU read fastest."""
@@ -90,7 +93,10 @@ def identify(state: State, source: str = "checkpoint") -> Architecture:
         ModelError: tensors of another network, which the message names if it is known; ``source`` names the tensors.
     """
     if (other := recognise(state)) is not None:
-        raise ModelError(f"{source}: {refusal(other.name, other.advice)}")
+        if other.grid and foreign.is_installed():
+            return _by_spandrel(other)
+        advice = EXTRA_MODELS if other.grid else other.advice
+        raise ModelError(f"{source}: {refusal(other.name, advice)}")
     for architecture in ARCHITECTURES:
         if architecture.detect(state):
             return architecture
@@ -120,6 +126,8 @@ def build(state: State, source: str = "checkpoint") -> Upscaler:
     if empty := [name for name, tensor in state.items() if not tensor.numel()]:
         raise ModelError(f"{label}: {_summary(empty)} without values; the file is damaged, fetch it again")
     network = _from_shapes(architecture, state, label)
+    if isinstance(network, foreign.Foreign):
+        return network
     _check_names_and_shapes(network.state_dict(), state, label)
     _check_values(state, label)
     network.load_state_dict({name: tensor.detach().float() for name, tensor in state.items()}, assign=True)
@@ -133,9 +141,23 @@ def canonical(architecture: Architecture, state: State, source: str = "checkpoin
 
 
 def _from_shapes(architecture: Architecture, state: State, label: str) -> Upscaler:
-    """The network on the meta device: shapes without values."""
-    with _naming_tensors(label), torch.device("meta"):
-        return architecture.from_shapes(state)
+    """The network on the meta device: shapes without values; one by spandrel is whole."""
+    with _naming_tensors(label):
+        if architecture.name.startswith(foreign.PREFIX):
+            return architecture.from_shapes(state)
+        with torch.device("meta"):
+            return architecture.from_shapes(state)
+
+
+def _by_spandrel(line: Signature) -> Architecture:
+    """The architecture of a network that spandrel builds."""
+    return Architecture(
+        name=f"{foreign.PREFIX}{line.name}",
+        form=line.name,
+        detect=lambda state: recognise(state) is line,
+        canonical=dict,
+        from_shapes=lambda state: foreign.build(state, line.name, line.grid),
+    )
 
 
 @contextmanager

@@ -149,6 +149,9 @@ class Upscaler(nn.Module, ABC):
     noise_channels: int
     """Input channels beside RGB."""
 
+    has_halves = True
+    """Whether it runs in mixed precision, too."""
+
     ends: tuple[str, ...]
     """Names of the first and last convolutions, which stay float32 in mixed precision."""
 

@@ -1,26 +1,17 @@
 """Community networks as spandrel builds them: small state dicts of every form, and their output by spandrel."""
 
-import warnings
-
 import torch
 
+from engine.archs.foreign import load_spandrel
 from engine.archs.layers import RGB, image_of
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        # The wheel of PyPI has operators for CUDA, which it cannot load beside a CPU build of PyTorch. Nothing here calls
-        # one, but torchvision describes two of them when it is imported.
-        schemas = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import spandrel
-    from spandrel.architectures.Compact import Compact
-    from spandrel.architectures.ESRGAN import ESRGAN
-    from spandrel.architectures.SPAN import SPAN
-    from spandrel.architectures.SwinIR import SwinIR
+spandrel = load_spandrel()
+
+from spandrel.architectures.Compact import Compact  # noqa: E402 (torchvision must be made to fit first)
+from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
+from spandrel.architectures.MoSR import MoSR  # noqa: E402
+from spandrel.architectures.SPAN import SPAN  # noqa: E402
+from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 
 
 def esrgan(upsamplings=2, fold=1, channels=3, **options):
@@ -44,6 +35,10 @@ def swinir(head="nearest+conv", scale=4, channels=3, window=4, **options):
     return SwinIR(
         **size, window_size=window, upsampler=head, upscale=scale, in_chans=channels, img_range=image_range, **options
     )
+
+
+def mosr():
+    return MoSR(dim=8, n_block=2, upscale=2, upsampler="ps")
 
 
 @torch.no_grad()
