@@ -194,6 +194,13 @@ def _precisions(
     def errors(half: str) -> list[PrecisionError]:
         return precision.precision_errors(model, count, half, device, request.init, log)
 
+    if not all(model.network(index).has_halves for index in range(count)):
+        if request.precision not in (AUTO, "fp32"):
+            raise UsageError(
+                f"{option('precision', request.precision)}: the model has a network by spandrel, which runs in float32 only; "
+                "use fp32"
+            )
+        return ("fp32",) * count, None
     if request.precision == AUTO:
         half = fast_half(device)
         fits = resident() + precision.bytes_needed(model, count) <= budget.host

@@ -215,7 +215,7 @@ def read_network(name: str, licence: str | None = None) -> tuple[State, StageOri
         raise ModelError(f"{path}: no such file; name a checkpoint, or packaged weights ({', '.join(PACKAGED)})")
     raw = read_checkpoint(path)
     architecture = archs.identify(raw, str(path))
-    state = architecture.canonical(raw)
+    state = archs.canonical(architecture, raw, str(path))
     scale = archs.build(state, str(path)).scale
     if name in PACKAGED:
         source, licence = provenance(name)

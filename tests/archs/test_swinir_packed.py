@@ -38,7 +38,14 @@ def test_padded_numbers_are_two_blocks():
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"noise_channels": 2}, {"scale": 2}, {"window": 4}], ids=str)
+HEADS = [
+    {"head": "pixelshuffle", "scale": 3, "convs": 3},
+    {"head": "pixelshuffledirect", "fold": 2, "window": 4},
+    {"head": "none", "scale": 1, "image_channels": 1},
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_channels": 2}, {"scale": 2}, {"window": 4}, *HEADS], ids=str)
 def test_packed_network_is_equal(options):
     network = lively(SwinIR(**SMALL, **options), 0.2).double()
     packed = pack(copy.deepcopy(network), torch.float64)

@@ -113,7 +113,7 @@ def test_networks_that_fold_pixels_first(tmp_path, picture):
     """Their first operation has less than one row per input row; an odd strip leaves the pyramid on whole pixels."""
     Image.fromarray((picture(60, 50).permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "picture.png")
     for scale in (1, 2):
-        network = RRDBNet(channels=16, blocks=1, growth=8, scale=scale)
+        network = RRDBNet(channels=16, blocks=1, growth=8, scale=scale, fold=4 // scale)
         nn.init.constant_(network.conv_last.bias, 0.5)
         save_file(network.state_dict(), tmp_path / f"x{scale}.safetensors")
         for tile in (None, 5):
