@@ -12,6 +12,7 @@ from engine.cli import report
 from engine.cli.progress import meter
 from engine.cli.tables import print_table
 from engine.errors import EngineError, InputError, ModelError, UsageError
+from engine.geometry import UNBOUNDED
 from engine.model.bundle import DEFAULT, Model, load
 from engine.model.checkpoints import READERS
 from engine.model.packaged import PACKAGED, find_packaged
@@ -39,7 +40,7 @@ class Entry:
     runs: tuple[str, ...] = ()
     """Executors that can run every step: bands, where the networks stream row by row, and tiles."""
     halo: int | None = None
-    """One-sided receptive field of the widest step in pixels of its input: the halo of exact tiles."""
+    """One-sided receptive field of the widest step in pixels of its input: the halo of exact tiles. None if unknown."""
     auto_halo: int | None = None
     """Halo within the seam tolerance, where it was measured."""
     licences: tuple[str, ...] = ()
@@ -116,6 +117,7 @@ def _of_model(name: str, path: Path, model: Model) -> Entry:
     points = [profile.halo_within(SEAM_TOLERANCE) for profile in profiles]
     measured = [point.halo for point in points if point is not None]
     networks = [model.network(index) for index in range(len(model.stages))]
+    radius = max((network.radius for network in networks), default=None)
     streams = all(_streams(model, index) for index in range(len(model.stages)))
     return Entry(
         name=name,
@@ -124,7 +126,7 @@ def _of_model(name: str, path: Path, model: Model) -> Entry:
         scales=tuple(stage.scale for stage in model.stages),
         architectures=_once(stage.architecture for stage in model.stages),
         runs=("bands", "tiles") if streams else ("tiles",),
-        halo=max((network.radius for network in networks), default=None),
+        halo=radius if radius and radius < UNBOUNDED else None,
         auto_halo=max(measured) if points and len(measured) == len(points) else None,
         licences=_once(licence.partition(":")[0] for licence in model.manifest.licences),
     )
@@ -149,14 +151,13 @@ def _row(entry: Entry) -> tuple[str, ...]:
     if entry.problem is not None:
         return entry.name, "-", "-", "-", "-", entry.problem
     scale = " ".join(f"x{scale}" for scale in entry.scales)
-    halo = "-" if entry.halo is None else f"{entry.halo} exact"
-    halo += "" if entry.auto_halo is None else f", {entry.auto_halo} auto"
+    halos = {"exact": entry.halo, "auto": entry.auto_halo}
     return (
         entry.name,
         f"step 1, {scale}" if entry.step_1 else scale,
         ", ".join(entry.architectures),
         ", ".join(entry.runs),
-        halo,
+        ", ".join(f"{size} {name}" for name, size in halos.items() if size is not None) or "-",
         ", ".join(_once(_short(part) for licence in entry.licences for part in licence.split(";"))),
     )
 
