@@ -1,8 +1,8 @@
 # make demo         set everything up and render the default model at 4096x3072
 # make test         set everything up and run the fast tests
 # make test-slow    run the slow tests
-# make test-long    run the tests that take hours: every signal at many times, a full disk at every change of a file,
-#                    memory that ends at every large allocation
+# make test-long    run the tests that take hours: every signal at many times, an error at every change, open and read of
+#                    a file, and at every large allocation of memory
 # make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
 # make lock         write the lock files from pyproject.toml and constraints.txt; needs uv
 # make lint         check style, types and import rules
@@ -29,7 +29,7 @@ export GOMP_SPINCOUNT ?= 3000
 # Every test runs on one thread, so one process for each core; the tests of a file stay together.
 PARALLEL := --numprocesses=auto --dist=loadfile
 
-FAULTS := bits container cost damage disk fuzz kills races signals streams
+FAULTS := allocations bits container cost damage descriptors disk fuzz kills opens races reads signals streams
 
 # One stamp per set of extras: the environment is installed again when the project's requirements change.
 $(VENV)/.demo: pyproject.toml constraints.txt requirements.lock

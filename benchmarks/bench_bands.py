@@ -99,7 +99,7 @@ def streamed(stages, image, band, strip, first=0):
     for x in range(0, width, strip):
         columns = (x, min(x + strip, width))
         rows = row_chain(cuts, stages, TensorSource(image), columns, seed=0, streams=Streams(stages, band))
-        parts.append(torch.cat(list(rows.rows(first)), 1))
+        parts.append(torch.cat([block.pixels for block in rows.rows(first)], 1))
     return torch.cat(parts, 2)
 
 

@@ -3,9 +3,10 @@
     python benchmarks/faults.py kills [--case "render, bands"] [--count 20] [--seed N]
     python benchmarks/faults.py cost [--count 5]
 
-Parts: bits, container, cost, damage, disk, fuzz, kills, races, signals, streams. A part goes on at the seed after the last
-one in results/faults.csv, appends a row for each case, and prints what went wrong; the exit code is then 1. Ctrl-C ends a
-case early, and its row holds what has been done. docs/reliability.md shows the rows.
+Parts: bits, container, cost, damage, fuzz, kills, races, signals, streams; and calls of the system that fail: allocations,
+descriptors, disk, opens, reads. A part goes on at the seed after the last one in results/faults.csv, appends a row for each
+case, and prints what went wrong; the exit code is then 1. Ctrl-C ends a case early, and its row holds what has been done.
+docs/reliability.md shows the rows.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from itertools import product
+from functools import cached_property, partial
+from itertools import product, takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import fuzz  # noqa: E402 (found by the path above)
 import torch  # noqa: E402
 from harness import RESULTS, add_row  # noqa: E402
-from support import commands, damage, ends, forks, full_disk, kills, races, sandbox, small, timed  # noqa: E402
+from support import commands, damage, ends, forks, kills, races, sandbox, small, timed  # noqa: E402
+from support import faults as fault_calls  # noqa: E402
 from support.stores import files  # noqa: E402
 
 from engine.archs.esrgan import RRDBNet  # noqa: E402
@@ -54,8 +56,10 @@ class Part:
     cases: Sequence[str]
     count = 20
     """Number of seeds of a case, unless the command line says otherwise."""
-    total = ""
+    total: int | str = ""
     """Number of all seeds, if they end."""
+    gap = 0.0
+    """Share of a seed that is left out after it, in a part whose seeds are calls."""
 
     def __init__(self, folder: Path, server: forks.Server) -> None:
         self.folder, self.server = folder, server
@@ -97,25 +101,32 @@ class Kills(Part):
         return self._kills.attack(case, seeds)
 
 
-class Disk(Part):
-    """A disk that is full at the n-th change of a file; the seed is n."""
+class Calls(Part):
+    """The n-th call of a kind fails; the seed is n."""
 
-    cases = tuple(f"{name}, {how}" for name, how in product(full_disk.CASES, ("once", "from there on")))
+    cases = tuple(f"{name}, {how}" for name, how in product(fault_calls.CASES, ("once", "from there on")))
     count = 100_000
 
+    def __init__(self, folder: Path, server: forks.Server, kind: str) -> None:
+        super().__init__(folder, server)
+        self.kind = fault_calls.KINDS[kind]
+
     def attack(self, case: str, seeds: range) -> Iterator[Outcome]:
-        shim, (name, _, how) = full_disk.build_shim(self.folder), case.partition(", ")
+        name, _, how = case.partition(", ")
         folder, number = self.folder / f"{case}-{seeds.start}".replace(" ", "-"), seeds.start
         self.total = ""
-        try:
-            for number, _, changes in full_disk.attack(
-                full_disk.CASES[name], self.model, shim, folder, seeds, is_lasting=how != "once"
-            ):
-                yield number, int(number <= changes), ""
-                number += 1
-            self.total = changes
-        except AssertionError as error:
-            yield number, 1, f"{error}"
+        with forks.Server(fault_calls.build_shim(self.folder)) as server:
+            attack = fault_calls.Attack(
+                fault_calls.CASES[name], self.kind, self.model, server, folder, is_lasting=how != "once"
+            )
+            numbers = fault_calls.numbers(seeds.start, self.gap)
+            try:
+                for number, _, calls in attack.run(takewhile(lambda each: each < seeds.stop, numbers)):
+                    self.total = calls if number > calls else ""
+                    yield number, int(number <= calls), ""
+                    number += 1
+            except AssertionError as error:
+                yield number, 1, f"{error}"
 
 
 class Finished(Part):
@@ -321,8 +332,8 @@ class Container(Part):
 
 
 PARTS = {
-    "bits": Bits, "container": Container, "damage": Damage, "disk": Disk, "fuzz": Fuzz, "kills": Kills, "races": Races,
-    "signals": Signals, "streams": Streams,
+    "bits": Bits, "container": Container, "damage": Damage, "fuzz": Fuzz, "kills": Kills, "races": Races, "signals": Signals,
+    "streams": Streams, **{kind: partial(Calls, kind=kind) for kind in fault_calls.KINDS},
 }  # fmt: skip
 
 
@@ -400,6 +411,7 @@ def main() -> int:
     words.add_argument("--case", action="append", help="case of the part; by default all")
     words.add_argument("--count", type=int, help="number of seeds of each case")
     words.add_argument("--seed", type=int, help="first seed; by default the one after the last row")
+    words.add_argument("--gap", type=float, default=0.0, help="share of a call's number to leave out after it: 0.02")
     options = words.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     torch.set_num_threads(1)
@@ -411,6 +423,7 @@ def main() -> int:
             return 0
         with forks.Server() as server:
             part = PARTS[options.part](Path(name), server)
+            part.gap = options.gap
             try:
                 for case in options.case or part.cases:
                     first = options.seed or next_seed(options.part, case)

@@ -14,6 +14,8 @@ from results_page import ROOT, Row, count, latest, paragraph, percent, source, t
 
 PAGE = ROOT / "docs" / "reliability.md"
 
+SAME = "one line, nothing half-written, and the same command then ends as if undisturbed"
+
 PARTS = {
     "kills": (
         "`kill -9` at random moments",
@@ -21,7 +23,14 @@ PARTS = {
     ),
     "disk": (
         "a full disk at the n-th change of a file (n from 1 on)",
-        "one line, nothing half-written, and the same command then ends as if undisturbed",
+        SAME,
+    ),
+    "opens": ("`EIO` at the n-th open of a file or folder", SAME),
+    "descriptors": ("no descriptor at the n-th open of a file or folder", SAME),
+    "reads": ("`EIO` at the n-th read of a file", SAME),
+    "allocations": (
+        "no memory at the n-th allocation of more than 16 KiB",
+        f"{SAME}; libraries below Python may abort",
     ),
     "bits": ("a flipped bit in a shard of a finished store", "noticed"),
     "damage": (

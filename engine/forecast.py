@@ -138,7 +138,8 @@ def _as_on(
         in_rows, band_counts = _bands(stage, gpu, request) if in_bands else (None, counts)
         tiles.append(counts)
         bands.append(band_counts)
-        costs.append(replace(cost, tiles=footprint, bands=in_rows, on_device=True))
+        fp32 = None if stage.precision == "fp32" else count.fallback(model, index, in_bands=in_rows is not None)
+        costs.append(replace(cost, tiles=footprint, bands=in_rows, on_device=True, fp32=fp32))
     weights = sum(_weights(stage) for stage, _ in known.values())
     there = replace(
         here,

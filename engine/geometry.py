@@ -14,6 +14,9 @@ from typing import TypeAlias
 
 from engine.errors import UsageError, option
 
+UNBOUNDED = 1 << 30
+"""Radius of a network whose receptive field is not known, in pixels."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:

@@ -179,12 +179,16 @@ class Job:
         request: Request | None = None,
         out: Path | str = "out.zarr",
         log: Log | None = None,
+        *,
+        like: Job | None = None,
     ) -> Job:
         """Measure what the plan needs and make it; nothing is rendered and nothing is written.
 
         Args:
             model, out, log: as for ``render``.
             request: options of the render; by default those of an empty ``Request``.
+            like: job of another picture with the same options: its networks and its choice of precision are used again,
+                where the picture takes the same enlargements.
 
         Raises:
             UsageError: the request contradicts itself or the model.
@@ -202,11 +206,14 @@ class Job:
             )
         fix_malloc_thresholds()
         model, picture = opened(model, request)
-        factory = StageFactory(model, choose_device(request.device))
-        if (note := untested(factory.device)) is not None:
-            log(note)
-        if request.executor not in (AUTO, *candidates(request, factory.device.type)):
-            log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
+        if like is not None and like.model.digest != model.digest:
+            like = None
+        factory = StageFactory(model, choose_device(request.device)) if like is None else like.factory
+        if like is None:
+            if (note := untested(factory.device)) is not None:
+                log(note)
+            if request.executor not in (AUTO, *candidates(request, factory.device.type)):
+                log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         for note in picture.notes if picture is not None else ():
             log(f"{request.init}: {note}")
         job = cls(
@@ -215,7 +222,9 @@ class Job:
             out=out,
             factory=factory,
             picture=picture,
-            measured=measure(model, request, factory, out=out, picture=picture, log=log),
+            measured=measure(
+                model, request, factory, out=out, picture=picture, log=log, like=None if like is None else like.measured
+            ),
             log=log,
         )
         job._make_plan()
@@ -327,7 +336,7 @@ class Job:
         """
         sink, report = sink or self.open_sink(), on_progress or _ignore
         total, done = sum(self.projection.lr_pixels), [0] * len(self.plan.stages)
-        expected, costs = max(self.projection.seconds, 1e-9), self._seconds_per_pixel
+        expected, costs = max(self.projection.seconds, 1e-9), self.seconds_per_pixel
         before = expected - sum(map(mul, self.projection.lr_pixels, costs))  # seconds of step 1
 
         def advance(position: int, lr_pixels: int) -> None:
@@ -374,7 +383,7 @@ class Job:
         return sink.pixels
 
     @property
-    def _seconds_per_pixel(self) -> tuple[float, ...]:
+    def seconds_per_pixel(self) -> tuple[float, ...]:
         """Expected seconds of every stage for an LR pixel."""
         costs = [stage.bands if self.plan.is_banded else stage.footprint for stage in self.measured.stages]
         return tuple(cost.seconds_per_pixel for cost in costs if cost is not None)
@@ -503,7 +512,8 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, P
         model = load(model or (DEFAULT if request.init is None else "realsr"))
     picture = PictureSource(request.init) if request.init is not None else None
     if picture is not None and model.base_generator is None and len(model.stages) == 1:
-        times = repetitions(picture.size, request.shape, model.stages[0].scale, request.stages)
+        shape = request.shape_for(picture.size)
+        times = repetitions(picture.size, shape, model.stages[0].scale, request.stages)
         model = model.repeated(times) if times > 1 else model
     return model, picture
 

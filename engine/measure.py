@@ -28,6 +28,7 @@ from engine.plan.make import region
 from engine.plan.measured import (
     BandCost,
     Budget,
+    Fallback,
     Measured,
     MeasuredStage,
     MissingMeasurement,
@@ -35,7 +36,7 @@ from engine.plan.measured import (
     StageProfile,
 )
 from engine.plan.request import AUTO, Request
-from engine.probe import cache, footprint, precision, profiles
+from engine.probe import cache, count, footprint, precision, profiles
 from engine.run.stage import Stage, StageFactory
 
 Log = Callable[[str], None]
@@ -49,6 +50,7 @@ def measure(
     out: Path,
     picture: PictureSource | None = None,
     log: Log = lambda _: None,
+    like: Measured | None = None,
 ) -> Measured:
     """Measure what every plan of a request needs; ``complete`` measures more for plans that need it.
 
@@ -61,6 +63,7 @@ def measure(
         out: output, whose disk is looked at.
         picture: picture that replaces step 1.
         log: receives a line before each measurement.
+        like: measurements of the same model for another picture, whose choice of precision is taken.
 
     Raises:
         UsageError: the request contradicts itself or the model.
@@ -74,10 +77,14 @@ def measure(
     _check_picture(picture, budget)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
-        precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
+        if like is not None and len(like.precisions) == canvas.stages:
+            precisions, error = like.precisions, like.precision_error
+        else:
+            precisions, error = _precisions(model, request, canvas.stages, device, budget, log)
         stages = factory.stages(precisions)
         band_costs = [_band_cost(model, request, i, s, log) if in_bands else None for i, s in enumerate(stages)]
         device_baseline = _device_baseline(stages, device)
+    fallbacks = [_fallback(model, i, s, bands) for i, (s, bands) in enumerate(zip(stages, band_costs, strict=True))]
     base = None
     if picture is None:
         with memory_errors():
@@ -94,10 +101,11 @@ def measure(
                 sigma=described.sigma,
                 bands=bands,
                 on_device=memory_module(device) is not None,
+                fp32=fallback,
                 profile=profile,
             )
-            for stage, described, profile, bands in zip(
-                stages, model.stages, _known_profiles(model, request, picture), band_costs, strict=False
+            for stage, described, profile, bands, fallback in zip(
+                stages, model.stages, _known_profiles(model, request, picture), band_costs, fallbacks, strict=False
             )
         ),
         base=base,
@@ -160,9 +168,13 @@ def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Ca
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     scales = [stage.scale for stage in model.stages]
     if picture is not None:
-        return canvas_of_picture(request.shape, picture.size, scales, request.stages)
+        return canvas_of_picture(request.shape_for(picture.size), picture.size, scales, request.stages)
     assert model.base_size is not None
-    canvas = canvas_of_scene(request.shape, model.base_size, scales, request.stages)
+    if request.scale is not None:
+        raise UsageError(
+            f"{option('scale', f'{request.scale:g}')}: needs a picture to enlarge ({option('init')}); give {option('size')}"
+        )
+    canvas = canvas_of_scene(request.shape_for(model.base_size), model.base_size, scales, request.stages)
     return canvas.with_margin(_margin(model, canvas.stages))
 
 
@@ -182,6 +194,13 @@ def _precisions(
     def errors(half: str) -> list[PrecisionError]:
         return precision.precision_errors(model, count, half, device, request.init, log)
 
+    if not all(model.network(index).has_halves for index in range(count)):
+        if request.precision not in (AUTO, "fp32"):
+            raise UsageError(
+                f"{option('precision', request.precision)}: the model has a network by spandrel, which runs in float32 only; "
+                "use fp32"
+            )
+        return ("fp32",) * count, None
     if request.precision == AUTO:
         half = fast_half(device)
         fits = resident() + precision.bytes_needed(model, count) <= budget.host
@@ -208,6 +227,13 @@ def _band_cost(model: Model, request: Request, index: int, stage: Stage, log: Lo
         if request.executor != AUTO:
             raise
         return None
+
+
+def _fallback(model: Model, index: int, stage: Stage, bands: BandCost | None) -> Fallback | None:
+    """Memory of a stage in float32 beside half precision, on a device that has memory of its own."""
+    if stage.precision == "fp32" or memory_module(stage.device) is None:
+        return None
+    return count.fallback(model, index, in_bands=bands is not None)
 
 
 def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:

@@ -62,10 +62,11 @@ def contact_sheet(
     if not 1 <= count <= MAX_SEEDS or request.seed + count - 1 > MAX_SEED:
         raise UsageError(f"{option('preview', count)}: use 1 to {MAX_SEEDS} seeds, and seeds up to {MAX_SEED}")
     scales = [stage.scale for stage in model.stages]
-    if not canvas_of_scene(request.shape, model.base_size, scales, request.stages).keeps_scene:
+    shape = request.shape_for(model.base_size)
+    if not canvas_of_scene(shape, model.base_size, scales, request.stages).keeps_scene:
         log("another size has another scene: the sheet shows that of smaller sizes, without --stages")
-    height, width = first_enlargement(request.shape, model.base_size, scales[0])
-    small = replace(request, size=(width, height), stages=None, roi=None, dither=False)
+    height, width = first_enlargement(shape, model.base_size, scales[0])
+    small = replace(request, size=(width, height), width=None, stages=None, roi=None, dither=False)
     job = Job.prepare(model, small, out.with_name(out.name + ".zarr"), log)
     job.check()
     seeds = range(request.seed, request.seed + count)

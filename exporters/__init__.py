@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import BudgetError, EngineError, InputError, UsageError, option
 from engine.io.files import replacing
@@ -33,7 +33,8 @@ FORMATS = {
     ".jpeg": "preview",
     ".webp": "preview",
 }
-"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob`` and ``check_size``."""
+"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob``, ``checked_options`` and
+``check_size``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def export(
     from engine.exporters.pyramid import Pyramid
 
     pyramid = Pyramid(source, allow_incomplete=allow_incomplete)
-    job: ExportJob = importlib.import_module(f"{__name__}.{FORMATS[suffix]}").prepare(pyramid, suffix, options)
+    job: ExportJob = _format(suffix).prepare(pyramid, suffix, options)
     check_space(job.estimate, shutil.disk_usage(_nearest_folder(out)).free, out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +121,8 @@ def export(
             job.write(part, on_progress or _ignore)
             pyramid.check_unchanged()
     except OSError as error:
+        if error.filename not in (None, str(out)):  # of the store, not of the output
+            raise
         reason = error.strerror or error
         raise EngineError(f"{out}: could not be written ({reason}); check the disk and its permissions") from error
     size, seconds = out.stat().st_size, time.perf_counter() - start
@@ -145,6 +148,12 @@ def check_space(estimate: int, free: int, out: Path) -> None:
         raise BudgetError(f"{out}: about {estimate} bytes needed, {free} free; make room, or choose another folder")
 
 
+def check_options(out: Path, options: Mapping[str, Any]) -> None:
+    """Refuse options of ``export`` that the format of a file lacks, or that are out of range. Raises UsageError."""
+    suffix = find_suffix(out)
+    _format(suffix).checked_options(suffix, options)
+
+
 def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: bool) -> None:
     """Refuse a file that could not be written, before the work for it.
 
@@ -159,7 +168,7 @@ def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: b
     """
     suffix = find_suffix(out)
     if size is not None:
-        importlib.import_module(f"{__name__}.{FORMATS[suffix]}").check_size(suffix, size[1], size[0])
+        _format(suffix).check_size(suffix, size[1], size[0])
     folder = _nearest_folder(out)
     if not folder.is_dir():
         raise InputError(f"{out}: {folder} is not a folder; choose another name")
@@ -167,6 +176,11 @@ def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: b
         raise InputError(f"{out}: is a folder; give the name of a file")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists; give {option('overwrite', True)} or choose another name")
+
+
+def _format(suffix: str) -> Any:  # noqa: ANN401 (modules have no common type)
+    """The module of a suffix."""
+    return importlib.import_module(f"{__name__}.{FORMATS[suffix]}")
 
 
 def _nearest_folder(out: Path) -> Path:

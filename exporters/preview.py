@@ -17,6 +17,7 @@ import pyvips
 
 from engine.causes import raise_if_exhausted
 from engine.errors import EngineError, Interrupted, UsageError, option
+from engine.exporters.about import describe
 from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Level, Pyramid
@@ -120,7 +121,7 @@ class PreviewJob:
         save(str(path), **quality)
 
     def _finish(self, image: pyvips.Image) -> pyvips.Image:
-        """Set size, depth, profile and resolution; libvips computes lazily."""
+        """Set size, depth, profile, resolution and description; libvips computes lazily."""
         if (image.width, image.height) != (self.width, self.height):
             image = image.resize(self.width / image.width, vscale=self.height / image.height)
         if self.vips_format.bits == 8 and image.format != "uchar":
@@ -128,6 +129,7 @@ class PreviewJob:
         per_mm = self.options.dpi / MM_PER_INCH
         image = image.copy(interpretation="srgb" if image.format == "uchar" else "rgb16", xres=per_mm, yres=per_mm)
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
+        describe(image, self.pyramid.provenance)
         return image
 
 
@@ -138,10 +140,15 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
         UsageError: an option is unknown or out of range, or the picture exceeds the format's limits.
     """
     vips_format = VIPS_FORMATS[suffix]
-    options = parse_options(PreviewOptions if vips_format is PNG else LossyOptions, values, suffix)
+    options = checked_options(suffix, values)
     width, height = target_size(pyramid.levels[0], options.max_size)
     check_size(suffix, width, height)
     return PreviewJob(pyramid, options, vips_format, choose_level(pyramid.levels, max(width, height)), width, height)
+
+
+def checked_options(suffix: str, values: Mapping[str, Any]) -> PreviewOptions:
+    """The options of a format. Raises UsageError for one that is out of range or that the format lacks."""
+    return parse_options(PreviewOptions if VIPS_FORMATS[suffix] is PNG else LossyOptions, values, suffix)
 
 
 def check_size(suffix: str, width: int, height: int) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError, counted, option
 from engine.geometry import Box
+from engine.io.durable import open_root
 from engine.io.shards import is_present, raise_unless_damage, shard_path
 
 Pixels = NDArray[Any]
@@ -219,8 +220,9 @@ def _is_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def _open(store: Path) -> zarr.Group:
     try:
-        return zarr.open_group(store, mode="r")
+        return open_root(store)
     except (OSError, ValueError, KeyError) as error:
+        raise_if_exhausted(error)
         raise InputError(f"{store}: {_not_a_store(store, error)}") from error
 
 

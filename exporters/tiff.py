@@ -7,9 +7,7 @@ libvips.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
-import json
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +20,7 @@ import tifffile
 
 from engine.container import cpu_count
 from engine.errors import UsageError, option
+from engine.exporters.about import description, software
 from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Pixels, Pyramid
@@ -215,23 +214,29 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
     Raises:
         UsageError: an option is unknown or out of range, or does not fit the pyramid.
     """
-    options = parse_options(TiffOptions, values, suffix)
+    options = checked_options(suffix, values)
     side = max(pyramid.levels[0].height, pyramid.levels[0].width)
     # libvips refuses tiles that are several times as large as the image.
     options = replace(options, tile=min(options.tile, max(_MIN_TILE, -(-side // 16) * 16)))
     if options.compression == "jpeg":
         _check_jpeg(pyramid)
-    elif values.get("quality") is not None:
-        raise UsageError(
-            f"{option('quality')}: {options.compression} is lossless; give "
-            f"{option('compression', 'jpeg')}, or leave it out"
-        )
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
         raise UsageError(
             f"{job.raw} bytes of pixels exceed classic TIFF ({CLASSIC_LIMIT}); leave {option('bigtiff')} unset, or compress"
         )
     return job
+
+
+def checked_options(suffix: str, values: Mapping[str, Any]) -> TiffOptions:
+    """The options of a TIFF. Raises UsageError for one that is unknown, out of range, or contradicts another."""
+    options = parse_options(TiffOptions, values, suffix)
+    if options.compression != "jpeg" and values.get("quality") is not None:
+        raise UsageError(
+            f"{option('quality')}: {options.compression} is lossless; give "
+            f"{option('compression', 'jpeg')}, or leave it out"
+        )
+    return options
 
 
 def check_size(suffix: str, width: int, height: int) -> None:
@@ -252,22 +257,6 @@ def count_levels(pyramid: Pyramid, tile: int) -> int:
         if max(level.height, level.width) <= tile:
             return count
     return len(pyramid.levels)
-
-
-def description(provenance: Mapping[str, Any]) -> str:
-    """The store's provenance in one line of ASCII JSON."""
-    plan = provenance.get("plan")
-    fields = {**(plan if isinstance(plan, dict) else {}), **provenance}
-    about = {key: fields[key] for key in ("seed", "model_digest", "licences") if key in fields}
-    return json.dumps({"software": software(), **about})
-
-
-def software() -> str:
-    """Name and version of this package."""
-    try:
-        return f"ourgan-engine {importlib.metadata.version('ourgan-engine')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
-        return "ourgan-engine"
 
 
 def _check_jpeg(pyramid: Pyramid) -> None:

@@ -31,7 +31,8 @@ class Trimmed(NamedTuple):
     """[C, h, w] of the requested dtype."""
 
     half: Tensor | None
-    """[C, ceil(h / 2), ceil(w / 2)] of the same dtype: the pixels halved, if requested."""
+    """[C, ceil(h / 2), ceil(w / 2)] of the same dtype: the pixels halved, if requested; with a row above them h counts one
+    more."""
 
     nonfinite: Tensor
     """int64 [3]: number of values that were NaN, infinite, and +-65504 (0 unless float16). It is on the device, so that
@@ -51,6 +52,7 @@ def trim_torch(
     origin: tuple[int, int] = (0, 0),
     dither: bool = False,
     halve: bool = False,
+    above: Tensor | None = None,
     out: Trimmed | None = None,
 ) -> Trimmed:
     """Pixels of a tile. NaN becomes 0.
@@ -59,15 +61,17 @@ def trim_torch(
         output: the network's output, [1, C, H, W], any float dtype and strides.
         crop: rectangle to cut out, in the output's coordinates.
         dtype: uint8, or float32, which is neither quantised nor dithered.
-        origin: (y, x) of the crop in the whole image, which addresses the dither; even with ``halve``.
+        origin: (y, x) of the crop in the whole image, which addresses the dither.
         dither: add an ordered dither before rounding.
-        halve: average 2x2 pixels, too; an odd last row or column is averaged with itself.
+        halve: average 2x2 pixels, too, from the crop's corner on; an odd last row or column is averaged with itself.
+        above: pixels [C, w] of the row above the crop, of the requested dtype, with which its first row is averaged: where
+            rows are halved while they stream by, a pair may straddle two crops.
         out: contiguous tensors of the result's shapes to fill and return.
 
     Raises:
-        ValueError: another dtype, an odd origin with ``halve``, or ``out`` does not fit.
+        ValueError: another dtype, or ``above`` or ``out`` does not fit.
     """
-    _check(output, crop, dtype, origin, halve, out)
+    _check(output, crop, dtype, halve, above, out)
     source = output[0][:, crop.y0 : crop.y1, crop.x0 : crop.x1]
     nonfinite = _count_nonfinite(source)
     values = source.float()
@@ -75,12 +79,13 @@ def trim_torch(
         values = values.nan_to_num(nan=0.0)
     values = values.clamp(0.0, 1.0)
     if not MAX_VALUE[dtype]:
-        return _into(out, Trimmed(values.contiguous(), _sums_of_2x2(values) * 0.25 if halve else None, nonfinite))
+        half = _sums_of_2x2(_below(above, values)) * 0.25 if halve else None
+        return _into(out, Trimmed(values.contiguous(), half, nonfinite))
     levels = values * float(MAX_VALUE[dtype])
     if dither:
         levels = levels + _thresholds(origin, crop, output.device)
     levels = levels.round()
-    half = (_sums_of_2x2(levels.to(torch.int32)) + 2 >> 2).to(dtype) if halve else None
+    half = (_sums_of_2x2(_below(above, levels.to(torch.int32))) + 2 >> 2).to(dtype) if halve else None
     return _into(out, Trimmed(levels.to(dtype).contiguous(), half, nonfinite))
 
 
@@ -92,17 +97,29 @@ def _into(out: Trimmed | None, result: Trimmed) -> Trimmed:
     return out or result
 
 
+def _below(above: Tensor | None, pixels: Tensor) -> Tensor:
+    """``pixels`` [C, h, w] below the row ``above`` [C, w], if there is one."""
+    return pixels if above is None else torch.cat([above[:, None].to(pixels.dtype), pixels], 1)
+
+
+def _half_shape(channels: int, shape: tuple[int, int], above: Tensor | None) -> tuple[int, int, int]:
+    """Shape of the halved crop of (rows, columns)."""
+    return channels, -(-(shape[0] + (above is not None)) // 2), -(-shape[1] // 2)
+
+
 def _check(
-    output: Tensor, crop: Box, dtype: torch.dtype, origin: tuple[int, int], halve: bool, out: Trimmed | None
+    output: Tensor, crop: Box, dtype: torch.dtype, halve: bool, above: Tensor | None, out: Trimmed | None
 ) -> None:
     if dtype not in MAX_VALUE:
         raise ValueError(f"{dtype}: cannot be written; use one of {', '.join(map(str, MAX_VALUE))}")
-    if halve and (origin[0] % 2 or origin[1] % 2):
-        raise ValueError(f"origin {origin}: not a pixel of the halved image; both must be even")
+    shape = (output.shape[1], *crop.shape)
+    if above is not None and ((*above.shape,), above.dtype, above.stride(1)) != (shape[::2], dtype, 1):
+        raise ValueError(
+            f"row above of {(*above.shape,)}, {above.dtype}: does not fit; pass rows of {shape[::2]}, {dtype}"
+        )
     if out is None:
         return
-    shape = (output.shape[1], *crop.shape)
-    half_shape = (shape[0], -(-shape[1] // 2), -(-shape[2] // 2)) if halve else None
+    half_shape = _half_shape(shape[0], crop.shape, above)
     expected = ((shape, dtype), (half_shape, dtype) if halve else None, ((3,), torch.int64))
     actual = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in out)
     if actual != expected or not all(t is None or t.is_contiguous() for t in out):
@@ -158,7 +175,9 @@ def _trim_kernel(
     source: tl.tensor,
     target: tl.tensor,
     half: tl.tensor,
+    above: tl.tensor,
     nonfinite: tl.tensor,
+    above_c: tl.tensor,
     stride_c: tl.tensor,
     stride_y: tl.tensor,
     stride_x: tl.tensor,
@@ -171,11 +190,15 @@ def _trim_kernel(
     max_value: tl.constexpr,
     dither: tl.constexpr,
     halve: tl.constexpr,
+    has_above: tl.constexpr,
     is_half: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
-    """``block_y`` pairs of rows of all channels; the rows of a pair are separate, so that their sum stays in its thread."""
+    """``block_y`` pairs of rows of all channels; the rows of a pair are separate, so that their sum stays in its thread.
+
+    With ``has_above``, the first pair is the row above and row 0.
+    """
     pair = tl.program_id(1) * block_y + tl.arange(0, block_y)[:, None]
     column = tl.program_id(0) * block_x + tl.arange(0, block_x)[None, :]
     nans = tl.zeros((block_y, block_x), tl.int32)
@@ -187,7 +210,11 @@ def _trim_kernel(
         total = tl.zeros((block_y, block_x), tl.float32)
         for second in tl.static_range(2):
             row = pair * 2 + second
-            valid = (row < height) & (column < width)
+            valid = column < width
+            if has_above:
+                row -= 1
+                valid &= row >= 0
+            valid &= row < height
             offset = row.to(tl.int64) * stride_y + column.to(tl.int64) * stride_x + plane * stride_c
             value = tl.load(source + offset, mask=valid, other=0.0).to(tl.float32)
             nans += (value != value).to(tl.int32)
@@ -204,8 +231,13 @@ def _trim_kernel(
             tl.store(pixel, value.to(target.dtype.element_ty), mask=valid)
             total += tl.where(valid, value, 0.0)
         if halve:
-            total = tl.where(pair * 2 + 1 < height, total, total * 2.0)
-            _store_half(half, plane, total, height, width, half_width, max_value, block_y, block_x)
+            rows = height
+            if has_above:
+                rows += 1
+                is_first = (pair == 0) & (column < width)
+                total += tl.load(above + plane * above_c + column, mask=is_first, other=0.0).to(tl.float32)
+            total = tl.where(pair * 2 + 1 < rows, total, total * 2.0)
+            _store_half(half, plane, total, rows, width, half_width, max_value, block_y, block_x)
     _add_to_counter(nonfinite, nans)
     _add_to_counter(nonfinite + 1, infinities)
     if is_half:
@@ -253,27 +285,31 @@ def trim(
     origin: tuple[int, int] = (0, 0),
     dither: bool = False,
     halve: bool = False,
+    above: Tensor | None = None,
     out: Trimmed | None = None,
     use_triton: bool | None = None,
 ) -> Trimmed:
     """``trim_torch`` in one pass where there is a kernel: the crop is read once."""
     if not use_kernel(output.device, use_triton):
-        return trim_torch(output, crop, dtype, origin=origin, dither=dither, halve=halve, out=out)
-    _check(output, crop, dtype, origin, halve, out)
+        return trim_torch(output, crop, dtype, origin=origin, dither=dither, halve=halve, above=above, out=out)
+    _check(output, crop, dtype, halve, above, out)
     source = output[0][:, crop.y0 : crop.y1, crop.x0 : crop.x1]
     channels, height, width = source.shape
-    pixels, half, nonfinite = out or _empty(source, dtype, halve)
+    pixels, half, nonfinite = out or _empty(source, dtype, halve, above)
     nonfinite.zero_()
-    (block_y, block_x), grid = block_and_grid(-(-height // 2), width, BLOCK)
+    has_above = halve and above is not None
+    row_above = pixels[:, 0] if above is None else above
+    (block_y, block_x), grid = block_and_grid(-(-(height + has_above) // 2), width, BLOCK)
     launch(
         _trim_kernel,
         grid,
-        *(source, pixels, pixels if half is None else half, nonfinite, *source.stride(), height, width, -(-width // 2)),
-        *(origin[0] % 8, origin[1] % 8),
+        *(source, pixels, pixels if half is None else half, row_above, nonfinite, row_above.stride(0)),
+        *(*source.stride(), height, width, -(-width // 2), origin[0] % 8, origin[1] % 8),
         channels=channels,
         max_value=MAX_VALUE[dtype],
         dither=dither,
         halve=halve,
+        has_above=has_above,
         is_half=output.dtype == torch.float16,
         block_y=block_y,
         block_x=block_x,
@@ -282,8 +318,8 @@ def trim(
     return Trimmed(pixels, half, nonfinite)
 
 
-def _empty(source: Tensor, dtype: torch.dtype, halve: bool) -> Trimmed:
+def _empty(source: Tensor, dtype: torch.dtype, halve: bool, above: Tensor | None) -> Trimmed:
     """Tensors for the result of trimming ``source`` [C, h, w]."""
     channels, height, width = source.shape
-    half = source.new_empty(channels, -(-height // 2), -(-width // 2), dtype=dtype) if halve else None
+    half = source.new_empty(_half_shape(channels, (height, width), above), dtype=dtype) if halve else None
     return Trimmed(source.new_empty(source.shape, dtype=dtype), half, source.new_empty(3, dtype=torch.int64))

@@ -24,7 +24,12 @@ RESULTS = (ROOT / "docs" / "results.md").read_text()
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[kem]*/README.md")]
-GUIDES = [ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "models" / "README.md"]
+GUIDES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "training.md",
+    ROOT / "docs" / "upscaling.md",
+    ROOT / "models" / "README.md",
+]
 """Pages whose code blocks hold commands."""
 WRAPPED = [page for page in PAGES if page.parent.name != "decisions" and page.name != "log.md"]
 """Pages that wrap at ``COLUMNS``."""

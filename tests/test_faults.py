@@ -1,39 +1,60 @@
-"""A full disk at every change of the files: one line, no half-written file, and the same command then ends as if undisturbed."""
+"""Every call of the system that fails: one line, no half-written file, and the same command then ends as if undisturbed."""
+
+from itertools import product
 
 import pytest
-from support.full_disk import CASES, attack, build_shim, every, is_possible, some
+from support.faults import CASES, KINDS, Attack, build_shim, is_possible, numbers
+from support.forks import Server
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="needs Linux and a C compiler")
 
 
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory):
-    """The library that fails changes of files."""
-    return build_shim(tmp_path_factory.mktemp("shim"))
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Server of commands with the library that fails calls."""
+    with Server(build_shim(tmp_path_factory.mktemp("shim"))) as server:
+        yield server
 
 
-def check(name, numbers, model, shim, folder, *, is_lasting):
-    runs = list(attack(CASES[name], model, shim, folder, numbers, is_lasting=is_lasting))
-    assert sum(failed for _, failed, _ in runs) >= 2
+@pytest.fixture
+def check(server, model_file, tmp_path):
+    """Function ``check(kind, case, is_lasting, gap)`` that fails calls with growing gaps between them."""
+
+    def run(kind, case, is_lasting, gap):
+        attack = Attack(CASES[case], KINDS[kind], model_file, server, tmp_path, is_lasting=is_lasting)
+        assert sum(failed for _, failed, _ in attack.run(numbers(gap=gap))) >= 2
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("name", "is_lasting"), [("render", False), ("picture", True), ("export-png", True), ("build-over", True)]
+    ("kind", "case", "is_lasting"),
+    [
+        ("disk", "render", False),
+        ("disk", "picture", True),
+        ("disk", "upscale", True),
+        ("disk", "export-png", True),
+        ("disk", "build-over", True),
+        ("opens", "check", False),
+        ("descriptors", "build", True),
+        ("reads", "repair", False),
+        ("allocations", "check", False),
+    ],
 )
-def test_full_disk(shim, name, tmp_path, model_file, is_lasting):
-    check(name, some(), model_file, shim, tmp_path, is_lasting=is_lasting)
+def test_some_calls_fail(check, kind, case, is_lasting):
+    check(kind, case, is_lasting, gap=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["opens", "allocations"])
+def test_some_calls_of_every_case_fail(check, kind, case):
+    check(kind, case, is_lasting=False, gap=2)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
-def test_full_disk_in_training(shim, tmp_path, model_file):
-    """A longer run for each change, so with growing gaps between them."""
-    check("train", some(), model_file, shim, tmp_path, is_lasting=True)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "full"])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "train"])
-def test_full_disk_at_every_change(shim, name, tmp_path, model_file, is_lasting):
-    check(name, every(), model_file, shim, tmp_path, is_lasting=is_lasting)
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from there on"])
+@pytest.mark.parametrize(("kind", "case"), list(product(KINDS, CASES)))
+def test_every_call_fails(check, kind, case, is_lasting):
+    check(kind, case, is_lasting, gap=0.02 if case == "train" and kind == "allocations" else 0)

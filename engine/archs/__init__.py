@@ -8,23 +8,36 @@ in either table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from engine.archs import esrgan, swinir, swinir_packed
-from engine.archs.community import SPANDREL, recognise
+from engine.archs import compact, esrgan, foreign, span, swinir, swinir_packed
+from engine.archs.community import SPANDREL, Signature, recognise
 from engine.archs.last_conv import PackedLastConv
+from engine.archs.layers import RGB, Upscaler
 from engine.errors import ModelError
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Trainable",
+    "Upscaler",
+    "build",
+    "canonical",
+    "identify",
+    "refusal",
+    "to_mixed",
+]
 
 State: TypeAlias = Mapping[str, Tensor]
 
-Upscaler: TypeAlias = esrgan.RRDBNet | swinir.SwinIR
-"""A network with ``scale``, ``align`` (grid of tile origins), ``radius`` (of its receptive field), ``noise_channels``,
-``to_mixed(dtype)``, the ``blocks`` of its trunk, and the two halves ``trunk`` and ``tail`` (see ``layers.TAIL_REACH``)."""
+Trainable: TypeAlias = esrgan.RRDBNet | swinir.SwinIR
+"""A network that ``engine train`` starts from: an upscaler with the ``blocks`` of its trunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +54,25 @@ class Architecture:
     """Whether these tensors belong to it."""
 
     canonical: Callable[[State], dict[str, Tensor]]
-    """Tensors under the names of this package, without tensors that carry no information."""
+    """Tensors under the names of this package, without tensors that carry no information; itself unchanged by itself."""
 
     from_shapes: Callable[[State], Upscaler]
     """A network of the size of these tensors, not yet filled with them."""
 
-    variant: Callable[[State], str | None]
-    """Name of these complete tensors if they are another form of the network; None otherwise."""
-
 
 ARCHITECTURES = (
-    Architecture(esrgan.NAME, esrgan.FORM, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.from_shapes, esrgan.variant),
-    Architecture(swinir.NAME, swinir.FORM, swinir.detect, swinir.canonical, swinir.SwinIR.from_shapes, swinir.variant),
+    Architecture(esrgan.NAME, esrgan.FORM, esrgan.detect, esrgan.canonical, esrgan.RRDBNet.from_shapes),
+    Architecture(swinir.NAME, swinir.FORM, swinir.detect, swinir.canonical, swinir.SwinIR.from_shapes),
+    Architecture(compact.NAME, compact.FORM, compact.detect, compact.canonical, compact.Compact.from_shapes),
+    Architecture(span.NAME, span.FORM, span.detect, span.canonical, span.SPAN.from_shapes),
 )
 """The first that detects the tensors is taken."""
 
-FORMS = " and ".join(architecture.form for architecture in ARCHITECTURES)
+FORMS = ", ".join(architecture.form for architecture in ARCHITECTURES[:-1]) + f" and {ARCHITECTURES[-1].form}"
 """The networks that this package builds, for messages."""
+
+EXTRA_MODELS = "install ourgan-engine[models], which runs it in tiles by spandrel"
+"""Advice about networks that spandrel builds."""
 
 
 def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscaler:
@@ -65,7 +80,9 @@ def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscale
     if not kernels:
         return network.to_mixed(dtype)
     parts: Any = swinir_packed.pack(network, dtype) if isinstance(network, swinir.SwinIR) else network.to_mixed(dtype)
-    parts.conv_last = PackedLastConv(parts.conv_last, dtype)
+    last = getattr(parts, "conv_last", None)
+    if last is not None and last.out_channels == RGB:
+        parts.conv_last = PackedLastConv(last, dtype)
     return network
 
 
@@ -76,17 +93,13 @@ def identify(state: State, source: str = "checkpoint") -> Architecture:
         ModelError: tensors of another network, which the message names if it is known; ``source`` names the tensors.
     """
     if (other := recognise(state)) is not None:
-        raise ModelError(f"{source}: {refusal(other.name, other.advice)}")
+        if other.grid and foreign.is_installed():
+            return _by_spandrel(other)
+        advice = EXTRA_MODELS if other.grid else other.advice
+        raise ModelError(f"{source}: {refusal(other.name, advice)}")
     for architecture in ARCHITECTURES:
-        if not architecture.detect(state):
-            continue
-        try:
-            variant = architecture.variant(state)
-        except (ValueError, IndexError, ZeroDivisionError) as error:
-            raise ModelError(f"{source}: a tensor that tells the network's form is misshapen ({error})") from error
-        if variant is not None:
-            raise ModelError(f"{source}: {refusal(variant)}")
-        return architecture
+        if architecture.detect(state):
+            return architecture
     unknown = f"unknown architecture with {_summary(list(state))}"
     raise ModelError(f"{source}: {refusal(unknown, 'name a checkpoint of one of these')}")
 
@@ -108,25 +121,53 @@ def build(state: State, source: str = "checkpoint") -> Upscaler:
     unexpected, misshapen, not floating-point or not finite.
     """
     architecture = identify(state, source)
-    state = architecture.canonical(state)
+    state = canonical(architecture, state, source)
     label = f"{source} ({architecture.name})"
     if empty := [name for name, tensor in state.items() if not tensor.numel()]:
         raise ModelError(f"{label}: {_summary(empty)} without values; the file is damaged, fetch it again")
     network = _from_shapes(architecture, state, label)
+    if isinstance(network, foreign.Foreign):
+        return network
     _check_names_and_shapes(network.state_dict(), state, label)
     _check_values(state, label)
     network.load_state_dict({name: tensor.detach().float() for name, tensor in state.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
+def canonical(architecture: Architecture, state: State, source: str = "checkpoint") -> dict[str, Tensor]:
+    """The tensors of an architecture under its names. Raises ModelError if they are incomplete or misshapen."""
+    with _naming_tensors(f"{source} ({architecture.name})"):
+        return architecture.canonical(state)
+
+
 def _from_shapes(architecture: Architecture, state: State, label: str) -> Upscaler:
-    """The network on the meta device: shapes without values."""
-    try:
+    """The network on the meta device: shapes without values; one by spandrel is whole."""
+    with _naming_tensors(label):
+        if architecture.name.startswith(foreign.PREFIX):
+            return architecture.from_shapes(state)
         with torch.device("meta"):
             return architecture.from_shapes(state)
+
+
+def _by_spandrel(line: Signature) -> Architecture:
+    """The architecture of a network that spandrel builds."""
+    return Architecture(
+        name=f"{foreign.PREFIX}{line.name}",
+        form=line.name,
+        detect=lambda state: recognise(state) is line,
+        canonical=dict,
+        from_shapes=lambda state: foreign.build(state, line.name, line.grid),
+    )
+
+
+@contextmanager
+def _naming_tensors(label: str) -> Iterator[None]:
+    """Turn the errors of code that reads shapes into a ModelError about ``label``."""
+    try:
+        yield
     except KeyError as error:
         raise ModelError(f"{label}: the tensor {error.args[0]}, which tells the network's size, is missing") from error
-    except (ValueError, IndexError, RuntimeError) as error:
+    except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(f"{label}: a tensor that tells the network's size is misshapen ({error})") from error
     except ModelError as error:
         raise ModelError(f"{label}: {error}") from error

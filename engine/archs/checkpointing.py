@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from engine.archs import Upscaler
+from engine.archs import Trainable
 
 
-def checkpoint_blocks(network: Upscaler) -> None:
+def checkpoint_blocks(network: Trainable) -> None:
     """Apply activation checkpointing to every block of the trunk, in place."""
     for block in network.blocks:
         block.forward = _CheckpointedForward(block.forward)

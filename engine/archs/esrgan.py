@@ -1,14 +1,17 @@
-"""ESRGAN's generator, RRDBNet: residual-in-residual dense blocks and two nearest-neighbour upsamplings.
+"""ESRGAN's generator, RRDBNet: residual-in-residual dense blocks and nearest-neighbour upsamplings.
 
 Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCV workshops 2018. RealSR and
-Real-ESRGAN use the same network. Holds the graph, the tensor names of three generations of checkpoints and the receptive
-field; knows nothing of files, tiles, padding or devices. ``torch.fx`` traces it: no branch depends on a tensor.
+Real-ESRGAN use the same network; ESRGAN+ (Rakotonirina and Rasoanaivo, ICASSP 2020) adds paths to its dense blocks. The
+references, ESRGAN and BasicSR, are Apache-2.0. Holds the graph, the tensor names of three generations of checkpoints and
+the receptive field; knows nothing of files, tiles, padding or devices. ``torch.fx`` traces it: no branch depends on a
+tensor.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from math import isqrt
 from typing import Self
 
 import torch
@@ -16,9 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.archs.layers import (
+    GREY,
     MAX_BLOCKS,
     MAX_CHANNELS,
+    MAX_SCALE,
     RGB,
+    RGBA,
+    Upscaler,
     add_noise_features,
     cast_to_weights,
     check_count,
@@ -26,37 +33,35 @@ from engine.archs.layers import (
     image_of,
     noise_channels_of,
     noise_conv,
+    rgb_of,
+    seen,
 )
 from engine.errors import ModelError
 
 NAME = "esrgan"
-FORM = "ESRGAN x4"
+FORM = "ESRGAN"
 SLOPE = 0.2  # negative slope of every leaky ReLU
 RESIDUAL = 0.2  # factor of the residual of every dense block and every group of three
-TRUNK = 4  # output pixels a trunk pixel, in each direction
+FOLDS = (1, 2, 4)  # sides of the squares of pixels that are folded into channels
 
-_NUMBERED = r"(\d+)\.RDB(\d)\.conv(\d)"
+_NUMBERED = r"(\d+)\.RDB(\d)\.conv"
 _OLDER_NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
         # The first release is one nn.Sequential; its trunk convolution is the last entry of the sub-sequence.
-        (rf"^model\.1\.sub\.{_NUMBERED}\.0\.", r"body.\1.rdb\2.conv\3."),
+        (rf"^model\.1\.sub\.{_NUMBERED}(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
+        (rf"^model\.1\.sub\.{_NUMBERED}1x1\.", r"body.\1.rdb\2.conv1x1."),
         (r"^model\.1\.sub\.\d+\.(?=weight$|bias$)", "conv_body."),
         (r"^model\.0\.", "conv_first."),
-        (r"^model\.3\.", "conv_up1."),
-        (r"^model\.6\.", "conv_up2."),
-        (r"^model\.8\.", "conv_hr."),
-        (r"^model\.10\.", "conv_last."),
         # The ESRGAN repository's second naming.
-        (rf"^RRDB_trunk\.{_NUMBERED}\.", r"body.\1.rdb\2.conv\3."),
+        (rf"^RRDB_trunk\.{_NUMBERED}(\d|1x1)\.", r"body.\1.rdb\2.conv\3."),
         (r"^trunk_conv\.", "conv_body."),
         (r"^upconv(\d)\.", r"conv_up\1."),
         (r"^HRconv\.", "conv_hr."),
     )
 )
-_UPSAMPLINGS = {0: "no upsampling", 1: "one upsampling"}
-_CHANNELS = {1: "greyscale", 4: "RGBA"}
-_MARK = re.compile(rf"^(body\.\d+\.rdb\d|RRDB_trunk\.\d+\.RDB\d|model\.1\.sub\.{_NUMBERED})\.")
+_SEQUENTIAL = re.compile(r"^model\.(\d+)\.(?=weight$|bias$)")
+_MARK = re.compile(rf"^(body\.\d+\.rdb\d|RRDB_trunk\.\d+\.RDB\d|model\.1\.sub\.{_NUMBERED}[\dx]+)\.")
 
 
 def detect(state: Mapping[str, Tensor]) -> bool:
@@ -65,49 +70,38 @@ def detect(state: Mapping[str, Tensor]) -> bool:
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under BasicSR's names, which Real-ESRGAN uses too and this module has."""
-    return {_newest(key): tensor for key, tensor in state.items()}
+    """The tensors under BasicSR's names, which Real-ESRGAN uses too and this module has.
 
-
-def variant(state: Mapping[str, Tensor]) -> str | None:
-    """Name of a complete RRDBNet of another form than this module builds; None for the own form and incomplete tensors.
-
-    Tensors that lack exactly the second upsampling are those of the variant with one: nothing tells them apart.
+    Raises KeyError for an upsampling that is missing in the first release's sequence, which numbers all of them.
     """
-    first, upsamplings = state.get("conv_first.weight", state.get("model.0.weight")), _upsamplings(state)
-    if first is None or first.ndim != 4 or upsamplings is None:
-        return None
-    inputs = first.shape[1]
-    details = [_UPSAMPLINGS.get(upsamplings, f"{upsamplings} upsamplings")] if upsamplings != 2 else []
-    details += [_CHANNELS[inputs]] if inputs in _CHANNELS else []
-    name = "ESRGAN+" if any("conv1x1" in key for key in state) else "ESRGAN"
-    if name == "ESRGAN" and not details:
-        return None
-    scale = 2**upsamplings / {12: 2, 48: 4}.get(inputs, 1)
-    return f"{name} x{scale:g}" + (f" ({', '.join(details)})" if details else "")
+    last = max((int(match[1]) for key in state if (match := _SEQUENTIAL.match(key))), default=0)
+    # An upsampling takes three entries of the sequence: resize, convolution, activation. Two convolutions follow.
+    upsamplings = max(0, -(-(last - 4) // 3))
+    if last and upsamplings and (name := f"model.{3 * upsamplings}.weight") not in state:
+        raise KeyError(name)
+    return {_newest(key, upsamplings): tensor for key, tensor in state.items()}
 
 
-def _upsamplings(state: Mapping[str, Tensor]) -> int | None:
-    """Number of upsampling convolutions of a complete tail in any of the three namings; None for an incomplete one."""
-    if positions := {int(match[1]) for key in state if (match := re.match(r"model\.(\d+)\.weight$", key))}:
-        # An upsampling takes three entries of the sequence: resize, convolution, activation. Two convolutions follow.
-        return next((n for n in range(5) if positions == {0, *range(3, 3 * n + 1, 3), 3 * n + 2, 3 * n + 4}), None)
-    numbers = {int(match[1]) for key in state if (match := re.match(r"(?:conv_up|upconv)(\d)\.weight$", key))}
-    is_complete = "conv_last.weight" in state and not {"conv_hr.weight", "HRconv.weight"}.isdisjoint(state)
-    return len(numbers) if is_complete and numbers == set(range(1, len(numbers) + 1)) else None
-
-
-def _newest(key: str) -> str:
+def _newest(key: str, upsamplings: int) -> str:
+    """Today's name of a tensor; ``upsamplings``: number of upsamplings in the first release's sequence."""
+    if (match := _SEQUENTIAL.match(key)) and (number := int(match[1])):
+        names = {3 * upsamplings + 4: "conv_last", 3 * upsamplings + 2: "conv_hr"}
+        name = names.get(number, f"conv_up{number // 3}" if number % 3 == 0 else f"model{number}")
+        return f"{name}.{key[match.end() :]}"
     for pattern, name in _OLDER_NAMES:
         key = pattern.sub(name, key)
     return key
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions that see the input and all results before them, as a residual: [B, C, H, W] -> the same."""
+    """Five convolutions that see the input and all results before them, as a residual: [B, C, H, W] -> the same.
 
-    def __init__(self, channels: int, growth: int) -> None:
+    ``plus``: with ESRGAN+'s paths from the input and from the second result to the second and fourth.
+    """
+
+    def __init__(self, channels: int, growth: int, *, plus: bool = False) -> None:
         super().__init__()
+        self.conv1x1 = nn.Conv2d(channels, growth, 1, bias=False) if plus else None
         self.conv1 = conv3(channels, growth)
         self.conv2 = conv3(channels + growth, growth)
         self.conv3 = conv3(channels + 2 * growth, growth)
@@ -117,9 +111,13 @@ class DenseBlock(nn.Module):
             _start_small(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = cast_to_weights(self, x)
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            maps = torch.cat([maps, F.leaky_relu(conv(maps), SLOPE)], 1)
+        maps = first = cast_to_weights(self, x)
+        path = None if self.conv1x1 is None else self.conv1x1(first)
+        for number, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4), 1):
+            y = F.leaky_relu(conv(maps), SLOPE)
+            if path is not None and number % 2 == 0:
+                y = path = y + path
+            maps = torch.cat([maps, y], 1)
         last: Tensor = self.conv5(maps)
         return torch.add(x, last, alpha=RESIDUAL)
 
@@ -136,21 +134,21 @@ def _start_small(conv: nn.Conv2d) -> None:
 class ResidualGroup(nn.Module):
     """Three dense blocks inside one more residual, the paper's RRDB: [B, C, H, W] -> the same."""
 
-    def __init__(self, channels: int, growth: int) -> None:
+    def __init__(self, channels: int, growth: int, *, plus: bool = False) -> None:
         super().__init__()
-        self.rdb1 = DenseBlock(channels, growth)
-        self.rdb2 = DenseBlock(channels, growth)
-        self.rdb3 = DenseBlock(channels, growth)
+        self.rdb1 = DenseBlock(channels, growth, plus=plus)
+        self.rdb2 = DenseBlock(channels, growth, plus=plus)
+        self.rdb3 = DenseBlock(channels, growth, plus=plus)
 
     def forward(self, x: Tensor) -> Tensor:
         last: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
         return torch.add(x, last, alpha=RESIDUAL)
 
 
-class RRDBNet(nn.Module):
-    """ESRGAN's generator: [B, 3 + noise channels, H, W] with RGB in [0, 1] -> [B, 3, scale H, scale W], about [0, 1].
+class RRDBNet(Upscaler):
+    """ESRGAN's generator.
 
-    The network always enlarges its trunk four times. Scales 2 and 1 are BasicSR's variants, which first fold 2 x 2 or
+    The trunk is enlarged by 2 as often as ``scale * fold`` says: up to four times. BasicSR's variants first fold 2 x 2 or
     4 x 4 pixels into channels; the origin of a tile must then sit on that grid, ``align``. Noise channels are an addition
     of this engine.
 
@@ -158,86 +156,72 @@ class RRDBNet(nn.Module):
         channels: channels of the trunk.
         blocks: number of residual groups.
         growth: channels that each convolution of a dense block adds.
-        scale: 4, 2 or 1.
-        noise_channels: input channels beside RGB; with scale 4 only.
+        scale: enlargement.
+        noise_channels: input channels beside RGB; without folded pixels only.
+        fold: side of the squares of pixels that are folded into channels: 1, 2 or 4.
+        image_channels: channels of the image that the network sees and makes: 1 (luma), 3 or 4 (with alpha).
+        plus: whether dense blocks have ESRGAN+'s paths.
 
     Raises:
-        ModelError: another scale, or noise channels with scale 2 or 1.
+        ModelError: another scale, fold or number of channels, or noise channels with folded pixels.
     """
 
+    ends = ("conv_first", "conv_noise", "conv_last")
+
     def __init__(
-        self, channels: int = 64, blocks: int = 23, growth: int = 32, scale: int = 4, noise_channels: int = 0
+        self,
+        channels: int = 64,
+        blocks: int = 23,
+        growth: int = 32,
+        scale: int = 4,
+        noise_channels: int = 0,
+        *,
+        fold: int = 1,
+        image_channels: int = RGB,
+        plus: bool = False,
     ) -> None:
         super().__init__()
-        if scale not in (1, 2, 4):
-            raise ModelError(f"RRDBNet of scale {scale}: does not exist; use scale 1, 2 or 4")
-        if noise_channels and scale != TRUNK:
-            raise ModelError(f"RRDBNet with noise channels of scale {scale}: does not exist; use scale {TRUNK}")
-        self.scale = scale
-        self.align = TRUNK // scale
-        self.noise_channels = noise_channels
-        self.conv_first = conv3(RGB * self.align**2, channels)
+        upsamplings = (scale * fold).bit_length() - 1
+        if fold not in FOLDS or scale * fold != 2**upsamplings or upsamplings > 4:
+            raise ModelError(f"RRDBNet of scale {scale} with fold {fold}: does not exist; use scale 1, 2, 4, 8 or 16")
+        if noise_channels and fold != 1:
+            raise ModelError(f"RRDBNet with noise channels and fold {fold}: does not exist; use fold 1")
+        self.scale, self.align, self.upsamplings = scale, fold, upsamplings
+        self.noise_channels, self.image_channels = noise_channels, image_channels
+        self.conv_first = conv3(image_channels * fold**2, channels)
         self.conv_noise = noise_conv(noise_channels, channels)
-        self.body = nn.Sequential(*(ResidualGroup(channels, growth) for _ in range(blocks)))
+        self.body = nn.Sequential(*(ResidualGroup(channels, growth, plus=plus) for _ in range(blocks)))
         self.conv_body = conv3(channels, channels)
-        self.conv_up1 = conv3(channels, channels)
-        self.conv_up2 = conv3(channels, channels)
+        for number in range(1, upsamplings + 1):
+            self.add_module(f"conv_up{number}", conv3(channels, channels))
         self.conv_hr = conv3(channels, channels)
-        self.conv_last = conv3(channels, RGB)
+        self.conv_last = conv3(channels, image_channels)
 
     @property
     def blocks(self) -> nn.Sequential:
         """Blocks of the trunk."""
         return self.body
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tail(self.trunk(x))
-
     def trunk(self, x: Tensor) -> Tensor:
         """[B, 3 + noise channels, H, W] -> features [B, C, H / align, W / align]."""
-        image = image_of(x, self.noise_channels)
+        image = image_of(x, self.noise_channels, self.image_channels)
         if self.align > 1:
             image = F.pixel_unshuffle(image, self.align)
         x = add_noise_features(self.conv_first(image), self.conv_noise, x)
         x = x + self.conv_body(cast_to_weights(self.conv_body, self.body(x)))
-        return cast_to_weights(self.conv_up1, x)
+        return cast_to_weights(self.conv_hr, x)
 
     def tail(self, x: Tensor) -> Tensor:
-        """Features -> image, ``TRUNK`` times as large; see ``layers.TAIL_REACH``."""
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        x = F.leaky_relu(self.conv_up1(x), SLOPE)
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        x = F.leaky_relu(self.conv_up2(x), SLOPE)
+        for number in range(1, self.upsamplings + 1):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = F.leaky_relu(self.get_submodule(f"conv_up{number}")(x), SLOPE)
         x = F.leaky_relu(self.conv_hr(x), SLOPE)
-        result: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
-        return result
+        return rgb_of(self.conv_last(cast_to_weights(self.conv_last, x)), self.image_channels)
 
-    def to_mixed(self, dtype: torch.dtype) -> Self:
-        """Cast in place every convolution except those at both ends; returns the network.
-
-        The ends and the residual stream stay float32. bf16 has 8 bits of mantissa, no more than an 8-bit image has, so
-        rounding the input would cost more than everything else together (0.97 levels instead of 0.26).
-        """
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and name not in ("conv_first", "conv_noise", "conv_last"):
-                module.to(dtype)
-        return self
-
-    @property
-    def radius(self) -> int:
-        """Radius of the receptive field: input pixels to either side that an output pixel depends on, at the worst phase.
-
-        The interval that one output pixel needs is traced back through the graph. A convolution widens it by one, a
-        nearest-neighbour upsampling halves both ends (rounding down), folded pixels multiply them again.
-        """
-        return max(max(q // self.scale - low, high - q // self.scale) for q, low, high in self._reach())
-
-    def _reach(self) -> Iterator[tuple[int, int, int]]:
-        """(output pixel, its first and its last input pixel) for each phase."""
+    def _seen_by(self, q: int) -> tuple[int, int]:
         trunk = 15 * len(self.body) + 2  # five convolutions a dense block, three blocks a group; conv_first, conv_body
-        for q in range(TRUNK):
-            low, high = ((q - 3) // 2 - 1) // 2 - trunk, ((q + 3) // 2 + 1) // 2 + trunk
-            yield q, low * self.align, high * self.align + self.align - 1
+        low, high = seen(q, q, [(2, 1), *[(1, 2)] * self.upsamplings, (trunk, 1)])
+        return low * self.align, high * self.align + self.align - 1
 
     @classmethod
     def from_shapes(cls, state: Mapping[str, Tensor]) -> Self:
@@ -246,17 +230,31 @@ class RRDBNet(nn.Module):
         Raises ModelError, or KeyError, IndexError or ValueError, for tensors that tell no size.
         """
         channels, inputs = state["conv_first.weight"].shape[:2]
-        scales = {3: 4, 12: 2, 48: 1}
-        if inputs not in scales:
+        image_channels, fold = _image_of(inputs, state["conv_last.weight"].shape[0])
+        upsamplings = max((int(m[1]) for key in state if (m := re.match(r"conv_up(\d)\.weight$", key))), default=0)
+        if 2**upsamplings % fold or 2**upsamplings // fold > MAX_SCALE:
             raise ModelError(
-                f"conv_first.weight takes {inputs} channels: not RGB; use a network that takes 3, 12 or 48"
+                f"{upsamplings} upsamplings with fold {fold}; networks of scale 1 to {MAX_SCALE} are built"
             )
-        growth = state["body.0.rdb1.conv1.weight"].shape[0]
         blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
         return cls(
             check_count(channels, MAX_CHANNELS, "channels"),
             check_count(blocks, MAX_BLOCKS, "blocks"),
-            check_count(growth, MAX_CHANNELS, "channels of growth"),
-            scales[inputs],
+            check_count(state["body.0.rdb1.conv1.weight"].shape[0], MAX_CHANNELS, "channels of growth"),
+            2**upsamplings // fold,
             noise_channels_of(state),
+            fold=fold,
+            image_channels=image_channels,
+            plus="body.0.rdb1.conv1x1.weight" in state,
         )
+
+
+def _image_of(inputs: int, outputs: int) -> tuple[int, int]:
+    """(channels of the image, fold) of a network that takes and yields these channels. Raises ModelError."""
+    fold = isqrt(inputs // outputs) if outputs else 0
+    if outputs not in (GREY, RGB, RGBA) or fold not in FOLDS or outputs * fold**2 != inputs:
+        raise ModelError(
+            f"takes {inputs} channels and yields {outputs}; networks of grey, RGB or RGBA images are built, "
+            "with or without folded pixels"
+        )
+    return outputs, fold

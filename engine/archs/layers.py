@@ -7,8 +7,11 @@ weights, and a layer that mixes rows otherwise than by convolution is a module o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isqrt
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from engine.errors import AlignmentError, ModelError
@@ -16,11 +19,20 @@ from engine.errors import AlignmentError, ModelError
 TAIL_REACH = 3
 """Trunk pixels that the tail of any upscaler sees to every side.
 
-Every upscaler is ``tail(trunk(x))``. The trunk runs at the input's resolution; the tail enlarges, so its large feature maps
+The trunk runs at the input's resolution; the tail enlarges, so its large feature maps
 can be computed in strips of rows, exactly."""
 
 RGB = 3
 """Channels of an image: the first channels of a network's input, before its noise channels."""
+
+GREY, RGBA = 1, 4
+"""Channels of networks that see an image's luma, or an image and its alpha."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in the luma of ITU-R BT.601."""
+
+MAX_SCALE = 16
+"""Largest enlargement of each side."""
 
 NOISE_KEY = "conv_noise.weight"
 """Name of the tensor that noise enters by."""
@@ -71,9 +83,116 @@ def with_noise_gain(state: Mapping[str, Tensor], gain: float) -> dict[str, Tenso
     return {**state, NOISE_KEY: (state[NOISE_KEY].float() * gain).to(state[NOISE_KEY].dtype)}
 
 
-def image_of(x: Tensor, noise_channels: int) -> Tensor:
-    """The image [B, 3, H, W] in a network's input [B, 3 + noise channels, H, W]."""
-    return x.narrow(1, 0, RGB) if noise_channels else x
+def image_of(x: Tensor, noise_channels: int = 0, channels: int = RGB) -> Tensor:
+    """The image in a network's input [B, 3 + noise channels, H, W], in the channels that the network sees.
+
+    Args:
+        x: input.
+        noise_channels: noise channels behind the image.
+        channels: ``RGB``; ``GREY`` for the luma; ``RGBA`` for an image with an opaque alpha.
+    """
+    x = x.narrow(1, 0, RGB) if noise_channels else x
+    if channels == GREY:
+        red, green, blue = (x.narrow(1, i, 1) * share for i, share in enumerate(LUMA))
+        return red + green + blue
+    return torch.cat([x, x.narrow(1, 0, 1) * 0 + 1], 1) if channels == RGBA else x
+
+
+def rgb_of(y: Tensor, channels: int) -> Tensor:
+    """The image [B, 3, H, W] of a network's output with these channels: a luma is grey, an alpha is dropped."""
+    if channels == GREY:
+        return y.expand(-1, RGB, -1, -1)
+    return y.narrow(1, 0, RGB) if channels == RGBA else y
+
+
+def check_image_channels(channels: int) -> int:
+    """``channels`` of a network's image. Raises ModelError unless they are those of a grey, an RGB or an RGBA image."""
+    if channels not in (GREY, RGB, RGBA):
+        raise ModelError(f"takes images of {channels} channels; networks of grey, RGB or RGBA images are built")
+    return channels
+
+
+def shuffle_factor(outputs: int, channels: int) -> int:
+    """Factor by which a pixel shuffle of ``outputs`` channels to ``channels`` enlarges. Raises ModelError without one."""
+    factor = isqrt(outputs // channels)
+    if factor**2 * channels != outputs or not 1 <= factor <= MAX_SCALE:
+        raise ModelError(f"{outputs} channels for a shuffle to {channels}; scales of 1 to {MAX_SCALE} are built")
+    return factor
+
+
+def seen(low: int, high: int, steps: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """First and last pixel that the pixels from ``low`` to ``high`` depend on.
+
+    Args:
+        low: first pixel.
+        high: last pixel.
+        steps: back from the output: the reach of the convolutions of one resolution, and the factor by which the
+            resolution before is smaller.
+    """
+    for reach, factor in steps:
+        low, high = (low - reach) // factor, (high + reach) // factor
+    return low, high
+
+
+class Upscaler(nn.Module, ABC):
+    """A network that enlarges an image: [B, 3 + noise channels, H, W], RGB in [0, 1] -> [B, 3, scale H, scale W].
+
+    It is ``tail(trunk(x))``; see ``TAIL_REACH``.
+    """
+
+    scale: int
+    """Enlargement of each side."""
+
+    align: int
+    """Grid of tile origins, and divisor of every height and width, in input pixels."""
+
+    noise_channels: int
+    """Input channels beside RGB."""
+
+    has_halves = True
+    """Whether it runs in mixed precision, too."""
+
+    ends: tuple[str, ...]
+    """Names of the first and last convolutions, which stay float32 in mixed precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.trunk(x))
+
+    @abstractmethod
+    def trunk(self, x: Tensor) -> Tensor:
+        """Input -> features at the trunk's resolution."""
+
+    @abstractmethod
+    def tail(self, x: Tensor) -> Tensor:
+        """Features -> image."""
+
+    @abstractmethod
+    def _seen_by(self, q: int) -> tuple[int, int]:
+        """First and last input pixel that output pixel ``q`` of a row depends on."""
+
+    @property
+    def radius(self) -> int:
+        """Radius of the receptive field: input pixels to either side that an output pixel depends on, at the worst phase.
+
+        The interval that one output pixel needs is traced back through the graph. The pattern repeats every ``align``
+        input pixels.
+        """
+        reach = 0
+        for q in range(self.align * self.scale):
+            low, high = self._seen_by(q)
+            reach = max(reach, q // self.scale - low, high - q // self.scale)
+        return reach
+
+    def to_mixed(self, dtype: torch.dtype) -> Self:
+        """Cast in place every convolution, linear map and PReLU except ``ends``; returns the network.
+
+        The ends, norms and residual streams stay float32. bf16 has 8 bits of mantissa, no more than an 8-bit image has,
+        so rounding the input would cost more than everything else together (0.97 levels instead of 0.26).
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.PReLU) and name not in self.ends:
+                module.to(dtype)
+        return self
 
 
 def add_noise_features(features: Tensor, conv_noise: nn.Conv2d | None, x: Tensor) -> Tensor:

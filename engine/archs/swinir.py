@@ -1,6 +1,6 @@
-"""SwinIR for real photographs: residual groups of shifted-window attention, then nearest-neighbour upsampling.
+"""SwinIR: residual groups of shifted-window attention, then one of four heads.
 
-Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV workshops 2021, in its ``nearest+conv`` form. Holds
+Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV workshops 2021. The reference is Apache-2.0. Holds
 the graph, the tensor names of the authors' checkpoints and the receptive field; knows nothing of files, tiles or padding.
 An image whose sides are no multiples of the window is refused, because padding is done once for the whole image.
 
@@ -9,19 +9,22 @@ The residual stream is [B, H, W, C] throughout, so a token is a pixel and a conv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import isqrt
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from engine.archs.layers import (
+    GREY,
     MAX_BLOCKS,
     MAX_CHANNELS,
+    MAX_SCALE,
     RGB,
+    Upscaler,
     WindowRows,
     add_noise_features,
     cast_to_weights,
@@ -31,14 +34,21 @@ from engine.archs.layers import (
     image_of,
     noise_channels_of,
     noise_conv,
+    rgb_of,
+    seen,
+    shuffle_factor,
 )
 from engine.errors import ModelError
 from engine.kernels.window_attention import window_attention
 
 NAME = "swinir"
-FORM = "SwinIR nearest+conv"
+FORM = "SwinIR"
 SLOPE = 0.2  # negative slope after the upsamplings; before them it is PyTorch's default, as published
-MEAN = (0.4488, 0.4371, 0.4040)  # mean of the DIV2K images, subtracted from every input
+MEAN = (0.4488, 0.4371, 0.4040)  # mean of the DIV2K images, subtracted from every RGB input
+JPEG_WINDOW, JPEG_RANGE = 7, 255.0  # networks against JPEG's artefacts alone have this window, and see this range
+
+Head = Literal["nearest+conv", "pixelshuffle", "pixelshuffledirect", "none"]
+"""The part behind the trunk, in the words of the authors' code."""
 
 MAX_WINDOW = 32
 """Side of a window in pixels: N = window ** 2 pixels have N ** 2 pairs. Published networks have up to 16."""
@@ -55,42 +65,15 @@ def detect(state: Mapping[str, Tensor]) -> bool:
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the buffers that some files hold, which follow from the window alone."""
-    return {key: tensor for key, tensor in state.items() if not key.endswith(_DERIVED) and key != "mean"}
+    """The tensors without the buffers that some files hold, which follow from the window alone.
 
-
-def variant(state: Mapping[str, Tensor]) -> str | None:
-    """Name of a complete SwinIR of another form than this module builds; None for the own form and incomplete tensors."""
-    first, upsampler = state.get("conv_first.weight", state.get("conv_first.1.weight")), _upsampler(state)
-    if first is None or first.ndim != 4 or upsampler is None:
-        return None
-    inputs = first.shape[1]
-    details = [upsampler]
-    details += ["3conv"] if "conv_after_body.0.weight" in state else []
-    details += ["greyscale"] if inputs == 1 else []
-    return f"SwinIR x{_scale(state, inputs)} ({', '.join(details)})" if details != ["nearest+conv"] else None
-
-
-def _upsampler(state: Mapping[str, Tensor]) -> str | None:
-    """Upsampler in the words of the authors' code; None for tensors of none."""
-    if "conv_up1.weight" in state:
-        return "nearest+conv"
-    if "upsample.0.weight" in state:
-        return "pixelshuffle" if "conv_before_upsample.0.weight" in state else "pixelshuffledirect"
-    leftovers = {"conv_before_upsample.0.weight", "conv_up2.weight", "conv_hr.weight"}
-    return "no upsampling" if "conv_last.weight" in state and leftovers.isdisjoint(state) else None
-
-
-def _scale(state: Mapping[str, Tensor], channels: int) -> int:
-    """Enlargement of a complete SwinIR of any upsampler; ``channels`` are those of its image."""
-    if "upsample.0.weight" not in state:
-        return 1 << sum(f"conv_up{i}.weight" in state for i in (1, 2, 3))
-    outputs, inputs = state["upsample.0.weight"].shape[:2]
-    if "conv_before_upsample.0.weight" not in state:
-        return isqrt(outputs // channels)
-    # A scale of 2 or 3 is one shuffle; larger ones are several shuffles by 2.
-    shuffles = sum(key.startswith("upsample.") and key.endswith("weight") for key in state)
-    return isqrt(outputs // inputs) if shuffles == 1 else 1 << shuffles
+    Networks that fold pixels first have their first convolution at the second place of a sequence.
+    """
+    return {
+        key.replace("conv_first.1.", "conv_first."): tensor
+        for key, tensor in state.items()
+        if not key.endswith(_DERIVED) and key != "mean"
+    }
 
 
 @cache
@@ -174,20 +157,28 @@ class SwinLayer(nn.Module):
         return x + y
 
 
+def trunk_convs(dim: int, convs: int) -> nn.Conv2d | nn.Sequential:
+    """The convolution behind a group: one of 3x3, or three of which the inner ones have a quarter of the channels."""
+    if convs == 1:
+        return conv3(dim, dim)
+    narrow = dim // 4
+    inner = nn.Conv2d(narrow, narrow, 1)
+    return nn.Sequential(conv3(dim, narrow), nn.LeakyReLU(SLOPE), inner, nn.LeakyReLU(SLOPE), conv3(narrow, dim))
+
+
 class SwinGroup(nn.Module):
     """Layers that alternate between no shift and half a window's, then a convolution: the paper's RSTB, [B, H, W, C]."""
 
-    def __init__(self, dim: int, depth: int, heads: int, window: int, hidden: int) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, window: int, hidden: int, convs: int = 1) -> None:
         super().__init__()
         shifts = [window // 2 if i % 2 else 0 for i in range(depth)]
         blocks = nn.Sequential(*(SwinLayer(dim, heads, window, shift, hidden) for shift in shifts))
         self.residual_group = nn.ModuleDict({"blocks": blocks})
-        self.conv = conv3(dim, dim)
+        self.conv = trunk_convs(dim, convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.residual_group["blocks"](x)
-        y = self.conv(cast_to_weights(self.conv, planes(y)))
-        return x + tokens(y)
+        y = planes(self.residual_group["blocks"](x))
+        return x + tokens(self.conv(cast_to_weights(self.conv, y)))
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -200,24 +191,29 @@ def planes(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-class SwinIR(nn.Module):
-    """SwinIR: [B, 3 + noise channels, H, W] with RGB in [0, 1] -> [B, 3, scale H, scale W], about [0, 1].
+class SwinIR(Upscaler):
+    """SwinIR with any of its four heads. Noise channels are an addition of this engine.
 
-    H and W are multiples of the window. The windows start at the tile's origin, which must therefore sit on the window
-    grid of the whole image (``align``): no halo repairs a misaligned tile. The defaults are the paper's SwinIR-M.
+    H and W are multiples of ``align``. The windows start at the tile's origin, which must therefore sit on the window grid
+    of the whole image: no halo repairs a misaligned tile. The defaults are the paper's SwinIR-M.
 
     Args:
         dim: channels of the residual stream.
-        depths: number of layers of each group.
-        heads: number of attention heads of each group.
-        window: side of a window in pixels.
+        depths: layers in each group.
+        heads: attention heads in each group.
+        window: side of a window in pixels of the trunk.
         hidden: channels inside the MLPs.
-        features: channels after the trunk.
-        scale: 4 or 2.
-        noise_channels: input channels beside RGB.
+        features: channels behind the trunk, in heads that enlarge and then convolve.
+        scale: enlargement; 1 without a head.
+        noise_channels: input channels beside RGB; without folded pixels only.
+        head: the part behind the trunk.
+        fold: side of the squares of pixels that are folded into channels first.
+        image_channels: channels of the image that the network sees and makes: 1 (luma) or 3.
+        convs: convolutions behind each group and behind the trunk: 1 or 3.
 
     Raises:
-        ModelError: another scale, or heads that do not divide ``dim``.
+        ModelError: a scale that the head has not, heads that do not divide ``dim``, noise channels or no head with folded
+            pixels.
     """
 
     mean: Tensor
@@ -232,89 +228,114 @@ class SwinIR(nn.Module):
         features: int = 64,
         scale: int = 4,
         noise_channels: int = 0,
+        *,
+        head: Head = "nearest+conv",
+        fold: int = 1,
+        image_channels: int = RGB,
+        convs: int = 1,
     ) -> None:
         super().__init__()
-        if scale not in (2, 4):
-            raise ModelError(f"SwinIR of scale {scale}: does not exist; use scale 2 or 4")
-        self.scale, self.align, self.depths = scale, window, tuple(depths)
+        self.factors = _factors(head, scale * fold)
+        if fold != 1 and (noise_channels or head == "none"):
+            raise ModelError(f"SwinIR with fold {fold}: has a head and no noise channels; use fold 1")
+        self.scale, self.align, self.fold, self.window = scale, window * fold, fold, window
+        self.head, self.depths = head, tuple(depths)
+        self.noise_channels, self.image_channels = noise_channels, image_channels
+        self.range = JPEG_RANGE if window == JPEG_WINDOW else 1.0
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
-        self.noise_channels = noise_channels
-        self.conv_first = conv3(RGB, dim)
+        self.conv_first = conv3(image_channels * fold**2, dim)
         self.conv_noise = noise_conv(noise_channels, dim)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
         groups = zip(depths, heads, strict=True)
-        self.layers = nn.Sequential(*(SwinGroup(dim, depth, n, window, hidden) for depth, n in groups))
+        self.layers = nn.Sequential(*(SwinGroup(dim, depth, n, window, hidden, convs) for depth, n in groups))
         self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = conv3(dim, dim)
-        self.conv_before_upsample = nn.Sequential(conv3(dim, features), nn.LeakyReLU())
-        self.conv_up1 = conv3(features, features)
-        self.conv_up2 = conv3(features, features) if scale == 4 else None
-        self.conv_hr = conv3(features, features)
-        self.conv_last = conv3(features, RGB)
+        self.conv_after_body = trunk_convs(dim, convs)
+        self.ends = ("conv_first", "conv_noise", "conv_last")
+        self._add_head(dim, features)
         self.apply(_start_linear)
+
+    def _add_head(self, dim: int, features: int) -> None:
+        """Create the layers behind the trunk, under the names of the authors' code."""
+        if self.head == "pixelshuffledirect":
+            self.upsample = nn.Sequential(
+                conv3(dim, self.image_channels * self.factors[0] ** 2), nn.PixelShuffle(self.factors[0])
+            )
+            self.ends = ("conv_first", "conv_noise", "upsample.0")
+            return
+        if self.head != "none":
+            self.conv_before_upsample = nn.Sequential(conv3(dim, features), nn.LeakyReLU())
+        if self.head == "nearest+conv":
+            for number in range(1, len(self.factors) + 1):
+                self.add_module(f"conv_up{number}", conv3(features, features))
+            self.conv_hr = conv3(features, features)
+        if self.head == "pixelshuffle":
+            layers = [(conv3(features, features * f**2), nn.PixelShuffle(f)) for f in self.factors]
+            self.upsample = nn.Sequential(*(layer for pair in layers for layer in pair))
+        self.conv_last = conv3(dim if self.head == "none" else features, self.image_channels)
 
     @property
     def blocks(self) -> nn.Sequential:
         """Blocks of the trunk."""
         return self.layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tail(self.trunk(x))
-
     def trunk(self, x: Tensor) -> Tensor:
-        """[B, 3 + noise channels, H, W] -> features [B, dim, H, W]."""
+        """[B, 3 + noise channels, H, W] -> features [B, C, H / fold, W / fold]; without a head, the result less its mean."""
         x = check_whole_windows(x, self.align)
-        x = add_noise_features(self.conv_first(image_of(x, self.noise_channels) - self.mean), self.conv_noise, x)
+        image = image_of(x, self.noise_channels, self.image_channels)
+        if self.image_channels == RGB:
+            image = image - self.mean
+        if self.range != 1:
+            image = image * self.range
+        if self.fold > 1:
+            image = F.pixel_unshuffle(image, self.fold)
+        x = add_noise_features(self.conv_first(image), self.conv_noise, x)
         y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
         x = x + self.conv_after_body(cast_to_weights(self.conv_after_body, planes(y)))
-        return cast_to_weights(self.conv_before_upsample, x)
+        if self.head == "none":
+            residual: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
+            return image + residual
+        return cast_to_weights(self.upsample if self.head == "pixelshuffledirect" else self.conv_before_upsample, x)
 
     def tail(self, x: Tensor) -> Tensor:
         """Features -> image, ``scale`` times as large; see ``layers.TAIL_REACH``."""
-        x = self._enlarge(self.conv_before_upsample(x))
-        result: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
-        return result + self.mean
+        if self.head != "none":
+            x = self._enlarge(x)
+        if self.range != 1:
+            x = x / self.range
+        return rgb_of(x + self.mean if self.image_channels == RGB else x, self.image_channels)
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        for conv in (self.conv_up1, self.conv_up2):
-            if conv is not None:
+        if self.head == "pixelshuffledirect":
+            direct: Tensor = self.upsample(x)
+            return direct
+        x = self.conv_before_upsample(x)
+        if self.head == "pixelshuffle":
+            x = self.upsample(x)
+        else:
+            for number in range(1, len(self.factors) + 1):
+                conv = self.get_submodule(f"conv_up{number}")
                 x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), SLOPE)
-        return F.leaky_relu(self.conv_hr(x), SLOPE)
+            x = F.leaky_relu(self.conv_hr(x), SLOPE)
+        result: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
+        return result
 
-    def to_mixed(self, dtype: torch.dtype) -> Self:
-        """Cast in place every linear map and convolution except the convolutions at both ends; returns the network.
+    def _seen_by(self, q: int) -> tuple[int, int]:
+        """An attention layer extends an interval to whole (shifted) windows."""
+        after_body = 1 if isinstance(self.conv_after_body, nn.Conv2d) else 2
+        tails = {
+            "none": [(1, 1)],
+            "pixelshuffledirect": [(0, self.factors[0]), (1, 1)] if self.factors else [],
+            "pixelshuffle": [*((1, factor) for factor in reversed(self.factors)), (2, 1)],
+            "nearest+conv": [(2, 1), *((1, factor) for factor in self.factors), (1, 1)],
+        }
+        low, high = seen(q, q, [*tails[self.head], (after_body, 1)])
+        for depth in reversed(self.depths):
+            low, high = self._seen_by_group(depth, low - after_body, high + after_body)
+        low, high = seen(low, high, [(1, 1)])  # conv_first
+        return low * self.fold, high * self.fold + self.fold - 1
 
-        LayerNorm, softmax and the residual stream stay float32: the stream grows from group to group until it overflows
-        fp16, and rounding the input would cost the most.
-        """
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) and name not in ("conv_first", "conv_noise", "conv_last"):
-                module.to(dtype)
-        return self
-
-    @property
-    def radius(self) -> int:
-        """Radius of the receptive field: input pixels to either side that an output pixel depends on, at the worst phase.
-
-        The interval that one output pixel needs is traced back through the graph. A convolution widens it by one, an
-        upsampling halves both ends (rounding down), an attention layer extends it to whole (shifted) windows. The
-        pattern repeats every window, so one window has all phases.
-        """
-        return max(max(q // self.scale - low, high - q // self.scale) for q, low, high in self._reach())
-
-    def _reach(self) -> Iterator[tuple[int, int, int]]:
-        """(output pixel, its first and its last input pixel) for each phase."""
-        for q in range(self.align * self.scale):
-            low, high = q - 2, q + 2  # conv_last, conv_hr
-            for _ in range(self.scale // 2):
-                low, high = (low - 1) // 2, (high + 1) // 2
-            low, high = low - 2, high + 2  # conv_before_upsample, conv_after_body
-            for depth in reversed(self.depths):
-                low, high = self._reach_of_group(depth, low - 1, high + 1)
-            yield q, low - 1, high + 1  # conv_first
-
-    def _reach_of_group(self, depth: int, low: int, high: int) -> tuple[int, int]:
-        window = self.align
+    def _seen_by_group(self, depth: int, low: int, high: int) -> tuple[int, int]:
+        window = self.window
         for i in reversed(range(depth)):
             shift = window // 2 if i % 2 else 0
             low = (low - shift) // window * window + shift
@@ -332,16 +353,67 @@ class SwinIR(nn.Module):
         depths = [_count(state, block.format(i)) for i in range(groups)]
         tables = [state[block.format(i) + f"0.{_BIAS}"] for i in range(groups)]
         check_count(sum(depths), MAX_BLOCKS, "layers")
+        dim, inputs = state["conv_first.weight"].shape[:2]
+        image_channels, fold = _image_of(inputs)
+        head, enlargement, features = _head_of(state, image_channels)
+        if enlargement % fold:
+            raise ModelError(f"a trunk enlarged {enlargement} times with fold {fold}; whole scales are built")
         return cls(
-            dim=check_count(state["conv_first.weight"].shape[0], MAX_CHANNELS, "channels"),
+            dim=check_count(dim, MAX_CHANNELS, "channels"),
             depths=depths,
             heads=[table.shape[1] for table in tables],
             window=check_count(_window_of(tables[0]), MAX_WINDOW, "pixels a window's side"),
             hidden=check_count(state[block.format(0) + "0.mlp.fc1.weight"].shape[0], MAX_CHANNELS, "hidden channels"),
-            features=check_count(state["conv_up1.weight"].shape[0], MAX_CHANNELS, "features"),
-            scale=4 if "conv_up2.weight" in state else 2,
+            features=check_count(features, MAX_CHANNELS, "features"),
+            scale=enlargement // fold,
             noise_channels=noise_channels_of(state),
+            head=head,
+            fold=fold,
+            image_channels=image_channels,
+            convs=3 if "conv_after_body.0.weight" in state else 1,
         )
+
+
+def _factors(head: Head, enlargement: int) -> tuple[int, ...]:
+    """Factors by which a head enlarges, one after another. Raises ModelError for an enlargement that it has not."""
+    doublings = enlargement.bit_length() - 1
+    if 1 <= enlargement <= MAX_SCALE:
+        if head == "none" and enlargement == 1:
+            return ()
+        if head == "pixelshuffledirect" or (head == "pixelshuffle" and enlargement == 3):
+            return (enlargement,)
+        if head != "none" and enlargement == 2**doublings > 1:
+            return (2,) * doublings
+    raise ModelError(
+        f"SwinIR of scale {enlargement} with head {head}: does not exist; use a power of two, or 1 without a head"
+    )
+
+
+def _image_of(inputs: int) -> tuple[int, int]:
+    """(channels of the image, fold) of a network whose first convolution takes these channels. Raises ModelError."""
+    fold = isqrt(inputs // RGB)
+    if inputs == GREY:
+        return GREY, 1
+    if not fold or RGB * fold**2 != inputs:
+        raise ModelError(
+            f"takes {inputs} channels; networks of grey or RGB images are built, with or without folded pixels"
+        )
+    return RGB, fold
+
+
+def _head_of(state: Mapping[str, Tensor], image_channels: int) -> tuple[Head, int, int]:
+    """Head of canonical tensors, the factor by which it enlarges, and the channels behind the trunk."""
+    shuffles = sorted(key for key in state if key.startswith("upsample.") and key.endswith(".weight"))
+    if "conv_before_upsample.0.weight" in state:
+        features = state["conv_before_upsample.0.weight"].shape[0]
+        if shuffles:
+            factor = shuffle_factor(state[shuffles[0]].shape[0], features)
+            return "pixelshuffle", factor ** len(shuffles), features
+        numbers = [int(key[len("conv_up")]) for key in state if key.startswith("conv_up") and key.endswith(".weight")]
+        return "nearest+conv", 1 << max(numbers, default=1), features
+    if shuffles:
+        return "pixelshuffledirect", shuffle_factor(state[shuffles[0]].shape[0], image_channels), 1
+    return "none", 1, 1
 
 
 def _start_linear(module: nn.Module) -> None:

@@ -40,11 +40,12 @@ def pack(network: SwinIR, dtype: torch.dtype) -> SwinIR:
         blocks = group.residual_group["blocks"]
         for i, layer in enumerate(blocks):
             blocks[i] = PackedLayer(layer, width, dtype)
-        _pad_conv(group.conv, width, width)
+        _pad_trunk_convs(group.conv, width)
     parts.norm = PackedNorm(parts.norm, width, dtype)
-    _pad_conv(parts.conv_after_body, width, width)
-    last = parts.conv_before_upsample[0]
-    _pad_conv(last, width, last.out_channels)
+    _pad_trunk_convs(parts.conv_after_body, width)
+    first = {"none": "conv_last", "pixelshuffledirect": "upsample.0"}.get(network.head, "conv_before_upsample.0")
+    head = parts.get_submodule(first)
+    _pad_conv(head, width, head.out_channels)
     return network.to_mixed(dtype)
 
 
@@ -168,6 +169,17 @@ def _enlarged(tensor: Tensor, *shape: int) -> Tensor:
     result = tensor.new_zeros(shape)
     result[tuple(map(slice, tensor.shape))] = tensor
     return result
+
+
+def _pad_trunk_convs(convs: nn.Module, width: int) -> None:
+    """Pad the input and the output of the convolution behind a group, or of the first and the last of several."""
+    layers = [module for module in convs.modules() if isinstance(module, nn.Conv2d)]
+    first, last = layers[0], layers[-1]
+    if first is last:
+        _pad_conv(first, width, width)
+        return
+    _pad_conv(first, width, first.out_channels)
+    _pad_conv(last, last.in_channels, width)
 
 
 def _pad_conv(conv: nn.Conv2d, inputs: int, outputs: int) -> None:

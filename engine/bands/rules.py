@@ -355,6 +355,18 @@ def _narrow(call: Call) -> Rule:
     return _element_wise(call)
 
 
+def _repeat(call: Call) -> Rule:
+    if call.argument(2, "dim", -1) % 4 != call.layout.channels:
+        raise call.refusal(_UNBOUNDED)
+    return _element_wise(call)
+
+
+def _expand(call: Call) -> Rule:
+    if tuple(call.node.args[2:]) != (call.result.shape[1], -1, -1) or call.layout is not Layout.NCHW:
+        raise call.refusal("it expands other axes than channels")
+    return _element_wise(call)
+
+
 def _batch_norm(call: Call) -> Rule:
     module = call.module
     assert isinstance(module, nn.BatchNorm2d)
@@ -508,6 +520,8 @@ RULES: dict[object, Callable[[Call], Rule]] = {
     check_whole_windows: _check_windows,
     "to": _cast,
     "narrow": _narrow,
+    "repeat_interleave": _repeat,
+    "expand": _expand,
     **dict.fromkeys(
         (
             nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.PReLU, nn.GELU, nn.SiLU,

@@ -7,9 +7,7 @@ help. torch is imported only inside commands, so that --help is quick.
 
 from __future__ import annotations
 
-import errno
 import os
-import shlex
 import sys
 import threading
 import traceback
@@ -17,24 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError, UnusedCliTokensError
+from cyclopts import App, Parameter
 
-from engine.causes import EXHAUSTED, NO_ROOM, is_out_of_memory, is_out_of_threads, system_error
-from engine.cli.options import BYTES
-from engine.cli.options import Options as TrainingOptions
+from engine.cli.failures import TRACEBACK, outcome
+from engine.cli.flags import JsonFlag, QuietFlag, VerboseFlag, set_output
+from engine.cli.options import Format, PrintOptions
 from engine.cli.streams import lenient_streams
-from engine.errors import EngineError, InputError, Interrupted, ModelError, UsageError, option
+from engine.cli.train_commands import train_app
+from engine.errors import EngineError, Interrupted, ModelError, UsageError, option
 from engine.interrupt import Interruption, interruptible
-from engine.plan.request import Request
+from engine.plan.request import PictureRequest, Request
 from engine.version import __version__
-
-_TRACEBACK = "ENGINE_TRACEBACK"
-"""Variable of the environment that has the tracebacks of errors printed."""
-
-_SHOWN = 300
-"""Characters of an unexpected error in a message."""
 
 
 def _shown_default(value: object) -> object:
@@ -51,7 +44,6 @@ app = App(
     default_parameter=Parameter(negative_bool=(), negative_iterable=(), show_default=_shown_default),
 )
 model_app = App(name="model", help="Build model files.")
-train_app = App(name="train")
 weights_app = App(name="weights")
 app.command(model_app)
 app.command(train_app)
@@ -61,16 +53,6 @@ _PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".avif", ".heic", 
 """Suffixes of pictures, which no model has."""
 
 ModelPath = Annotated[Path | None, Parameter(help="Model file; default: the model that comes with the engine.")]
-JsonFlag = Annotated[bool, Parameter(help="Print JSON instead of text.")]
-QuietFlag = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print warnings and the result alone.")]
-VerboseFlag = Annotated[
-    bool, Parameter(name=["--verbose", "-v"], help="Print the plan and the measurements in detail.")
-]
-VggPath = Annotated[
-    Path | None, Parameter(help="Weights of VGG-19 or VGG-16, a file of torchvision; default: the file that is found.")
-]
-Licence = Annotated[str, Parameter(help="Licence of the photograph, recorded in the output file.")]
-Source = Annotated[str, Parameter(help="Author and origin of the photograph, recorded in the output file.")]
 
 
 @app.command
@@ -82,6 +64,7 @@ def render(
     request: Request = Request(),  # noqa: B008
     count: int = 1,
     preview: int | None = None,
+    printing: PrintOptions = PrintOptions(),  # noqa: B008
     resume: bool = False,
     overwrite: bool = False,
     accept_backend: bool = False,
@@ -108,10 +91,13 @@ def render(
         dry_run: Print the plan and stop.
         report: JSON file to write with the plan, its projection and the measurements.
     """
-    from engine.cli.render import Options, Output, contact_sheet
+    from engine.cli.render import Options, contact_sheet
     from engine.cli.render import render as run
+    from engine.cli.working import Output, PictureOptions
+    from engine.exporters import check_options
 
-    _set_output(quiet, verbose)
+    set_output(quiet, verbose)
+    request = printing.sized(request)
     if preview is not None:
         others = {
             "count": count != 1, "resume": resume, "accept_backend": accept_backend, "keep_store": keep_store, "dry_run": dry_run,
@@ -141,6 +127,9 @@ def render(
     outputs = [Output(out if count == 1 else _numbered(out, seed)) for seed in seeds]
     if keep_store and not outputs[0].is_picture:
         raise UsageError(f"{option('keep_store', True)}: {out} is a store, which stays anyway; leave it out")
+    picture = PictureOptions(dpi=printing.dpi) if outputs[0].is_picture else PictureOptions()
+    if picture.given:
+        check_options(out, picture.given)
     if not dry_run:
         for output in outputs:
             output.check(resume=resume, overwrite=overwrite)
@@ -154,10 +143,72 @@ def render(
         report=report,
         quiet=quiet,
         verbose=verbose,
+        shows_print=printing.is_given,
+        picture=picture,
     )
     path = _model_or_default(model, request)
     for seed, output in zip(seeds, outputs, strict=True):
-        run(path, output, replace(request, seed=seed), options)
+        run([path], output, replace(request, seed=seed), options)
+
+
+@app.command
+def upscale(
+    *pictures: str,
+    out: Path,
+    model: list[Path] | None = None,
+    suffix: Annotated[Format | None, Parameter(name="--format")] = None,
+    request: PictureRequest = PictureRequest(),  # noqa: B008
+    printing: PrintOptions = PrintOptions(),  # noqa: B008
+    quality: int | None = None,
+    compression: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_backend: bool = False,
+    dry_run: bool = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Enlarge pictures, or folders of them, by one or several models.
+
+    A plan is printed first. Of several pictures, one that fails is reported and the others are done; a table follows, and the
+    exit code is 1 if any failed. Each picture is enlarged in a working store, from which --resume continues after a kill.
+
+    Args:
+        pictures: Pictures, folders of them, or patterns such as "scans/*.png".
+        out: File (.png, .jpg, .webp, .tif, .ome.tif, or .zarr for a store) for one picture; else a folder.
+        model: Model to enlarge with: a checkpoint, a model file, realsr or x4plus. Given several times, the models run one
+            after the other, as one that cleans and one that enlarges; default: realsr.
+        suffix: Format of the files in a folder; default: png.
+        quality: Quality of JPEG, WebP and TIFF with JPEG compression, from 1 to 100; default: 90.
+        compression: TIFF compression: deflate, none, jpeg; default: deflate.
+        resume: Continue an interrupted command: files that it finished are left, the others are continued.
+        overwrite: Replace existing files, never a picture to enlarge; with --resume, only those that it did not make.
+        accept_backend: With --resume, continue a picture that was begun with other processor instructions or another number
+            of threads: pixels may differ by a few levels.
+        dry_run: Print the plan and stop.
+    """
+    from engine.cli.render import Options
+    from engine.cli.upscale import upscale as run
+    from engine.cli.working import PictureOptions
+
+    set_output(quiet, verbose)
+    if not pictures:
+        raise UsageError("upscale: no picture; name pictures, folders or patterns")
+    options = Options(
+        resume=resume,
+        overwrite=overwrite,
+        accept_backend=accept_backend,
+        dry_run=dry_run,
+        as_json=json,
+        quiet=quiet,
+        verbose=verbose,
+        shows_print=True,
+        is_upscale=True,
+        picture=PictureOptions(dpi=printing.dpi, quality=quality, compression=compression),
+    )
+    models = model or [_model_or_default(None, request.of(Path(pictures[0])))]
+    run(pictures, models, out, suffix, printing.sized(request), options)
 
 
 @app.command
@@ -167,6 +218,7 @@ def plan(
     *,
     out: Path = Path("out.zarr"),
     request: Request = Request(),  # noqa: B008
+    printing: PrintOptions = PrintOptions(),  # noqa: B008
     gpu: str | None = None,
     theory: bool = False,
     report: Path | None = None,
@@ -185,7 +237,8 @@ def plan(
         theory: Print the memory of the networks as the paper counts it (Table 2), for this model or else for the paper's.
         report: Run report of a render of this model, whose measured peak is printed beside --theory.
     """
-    _set_output(quiet, verbose)
+    set_output(quiet, verbose)
+    request = printing.sized(request)
     if theory:
         from engine.cli import paper_memory
 
@@ -201,8 +254,9 @@ def plan(
         raise UsageError(
             f"{option('report')} belongs to {option('theory')} here; engine render --report writes a report"
         )
-    from engine.cli.render import Options, Output
+    from engine.cli.render import Options
     from engine.cli.render import render as run
+    from engine.cli.working import Output, PictureOptions
 
     if gpu is not None:
         from engine.cli.forecast import print_forecast
@@ -210,8 +264,15 @@ def plan(
         store = Output(out).store
         print_forecast(_model_or_default(model, request), store, request, gpu, as_json=json, quiet=quiet)
         return
-    options = Options(dry_run=True, as_json=json, quiet=quiet, verbose=verbose)
-    run(_model_or_default(model, request), Output(out), request, options)
+    options = Options(
+        dry_run=True,
+        as_json=json,
+        quiet=quiet,
+        verbose=verbose,
+        shows_print=printing.is_given,
+        picture=PictureOptions(dpi=printing.dpi),
+    )
+    run([_model_or_default(model, request)], Output(out), request, options)
 
 
 @app.command
@@ -237,7 +298,7 @@ def probe(
     """
     from engine.cli.model import probe as run
 
-    _set_output(quiet)
+    set_output(quiet)
     run(model, image=image, save=save, plot=plot, device=device, as_json=json)
 
 
@@ -257,6 +318,19 @@ def info(file: Annotated[Path | None, Parameter(name="FILE")] = None, /, *, json
 
 
 @app.command
+def models(*places: Path, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
+    """List the models at hand: scale, architecture, how they run, halo and licence.
+
+    Args:
+        places: Checkpoints and folders of them, in addition to those that come with the engine and those of engine weights.
+    """
+    from engine.cli.models import show as run
+
+    set_output(quiet)
+    run(places, as_json=json)
+
+
+@app.command
 def check(store: Path, /, *, repair: bool = False, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
     """Read every shard of a store and compare the pyramid's levels; exit code 4 if something is damaged.
 
@@ -267,7 +341,7 @@ def check(store: Path, /, *, repair: bool = False, quiet: QuietFlag = False, jso
     """
     from engine.cli.check import check as run
 
-    _set_output(quiet)
+    set_output(quiet)
     run(store, repair=repair, as_json=json)
 
 
@@ -295,14 +369,14 @@ def export(
         compression: TIFF compression: deflate, none, jpeg, ...; default: deflate.
         quality: Quality of JPEG, WebP and TIFF with JPEG compression, from 1 to 100; default: 90.
         max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
-        dpi: TIFF print resolution in dots per inch.
+        dpi: Resolution for print in dots per inch, recorded in the file; default: 300.
         bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
         overwrite: Replace an existing file.
         allow_incomplete: Export a store whose render is not finished.
     """
     from engine.cli.export import export as run
 
-    _set_output(quiet)
+    set_output(quiet)
     run(
         store,
         out,
@@ -403,169 +477,6 @@ def build(
     )
 
 
-@train_app.command
-def structure(
-    photo: Path,
-    /,
-    *,
-    out: Path,
-    preset: Literal["quick", "quick-vgg", "paper"] | None = None,
-    config: Path | None = None,
-    iterations: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
-    padding: str | None = None,
-    coordinates: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
-    ema: float | None = None,
-    vgg: VggPath = None,
-    device: str | None = None,
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
-    memory: Annotated[int | None, BYTES] = None,
-    vram: Annotated[int | None, BYTES] = None,
-    seed: int = 0,
-    resume: bool = False,
-    overwrite: bool = False,
-    licence: Licence = "",
-    source: Source = "",
-    quiet: QuietFlag = False,
-) -> None:
-    """Train step 1 (HP-VAE-GAN with vertical coordinates) on one photograph.
-
-    Args:
-        photo: Photograph to train on.
-        out: File of step 1 to write.
-        preset: Preset: quick, quick-vgg or paper, see engine train preset; default: quick-vgg if VGG weights are found,
-            otherwise quick.
-        config: Edited preset as a TOML file, in place of --preset.
-        iterations: Iterations per scale, one number for all or one for each; default: the preset's.
-        padding: Padding of the convolutions: zeros (the paper), reflect or replicate; default: the preset's.
-        coordinates: Vertical coordinate convolution; without it, the vanilla baseline; default: the preset's.
-        ema: Decay of the moving average (EMA) of the weights, which is saved; 0 saves the last weights (the paper);
-            default: the preset's.
-        device: Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one.
-        precision: Precision of the convolutions.
-        memory: Memory that an iteration on the CPU may take, such as 2GiB; default: most of the free memory.
-        vram: GPU memory that an iteration may take; default: most of the free memory.
-        seed: Seed of the weights and the noise.
-        resume: Continue from the last checkpoint, if there is one.
-        overwrite: Replace an existing file.
-    """
-    from engine.cli.train import structure as run
-
-    _set_output(quiet)
-    run(
-        photo=photo,
-        out=out,
-        preset=preset,
-        config=config,
-        vgg=vgg,
-        device=device,
-        precision=precision,
-        memory=memory,
-        vram=vram,
-        seed=seed,
-        resume=resume,
-        overwrite=overwrite,
-        licence=licence,
-        source=source,
-        iterations=iterations,
-        padding=padding,
-        coordinates=coordinates,
-        ema=ema,
-    )
-
-
-@train_app.default
-def train(
-    photo: Path,
-    /,
-    *,
-    out: Path,
-    options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    vgg: VggPath = None,
-    licence: Licence = "",
-    source: Source = "",
-    quiet: QuietFlag = False,
-) -> None:
-    """Train step 1 and every super-resolution step on one photograph, and build the model file.
-
-    Args:
-        photo: Photograph to train on.
-        out: Model file to write; work files go to NAME.training beside it.
-    """
-    from engine.cli.train import whole as run
-
-    _set_output(quiet)
-    run(photo=photo, out=out, options=options, vgg=vgg, licence=licence, source=source)
-
-
-@train_app.command
-def sr(
-    photo: Path,
-    /,
-    *,
-    out: Path,
-    step: Literal[2, 3, 4] = 2,
-    size: int | None = None,
-    sigma: float | None = None,
-    structure: Path | None = None,
-    previous: list[Path] | None = None,
-    options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    vgg: VggPath = None,
-    licence: Licence = "",
-    source: Source = "",
-    quiet: QuietFlag = False,
-) -> None:
-    """Fine-tune the network of one super-resolution step on one photograph.
-
-    Args:
-        photo: Photograph to train on.
-        out: Weights file to write (.safetensors, with the community's tensor names).
-        step: Step to train: 2 (to 1K), 3 (to 4K) or 4 (to 16K).
-        size: Width of the photograph in training, in pixels; default: the step's output, or the photograph's own if that is
-            much smaller.
-        sigma: Standard deviation of the input noise in training and rendering, relative to a value range of 0 to 1; default:
-            the preset's.
-        structure: File of step 1, whose images, enlarged by --previous, are trained on as well.
-        previous: Weights of an earlier step, or a model that has them, once per step from step 2 on.
-    """
-    from engine.cli.train import sr as run
-
-    _set_output(quiet)
-    run(
-        photo=photo,
-        out=out,
-        options=options,
-        sigma=sigma,
-        step=step,
-        width=size,
-        structure=structure,
-        previous=tuple(previous or ()),
-        vgg=vgg,
-        licence=licence,
-        source=source,
-    )
-
-
-@train_app.command
-def distil(
-    *photos: Path,
-    out: Path,
-    teacher: str = "realsr",
-    options: TrainingOptions = TrainingOptions(),  # noqa: B008
-    quiet: QuietFlag = False,
-) -> None:
-    """Train a smaller network to reproduce a larger one, on photographs or folders of them.
-
-    Args:
-        photos: Photographs, or folders of them.
-        out: Weights file to write (.safetensors, with the community's tensor names).
-        teacher: Network to reproduce: realsr, x4plus or a checkpoint file.
-    """
-    from engine.cli.train import distil as run
-
-    _set_output(quiet)
-    run(photos=photos, out=out, options=options, teacher=teacher)
-
-
 @app.command(name="help")
 def show_help(*command: str) -> None:
     """Print the help of the engine or of a command.
@@ -579,18 +490,6 @@ def show_help(*command: str) -> None:
 app.register_install_completion_command(
     help="Install tab completion for this shell (bash, zsh, fish, PowerShell) and exit."
 )
-
-
-@train_app.command
-def preset(name: str = "quick", /) -> None:
-    """Print a preset as TOML, to be edited and given to --config.
-
-    Args:
-        name: Preset: quick, quick-vgg, paper-esrgan, paper-swinir or distil.
-    """
-    from engine.cli.train import preset as run
-
-    run(name)
 
 
 @weights_app.default
@@ -653,55 +552,12 @@ def _run(words: list[str], interruption: Interruption) -> tuple[str, int]:
     except KeyboardInterrupt:
         return "interrupted", Interrupted.exit_code
     except Exception as error:
-        if os.environ.get(_TRACEBACK):
+        if os.environ.get(TRACEBACK):
             traceback.print_exc()
         if interruption.is_raised and not isinstance(error, Interrupted):
             return "interrupted", Interrupted.exit_code  # which a library has turned into this error
-        return _outcome(error, words)
+        return outcome(error, words)
     return "", 0
-
-
-def _outcome(error: Exception, words: list[str]) -> tuple[str, int]:
-    """Message and exit code of an error. The same cause gives the same code, whichever layer has reported it."""
-    if isinstance(error, EngineError):
-        cause = system_error(error)
-        is_machine = cause is not None and cause.errno in EXHAUSTED and error.exit_code == InputError.exit_code
-        return error.for_command_line(), EngineError.exit_code if is_machine else error.exit_code
-    if isinstance(error, CycloptsError):
-        return _message(error), UsageError.exit_code
-    if is_out_of_memory(error):
-        return f"out of memory; {_memory_advice(words)}", EngineError.exit_code
-    if is_out_of_threads(error):
-        advice = "allow more threads or memory (ulimit -u, ulimit -v), or set OMP_NUM_THREADS=1"
-        return f"no further thread can be started; {advice}", EngineError.exit_code
-    if (system := system_error(error)) is not None:
-        subject = f"{os.fsdecode(system.filename)}: " if isinstance(system.filename, str | bytes) else ""
-        advice = "choose another path"
-        if system.errno in NO_ROOM:
-            # Another output of the same command may be finished, and what is unfinished goes on.
-            resumes = words[:1] in (["render"], ["train"])
-            advice = f"make room{' and continue with --resume' if resumes else ' and repeat the command'}"
-        elif system.errno in (errno.EMFILE, errno.ENFILE):
-            advice = "allow more open files (ulimit -n)"
-        elif system.errno in EXHAUSTED:
-            advice = "check the disk"
-        code = EngineError.exit_code if system.errno in EXHAUSTED else InputError.exit_code
-        return f"{subject}{system.strerror or system}; {advice}", code
-    if isinstance(error, RecursionError):
-        return "a file is nested too deeply to be read; choose another file", InputError.exit_code
-    text = " ".join(str(error).split())[:_SHOWN]
-    return (
-        f"internal error: {type(error).__name__}: {text}; {_TRACEBACK}=1 shows where; please report it",
-        EngineError.exit_code,
-    )
-
-
-def _memory_advice(words: list[str]) -> str:
-    """Advice for a command that ran out of memory."""
-    command = words[0] if words else ""
-    if command in ("render", "plan", "score"):
-        return "use a smaller --memory or --tile"
-    return "end other programs, or allow this one more memory (ulimit -v)"
 
 
 @contextmanager
@@ -715,11 +571,11 @@ def _no_stray_tracebacks(interruption: Interruption) -> Iterator[None]:
     def unraisable(event: sys.UnraisableHookArgs) -> None:
         if event.exc_type is KeyboardInterrupt:
             interruption.repeat()
-        elif os.environ.get(_TRACEBACK):
+        elif os.environ.get(TRACEBACK):
             before[0](event)
 
     def in_thread(event: threading.ExceptHookArgs) -> None:
-        if os.environ.get(_TRACEBACK):
+        if os.environ.get(TRACEBACK):
             before[1](event)
 
     sys.unraisablehook, threading.excepthook = unraisable, in_thread
@@ -727,15 +583,6 @@ def _no_stray_tracebacks(interruption: Interruption) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = before
-
-
-def _set_output(quiet: bool, verbose: bool = False) -> None:
-    """Silence progress and notes, or not."""
-    from engine.cli.progress import console
-
-    if quiet and verbose:
-        raise UsageError(f"{option('quiet', True)} and {option('verbose', True)}: exclude each other; give one of them")
-    console.quiet = quiet
 
 
 def _numbered(out: Path, seed: int) -> Path:
@@ -755,7 +602,7 @@ def _model_or_default(path: Path | None, request: Request | None = None) -> Path
     if path is not None:
         if request is not None and request.init is not None and path.suffix.lower() in _PHOTOS:
             raise UsageError(
-                f"{option('init', request.init)}: takes one picture; render {path} with a command of its own"
+                f"{option('init', request.init)}: takes one picture; engine upscale takes several, such as {path}"
             )
         return path
     if request is None or request.init is None:
@@ -768,24 +615,7 @@ def _model_or_default(path: Path | None, request: Request | None = None) -> Path
         find_packaged("realsr")
     except ModelError as error:
         raise UsageError(
-            f"{option('init', request.init)}: no model to enlarge with; name a checkpoint, or get RealSR, the default: "
+            f"{request.init}: no model to enlarge it with; name a checkpoint, or get RealSR, the default: "
             "engine weights fetch realsr"
         ) from error
     return Path("realsr")
-
-
-def _message(error: CycloptsError) -> str:
-    """Message of a parser error, or of the engine's error that caused it, which says more."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EngineError):
-            return cause.for_command_line()
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        extra, advice = shlex.join(error.unused_tokens), "see engine --help"
-        if "--init" in (error.root_input_tokens or ()):
-            advice = f"{option('init')} takes one picture; render others with commands of their own"
-        return UsageError(f"{extra}: too many arguments; {advice}").for_command_line()
-    if isinstance(error, RepeatArgumentError):
-        return f"{error.token.keyword}: given twice, or beside its opposite; give it once"
-    return f"{' '.join(str(error).split())} (see engine --help)"

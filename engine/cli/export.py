@@ -9,24 +9,17 @@ from typing import Any
 from engine.cli import report
 from engine.cli.progress import by_count, meter, warn
 from engine.errors import counted
-from engine.exporters import ExportResult
 from engine.exporters import export as write
 
 
 def export(store: Path, out: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Export a store with a progress bar and print a line about the file; ``options`` go to the exporter."""
-    result = write_picture(store, out, **options)
+    with meter(f"writing {out.name}", 1.0) as bar:
+        result = write(store, out, on_progress=by_count(bar), **options)
+    for note in result.notes:
+        warn(note)
     if as_json:
         report.print_json({**asdict(result), "path": str(result.path)})
     else:
         size = f"{result.width}x{result.height}, {counted(result.levels, 'level')}, {report.file_size(result.bytes)}"
         report.line(f"{result.path}: {size}, {result.seconds:.1f} s")
-
-
-def write_picture(store: Path, out: Path, **options: Any) -> ExportResult:  # noqa: ANN401
-    """Export a store with a progress bar; ``options`` go to the exporter."""
-    with meter(f"writing {out.name}", 1.0) as bar:
-        result = write(store, out, on_progress=by_count(bar), **options)
-    for note in result.notes:
-        warn(note)
-    return result

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import zarr
-
+from engine.causes import raise_if_exhausted
 from engine.cli import report
-from engine.cli.render import PICTURE, look_command
+from engine.cli.working import PICTURE, look_command
 from engine.errors import InputError, counted
+from engine.exporters.about import read_description
 from engine.exporters.pyramid import count_shards
-from engine.io.picture_file import vips
+from engine.io.durable import open_root
+from engine.io.picture_file import open_picture
 from engine.io.zarr_store import ATTRIBUTE, COMMAND
 from engine.model.bundle import load
 
@@ -33,7 +33,7 @@ def info(path: Path, as_json: bool) -> None:
     if path.is_dir() or (path.suffix == ".zarr" and not path.exists()):
         account = _store(path)
         show = _print_store
-    elif (image := _open_picture(path)) is not None:
+    elif (image := open_picture(path)) is not None:
         account = _picture(path, image)
         show = _print_picture
     else:
@@ -54,7 +54,7 @@ def _store(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such store; name a model, a store or a picture")
     try:
-        group = zarr.open_group(path, mode="r")
+        group = open_root(path)
         attributes: dict[str, Any] = group.attrs.asdict()
         image = attributes.get("ome", attributes)["multiscales"][0]
         arrays: list[Any] = [group[dataset["path"]] for dataset in image["datasets"]]
@@ -62,6 +62,7 @@ def _store(path: Path) -> dict[str, Any]:
         shapes = [array.shape for array in arrays]
         *_, height, width = shapes[0]
     except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise_if_exhausted(error)
         raise InputError(f"{path}: a folder without an OME-Zarr image; name a model, a store or a picture") from error
     account = {
         "kind": "store",
@@ -143,22 +144,9 @@ def _print_render(account: dict[str, Any]) -> None:
         report.prose("continue: give the options of its render again, with --resume")
 
 
-def _open_picture(path: Path) -> pyvips.Image | None:
-    """The picture, undecoded; None if libvips does not know the file."""
-    try:
-        return vips().Image.new_from_source(vips().Source.new_from_file(str(path)), "") if path.is_file() else None
-    except vips().Error:
-        return None
-
-
 def _picture(path: Path, image: pyvips.Image) -> dict[str, Any]:
     """Facts about a picture from its header."""
     fields = set(image.get_fields())
-    text = str(image.get("image-description")) if "image-description" in fields else ""
-    try:
-        made = json.loads(text)
-    except ValueError:
-        made = {}
     return {
         "kind": "picture",
         "path": str(path),
@@ -169,7 +157,7 @@ def _picture(path: Path, image: pyvips.Image) -> dict[str, Any]:
         "bits": _BITS.get(image.format),
         "bytes": path.stat().st_size,
         "profile": "icc-profile-data" in fields,
-        "provenance": made if isinstance(made, dict) else {},
+        "provenance": read_description(image),
     }
 
 
@@ -185,6 +173,4 @@ def _print_picture(account: dict[str, Any]) -> None:
         report.prose(f"made by {made['software']}{seed}")
         report.print_licences(made.get("licences") or [])
     path = Path(account["path"])
-    report.line(
-        f"enlarge it: {shlex.join(['engine', 'render', '--init', str(path), '--out', f'{path.stem}-large.png'])}"
-    )
+    report.line(f"enlarge it: {shlex.join(['engine', 'upscale', str(path), '--out', f'{path.stem}-large.png'])}")

@@ -33,8 +33,7 @@ def build(
         raise UsageError(f"{option('out', out)}: a model file ends in .safetensors; choose another name")
     check_inputs_stay("out", out, [structure, *sr])
     check_new(out, overwrite=overwrite)
-    build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out)
-    report.print_model(load(out))
+    report.print_model(build_model(structure, sr, sigmas, licence, margin, noise_gains).save(out))
 
 
 def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device: str | None, as_json: bool) -> None:

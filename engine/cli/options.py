@@ -1,16 +1,19 @@
-"""Options that all trainings of super-resolution share. Holds no tensors."""
+"""Options that several commands share: about paper, and of all trainings of super-resolution. Holds no tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 
 from engine.device.precision import Precision
-from engine.plan.request import parse_bytes
+from engine.errors import UsageError, option
+from engine.plan.print_size import pixels_of_print
+from engine.plan.request import Request, parse_bytes
 
 
 def _parse_bytes(_type: object, tokens: Sequence[Token]) -> int:
@@ -19,6 +22,39 @@ def _parse_bytes(_type: object, tokens: Sequence[Token]) -> int:
 
 BYTES = Parameter(converter=_parse_bytes, metavar="BYTES", n_tokens=1, accepts_keys=False, negative=())
 """An amount of memory, such as 2GiB."""
+
+
+Format = Literal["png", "jpg", "webp", "tif", "ome.tif", "zarr"]
+"""Format of the files of a folder, by their suffix."""
+
+_RequestT = TypeVar("_RequestT", bound=Request)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrintOptions:
+    """Options about paper. The docstring of a field is also the help of its flag."""
+
+    dpi: float | None = None
+    """Resolution for print in dots per inch, recorded in a picture; default: 300."""
+
+    width_mm: float | None = None
+    """Width of the print in millimetres, in place of --size: with --dpi, it gives the width in pixels."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user thinks of a print."""
+        return self.dpi is not None or self.width_mm is not None
+
+    def sized(self, request: _RequestT) -> _RequestT:
+        """The request with the width of the print. Raises UsageError for an impossible print, or another size beside it."""
+        if self.dpi is not None and not (math.isfinite(self.dpi) and self.dpi > 0):
+            raise UsageError(f"{option('dpi', f'{self.dpi:g}')}: must be above 0; give 150 to 300")
+        if self.width_mm is None:
+            return request
+        if given := [name for name in ("size", "scale", "width") if getattr(request, name) is not None]:
+            raise UsageError(f"{option('width_mm')} and {option(given[0])}: exclude each other; give one of them")
+        return replace(request, width=pixels_of_print(self.width_mm, self.dpi))
 
 
 @Parameter(name="*")

@@ -201,16 +201,22 @@ def meter(title: str, total: float, *, done: float = 0.0, forecast: float | None
             lines.advance(total - estimate.done)
 
 
-def by_count(bar: Meter) -> Callable[[int, int], None]:
-    """Callback of (done, total) that moves a meter of one unit of work."""
+def part_of_meter(bar: Meter, units: float) -> Callable[[float, str], None]:
+    """Function (share, note) that moves a meter to a share of ``units`` units of work; it does not move backwards."""
     before = 0.0
 
-    def advance(done: int, total: int) -> None:
+    def move(share: float, note: str = "") -> None:
         nonlocal before
-        bar.advance(done / total - before)
-        before = done / total
+        bar.advance(max(0.0, share - before) * units, note)
+        before = max(before, share)
 
-    return advance
+    return move
+
+
+def by_count(bar: Meter) -> Callable[[int, int], None]:
+    """Callback of (done, total) that moves a meter of one unit of work."""
+    move = part_of_meter(bar, 1.0)
+    return lambda done, total: move(done / total, "")
 
 
 def clock(seconds: float) -> str:

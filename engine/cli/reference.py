@@ -68,8 +68,14 @@ def _shared_options(commands: dict[str, App]) -> dict[str, tuple[list[str], list
         for argument in _arguments(command):
             if argument.children:
                 users.setdefault(argument.hint, []).append(name)
-                fields[argument.hint] = list(argument.children)
-    return {f"{names[0].split()[1].capitalize()} options": (names, fields[kind]) for kind, names in users.items()}
+                fields[argument.hint] = [option for option in argument.children if option.parse]
+    shared: dict[str, tuple[list[str], list[Argument]]] = {}
+    for kind, names in users.items():
+        title = f"{names[0].split()[1].capitalize()} options"
+        if title in shared:  # of a class beside the command's main one
+            title = f"{getattr(kind, '__name__', '').removesuffix('Options')} options"
+        shared[title] = names, fields[kind]
+    return shared
 
 
 def _section(name: str, command: App) -> list[str]:
@@ -146,7 +152,8 @@ def _exit_codes() -> Iterator[tuple[str, str]]:
     yield "0", "Success."
     causes = {
         EngineError.exit_code: [
-            "Any other failure: a full disk, exhausted memory, lost output, an internal error (ENGINE_TRACEBACK=1 shows where)."
+            "Any other failure: pictures among several (engine upscale), a full disk, exhausted memory, lost output, an internal "
+            "error (ENGINE_TRACEBACK=1 shows where)."
         ]
     }
     for kind in _subclasses(EngineError):

@@ -7,80 +7,31 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
-from engine.causes import naming
 from engine.cli import report
-from engine.cli.export import write_picture
 from engine.cli.outputs import check_inputs_stay, check_place
-from engine.cli.progress import clock, log, meter, warn
+from engine.cli.progress import by_count, clock, log, meter, part_of_meter, warn
+from engine.cli.working import Output, PictureOptions, look_command, render_store, request_digest, write_picture
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
-from engine.errors import Interrupted, ResumeError, UsageError, option
-from engine.exporters import ExportResult, check_target, names_picture
+from engine.errors import Interrupted, UsageError, option
+from engine.exporters import ExportResult, check_target
+from engine.exporters.about import REQUEST
 from engine.geometry import Box
 from engine.interrupt import deferred_interrupt
 from engine.io.files import write_text
-from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, remove_store, stored_provenance
-from engine.job import Job, Progress, RenderResult
-from engine.model.bundle import DEFAULT, load
+from engine.io.zarr_store import ZarrSink
+from engine.job import Job, RenderResult
+from engine.model.build import chain
+from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.cost import readable
 from engine.plan.request import Request
 from engine.preview import contact_sheet as write_contact_sheet
 
-PICTURE = "picture"
-"""Entry of a working store's provenance: the name of its picture, and whether an existing one may be replaced."""
-
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Formats of a contact sheet."""
-
-_SHOWN = 2000
-"""Longer side of the picture that is suggested for looking at a store, in pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Place of a render's result."""
-
-    path: Path
-    """Store, or picture, that the user named."""
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether the name is a picture's."""
-        return names_picture(self.path)
-
-    @property
-    def store(self) -> Path:
-        """Store that the render writes: a working store beside a picture, under a name that nobody chooses."""
-        return self.path.with_name(self.path.name + ".work.zarr") if self.is_picture else self.path
-
-    def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse an output that exists, before any work.
-
-        Raises:
-            ResumeError: the store exists, or the working store belongs to something else.
-            InputError: the picture exists or cannot be made.
-        """
-        if not self.is_picture:
-            if not (resume or overwrite):
-                check_absent(self.path)
-            return
-        note: dict[str, Any] = (stored_provenance(self.store) or {}).get(PICTURE) or {}
-        is_ours = note.get("name") == self.path.name
-        may_replace = overwrite or (resume and is_ours and bool(note.get("overwrite")))
-        check_target(self.path, overwrite=may_replace)
-        if not self.store.exists():
-            return
-        if not is_ours:
-            raise ResumeError(f"{self.store}: in the way, and not from a render of {self.path.name}; move it")
-        if not (resume or overwrite):
-            raise ResumeError(
-                f"{self.path}: an unfinished render is in {self.store.name}; give {option('resume', True)} to finish it, "
-                f"or {option('overwrite', True)} to begin again"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,46 +47,52 @@ class Options:
     report: Path | None = None
     quiet: bool = False
     verbose: bool = False
+    shows_print: bool = False
+    """Print the size on paper with the plan."""
+    is_upscale: bool = False
+    """The command is ``engine upscale``: the result records the request, so that the same command knows that it is done."""
+    picture: PictureOptions = field(default_factory=PictureOptions)
 
 
-def render(model: Path, output: Output, request: Request, options: Options) -> None:
-    """Plan, print the plan, render with progress, write the picture, print the result. ``dry_run``: stop after the plan."""
+def render(models: Sequence[Path], output: Output, request: Request, options: Options) -> None:
+    """Plan, print the plan, render with progress, write the picture, print the result. ``dry_run``: stop after the plan.
+
+    Args:
+        models: the model, or several whose enlargements run one after the other.
+        output: place of the result.
+        request: options of the render.
+        options: options of the command.
+    """
     if options.report is not None:
         check_place("report", options.report)
-        inputs = [model, request.init, output.path, output.store]
+        inputs = [*models, request.init, output.path, output.store]
         check_inputs_stay("report", options.report, inputs)
         if options.report.resolve().is_relative_to(output.store.resolve()):
             raise UsageError(f"{option('report', options.report)}: lies in the store; name a file outside it")
-    check_inputs_stay("out", output.path, [model, request.init])
+    check_inputs_stay("out", output.path, [*models, request.init])
     fix_malloc_thresholds()
     start = time.perf_counter()
-    with _interrupts("interrupted before the render began; nothing was written"):
+    with interrupts("interrupted before the render began; nothing was written"):
         if request.vram is not None and choose_device(request.device).type == "cpu":
             warn("--vram: there is no GPU to limit; --memory limits the memory of a CPU")
-        job = Job.prepare(load(model), request, output.store, log)
+        model = chain(models)
+        request = in_chain(request, model, models)
+        job = Job.prepare(model, request, output.store, log)
         if not (options.dry_run or not output.is_picture):
             check_target(output.path, size=job.plan.size, overwrite=True)
         if options.dry_run:
-            _print_plan(job, model.stem, options)
+            _print_plan(job, models, options)
             job.check()
             return
-        notes: dict[str, Any] = {COMMAND: resume_words(model, request)}
-        if output.is_picture:
-            notes[PICTURE] = {"name": output.path.name, "overwrite": options.overwrite}
-        sink = job.open_sink(
-            resume=options.resume, overwrite=options.overwrite, accept_backend=options.accept_backend, notes=notes
-        )
+        words = resume_words(models, request, options)
+        digest = None
+        if options.is_upscale:
+            digest = request_digest(model, request, options.picture, job.picture.digest if job.picture else None)
+        sink = open_sink(job, output, options, words, digest)
     if not options.as_json:
-        _print_plan(job, model.stem, options)
-    with _interrupts("interrupted; continue with --resume"):
-        result = _run(job, sink)
-        picture = None
-        if output.is_picture:
-            picture = write_picture(output.store, output.path, overwrite=True)
-            if options.keep_store:
-                sink.note({PICTURE: {"name": output.path.name, "overwrite": False}})
-            else:
-                _remove_working_store(output.store)
+        _print_plan(job, models, options)
+    with interrupts("interrupted; continue with --resume"):
+        result, picture = _run(job, sink, output, options)
     account = {
         "path": str(output.path),
         "store": None if output.is_picture and not options.keep_store else str(output.store),
@@ -156,29 +113,37 @@ def contact_sheet(model: Path, out: Path, request: Request, count: int, *, overw
         raise UsageError(f"{option('out', out)}: a contact sheet is a picture; use {', '.join(SHEET_SUFFIXES)}")
     check_target(out, overwrite=overwrite)
     check_inputs_stay("out", out, [model, request.init])
-    with _interrupts("interrupted; nothing was written"), meter("seeds", count) as bar:
+    with interrupts("interrupted; nothing was written"), meter("seeds", count) as bar:
         seeds = write_contact_sheet(
             load(model), request, out, count, on_seed=lambda seed: bar.advance(1, f"seed {seed}"), log=log
         )
     report.line(f"{out}: seeds {seeds[0]} to {seeds[-1]}, row by row")
     if not quiet:
-        words = [*resume_words(model, replace(request, seed=seeds[-1])), "--out", f"seed-{seeds[-1]}.png"]
+        words = [*resume_words([model], replace(request, seed=seeds[-1])), "--out", f"seed-{seeds[-1]}.png"]
         report.line(f"render one of them: {shlex.join(words)}")
 
 
-def resume_words(model: Path, request: Request) -> list[str]:
+def resume_words(models: Sequence[Path], request: Request, options: Options | None = None) -> list[str]:
     """Words of the command that continues a store of this render, without its output.
 
     Paths are absolute: the command may be needed in another folder.
     """
-    words = ["engine", "render"]
-    if model != DEFAULT:
-        words.append(str(model.absolute() if model.exists() else model))
-    for field in fields(Request):
-        value = getattr(request, field.name)
-        if value == field.default:
+    options = options or Options()
+    names = [str(model.absolute() if model.exists() else model) for model in models if model != DEFAULT]
+    words = ["engine", "render", *names]
+    skipped: tuple[str, ...] = ()
+    if options.is_upscale:
+        assert request.init is not None
+        words = ["engine", "upscale", str(request.init.absolute())]
+        words += [word for name in names for word in ("--model", name)]
+        skipped = ("init", "stages")
+    for name, value in options.picture.given.items():
+        words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    for entry in fields(Request):
+        value = getattr(request, entry.name)
+        if value == entry.default or entry.name in skipped:
             continue
-        words.append(f"--{field.name.replace('_', '-')}")
+        words.append(f"--{entry.name.replace('_', '-')}")
         if isinstance(value, tuple):  # a size or a tile
             words.append(f"{value[0]}x{value[1]}")
         elif isinstance(value, Box):
@@ -186,29 +151,58 @@ def resume_words(model: Path, request: Request) -> list[str]:
         elif isinstance(value, Path):
             words.append(str(value.absolute()))
         elif value is not True:
-            words.append(f"{value}B" if field.name in ("memory", "vram") else str(value))
+            words.append(f"{value}B" if entry.name in ("memory", "vram") else str(value))
     return words
 
 
-def _run(job: Job, sink: ZarrSink) -> RenderResult:
-    """Render with progress, which begins with what earlier runs wrote."""
+def name_of(models: Sequence[Path]) -> str:
+    """Name of a model, or of several in a chain, for people."""
+    return " + ".join(model.stem for model in models)
+
+
+def in_chain(request: Request, model: Model, models: Sequence[Path]) -> Request:
+    """The request for a model of several models, all of which run, also where fewer would be large enough."""
+    return request if len(models) == 1 else replace(request, stages=len(model.stages))
+
+
+def open_sink(job: Job, output: Output, options: Options, command: Sequence[str], request: str | None) -> ZarrSink:
+    """Make the store of a job, or with --resume open it.
+
+    Args:
+        job: planned render.
+        output: place of its result.
+        options: options of the command.
+        command: words that continue the store.
+        request: digest of the request, to be recorded; None to record none.
+
+    Raises:
+        EngineError: as ``Job.open_sink``.
+    """
+    notes = output.notes(command, request, overwrite=options.overwrite)
+    sink = job.open_sink(
+        resume=options.resume, overwrite=options.overwrite, accept_backend=options.accept_backend, notes=notes
+    )
+    if request is not None and sink.provenance.get(REQUEST) != request:  # other options of the picture
+        sink.note({REQUEST: request})
+    return sink
+
+
+def _run(job: Job, sink: ZarrSink, output: Output, options: Options) -> tuple[RenderResult, ExportResult | None]:
+    """Render with progress, which begins with what earlier runs wrote, then write the picture."""
     height, width = job.plan.size
     before = 1 - sum(box.area for box in sink.missing()) / (height * width)
     bar = meter("rendering", 1.0, done=before, forecast=job.projection.seconds)
-    with bar as running, deferred_interrupt(_say_stopping) as stop:
-        share = 0.0
-
-        def advance(progress: Progress) -> None:
-            nonlocal share
-            running.advance((progress.share - share) * (1 - before), f"step {progress.step}")
-            share = progress.share
-
-        with naming(job.out):
-            return job.render(sink, on_progress=advance, cancelled=stop.is_set)
+    with bar as running, deferred_interrupt(say_stopping) as stop:
+        move = part_of_meter(running, 1 - before)
+        result = render_store(job, sink, lambda p: move(p.share, f"step {p.step}"), stop.is_set)
+    if not output.is_picture:
+        return result, None
+    with meter(f"writing {output.path.name}", 1.0) as running:
+        return result, write_picture(sink, output, options.picture, by_count(running), keep_store=options.keep_store)
 
 
 @contextmanager
-def _interrupts(message: str) -> Iterator[None]:
+def interrupts(message: str) -> Iterator[None]:
     """Turn Ctrl-C into one line that is true at this point."""
     try:
         yield
@@ -216,24 +210,19 @@ def _interrupts(message: str) -> Iterator[None]:
         raise Interrupted(message) from error
 
 
-def _say_stopping() -> None:
+def say_stopping() -> None:
     log("stopping after this shard; press Ctrl-C again to stop at once")
 
 
-def _print_plan(job: Job, model: str, options: Options) -> None:
+def _print_plan(job: Job, models: Sequence[Path], options: Options) -> None:
     if options.as_json:
         report.print_json(report.plan_json(job.plan, job.projection, job.measured))
     elif not options.quiet:
         picture = (job.request.init, job.picture.size) if job.request.init and job.picture else None
-        report.print_plan(job.plan, job.projection, job.measured, model=model, picture=picture, verbose=options.verbose)
-
-
-def _remove_working_store(store: Path) -> None:
-    """Remove the store of a picture that is written: a failure takes nothing from the picture."""
-    try:
-        remove_store(store)
-    except OSError as error:
-        warn(f"{store}: the picture is written, but its store cannot be removed ({error.strerror}); remove it")
+        name = name_of(models)
+        report.print_plan(job.plan, job.projection, job.measured, model=name, picture=picture, verbose=options.verbose)
+        if options.shows_print or options.verbose:
+            report.print_on_paper(job.plan.size, options.picture.dpi)
 
 
 def _print_result(
@@ -262,8 +251,8 @@ def _print_result(
         report.line(f"memory planned {readable(result.projection.host)}, measured {readable(measured.host_peak)}")
         if budget.device is not None:
             report.line(
-                f"device memory planned {readable(result.projection.device)}, measured {readable(measured.device_peak)}, "
-                f"of {readable(budget.device)}"
+                f"device memory planned {report.device_text(result.projection)}, measured "
+                f"{readable(measured.device_peak)}, of {readable(budget.device)}"
             )
         if measured.tiles_redone_in_fp32:
             parts = "rows of shards" if result.plan.is_banded else "tiles"
@@ -272,10 +261,3 @@ def _print_result(
         report.line(
             f"look at it: {shlex.quote(str(output.path)) if picture else look_command(output.path, width, height)}"
         )
-
-
-def look_command(store: Path, width: int, height: int) -> str:
-    """Command that makes a small picture of a store."""
-    words: Sequence[str] = ["engine", "export", str(store), str(store.with_suffix(".jpg"))]
-    limit = ["--max-size", str(_SHOWN)] if max(width, height) > _SHOWN else []
-    return shlex.join([*words, *limit])

@@ -26,6 +26,7 @@ from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, PrecisionError, SeamPoint, StageProfile
 from engine.plan.plan import Plan, step_of
+from engine.plan.print_size import PrintSize, material_side
 from engine.version import __version__
 
 _PLOT_SUFFIXES = (".png", ".svg")
@@ -65,6 +66,12 @@ def part_of(size: int, limit: int) -> str:
     """A size and its limit: "0.42 of 8.00 GiB", "12.0 MiB of 1.00 GiB"."""
     (number, _, unit), (_, _, other) = readable(size).partition(" "), readable(limit).partition(" ")
     return f"{number if unit == other else readable(size)} of {readable(limit)}"
+
+
+def device_text(projection: Projection) -> str:
+    """Memory of a device: "0.42 GiB", "0.42 GiB (0.67 GiB where values overflow)"."""
+    more = f" ({readable(projection.device_in_fp32)} where values overflow)"
+    return readable(projection.device) + more * (projection.device_in_fp32 > projection.device)
 
 
 def plan_json(plan: Plan, projection: Projection, measured: Measured) -> dict[str, Any]:
@@ -126,6 +133,19 @@ def print_plan(
         _print_details(plan, projection, measured)
 
 
+def megapixels(pixels: int) -> str:
+    """A number of pixels for people: "21.2 megapixels", "0.015 megapixels"."""
+    return f"{pixels / 1e6:.1f} megapixels" if pixels >= 100_000 else f"{pixels / 1e6:.2g} megapixels"
+
+
+def print_on_paper(size: tuple[int, int], dpi: float | None) -> None:
+    """The size of an image of (height, width) on paper, and for a square one the size that a material takes."""
+    height, width = size
+    prose(f"print {PrintSize.of(size, dpi)}, {megapixels(width * height)}")
+    if (side := material_side(size)) is not None:
+        prose(f"for a material, take a power of two: --size {side}x{side}")
+
+
 def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
     """Size, seed and origin of the image."""
     (height, width), base = plan.size, tuple(n - 2 * plan.margin for n in plan.base)
@@ -171,6 +191,8 @@ def _print_details(plan: Plan, projection: Projection, measured: Measured) -> No
     prose(f"store: shards {shard} px, chunks {chunk} px, {counted(len(plan.pyramid), 'level')}")
     parts = ", ".join(f"{name} {readable(size)}" for name, size in projection.host_parts.items())
     prose(f"memory: idle {readable(projection.baseline)}, {parts}")
+    if projection.device_in_fp32 > projection.device:
+        prose(f"device memory {device_text(projection)}")
     prose(f"free disk {readable(budget.disk)}")
 
 

@@ -141,6 +141,9 @@ class DeviceQueue:
         """Record an event after all work queued so far."""
         return _CompletedEvent()
 
+    def wait(self, event: Event) -> None:
+        """Let work that is queued later wait for an event; the host goes on."""
+
     def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         """Queue copies of (device tensor, pinned tensor) behind the work queued so far.
 
@@ -234,7 +237,7 @@ class CudaDeviceQueue(DeviceQueue):
             self._upload_stream.wait_event(readers)
             target.copy_(pinned, non_blocking=True)
             event.record(self._upload_stream)
-        self._cuda.current_stream(self.device).wait_event(event)
+        self.wait(event)
         return event
 
     def download(self, tensors: Sequence[Tensor]) -> Download:
@@ -245,6 +248,9 @@ class CudaDeviceQueue(DeviceQueue):
         event = self._new_event()
         event.record(self._cuda.current_stream(self.device))
         return event
+
+    def wait(self, event: Event) -> None:
+        self._cuda.current_stream(self.device).wait_event(event)
 
     def copy_to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         event = self._new_event()

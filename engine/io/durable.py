@@ -6,9 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
+from engine.causes import naming
 from engine.io.files import new_identity, sync_folder, write_new
 from engine.io.shards import remove_shard
 
@@ -25,6 +27,16 @@ class DurableStore(LocalStore):
             raise FileNotFoundError(2, "No such store", str(self.root))
         await Store._open(self)
 
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:  # noqa: ANN401
+        """Contents of a file, or None where there is none. Raises OSError with the path."""
+        with naming(self.root / key):
+            return await super().get(key, prototype, byte_range)
+
+    def get_sync(self, key: str, **options: Any) -> Any:  # noqa: ANN401
+        """``get`` without a loop."""
+        with naming(self.root / key):
+            return super().get_sync(key, **options)
+
     async def set(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Write a file, in place of an older one."""
         self._check_writable()
@@ -39,6 +51,11 @@ class DurableStore(LocalStore):
         """Write a file, in place of an older one."""
         self._check_writable()
         write_durably(self.root, key, value.as_buffer_like())
+
+
+def open_root(path: Path) -> zarr.Group:
+    """Open a store to read it. Raises OSError with the path, and what Zarr raises for damage."""
+    return zarr.open_group(DurableStore(path, read_only=True), mode="r")
 
 
 def write_durably(root: Path, key: str, data: Any) -> None:  # noqa: ANN401 (any buffer)

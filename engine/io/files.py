@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.causes import naming
+
 try:
     import fcntl
 except ImportError:  # Windows, which locks no folders
@@ -211,7 +213,7 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's contents. Raises OSError when the file cannot be read."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -184,6 +184,15 @@ class Photo:
     """One sentence about each change of the pixels on the way to 8-bit sRGB."""
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header. Raises InputError as ``PictureSource`` for what it shows."""
+    check_exists(path, "picture")
+    with decoding(path):
+        image = open_header(path).image
+        check_samples(path, image)
+        return image.height, image.width
+
+
 def open_photo(path: Path, least_width: int = 256) -> Photo:
     """Read the header and the digest of a photograph.
 

@@ -5,6 +5,7 @@ The module does not convert colours: its images have the samples of the file.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -17,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from engine.causes import raise_if_exhausted
+from engine.causes import naming, raise_if_exhausted
 from engine.errors import InputError
-from engine.io.picture_header import BMP, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, check_header, format_of, head
+from engine.io.picture_header import BMP, PNG, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, check_header, format_of, head
 
 if TYPE_CHECKING:
     import pyvips
@@ -66,16 +67,34 @@ def vips() -> ModuleType:
 def decoding(path: Path) -> Iterator[None]:
     """Turn an error of libvips into an InputError of one line that names the file and, if it is seldom read, its format."""
     try:
-        yield
+        with naming(path):
+            yield
     except vips().Error as error:
         raise_if_exhausted(error)
-        if (name := format_of(path)) in SELDOM_READ:
+        with naming(path):
+            name = format_of(path)
+        if name in (PNG, TIFF) and re.search("not (?:a|in a) known", error.detail):  # it could not be read
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
+        if name in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
         if "is not in a known format" in error.detail:
             raise InputError(f"{path}: cannot be read as a picture (unknown format); {_CONVERT}") from error
         detail = error.detail.replace(f"{path}: ", "")
         reason = "; ".join(dict.fromkeys(line.strip() for line in detail.splitlines() if line.strip())) or "damaged"
         raise InputError(f"{path}: cannot be read as a picture ({reason}); {SAVE_AGAIN}") from error
+
+
+def open_picture(path: Path) -> pyvips.Image | None:
+    """A picture with its metadata, undecoded and unchecked; None if libvips does not know the file.
+
+    Raises OSError where the machine fails: descriptors or the disk.
+    """
+    try:
+        with naming(path):
+            return vips().Image.new_from_source(vips().Source.new_from_file(str(path)), "") if path.is_file() else None
+    except vips().Error as error:
+        raise_if_exhausted(error)
+        return None
 
 
 def check_exists(path: Path, kind: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from engine.causes import raise_if_exhausted
+from engine.causes import naming, raise_if_exhausted, system_error
 from engine.errors import InputError
 
 _ABSENT = np.uint64(2**64 - 1)
@@ -73,7 +73,7 @@ def shard_state(path: Path, chunks: int) -> ShardState:
     if state is not ShardState.WHOLE:
         return state
     length = 16 * chunks + _CHECKSUM_BYTES
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - length))
         tail = file.read(length)
@@ -92,9 +92,12 @@ def raise_unless_damage(error: Exception, array: Any) -> None:  # noqa: ANN401 (
     Raises:
         MemoryError: Blosc failed although the checksum is right. The chunk is intact, so memory was exhausted, which Blosc
             does not report as such.
-        Exception: ``error``, as ``raise_if_exhausted`` does.
+        Exception: ``error``, as ``raise_if_exhausted`` does, and any error of the system: Zarr takes a file that is not there
+            as missing, and every other one is of the disk or of permissions.
     """
     raise_if_exhausted(error)
+    if system_error(error) is not None:
+        raise error
     if "blosc decompression" in str(error) and "crc32c" in _inner_codecs(array):
         raise MemoryError("Blosc found no memory") from error
 

@@ -1,18 +1,40 @@
-"""Writing files of tensors (safetensors)."""
+"""Files of tensors (safetensors)."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.causes import is_out_of_memory, naming
 from engine.errors import InputError
 from engine.io.files import replacing
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a file to read its metadata and its tensors: safetensors' ``safe_open``, which has no types.
+
+    Raises:
+        SafetensorError: damage.
+        OSError: as the system does, with the path.
+    """
+    with naming(path):
+        try:
+            file = safe_open(path, "pt")
+        except FileNotFoundError as error:  # safetensors' word for every failure to open
+            with path.open("rb"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
+        with file:
+            yield file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -26,6 +48,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             _sort_metadata(part)
             part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     except (OSError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be written ({reason}); choose another place") from error
 

@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from engine.errors import EngineError, InputError, ResumeError, option
 from engine.geometry import Box, Grid
 from engine.io import ome
-from engine.io.durable import DurableStore
+from engine.io.durable import DurableStore, open_root
 from engine.io.files import (
     Lock,
     new_identity,
@@ -68,8 +68,8 @@ class Sink(Protocol):
         """Boxes that are not written yet, in the plan's order; ``writes``: boxes to look at in place of the plan's."""
         ...
 
-    def write(self, box: Box, pixels: Array) -> None:
-        """Write uint8 [3, h, w] of ``box``."""
+    def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
+        """Write uint8 [3, h, w] of ``box``; ``half``: the same halved, if it is known."""
         ...
 
     def finish(self) -> None:
@@ -88,7 +88,7 @@ class ArraySink:
         """Every box of the plan, or of ``writes``."""
         return iter(self._boxes if writes is None else writes)
 
-    def write(self, box: Box, pixels: Array) -> None:
+    def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
         """Write uint8 [3, h, w] of ``box``."""
         self.pixels[(slice(None), *box.slices)] = pixels
 
@@ -115,6 +115,9 @@ class ZarrSink:
         self._arrays: list[Any] = [self._group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
         self._stamp = _stamp(path)
         self._halves = _Halves()
+        self._writing: set[tuple[int, int, int]] = set()
+        """(level, row, column) of the shards that threads are writing."""
+        self._lock_of_writing = threading.Lock()
 
     @classmethod
     def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False) -> ZarrSink:
@@ -236,8 +239,13 @@ class ZarrSink:
             if any(not self._is_written(0, index) for index in self._plan.grid().indices(box)):
                 yield box
 
-    def write(self, box: Box, pixels: Array) -> None:
+    def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
         """Write uint8 [3, h, w] of ``box``, a whole number of shards (cut by the image's border), and grow the pyramid.
+
+        Args:
+            box: part of the image.
+            pixels: uint8 [3, h, w].
+            half: ``halve(pixels)``, where a device made it; it is copied.
 
         Raises:
             ResumeError: the store was removed, renamed or replaced, or a shard that the pyramid needs is damaged.
@@ -248,8 +256,7 @@ class ZarrSink:
             for index in self._plan.grid().indices(box):
                 shard = self._plan.grid().box(*index)
                 rows, columns = shard.relative_to(box).slices
-                self._write_shard(0, index, pixels[:, rows, columns])
-                self._extend_pyramid(1, (index[0] // 2, index[1] // 2))
+                self._write_with_ancestors(0, index, pixels[:, rows, columns], half_of(half, shard, box))
         except OSError:
             self._check_identity()  # a store that has gone is the better reason
             raise
@@ -270,7 +277,7 @@ class ZarrSink:
                         resume = option("resume", True)
                         box = self._plan.grid(level).box(*index)
                         raise ResumeError(f"{self.path}: the shard at {box} is missing; render again with {resume}")
-                    self._write_halved(level, index)
+                    self._write_shard(level, index, self._halved(level, index))
         if not self.complete:
             self._check_identity()
             private = (COMMAND, IDENTITY)
@@ -352,16 +359,30 @@ class ZarrSink:
         """Indices of the shards below one shard: four, or fewer at the image's border."""
         return children(self._plan.grid(level - 1), self._plan.grid(level), index)
 
-    def _extend_pyramid(self, level: int, index: tuple[int, int]) -> None:
-        """Write a shard of ``level`` and its ancestors, as far as all their children exist."""
-        if level == len(self._arrays):
-            return
-        if all(self._is_written(level - 1, child) for child in self._children(level, index)):
-            self._write_halved(level, index)
-            self._extend_pyramid(level + 1, (index[0] // 2, index[1] // 2))
+    def _write_with_ancestors(
+        self, level: int, index: tuple[int, int], pixels: Array, half: Array | None = None
+    ) -> None:
+        """Write a shard and its ancestors, as far as all their children exist.
 
-    def _write_halved(self, level: int, index: tuple[int, int]) -> None:
-        """Write a shard of ``level`` from its children in the level below."""
+        Of the threads that write the children of a shard, the last to finish writes it, alone.
+        """
+        parent, shard = (index[0] // 2, index[1] // 2), (level, *index)
+        with self._lock_of_writing:
+            self._writing.add(shard)
+        try:
+            self._write_shard(level, index, pixels, half)
+        finally:
+            with self._lock_of_writing:
+                self._writing.remove(shard)
+                is_last = level + 1 < len(self._arrays) and all(
+                    (level, *child) not in self._writing and self._is_written(level, child)
+                    for child in self._children(level + 1, parent)
+                )
+        if is_last:
+            self._write_with_ancestors(level + 1, parent, self._halved(level + 1, parent))
+
+    def _halved(self, level: int, index: tuple[int, int]) -> Array:
+        """Pixels of a shard of ``level`` from its children in the level below."""
         box = self._plan.grid(level).box(*index)
         parent = np.empty((3, *box.shape), np.uint8)
         for child in self._children(level, index):
@@ -369,10 +390,12 @@ class ZarrSink:
             rows, columns = source.cover(2).relative_to(box).slices
             half = self._halves.take((level - 1, *child))
             parent[:, rows, columns] = halve(self._read(level - 1, child)) if half is None else half
-        self._write_shard(level, index, parent)
+        return parent
 
-    def _write_shard(self, level: int, index: tuple[int, int], pixels: Array) -> None:
+    def _write_shard(self, level: int, index: tuple[int, int], pixels: Array, half: Array | None = None) -> None:
         array, rows_and_columns = self._arrays[level], self._plan.grid(level).box(*index).slices
+        if level + 1 < len(self._arrays):  # before the shard is seen: another thread may halve its siblings at once
+            self._halves.put((level, *index), pixels, half)
         try:
             array[(slice(None), *rows_and_columns)] = pixels
         except (OSError, EngineError):
@@ -383,8 +406,6 @@ class ZarrSink:
             raise_unless_damage(error, array)
             remove_shard(shard_path(self.path, level, *index))
             array[(slice(None), *rows_and_columns)] = pixels
-        if level + 1 < len(self._arrays):
-            self._halves.put((level, *index), pixels)
 
     def _read(self, level: int, index: tuple[int, int]) -> Array:
         """Pixels of a shard. Zarr reads a lost one as black, so its file must be there before and after."""
@@ -411,11 +432,11 @@ class _Halves:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def put(self, index: tuple[int, int, int], pixels: Array) -> None:
-        """Keep the half of a shard (level, row, column), if there is room."""
+    def put(self, index: tuple[int, int, int], pixels: Array, half: Array | None) -> None:
+        """Keep the half of a shard (level, row, column), if there is room; ``half``: a copy of it is kept if it is known."""
         if not self.limit:
             return
-        half = halve(pixels)
+        half = halve(pixels) if half is None else half.copy()
         with self._lock:
             if self._bytes + half.nbytes <= self.limit:
                 self._kept[index] = half
@@ -480,6 +501,21 @@ def check_array(where: str, array: Any, size: Sides, shard: Sides, chunk: Sides)
         raise InputError(f"{where}: its zarr.json does not fit the plan of the store; give {option('overwrite', True)}")
 
 
+def half_of(half: Array | None, part: Box, whole: Box) -> Array | None:
+    """The half of a part of an image; None where there is none, or where a pixel of it would mix two parts.
+
+    Args:
+        half: the halved image, uint8 [3, ceil(h / 2), ceil(w / 2)].
+        part, whole: pixels of the part and of the image.
+    """
+    inside = part.relative_to(whole)
+    if half is None or inside.y0 % 2 or inside.x0 % 2:
+        return None
+    if (inside.y1 % 2 and part.y1 < whole.y1) or (inside.x1 % 2 and part.x1 < whole.x1):
+        return None
+    return half[(slice(None), *inside.cover(2).slices)]
+
+
 def halve(pixels: Array) -> Array:
     """2x2 average of uint8 [C, h, w], halves rounded up; an odd last row or column is averaged with itself."""
     _, height, width = pixels.shape
@@ -504,7 +540,7 @@ def stored_provenance(path: Path) -> dict[str, Any] | None:
     if not (path / "zarr.json").is_file():
         return None
     try:
-        attributes: Any = zarr.open_group(path, mode="r").attrs.get(ATTRIBUTE)
+        attributes: Any = open_root(path).attrs.get(ATTRIBUTE)
         return None if attributes is None else dict(attributes)
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
         return None
@@ -540,7 +576,10 @@ def remove_store(path: Path) -> None:
     check_replaceable(path)
     # Moved first: a half-deleted store under the final name would be neither a store nor removable.
     moved = path.rename(temporary_name(path, "part"))
-    shutil.rmtree(moved)
+    try:
+        shutil.rmtree(moved)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(moved)) from error
 
 
 def lock_store(path: Path) -> Lock:

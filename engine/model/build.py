@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from engine.archs.layers import noise_channels_of, with_noise_gain
 from engine.errors import UsageError, option
 from engine.model.bundle import STRUCTURE, Model, State, is_bundle, load, open_structure, read_network, state_digest
-from engine.model.manifest import MAX_MARGIN, Manifest, SRStage, StageOrigin
+from engine.model.manifest import MAX_MARGIN, MAX_STAGES, Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED
 from engine.model.structure_file import structure_metadata, structure_state
 
@@ -98,15 +98,29 @@ def build(
     if structure is not None:
         network = open_structure(structure)
         states[STRUCTURE], metadata = structure_state(network), structure_metadata(network)
-    prefixes: dict[str, str] = {}  # digest of a network -> prefix of its tensors
-    stages = []
-    for index in range(len(request.sr)):
-        state, origin = _requested_stage(request, index)
-        prefix = prefixes.setdefault(state_digest(state), f"sr{len(prefixes)}")
-        states[prefix] = state
-        stages.append(SRStage.of(origin, weights=prefix))
-    manifest = Manifest(metadata, tuple(stages), "", margin=request.effective_margin)
-    return Model.with_digest(Path("model.safetensors"), manifest, states)
+    parts = [_requested_stage(request, index) for index in range(len(request.sr))]
+    return _assembled(Path("model.safetensors"), states, metadata, parts, request.effective_margin)
+
+
+def chain(models: Sequence[Path | str]) -> Model:
+    """A model that runs the enlargements of several models one after the other; of one model, that model.
+
+    Args:
+        models: model files, checkpoints or names of packaged weights. Step 1 of a model file takes no part in a chain.
+
+    Raises:
+        ModelError: as ``load`` does.
+        UsageError: no model, or more enlargements than a model holds.
+    """
+    if len(models) == 1:
+        return load(models[0])
+    parts = []
+    for name in models:
+        model = load(name)
+        parts += [(model.state(index), stage.origin) for index, stage in enumerate(model.stages)]
+    if not 1 <= len(parts) <= MAX_STAGES:
+        raise UsageError(f"{option('model')}: {len(parts)} enlargements in a chain; use 1 to {MAX_STAGES}")
+    return _assembled(Path("+".join(Path(name).stem for name in models)), {}, None, parts, 0)
 
 
 def read_stage(name: str, index: int = 0, licence: str | None = None) -> tuple[State, StageOrigin]:
@@ -126,6 +140,23 @@ def read_stage(name: str, index: int = 0, licence: str | None = None) -> tuple[S
     index = min(index, len(model.stages) - 1)
     origin = model.stages[index].origin
     return model.state(index), replace(origin, licence=licence or origin.licence)
+
+
+def _assembled(
+    path: Path,
+    states: dict[str, State],
+    structure: dict[str, Any] | None,
+    parts: Iterable[tuple[State, StageOrigin]],
+    margin: int,
+) -> Model:
+    """A model of these enlargements; equal networks are kept once. ``states``: tensors of step 1, if there is one."""
+    prefixes: dict[str, str] = {}  # digest of a network -> prefix of its tensors
+    stages = []
+    for state, origin in parts:
+        prefix = prefixes.setdefault(state_digest(state), f"sr{len(prefixes)}")
+        states[prefix] = state
+        stages.append(SRStage.of(origin, weights=prefix))
+    return Model.with_digest(path, Manifest(structure, tuple(stages), "", margin=margin), states)
 
 
 def _requested_stage(request: BuildRequest, index: int) -> tuple[State, StageOrigin]:

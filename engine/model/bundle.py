@@ -12,21 +12,21 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from msgspec.structs import replace
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine import archs
 from engine.archs import Upscaler
 from engine.archs.hpvaegan import BaseGenerator
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError, ModelError
-from engine.io.tensors import write_tensors
+from engine.io.tensors import open_tensors, write_tensors
 from engine.model.checkpoints import is_safetensors, read_checkpoint, read_provenance
 from engine.model.manifest import Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED, find_packaged, provenance
@@ -132,8 +132,8 @@ class Model:
         """A model whose only super-resolution network runs ``stages`` times; its digest is that of such a model."""
         return Model.with_digest(self.path, replace(self.manifest, stages=self.stages * stages), self._states)
 
-    def save(self, path: Path) -> None:
-        """Write the model file atomically. Raises InputError when it cannot be written."""
+    def save(self, path: Path) -> Model:
+        """Write the model file atomically; returns the model of that path. Raises InputError when it cannot be written."""
         tensors = {f"{p}.{key}": t.contiguous() for p, state in self._states.items() for key, t in state.items()}
         metadata = {
             _MANIFEST_KEY: self.manifest.to_json(),
@@ -147,6 +147,7 @@ class Model:
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         write_tensors(path, tensors, metadata)
+        return Model(path, self.manifest, self._states)
 
 
 def load(path: Path | str) -> Model:
@@ -165,7 +166,7 @@ def load(path: Path | str) -> Model:
         raise ModelError(f"{path}: {problem}; name a model bundle (engine model build makes one) or a checkpoint")
     if is_safetensors(path):
         try:
-            with safe_open(path, "pt") as file:
+            with open_tensors(path) as file:
                 metadata = file.metadata() or {}
                 if _is_structure(metadata):
                     raise ModelError(
@@ -214,7 +215,7 @@ def read_network(name: str, licence: str | None = None) -> tuple[State, StageOri
         raise ModelError(f"{path}: no such file; name a checkpoint, or packaged weights ({', '.join(PACKAGED)})")
     raw = read_checkpoint(path)
     architecture = archs.identify(raw, str(path))
-    state = architecture.canonical(raw)
+    state = archs.canonical(architecture, raw, str(path))
     scale = archs.build(state, str(path)).scale
     if name in PACKAGED:
         source, licence = provenance(name)
@@ -267,9 +268,12 @@ def _is_structure(metadata: Mapping[str, str]) -> bool:
 
 def _metadata(path: Path) -> dict[str, str]:
     """Metadata of a safetensors file; empty for any other file."""
-    with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-        return file.metadata() or {}
-    return {}
+    try:
+        with open_tensors(path) as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise_if_exhausted(error)
+        return {}
 
 
 def _content_digest(manifest: Manifest, states: Mapping[str, State]) -> str:

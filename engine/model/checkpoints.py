@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.archs import refusal
-from engine.causes import raise_if_exhausted
+from engine.causes import naming, raise_if_exhausted
 from engine.errors import ModelError
+from engine.io.tensors import open_tensors
 from engine.model.limits import check_archive, check_names, check_pickle, check_tensors, parse_json
 from engine.model.ncnn import MAGIC, read_ncnn
 
@@ -65,9 +65,10 @@ def read_provenance(path: Path) -> dict[str, Any]:
     try:
         if not is_safetensors(path):
             return {}
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             provenance = parse_json((file.metadata() or {}).get(PROVENANCE_KEY, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
+        raise_if_exhausted(error)
         raise ModelError(f"{path}: cannot be read as a safetensors file ({error}); fetch it again") from None
     return provenance if isinstance(provenance, dict) else {}
 
@@ -82,25 +83,31 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name a checkpoint")
     try:
-        reader = _reader_of_contents(path) or READERS.get(path.suffix.lower())
-        if reader is None:
-            raise ModelError(f"{path}: not a checkpoint; name a file such as {', '.join(READERS)}")
-        return reader(path)
+        with naming(path):
+            reader = _reader_of_contents(path) or READERS.get(path.suffix.lower())
+            if reader is None:
+                raise ModelError(f"{path}: not a checkpoint; name a file such as {', '.join(READERS)}")
+            return reader(path)
     except OSError as error:
+        raise_if_exhausted(error)
         raise ModelError(f"{path}: cannot be read ({_one_line(error)}); choose another file") from error
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file can be read and begins as a safetensors file does; it may still be damaged."""
+    """Whether a file can be read and begins as a safetensors file does; it may still be damaged.
+
+    Raises OSError where the machine fails: descriptors or the disk.
+    """
     try:
         return _reader_of_contents(path) is read_safetensors
-    except OSError:
+    except OSError as error:
+        raise_if_exhausted(error)
         return False
 
 
 def _reader_of_contents(path: Path) -> Callable[[Path], dict[str, Tensor]] | None:
     """Reader of the format that the first bytes of a file show, or None. Raises OSError."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         head = file.read(16)
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < HEADER_LIMIT:
         return read_safetensors
@@ -122,9 +129,10 @@ def _one_line(error: Exception) -> str:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises ModelError or OSError."""
     try:
-        with safe_open(path, "pt") as file:
-            check_names(file.keys())
-        tensors = load_file(path)
+        with open_tensors(path) as file:
+            names = list(file.keys())
+            check_names(names)
+            tensors = {name: file.get_tensor(name) for name in names}
         check_tensors(tensors, path.stat().st_size)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error

@@ -1,7 +1,7 @@
-"""RRDBNets in ncnn's format: a graph (.param) and a file of weights without names (.bin).
+"""ESRGAN and Compact in ncnn's format: a graph (.param) and a file of weights without names (.bin).
 
-Weights get their names from the order of an RRDBNet's convolutions, so no other network can be read. Graphs of other
-networks that are in use are named by the kinds of their layers.
+Weights get their names from the order of a network's layers, so no other network can be read. Graphs of other networks that
+are in use are named by the kinds of their layers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.archs import refusal
+from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
-from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS
-from engine.errors import ModelError
+from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS, check_image_channels, shuffle_factor
+from engine.errors import ModelError, option
 
 MAGIC = "7767517"
 """First line of every graph."""
@@ -25,11 +26,13 @@ MAGIC = "7767517"
 HALF = 0x01306B47
 """Flag in front of fp16 weights; fp32 weights have the flag 0."""
 
-LAYERS = {"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "ReLU", "Convolution"}
-"""Layers of an exported RRDBNet. Only convolutions hold weights, so no other layer shifts the bytes."""
+LAYERS = {
+    *("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "ReLU", "Convolution"),
+    *("PReLU", "PixelShuffle"),  # of Compact alone
+}
+"""Layers of the networks that are read. Only convolutions and PReLUs hold weights, so no other layer shifts the bytes."""
 
 OTHER_NETWORKS = (
-    ("Compact (SRVGG, as in realesr-animevideov3)", {"PReLU", "PixelShuffle"}, "realesrgan-ncnn-vulkan"),
     ("waifu2x CUNet", {"Deconvolution", "Pooling", "Scale"}, "waifu2x-ncnn-vulkan"),
     ("RealCUGAN", {"Deconvolution", "Pooling", "InnerProduct"}, "realcugan-ncnn-vulkan"),
     ("waifu2x UpConv7", {"Deconvolution"}, "waifu2x-ncnn-vulkan"),
@@ -40,27 +43,40 @@ ATTRIBUTES = {"kernel": ("1", 0), "dilation": ("2", 1), "stride": ("3", 1), "pad
 """Attributes of a convolution: the number that ncnn gives each, and its default where the graph leaves it out."""
 
 REQUIRED = {"kernel": 3, "dilation": 1, "stride": 1, "padding": 1, "bias": 1}
-"""Values that an RRDBNet's convolutions have."""
-
+"""Values that the convolutions of all networks have."""
 
 GRAPH_LIMIT = 8 << 20
 """Bytes of a graph. That of 23 blocks has 60,000."""
 
 
 @dataclass(frozen=True, slots=True)
-class Convolution:
-    """A convolution as the graph describes it."""
+class Layer:
+    """A layer as the graph describes it."""
 
+    kind: str
+    """Kind of the layer, such as Convolution."""
     name: str
     """Name in the graph."""
-    outputs: int
-    """Output channels."""
-    weights: int
-    """Number of weights, without the bias."""
+    values: Mapping[str, str]
+    """Values by their numbers."""
+
+    def value(self, number: int, default: float = 0) -> float:
+        """The value of a number. Raises ValueError if it is no number."""
+        return float(self.values.get(str(number), default))
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a convolution or PReLU yields."""
+        return int(self.values["0"])
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without the bias."""
+        return int(self.values["6"] if self.kind == "Convolution" else self.values["0"])
 
 
 def read_ncnn(path: Path) -> dict[str, Tensor]:
-    """Tensors of an RRDBNet under our names, in the stored dtype.
+    """Tensors of an ESRGAN or a Compact under our names, in the stored dtype.
 
     Args:
         path: either file of the pair.
@@ -76,18 +92,24 @@ def read_ncnn(path: Path) -> dict[str, Tensor]:
     if graph.stat().st_size > GRAPH_LIMIT:
         raise ModelError(f"{graph}: a graph of {graph.stat().st_size} bytes; graphs of at most {GRAPH_LIMIT} are read")
     try:
-        shapes = _rrdbnet_shapes(_parse_graph(graph.read_bytes().decode("ascii", errors="replace")))
+        layers = _parse_graph(graph.read_bytes().decode("ascii", errors="replace"))
+        shapes, slopes = _shapes(layers)
     except ModelError as error:
         raise ModelError(f"{graph}: {error}") from error
+    except (IndexError, KeyError, ValueError) as error:
+        raise ModelError(f"{graph}: damaged graph ({error})") from error
     try:
         _check_size(data.stat().st_size, shapes)
-        return _parse_weights(data.read_bytes(), shapes)
+        return {**_parse_weights(data.read_bytes(), shapes), **slopes}
     except ValueError as error:
         raise ModelError(f"{data}: {error}") from error
 
 
-def _parse_graph(text: str) -> list[Convolution]:
-    """Convolutions of a graph: a magic number, the numbers of layers and blobs, and one line per layer."""
+def _parse_graph(text: str) -> list[Layer]:
+    """Layers of a graph: a magic number, the numbers of layers and blobs, and one line per layer.
+
+    Raises ModelError for another network, IndexError or ValueError for a damaged graph.
+    """
     head, *lines = text.splitlines() or [""]
     if head.strip() != MAGIC:
         raise ModelError(f"begins with {head[:16]!r}, not with ncnn's magic number {MAGIC}")
@@ -95,54 +117,107 @@ def _parse_graph(text: str) -> list[Convolution]:
     kinds = Counter(layer[0] for layer in layers)
     if alien := next((kind for kind in kinds if kind not in LAYERS), None):
         raise ModelError(_refusal(kinds, alien))
-    try:
-        announced = int(lines[0].split()[0])
-        convolutions = [_parse_convolution(layer) for layer in layers if layer[0] == "Convolution"]
-    except (IndexError, KeyError, ValueError) as error:
-        raise ModelError(f"damaged graph ({error})") from error
+    announced = int(lines[0].split()[0])
+    result = [_parse_layer(layer) for layer in layers]
     if announced != len(layers):
         raise ModelError(f"has {len(layers)} layers, but its head announces {announced}; fetch it again")
-    upsamplings = kinds["Interp"]
-    if upsamplings != 2 and len(convolutions) > 15 and (len(convolutions) - 4 - upsamplings) % 15 == 0:
-        raise ModelError(refusal(f"ESRGAN x{2**upsamplings}", "open it with chaiNNer"))
-    return convolutions
+    return result
 
 
 def _refusal(kinds: Mapping[str, int], alien: str) -> str:
-    """Message about a graph with a kind of layer that an RRDBNet has not."""
+    """Message about a graph with a kind of layer that no network here has."""
     for name, layers, program in OTHER_NETWORKS:
         if layers <= kinds.keys():
             return refusal(name, f"open it with {program}")
-    return refusal(f"a graph with a layer {alien}", "name an ncnn file of ESRGAN x4")
+    return refusal(f"a graph with a layer {alien}", "name an ncnn file of ESRGAN or Compact")
 
 
-def _parse_convolution(layer: Sequence[str]) -> Convolution:
-    """Parse ``Convolution name inputs outputs input... output... number=value...``."""
-    values = dict(item.split("=", 1) for item in layer[4 + int(layer[2]) + int(layer[3]) :])
-    attributes = {name: int(values.get(number, default)) for name, (number, default) in ATTRIBUTES.items()}
-    if wrong := [f"{name} {value}" for name, value in attributes.items() if value != REQUIRED[name]]:
-        raise ModelError(f"{layer[1]} has {', '.join(wrong)}; an RRDBNet has padded 3 x 3 convolutions with a bias")
-    return Convolution(layer[1], outputs=int(values["0"]), weights=int(values["6"]))
+def _parse_layer(words: Sequence[str]) -> Layer:
+    """Parse ``Kind name inputs outputs input... output... number=value...``."""
+    layer = Layer(words[0], words[1], dict(item.split("=", 1) for item in words[4 + int(words[2]) + int(words[3]) :]))
+    if layer.kind == "Convolution":
+        attributes = {name: int(layer.value(int(number), default)) for name, (number, default) in ATTRIBUTES.items()}
+        if wrong := [f"{name} {value}" for name, value in attributes.items() if value != REQUIRED[name]]:
+            raise ModelError(f"{layer.name} has {', '.join(wrong)}; padded 3 x 3 convolutions with a bias are read")
+    return layer
 
 
-def _rrdbnet_shapes(convolutions: Sequence[Convolution]) -> dict[str, torch.Size]:
-    """Shapes of an RRDBNet's weights by name. The graph has the order in which our module creates convolutions."""
-    blocks, rest = divmod(len(convolutions) - 6, 15)
-    if not 1 <= blocks <= MAX_BLOCKS or rest:
+def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
+    """Shapes of a network's weights by name, in the order of the file, and slopes that the graph itself states.
+
+    Raises ModelError, or KeyError, IndexError or ValueError for a damaged graph.
+    """
+    reduced = [layer for layer in layers if layer.kind == "Interp" and 0 < layer.value(1) < 1]
+    if reduced:
+        factor = reduced[0].value(1)
         raise ModelError(
-            f"a graph of {len(convolutions)} convolutions is no RRDBNet, which has 15 per block and 6 more"
+            f"{reduced[0].name} reduces the result to {factor:g}; name the larger file and give {option('size')}"
+        )
+    kinds = {layer.kind for layer in layers}
+    is_compact = not kinds.isdisjoint({"PReLU", "PixelShuffle"})
+    convolutions = [layer for layer in layers if layer.kind == "Convolution"]
+    if not convolutions:
+        raise ModelError(refusal("a graph without convolutions", "name an ncnn file of ESRGAN or Compact"))
+    if any(not 0 < layer.outputs <= MAX_CHANNELS for layer in convolutions):
+        raise ModelError(
+            f"a graph of {[layer.outputs for layer in convolutions[:2]]} channels; up to {MAX_CHANNELS} are read"
+        )
+    first = convolutions[0]
+    image_channels = check_image_channels(first.weights // (9 * first.outputs))
+    if is_compact:
+        return _compact_shapes(layers, image_channels)
+    return _rrdbnet_shapes(convolutions, sum(layer.kind == "Interp" for layer in layers), image_channels), {}
+
+
+def _rrdbnet_shapes(convolutions: Sequence[Layer], upsamplings: int, image_channels: int) -> dict[str, torch.Size]:
+    """Shapes of an RRDBNet's weights. The graph has the order in which our module creates convolutions."""
+    blocks, rest = divmod(len(convolutions) - 4 - upsamplings, 15)
+    if not 1 <= blocks <= MAX_BLOCKS or rest or upsamplings > 4:
+        raise ModelError(
+            f"a graph of {len(convolutions)} convolutions and {upsamplings} upsamplings is no RRDBNet, which has 15 per block, "
+            "one per upsampling and 4 more"
         )
     channels, growth = convolutions[0].outputs, convolutions[1].outputs
-    if not (0 < channels <= MAX_CHANNELS and 0 < growth <= MAX_CHANNELS):
-        raise ModelError(f"a graph of {channels} and {growth} channels is no RRDBNet, which has 64 and 32")
     with torch.device("meta"):
-        weights = RRDBNet(channels, blocks, growth).state_dict()
-    shapes = {name: weight.shape for name, weight in weights.items() if name.endswith("weight")}
-    for (name, shape), convolution in zip(shapes.items(), convolutions, strict=True):
-        if (shape[0], shape.numel()) != (convolution.outputs, convolution.weights):
+        network = RRDBNet(channels, blocks, growth, 2**upsamplings, image_channels=image_channels)
+    return _checked(_weights_of(network), convolutions)
+
+
+def _compact_shapes(layers: Sequence[Layer], image_channels: int) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
+    """Shapes of a Compact's weights, and the slopes of ReLUs."""
+    body = [layer for layer in layers if layer.kind in ("Convolution", "PReLU", "ReLU")]
+    convs = len(body) // 2 - 1
+    if (
+        len(body) % 2 == 0
+        or convs < 0
+        or any((body[i].kind == "Convolution") != (i % 2 == 0) for i in range(len(body)))
+    ):
+        raise ModelError("a graph of convolutions that do not alternate with activations is no Compact")
+    if convs >= MAX_BLOCKS:
+        raise ModelError(f"a graph of {convs + 2} convolutions; networks of up to {MAX_BLOCKS} are read")
+    channels, scale = body[0].outputs, shuffle_factor(body[-1].outputs, image_channels)
+    shuffles = [int(layer.value(0)) for layer in layers if layer.kind == "PixelShuffle"]
+    if shuffles != [scale] and (shuffles or scale != 1):
+        raise ModelError(f"a graph with shuffles by {shuffles} is no Compact x{scale}, which has one")
+    with torch.device("meta"):
+        shapes = _weights_of(Compact(channels, convs, scale, image_channels))
+    stated = {f"body.{i}.weight": layer.value(0) for i, layer in enumerate(body) if layer.kind == "ReLU"}
+    slopes = {name: torch.full((channels,), slope) for name, slope in stated.items()}
+    stored = {name: shape for name, shape in shapes.items() if name not in slopes}
+    return _checked(stored, [layer for layer in body if layer.kind != "ReLU"]), slopes
+
+
+def _weights_of(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in network.state_dict().items() if name.endswith("weight")}
+
+
+def _checked(shapes: dict[str, torch.Size], layers: Sequence[Layer]) -> dict[str, torch.Size]:
+    """The shapes; ModelError unless the layers of the graph have them."""
+    for (name, shape), layer in zip(shapes.items(), layers, strict=True):
+        if (shape[0], shape.numel()) != (layer.outputs, layer.weights):
             raise ModelError(
-                f"{convolution.name} has {convolution.outputs} channels and {convolution.weights} weights, but {name} "
-                f"of an RRDBNet has {shape[0]} and {shape.numel()}"
+                f"{layer.name} has {layer.outputs} channels and {layer.weights} weights, but {name} has {shape[0]} and "
+                f"{shape.numel()}"
             )
     return shapes
 
@@ -155,13 +230,17 @@ def _check_size(size: int, shapes: Mapping[str, torch.Size]) -> None:
 
 
 def _parse_weights(content: bytes, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Per convolution: a flag of four bytes, the weights padded to a multiple of four bytes, the bias in fp32.
+    """Values of all layers, one after another.
 
-    Raises ValueError when the content does not fit the shapes.
+    A convolution has a flag of four bytes, the weights padded to a multiple of four bytes, and the bias in fp32; a PReLU has
+    its slopes in fp32. Raises ValueError when the content does not fit the shapes.
     """
     state: dict[str, Tensor] = {}
     start = 0
     for name, shape in shapes.items():
+        if len(shape) == 1:
+            state[name], start = _parse_values(content, start, shape[0], torch.float32, name)
+            continue
         flag = int.from_bytes(content[start : start + 4], "little")
         if flag not in (0, HALF):
             raise ValueError(

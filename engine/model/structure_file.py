@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.archs.hpvaegan import BaseGenerator, Config, Padding, Size
 from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS, check_count
+from engine.causes import raise_if_exhausted
 from engine.errors import ModelError, UsageError
-from engine.io.tensors import write_tensors
+from engine.io.tensors import open_tensors, write_tensors
 from engine.model.checkpoints import read_checkpoint
 from engine.model.limits import parse_json
 
@@ -46,9 +47,10 @@ def write_structure(generator: BaseGenerator, path: Path, dtype: torch.dtype = t
 def read_structure(path: Path) -> BaseGenerator:
     """The generator in a file that ``write_structure`` wrote, in float32. Raises ModelError."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = parse_json((file.metadata() or {}).get(METADATA_KEY, "null"))
     except (SafetensorError, OSError, ValueError) as error:
+        raise_if_exhausted(error)
         raise ModelError(f"{path}: cannot be read as a safetensors file ({error}); train or fetch it again") from None
     if not isinstance(metadata, dict):
         raise ModelError(f"{path}: not a file of step 1 (no {METADATA_KEY!r} in its metadata); name another file")

@@ -99,7 +99,7 @@ class WeightFile:
         try:
             digest = sha256(path)
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror}); choose another file") from None
+            raise ModelError(f"{path}: cannot be read ({error.strerror}); choose another file") from error
         if not digest.startswith(expected):
             raise ModelError(
                 f"{path}: sha256 begins with {digest[: len(expected)]}, expected {expected}: not {self.content}; "

@@ -74,6 +74,7 @@ def canvas_of_scene(size: Size | None, native: Size, scales: Sequence[int], stag
     factors = tuple(accumulate(scales, mul))
     longer = _longer_side(size, native)
     count = next((k for k, factor in enumerate(factors, 1) if longer * factor >= max(size)), None)
+    count = count and _with_unscaled(count, scales)
     if stages is not None or count is None:
         count = stages or len(scales)
         return Canvas(size, _covering(size, Fraction(1, factors[count - 1])), count, keeps_scene=False)
@@ -116,16 +117,30 @@ def canvas_of_picture(size: Size | None, picture: Size, scales: Sequence[int], s
 
 
 def repetitions(picture: Size, size: Size | None, scale: int, stages: int | None) -> int:
-    """Number of times that a lone network of a scale runs to enlarge a picture: as often as the size takes, up to 3."""
+    """Number of times that a lone network of a scale runs to enlarge a picture: as often as the size takes, up to 3.
+
+    A network that does not enlarge, such as one against the artefacts of JPEG, runs once.
+    """
+    if scale == 1 and stages is None:
+        return 1
     if stages is not None or size is None:
         return min(stages or 1, MAX_REPETITIONS)
     return stages_to_cover(picture, size, [scale] * MAX_REPETITIONS) or MAX_REPETITIONS
 
 
 def stages_to_cover(picture: Size, size: Size, scales: Sequence[int]) -> int | None:
-    """The fewest stages whose enlargement of a picture is at least as large as a size; None if all are too few."""
+    """The fewest stages whose enlargement of a picture is at least as large as a size; None if all are too few.
+
+    Stages behind them that do not enlarge belong to them.
+    """
     needed = max(Fraction(n, side) for n, side in zip(size, picture, strict=True))
-    return next((k for k, factor in enumerate(accumulate(scales, mul), 1) if factor >= needed), None)
+    count = next((k for k, factor in enumerate(accumulate(scales, mul), 1) if factor >= needed), None)
+    return count and _with_unscaled(count, scales)
+
+
+def _with_unscaled(count: int, scales: Sequence[int]) -> int:
+    """Number of the first ``count`` stages and of those behind them that do not enlarge."""
+    return next((k for k in range(count, len(scales)) if scales[k] != 1), len(scales))
 
 
 def _longer_side(size: Size, native: Size) -> Fraction:

@@ -73,6 +73,9 @@ class Projection:
     """Named parts of the host memory above the baseline."""
     device: int
     """Memory of the accelerator."""
+    device_in_fp32: int = 0
+    """The same while float32 computes again what half precision cannot represent; at most the budget, within which batches
+    become smaller, or strips narrower, if it takes more."""
     disk: int
     """Upper bound of the store's size: noise does not compress."""
     scratch: int
@@ -99,6 +102,11 @@ class Projection:
     def to_json(self) -> dict[str, Any]:
         """The projection for reports."""
         return {**asdict(self), "working": self.working, "host": self.host}
+
+
+def within_budget(device: int, in_fp32: int, budget: Budget) -> int:
+    """``Projection.device_in_fp32``, from the memory of the plan and from that which float32 would take."""
+    return max(device, min(in_fp32, budget.device or 0))
 
 
 def with_allocator(parts: dict[str, int], fixed: int, share: float) -> dict[str, int]:

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import UsageError, option
+from engine.geometry import UNBOUNDED
 from engine.plan.measured import MeasuredStage, MissingMeasurement, StageProfile
 from engine.plan.plan import StagePlan
 
 SEAM_TOLERANCE = 1.0
 """Default tolerance of the automatic halo: largest seam error, in levels of 255."""
+
+UNMEASURED_HALO = 32
+"""Halo of networks whose receptive field is not known, on pictures that are too small to measure it."""
 
 ERF_FRACTIONS = ("0.9", "0.95", "0.98", "0.99", "0.999")
 """Shares of the gradient's magnitude for which a radius is measured; the paper takes 0.98."""
@@ -61,6 +65,8 @@ class HaloPolicy:
         Raises:
             MissingMeasurement: the policy needs a profile.
         """
+        if radius >= UNBOUNDED:
+            return self._choose_measured(profile, align)
         exact = -(-radius // align) * align
         if self.policy == "exact":
             return exact
@@ -73,6 +79,24 @@ class HaloPolicy:
             return exact if point is None else min(exact, -(-point.halo // align) * align)
         erf = profile.erf_square.get(self.policy.partition(":")[2])
         return exact if erf is None else min(exact, -(-erf // align) * align)
+
+    def _choose_measured(self, profile: StageProfile | None, align: int) -> int:
+        """The halo of a network whose receptive field is not known."""
+        if profile is None:
+            raise MissingMeasurement("profiles")  # which refuses networks that look at the whole picture
+        if self.policy.isdecimal():
+            return -(-int(self.policy) // align) * align
+        if self.policy != "auto":
+            raise UsageError(
+                f"{option('overlap', self.policy)}: a network by spandrel, whose receptive field is not known; use auto"
+            )
+        point = profile.halo_within(self.tolerance)
+        if point is None and profile.seam:
+            raise UsageError(
+                f"{option('seam_tolerance', self.tolerance)}: no halo that was measured has a smaller error; raise it, or "
+                f"give a number of pixels by {option('overlap')}"
+            )
+        return -(-(UNMEASURED_HALO if point is None else point.halo) // align) * align
 
 
 def seam_error(cut: StagePlan, measured: MeasuredStage, *, has_inner_edges: bool) -> float | None:

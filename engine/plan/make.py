@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.errors import BudgetError, UsageError, option
-from engine.geometry import Box
+from engine.geometry import UNBOUNDED, Box
 from engine.plan.canvas import Canvas
 from engine.plan.cost import Projection
 from engine.plan.halo import HaloPolicy, seam_error
@@ -110,7 +110,8 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
     # A halo decides no pixel where no edge is inside the image. A region has the pixels of the whole image by exact halos.
     # Neither needs a measurement.
     stages = None
-    if roi.width == measured.canvas.size[1] or request.overlap == AUTO:
+    is_bounded = all(stage.radius < UNBOUNDED for stage in measured.stages)
+    if is_bounded and (roi.width == measured.canvas.size[1] or request.overlap == AUTO):
         stages = layout.whole(_uncut_stages(HaloPolicy("exact"), request, measured), measured, roi.width, tile)
     if stages is None:
         uncut = _uncut_stages(request.halo_policy, request, measured)

@@ -119,6 +119,18 @@ class BandCost:
         return int(min(self.narrow_bytes_per_column * columns, self.fixed + self.bytes_per_column * columns))
 
 
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Memory of a stage in float32 on an accelerator: a tile or row of shards that half precision cannot represent."""
+
+    weights: int
+    """Bytes of the weights, which come beside those in half precision."""
+    tiles: Footprint
+    """Memory of tiles, counted; no time."""
+    bands: BandCost | None
+    """Memory of bands, counted; None if the network cannot be streamed or bands are not considered."""
+
+
 class MissingMeasurement(Exception):  # noqa: N818 (no error: the measurement is made, and the plan asked for again)
     """A plan needs a measurement that was not made yet.
 
@@ -150,6 +162,8 @@ class MeasuredStage:
     """Cost of bands; None if the network cannot be streamed or bands are not considered."""
     on_device: bool = False
     """Whether the network's memory is that of an accelerator."""
+    fp32: Fallback | None = None
+    """Memory of the stage in float32 beside half precision; None in float32, and where no accelerator's memory is planned."""
     profile: StageProfile | None = None
     """Receptive field and seam errors; None if they were not measured yet."""
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -15,7 +16,7 @@ from cyclopts import Parameter, Token
 
 from engine.errors import UsageError, option
 from engine.fields import describe_options
-from engine.geometry import Box, parse_box, parse_size, whole_number
+from engine.geometry import MAX_SIDE, Box, parse_box, parse_size, whole_number
 from engine.plan.halo import SEAM_TOLERANCE, HaloPolicy
 from engine.plan.plan import RENAMED_EXECUTORS
 
@@ -23,6 +24,9 @@ AUTO = "auto"
 RAMPS = ("cosine", "linear")
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
+
+MAX_SCALE = 64.0
+"""Largest enlargement of a picture that is asked for as a factor: a network of x4, three times."""
 
 LEAST_BYTES = 10**6
 """Least amount of memory that can be meant: smaller ones are mistaken units."""
@@ -138,6 +142,8 @@ def _wrong_type(value: object, name: str, wanted: str) -> UsageError:
 
 _PARSERS: dict[str, Callable[[object, str], object]] = {
     "size": parse_size,
+    "scale": _number,
+    "width": _whole,
     "seed": _whole,
     "init": _path,
     "roi": parse_box,
@@ -161,6 +167,8 @@ class RenderOptions(TypedDict, total=False):
     """Options of ``Request`` with the types that it accepts, for type checkers; ``Request`` documents them."""
 
     size: tuple[int, int] | str | None
+    scale: float | None
+    width: int | None
     seed: int
     roi: tuple[int, int, int, int] | Box | str | None
     stages: int | None
@@ -198,6 +206,12 @@ class Request:
     size: Annotated[tuple[int, int] | None, flag(parse_size, "WxH")] = None
     """Size of the whole image, WIDTHxHEIGHT in pixels; default: base image times the scales of all steps. A size between
     two enlargements is reduced from the larger one."""
+
+    scale: float | None = None
+    """Enlargement of each side of a picture, 1 to 64, such as 2 or 3.5, in place of --size."""
+
+    width: int | None = None
+    """Width of the whole image in pixels, in place of --size; the height follows from the picture or the base image."""
 
     seed: int = 0
     """Seed of the noise, from 0 to 2^64 - 1; a seed shows the same scene at every size of one shape."""
@@ -261,6 +275,7 @@ class Request:
             if value is not None or field.default is not None:
                 object.__setattr__(self, field.name, _PARSERS[field.name](value, field.name))
         object.__setattr__(self, "executor", RENAMED_EXECUTORS.get(self.executor, self.executor))
+        self._check_sizes()
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"{option('seed', self.seed)}: must be from 0 to {MAX_SEED}")
         if not 0 <= self.blend <= MAX_BLEND:
@@ -283,10 +298,55 @@ class Request:
             return self.tile and (self.tile[1], self.tile[0])
         return self.tile, self.tile
 
-    @property
-    def shape(self) -> tuple[int, int] | None:
-        """(height, width) of the whole image, as the planner takes it."""
-        return self.size and (self.size[1], self.size[0])
+    def shape_for(self, native: tuple[int, int]) -> tuple[int, int] | None:
+        """(height, width) of the whole image, as the planner takes it; None where no size is requested.
+
+        Args:
+            native: (height, width) of the picture, or of the base image that step 1 was trained at.
+        """
+        height, width = native
+        if self.size is not None:
+            return self.size[1], self.size[0]
+        if self.width is not None:
+            return max(1, round(Fraction(height * self.width, width))), self.width
+        if self.scale is not None:
+            return max(1, round(height * self.scale)), max(1, round(width * self.scale))
+        return None
+
+    def _check_sizes(self) -> None:
+        """Raise UsageError for two sizes, or one that is out of range."""
+        given = [name for name in ("size", "scale", "width") if getattr(self, name) is not None]
+        if len(given) > 1:
+            first, second = (option(name) for name in given[:2])
+            raise UsageError(f"{first} and {second}: exclude each other; give one of them")
+        if self.scale is not None and not 1 <= self.scale <= MAX_SCALE:
+            raise UsageError(f"{option('scale', f'{self.scale:g}')}: must be from 1 to {MAX_SCALE:g}")
+        if self.width is not None and not 1 <= self.width <= MAX_SIDE:
+            raise UsageError(f"{option('width', self.width)}: must be from 1 to {MAX_SIDE} pixels")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRequest(Request):
+    """Options of a request that all pictures of a command share: the command names the pictures, and no regions of them."""
+
+    size: Annotated[tuple[int, int] | None, flag(parse_size, "WxH")] = None
+    """Size of the result, WIDTHxHEIGHT in pixels; default: the picture times the scales of the models. A size between two
+    enlargements is reduced from the larger one."""
+
+    scale: float | None = None
+    """Enlargement of each side, 1 to 64, such as 2 or 3.5, in place of --size."""
+
+    width: int | None = None
+    """Width of the result in pixels, in place of --size; the height follows from the picture."""
+
+    init: Annotated[Path | None, Parameter(parse=False)] = None
+    roi: Annotated[Box | None, Parameter(parse=False)] = None
+    stages: Annotated[int | None, Parameter(parse=False)] = None
+
+    def of(self, picture: Path) -> Request:
+        """The request of one picture."""
+        return Request(**{field.name: getattr(self, field.name) for field in fields(Request)} | {"init": picture})
 
 
 describe_options(Request, RequestOptions)

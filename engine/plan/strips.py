@@ -19,6 +19,7 @@ from engine.plan.cost import (
     reduction_bytes,
     store_bytes,
     with_allocator,
+    within_budget,
     writer_bytes,
 )
 from engine.plan.limits import HALVES_BYTES, writers
@@ -155,10 +156,12 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None)
     if measured.base is not None:
         seconds += math.prod(plan.base) * measured.base.seconds_per_pixel
     strip = max((x1 - x0 for x0, x1 in plan.column_strips()), default=0)
+    device, in_fp32 = (_device_bytes(plan.stages, measured, strip, in_fp32=fp32) for fp32 in (False, True))
     return Projection(
         baseline=measured.baseline,
         host_parts=_host_parts(plan.stages, measured, strip),
-        device=_device_bytes(plan.stages, measured, strip),
+        device=device,
+        device_in_fp32=within_budget(device, in_fp32, measured.budget),
         disk=store_bytes(plan),
         scratch=0,
         tasks=(len(runs),) * len(pixels),
@@ -232,13 +235,22 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
     return counts[::-1]
 
 
-def _stream_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *, on_device: bool) -> int:
+def _stream_bytes(
+    stages: Sequence[StagePlan], measured: Measured, strip: int, *, on_device: bool, in_fp32: bool = False
+) -> int:
     columns = _columns_read(stages, measured, strip)
     return sum(
-        _bands(cost).bytes_at(n)
+        _bands_in_fp32(cost, n) if in_fp32 else _bands(cost).bytes_at(n)
         for cost, n in zip(measured.stages, columns, strict=True)
         if cost.on_device == on_device
     )
+
+
+def _bands_in_fp32(cost: MeasuredStage, columns: int) -> int:
+    """Rows of a stage in float32, in place of those in half precision, and its weights beside those in half precision."""
+    if cost.fp32 is None or cost.fp32.bands is None:
+        return _bands(cost).bytes_at(columns)
+    return cost.fp32.weights + cost.fp32.bands.bytes_at(columns)
 
 
 def _columns_read(stages: Sequence[StagePlan], measured: Measured, strip: int) -> list[int]:
@@ -248,8 +260,11 @@ def _columns_read(stages: Sequence[StagePlan], measured: Measured, strip: int) -
     return _columns(stages, _enlarged(reduction, strip) + window)
 
 
-def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -> int:
-    """Bytes of the device: context, weights and libraries, which it holds without a strip, and the rows of all stages."""
+def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int, *, in_fp32: bool = False) -> int:
+    """Bytes of the device: context, weights and libraries, which it holds without a strip, and the rows of all stages.
+
+    ``in_fp32``: with float32 in all stages that have half precision.
+    """
     columns = _columns_read(stages, measured, strip)
     ends = sum(
         # The input of a band with its noise, before and after it is filled up to a whole band.
@@ -257,13 +272,14 @@ def _device_bytes(stages: Sequence[StagePlan], measured: Measured, strip: int) -
         for stage, cost, n in zip(stages, measured.stages, columns, strict=True)
         if cost.on_device
     )
-    return measured.device_baseline + _stream_bytes(stages, measured, strip, on_device=True) + ends
+    rows = _stream_bytes(stages, measured, strip, on_device=True, in_fp32=in_fp32)
+    return measured.device_baseline + rows + ends
 
 
 def _transfer_bytes(stage: StagePlan) -> int:
     """Bytes of each LR column on their way to a device and back: two bands in each direction."""
-    pixel = 1 if stage.is_image else FLOAT
-    return 2 * CHANNELS * ((stage.band + stage.align) * FLOAT + stage.band * stage.scale**2 * pixel)
+    pixel = 1.25 if stage.is_image else FLOAT  # the image's own rows come with their half
+    return math.ceil(2 * CHANNELS * ((stage.band + stage.align) * FLOAT + stage.band * stage.scale**2 * pixel))
 
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ from engine.plan.cost import (
     reduction_bytes,
     store_bytes,
     with_allocator,
+    within_budget,
     writer_bytes,
 )
 from engine.plan.limits import IN_FLIGHT, writers
@@ -72,6 +73,7 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None,
         baseline=measured.baseline,
         host_parts=host_parts,
         device=device,
+        device_in_fp32=within_budget(device, device + _redo_bytes(plan.stages, measured), measured.budget),
         disk=store_bytes(plan),
         scratch=sum(cached),
         tasks=counts,
@@ -192,13 +194,22 @@ def _sides(stage: StagePlan, length: int) -> list[int]:
 
 
 def _batches(plan: Plan, measured: Measured, counts: Sequence[int], cached: Sequence[int]) -> list[int]:
-    """Useful batches, halved, largest first, until they fit the budget."""
+    """Useful batches, halved, largest first, until they fit the budget beside a tile that float32 computes again.
+
+    A single tile takes the device to itself then (``engine.run.batched``).
+    """
     stages = plan.stages
     batches = [
         _useful_batch(s, count, measured.saturating) if c.on_device else 1
         for s, c, count in zip(stages, measured.stages, counts, strict=True)
     ]
-    while max(batches) > 1 and not _within(measured, *_needs(stages, measured, cached, batches)):
+    redo = _redo_bytes(stages, measured)
+
+    def fits() -> bool:
+        host_parts, device = _needs(stages, measured, cached, batches)
+        return _within(measured, host_parts, device + redo)
+
+    while max(batches) > 1 and not fits():
         largest = max(range(len(batches)), key=lambda k: (batches[k] > 1, _batch_pixels(stages[k], batches[k])))
         batches[largest] //= 2
     return batches
@@ -270,9 +281,17 @@ def _network_peak(stages: Sequence[StagePlan], measured: Measured, batches: Batc
     if batches is None:
         return max((c.footprint.bytes_at(_batch_pixels(s, b)) for s, c, b in used), default=0)
     temporary = max((c.footprint.bytes_at(_batch_pixels(s, b)) - _io_bytes(s, c, b) for s, c, b in used), default=0)
-    outputs = sum(_output_buffers(s) * b * _tile_bytes(s) for s, _, b in used)
+    # Pixels leave for the host's buffers at once, unless they are cross-faded.
+    outputs = sum((_output_buffers(s) if s.blend else 1) * b * (_tile_bytes(s) + _half_bytes(s)) for s, _, b in used)
     inputs = sum(_io_bytes(s, c, b) for s, c, b in used)
     return max(0, temporary) + inputs + outputs
+
+
+def _redo_bytes(stages: Sequence[StagePlan], measured: Measured) -> int:
+    """Memory of a device that one tile takes in float32 beside everything else: the weights of all stages stay."""
+    redone = [(s, c.fp32) for s, c in zip(stages, measured.stages, strict=True) if c.fp32 is not None]
+    tiles = [f.tiles.bytes_at(math.prod(s.tile_shape)) + _tile_bytes(s) + _input_bytes(s) for s, f in redone]
+    return sum(f.weights for _, f in redone) + max(tiles, default=0)
 
 
 def _io_bytes(stage: StagePlan, cost: MeasuredStage, batch: int) -> int:
@@ -281,21 +300,26 @@ def _io_bytes(stage: StagePlan, cost: MeasuredStage, batch: int) -> int:
 
 
 def _output_buffers(stage: StagePlan) -> int:
-    """Buffers for the pixels of a batch. Those of inner stages are emptied at once."""
+    """Buffers for the pixels of a batch, on the host or where they are cross-faded. Those of inner stages are emptied at once."""
     return IN_FLIGHT + 1 if stage.is_image else 1
 
 
 def _pinned_bytes(stage: StagePlan, batch: int) -> int:
     """Page-locked host memory of a stage: PyTorch takes powers of two."""
-    outputs = [] if stage.blend else [batch * _tile_bytes(stage)] * _output_buffers(stage)
+    outputs = [] if stage.blend else [batch * _tile_bytes(stage), batch * _half_bytes(stage)] * _output_buffers(stage)
     sizes = [_batch_pixels(stage, batch) * CHANNELS * FLOAT, *outputs]
-    return sum(1 << (size - 1).bit_length() for size in sizes)
+    return sum(1 << (size - 1).bit_length() for size in sizes if size)
 
 
 def _tile_bytes(stage: StagePlan) -> int:
     """Output of a tile. Cross-faded tiles of the last stage are rounded to 8 bits afterwards."""
     rows, columns = (side + stage.blend for side in stage.core)
     return rows * columns * stage.scale**2 * CHANNELS * (1 if stage.is_image and not stage.blend else FLOAT)
+
+
+def _half_bytes(stage: StagePlan) -> int:
+    """The halved output of a tile, which a device makes of the image's own tiles."""
+    return -(-_tile_bytes(stage) // 4) if stage.is_image and not stage.blend else 0
 
 
 def _blend_bytes(stages: Sequence[StagePlan], measured: Measured, *, on_device: bool) -> int:

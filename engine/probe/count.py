@@ -22,8 +22,9 @@ from engine.kernels.last_conv import COLORS
 from engine.kernels.launch import Observer, observed_launches
 from engine.model.bundle import Model
 from engine.plan.gpus import Gpu
-from engine.plan.measured import Footprint
+from engine.plan.measured import Fallback, Footprint
 from engine.plan.roofline import Counts, Operation
+from engine.probe.footprint import band_memory
 from engine.run.stage import Stage
 
 META = torch.device("meta")
@@ -168,6 +169,14 @@ def count_tile(stage: Stage, height: int, width: int, batch: int = 1, gpu: Gpu |
         tiles = torch.empty(batch, stage.inputs, height, width, device=META)
         stage.run(tiles.contiguous(memory_format=torch.channels_last))
     return counter
+
+
+def fallback(model: Model, index: int, *, in_bands: bool) -> Fallback:
+    """Memory of a stage in float32, for what half precision cannot represent; ``in_bands``: also in bands."""
+    stage = Stage(model.new_network(index), META, "fp32")
+    tensors = (*stage.network.parameters(), *stage.network.buffers())
+    weights = sum(t.numel() * t.itemsize for t in tensors)
+    return Fallback(weights, tile_bytes(stage), band_memory(stage) if in_bands else None)
 
 
 def tile_counts(stage: Stage, gpu: Gpu | None = None) -> Counts:

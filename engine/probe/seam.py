@@ -63,6 +63,25 @@ def seam_curve(
     return _curve(torch.cat(errors), torch.cat(distances), max(_STEP, align)), outputs
 
 
+def far_effect(network: Callable[[Tensor], Tensor], picture: Tensor, scale: int, align: int) -> tuple[float, int]:
+    """How much a network looks at the whole picture: the effect of the right half's negative on the left quarter.
+
+    Args:
+        network, scale, align: as for ``seam_curve``.
+        picture: [1, 3, h, w].
+
+    Returns:
+        The largest change in levels, and the distance in LR pixels that it went.
+    """
+    width = picture.shape[3]
+    half, quarter = (width // n // align * align for n in (2, 4))
+    negative = picture.clone()
+    negative[:, :, :, half:] = 1 - negative[:, :, :, half:]
+    with torch.inference_mode():
+        change = (network(negative) - network(picture))[:, :, :, : quarter * scale]
+    return (float(change.abs().max()) * 255 if quarter else 0.0), half - quarter
+
+
 def _cuts(
     network: Callable[[Tensor], Tensor], picture: Tensor, whole: Tensor, scale: int, align: int
 ) -> list[tuple[Tensor, Tensor]]:

@@ -6,15 +6,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from torch import Tensor
-
 from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
-from engine.io.zarr_store import Sink
+from engine.io.zarr_store import Sink, half_of
 from engine.plan.cost import writer_bytes
 from engine.plan.limits import writers
 from engine.run.pipeline import BoxWritten, Pipeline
-from engine.run.rows import NonFiniteRows, RowReader
+from engine.run.rows import NonFiniteRows, RowBlock, RowReader
 
 
 def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
@@ -59,7 +57,7 @@ class _RowsOfShards:
         self._reader: RowReader | None = None
         self._at = (0, 0)  # the column and the row that the stream has reached
 
-    def read(self, box: Box) -> Tensor:
+    def read(self, box: Box) -> RowBlock:
         """Pixels of ``box``: where half precision overflows, those of float32 in the whole box.
 
         A box is computed in half precision first, whatever the box above needed. So its pixels do not depend on the row
@@ -78,7 +76,7 @@ class _RowsOfShards:
             self._pipeline.count_redone()
         return pixels
 
-    def _attempt(self, box: Box, in_fp32: set[int]) -> Tensor | None:
+    def _attempt(self, box: Box, in_fp32: set[int]) -> RowBlock | None:
         """Pixels of ``box``; None if a stage, now added to ``in_fp32``, must compute them in float32."""
         try:
             with self._pipeline.queue.activate(), memory_errors():
@@ -122,17 +120,17 @@ class _RowWriter:
             if pool is not None:
                 pool.shutdown()
 
-    def submit(self, box: Box, pixels: Tensor, compute_seconds: float) -> Future[BoxWritten]:
-        """Write ``pixels``, which must stay unchanged until the result is there."""
-        return self._rows.submit(self._write, box, pixels, compute_seconds)
+    def submit(self, box: Box, rows: RowBlock, compute_seconds: float) -> Future[BoxWritten]:
+        """Write ``rows``, which must stay unchanged until the result is there."""
+        return self._rows.submit(self._write, box, rows, compute_seconds)
 
-    def _write(self, box: Box, rows: Tensor, compute_seconds: float) -> BoxWritten:
+    def _write(self, box: Box, rows: RowBlock, compute_seconds: float) -> BoxWritten:
         start = time.perf_counter()
-        pixels = rows.numpy()
+        pixels, half = rows.pixels.numpy(), None if rows.half is None else rows.half.numpy()
         if self._shards is None:
-            self._sink.write(box, pixels)
+            self._sink.write(box, pixels, half)
         else:
             parts = [self._grid.box(*index) for index in self._grid.indices(box)]
             inside = [pixels[(slice(None), *part.relative_to(box).slices)] for part in parts]
-            list(self._shards.map(self._sink.write, parts, inside))
+            list(self._shards.map(self._sink.write, parts, inside, [half_of(half, part, box) for part in parts]))
         return BoxWritten(box, compute_seconds, time.perf_counter() - start)

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,37 +54,73 @@ def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
             pipeline.recut(error)
 
 
-class OutputBuffer:
-    """Pixels of one batch on the device, and on the host unless they are cross-faded on the device first."""
+class Finished(NamedTuple):
+    """A valid tile."""
 
-    def __init__(self, queue: DeviceQueue, batch: int, values: int, dtype: torch.dtype, *, on_host: bool) -> None:
-        """``values``: elements of a tile's output."""
-        self._device = torch.empty(batch * values, dtype=dtype, device=queue.device)
-        self._host = queue.pinned(batch * values, dtype) if on_host else None
-        self._nonfinite = torch.zeros(batch, 3, dtype=torch.int64, device=queue.device)
-        self.nonfinite = queue.pinned(batch * 3, torch.int64).view(batch, 3)
-        self._values = values
+    tile: Tile
+    pixels: Tensor
+    """Its output, [3, h, w]."""
+    half: Tensor | None
+    """The same halved, where the device made it."""
+    readers: Pending
+    """Writes that still read the output."""
+
+
+class OutputBuffer:
+    """Pixels of one batch on the host, or on the device if they are cross-faded there first."""
+
+    def __init__(self, queue: DeviceQueue, on_device: Trimmed, *, on_host: bool) -> None:
+        """
+        Args:
+            queue: queue of the device.
+            on_device: output of a batch (``_output_of_batch``), which buffers on the host may share.
+            on_host: whether the pixels come to the host.
+        """
+        self.on_device = on_device
+
+        def pinned(values: Tensor) -> Tensor:
+            return queue.pinned(values.numel(), values.dtype).view(values.shape)
+
+        self._result = Trimmed(
+            pinned(on_device.pixels) if on_host else on_device.pixels,
+            None if on_device.half is None else pinned(on_device.half),
+            pinned(on_device.nonfinite),
+        )
         self.tiles: Sequence[Tile] = ()
         self.ready: Event = queue.record_event()
         self.readers: Pending = []
 
-    def on_device(self, k: int) -> Trimmed:
-        """Output of tile ``k`` of the batch, on the device."""
-        return Trimmed(self._part(self._device, k), None, self._nonfinite[k])
-
-    def pixels(self, k: int) -> Tensor:
+    def result(self, k: int) -> Trimmed:
         """Output of tile ``k`` of the batch, on the host or to be cross-faded."""
-        return self._part(self._device if self._host is None else self._host, k)
-
-    def _part(self, values: Tensor, k: int) -> Tensor:
-        height, width = self.tiles[k].output.shape
-        return values[k * self._values :][: 3 * height * width].view(3, height, width)
+        return _part(self._result, k, self.tiles[k])
 
     def copy_to_host(self, queue: DeviceQueue) -> None:
         """Start the copy of the whole batch; ``ready`` marks its end."""
-        used = len(self.tiles) * self._values
-        pixels = [] if self._host is None else [(self._device[:used], self._host[:used])]
-        self.ready = queue.copy_to_host([*pixels, (self._nonfinite, self.nonfinite)])
+        pairs = zip(self.on_device, self._result, strict=True)
+        used = slice(len(self.tiles))
+        copied = [(a[used], b[used]) for a, b in pairs if a is not None and b is not None and a is not b]
+        self.ready = queue.copy_to_host(copied)
+
+
+def _output_of_batch(device: torch.device, plan: StagePlan, batch: int) -> Trimmed:
+    """Memory for the output of a batch, a row for each tile. A device also halves the image's pixels, for its pyramid."""
+    output, dtype = plan.tile_at(0, 0).output, output_dtype(plan)
+    has_half = dtype == torch.uint8 and device.type != "cpu"
+    return Trimmed(
+        torch.empty(batch, 3 * output.area, dtype=dtype, device=device),
+        torch.empty(batch, 3 * output.cover(2).area, dtype=dtype, device=device) if has_half else None,
+        torch.zeros(batch, 3, dtype=torch.int64, device=device),
+    )
+
+
+def _part(batch: Trimmed, k: int, tile: Tile) -> Trimmed:
+    """Output of tile ``k`` of a batch."""
+    (height, width), (half_height, half_width) = tile.output.shape, (-(-side // 2) for side in tile.output.shape)
+    return Trimmed(
+        batch.pixels[k, : 3 * height * width].view(3, height, width),
+        None if batch.half is None else batch.half[k, : 3 * half_height * half_width].view(3, half_height, half_width),
+        batch.nonfinite[k],
+    )
 
 
 class BatchRunner:
@@ -101,15 +137,17 @@ class BatchRunner:
         self._buffers: deque[OutputBuffer] = deque()
         self._input = self._output = self._blocks = self._staging = torch.empty(0)
         self._uploaded: Event = queue.record_event()
+        self._copied: Event = queue.record_event()
+        """The last batch has left the device."""
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:
-        return ((tile, pixels.clone()) for tile, pixels, _ in self.stream(image, tiles))
+        return ((finished.tile, finished.pixels.clone()) for finished in self.stream(image, tiles))
 
-    def stream(self, image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor, Pending]]:
-        """Yield each tile with its valid output and the list of its readers.
+    def stream(self, image: TiledStage, tiles: Iterable[Tile]) -> Iterator[Finished]:
+        """Yield each tile with its valid output.
 
-        The output stays unchanged until the next tile is requested, or as long as a Future in the list is not done.
+        The output stays unchanged until the next tile is requested, or as long as one of its readers is not done.
         """
         running: OutputBuffer | None = None
         tiles = iter(tiles)
@@ -127,16 +165,19 @@ class BatchRunner:
     def allocate(self) -> None:
         """Make the buffers and run once, which shows that the network's memory suffices."""
         height, width = self._plan.tile_shape
-        values, dtype = 3 * self._plan.tile_at(0, 0).output.area, output_dtype(self._plan)
-        scale, device = self._plan.scale, self.queue.device
+        scale, device, blend = self._plan.scale, self.queue.device, self._plan.blend
         with self._on_device():
             self._staging = self.queue.pinned(self.batch * 3 * height * width, torch.float32).view(self.batch, -1)
             self._blocks = torch.empty(self._staging.shape, device=device)
             self._input = torch.zeros(self.batch, self._stage.inputs, height, width, device=device)
             self._input = self._input.contiguous(memory_format=torch.channels_last)
             self._output = torch.empty(self.batch, 3, height * scale, width * scale, device=device)
-            buffer = partial(OutputBuffer, self.queue, self.batch, values, dtype, on_host=not self._plan.blend)
-            self._buffers = deque(buffer() for _ in range(self._count))
+            # Pixels leave the device during the next batch; those that are cross-faded stay.
+            outputs = [_output_of_batch(device, self._plan, self.batch) for _ in range(self._count if blend else 1)]
+            buffers = (
+                OutputBuffer(self.queue, outputs[k % len(outputs)], on_host=not blend) for k in range(self._count)
+            )
+            self._buffers = deque(buffers)
             self.queue.warm_up(self._work)
 
     def capture(self) -> None:
@@ -186,9 +227,11 @@ class BatchRunner:
             self._input[len(tiles) :] = self._input[:1]  # the output of these is dropped
             self._uploaded = self.queue.record_event()
             self._replay()
+            self.queue.wait(self._copied)
             for k, tile in enumerate(tiles):
-                trimmed(self._plan, tile, self._output[k : k + 1], buffer.on_device(k))
+                trimmed(self._plan, tile, self._output[k : k + 1], _part(buffer.on_device, k, tile))
             buffer.copy_to_host(self.queue)
+            self._copied = buffer.ready
         return buffer
 
     def _upload(self, k: int, pixels: Tensor) -> Tensor:
@@ -197,12 +240,12 @@ class BatchRunner:
         on_device.copy_(staged, non_blocking=True)
         return on_device.view(pixels.shape)
 
-    def _finish(self, image: TiledStage, buffer: OutputBuffer) -> Iterator[tuple[Tile, Tensor, Pending]]:
+    def _finish(self, image: TiledStage, buffer: OutputBuffer) -> Iterator[Finished]:
         buffer.ready.synchronize()
         for k, tile in enumerate(buffer.tiles):
             with self._on_device():
-                pixels = image.validate(tile, buffer.pixels(k), buffer.nonfinite[k], self.tail_chunks)
-            yield tile, pixels, buffer.readers
+                pixels, half, _ = image.validate(tile, buffer.result(k), self.tail_chunks)
+            yield Finished(tile, pixels, half, buffer.readers)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -233,10 +276,10 @@ class Writers:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
-    def submit(self, box: Box, pixels: Tensor) -> Future[BoxWritten]:
-        """Write ``pixels``, which must stay unchanged until the result is there."""
+    def submit(self, box: Box, pixels: Tensor, half: Tensor | None = None) -> Future[BoxWritten]:
+        """Write ``pixels``, which must stay unchanged until the result is there, as must their ``half``."""
         now = time.perf_counter()
-        future = self._pool.submit(self._write, box, pixels, now - self._since)
+        future = self._pool.submit(self._write, box, pixels, half, now - self._since)
         self._since = now
         self._pending.append(future)
         return future
@@ -249,9 +292,9 @@ class Writers:
         while self._pending and (len(self._pending) > max_pending or self._pending[0].done()):
             yield self._pending.popleft().result()
 
-    def _write(self, box: Box, pixels: Tensor, compute_seconds: float) -> BoxWritten:
+    def _write(self, box: Box, pixels: Tensor, half: Tensor | None, compute_seconds: float) -> BoxWritten:
         start = time.perf_counter()
-        self._sink.write(box, pixels.numpy())
+        self._sink.write(box, pixels.numpy(), None if half is None else half.numpy())
         return BoxWritten(box, compute_seconds, time.perf_counter() - start)
 
 
@@ -301,12 +344,10 @@ def _prepare(runners: Sequence[BatchRunner]) -> None:
         runner.capture()
 
 
-def _last_pixels(
-    image: TiledStage, runner: BatchRunner, tiles: Iterator[Tile]
-) -> Iterator[tuple[Tile, Tensor, Pending]]:
+def _last_pixels(image: TiledStage, runner: BatchRunner, tiles: Iterator[Tile]) -> Iterator[Finished]:
     """As ``BatchRunner.stream``; cross-faded pixels lie in no output buffer."""
     if image.plan.blend:
-        return ((tile, pixels, []) for tile, pixels in image.compute_cells(list(tiles)))
+        return (Finished(tile, pixels, None, []) for tile, pixels in image.compute_cells(list(tiles)))
     return runner.stream(image, tiles)
 
 
@@ -316,8 +357,8 @@ def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> I
             if image.plan.is_image and plan.is_whole and image.plan.core == plan.stages[-1].core:  # a write is one tile
                 indices = (index for box in sink.missing() for index in image.plan.grid.indices(box))
                 tiles = (image.plan.tile_at(*index) for index in indices)
-                for tile, pixels, readers in _last_pixels(image, runner, tiles):
-                    readers.append(pool.submit(tile.cell, pixels))
+                for tile, pixels, half, readers in _last_pixels(image, runner, tiles):
+                    readers.append(pool.submit(tile.cell, pixels, half))
                     yield from pool.finished(runner.batch * (IN_FLIGHT + 1))
             else:
                 reduced = canvas_image(plan, image)

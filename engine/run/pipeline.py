@@ -107,7 +107,7 @@ def row_chain(
     streams, queue = streams or RowStreams(), queue or device_queue(stages[0].device)
     rows: RowSource = SourceRows(base, columns)
     for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
-        stream = streams.of(cut.position, stage, part.input[1] - part.input[0])
+        stream = streams.of(cut.position, stage, part.input[1] - part.input[0], queue)
         rows = BandedStage(cut, stage, stream, queue, rows, part, seed, on_pixels)
     return rows
 

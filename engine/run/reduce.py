@@ -18,7 +18,7 @@ from engine.io.zarr_store import Array
 from engine.kernels.trim import trim
 from engine.plan.plan import Plan
 from engine.plan.reduction import LOBES, ROWS, Axis, Reduction
-from engine.run.rows import RowReader, RowSource
+from engine.run.rows import RowBlock, RowReader, RowSource
 
 
 class ReducedImage:
@@ -67,8 +67,8 @@ class ReducedRows:
         """
         self._source, self._reduction, self._columns, self._dither = source, reduction, columns, dither
 
-    def rows(self, first: int) -> Iterator[Tensor]:
-        """Rows from ``first`` on, uint8 [3, n, width]."""
+    def rows(self, first: int) -> Iterator[RowBlock]:
+        """Rows from ``first`` on, uint8."""
         rows, height = self._reduction.rows, self._reduction.target[0]
         left, _ = self._reduction.columns.read(*self._columns)
         top, _ = rows.read(first, first + 1)
@@ -79,10 +79,10 @@ class ReducedRows:
             begin, end = rows.read(y, bottom)
             narrow, top = narrow[:, begin - top :], begin
             if (missing := end - top - narrow.shape[1]) > 0:
-                fresh = _reduced_columns(reader.take(missing), self._reduction.columns, self._columns, left)
+                fresh = _reduced_columns(reader.take(missing).pixels, self._reduction.columns, self._columns, left)
                 narrow = torch.cat([narrow, fresh], 1)
             pixels = reduced(narrow, rows, (y, bottom), top)
-            yield _rounded(pixels, (y, self._columns[0]), self._dither)
+            yield RowBlock(_rounded(pixels, (y, self._columns[0]), self._dither))
 
 
 def reduced(pixels: Tensor, axis: Axis, target: tuple[int, int], offset: int) -> Tensor:

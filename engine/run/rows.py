@@ -29,11 +29,23 @@ _BLOCK = 64
 """Rows of the base image that are read at once."""
 
 
+class RowBlock(NamedTuple):
+    """Consecutive rows of an image."""
+
+    pixels: Tensor
+    """[3, n, width]."""
+    half: Tensor | None = None
+    """uint8 [3, m, ceil(width / 2)]: rows of the halved image that these rows complete; a device makes them of its last stage.
+
+    They count from the first row of the stream.
+    """
+
+
 class RowSource(Protocol):
     """A stream of rows."""
 
-    def rows(self, first: int) -> Iterator[Tensor]:
-        """Consecutive rows from ``first`` on, in blocks [3, n, width], until the image ends."""
+    def rows(self, first: int) -> Iterator[RowBlock]:
+        """Consecutive rows from ``first`` on, until the image ends."""
         ...
 
 
@@ -44,32 +56,53 @@ class SourceRows:
         self._source = source
         self._columns = columns
 
-    def rows(self, first: int) -> Iterator[Tensor]:
+    def rows(self, first: int) -> Iterator[RowBlock]:
         height = self._source.size[0]
         for top in range(first, height, _BLOCK):
-            yield self._source.read(Box(top, self._columns[0], min(top + _BLOCK, height), self._columns[1]))
+            yield RowBlock(self._source.read(Box(top, self._columns[0], min(top + _BLOCK, height), self._columns[1])))
 
 
 class RowReader:
     """Reads any number of rows from blocks of any height."""
 
-    def __init__(self, blocks: Iterator[Tensor]) -> None:
+    def __init__(self, blocks: Iterator[RowBlock]) -> None:
         self._blocks = blocks
-        self._rest: Tensor | None = None
+        self._rest: RowBlock | None = None
+        self._in_pairs = True
 
-    def take(self, rows: int) -> Tensor:
-        """The next rows, [3, rows, width]; fewer only at the end of the image."""
-        taken, result = 0, torch.empty(3, 0, 0)
-        while (
-            taken < rows and (block := self._rest if self._rest is not None else next(self._blocks, None)) is not None
-        ):
-            if taken == 0:  # filled block by block: a second copy of a row of shards would show in the peak
-                result = block.new_empty(3, rows, block.shape[2])
-            part = block[:, : rows - taken]
-            result[:, taken : taken + part.shape[1]] = part
-            self._rest = block[:, part.shape[1] :] if block.shape[1] > part.shape[1] else None
-            taken += part.shape[1]
-        return result[:, :taken]
+    def take(self, rows: int) -> RowBlock:
+        """The next rows, fewer only at the end of the image. Their half is None unless they are whole pairs of rows."""
+        pixels, half = _Filled(rows), _Filled(-(-rows // 2))
+        while pixels.count < rows and (block := self._rest or next(self._blocks, None)) is not None:
+            rest = RowBlock(pixels.add(block.pixels), None if block.half is None else half.add(block.half))
+            self._rest = rest if rest.pixels.shape[1] else None
+        # An odd last row is a pair at the image's end alone; elsewhere its half mixes it with the next row.
+        is_whole = half.count == -(-pixels.count // 2) and (pixels.count % 2 == 0 or self._rest is None)
+        self._in_pairs &= is_whole
+        return RowBlock(pixels.result, half.result if self._in_pairs else None)
+
+
+class _Filled:
+    """Rows that are copied into one tensor block by block: a second copy of a row of shards would show in the peak."""
+
+    def __init__(self, rows: int) -> None:
+        self.count = 0
+        self._rows = rows
+        self._copied: Tensor | None = None
+
+    def add(self, block: Tensor) -> Tensor:
+        """Copy rows [3, n, width] as far as there is room, and return the others."""
+        if self._copied is None:
+            self._copied = block.new_empty(3, self._rows, block.shape[2])
+        part = block[:, : self._rows - self.count]
+        self._copied[:, self.count : self.count + part.shape[1]] = part
+        self.count += part.shape[1]
+        return block[:, part.shape[1] :]
+
+    @property
+    def result(self) -> Tensor:
+        """The rows that were copied."""
+        return torch.empty(3, 0, 0) if self._copied is None else self._copied[:, : self.count]
 
 
 class Columns(NamedTuple):
@@ -87,12 +120,13 @@ class RowStreams:
     def __init__(self) -> None:
         self._streams: dict[int, tuple[Stage, RowStream]] = {}
 
-    def of(self, position: int, stage: Stage, width: int) -> RowStream:
+    def of(self, position: int, stage: Stage, width: int, queue: DeviceQueue) -> RowStream:
         """The stream of the stage at a position, for ``width`` LR columns."""
         held, stream = self._streams.get(position, (None, None))
         if stream is None or held is not stage or stream.plan.width != width:
             stream = None
-            self._streams.pop(position, None)  # its memory is free before the next one is made
+            if self._streams.pop(position, None) is not None:
+                queue.release()  # its memory is free before the next one is made
             stream = RowStream(stage.stream_plan(width), stage.device)
             self._streams[position] = stage, stream
         return stream
@@ -116,6 +150,8 @@ class _RowsOnDevice(NamedTuple):
 
     first: int
     last: int
+    half_rows: int
+    """Rows of the halved image that they complete; 0 if it is not made."""
     download: Download
 
 
@@ -154,9 +190,12 @@ class BandedStage:
         self._noise = input_noise(plan, seed, stage)
         self._on_pixels = on_pixels
         self._reported = 0
+        self._halves = plan.is_image and queue.device.type != "cpu"
+        self._above: Tensor | None = None
+        """Last row of the image so far, on the device, if its pair is not complete."""
 
-    def rows(self, first: int) -> Iterator[Tensor]:
-        """Rows from ``first`` on, [3, n, width]: uint8 for the last stage, float32 in [0, 1] otherwise.
+    def rows(self, first: int) -> Iterator[RowBlock]:
+        """Rows from ``first`` on: uint8 for the last stage, on a device with their half, float32 in [0, 1] otherwise.
 
         The stream starts at least one receptive field above, on a multiple of its band. Its rows equal those of a stream
         from the top, bit for bit.
@@ -167,6 +206,7 @@ class BandedStage:
         malloc_trim()
         self._stream.start(start, self._plan.padded[0])
         self._reported = self._stream.macs
+        self._above = None
         running: deque[_RowsOnDevice] = deque()
         # A device computes the next band while the host looks at this one.
         ahead = self._stream.plan.parts if self._queue.is_asynchronous else 0
@@ -177,7 +217,7 @@ class BandedStage:
                     y = top - margin * scale
                     rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
                     if rows.height > 0:
-                        running.append(self._trimmed(output, rows.y0 - y, rows.y1 - y, y))
+                        running.append(self._trimmed(output, rows.y0 - y, rows.y1 - y, y, is_end=rows.y1 == end))
                     while running and (len(running) > ahead or rows.y1 == end):
                         yield self._checked(running.popleft())
                     if rows.y1 == end:
@@ -198,16 +238,28 @@ class BandedStage:
             self._reported += pixels * self._stream.plan.macs_per_pixel
             self._on_pixels(self._plan.position, pixels)
 
-    def _trimmed(self, output: Tensor, first: int, last: int, y: int) -> _RowsOnDevice:
+    def _trimmed(self, output: Tensor, first: int, last: int, y: int, *, is_end: bool) -> _RowsOnDevice:
         x = self._columns.output[0] - (self._columns.input[0] - self._plan.margin) * self._plan.scale
         crop = Box(first, x, last, x + self._columns.output[1] - self._columns.output[0])
         dtype = torch.uint8 if self._plan.is_image else torch.float32
-        result = trim(output, crop, dtype, origin=(y + first, self._columns.output[0]), dither=self._plan.dither)
-        return _RowsOnDevice(y + first, y + last, self._queue.download([result.pixels, result.nonfinite]))
+        result = trim(
+            output,
+            crop,
+            dtype,
+            origin=(y + first, self._columns.output[0]),
+            dither=self._plan.dither,
+            halve=self._halves,
+            above=self._above,
+        )
+        half = [] if result.half is None else [result.half]
+        pairs, has_single = divmod(last - first + (self._above is not None), 2)
+        self._above = result.pixels[:, -1] if half and has_single else None
+        download = self._queue.download([result.pixels, result.nonfinite, *half])
+        return _RowsOnDevice(y + first, y + last, pairs + (has_single and is_end), download)
 
-    def _checked(self, rows: _RowsOnDevice) -> Tensor:
+    def _checked(self, rows: _RowsOnDevice) -> RowBlock:
         """The rows on the host. Raises NonFiniteRows."""
-        pixels, nonfinite = rows.download.result()
+        pixels, nonfinite, *half = rows.download.result()
         if bad := int(nonfinite[:2].sum()):
             in_fp32 = self._stage.precision == "fp32"
             advice = "" if in_fp32 else f"use {option('precision', 'fp32')}, or "
@@ -216,7 +268,7 @@ class BandedStage:
                 f"{', in fp32' if in_fp32 else ''}; the rows were not written; {advice}check the weights",
                 self._plan.position,
             )
-        return pixels
+        return RowBlock(pixels, half[0][:, : rows.half_rows] if half else None)
 
     def _bands(self, start: int) -> Iterator[Tensor]:
         """Input of the network from row ``start`` on, [1, inputs, band, width], without end.
@@ -231,7 +283,7 @@ class BandedStage:
         for top in count(start, band):
             if (fresh := min(band, height - top)) > 0:
                 # The border reflects the rows before it.
-                pixels = torch.cat([pixels[:, -self._plan.align :], source.take(fresh)], 1)
+                pixels = torch.cat([pixels[:, -self._plan.align :], source.take(fresh).pixels], 1)
             bottom = min(top + band, height)
             block = Box(bottom - pixels.shape[1], left, bottom, right)
             columns = self._columns.input

@@ -54,8 +54,8 @@ def output_dtype(plan: StagePlan) -> torch.dtype:
 
 def trimmed(plan: StagePlan, tile: Tile, output: Tensor, out: Trimmed | None = None) -> Trimmed:
     """A tile's output, cropped from the network's ``output`` [1, C, H, W]."""
-    origin = (tile.output.y0, tile.output.x0)
-    return trim(output, tile.crop, output_dtype(plan), origin=origin, dither=plan.dither, out=out)
+    origin, halve = (tile.output.y0, tile.output.x0), out is not None and out.half is not None
+    return trim(output, tile.crop, output_dtype(plan), origin=origin, dither=plan.dither, halve=halve, out=out)
 
 
 class TiledStage:
@@ -136,27 +136,27 @@ class TiledStage:
         """Output of a tile, [C, h, w]: on the host, or on the device if it is cross-faded there."""
         result = self._compute_with(self.stage, tile, None)
         pixels = result.pixels.cpu() if self._blender is None else result.pixels
-        return self.validate(tile, pixels, result.nonfinite)
+        return self.validate(tile, result._replace(pixels=pixels)).pixels
 
-    def validate(self, tile: Tile, pixels: Tensor, nonfinite: Tensor, tail_chunks: int | None = None) -> Tensor:
+    def validate(self, tile: Tile, result: Trimmed, tail_chunks: int | None = None) -> Trimmed:
         """The tile's output, valid: where half precision overflowed, the tile alone is computed again in float32.
 
         Args:
             tile: tile that was computed.
-            pixels: its output.
-            nonfinite: counts of NaN, infinite and saturated values (``Trimmed.nonfinite``).
+            result: its output.
             tail_chunks: chunks of the tail in float32; by default the device's.
 
         Raises:
             RenderError: float32 gives NaN or infinite values too.
         """
-        nans, infinities, saturated = nonfinite.tolist()
+        nans, infinities, saturated = result.nonfinite.tolist()
         if nans or infinities or saturated:
             fallback = self.stage.fp32_fallback
             if fallback is not None:
-                result = self._redone_tiles.pop((tile.row, tile.column), None) or self._redo(tile, tail_chunks)
-                nans, infinities, _ = result.nonfinite.tolist()
-                pixels, self.redone = result.pixels.to(pixels.device), self.redone + 1
+                redone = self._redone_tiles.pop((tile.row, tile.column), None) or self._redo(tile, tail_chunks)
+                nans, infinities, _ = redone.nonfinite.tolist()
+                result = redone._replace(pixels=redone.pixels.to(result.pixels.device))
+                self.redone += 1
             if bad := nans + infinities:
                 advice = f"use {option('precision', 'fp32')}, or " if fallback is None else ""
                 raise RenderError(
@@ -164,7 +164,7 @@ class TiledStage:
                     f"{', in fp32 too' if fallback else ''}; the tile was not written; {advice}check the weights"
                 )
         self._on_pixels(self.plan.position, tile.read.area)
-        return pixels
+        return result
 
     def _redo(self, tile: Tile, tail_chunks: int | None) -> Trimmed:
         """The tile's output in float32.

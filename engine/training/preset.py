@@ -79,7 +79,7 @@ def read_file(path: Path) -> Preset:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(
             f"{path}: cannot be read ({reason}); give a TOML file as engine train preset prints it"
-        ) from None
+        ) from error
     return parse(text, str(path))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.archs.hpvaegan import BASE_WIDTH, BaseGenerator
+from engine.causes import raise_if_exhausted
 from engine.errors import InputError, ResumeError, UsageError, option
 from engine.io.files import replacing
 from engine.io.photo import Photo, open_photo
@@ -291,7 +292,8 @@ def _read_record(folder: Path, *, resume: bool) -> dict[str, Any]:
         )
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_if_exhausted(error)
         record = None
     if not isinstance(record, dict):
         raise ResumeError(f"{folder}: holds no run to resume; delete it or choose another output")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from support.kernels import needs_triton
-from support.networks import lively
+from support.networks import compact, lively, rrdb, span, swinir
 from support.streams import pour, stream, whole
 
 from engine.archs import to_mixed
@@ -27,6 +27,19 @@ def test_definition_is_the_plain_convolution(network):
     assert isinstance(packed.conv_last, PackedLastConv)
     with torch.inference_mode():
         assert torch.equal(packed(image), plain(image))
+
+
+@pytest.mark.parametrize(
+    "make", [compact, span, lambda: swinir(scale=3, head="pixelshuffledirect"), lambda: rrdb(image_channels=1)]
+)
+def test_networks_without_such_a_convolution_keep_theirs(make):
+    network, image = make(), torch.rand(1, 3, 8, 12)
+    exact = network(image)
+    mixed = to_mixed(network, torch.bfloat16, kernels=True)
+    assert not any(isinstance(module, PackedLastConv) for module in mixed.modules())
+    result = mixed(image)
+    assert result.dtype == torch.float32
+    assert 0 < (result - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_bands_equal_the_whole_image(network):

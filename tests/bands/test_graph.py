@@ -101,7 +101,7 @@ def test_delays_of_dense_blocks():
 
 @pytest.mark.parametrize(("scale", "rate"), [(4, 1), (2, Fraction(1, 2)), (1, Fraction(1, 4))])
 def test_rates_of_an_rrdb_network(scale, rate):
-    network = RRDBNet(channels=8, blocks=1, growth=4, scale=scale)
+    network = RRDBNet(channels=8, blocks=1, growth=4, scale=scale, fold=4 // scale)
     graph = read(network, network.align)
     assert graph.scale == scale
     assert {float(v.rate) for v in graph.values.values()} == {1.0, *(float(rate * f) for f in (1, 2, 4))}
@@ -136,7 +136,7 @@ def test_concatenations_are_no_operations():
 
 @pytest.mark.parametrize("scale", [4, 2, 1])
 def test_rrdb_is_cut_before_its_first_enlargement(scale):
-    network = RRDBNet(channels=8, blocks=1, growth=4, scale=scale)
+    network = RRDBNet(channels=8, blocks=1, growth=4, scale=scale, fold=4 // scale)
     graph = read(network, network.align)
     trunk, tail = split(graph)
     assert (*trunk.ops, *tail.ops) == graph.ops

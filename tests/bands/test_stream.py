@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from support.networks import NETWORKS, Network, lively, per_token, rrdb, swinir
+from support.networks import NETWORKS, Network, lively, per_token, rrdb, span, swinir
 from support.streams import bands, noise_channels, plan, pour, stream, whole
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -61,6 +61,11 @@ def test_swinir_equals_whole_image(picture, window, scale):
 @pytest.mark.parametrize("make", [rrdb, swinir])
 def test_noise_channels_equal_whole_image(picture, make):
     check_all_shapes(make(noise_channels=5), picture)
+
+
+@pytest.mark.parametrize("scale", [4, 3, 1])
+def test_span_equals_whole_image(picture, scale):
+    check_all_shapes(span(scale), picture)
 
 
 @pytest.mark.parametrize("make", NETWORKS)

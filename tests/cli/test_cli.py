@@ -71,8 +71,8 @@ def snapshot(folder):
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob("*")}
 
 
-COMMANDS = ["", "help", "render", "plan", "probe", "info", "export", "model", "model build", "train", "train structure",
-            "train sr", "train distil", "train preset", "score"]  # fmt: skip
+COMMANDS = ["", "help", "render", "upscale", "models", "plan", "probe", "info", "export", "model", "model build", "train",
+            "train structure", "train sr", "train distil", "train preset", "score"]  # fmt: skip
 
 
 def test_every_command_has_help(engine):
@@ -450,7 +450,7 @@ def test_ctrl_c_before_the_render_is_one_line(engine, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.cli.render.load", interrupted)
+    monkeypatch.setattr("engine.cli.render.chain", interrupted)
     code, out, err = engine(render())
     assert (code, out) == (130, "")
     assert err == "engine: interrupted before the render began; nothing was written\n"
@@ -497,7 +497,7 @@ def test_pictures_without_realsr_ask_for_a_model(engine, monkeypatch):
     code, _, err = engine("render --init picture.png --out out.zarr")
     assert code == 2
     assert err == (
-        "engine: --init picture.png: no model to enlarge with; name a checkpoint, or get RealSR, the default: "
+        "engine: picture.png: no model to enlarge it with; name a checkpoint, or get RealSR, the default: "
         "engine weights fetch realsr\n"
     )
 

@@ -17,7 +17,7 @@ from engine.plan.request import Request
 
 MODEL = "model.safetensors"
 RENDER = f"render {MODEL} --size 96x64 --stages 1 --overlap 4 --precision fp32 --executor tiles --tile 16"
-SUPPORTED = "is not supported (ESRGAN x4 and SwinIR nearest+conv are)"
+SUPPORTED = "is not supported (ESRGAN, SwinIR, Compact and SPAN are)"
 SPANDREL = "open it with spandrel, the loader of chaiNNer"
 
 
@@ -35,14 +35,16 @@ def material(tmp_path_factory, model_file):
     torch.save({"model": {"params": state}}, folder / "wrapped.ckpt")
     lost = ("conv_up1", "conv_hr")
     torch.save({name: t for name, t in state.items() if not name.startswith(lost)}, folder / "incomplete.pth")
-    one = {name: t for name, t in state.items() if not name.startswith("conv_up2")}
-    torch.save({"params_ema": one}, folder / "x2.pth")
     small = torch.zeros(1)
-    torch.save({f"body.{i}.{kind}": small for i in range(3) for kind in ("weight", "bias")}, folder / "compact.pth")
+    plksr = ("feats.1.refine.weight", "feats.1.channel_mixer.0.weight")
+    torch.save({"params_ema": dict.fromkeys(plksr, small)}, folder / "plksr.pth")
+    relu = {f"body.{i}.weight": torch.zeros(8 if i < 4 else 12, 8 if i else 3, 3, 3) for i in (0, 2, 4)}
+    torch.save(relu, folder / "compact.pth")
+    torch.save({**state, "conv_first.weight": torch.zeros(8, 5, 3, 3)}, folder / "five.pth")
     torch.save({"conv0.weight": small, "conv1.weight_orig": small}, folder / "net_d.pth")
     torch.save({"one": {"w": small}, "two": {"w": small}}, folder / "two.pth")
     torch.save({"epoch": 1, "iter": 2, "optimizers": [{}]}, folder / "7.state")
-    graph = "7767517\n2 2\nInput data 0 1 a\nPReLU act 1 1 a b\nPixelShuffle up 1 1 b c\n"
+    graph = "7767517\n2 2\nInput data 0 1 a\nReLU act 1 1 a b\nDeconvolution up 1 1 b c\n"
     (folder / "anime.param").write_text(graph)
     (folder / "anime.bin").write_bytes(b"")
     return folder
@@ -90,13 +92,18 @@ REFUSALS = [
         2,
         "--sigma: more values (2) than steps (1); give one per step",
     ),
-    ("info x2.pth", 4, f"x2.pth: ESRGAN x2 (one upsampling) {SUPPORTED}; {SPANDREL}"),
-    ("render x2.pth --init base.png --out o.zarr", 4, f"x2.pth: ESRGAN x2 (one upsampling) {SUPPORTED}; {SPANDREL}"),
-    ("info compact.pth", 4, f"compact.pth: Compact (SRVGG) {SUPPORTED}; {SPANDREL}"),
+    ("info plksr.pth", 4, f"plksr.pth: RealPLKSR {SUPPORTED}; {SPANDREL}"),
+    ("render plksr.pth --init base.png --out o.zarr", 4, f"plksr.pth: RealPLKSR {SUPPORTED}; {SPANDREL}"),
+    (
+        "info compact.pth",
+        4,
+        "compact.pth (compact): has no PReLU slopes, so its activation is not known; add them: ...",
+    ),
+    ("info five.pth", 4, "five.pth (esrgan): takes 5 channels and yields 3; networks of grey, RGB or RGBA images ..."),
     (
         "info anime.param",
         4,
-        f"anime.param: Compact (SRVGG, as in realesr-animevideov3) {SUPPORTED}; open it with realesrgan-ncnn-vulkan",
+        f"anime.param: waifu2x UpConv7 {SUPPORTED}; open it with waifu2x-ncnn-vulkan",
     ),
     ("info incomplete.pth", 4, "incomplete.pth (esrgan): 4 tensors (...) missing of 42; the file is incomplete"),
     ("info net.onnx", 4, "net.onnx: an ONNX graph, which is not supported; name the .pth or .safetensors file ..."),

@@ -14,7 +14,7 @@ import pyvips
 import tifffile
 
 from engine.errors import UsageError
-from engine.exporters import export, tiff
+from engine.exporters import about, export, tiff
 from engine.exporters.pyramid import Pyramid
 
 
@@ -157,8 +157,8 @@ def test_one_level_is_enough(tmp_path, picture, write_store):
 
 
 def test_provenance_is_ascii():
-    assert tiff.description({"seed": 1, "licences": ["Größe"]}).isascii()
-    assert "seed" not in tiff.description({})
+    assert about.description({"seed": 1, "licences": ["Größe"]}).isascii()
+    assert "seed" not in about.description({})
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (96, 128), (77, 1024), (1024, 77)])

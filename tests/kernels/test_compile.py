@@ -22,9 +22,10 @@ def call_gather(source, target, channels=0):
     gather(torch.empty(3, 32, 512, dtype=source), frame, frame, (32, 512), Noise(0.1, 1, 2, channels), dtype=target)
 
 
-def call_trim(source, target, memory_format=torch.contiguous_format):
+def call_trim(source, target, memory_format=torch.contiguous_format, rows_straddle=False):
     output = torch.empty(1, 3, 64, 512, dtype=source).contiguous(memory_format=memory_format)
-    trim(output, Box(0, 0, 64, 512), target, dither=True, halve=True)
+    above = torch.empty(3, 512, dtype=target)
+    trim(output, Box(0, 0, 64, 512), target, dither=True, halve=True, above=above if rows_straddle else None)
 
 
 def call_blend(source, target, axis):
@@ -39,6 +40,7 @@ CALLS = {
     "trim fp16 -> u8": lambda: call_trim(torch.float16, torch.uint8),
     "trim fp32 channels-last -> u8": lambda: call_trim(torch.float32, torch.uint8, torch.channels_last),
     "trim bf16 -> u8": lambda: call_trim(torch.bfloat16, torch.uint8),
+    "trim fp32 -> u8, below a row": lambda: call_trim(torch.float32, torch.uint8, rows_straddle=True),
     "trim fp32 -> fp32": lambda: call_trim(torch.float32, torch.float32),
     "blend fp32 -> u8": lambda: call_blend(torch.float32, torch.uint8, "x"),
     "blend fp16 -> fp32": lambda: call_blend(torch.float16, torch.float32, "y"),
@@ -51,6 +53,7 @@ WIDTHS = {
     "trim fp16 -> u8": (8, 4),
     "trim fp32 channels-last -> u8": (4, 4),
     "trim bf16 -> u8": (8, 4),
+    "trim fp32 -> u8, below a row": (16, 4),
     "trim fp32 -> fp32": (16, 16),
     "blend fp32 -> u8": (16, 8),
     "blend fp16 -> fp32": (16, 16),

@@ -1,5 +1,7 @@
 """Trim: the crop, its rounding, and counts of NaN and infinity; the kernel equals its twin."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,22 @@ def test_halves_of_tiles_are_the_half_of_the_image(use_triton):
 
 
 @BOTH
+@pytest.mark.parametrize("dtype", MAX_VALUE, ids=str)
+def test_halves_of_rows_that_stream_by_are_the_half_of_the_image(use_triton, dtype):
+    """A pair that straddles two crops is completed by the second one, from the last row of the first."""
+    output, above, halves = torch.rand(1, 3, 41, 37), None, []
+    options = {"dither": True, "halve": True}
+    whole = trim_torch(output, Box(0, 0, 41, 37), dtype, **options)
+    for top, bottom in itertools.pairwise((0, 1, 2, 5, 5 + 8, 26, 41)):
+        crop = Box(top, 0, bottom, 37)
+        part = trim(output, crop, dtype, origin=(top, 0), above=above, **options, use_triton=use_triton)
+        assert torch.equal(part.pixels, whole.pixels[:, top:bottom])
+        halves.append(part.half if bottom == 41 else part.half[:, : bottom // 2 - top // 2])
+        above = part.pixels[:, -1] if bottom % 2 else None
+    assert torch.equal(torch.cat(halves, 1), whole.half)
+
+
+@BOTH
 def test_dither_keeps_the_mean_and_whole_levels(use_triton):
     """A flat grey of k + 0.3 levels becomes k and k + 1 in the right shares; a whole level is not changed."""
     for level in (100.0, 100.296875, 0.0, 255.0):
@@ -193,8 +211,9 @@ def test_refusals(use_triton):
     output, crop = torch.rand(1, 3, 8, 8), Box(0, 0, 8, 8)
     with pytest.raises(ValueError, match="torch.int32: cannot be written"):
         trim(output, crop, torch.int32, use_triton=use_triton)
-    with pytest.raises(ValueError, match="must be even"):
-        trim(output, crop, torch.uint8, origin=(3, 0), halve=True, use_triton=use_triton)
+    for row in (torch.zeros(3, 7, dtype=torch.uint8), torch.zeros(3, 8), torch.zeros(8, 3, dtype=torch.uint8).T):
+        with pytest.raises(ValueError, match="row above .* does not fit"):
+            trim(output, crop, torch.uint8, halve=True, above=row, use_triton=use_triton)
     fitting = trim(output, crop, torch.uint8)
     for wrong in (
         fitting._replace(pixels=fitting.pixels[:, :7]),

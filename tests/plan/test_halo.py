@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support.plans import cost_of, stage_of
 
 from engine.errors import UsageError
+from engine.geometry import UNBOUNDED
 from engine.plan.halo import ERF_FRACTIONS, HaloPolicy, largest, seam_error
 from engine.plan.measured import BandCost, Footprint, MissingMeasurement, SeamPoint, StageProfile
 
@@ -99,6 +100,19 @@ def test_policies_that_need_a_profile():
     for policy, halo in (("exact", 30), ("24", 24)):
         assert not HaloPolicy(policy).needs_profile
         assert HaloPolicy(policy).choose(None, 30, 1) == halo
+
+
+def test_unknown_receptive_fields_take_measured_halos():
+    seam = (SeamPoint(8, 0.5, 2.0, 4.0), SeamPoint(16, 0.1, 0.4, 0.8))
+    profile, empty = (StageProfile("a picture", {}, {}, points) for points in (seam, ()))
+    for policy, of, halo in [("auto", profile, 16), ("auto", empty, 32), ("5", profile, 8)]:
+        assert HaloPolicy(policy).choose(of, UNBOUNDED, 8) == halo
+        with pytest.raises(MissingMeasurement):  # measuring refuses networks that look at the whole picture
+            HaloPolicy(policy).choose(None, UNBOUNDED, 8)
+    with pytest.raises(UsageError, match=r"seam_tolerance=0\.1: no halo that was measured has a smaller error"):
+        HaloPolicy("auto", 0.1).choose(profile, UNBOUNDED, 8)
+    with pytest.raises(UsageError, match="whose receptive field is not known; use auto"):
+        HaloPolicy("exact").choose(profile, UNBOUNDED, 8)
 
 
 def test_unknown_policies_are_refused():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.errors import UsageError
 from engine.geometry import Box, parse_box, parse_size
 from engine.plan.halo import HaloPolicy
-from engine.plan.request import MAX_SEED, Request, RequestOptions, parse_bytes
+from engine.plan.request import MAX_SEED, PictureRequest, Request, RequestOptions, parse_bytes
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 sides = st.integers(1, 10**6)
@@ -155,8 +155,8 @@ def test_values_may_be_written_in_several_ways():
     arrays = {"size": np.array([400, 300]), "roi": [10, 20, 30, 40], "memory": np.int64(2 << 30), "seed": np.uint8(7)}
     assert Request(**texts, overlap=8, seam_tolerance=2) == expected
     assert Request(**texts | arrays, overlap=np.int32(8), seam_tolerance=np.float32(2)) == expected
-    assert expected.shape == (300, 400)
-    assert Request().shape is None
+    assert expected.shape_for((3, 4)) == (300, 400)
+    assert Request().shape_for((3, 4)) is None
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Request)])
@@ -214,3 +214,30 @@ def test_help_is_readable():
         assert re.search(rf"{field.name}: .+ = {re.escape(repr(field.default))}\n \|          [A-Z].{{15}}", text), (
             field.name
         )
+
+
+def test_sizes_by_scale_and_width():
+    """The other side follows from the picture, to the nearest pixel."""
+    assert Request(scale=2.5).shape_for((30, 41)) == (75, 102)
+    assert Request(scale=1).shape_for((1, 7)) == (1, 7)
+    assert Request(width=100).shape_for((2, 3)) == (67, 100)
+    assert Request(width=1).shape_for((1, 1000)) == (1, 1)
+    assert Request(width=2**31 - 1).shape_for((10**6, 10**6)) == (2**31 - 1, 2**31 - 1)
+    for options in (
+        {"scale": 0.5},
+        {"scale": 65},
+        {"scale": float("nan")},
+        {"width": 0},
+        {"width": 2**31},
+        {"scale": True},
+    ):
+        with pytest.raises(UsageError, match=f"^{next(iter(options))}"):
+            Request(**options)
+    for options in ({"size": (3, 4), "scale": 2}, {"scale": 2, "width": 4}, {"size": (3, 4), "width": 4}):
+        with pytest.raises(UsageError, match="exclude each other"):
+            Request(**options)
+
+
+def test_pictures_of_a_command_share_all_but_their_file():
+    shared = PictureRequest(scale=2, memory="2GiB", dither=True)
+    assert shared.of(Path("a.png")) == Request(scale=2, memory="2GiB", dither=True, init=Path("a.png"))

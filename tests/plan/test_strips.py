@@ -15,7 +15,7 @@ from engine.errors import BudgetError
 from engine.geometry import Box
 from engine.plan import strips
 from engine.plan.cost import check
-from engine.plan.measured import BandCost, Footprint
+from engine.plan.measured import BandCost, Fallback, Footprint
 from engine.plan.plan import Plan, shard_of
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
@@ -63,6 +63,18 @@ def test_less_memory_means_narrower_strips(align):
     assert widths[0] == strips.SHARD // 4
     assert widths[-1] * 4 == 16384
     assert len(set(widths)) > 5
+
+
+def test_rows_in_float32_are_projected_within_the_budget():
+    """In place of those in half precision, for all stages that have it, with their weights."""
+    fp32 = Fallback(64 << 20, Footprint(0, 0.0, 0.0), BandCost(16, 300_000.0, 0.0))
+    half = cost_of(bands=BandCost(16, 200_000.0, 1e-6), on_device=True, fp32=fp32)
+    for device in (4 * GIB, 16 * GIB):
+        plan, projection, budget = planned(chain(), 1 << 50, half, device=device)
+        columns = strips._columns(plan.stages, min(plan.strip, plan.size[1]))
+        more = sum((64 << 20) + 100_000 * n for n in columns)
+        assert projection.device_in_fp32 == min(projection.device + more, device)
+        check(plan, projection, budget)
 
 
 @pytest.mark.parametrize("resource", ["memory", "VRAM"])

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.geometry import Box
-from engine.probe.seam import NEGLIGIBLE, seam_curve
+from engine.probe.seam import NEGLIGIBLE, far_effect, seam_curve
 
 
 @pytest.fixture
@@ -128,3 +128,12 @@ def test_a_tile_has_the_measured_error(network, content):
     inner = core.relative_to(read.scale(scale)).slices
     error = (tile[:, inner[0], inner[1]] - whole[:, rows, columns]).abs().max() * 255
     assert float(error) <= points[halo].max + 1e-3
+
+
+def test_networks_that_look_at_the_whole_picture_show_it(picture):
+    image, blur = picture(32, 48)[None], nn.AvgPool2d(5, stride=1, padding=2)
+    assert far_effect(blur, image, 1, 1) == (0, 12)
+    effect, _ = far_effect(lambda x: x - x.mean(dim=(2, 3), keepdim=True), image, 1, 1)
+    negative = torch.cat([image[..., :24], 1 - image[..., 24:]], 3)
+    expected = (negative.mean(dim=(2, 3)) - image.mean(dim=(2, 3))).abs().max() * 255
+    assert effect == pytest.approx(float(expected), rel=1e-3)

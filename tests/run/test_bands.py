@@ -32,6 +32,7 @@ from engine.plan.measured import BandCost, Footprint
 from engine.plan.request import Request
 from engine.probe import profiles
 from engine.run import bands
+from engine.run.rows import RowBlock
 from engine.run.stage import Stage
 
 SMALL = Request(size=(256, 192), stages=2, overlap="exact", executor="bands", precision="fp32")
@@ -113,7 +114,7 @@ def test_networks_that_fold_pixels_first(tmp_path, picture):
     """Their first operation has less than one row per input row; an odd strip leaves the pyramid on whole pixels."""
     Image.fromarray((picture(60, 50).permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "picture.png")
     for scale in (1, 2):
-        network = RRDBNet(channels=16, blocks=1, growth=8, scale=scale)
+        network = RRDBNet(channels=16, blocks=1, growth=8, scale=scale, fold=4 // scale)
         nn.init.constant_(network.conv_last.bias, 0.5)
         save_file(network.state_dict(), tmp_path / f"x{scale}.safetensors")
         for tile in (None, 5):
@@ -321,7 +322,7 @@ class Rows:
         self.started.append((*columns, first))
         for top in range(first, self.height, self.block):
             y = torch.arange(top, min(top + self.block, self.height))
-            yield (y[:, None] * 1000 + torch.arange(*columns)).repeat(3, 1, 1)
+            yield RowBlock((y[:, None] * 1000 + torch.arange(*columns)).repeat(3, 1, 1))
 
 
 class Record:
@@ -333,7 +334,7 @@ class Record:
     def missing(self, writes):
         return iter(self.boxes)
 
-    def write(self, box, values):
+    def write(self, box, values, half):
         self.written[box] = values
 
 

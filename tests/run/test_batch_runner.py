@@ -90,7 +90,7 @@ def test_buffers_are_made_once(one_stage, monkeypatch):
         fill(stage, out, tiles, chunks)
 
     class WatchedSink(Sink):
-        def write(self, box, pixels):
+        def write(self, box, pixels, half=None):
             hosts.add(pixels.__array_interface__["data"][0])
             super().write(box, pixels)
 
@@ -151,12 +151,17 @@ def test_stopped_render_ends_its_threads_and_is_continued(one_stage):
     np.testing.assert_array_equal(sink.pixels, expected)
 
 
-def test_two_writers_make_the_pyramid_of_one(tmp_path):
-    """The writer of the last of four shards makes their parent; at worst both writers do, with equal bytes."""
+def test_two_writers_make_the_pyramid_of_one(tmp_path, monkeypatch):
+    """The writer that ends last of four shards makes their parent, alone."""
+    written, write_shard = [], ZarrSink._write_shard
+    monkeypatch.setattr(
+        ZarrSink, "_write_shard", lambda sink, *shard: written.append(shard[:2]) or write_shard(sink, *shard)
+    )
     plan = plan_of((512, 640), cores=(16, 16), halos=(8, 4))
     image = torch.randint(0, 256, (3, *plan.size), dtype=torch.uint8)
     stores = []
     for name in ("serial", "a", "b", "c"):
+        written.clear()
         sink = ZarrSink.create(tmp_path / name / "out.zarr", plan, {})
         boxes = list(plan.writes())
         if name == "serial":
@@ -169,6 +174,7 @@ def test_two_writers_make_the_pyramid_of_one(tmp_path):
                 assert [w.box for w in writers.finished(0)] == boxes
         assert list(sink.missing()) == []
         sink.finish()
+        assert sorted(written) == [(level, i) for level in range(len(plan.pyramid)) for i in plan.grid(level).indices()]
         stores.append(files(tmp_path / name))
     assert all(store == stores[0] for store in stores)
     assert len(plan.pyramid) > 1

@@ -1,5 +1,6 @@
 """A stage as a stream of rows: any first row, any block height, any columns give the rows of the whole stage."""
 
+import itertools
 import math
 import random
 
@@ -13,7 +14,7 @@ from support.stages import exact_halo, whole_image
 from engine.geometry import Box
 from engine.io.photo import TensorSource
 from engine.run.pipeline import row_chain
-from engine.run.rows import RowReader, SourceRows
+from engine.run.rows import RowBlock, RowReader, SourceRows
 from engine.run.stage import Stage
 
 ROUNDING = 2e-6
@@ -23,14 +24,25 @@ ROUNDING = 2e-6
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=20), st.lists(st.integers(1, 50), min_size=1))
 def test_reader_takes_any_number_of_rows(heights, requests):
+    """A half comes with whole pairs of rows, and with an odd last row of the image."""
     total = sum(heights)
     rows = torch.arange(total).float().repeat(3, 2, 1).transpose(1, 2)
-    reader, at = RowReader(iter(rows.split(heights, 1))), 0
+    halves, ends = rows[:, ::2, :1], list(itertools.accumulate(heights))
+    ends = [end // 2 for end in ends[:-1]] + [halves.shape[1]]
+    blocks = zip(rows.split(heights, 1), halves.tensor_split(ends[:-1], 1), strict=True)
+    reader, at = RowReader(itertools.starmap(RowBlock, blocks)), 0
     for count in requests * total:
-        assert torch.equal(reader.take(count), rows[:, at : at + count])  # fewer at the end of the image
+        is_paired = at % 2 == 0 and all(n % 2 == 0 for n in requests)
+        taken = reader.take(count)
+        assert torch.equal(taken.pixels, rows[:, at : at + count])  # fewer at the end of the image
+        if taken.half is not None:
+            assert torch.equal(taken.half, halves[:, at // 2 : -(-(at + count) // 2)])
+        assert (taken.half is not None) or not is_paired
+        assert taken.half is None or at % 2 == 0
+        assert taken.half is None or count % 2 == 0 or at + count >= total
         if (at := at + count) >= total:
             break
-    assert reader.take(1).shape[1] == 0
+    assert reader.take(1).pixels.shape[1] == 0
 
 
 @pytest.fixture(params=["noise channels", "swinir", pytest.param("rrdb", marks=pytest.mark.slow)])
@@ -51,7 +63,7 @@ class Streamed:
         self._rows = row_chain([cut], [stage], TensorSource(image), columns or (0, width * stage.scale), seed=5)
 
     def rows(self, first=0):
-        return torch.cat(list(self._rows.rows(first)), 1)
+        return torch.cat([block.pixels for block in self._rows.rows(first)], 1)
 
 
 SIZES = [(75, 40), (64, 48), (33, 51), (130, 9), (5, 70), (1, 1), (3, 2), (17, 8)]
@@ -104,6 +116,6 @@ def test_source_is_read_in_blocks_and_every_row_once(picture):
 
     image = picture(150, 20)
     source = SourceRows(Recording(image), (3, 17))
-    assert torch.equal(torch.cat(list(source.rows(7)), 1), image[:, 7:, 3:17])
+    assert torch.equal(torch.cat([block.pixels for block in source.rows(7)], 1), image[:, 7:, 3:17])
     assert sum(box.area for box in boxes) == 143 * 14
     assert math.prod(boxes[0].shape) < 143 * 14

@@ -98,7 +98,7 @@ class Sink:
     def missing(self):
         return (box for box in list(self.plan.writes()) if box not in self.boxes)
 
-    def write(self, box, pixels):
+    def write(self, box, pixels, half=None):
         with self._lock:
             self.begun += 1
             number = self.begun

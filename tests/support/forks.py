@@ -3,9 +3,12 @@
 As a script it is the server: it reads requests and writes answers, a line of JSON for each.
 """
 
+import ctypes
 import importlib
 import json
+import mmap
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,17 +16,28 @@ from contextlib import suppress
 from pathlib import Path
 
 MODULES = (
-    "engine.cli.render", "engine.cli.export", "engine.cli.model", "engine.cli.train", "engine.cli.info", "engine.cli.check",
+    "engine.cli.render", "engine.cli.upscale", "engine.cli.export", "engine.cli.model", "engine.cli.train",
+    "engine.cli.info", "engine.cli.check",
     "engine.exporters.tiff", "engine.exporters.preview", "engine.run.bands", "engine.run.serial", "engine.run.batched",
 )  # fmt: skip
 """What the commands import."""
+SECONDS = 600
+"""Time after which a command with a fault has hung."""
 
 
 class Server:
-    """Starts commands. To be used as a context."""
+    """Starts commands. To be used as a context.
+
+    Args:
+        shim: library made of faults.c, for commands with faults.
+    """
+
+    def __init__(self, shim=None):
+        self._preload = {} if shim is None else {"LD_PRELOAD": str(shim)}
 
     def __enter__(self):
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        environment |= self._preload
         command = [sys.executable, __file__]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -35,10 +49,10 @@ class Server:
         self._process.stdout.close()
         self._process.wait()
 
-    def start(self, folder, words):
-        """Start a command line in ``folder``."""
+    def start(self, folder, words, fault=None):
+        """Start a command line in ``folder``; ``fault``: arguments of ``_arm`` by name."""
         error = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115 (closed with the process)
-        pid = self.ask({"words": words.split(), "folder": str(folder), "error": error.name})
+        pid = self.ask({"words": words.split(), "folder": str(folder), "stderr": error.name, "fault": fault})
         return Forked(self, pid, error)
 
     def ask(self, request):
@@ -49,7 +63,11 @@ class Server:
 
 
 class Forked:
-    """A running command, with the part of Popen's interface that is needed."""
+    """A running command, with the part of Popen's interface that is needed.
+
+    Attributes:
+        calls: after ``finish``, the number of calls of the fault's kind.
+    """
 
     def __init__(self, server, pid, error):
         self._server, self.pid, self._error = server, pid, error
@@ -66,7 +84,7 @@ class Forked:
 
     def finish(self):
         """Wait for the end; returns exit code and standard error."""
-        code = self._server.ask({"wait": self.pid})
+        code, self.calls = self._server.ask({"wait": self.pid})
         with self._error as file:
             return code, file.read()
 
@@ -77,26 +95,51 @@ def _serve():
     import torch
 
     torch.set_num_threads(1)
+    counters = {}
     for line in sys.stdin:
         request = json.loads(line)
-        answer = _wait(request["wait"]) if "wait" in request else _fork(**request)
+        if pid := request.get("wait"):
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            answer = code, int.from_bytes(counters.pop(pid)[:], sys.byteorder)
+        else:
+            counter = mmap.mmap(-1, ctypes.sizeof(ctypes.c_long))  # shared, and so readable after any end
+            answer = _fork(counter, **request)
+            counters[answer] = counter
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _arm(counter, folder, *, kind, error, least, number, is_lasting, cache):
+    """Let a call of this process fail.
+
+    Args:
+        counter: shared memory of a C long, for the number of calls.
+        folder: folder of the files whose calls are counted.
+        kind, error, least: as ``faults.Kind``.
+        number: number of the call, from 1 on; 0: none fails.
+        is_lasting: whether all later calls fail as well.
+        cache: folder for the engine's cache.
+    """
+    os.environ["XDG_CACHE_HOME"] = cache
+    signal.alarm(SECONDS)
+    place = ctypes.addressof(ctypes.c_long.from_buffer(counter))
+    ctypes.CDLL(None).fault_arm(
+        ctypes.c_char(kind[0].encode()), os.fsencode(folder), ctypes.c_size_t(least), ctypes.c_long(number),
+        int(is_lasting), error, ctypes.c_void_p(place),
+    )  # fmt: skip
 
 
-def _fork(words, folder, error):
+def _fork(counter, words, folder, stderr, fault):
     if child := os.fork():
         return child
     from engine.cli.app import main
 
     os.chdir(folder)
-    for stream, path in enumerate((os.devnull, os.devnull, error)):
+    for stream, path in enumerate((os.devnull, os.devnull, stderr)):
         os.dup2(os.open(path, os.O_RDWR), stream)
     code = 99
+    if fault:
+        _arm(counter, folder, **fault)
     try:
         main(words)
     except SystemExit as end:

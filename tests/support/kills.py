@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from engine.archs.esrgan import RRDBNet
 from support.commands import finish, start
 from support.damage import DAMAGE, flip
-from support.full_disk import contents
+from support.faults import contents
 from support.small import photograph
 from support.stores import attributes
 from support.training import tiny_preset

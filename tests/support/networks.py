@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
 from engine.archs.layers import conv3
+from engine.archs.span import SPAN
 from engine.archs.swinir import SwinIR
 
 
@@ -35,7 +37,8 @@ def lively(network, noise=0.1):
 
 
 def rrdb(scale=4, **options):
-    return lively(RRDBNet(channels=8, blocks=1, growth=4, scale=scale, **options))
+    """RRDBNet with two upsamplings: a scale below 4 folds pixels first."""
+    return lively(RRDBNet(channels=8, blocks=1, growth=4, scale=scale, fold=4 // scale, **options))
 
 
 def swinir(window=4, scale=4, **options):
@@ -43,14 +46,30 @@ def swinir(window=4, scale=4, **options):
     return lively(SwinIR(**sizes, window=window, scale=scale, **options), 0.2)
 
 
-def compact():
-    """Real-ESRGAN's SRVGGNetCompact, x4."""
-    body = [layer for i in range(3) for layer in (conv3(8 if i else 3, 8), nn.PReLU(8))]
-    return Network(
-        lambda net, x: net.up(net.body(x)) + F.interpolate(x, scale_factor=4, mode="nearest"),
-        body=nn.Sequential(*body, conv3(8, 48)),
-        up=nn.PixelShuffle(4),
-    )
+def compact(scale=4, **options):
+    return lively(Compact(channels=8, convs=2, scale=scale, **options))
+
+
+def span(scale=4):
+    """SPAN that sees the image as it is: in levels of 255, random blocks, each of which squares, leave float32's accuracy."""
+    return lively(SPAN(channels=8, scale=scale, normalised=False), 0.02)
+
+
+def check_radius(network):
+    """With positive weights nothing cancels, so the gradient's support is exactly what the graph connects."""
+    network = network.double()
+    for parameter in network.parameters():
+        parameter.data = parameter.data.abs() + 0.1
+    scale, align = network.scale, network.align
+    half = -(-(network.radius + 8) // align) * align
+    x = torch.rand(1, 3, align, 2 * half, dtype=torch.float64, requires_grad=True)
+    y, reach = network(x), []
+    for q in range(half * scale, (half + align) * scale):
+        (grad,) = torch.autograd.grad(y[0, :, 0, q].sum(), x, retain_graph=True)
+        # The masked neighbours of a cyclic roll of windows weigh exp(-100), which is not zero in fp64.
+        support = (grad.abs().sum((0, 1, 2)) > 1e-30).nonzero().flatten()
+        reach += [q // scale - int(support[0]), int(support[-1]) - q // scale]
+    assert max(reach) == network.radius < half
 
 
 def many_kernels():

@@ -38,7 +38,8 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """
     restart = f"delete it and start without {option('resume')}"
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with naming(path):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise_if_exhausted(error)
         raise ResumeError(f"{path}: damaged checkpoint; {restart}") from None
@@ -53,7 +54,8 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def position(path: Path) -> tuple[int, int]:
     """Phase and finished iterations of a checkpoint; (0, 0) for one that is missing or damaged."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
+        with naming(path):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
         return int(state["phase"]), int(state["iteration"])
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
         raise_if_exhausted(error)

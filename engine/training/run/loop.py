@@ -141,8 +141,8 @@ def train(
             run.emit(event)
         run.run_to_end()
         written = write()
-        path.unlink(missing_ok=True)
         run.emit(written)
+        path.unlink(missing_ok=True)  # last, so that a run whose log cannot be written continues
 
 
 def check_out(out: Path, runtime: Runtime) -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.archs.hpvaegan import BaseGenerator
 from engine.bands.stream import RowStream
 from engine.io.photo import Photo
-from engine.io.tensors import write_tensors
+from engine.io.tensors import open_tensors, write_tensors
 from engine.metrics.psnr import psnr
 from engine.run.stage import Stage
 from engine.training.photo import Size, open_picture
@@ -223,7 +223,7 @@ def cached_inputs(path: Path, key: str, simulate: Callable[[], SimulatedInputs])
 
 def _read(path: Path, key: str) -> SimulatedInputs | None:
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             metadata = json.loads((file.metadata() or {}).get("chain", "{}"))
             if metadata.get("key") != key:
                 return None

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from engine.archs import Upscaler, esrgan
+from engine.archs import Trainable, esrgan
 from engine.archs.checkpointing import checkpoint_blocks
 from engine.archs.layers import RGB
 from engine.training.run.budget import check_budget
@@ -26,7 +26,7 @@ BYTES_PER_WEIGHT = 4 + 4 + 8 + 4
 
 def needs_checkpointing(
     name: str,
-    network: Upscaler,
+    network: Trainable,
     discriminator: nn.Module,
     vgg: nn.Module | None,
     recipe: Recipe,
@@ -56,7 +56,7 @@ def needs_checkpointing(
 
 
 def estimate(
-    network: Upscaler, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, *, checkpointing: bool
+    network: Trainable, discriminator: nn.Module, vgg: nn.Module | None, recipe: Recipe, *, checkpointing: bool
 ) -> int:
     """Bytes of weights, optimisers and activations, without the workspace of single operations.
 
@@ -101,7 +101,7 @@ class _OnFeatureMaps(nn.Module):
         return result
 
 
-def _saved_bytes_checkpointed(network: Upscaler, side: int) -> float:
+def _saved_bytes_checkpointed(network: Trainable, side: int) -> float:
     """Saved activations with checkpointing: the inputs of all blocks, and one block's activations at a time."""
     trunk = copy.deepcopy(network)
     block = copy.deepcopy(next(iter(network.blocks)))
@@ -124,7 +124,7 @@ def _saved_bytes(owner: nn.Module, network: nn.Module, side: int, batch: int = 1
         x: input to use instead.
     """
     if x is None:
-        channels = RGB + (owner.noise_channels if isinstance(owner, Upscaler) else 0)
+        channels = RGB + (owner.noise_channels if isinstance(owner, Trainable) else 0)
         x = torch.full((batch, channels, side, side), 0.5, device=next(owner.parameters()).device)
     x.requires_grad_(True)
     return peak_saved_bytes(lambda: network(x), (*owner.parameters(), *owner.buffers()))

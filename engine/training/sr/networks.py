@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import archs
-from engine.archs import Upscaler, esrgan, swinir
+from engine.archs import Trainable, esrgan, swinir
 from engine.archs.layers import NOISE_KEY, noise_channels_of, noise_conv
 from engine.errors import ModelError, UsageError, option
 from engine.io.tensors import write_tensors
@@ -60,7 +60,7 @@ class Shape:
 class Start:
     """A trainable fp32 network and the origin of its weights."""
 
-    network: Upscaler
+    network: Trainable
     name: str
     source: str
     licence: str
@@ -94,6 +94,8 @@ def open_start(name: str, shape: Shape, seed: int, index: int = 0) -> Start:
     if name not in PACKAGED and not Path(name).exists():
         raise ModelError(f"{name}: no such weights; use {', '.join(PACKAGED)}, {SCRATCH}, a checkpoint or a model file")
     state, stage = read_stage(name, index)
+    if stage.architecture not in (esrgan.NAME, swinir.NAME):
+        raise UsageError(f"{name}: architecture {stage.architecture}; start from an ESRGAN or SwinIR, or {SCRATCH}")
     if shape.architecture is not None and stage.architecture != shape.architecture.replace("rrdbnet", esrgan.NAME):
         raise UsageError(
             f"{name}: architecture {stage.architecture}, not {shape.architecture}; leave {option('architecture')} out"
@@ -104,6 +106,7 @@ def open_start(name: str, shape: Shape, seed: int, index: int = 0) -> Start:
         with seeded(seed):
             state = _with_noise_channels(state, shape.noise_channels)
     network = archs.build(state, name)
+    assert isinstance(network, Trainable)  # by its architecture
     _check_width(network, shape, name)
     network.requires_grad_(True)
     facts = stage.training or {}
@@ -136,7 +139,7 @@ def save(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], dtyp
     write_tensors(path, tensors, {"format": "pt", PROVENANCE_KEY: json.dumps(facts, sort_keys=True)})
 
 
-def _from_scratch(shape: Shape) -> Upscaler:
+def _from_scratch(shape: Shape) -> Trainable:
     """SwinIR-M or RRDBNet 64x23 unless the shape differs; a dense block grows by half of its input channels."""
     if shape.architecture == swinir.NAME:
         dim, groups = shape.channels or 180, shape.blocks or 6
@@ -172,7 +175,7 @@ def _with_noise_channels(state: dict[str, Tensor], channels: int) -> dict[str, T
     return state if conv is None else {**state, NOISE_KEY: conv.weight.detach()}
 
 
-def _check_width(network: Upscaler, shape: Shape, name: str) -> None:
+def _check_width(network: Trainable, shape: Shape, name: str) -> None:
     """Refuse another width: unlike blocks, channels cannot be taken out of a trained network."""
     channels = network.conv_first.out_channels
     if shape.channels not in (None, channels):

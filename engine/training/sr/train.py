@@ -301,7 +301,7 @@ def file_digest(path: Path | None) -> str | None:
     try:
         return sha256(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); choose another file") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); choose another file") from error
 
 
 def _base_size(structure: BaseGenerator | None) -> Size | None:

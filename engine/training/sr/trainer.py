@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.archs import Upscaler
+from engine.archs import Trainable
 from engine.archs.checkpointing import checkpoint_blocks
 from engine.device.precision import Precision
 from engine.training.losses import discriminators
@@ -79,7 +79,7 @@ class SRTrainer(Trainer):
     def __init__(
         self,
         settings: Settings,
-        network: Upscaler,
+        network: Trainable,
         source: BatchSource,
         validation: Validation,
         vgg: VGGFeatures | None,
@@ -93,7 +93,7 @@ class SRTrainer(Trainer):
         self._settings, self.recipe, self.device = settings, recipe, device
         self.totals = (recipe.iterations,)
         self.source, self.validation, self.samples = source, validation, samples
-        self.master: Upscaler = network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
+        self.master: Trainable = network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
         self.compute_copy = self._make_compute_copy()
         self.ema = Ema(self.master.parameters())
         self.vgg = vgg.to(device) if vgg is not None else None
@@ -223,7 +223,7 @@ class SRTrainer(Trainer):
             Optimisation(discriminator, betas, scalers[1]),
         )
 
-    def _make_compute_copy(self) -> Upscaler:
+    def _make_compute_copy(self) -> Trainable:
         compute_copy = copy.deepcopy(self.master)
         half = HALF.get(self._settings.precision)
         if half is not None:

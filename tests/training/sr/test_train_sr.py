@@ -1,5 +1,6 @@
 """Fine-tuning on a few pixels: it learns, resumes bit for bit, writes weights that others open, and refuses in one line."""
 
+import errno
 import json
 import math
 
@@ -134,6 +135,22 @@ def test_resumed_equals_uninterrupted(large_photo, request_, tmp_path, monkeypat
             train(large_photo, cut, request_(), resume=True)
         assert equal(whole, cut), iteration
         assert not cut.with_name(f"{cut.name}.chain").exists()
+
+
+def test_a_log_that_fails_at_the_end(large_photo, request_, tmp_path):
+    """The run is not finished before its last event is logged."""
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    train(large_photo, whole, request_())
+
+    def fail(event):
+        if isinstance(event, WeightsSaved):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        train(large_photo, cut, request_(), on_event=fail)
+    train(large_photo, cut, request_(), resume=True)
+    assert equal(whole, cut)
+    assert not checkpoint_path(cut).exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,0 +1,176 @@
+"""Results of renders: a store, or a picture that is written through a working store beside it.
+
+What is here serves one render (``engine render``, ``engine upscale`` of a picture) and many (``engine upscale`` of a folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engine.causes import naming
+from engine.cli.progress import warn
+from engine.errors import ResumeError, option
+from engine.exporters import ExportResult, check_target, export, names_picture
+from engine.exporters.about import REQUEST, read_description
+from engine.io.picture_file import open_picture
+from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
+from engine.job import Job, Progress, RenderResult
+from engine.model.bundle import Model
+from engine.plan.request import Request
+
+PICTURE = "picture"
+"""Entry of a working store's provenance: the name of its picture, and whether an existing one may be replaced."""
+
+_SHOWN = 2000
+"""Longer side of the picture that is suggested for looking at a store, in pixels."""
+
+_NO_PIXELS = ("init", "device", "memory", "vram")
+"""Fields of a request that decide no pixel, or whose contents count in place of their name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureOptions:
+    """Options of the picture that a render ends in; None leaves one to the format."""
+
+    dpi: float | None = None
+    """Resolution for print, in dots per inch."""
+    quality: int | None = None
+    """Quality of JPEG, WebP and TIFF with JPEG compression, 1 to 100."""
+    compression: str | None = None
+    """Compression of TIFF: deflate, jpeg or none."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Options that are not left to the format."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Place of a render's result."""
+
+    path: Path
+    """Store, or picture, that the user named."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the name is a picture's."""
+        return names_picture(self.path)
+
+    @property
+    def store(self) -> Path:
+        """Store that the render writes: a working store beside a picture, under a name that nobody chooses."""
+        return self.path.with_name(self.path.name + ".work.zarr") if self.is_picture else self.path
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse an output that exists, before any work.
+
+        Raises:
+            ResumeError: the store exists, or the working store belongs to something else.
+            InputError: the picture exists or cannot be made.
+        """
+        if not self.is_picture:
+            if not (resume or overwrite):
+                check_absent(self.path)
+            return
+        note: dict[str, Any] = (stored_provenance(self.store) or {}).get(PICTURE) or {}
+        is_ours = note.get("name") == self.path.name
+        may_replace = overwrite or (resume and is_ours and bool(note.get("overwrite")))
+        check_target(self.path, overwrite=may_replace)
+        if not self.store.exists():
+            return
+        if not is_ours:
+            raise ResumeError(f"{self.store}: in the way, and not from a render of {self.path.name}; move it")
+        if not (resume or overwrite):
+            raise ResumeError(
+                f"{self.path}: an unfinished render is in {self.store.name}; give {option('resume', True)} to finish it, "
+                f"or {option('overwrite', True)} to begin again"
+            )
+
+    def is_result_of(self, request: str) -> bool:
+        """Whether the output is there, whole, and made by the request of this digest (``request_digest``)."""
+        if self.is_picture:
+            image = open_picture(self.path)
+            return image is not None and read_description(image).get(REQUEST) == request
+        provenance = stored_provenance(self.path) or {}
+        return provenance.get("complete") is True and provenance.get(REQUEST) == request
+
+    def notes(self, command: Sequence[str], request: str | None, *, overwrite: bool) -> dict[str, Any]:
+        """What the store records: the command that continues it, the request's digest, and the picture that it becomes."""
+        notes: dict[str, Any] = {COMMAND: list(command)} | ({} if request is None else {REQUEST: request})
+        if self.is_picture:
+            notes[PICTURE] = {"name": self.path.name, "overwrite": overwrite}
+        return notes
+
+    def remove_working_store(self) -> None:
+        """Remove the store of a picture that is written: a failure takes nothing from the picture."""
+        try:
+            remove_store(self.store)
+        except OSError as error:
+            left = error.filename or self.store
+            warn(f"{left}: the picture is written, but this store cannot be removed ({error.strerror}); remove it")
+
+    def forget_working_store(self) -> None:
+        """Remove the working store of this picture, if there is one that no other process writes."""
+        note: dict[str, Any] = (stored_provenance(self.store) or {}).get(PICTURE) or {}
+        if self.is_picture and note.get("name") == self.path.name:
+            with suppress(ResumeError, OSError):
+                lock_store(self.store).release()
+                remove_store(self.store)
+
+
+def request_digest(model: Model, request: Request, options: PictureOptions, picture: str | None) -> str:
+    """Digest of everything that decides an output.
+
+    Args:
+        model: model of the render.
+        request: options of the render.
+        options: options of the picture.
+        picture: sha256 of the picture to enlarge, if there is one.
+    """
+    values = {
+        field.name: str(getattr(request, field.name)) for field in fields(Request) if field.name not in _NO_PIXELS
+    }
+    text = json.dumps([model.digest, picture, values, options.given], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def render_store(
+    job: Job, sink: ZarrSink, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+) -> RenderResult:
+    """Compute what a store misses. Arguments and errors as of ``Job.render``; errors of the system name the store."""
+    with naming(job.out):
+        return job.render(sink, on_progress=on_progress, cancelled=cancelled)
+
+
+def write_picture(
+    sink: ZarrSink,
+    output: Output,
+    options: PictureOptions,
+    on_progress: Callable[[int, int], None],
+    *,
+    keep_store: bool = False,
+) -> ExportResult:
+    """Write the picture of a finished working store, and remove the store, unless ``keep_store``."""
+    picture = export(output.store, output.path, overwrite=True, on_progress=on_progress, **options.given)
+    for note in picture.notes:
+        warn(note)
+    if keep_store:
+        sink.note({PICTURE: {"name": output.path.name, "overwrite": False}})
+    else:
+        output.remove_working_store()
+    return picture
+
+
+def look_command(store: Path, width: int, height: int) -> str:
+    """Command that makes a small picture of a store."""
+    words: Sequence[str] = ["engine", "export", str(store), str(store.with_suffix(".jpg"))]
+    limit = ["--max-size", str(_SHOWN)] if max(width, height) > _SHOWN else []
+    return shlex.join([*words, *limit])
