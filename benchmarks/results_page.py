@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/memory.png from the committed rows of benchmarks/results.
+"""Write docs/results.md, docs/memory.png and docs/peers.png from the committed rows of benchmarks/results.
 
     python benchmarks/results_page.py
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "memory.png"
+PEERS_PLOT = ROOT / "docs" / "peers.png"
 
 WIDTH = 100
 RUNS = 6
@@ -206,6 +207,29 @@ def by_size(name: str) -> list[Row]:
     return sorted(latest(name, "size"), key=lambda row: [int(n) for n in row["size"].split("x")])
 
 
+def _peers() -> list[str]:
+    """Runtimes on a CPU, in turns within one run."""
+    shown = latest("peers", "size", "busy", "peer")
+    body = [
+        (
+            row["peer"], f"{row['size']}{', busy' if row['busy'] == '1' else ''}", row["seconds"] or "-",
+            count(row["gflop_s"]), row["peak_mib"], *(row[key] or "-" for key in ("mean", "p999", "max")),
+        )
+        for row in shown
+    ]  # fmt: skip
+    return [
+        "### Beside other runtimes on a CPU",
+        paragraph(
+            f"RRDBNet 64x23 with RealSR-DF2K weights, {shown[0]['threads']} threads, in turns within one run, medians. Errors "
+            "are levels of 255 against the whole picture in fp32. The ceiling is one 3x3 convolution of a dense block. "
+            "*Busy*: beside a process that takes one core."
+        ),
+        table(("runtime", "input", "seconds", "GFLOP/s", "peak MiB", "mean", "99.9 %", "worst"), body),
+        "![Speed of each runtime](peers.png)",
+        source("bench_peers.py", "peers", shown),
+    ]
+
+
 def _memory_table(shown: Sequence[Row]) -> str:
     return table(
         ("image", "megapixels", "measured (MiB)", "projected (MiB)", "seconds"),
@@ -252,6 +276,7 @@ def fast() -> list[str]:
             "With another process on one of the two cores, bands take 2.3 times as long. They would take 15 to 25 "
             "times as long with OpenMP's default spin-waiting, which the command line turns off ([log](log.md))."
         ),
+        *_peers(),
         "### Writing while computing",
         paragraph(
             f"A {beside['beside']['image']} render of noise by a network so small that writing matters: "
@@ -475,6 +500,22 @@ def plot(path: Path = PLOT) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_peers(path: Path = PEERS_PLOT) -> None:
+    """Speed of each runtime, one panel for each size of picture."""
+    from matplotlib.figure import Figure
+
+    shown = latest("peers", "size", "busy", "peer")
+    sizes = list(dict.fromkeys((row["size"], row["busy"]) for row in shown))
+    figure = Figure(figsize=(9, 2.6 * len(sizes)), layout="constrained")
+    for axes, (size, busy) in zip(figure.subplots(len(sizes), 1, squeeze=False).flat, sizes, strict=True):
+        panel = [row for row in shown if (row["size"], row["busy"]) == (size, busy)][::-1]
+        colours = ["tab:blue" if row["peer"].startswith("engine") else "tab:gray" for row in panel]
+        axes.barh([row["peer"] for row in panel], [float(row["gflop_s"]) for row in panel], color=colours)
+        axes.set(xlabel="GFLOP/s", title=f"{size}{', one core taken' if busy == '1' else ''}")
+        axes.grid(axis="x", alpha=0.25)
+    figure.savefig(path, dpi=110)
+
+
 def _curves(axes, shown: Sequence[Row], colour: str, name: str) -> None:
     x = [float(row["megapixels"]) for row in shown]
     axes.plot(x, [float(row["measured"]) for row in shown], "o-", color=colour, label=f"{name}measured")
@@ -484,3 +525,4 @@ def _curves(axes, shown: Sequence[Row], colour: str, name: str) -> None:
 if __name__ == "__main__":
     PAGE.write_text(page())
     plot()
+    plot_peers()

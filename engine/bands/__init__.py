@@ -1,4 +1,5 @@
 """Row streaming: a network runs on bands of rows, with the whole image's result and memory for a few rows of it.
 
-``rules`` holds the operations' rules, ``graph`` reads a network's trace, ``buffers`` stores rows, ``stream`` runs the bands.
+``rules`` holds the operations' rules, and ``cpu`` convolutions for a CPU. ``graph`` reads a network's trace and cuts it. ``buffers``
+and ``planes`` store rows, ``segment`` runs a part of the network, ``wavefront`` several parts at once, ``stream`` the whole.
 """
