@@ -15,7 +15,7 @@ from typing import Any
 
 import pyvips
 
-from engine.causes import raise_if_exhausted
+from engine.causes import naming, raise_if_exhausted
 from engine.errors import EngineError, Interrupted, UsageError, option
 from engine.exporters.about import describe
 from engine.exporters.colour import srgb_profile
@@ -104,7 +104,8 @@ class PreviewJob:
                 thread.submit(self._save, stream, path).result()
             except pyvips.Error as error:
                 stream.check()  # raises the cause, if reading the pyramid failed
-                raise_if_exhausted(error)
+                with naming(path):
+                    raise_if_exhausted(error)
                 reason = " ".join(str(error).split())
                 raise EngineError(
                     f"{path}: libvips could not write it ({reason}); look at the memory and the disk, then repeat the command"

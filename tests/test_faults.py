@@ -42,7 +42,7 @@ def check(server, model_file, tmp_path):
     ],
 )
 def test_some_calls_fail(check, kind, case, is_lasting):
-    check(kind, case, is_lasting, gap=0.3)
+    check(kind, case, is_lasting, gap=1)
 
 
 @pytest.mark.slow
