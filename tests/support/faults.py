@@ -253,7 +253,7 @@ class Attack:
             return
         assert "Traceback" not in err, (number, err)
         (error,) = [line for line in err.splitlines() if line.startswith("engine: ")]
-        if "failed; --resume tries these again" in error:  # the lines before it say why
+        if "; --resume tries these again" in error:  # the lines before it say why
             error = err
         assert any(words in error for words in kind.words), (number, error)
         if kind.call == "allocation":
