@@ -239,7 +239,7 @@ def test_out_of_memory_is_one_line(engine, monkeypatch):
     """In a network, by each executor, and in step 1."""
     for function, executor in (
         ("engine.archs.esrgan.RRDBNet.forward", "tiles"),
-        ("engine.bands.stream._SegmentStream.push", "bands"),
+        ("engine.bands.segment.SegmentStream.push", "bands"),
         ("engine.job.base_image", "tiles"),
         ("engine.job.base_image", "bands"),
     ):
