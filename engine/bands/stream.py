@@ -210,11 +210,10 @@ class RowStream:
     def __init__(self, plan: StreamPlan, device: torch.device | str = "cpu") -> None:
         """Allocate the buffers of ``plan`` on ``device``, where the network's weights are."""
         self.plan = plan
-        self._queue = device_queue(torch.device(device))
-        self._states = [segment.new_states(torch.device(device)) for segment in plan.segments]
-        sizes = [max(s.arena_bytes for s in plan.segments[part]) for part in plan.arena_parts]
-        arenas = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-        self._arenas = [_Arena(plan, self._states, arena, self._queue) for arena in arenas]
+        device = torch.device(device)
+        queue = device_queue(device)
+        self._states = [segment.new_states(device) for segment in plan.segments]
+        self._arenas = [_Arena(plan, part, self._states, device, queue) for part in plan.arena_parts]
         self._free = self._arenas[: plan.workers]
         self._lines = [_delay_lines(*pair) for pair in zip(plan.segments, plan.skips, strict=True)]
         self._fronts: dict[int, tuple[Tensor | None, Rows]] = {}  # band -> output of the last segment that computed it
@@ -325,27 +324,30 @@ class RowStream:
 
 
 class _Arena:
-    """Memory for what a segment holds within a band, and the segments' streams in it."""
+    """Streams of some segments, which share the memory for what they hold within a band."""
 
     def __init__(
-        self, plan: StreamPlan, states: Sequence[list[list[Tensor]]], memory: Tensor, queue: DeviceQueue
+        self,
+        plan: StreamPlan,
+        part: slice,
+        states: Sequence[list[list[Tensor]]],
+        device: torch.device,
+        queue: DeviceQueue,
     ) -> None:
-        self._plan, self._states, self._memory, self._queue = plan, states, memory, queue
-        self._streams: dict[int, SegmentStream] = {}
+        memory = torch.empty(max(s.arena_bytes for s in plan.segments[part]), dtype=torch.uint8, device=device)
+        self._streams = {
+            index: SegmentStream(plan.segments[index], states[index], memory, queue, is_link=plan.workers > 0)
+            for index in range(len(plan.segments))[part]
+        }
 
     def stream(self, index: int) -> SegmentStream:
         """The stream of a segment."""
-        stream = self._streams.get(index)
-        if stream is None:
-            segment, is_link = self._plan.segments[index], self._plan.workers > 0
-            stream = SegmentStream(segment, self._states[index], self._memory, self._queue, is_link=is_link)
-            self._streams[index] = stream
-        return stream
+        return self._streams[index]
 
     @property
     def macs(self) -> int:
         """Multiply-adds executed so far."""
-        return sum(stream.macs for stream in list(self._streams.values()))
+        return sum(stream.macs for stream in self._streams.values())
 
 
 def _inside(x: Tensor | None, rows: Rows) -> Iterator[tuple[int, Tensor]]:
