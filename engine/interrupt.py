@@ -22,7 +22,10 @@ _PATIENCE = 3.0
 """Seconds that a command may take to clean up before a further signal ends it at once."""
 
 _RETRY = 0.02
-"""Seconds between attempts to interrupt a command that is importing."""
+"""Seconds between attempts to interrupt a command that is importing, and between looks at an answer."""
+
+_ANSWER = 1.0
+"""Seconds that a command waits for its answer to a signal to be written."""
 
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -129,7 +132,7 @@ def deferred_interrupt(on_request: Callable[[], None] = lambda: None) -> Iterato
         The flag, for the block to test between units of work. Outside the main thread, where Python delivers no
         signals, it is never set.
     """
-    requested = Flag()
+    requested, answered = Flag(), Flag()
     before: dict[signal.Signals, _Handler] = {}
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -138,8 +141,16 @@ def deferred_interrupt(on_request: Callable[[], None] = lambda: None) -> Iterato
             return
         requested.set()
         # In a thread: the signal may have interrupted a write to the same stream, which must not be entered twice.
-        with suppress(RuntimeError):
-            _thread.start_new_thread(on_request, ())
+        try:
+            _thread.start_new_thread(answer, ())
+        except RuntimeError:
+            answered.set()
+
+    def answer() -> None:
+        try:
+            on_request()
+        finally:
+            answered.set()
 
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -153,6 +164,10 @@ def deferred_interrupt(on_request: Callable[[], None] = lambda: None) -> Iterato
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+        # A process that ends at once would end before its answer is on the stream.
+        deadline = time.monotonic() + _ANSWER
+        while requested.is_set() and not answered.is_set() and time.monotonic() < deadline:
+            time.sleep(_RETRY)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
