@@ -19,6 +19,7 @@ from engine.cli.progress import warn
 from engine.errors import ResumeError, option
 from engine.exporters import ExportResult, check_target, export, names_picture
 from engine.exporters.about import REQUEST, read_description
+from engine.io.files import remove_leftovers
 from engine.io.picture_file import open_picture
 from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
 from engine.job import Job, Progress, RenderResult
@@ -118,7 +119,9 @@ class Output:
             warn(f"{left}: the picture is written, but this store cannot be removed ({error.strerror}); remove it")
 
     def forget_working_store(self) -> None:
-        """Remove the working store of this picture, if there is one that no other process writes."""
+        """Remove the working store of this picture, if there is one that no other process writes, and what a kill left of it."""
+        if self.is_picture:
+            remove_leftovers(self.store)
         note: dict[str, Any] = (stored_provenance(self.store) or {}).get(PICTURE) or {}
         if self.is_picture and note.get("name") == self.path.name:
             with suppress(ResumeError, OSError):

@@ -17,6 +17,7 @@ from support import small
 from support.stores import pixels
 
 from engine import measure
+from engine.io.files import temporary_name
 from engine.run.stage import Stage
 
 NETWORK = "sr.safetensors"
@@ -93,8 +94,10 @@ def test_what_is_done_is_left(engine, folder, shots):
         "engine: large/a.jpg: 2 of 2 results exist or are begun; give --resume to keep what is done, or --overwrite to "
         "replace them\n",
     )
+    temporary_name(folder / "large" / ".b.jpg.work.zarr", "part").mkdir()  # of a run that was killed as it removed it
     done = json.loads(engine(f"{command} --resume --json")[1])["pictures"]
     assert [picture["state"] for picture in done] == ["done before"] * 2
+    assert sorted(contents("large")) == ["a.jpg", "b.jpg"]
     small.photograph(shots / "a.png", 12, 20)
     code, out, _ = engine(f"{command} --resume --json")
     assert code == 1
