@@ -94,7 +94,7 @@ def test_what_is_done_is_left(engine, folder, shots):
         "engine: large/a.jpg: 2 of 2 results exist or are begun; give --resume to keep what is done, or --overwrite to "
         "replace them\n",
     )
-    temporary_name(folder / "large" / ".b.jpg.work.zarr", "part").mkdir()  # of a run that was killed as it removed it
+    temporary_name(folder / "large" / "b.jpg.work.zarr", "part").mkdir()  # of a run that was killed as it removed it
     done = json.loads(engine(f"{command} --resume --json")[1])["pictures"]
     assert [picture["state"] for picture in done] == ["done before"] * 2
     assert sorted(contents("large")) == ["a.jpg", "b.jpg"]
