@@ -32,6 +32,7 @@ from PIL import Image
 
 from engine import archs
 from engine.bands.stream import RowStream, StreamPlan
+from engine.container import cpu_count
 from engine.geometry import Box
 from engine.io.photo import PictureSource, TensorSource
 from engine.job import Job
@@ -69,12 +70,12 @@ def photo(height, width):
 class Streams(RowStreams):
     """Row streams with bands of a given height."""
 
-    def __init__(self, stages, band):
-        super().__init__(stages)
+    def __init__(self, band):
+        super().__init__()
         self._band = band
 
-    def of(self, position, width):
-        return RowStream(StreamPlan(self._stages[position].graph, self._band, width, 4))
+    def of(self, position, stage, width, queue):
+        return RowStream(StreamPlan(stage.graph, self._band, width, 4, workers=cpu_count()))
 
 
 def exact_cuts(stages, size, **changes):
@@ -98,7 +99,7 @@ def streamed(stages, image, band, strip, first=0):
     width = cuts[-1].grid.width
     for x in range(0, width, strip):
         columns = (x, min(x + strip, width))
-        rows = row_chain(cuts, stages, TensorSource(image), columns, seed=0, streams=Streams(stages, band))
+        rows = row_chain(cuts, stages, TensorSource(image), columns, seed=0, streams=Streams(band))
         parts.append(torch.cat([block.pixels for block in rows.rows(first)], 1))
     return torch.cat(parts, 2)
 

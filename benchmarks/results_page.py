@@ -94,7 +94,9 @@ def seamless() -> list[str]:
             "Bands stream a network row by row: every convolution keeps its last rows, so there are no tiles and no "
             "seams. The table compares bands with a run on the whole image, in float32. RRDBNet has the RealSR-DF2K "
             "weights; SwinIR-M has amplified random weights. [Decision 0006](decisions/0006-bands.md) explains how "
-            "bands are derived from the `torch.fx` trace. Some CPUs order the sums of a matrix product by its width: on one "
+            "bands are derived from the `torch.fx` trace. On a CPU convolutions sum in another order than the plain network "
+            "([0030](decisions/0030-bands-on-a-cpu.md)), so values differ by float32's rounding; bands of any height, and any "
+            "number of threads, give the same bits. Some CPUs order the sums of a matrix product by its width: on one "
             "of them, SwinIR-M in strips differed by 6e-8, one rounding of float32, and in no 8-bit value."
         ),
         table(
