@@ -168,12 +168,12 @@ class SegmentPlan:
         )
 
     def _reads_dense_rows(self, op: Op) -> bool:
-        """Whether a packed convolution reads planes, or all channels of a buffer."""
+        """Whether a packed convolution reads all channels of a buffer. Planes are copied at a picture's ends."""
         members = self.graph.members(op.inputs[0])
         if not op.rule.packed_bytes:
             return False
         buffers = [b for b in self.buffers if b.starts_with(members)]
-        return any(isinstance(b, PlanePlan) or len(b.slots) == len(members) for b in buffers)
+        return any(isinstance(b, BufferPlan) and len(b.slots) == len(members) for b in buffers)
 
     @property
     def packed_bytes(self) -> int:

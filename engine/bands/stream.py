@@ -128,11 +128,11 @@ class StreamPlan:
 
     @property
     def _skip_bytes(self) -> int:
-        """Bytes of outputs that a later segment reads again: those of whole bands, and of the bands in flight."""
+        """Bytes of outputs that a later segment reads again: of whole bands, of the bands in flight, and of rows of two bands."""
         total = 0
         for segment, skips in zip(self.segments, self.skips, strict=True):
             for name, skip in zip(segment.graph.skips, skips, strict=True):
-                total += (math.ceil(skip.rows / segment.band) + 1 + self.in_flight) * segment.nbytes(name)
+                total += (math.ceil(skip.rows / segment.band) + 2 + self.in_flight) * segment.nbytes(name)
         return total
 
     @property

@@ -33,8 +33,8 @@ SHARD, CHUNK = 1024, 512
 _ROWS_OF_SHARDS = 2
 """One row that fills while the row before it is written."""
 
-_ALLOCATOR = (3 << 20, 0.04)
-"""Bytes and share for the allocator: less than for tiles, since the large buffers are made once."""
+_ALLOCATOR = (3 << 20, 0.08)
+"""Bytes and share for the allocator: the large buffers are made once, but threads allocate at the same time."""
 
 
 def shard_of_strips(last: StagePlan, width: int) -> tuple[int, int]:
