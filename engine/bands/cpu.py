@@ -158,7 +158,13 @@ _Geometry = tuple[list[int], list[int], list[int]]
 
 
 def _geometry(axes: int, columns: int, dilation: Sequence[int]) -> _Geometry:
-    """Geometry for an input of so many axes, with ``columns`` of padding on both sides and none above or below."""
+    """Geometry of a convolution: ``columns`` of padding left and right, none above or below.
+
+    Args:
+        axes: number of axes of the input, 4 or 5.
+        columns: columns of padding on each side.
+        dilation: dilation of rows and columns.
+    """
     depth = [1] * (axes - 4)
     return [0] * (axes - 3) + [columns], [*depth, 1, 1], [*depth, *dilation]
 

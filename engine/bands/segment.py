@@ -400,7 +400,7 @@ class SegmentStream:
             self._replay()
 
     def _inner_steps(self, rows: Rows) -> Iterator[Callable[[], object]]:
-        """What an inner band runs, in order: threads that compute other bands wait for as little Python as possible."""
+        """Calls of an inner band, in order. Other threads wait for Python's lock, so the list holds little Python."""
         segment = weakref.proxy(self)
         for position, op in enumerate(self._graph.ops):
             buffers = self._used.get(position, ())

@@ -22,7 +22,7 @@ class Wavefront:
     def __init__(self, links: int, run: Callable[[int, int], None], workers: int) -> None:
         """``run``: computes a link, the first argument, for a band, the second; ``workers``: threads."""
         self._run = run
-        self._pool = _pool(workers)
+        self._pool = _pool(workers, torch.get_num_threads())
         self._changed = threading.Condition()
         self._done = [0] * links  # bands that each link has computed
         self._is_running = [False] * links
@@ -46,14 +46,14 @@ class Wavefront:
             self._start_if_ready(0)
 
     def wait(self, bands: int) -> None:
-        """Wait until so many bands are complete. Raises the error of a task."""
+        """Wait for the completion of the first ``bands`` bands. Raises the error of a task."""
         with self._changed:
             self._changed.wait_for(lambda: self.complete >= bands or self._error is not None)
             if self._error is not None:
                 raise self._error
 
     def restart(self) -> None:
-        """Wait until no task runs, drop those that did not start, and count bands from 0 again."""
+        """Wait for running tasks, drop waiting ones, and count bands from 0 again."""
         with self._changed:
             self._submitted = 0  # no task is ready from now on
             self._changed.wait_for(lambda: not any(self._is_running))
@@ -83,9 +83,8 @@ class Wavefront:
 
 
 @cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads, each with an equal share of those that PyTorch uses. All streams share them."""
-    threads = torch.get_num_threads()
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Pool that all streams share; each worker has an equal share of PyTorch's ``threads``."""
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, "band")
     started = threading.Barrier(workers + 1)

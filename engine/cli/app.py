@@ -183,7 +183,7 @@ def upscale(
         quality: Quality of JPEG, WebP and TIFF with JPEG compression, from 1 to 100; default: 90.
         compression: TIFF compression: deflate, none, jpeg; default: deflate.
         resume: Continue an interrupted command: files that it finished are left, the others are continued.
-        overwrite: Replace existing files, never a picture to enlarge; with --resume, only those that it did not make.
+        overwrite: Replace existing files, never a picture to enlarge; with --resume, only results of other requests.
         accept_backend: With --resume, continue a picture that was begun with other processor instructions or another number
             of threads: pixels may differ by a few levels.
         dry_run: Print the plan and stop.
@@ -322,7 +322,7 @@ def models(*places: Path, quiet: QuietFlag = False, json: JsonFlag = False) -> N
     """List the models at hand: scale, architecture, how they run, halo and licence.
 
     Args:
-        places: Checkpoints and folders of them, in addition to those that come with the engine and those of engine weights.
+        places: Checkpoints and folders of them, in addition to the packaged and the fetched networks.
     """
     from engine.cli.models import show as run
 
