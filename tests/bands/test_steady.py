@@ -1,6 +1,7 @@
 """Inner bands of a stream: launches that can be captured and replayed, in memory that is already allocated."""
 
 import resource
+import statistics
 import sys
 
 import pytest
@@ -117,7 +118,8 @@ def test_inner_bands_reuse_freed_pages(picture):
         for _ in stage.push(rows, band):
             pass
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(faults[-4:]) < 20  # thousands if the heap is trimmed between bands
+    # Thousands in every band if the heap is trimmed between bands; a single band may meet what other threads free or map.
+    assert statistics.median(faults[-6:]) < 20
 
 
 @needs_gpu
