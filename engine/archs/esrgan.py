@@ -111,13 +111,14 @@ class DenseBlock(nn.Module):
             _start_small(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = first = cast_to_weights(self, x)
-        path = None if self.conv1x1 is None else self.conv1x1(first)
+        maps = cast_to_weights(self, x)
+        path = None if self.conv1x1 is None else self.conv1x1(maps)
         for number, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4), 1):
-            y = F.leaky_relu(conv(maps), SLOPE)
-            if path is not None and number % 2 == 0:
-                y = path = y + path
-            maps = torch.cat([maps, y], 1)
+            if path is None or number % 2:  # no name for the result: its memory is free before the next convolution
+                maps = torch.cat([maps, F.leaky_relu(conv(maps), SLOPE)], 1)
+            else:
+                path = F.leaky_relu(conv(maps), SLOPE) + path
+                maps = torch.cat([maps, path], 1)
         last: Tensor = self.conv5(maps)
         return torch.add(x, last, alpha=RESIDUAL)
 
