@@ -57,7 +57,10 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ceiling fp32": ("", "ceiling", {"precision": "fp32"}),
     "ceiling bf16": ("", "ceiling", {"precision": "bf16"}),
 }
-"""Name -> environment, script and options. The first is the reference."""
+"""Name -> environment, script and options."""
+
+REFERENCE = "PyTorch fp32, whole"
+"""Peer whose output is the right one. It runs once, without a row, where it is not among the measured ones."""
 
 GFLOP_PER_PIXEL = 35.85e-3
 """Arithmetic of RRDBNet 64x23 for an input pixel: two operations for each product of its convolutions."""
@@ -144,6 +147,11 @@ def compare(size: str, names: list[str], repeats: int, threads: int, *, is_busy:
         folder = Path(name)
         np.save(folder / "picture.npy", photo(height, width).numpy())
         settings = {"folder": name, "picture": str(folder / "picture.npy"), "threads": threads, **weights(folder)}
+        reference = folder / f"{REFERENCE}.npy"
+        if REFERENCE not in names:
+            once = Peer(REFERENCE, settings)
+            once.run()
+            once.end()
         peers = [Peer(peer, settings) for peer in names]
         load = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if is_busy else None
         try:
@@ -156,7 +164,6 @@ def compare(size: str, names: list[str], repeats: int, threads: int, *, is_busy:
                 load.kill()
             for peer in peers:
                 peer.end()
-        reference = folder / f"{next(iter(PEERS))}.npy"
         for peer in peers:
             row: dict[str, Any] = {"size": size, "threads": threads, "busy": int(is_busy), "peer": peer.name}
             seconds = median(peer.seconds)
@@ -168,8 +175,7 @@ def compare(size: str, names: list[str], repeats: int, threads: int, *, is_busy:
             row |= {"peak_mib": peer.peak >> 20, "mean": "", "p999": "", "max": "", "frame_s": ""}
             if not peer.name.startswith("ceiling"):
                 row["frame_s"] = round(seconds * FRAME[0] * FRAME[1] / (width * height))
-                if reference.exists():
-                    row |= {key: round(value, 4) for key, value in errors(peer.out, reference).items()}
+                row |= {key: round(value, 4) for key, value in errors(peer.out, reference).items()}
             print("  ".join(f"{key} {value}" for key, value in row.items() if value != ""), flush=True)
             add_row("peers", row)
 
