@@ -25,7 +25,7 @@ GUIDE = """\
 
 Everything is in `engine`. Sizes are (width, height), regions are (x, y, width, height), and both
 may be texts as on the command line: `"4096x3072"`, `"1000,500,512,512"`. Arrays are
-[height, width, 3].
+[height, width, channels].
 
 Import `engine` before `torch`: it limits how long idle threads spin, and torch reads that limit
 when it is loaded. `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY` in the environment take precedence.
@@ -77,7 +77,8 @@ print(engine.open("detail.zarr").size)  # (256, 256)
 ### Enlarge a picture
 
 The model is a checkpoint, or `realsr` or `x4plus` of the extra `.[weights]`. The picture is a file,
-or an array of uint8 or uint16 [height, width, 3] in sRGB.
+or an array of uint8, uint16 or float32 (0 to 1) in sRGB: [height, width], or with 1 to 4 channels,
+grey or RGB and then alpha. The store has its channels and its depth.
 
 ```python
 import engine

@@ -22,9 +22,11 @@ from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
 from engine.errors import Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_picture
+from engine.io.about_picture import about_picture
 from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
-from engine.io.photo import PictureSource, Source, TensorSource
+from engine.io.original import OriginalPicture
+from engine.io.photo import Source, TensorSource
 from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan
 from engine.measure import complete, measure
 from engine.model.bundle import DEFAULT, Model, load
@@ -120,7 +122,8 @@ def render(
         model: a loaded model, a model file, or with ``init`` a super-resolution checkpoint, ``realsr`` or ``x4plus``. None: the
             model that comes with the engine, or ``realsr`` with ``init``.
         out: store to write, a folder.
-        init: picture to enlarge, in place of step 1: a file, or an array of uint8 or uint16 [height, width, 3] in sRGB.
+        init: picture to enlarge, in place of step 1: a file, or an array of uint8, uint16 or float32 in sRGB,
+            [height, width] or [height, width, channels], with 1 to 4 channels: grey or RGB, then alpha.
         resume: finish a store that was interrupted; a missing store is begun.
         overwrite: replace an existing store.
         accept_backend: with ``resume``, finish a store that was begun with other instructions or another number of threads,
@@ -155,7 +158,7 @@ class Job:
     request: Request
     out: Path
     factory: StageFactory
-    picture: PictureSource | None
+    picture: OriginalPicture | None
     measured: Measured
     log: Log
     plan: Plan = field(init=False)
@@ -168,6 +171,8 @@ class Job:
     """Tiles, or rows of shards of a strip, that half precision could not represent and float32 computed again."""
     _scratch: Path = field(init=False)
     """Folder for tiles that exceed the caches."""
+    _resized: OriginalPicture | None = field(default=None, init=False)
+    """The picture at the size of the base image, where that differs."""
 
     def __post_init__(self) -> None:
         self._scratch = temporary_name(self.out, "scratch")
@@ -373,7 +378,7 @@ class Job:
         return RenderResult(self.out, self.plan, self.projection, measurements)
 
     def pixels(self, seed: int) -> Array:
-        """The whole planned image with another seed, which the plan then has: uint8 [3, h, w], for small images."""
+        """The whole planned image with another seed, which the plan then has: [C, h, w], for small images."""
         self.plan = replace(self.plan, seed=seed)
         sink = ArraySink(self.plan)
         with device_limit(self.device, self.request.vram):
@@ -434,6 +439,7 @@ class Job:
             cuts=self.cuts,
             stages=self.stages,
             base=self._base(),
+            alpha=self._alpha(),
             scratch=self._scratch,
             batches=self.projection.batches,
             may_recut=self.request.tile is None,
@@ -478,9 +484,21 @@ class Job:
         parts = "strips" if self.plan.is_banded else "tiles"
         self.log(f"{smaller.name}: out of device memory; going on with {parts} of {smaller.core_text} px")
 
+    def _sized_picture(self) -> OriginalPicture | None:
+        """The picture at the size of the base image."""
+        if self.picture is None or self.picture.size == self.plan.base:
+            return self.picture
+        if self._resized is None:
+            self._resized = self.picture.resampled(self.plan.base)
+        return self._resized
+
+    def _alpha(self) -> Source | None:
+        picture = self._sized_picture()
+        return picture.alpha if picture is not None else None
+
     def _base(self) -> Source:
-        if self.picture is not None:
-            return self.picture if self.picture.size == self.plan.base else self.picture.resampled(self.plan.base)
+        if (picture := self._sized_picture()) is not None:
+            return picture
         assert self.model.base_generator is not None
         with memory_errors():
             image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
@@ -490,6 +508,9 @@ class Job:
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""
         error = self.measured.precision_error
+        picture = {}
+        if self.picture is not None:
+            picture = about_picture(self.picture.profile, self.picture.dpi)
         profiles = [stage.profile for stage in self.measured.stages]
         return {
             "engine": __version__,
@@ -500,17 +521,24 @@ class Job:
             "seam_error_levels": self.seam_error,
             "precision_error_levels": asdict(error) if error else None,
             "profiles": [p.to_json() if p else None for p in profiles],
+            **picture,
         }
 
 
-def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, PictureSource | None]:
+def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, OriginalPicture | None]:
     """The model of a render, with a lone network repeated as often as the size takes, and the picture to start from.
 
-    Raises ModelError or InputError when one of them cannot be opened.
+    Raises ModelError or InputError when one of them cannot be opened, and UsageError for a profile without a picture.
     """
     if not isinstance(model, Model):
         model = load(model or (DEFAULT if request.init is None else "realsr"))
-    picture = PictureSource(request.init) if request.init is not None else None
+    if request.profile is not None and request.init is None:
+        raise UsageError(
+            f"{option('profile', request.profile)}: converts a picture to enlarge ({option('init')}); a model renders sRGB"
+        )
+    picture = None
+    if request.init is not None:
+        picture = OriginalPicture(request.init, depth=request.depth, profile=request.profile)
     if picture is not None and model.base_generator is None and len(model.stages) == 1:
         shape = request.shape_for(picture.size)
         times = repetitions(picture.size, shape, model.stages[0].scale, request.stages)

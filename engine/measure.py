@@ -17,9 +17,10 @@ from engine.device.memory import device_bytes, device_limit, free_device, free_h
 from engine.device.queue import full_float32, memory_errors
 from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
-from engine.io.photo import PictureSource
+from engine.io.original import OriginalPicture
 from engine.kernels import tuning
 from engine.model.bundle import Model
+from engine.pixels import PLAIN, PixelFormat
 from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
 from engine.plan.cost import GIB, budget_error, readable
 from engine.plan.layouts import EXECUTORS, candidates
@@ -48,7 +49,7 @@ def measure(
     factory: StageFactory,
     *,
     out: Path,
-    picture: PictureSource | None = None,
+    picture: OriginalPicture | None = None,
     log: Log = lambda _: None,
     like: Measured | None = None,
 ) -> Measured:
@@ -119,6 +120,9 @@ def measure(
         backend=f"{device.type}, torch {torch.__version__}",
         model_digest=model.digest,
         picture_digest=picture.digest if picture else None,
+        picture_bytes=picture.bytes_read if picture else 0,
+        pixels=picture.pixels if picture else PixelFormat(depth=request.depth or PLAIN.depth),
+        profile=picture.profile_digest if picture else None,
     )
 
 
@@ -129,7 +133,7 @@ def complete(
     request: Request,
     factory: StageFactory,
     *,
-    picture: PictureSource | None = None,
+    picture: OriginalPicture | None = None,
     log: Log = lambda _: None,
 ) -> Measured:
     """The measurements with the missing kind, which a plan turned out to need.
@@ -163,7 +167,7 @@ def default_memory(free: int) -> int:
     return GIB << (half.bit_length() - 1) if half else min(GIB, free * 3 // 4)
 
 
-def _canvas(model: Model, request: Request, picture: PictureSource | None) -> Canvas:
+def _canvas(model: Model, request: Request, picture: OriginalPicture | None) -> Canvas:
     if picture is None and model.base_generator is None:
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     scales = [stage.scale for stage in model.stages]
@@ -254,12 +258,12 @@ def _saturating(device: torch.device) -> int:
     return saturating_pixels(multiprocessors, cache) if multiprocessors and cache else SATURATING
 
 
-def _baseline(picture: PictureSource | None) -> int:
+def _baseline(picture: OriginalPicture | None) -> int:
     """Resident bytes of the idle process, with the memory that decoding the picture will take."""
     return resident() + (picture.memory if picture is not None else 0)
 
 
-def _check_picture(picture: PictureSource | None, budget: Budget) -> None:
+def _check_picture(picture: OriginalPicture | None, budget: Budget) -> None:
     """Refuse a picture whose decoding does not fit, before anything reads its pixels."""
     if picture is None:
         return
@@ -276,7 +280,7 @@ def _check_picture(picture: PictureSource | None, budget: Budget) -> None:
         )
 
 
-def _free_disk(out: Path, picture: PictureSource | None) -> int:
+def _free_disk(out: Path, picture: OriginalPicture | None) -> int:
     """Free bytes at the nearest folder that exists, without a picture's temporary file on the same disk."""
     folder = next(p for p in out.absolute().parents if p.exists())
     if not folder.is_dir():
@@ -295,7 +299,7 @@ def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:
     )
 
 
-def _known_profiles(model: Model, request: Request, picture: PictureSource | None) -> Sequence[StageProfile | None]:
+def _known_profiles(model: Model, request: Request, picture: OriginalPicture | None) -> Sequence[StageProfile | None]:
     """Profiles of all stages from the model file or the user's cache; None where nothing is known."""
     known: list[StageProfile | None] = [*(profiles.known_profiles(model, request.halo_policy, picture) or ())]
     return known + [None] * (len(model.stages) - len(known))

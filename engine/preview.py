@@ -20,6 +20,7 @@ from engine.model.bundle import Model
 from engine.plan.canvas import canvas_of_scene, first_enlargement
 from engine.plan.reduction import Reduction
 from engine.plan.request import MAX_SEED, Request
+from engine.run.finish import Finish
 from engine.run.reduce import ReducedImage
 
 THUMBNAIL = 512
@@ -66,7 +67,7 @@ def contact_sheet(
     if not canvas_of_scene(shape, model.base_size, scales, request.stages).keeps_scene:
         log("another size has another scene: the sheet shows that of smaller sizes, without --stages")
     height, width = first_enlargement(shape, model.base_size, scales[0])
-    small = replace(request, size=(width, height), width=None, stages=None, roi=None, dither=False)
+    small = replace(request, size=(width, height), width=None, stages=None, roi=None, dither=False, depth=None)
     job = Job.prepare(model, small, out.with_name(out.name + ".zarr"), log)
     job.check()
     seeds = range(request.seed, request.seed + count)
@@ -84,5 +85,5 @@ def _thumbnail(pixels: Array) -> Array:
     factor = min(1.0, THUMBNAIL / max(height, width))
     size = (max(1, math.floor(height * factor)), max(1, math.floor(width * factor)))
     source = TensorSource(torch.from_numpy(pixels.astype(np.float32) / 255))
-    reduced = ReducedImage(source, Reduction((height, width), size), dither=False)
+    reduced = ReducedImage(source, Reduction((height, width), size), Finish())
     return reduced.read(Box(0, 0, *size)).numpy().transpose(1, 2, 0)

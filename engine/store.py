@@ -42,6 +42,11 @@ class Store:
         return tuple((level.width, level.height) for level in self._pyramid.levels)
 
     @property
+    def profile(self) -> bytes | None:
+        """ICC profile of the colours; None for grey without a profile."""
+        return self._pyramid.profile
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """Plan, model, licences, seam error and precision error of the render; empty for another program's store."""
         return self._pyramid.provenance
@@ -52,7 +57,9 @@ class Store:
         return not self.provenance or self.provenance.get("complete") is True
 
     def read(self, region: Region | None = None, level: int = 0) -> Pixels:
-        """Pixels of a region as an array [height, width, 3] of uint8; another program's store may hold uint16.
+        """Pixels of a region as an array [height, width, channels] of uint8 or uint16.
+
+        Channels are grey or RGB, and then alpha, by which colours are not multiplied.
 
         Args:
             region: (x, y, width, height) in pixels of the level, a ``Box`` or a text; by default all of the level.
@@ -74,7 +81,7 @@ class Store:
         return self._pyramid.read(level, box)
 
     def __getitem__(self, index: slice | EllipsisType | tuple[slice, slice]) -> Pixels:
-        """Pixels of the full image by slices of rows and columns, ``store[y0:y1, x0:x1]``, as an array [height, width, 3].
+        """Pixels of the full image by slices of rows and columns, ``store[y0:y1, x0:x1]``, as an array [height, width, channels].
 
         Raises:
             UsageError: the index is not one or two slices without a step.

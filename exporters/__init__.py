@@ -20,6 +20,7 @@ from engine.io.files import replacing
 
 if TYPE_CHECKING:
     from engine.exporters.job import ExportJob
+    from engine.pixels import PixelFormat
 
 __all__ = ["FORMATS", "ExportResult", "check_target", "export", "names_picture"]
 
@@ -33,8 +34,8 @@ FORMATS = {
     ".jpeg": "preview",
     ".webp": "preview",
 }
-"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob``, ``checked_options`` and
-``check_size``."""
+"""Suffix -> module of this package, which offers ``prepare(pyramid, suffix, options) -> ExportJob``, ``checked_options``,
+``check_size`` and ``check_pixels``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def export(
         max_size: limit in pixels of a flat picture's longest side.
         tile: side in pixels of TIFF's tiles, a multiple of 16.
         bigtiff: write BigTIFF or classic TIFF; by default the size decides.
-        dpi: resolution for print, in dots per inch.
+        dpi: resolution for print, in dots per inch; by default that of the picture that was enlarged, or 300.
         workers: threads that compress TIFF tiles; by default one per core, up to 8.
         allow_incomplete: export a render that is not finished; missing shards are black.
         overwrite: replace an existing file.
@@ -152,6 +153,14 @@ def check_options(out: Path, options: Mapping[str, Any]) -> None:
     """Refuse options of ``export`` that the format of a file lacks, or that are out of range. Raises UsageError."""
     suffix = find_suffix(out)
     _format(suffix).checked_options(suffix, options)
+
+
+def check_pixels(out: Path, options: Mapping[str, Any], pixels: PixelFormat) -> tuple[str, ...]:
+    """Sentences about what the format of a file does not hold of an image. Raises UsageError where options exclude it."""
+    suffix = find_suffix(out)
+    module = _format(suffix)
+    notes: tuple[str, ...] = module.check_pixels(suffix, module.checked_options(suffix, options), pixels)
+    return notes
 
 
 def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: bool) -> None:

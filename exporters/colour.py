@@ -1,4 +1,4 @@
-"""The colour profile of every exported file."""
+"""The colour profile of files whose store has none of its own."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from engine.errors import UsageError, option
+from engine.plan.print_size import DEFAULT_DPI
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) in the format's own unit: tiles for TIFF, rows for the others."""
@@ -63,6 +64,11 @@ def parse_options(options: type[OptionsT], values: Mapping[str, Any], suffix: st
         refused, valid = (", ".join(option(name) for name in group) for group in (foreign, names))
         raise UsageError(f"{refused}: does not apply to {suffix}; its options are {valid}")
     return options(**chosen)
+
+
+def resolution(dpi: float | None, of_picture: tuple[float, float] | None) -> tuple[float, float]:
+    """(horizontal, vertical) dots per inch of a file: as requested, else those of the picture that was enlarged."""
+    return (dpi, dpi) if dpi is not None else of_picture or (DEFAULT_DPI, DEFAULT_DPI)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -18,10 +18,10 @@ import pyvips
 from engine.causes import naming, raise_if_exhausted
 from engine.errors import EngineError, Interrupted, UsageError, option
 from engine.exporters.about import describe
-from engine.exporters.colour import srgb_profile
-from engine.exporters.job import Progress, check_range, parse_options
+from engine.exporters.job import Progress, check_range, parse_options, resolution
 from engine.exporters.pyramid import Level, Pyramid
 from engine.exporters.stream import LevelStream
+from engine.pixels import PixelFormat
 
 MM_PER_INCH = 25.4
 
@@ -40,12 +40,16 @@ class VipsFormat:
     """Largest depth per channel."""
     fraction: float
     """Expected size, as a fraction of the raw bytes."""
+    has_alpha: bool = True
+    """Whether it holds transparency."""
+    has_grey: bool = True
+    """Whether it holds grey as such."""
 
 
-JPEG = VipsFormat("JPEG", "jpegsave", 65_535, 8, 0.5)
+JPEG = VipsFormat("JPEG", "jpegsave", 65_535, 8, 0.5, has_alpha=False)
 # PNG's header allows 2**31 - 1 per side; libvips stops earlier.
 PNG = VipsFormat("PNG", "pngsave", 100_000_000, 16, 1.0)
-WEBP = VipsFormat("WebP", "webpsave", 16_383, 8, 0.5)
+WEBP = VipsFormat("WebP", "webpsave", 16_383, 8, 0.5, has_grey=False)
 VIPS_FORMATS = {".jpg": JPEG, ".jpeg": JPEG, ".png": PNG, ".webp": WEBP}
 
 
@@ -55,11 +59,12 @@ class PreviewOptions:
 
     max_size: int | None = None
     """Limit in pixels of the longest side; None keeps the full size."""
-    dpi: float = 300.0
-    """Resolution for print, in dots per inch."""
+    dpi: float | None = None
+    """Resolution for print, in dots per inch; None: the picture's, or ``DEFAULT_DPI``."""
 
     def __post_init__(self) -> None:
-        check_range("dpi", self.dpi, 1, 100_000)
+        if self.dpi is not None:
+            check_range("dpi", self.dpi, 1, 100_000)
         if self.max_size is not None:
             check_range("max_size", self.max_size, 1, PNG.side)
 
@@ -92,8 +97,9 @@ class PreviewJob:
 
     @property
     def estimate(self) -> int:
-        sample_bytes = min(self.vips_format.bits, 8 * self.pyramid.dtype.itemsize) // 8
-        return int(self.width * self.height * 3 * sample_bytes * self.vips_format.fraction)
+        pixels = self.pyramid.pixels
+        sample_bytes = min(self.vips_format.bits, pixels.depth) // 8
+        return int(self.width * self.height * pixels.channels * sample_bytes * self.vips_format.fraction)
 
     def write(self, path: Path, on_progress: Progress) -> None:
         """Save in another thread, so that an interrupt reaches this one: it ends the stream, and libvips gives up."""
@@ -123,13 +129,21 @@ class PreviewJob:
 
     def _finish(self, image: pyvips.Image) -> pyvips.Image:
         """Set size, depth, profile, resolution and description; libvips computes lazily."""
+        pixels, profile = self.pyramid.pixels, self.pyramid.profile
+        grey, rgb = ("b-w", "srgb") if pixels.depth == 8 else ("grey16", "rgb16")
+        image = image.copy(interpretation=grey if pixels.colours == 1 else rgb)
         if (image.width, image.height) != (self.width, self.height):
-            image = image.resize(self.width / image.width, vscale=self.height / image.height)
-        if self.vips_format.bits == 8 and image.format != "uchar":
-            image = (image >> 8).cast("uchar")
-        per_mm = self.options.dpi / MM_PER_INCH
-        image = image.copy(interpretation="srgb" if image.format == "uchar" else "rgb16", xres=per_mm, yres=per_mm)
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
+            image = _resized(image, self.width, self.height, pixels)
+        if pixels.has_alpha and not self.vips_format.has_alpha:
+            image = image.flatten(background=pixels.white)
+        if self.vips_format.bits == 8 and pixels.depth == 16:
+            image = (image / 257).rint().cast("uchar").copy(interpretation="b-w" if pixels.colours == 1 else "srgb")
+        across, down = (dpi / MM_PER_INCH for dpi in resolution(self.options.dpi, self.pyramid.dpi))
+        image = image.copy(xres=across, yres=down)
+        if profile is not None:
+            image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+            if pixels.colours == 1 and not self.vips_format.has_grey:
+                image = image.icc_transform("srgb", embedded=True, intent="relative", depth=8)
         describe(image, self.pyramid.provenance)
         return image
 
@@ -144,7 +158,8 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
     options = checked_options(suffix, values)
     width, height = target_size(pyramid.levels[0], options.max_size)
     check_size(suffix, width, height)
-    return PreviewJob(pyramid, options, vips_format, choose_level(pyramid.levels, max(width, height)), width, height)
+    level, notes = choose_level(pyramid.levels, max(width, height)), check_pixels(suffix, options, pyramid.pixels)
+    return PreviewJob(pyramid, options, vips_format, level, width, height, notes=notes)
 
 
 def checked_options(suffix: str, values: Mapping[str, Any]) -> PreviewOptions:
@@ -162,6 +177,25 @@ def check_size(suffix: str, width: int, height: int) -> None:
         raise UsageError(
             f"{width} x {height} pixels exceed {name} ({side} per side); give {option('max_size', side)}, or export a .tif"
         )
+
+
+def check_pixels(suffix: str, options: PreviewOptions, pixels: PixelFormat) -> tuple[str, ...]:
+    """A sentence about each part of these pixels that a format does not hold."""
+    vips_format, notes = VIPS_FORMATS[suffix], []
+    if pixels.depth > vips_format.bits:
+        notes.append(f"{vips_format.name} has {vips_format.bits} bits: the {pixels.depth} of the image are rounded")
+    if pixels.has_alpha and not vips_format.has_alpha:
+        notes.append(f"{vips_format.name} has no transparency: it is flattened on white")
+    return tuple(notes)
+
+
+def _resized(image: pyvips.Image, width: int, height: int, pixels: PixelFormat) -> pyvips.Image:
+    """The image reduced; by premultiplied colours, so that transparent ones do not bleed."""
+    across, down = width / image.width, height / image.height
+    if not pixels.has_alpha:
+        return image.resize(across, vscale=down)
+    largest = {"max_alpha": pixels.white}
+    return image.premultiply(**largest).resize(across, vscale=down).unpremultiply(**largest).rint().cast(image.format)
 
 
 def target_size(full: Level, max_size: int | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Input of every exporter: an OME-Zarr image as levels of interleaved RGB.
+"""Input of every exporter: an OME-Zarr image as levels of interleaved pixels.
 
 Any rectangle can be read, and a sweep decodes no chunk twice. The module does not know file formats or rendering.
 
@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError, counted, option
+from engine.exporters.colour import srgb_profile
 from engine.geometry import Box
+from engine.io.about_picture import stored_dpi, stored_profile
 from engine.io.durable import open_root
 from engine.io.shards import is_present, raise_unless_damage, shard_path
+from engine.pixels import PLAIN, PixelFormat, pixels_of
 
 Pixels = NDArray[Any]
-"""[H, W, 3], uint8 or uint16."""
+"""[H, W, C], uint8 or uint16: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
 
 CELL_ROWS = 512
 """Least height of a cell: one row of export tiles, so that a sweep along the row finishes with it."""
@@ -74,13 +77,16 @@ class Pyramid:
     """An open store.
 
     Args:
-        store: folder of an OME-Zarr image with the axes c,y,x, three channels and 8 or 16 bits.
+        store: folder of an OME-Zarr image with the axes c,y,x and 8 or 16 bits: of this engine, or with three channels.
         allow_incomplete: accept a render of this engine that is not finished; its missing shards are black.
         cache_bytes: size of the cache of decoded cells; the newest cell is always kept.
 
     Attributes:
         levels: resolutions from full size downwards.
         dtype: uint8 or uint16.
+        pixels: channels and depth.
+        profile: ICC profile to embed: the store's own, or sRGB for RGB; None for grey without a profile.
+        dpi: (horizontal, vertical) resolution of the picture that was enlarged, in dots per inch; None if it is not known.
         provenance: attributes that this engine recorded in the store; empty for stores of other software.
 
     Raises:
@@ -92,17 +98,20 @@ class Pyramid:
         self._stamp = _stamp(store)
         group = _open(store)
         attributes = group.attrs.asdict()
-        self._arrays = _arrays(store, group, attributes)
-        self.dtype: np.dtype[Any] = self._arrays[0].dtype
-        self.levels = tuple(_level(store, array) for array in self._arrays)
         provenance = attributes.get("ourgan")
         self.provenance: Mapping[str, Any] = provenance if isinstance(provenance, dict) else {}
+        self._arrays = _arrays(store, group, attributes, _channels(self.provenance))
+        self.dtype: np.dtype[Any] = self._arrays[0].dtype
+        self.pixels = PixelFormat(self._arrays[0].shape[0], 8 * self.dtype.itemsize)
+        self.profile = stored_profile(self.provenance) or (srgb_profile() if self.pixels.colours == 3 else None)
+        self.dpi = stored_dpi(self.provenance)
+        self.levels = tuple(_level(array) for array in self._arrays)
         _check_sizes(store, self.levels, exact=provenance is not None)
         complete = self.provenance.get("complete") is True
         self._is_whole = complete or (provenance is not None and not allow_incomplete)
         if provenance is not None and not allow_incomplete:
             _check_complete(store, self._arrays, complete=complete)
-        largest = max(_cell_bytes(level, self.dtype) for level in self.levels)
+        largest = max(_cell_bytes(level, self.pixels) for level in self.levels)
         self._cache: LRUCache[tuple[int, int, int], Pixels] = LRUCache(
             max(cache_bytes, largest), getsizeof=lambda pixels: pixels.nbytes
         )
@@ -110,7 +119,7 @@ class Pyramid:
     def read(self, level: int, box: Box) -> Pixels:
         """Pixels of ``box``, which lies inside the level."""
         assert self.levels[level].bounds.contains(box), f"{box} leaves {self.levels[level]}"
-        pixels = np.empty((*box.shape, 3), self.dtype)  # [H, W, 3]
+        pixels = np.empty((*box.shape, self.pixels.channels), self.dtype)  # [H, W, C]
         for cell in self.levels[level].cells(box):
             part = cell.clip(box)
             pixels[part.relative_to(box).slices] = self._cell(level, cell)[part.relative_to(cell).slices]
@@ -149,7 +158,7 @@ class Pyramid:
         rows, columns = cell.slices
         before = self._present(level, cell)
         try:
-            planes = np.asarray(self._arrays[level][:, rows, columns])  # [3, H, W]
+            planes = np.asarray(self._arrays[level][:, rows, columns])  # [C, H, W]
         except Exception as error:  # each codec has exceptions of its own
             raise_unless_damage(error, self._arrays[level])
             self.check_unchanged()
@@ -241,7 +250,16 @@ def _not_a_store(store: Path, error: Exception) -> str:
     return "its zarr.json is damaged; copy the store again, whole"
 
 
-def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> list[zarr.Array[Any]]:
+def _channels(provenance: Mapping[str, Any]) -> int:
+    """Channels that a store has to have: those of its plan, or three."""
+    plan = provenance.get("plan")
+    try:
+        return pixels_of(plan if isinstance(plan, dict) else {}).channels
+    except ValueError:  # damaged; the arrays are checked against three
+        return PLAIN.channels
+
+
+def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any], channels: int) -> list[zarr.Array[Any]]:
     arrays = []
     for path in _paths(store, attributes):
         try:
@@ -254,7 +272,7 @@ def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> li
             raise InputError(f"{store}: level {path!r} of its metadata is no array in the store; copy it again, whole")
         arrays.append(array)
     for array in arrays:
-        _check_array(store, array, arrays[0].dtype)
+        _check_array(store, array, arrays[0].dtype, channels)
     return arrays
 
 
@@ -273,10 +291,12 @@ def _paths(store: Path, attributes: Mapping[str, Any]) -> list[str]:
     return paths
 
 
-def _check_array(store: Path, array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
+def _check_array(store: Path, array: zarr.Array[Any], dtype: np.dtype[Any], channels: int) -> None:
     where = f"{store}/{array.path}"
-    if len(array.shape) != 3 or array.shape[0] != 3:
-        raise InputError(f"{where}: shape {array.shape}; only 3 channels (3, H, W) can be exported")
+    if len(array.shape) != 3 or array.shape[0] != channels:
+        raise InputError(
+            f"{where}: shape {array.shape}; only {counted(channels, 'channel')} ({channels}, H, W) can be exported"
+        )
     if 0 in array.shape:
         raise InputError(f"{where}: shape {array.shape}; an image needs at least 1 x 1 pixels")
     if array.dtype.name not in DTYPES or array.dtype != dtype:
@@ -286,18 +306,19 @@ def _check_array(store: Path, array: zarr.Array[Any], dtype: np.dtype[Any]) -> N
         raise InputError(f"{where}: one chunk is {chunk} bytes, limit {CHUNK_LIMIT}; rechunk it, e.g. to (3, 512, 512)")
 
 
-def _level(store: Path, array: zarr.Array[Any]) -> Level:
-    _, height, width = array.shape
+def _level(array: zarr.Array[Any]) -> Level:
+    channels, height, width = array.shape
+    pixel = channels * array.dtype.itemsize
     chunk_rows, chunk_columns = array.chunks[1:]
-    row_of_chunks = chunk_rows * min(chunk_columns, width) * 3 * array.dtype.itemsize
+    row_of_chunks = chunk_rows * min(chunk_columns, width) * pixel
     rows = chunk_rows * max(1, min(-(-CELL_ROWS // chunk_rows), CHUNK_LIMIT // row_of_chunks))
-    columns = chunk_columns * max(1, CELL_BYTES // (3 * array.dtype.itemsize * min(rows, height) * chunk_columns))
+    columns = chunk_columns * max(1, CELL_BYTES // (pixel * min(rows, height) * chunk_columns))
     return Level(array.path, height, width, (rows, columns))
 
 
-def _cell_bytes(level: Level, dtype: np.dtype[Any]) -> int:
+def _cell_bytes(level: Level, pixels: PixelFormat) -> int:
     rows, columns = level.cell
-    return min(rows, level.height) * min(columns, level.width) * 3 * dtype.itemsize
+    return min(rows, level.height) * min(columns, level.width) * pixels.bytes
 
 
 def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None:
@@ -314,7 +335,7 @@ def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None
 
 
 def count_shards(store: Path, array: zarr.Array[Any]) -> tuple[int, int]:
-    """(written, all) shards of a level [3, H, W] of a store.
+    """(written, all) shards of a level [C, H, W] of a store.
 
     This engine stores black ones too; Zarr would silently read a lost shard as black.
     """

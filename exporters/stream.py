@@ -16,6 +16,7 @@ import numpy as np
 import pyvips
 
 from engine.exporters.pyramid import Pixels, Pyramid
+from engine.pixels import PixelFormat
 
 STRIP_ROWS = 16
 """Rows per strip of the TIFF. libvips reads strip by strip and holds several of them, at the whole width."""
@@ -37,8 +38,8 @@ class LevelStream:
         self._pyramid, self._index = pyramid, level
         self._level = pyramid.levels[level]
         self._on_rows = on_rows
-        self._row_bytes = self._level.width * 3 * pyramid.dtype.itemsize
-        self._header = tiff_header(self._level.height, self._level.width, pyramid.dtype.itemsize)
+        self._row_bytes = self._level.width * pyramid.pixels.bytes
+        self._header = tiff_header(self._level.height, self._level.width, pyramid.pixels)
         self._size = len(self._header) + self._level.height * self._row_bytes
         self._position = 0
         self._band: Pixels | None = None
@@ -98,11 +99,11 @@ class LevelStream:
         return self._band
 
 
-def tiff_header(height: int, width: int, itemsize: int) -> bytes:
-    """The BigTIFF header, directory and strip tables that precede the rows of an RGB image."""
+def tiff_header(height: int, width: int, pixels: PixelFormat) -> bytes:
+    """The BigTIFF header, directory and strip tables that precede the rows of an image."""
     strips = -(-height // STRIP_ROWS)
-    row_bytes = width * 3 * itemsize
-    tables = 16 + 8 + 10 * 20 + 8  # header, number of tags, tags, no next directory
+    row_bytes = width * pixels.bytes
+    tables = 16 + 8 + (10 + pixels.has_alpha) * 20 + 8  # header, number of tags, tags, no next directory
     first = tables + 2 * 8 * strips
     counts = [min(STRIP_ROWS, height - i * STRIP_ROWS) * row_bytes for i in range(strips)]
     offsets = [first + i * STRIP_ROWS * row_bytes for i in range(strips)]
@@ -110,14 +111,15 @@ def tiff_header(height: int, width: int, itemsize: int) -> bytes:
     tags = [
         _tag(256, long, [width]),
         _tag(257, long, [height]),
-        _tag(258, short, [8 * itemsize] * 3),
+        _tag(258, short, [pixels.depth] * pixels.channels),
         _tag(259, short, [1]),  # uncompressed
-        _tag(262, short, [2]),  # RGB
+        _tag(262, short, [1 if pixels.colours == 1 else 2]),  # black is zero, or RGB
         _tag(273, long8, offsets, tables),
-        _tag(277, short, [3]),  # samples per pixel
+        _tag(277, short, [pixels.channels]),  # samples per pixel
         _tag(278, long, [STRIP_ROWS]),
         _tag(279, long8, counts, tables + 8 * strips),
         _tag(284, short, [1]),  # interleaved
+        *([_tag(338, short, [2])] if pixels.has_alpha else []),  # alpha by which colours are not multiplied
     ]
     directory = struct.pack("<Q", len(tags)) + b"".join(tags) + struct.pack("<Q", 0)
     return struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + directory + struct.pack(f"<{2 * strips}Q", *offsets, *counts)

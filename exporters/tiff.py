@@ -21,10 +21,10 @@ import tifffile
 from engine.container import cpu_count
 from engine.errors import UsageError, option
 from engine.exporters.about import description, software
-from engine.exporters.colour import srgb_profile
-from engine.exporters.job import Progress, check_range, parse_options
+from engine.exporters.job import Progress, check_range, parse_options, resolution
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Grid
+from engine.pixels import PixelFormat
 
 _MIN_TILE = 64
 """Least side of a tile in pixels."""
@@ -68,8 +68,8 @@ class TiffOptions:
     """Side of a tile in pixels, a multiple of 16."""
     bigtiff: bool | None = None
     """Write BigTIFF or classic TIFF; None decides by size."""
-    dpi: float = 300.0
-    """Resolution for print, in dots per inch."""
+    dpi: float | None = None
+    """Resolution for print, in dots per inch; None: the picture's, or ``DEFAULT_DPI``."""
     workers: int | None = None
     """Threads that compress; None uses one per core, up to 8."""
 
@@ -79,7 +79,8 @@ class TiffOptions:
             raise UsageError(f"{option('compression')}: {self.compression!r} is unknown; choose one of {choices}")
         check_range("quality", self.quality, 1, 100)
         check_range("tile", self.tile, _MIN_TILE, 4096)
-        check_range("dpi", self.dpi, 1, 100_000)
+        if self.dpi is not None:
+            check_range("dpi", self.dpi, 1, 100_000)
         check_range("workers", self.threads, 1, 256)
         if self.tile % 16:
             raise UsageError(f"{option('tile')}: {self.tile} is no multiple of 16, which TIFF demands; give e.g. 512")
@@ -111,7 +112,7 @@ class TiffJob:
     @property
     def raw(self) -> int:
         """Bytes of all tiles uncompressed, with padding at the border."""
-        tile_bytes = self.options.tile**2 * 3 * self.pyramid.dtype.itemsize
+        tile_bytes = self.options.tile**2 * self.pyramid.pixels.bytes
         return sum(len(self._grid(index)) for index in range(self.levels)) * tile_bytes
 
     @property
@@ -167,21 +168,24 @@ class TiffJob:
             height, width, _ = pixels.shape
             if (height, width) != (size, size):
                 pixels = np.pad(pixels, ((0, size - height), (0, size - width), (0, 0)), mode="edge")
-            yield pixels
+            yield pixels if pixels.shape[2] > 1 else pixels[..., 0]
 
     def _page(self, index: int) -> dict[str, Any]:
-        level, size = self.pyramid.levels[index], self.options.tile
-        dpi = (self.options.dpi * level.width / self.width, self.options.dpi * level.height / self.height)
+        level, size, pixels = self.pyramid.levels[index], self.options.tile, self.pyramid.pixels
+        across, down = resolution(self.options.dpi, self.pyramid.dpi)
+        dpi = (across * level.width / self.width, down * level.height / self.height)
         page: dict[str, Any] = {
-            "shape": (level.height, level.width, 3),
+            "shape": (level.height, level.width, pixels.channels)[: 2 + (pixels.channels > 1)],
             "dtype": self.pyramid.dtype,
             "tile": (size, size),
-            "photometric": "rgb",
-            "iccprofile": srgb_profile(),
+            "photometric": "minisblack" if pixels.colours == 1 else "rgb",
+            "planarconfig": "contig" if pixels.channels > 1 else None,
+            "extrasamples": ["unassalpha"] if pixels.has_alpha else [],
+            "iccprofile": self.pyramid.profile,
             "resolution": dpi,
             "resolutionunit": "inch",
             "maxworkers": self.options.threads,
-            "buffersize": size * size * 3 * self.pyramid.dtype.itemsize * BATCH_TILES * self.options.threads,
+            "buffersize": size * size * pixels.bytes * BATCH_TILES * self.options.threads,
         }
         return page | self._codec() | self._plain() | (self._head() if index == 0 else _REDUCED)
 
@@ -190,7 +194,8 @@ class TiffJob:
             return {"compression": "adobe_deflate", "predictor": "horizontal"}
         if self.options.compression == "jpeg":
             chroma = (1, 1) if self.options.quality >= FULL_CHROMA_QUALITY else (2, 2)
-            return {"compression": "jpeg", "compressionargs": {"level": self.options.quality}, "subsampling": chroma}
+            codec = {"compression": "jpeg", "compressionargs": {"level": self.options.quality}}
+            return codec if self.pyramid.pixels.colours == 1 else codec | {"subsampling": chroma}
         return {}
 
     def _head(self) -> dict[str, Any]:
@@ -199,7 +204,8 @@ class TiffJob:
         if self.ome:
             # tifffile draws a random UUID. One from the provenance gives the same file for the same store.
             identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, about))
-            metadata = {"axes": "YXS", "Description": about, "Creator": software(), "UUID": identifier}
+            axes = "YX" if self.pyramid.pixels.channels == 1 else "YXS"
+            metadata = {"axes": axes, "Description": about, "Creator": software(), "UUID": identifier}
             return {"software": software(), "metadata": metadata, "subifds": self.levels - 1}
         return {"software": software(), "description": about}
 
@@ -218,8 +224,7 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
     side = max(pyramid.levels[0].height, pyramid.levels[0].width)
     # libvips refuses tiles that are several times as large as the image.
     options = replace(options, tile=min(options.tile, max(_MIN_TILE, -(-side // 16) * 16)))
-    if options.compression == "jpeg":
-        _check_jpeg(pyramid)
+    check_pixels(suffix, options, pyramid.pixels)
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
         raise UsageError(
@@ -259,10 +264,14 @@ def count_levels(pyramid: Pyramid, tile: int) -> int:
     return len(pyramid.levels)
 
 
-def _check_jpeg(pyramid: Pyramid) -> None:
-    if pyramid.dtype != np.uint8:
-        raise UsageError(f"{option('compression')}: jpeg holds 8 bits, the store has {pyramid.dtype}; use deflate")
+def check_pixels(suffix: str, options: TiffOptions, pixels: PixelFormat) -> tuple[str, ...]:
+    """What a file loses of these pixels: nothing. Raises UsageError for compression by JPEG that cannot hold them."""
+    if options.compression != "jpeg":
+        return ()
+    if pixels.depth != 8 or pixels.has_alpha:
+        raise UsageError(f"{option('compression')}: jpeg holds 8 bits and no alpha, the image is {pixels}; use deflate")
     if importlib.util.find_spec("imagecodecs") is None:
         raise UsageError(
             f"{option('compression')}: jpeg needs imagecodecs; pip install 'ourgan-engine[jpeg]', or use deflate"
         )
+    return ()

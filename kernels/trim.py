@@ -83,7 +83,7 @@ def trim_torch(
         return _into(out, Trimmed(values.contiguous(), half, nonfinite))
     levels = values * float(MAX_VALUE[dtype])
     if dither:
-        levels = levels + _thresholds(origin, crop, output.device)
+        levels = levels + thresholds(origin, crop.shape, output.device)
     levels = levels.round()
     half = (_sums_of_2x2(_below(above, levels.to(torch.int32))) + 2 >> 2).to(dtype) if halve else None
     return _into(out, Trimmed(levels.to(dtype).contiguous(), half, nonfinite))
@@ -141,10 +141,10 @@ def _is_known_zero(count: Tensor) -> bool:
     return count.device.type == "cpu" and not int(count)
 
 
-def _thresholds(origin: tuple[int, int], crop: Box, device: torch.device) -> Tensor:
+def thresholds(origin: tuple[int, int], shape: tuple[int, int], device: torch.device) -> Tensor:
     """Bayer's 8 x 8 matrix at absolute positions, float32 [h, w] in (-1/2, 1/2) with mean 0."""
-    y = torch.arange(origin[0], origin[0] + crop.height, device=device)[:, None]
-    x = torch.arange(origin[1], origin[1] + crop.width, device=device)
+    y = torch.arange(origin[0], origin[0] + shape[0], device=device)[:, None]
+    x = torch.arange(origin[1], origin[1] + shape[1], device=device)
     both = x ^ y
     high = (both & 1) * 32 + (both >> 1 & 1) * 8 + (both >> 2 & 1) * 2
     low = (y & 1) * 16 + (y >> 1 & 1) * 4 + (y >> 2 & 1)
@@ -163,7 +163,7 @@ def _sums_of_2x2(pixels: Tensor) -> Tensor:
 
 @jit()
 def _threshold(y: tl.tensor, x: tl.tensor) -> tl.tensor:
-    """``_thresholds`` of int32 positions."""
+    """``thresholds`` of int32 positions."""
     both = x ^ y
     high = (both & 1) * 32 + (both >> 1 & 1) * 8 + (both >> 2 & 1) * 2
     low = (y & 1) * 16 + (y >> 1 & 1) * 4 + (y >> 2 & 1)

@@ -369,7 +369,7 @@ def export(
         compression: TIFF compression: deflate, none, jpeg, ...; default: deflate.
         quality: Quality of JPEG, WebP and TIFF with JPEG compression, from 1 to 100; default: 90.
         max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
-        dpi: Resolution for print in dots per inch, recorded in the file; default: 300.
+        dpi: Resolution for print in dots per inch, recorded in the file; default: that of the picture that was enlarged, or 300.
         bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
         overwrite: Replace an existing file.
         allow_incomplete: Export a store whose render is not finished.

@@ -30,12 +30,13 @@ from engine.errors import (
     counted,
     option,
 )
-from engine.exporters import check_target
+from engine.exporters import check_pixels, check_target
 from engine.interrupt import Flag, deferred_interrupt
 from engine.io.files import sha256
-from engine.io.photo import picture_size
+from engine.io.original import size_and_pixels
 from engine.job import Job
 from engine.model.build import chain
+from engine.pixels import PLAIN, PixelFormat
 from engine.plan.canvas import Canvas, canvas_of_picture, repetitions
 from engine.plan.request import Request
 
@@ -62,6 +63,8 @@ class Item:
     """Enlargement of every network that runs."""
     native: tuple[int, int] = (0, 0)
     """(height, width) of the picture, from its header."""
+    pixels: PixelFormat = PLAIN
+    """Channels and depth of the result, from the header of the picture."""
     canvas: Canvas | None = None
     """Sizes of its enlargements; None where its header cannot be read."""
     share: float = 0.0
@@ -273,7 +276,8 @@ class Batch:
 
     def _measure(self, item: Item) -> None:
         """Read the header of a picture. Raises InputError, or UsageError for a size that stretches it."""
-        item.native, request = picture_size(item.pair.source), item.request
+        request = item.request
+        item.native, item.pixels = size_and_pixels(item.pair.source, request.depth, request.profile)
         shape, scales = request.shape_for(item.native), tuple(stage.scale for stage in self._model.stages)
         if self._model.base_generator is None and len(scales) == 1:
             scales *= repetitions(item.native, shape, scales[0], request.stages)
@@ -281,6 +285,7 @@ class Batch:
         if item.output.is_picture:
             height, width = canvas.size
             check_target(item.output.path, size=(height, width), overwrite=True)
+            check_pixels(item.output.path, self._options.picture.given, item.pixels)
         item.canvas, item.scales = canvas, scales[: canvas.stages]
 
     def _check_output(self, item: Item) -> None:
@@ -304,7 +309,11 @@ class Batch:
         return request_digest(self._model, item.request, self._options.picture, picture)
 
     def _prepare(self, item: Item) -> Job:
-        return Job.prepare(self._model, item.request, item.output.store, self._log, like=self._reference)
+        job = Job.prepare(self._model, item.request, item.output.store, self._log, like=self._reference)
+        if item.output.is_picture:
+            for note in check_pixels(item.output.path, self._options.picture.given, job.plan.pixels):
+                self._log(f"{item.output.path}: {note}")
+        return job
 
     def _log(self, line: str) -> None:
         """Print a note once: the largest picture is planned twice."""

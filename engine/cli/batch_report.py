@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from engine.cli import report
@@ -11,7 +12,7 @@ from engine.cli.render import name_of
 from engine.cli.tables import print_table
 from engine.device.memory import process_peak
 from engine.errors import counted
-from engine.plan.cost import CHANNELS, readable
+from engine.plan.cost import readable
 from engine.plan.halo import largest
 from engine.plan.make import seam_errors
 
@@ -35,7 +36,7 @@ def print_plan(batch: Batch, dpi: float | None) -> None:
         f"{plan.precision}, seam error {report.seam_text(largest(seam_errors(plan, measured)))}"
     )
     device = "" if budget.device is None else f", device memory {report.part_of(projection.device, budget.device)}"
-    disk = CHANNELS * after
+    disk = sum(math.prod(item.size) * item.pixels.bytes for item in waiting if item.size)
     report.prose(
         f"memory {report.part_of(projection.host, budget.host)}{device}, disk at most {readable(disk)}, "
         f"time about {clock(batch.seconds)}"

@@ -36,7 +36,7 @@ class PrintOptions:
     """Options about paper. The docstring of a field is also the help of its flag."""
 
     dpi: float | None = None
-    """Resolution for print in dots per inch, recorded in a picture; default: 300."""
+    """Resolution for print in dots per inch, recorded in a picture; default: that of the picture to enlarge, or 300."""
 
     width_mm: float | None = None
     """Width of the print in millimetres, in place of --size: with --dpi, it gives the width in pixels."""

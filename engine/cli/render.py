@@ -17,7 +17,7 @@ from engine.cli.working import Output, PictureOptions, look_command, render_stor
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
 from engine.errors import Interrupted, UsageError, option
-from engine.exporters import ExportResult, check_target
+from engine.exporters import ExportResult, check_pixels, check_target
 from engine.exporters.about import REQUEST
 from engine.geometry import Box
 from engine.interrupt import deferred_interrupt
@@ -78,8 +78,11 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
         model = chain(models)
         request = in_chain(request, model, models)
         job = Job.prepare(model, request, output.store, log)
-        if not (options.dry_run or not output.is_picture):
-            check_target(output.path, size=job.plan.size, overwrite=True)
+        if output.is_picture:
+            if not options.dry_run:
+                check_target(output.path, size=job.plan.size, overwrite=True)
+            for note in check_pixels(output.path, options.picture.given, job.plan.pixels):
+                log(f"{output.path}: {note}")
         if options.dry_run:
             _print_plan(job, models, options)
             job.check()
@@ -222,7 +225,8 @@ def _print_plan(job: Job, models: Sequence[Path], options: Options) -> None:
         name = name_of(models)
         report.print_plan(job.plan, job.projection, job.measured, model=name, picture=picture, verbose=options.verbose)
         if options.shows_print or options.verbose:
-            report.print_on_paper(job.plan.size, options.picture.dpi)
+            dpi = job.picture.dpi if job.picture is not None else None
+            report.print_on_paper(job.plan.size, options.picture.dpi or (dpi and dpi[0]))
 
 
 def _print_result(

@@ -154,6 +154,8 @@ def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] |
         size += f" at {plan.roi.x0},{plan.roi.y0} of {plan.canvas[1]}x{plan.canvas[0]}"
     if plan.enlarged is not None:
         size += f" reduced from {plan.enlarged[1]}x{plan.enlarged[0]}"
+    if not plan.pixels.is_plain:
+        size += f", {plan.pixels}"
     if picture is None:
         scene = "" if measured.canvas.keeps_scene else " for this size, so the scene differs from other sizes"
         return f"{size}, seed {plan.seed}, from a base of {base[1]}x{base[0]}{scene}"

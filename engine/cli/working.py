@@ -17,9 +17,9 @@ from typing import Any
 from engine.causes import naming
 from engine.cli.progress import warn
 from engine.errors import ResumeError, option
-from engine.exporters import ExportResult, check_target, export, names_picture
+from engine.exporters import ExportResult, check_pixels, check_target, export, names_picture
 from engine.exporters.about import REQUEST, read_description
-from engine.io.files import remove_leftovers
+from engine.io.files import remove_leftovers, sha256
 from engine.io.picture_file import open_picture
 from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
 from engine.job import Job, Progress, RenderResult
@@ -141,6 +141,8 @@ def request_digest(model: Model, request: Request, options: PictureOptions, pict
     values = {
         field.name: str(getattr(request, field.name)) for field in fields(Request) if field.name not in _NO_PIXELS
     }
+    if isinstance(request.profile, Path) and request.profile.is_file():
+        values["profile"] = sha256(request.profile)
     text = json.dumps([model.digest, picture, values, options.given], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -163,8 +165,10 @@ def write_picture(
 ) -> ExportResult:
     """Write the picture of a finished working store, and remove the store, unless ``keep_store``."""
     picture = export(output.store, output.path, overwrite=True, on_progress=on_progress, **options.given)
+    said = check_pixels(output.path, options.given, sink.pixels)
     for note in picture.notes:
-        warn(note)
+        if note not in said:  # before the render
+            warn(note)
     if keep_store:
         sink.note({PICTURE: {"name": output.path.name, "overwrite": False}})
     else:

@@ -94,10 +94,10 @@ class PictureSource:
         self.path = path
         with decoding(path):
             header = open_header(path)
-            self.notes = _notes(path, header)
-            self._white = np.float32(white(opaque_srgb(header.image)))
+            check_samples(path, header.image)
+            self._own_size = (header.image.height, header.image.width)
+            self._prepare(header)
         self.memory, self.temporary = header.memory, header.temporary
-        self._own_size = (header.image.height, header.image.width)
         self.size = size or self._own_size
         self.digest = sha256(path)
         if self.is_light:
@@ -110,8 +110,21 @@ class PictureSource:
 
     @cached_property
     def _image(self) -> pyvips.Image:
-        image = opaque_srgb(open_upright(self.path))
-        return image if self.size == self._own_size else _resampled(image, *self.size)
+        image = self._converted(open_upright(self.path))
+        return image if self.size == self._own_size else self._at_size(image)
+
+    def _prepare(self, header: Header) -> None:
+        """Note what the header says of the samples."""
+        self.notes = _notes(header)
+        self._white = np.float32(white(self._converted(header.image)))
+
+    def _at_size(self, image: pyvips.Image) -> pyvips.Image:
+        """The converted image at ``size``."""
+        return resampled(image, *self.size)
+
+    def _converted(self, image: pyvips.Image) -> pyvips.Image:
+        """The samples that are read."""
+        return opaque_srgb(image)
 
     def sample(self, side: int) -> Tensor:
         """Up to ``side`` x ``side`` pixels, [3, h, w]: the middle, or the top where the middle takes a temporary file."""
@@ -119,7 +132,7 @@ class PictureSource:
             (height, width), (y, x) = self._own_size, (max(0, n - side) // 2 for n in self._own_size)
             return self.read(Box(y, x, min(y + side, height), min(x + side, width)))
         with decoding(self.path):
-            return self._tensor(opaque_srgb(open_top(self.path, side)))
+            return self._tensor(self._converted(open_top(self.path, side)))
 
     def resampled(self, size: tuple[int, int]) -> PictureSource:
         """The same picture at another size, (height, width)."""
@@ -184,15 +197,6 @@ class Photo:
     """One sentence about each change of the pixels on the way to 8-bit sRGB."""
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright picture, from its header. Raises InputError as ``PictureSource`` for what it shows."""
-    check_exists(path, "picture")
-    with decoding(path):
-        image = open_header(path).image
-        check_samples(path, image)
-        return image.height, image.width
-
-
 def open_photo(path: Path, least_width: int = 256) -> Photo:
     """Read the header and the digest of a photograph.
 
@@ -202,7 +206,8 @@ def open_photo(path: Path, least_width: int = 256) -> Photo:
     check_exists(path, "photograph")
     with decoding(path):
         header = open_header(path)
-        image, sentences = header.image, _notes(path, header)
+        check_samples(path, header.image)
+        image, sentences = header.image, _notes(header)
     if image.width < least_width:
         raise InputError(f"{path}: {image.width} px wide, at least {least_width} are needed; take a larger photograph")
     return Photo(path, image.width, image.height, sha256(path), sentences)
@@ -223,11 +228,14 @@ def write_resampled_photo(photo: Photo, size: tuple[int, int], path: Path) -> No
         _thumbnail(photo.path, size).rawsave(str(path))
 
 
-def _notes(path: Path, header: Header) -> tuple[str, ...]:
-    """Changes of the samples by their conversion. Raises InputError for samples of unknown meaning."""
-    check_samples(path, header.image)
-    extra = [f"only the first of {header.pages} pages or frames is read"] if header.pages > 1 else []
-    return (*extra, *notes(header.image))
+def pages_note(header: Header) -> list[str]:
+    """A sentence about further pages, if there are any."""
+    return [f"only the first of {header.pages} pages or frames is read"] if header.pages > 1 else []
+
+
+def _notes(header: Header) -> tuple[str, ...]:
+    """Changes of the samples by their conversion to opaque sRGB."""
+    return (*pages_note(header), *notes(header.image))
 
 
 def _thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:
@@ -235,7 +243,7 @@ def _thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:
     return opaque_srgb(open_thumbnail(path, size)).colourspace("srgb")
 
 
-def _resampled(image: pyvips.Image, height: int, width: int) -> pyvips.Image:
+def resampled(image: pyvips.Image, height: int, width: int) -> pyvips.Image:
     """The image at another size, corner on corner.
 
     libvips' ``resize`` shrinks that way. Where it enlarges one side it moves both by half a pixel, which also blurs the

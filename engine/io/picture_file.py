@@ -47,6 +47,14 @@ _BMP_BYTES = 10
 _SAMPLE_BYTES = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "float": 4, "int": 4, "uint": 4}
 """Bytes of a sample, by libvips' format."""
 
+FLOATS = "engine-float-bits"
+"""Entry of an opened picture's metadata: bits of the file's floats, which are opened as 16-bit integers."""
+
+_UNKNOWN_DPI = {"jpeg": 72.0, "png": 71.9836}
+"""Resolutions that libvips gives to pictures without one, beside a pixel in a millimetre."""
+
+_MM_PER_INCH = 25.4
+
 _CONVERT = "convert it to PNG, TIFF or JPEG"
 
 
@@ -134,13 +142,17 @@ def open_header(path: Path) -> Header:
             return Header(_open_pnm(path), 1, 0, 0)
         if name == BMP:
             return _bmp_header(_open_bmp(path))
-        loaded = _load(path, name)
+        loaded = _load(path, name, raw=True)
         pages = pages or (loaded.get("n-pages") if loaded.get_typeof("n-pages") else 1)
-        return Header(loaded.autorot(), pages, *_decoding_bytes(path, loaded))
+        return Header(integers(loaded).autorot(), pages, *_decoding_bytes(path, loaded))
 
 
-def open_upright(path: Path) -> pyvips.Image:
+def open_upright(path: Path, *, raw: bool = False) -> pyvips.Image:
     """The picture with its EXIF orientation applied; but for a BMP it is decoded when it is first read.
+
+    Args:
+        path: the file.
+        raw: keep floats.
 
     Raises InputError as ``open_header`` does.
     """
@@ -156,7 +168,7 @@ def open_upright(path: Path) -> pyvips.Image:
             kept = vips().Image.new_temp_file("%s.v")
             image.write(kept)
             return kept
-        return _load(path, name).autorot()
+        return _load(path, name, raw=raw).autorot()
 
 
 def open_rows(path: Path) -> pyvips.Image:
@@ -187,10 +199,37 @@ def _bmp_header(bmp: _Bmp) -> Header:
     return Header(image, 1, _BMP_BYTES * width * height, size)
 
 
-def _load(path: Path, name: str, **options: str) -> pyvips.Image:
-    """The picture as it is stored. By a source: libvips would take brackets in a file's name for options."""
+def dpi_of(image: pyvips.Image) -> tuple[float, float] | None:
+    """(horizontal, vertical) resolution of an opened picture in dots per inch; None where its file records none."""
+    dpi = image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH
+    loader = image.get("vips-loader").split("load")[0] if image.get_typeof("vips-loader") else ""
+    unknown = {_MM_PER_INCH} if image.get_typeof("resolution-unit") else {_MM_PER_INCH, _UNKNOWN_DPI.get(loader, 0.0)}
+    return None if min(dpi) < 1 or any(abs(dpi[0] - each) < 0.01 for each in unknown) else dpi
+
+
+def _load(path: Path, name: str, *, raw: bool = False, **options: str) -> pyvips.Image:
+    """The picture as it is stored, floats as 16-bit integers unless ``raw``.
+
+    By a source: libvips would take brackets in a file's name for options.
+    """
     source = vips().Source.new_from_file(str(path))
-    return vips().Image.new_from_source(source, "", fail_on=_strictness(name), **options)
+    image = vips().Image.new_from_source(source, "", fail_on=_strictness(name), **options)
+    return image if raw else integers(image)
+
+
+def is_float(image: pyvips.Image) -> bool:
+    """Whether the samples are a TIFF's floats, whose white is 1.0 whatever libvips takes them for."""
+    return image.format in ("float", "double") and image.get("vips-loader").startswith("tiff")
+
+
+def integers(image: pyvips.Image) -> pyvips.Image:
+    """The image with integer samples: floats from 0 to 1 become 16 bits, those outside are clipped."""
+    if not is_float(image):
+        return image
+    bits = image.get("bits-per-sample") if image.get_typeof("bits-per-sample") else 32
+    deep = (image * 65535).rint().cast("ushort").copy(interpretation="grey16" if image.bands < 3 else "rgb16")
+    deep.set_type(vips().GValue.gint_type, FLOATS, bits)
+    return deep
 
 
 def _decoding_bytes(path: Path, image: pyvips.Image) -> tuple[int, int]:
@@ -212,7 +251,8 @@ def open_thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:
     options = {"height": height, "size": "force", "output_profile": "srgb"}
     name = format_of(path)
     with decoding(path):
-        if name in (PNM, BMP) or path.name.endswith("]"):  # libvips would take the brackets for options
+        # libvips would take brackets in the name for options, and floats for linear light.
+        if name in (PNM, BMP) or path.name.endswith("]") or (name == TIFF and is_float(_load(path, name, raw=True))):
             return open_upright(path).thumbnail_image(width, **options)
         # Not of a source: libvips makes a thumbnail of one that is damaged, too.
         return vips().Image.thumbnail(str(path), width, fail_on=_strictness(name), **options)

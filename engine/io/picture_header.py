@@ -59,6 +59,9 @@ MAX_PAGES = 1000
 """Pages of a TIFF that are counted: its chain of pages may be a circle."""
 
 _TIFF_BITS = (1, 2, 4, 8, 16)
+_TIFF_FLOATS = (16, 32)
+_FLOAT_COLOURS = ("MINISBLACK", "RGB")
+_FLOAT = 3
 _TIFF_KINDS = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
 """Names of the tag SampleFormat."""
 _TIFF_COLOURS = {
@@ -134,7 +137,9 @@ def _tifffile() -> ModuleType:
 
 def samples_error(path: Path, kind: str) -> InputError:
     """Error of samples whose white is a guess or unknown to libvips; ``kind`` names their type, such as float32."""
-    return InputError(f"{path}: {kind} samples are not read (only uint8 and uint16); {SAVE_AS}")
+    return InputError(
+        f"{path}: {kind} samples are not read (only uint8, uint16, and of a TIFF float16 and float32); {SAVE_AS}"
+    )
 
 
 def _check_tiff(path: Path) -> int:
@@ -154,7 +159,8 @@ def _check_tiff(path: Path) -> int:
         raise InputError(f"{path}: begins with a thumbnail or a camera's raw samples; {_DEVELOP}")
     if colours not in _TIFF_COLOURS:
         raise InputError(f"{path}: a TIFF of unknown colours ({colours}); {SAVE_AS}")
-    if kind != 1 or bits not in _TIFF_BITS:
+    is_float = kind == _FLOAT and bits in _TIFF_FLOATS and colours in _FLOAT_COLOURS
+    if not (is_float or (kind == 1 and bits in _TIFF_BITS)):
         raise samples_error(path, f"{_TIFF_KINDS.get(kind, 'unknown ')}{bits}")
     if colours == "CIELAB" and bits != 16:  # libvips mistakes 8 bits for a format of its own
         raise InputError(f"{path}: CIELAB of {bits} bits is not read (only of 16); {SAVE_AS}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.errors import InputError
-from engine.io.picture_file import vips
+from engine.io.icc import name_of, space_of
+from engine.io.picture_file import FLOATS, vips
 from engine.io.picture_header import SAVE_AS, samples_error
 
 if TYPE_CHECKING:
     import pyvips
 
-_SAMPLES = {"b-w": 1, "grey16": 1, "rgb": 3, "srgb": 3, "rgb16": 3, "labs": 3, "cmyk": 4}
+SAMPLES = {"b-w": 1, "grey16": 1, "rgb": 3, "srgb": 3, "rgb16": 3, "labs": 3, "cmyk": 4}
 """Samples a pixel without alpha, by libvips' interpretation."""
 
-_PROFILE = "icc-profile-data"
-_PROFILE_SPACES = {1: "GRAY", 3: "RGB ", 4: "CMYK"}
+PROFILE = "icc-profile-data"
+"""Entry of a picture's metadata with its ICC profile."""
+_PROFILE_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 """Colour space of a fitting ICC profile, by samples a pixel without alpha."""
 
 
@@ -29,22 +30,18 @@ def check_samples(path: Path, image: pyvips.Image) -> None:
     lab = image.interpretation == "labs" and image.format == "short"
     if image.format not in ("uchar", "ushort") and not lab:
         raise samples_error(path, image.format)
-    known = _SAMPLES.get(image.interpretation)
+    known = SAMPLES.get(image.interpretation)
     if known is None or image.bands - known not in (0, 1) or image.bands > 4:
         raise InputError(f"{path}: {image.bands} samples a pixel of unknown meaning; {SAVE_AS}")
 
 
 def notes(image: pyvips.Image) -> Iterator[str]:
     """A sentence about each change of the pixels by ``opaque_srgb`` and by an 8-bit output."""
+    profile = profile_name(image)
     if image.format != "uchar":
-        bits = image.get("bits-per-sample") if image.get_typeof("bits-per-sample") else 16
-        yield f"{bits} bits a sample; the output has 8"
-    profile = _profile(image)
-    if image.interpretation == "labs":
-        yield "CIELAB is converted to sRGB"
-    elif image.interpretation == "cmyk":
-        origin = f'its ICC profile "{profile}"' if profile else "a generic profile, so colours may differ"
-        yield f"CMYK is converted to sRGB by {origin}"
+        yield depth_note(image, 8)
+    if image.interpretation in ("labs", "cmyk"):
+        yield conversion_note(image, "sRGB")
     elif profile and _changes_colours(image):
         yield f'colours are converted to sRGB from the ICC profile "{profile}"'
     if profile is None:
@@ -55,10 +52,30 @@ def notes(image: pyvips.Image) -> Iterator[str]:
         yield "transparency is flattened on white"
 
 
+def conversion_note(image: pyvips.Image, target: str) -> str:
+    """A sentence about CIELAB or CMYK, which become RGB; ``target`` names its colours."""
+    if image.interpretation == "labs":
+        return f"CIELAB is converted to {target}"
+    profile = profile_name(image)
+    origin = f'its ICC profile "{profile}"' if profile else "a generic profile, so colours may differ"
+    return f"CMYK is converted to {target} by {origin}"
+
+
+def depth_note(image: pyvips.Image, depth: int) -> str:
+    """A sentence about a change of the depth to ``depth`` bits."""
+    if image.get_typeof(FLOATS):
+        meaning = "" if image.get_typeof(PROFILE) else ", in sRGB"
+        return (
+            f"{image.get(FLOATS)}-bit floats are read from 0 (black) to 1 (white){meaning}; the output has {depth} bits"
+        )
+    bits = image.get("bits-per-sample") if image.get_typeof("bits-per-sample") else 16
+    return f"{bits} bits a sample; the output has {depth}"
+
+
 def opaque_srgb(image: pyvips.Image) -> pyvips.Image:
     """The image in sRGB of 8 or 16 bits, flattened on white."""
     depth = 8 if image.format == "uchar" else 16
-    if image.get_typeof(_PROFILE) and image.interpretation != "labs":
+    if image.get_typeof(PROFILE) and image.interpretation != "labs":
         image = image.icc_transform("srgb", embedded=True, depth=depth)
     else:
         image = image.colourspace("rgb16" if depth == 16 else "srgb")
@@ -70,28 +87,22 @@ def white(image: pyvips.Image) -> int:
     return 65535 if image.format == "ushort" else 255
 
 
-def _profile(image: pyvips.Image) -> str | None:
+def profile_name(image: pyvips.Image) -> str | None:
     """Name of the embedded ICC profile; "" without one, None if libvips cannot use it and takes a built-in one."""
-    if not image.get_typeof(_PROFILE):
+    if not image.get_typeof(PROFILE):
         return ""
-    from PIL import ImageCms
-
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.get(_PROFILE)))
-        space, name = profile.profile.xcolor_space, profile.profile.profile_description
-    except (OSError, UnicodeDecodeError):
-        return None
-    fits = space == _PROFILE_SPACES[_SAMPLES[image.interpretation]]
-    return " ".join((name or "unnamed").split()) if fits else None
+    profile = bytes(image.get(PROFILE))
+    fits = space_of(profile) == _PROFILE_SPACES[SAMPLES[image.interpretation]]
+    return name_of(profile) if fits else None
 
 
 def _changes_colours(image: pyvips.Image) -> bool:
     """Whether the embedded profile differs from sRGB by more than a level, on a grid of colours."""
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
-    bands = _SAMPLES[image.interpretation]
+    bands = SAMPLES[image.interpretation]
     grid = np.stack(np.meshgrid(*[steps] * bands), -1).reshape(1, -1, bands)
     plain = vips().Image.new_from_array(grid, interpretation="b-w" if bands == 1 else "srgb")
     tagged = plain.copy()
-    tagged.set_type(vips().GValue.blob_type, _PROFILE, image.get(_PROFILE))
+    tagged.set_type(vips().GValue.blob_type, PROFILE, image.get(PROFILE))
     difference = opaque_srgb(tagged).numpy().astype(int) - opaque_srgb(plain).numpy()
     return bool(np.abs(difference).max() > 1)

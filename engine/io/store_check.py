@@ -42,6 +42,7 @@ from engine.io.zarr_store import (
     stored_provenance,
     stored_sizes,
 )
+from engine.pixels import pixels_of
 from engine.plan.plan import sides_of
 
 Index = tuple[int, int, int]
@@ -106,6 +107,7 @@ class _Check:
         self._path, self._on_progress = path, on_progress
         try:
             sizes, shard, chunk = stored_sizes(plan), sides_of(plan["shard"]), sides_of(plan["chunk"])
+            pixels = pixels_of(plan)
             self._group = zarr.open_group(DurableStore(path), mode="r+")
             self._arrays: list[Any] = [self._group[str(level)] for level in range(len(sizes))]
         except Exception as error:  # each of Zarr's parsers has exceptions of its own
@@ -114,7 +116,7 @@ class _Check:
                 f"{path}: its metadata (zarr.json) is damaged; copy the store again, or render with {option('overwrite', True)}"
             ) from error
         for level, (array, size) in enumerate(zip(self._arrays, sizes, strict=True)):
-            check_array(f"{path}/{level}", array, size, shard, chunk)
+            check_array(f"{path}/{level}", array, size, shard, chunk, pixels)
         _check_image(path, self._group, len(sizes))
         self._grids = [Grid(*size, shard) for size in sizes]
         self._provenance: dict[str, Any] = stored_provenance(path) or {}

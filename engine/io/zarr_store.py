@@ -47,6 +47,7 @@ from engine.io.shards import (
     shard_path,
     shard_state,
 )
+from engine.pixels import PixelFormat
 from engine.plan.plan import Plan, Sides, pyramid_of, sides_of
 
 ATTRIBUTE = "ourgan"
@@ -69,7 +70,7 @@ class Sink(Protocol):
         ...
 
     def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
-        """Write uint8 [3, h, w] of ``box``; ``half``: the same halved, if it is known."""
+        """Write [C, h, w] of ``box``, in the format of the plan; ``half``: the same halved, if it is known."""
         ...
 
     def finish(self) -> None:
@@ -81,7 +82,7 @@ class ArraySink:
     """A small image in memory."""
 
     def __init__(self, plan: Plan) -> None:
-        self.pixels: Array = np.zeros((3, *plan.size), np.uint8)
+        self.pixels: Array = np.zeros((plan.pixels.channels, *plan.size), plan.pixels.dtype)
         self._boxes = list(plan.writes())
 
     def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
@@ -89,7 +90,7 @@ class ArraySink:
         return iter(self._boxes if writes is None else writes)
 
     def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
-        """Write uint8 [3, h, w] of ``box``."""
+        """Write [C, h, w] of ``box``."""
         self.pixels[(slice(None), *box.slices)] = pixels
 
     def finish(self) -> None:
@@ -151,7 +152,7 @@ class ZarrSink:
                 _create_level(group, level, size, plan)
             group.attrs.update(
                 {
-                    "ome": ome.image_metadata(path.stem, len(plan.pyramid), (plan.roi.y0, plan.roi.x0)),
+                    "ome": ome.image_metadata(path.stem, len(plan.pyramid), (plan.roi.y0, plan.roi.x0), plan.pixels),
                     ATTRIBUTE: {"complete": False, IDENTITY: new_identity(), "plan": plan.to_json(), **provenance},
                 }
             )
@@ -196,7 +197,7 @@ class ZarrSink:
         try:
             sink = cls(path, plan, lock)
             for level, (array, size) in enumerate(zip(sink._arrays, plan.pyramid, strict=True)):
-                check_array(f"{path}/{level}", array, size, plan.shard, plan.chunk)
+                check_array(f"{path}/{level}", array, size, plan.shard, plan.chunk, plan.pixels)
         except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, InputError) as error:
             advice = option("overwrite", True)
             raise ResumeError(f"{path}: damaged, a level's zarr.json cannot be read; give {advice}") from error
@@ -206,6 +207,11 @@ class ZarrSink:
     def complete(self) -> bool:
         """Whether ``finish`` marked the store complete."""
         return bool(self.provenance.get("complete"))
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Channels and depth of the store."""
+        return self._plan.pixels
 
     @property
     def is_finished(self) -> bool:
@@ -240,11 +246,11 @@ class ZarrSink:
                 yield box
 
     def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
-        """Write uint8 [3, h, w] of ``box``, a whole number of shards (cut by the image's border), and grow the pyramid.
+        """Write ``box``, a whole number of shards (cut by the image's border), and grow the pyramid.
 
         Args:
             box: part of the image.
-            pixels: uint8 [3, h, w].
+            pixels: [C, h, w] in the format of the plan.
             half: ``halve(pixels)``, where a device made it; it is copied.
 
         Raises:
@@ -384,7 +390,7 @@ class ZarrSink:
     def _halved(self, level: int, index: tuple[int, int]) -> Array:
         """Pixels of a shard of ``level`` from its children in the level below."""
         box = self._plan.grid(level).box(*index)
-        parent = np.empty((3, *box.shape), np.uint8)
+        parent = np.empty((self._plan.pixels.channels, *box.shape), self._plan.pixels.dtype)
         for child in self._children(level, index):
             source = self._plan.grid(level - 1).box(*child)
             rows, columns = source.cover(2).relative_to(box).slices
@@ -456,7 +462,7 @@ def children(below: Grid, grid: Grid, index: tuple[int, int]) -> list[tuple[int,
 
 
 def read_shard(array: Any, box: Box) -> Array:  # noqa: ANN401 (zarr's type)
-    """Pixels of a shard, uint8 [3, h, w]."""
+    """Pixels of a shard, [C, h, w]."""
     pixels: Array = array[(slice(None), *box.slices)]
     return pixels
 
@@ -474,7 +480,7 @@ def damaged_shard(store: Path, shard: Path, problem: str) -> str:
     )
 
 
-def check_array(where: str, array: Any, size: Sides, shard: Sides, chunk: Sides) -> None:  # noqa: ANN401
+def check_array(where: str, array: Any, size: Sides, shard: Sides, chunk: Sides, pixels: PixelFormat) -> None:  # noqa: ANN401
     """Raise InputError unless an array's metadata is as ``create`` writes it; earlier stores have no checksums.
 
     Args:
@@ -488,10 +494,10 @@ def check_array(where: str, array: Any, size: Sides, shard: Sides, chunk: Sides)
     inner = [c["name"] for c in settings.get("codecs", ())]
     index = [c["name"] for c in settings.get("index_codecs", ())]
     is_ours = (
-        array.shape == (3, *size)
-        and array.shards == (3, *shard)
-        and array.chunks == (3, *chunk)
-        and array.dtype == np.uint8
+        array.shape == (pixels.channels, *size)
+        and array.shards == (pixels.channels, *shard)
+        and array.chunks == (pixels.channels, *chunk)
+        and array.dtype == pixels.dtype
         and len(array.metadata.codecs) == 1
         and inner in (["bytes", "blosc"], ["bytes", "blosc", "crc32c"])
         and index == ["bytes", "crc32c"]
@@ -505,7 +511,7 @@ def half_of(half: Array | None, part: Box, whole: Box) -> Array | None:
     """The half of a part of an image; None where there is none, or where a pixel of it would mix two parts.
 
     Args:
-        half: the halved image, uint8 [3, ceil(h / 2), ceil(w / 2)].
+        half: the halved image, [C, ceil(h / 2), ceil(w / 2)].
         part, whole: pixels of the part and of the image.
     """
     inside = part.relative_to(whole)
@@ -517,12 +523,12 @@ def half_of(half: Array | None, part: Box, whole: Box) -> Array | None:
 
 
 def halve(pixels: Array) -> Array:
-    """2x2 average of uint8 [C, h, w], halves rounded up; an odd last row or column is averaged with itself."""
+    """2x2 average of uint8 or uint16 [C, h, w], halves rounded up; an odd last row or column is averaged with itself."""
     _, height, width = pixels.shape
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-    rows = pixels[:, ::2].astype(np.uint16) + pixels[:, 1::2]
-    mean: Array = ((rows[:, :, ::2] + rows[:, :, 1::2] + 2) >> 2).astype(np.uint8)
+    rows: Any = pixels[:, ::2].astype(np.uint16 if pixels.dtype == np.uint8 else np.uint32) + pixels[:, 1::2]
+    mean: Array = ((rows[:, :, ::2] + rows[:, :, 1::2] + 2) >> 2).astype(pixels.dtype)
     return mean
 
 
@@ -679,13 +685,14 @@ def _foreign_files(path: Path) -> Iterator[Path]:
 
 
 def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Plan) -> None:
+    pixels, typesize = plan.pixels, plan.pixels.depth // 8
     group.create_array(
         str(level),
-        shape=(3, *size),
-        shards=(3, *plan.shard),
-        chunks=(3, *plan.chunk),
-        dtype=np.uint8,
-        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1), Crc32cCodec()],
+        shape=(pixels.channels, *size),
+        shards=(pixels.channels, *plan.shard),
+        chunks=(pixels.channels, *plan.chunk),
+        dtype=pixels.dtype,
+        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=typesize), Crc32cCodec()],
         dimension_names=ome.AXES,
         fill_value=0,
     )

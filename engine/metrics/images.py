@@ -32,6 +32,7 @@ class StoreSource:
         level = self._pyramid.levels[0]
         self.size = (level.height, level.width)
         self._step = level.cell[0]
+        self._pixels = self._pyramid.pixels
         self._white = float(np.iinfo(self._pyramid.dtype).max)
         self._top, self._rows = -1, np.empty(0)
 
@@ -45,15 +46,17 @@ class StoreSource:
             return None
 
     def read(self, box: Box) -> Tensor:
-        """float32 [3, h, w] in [0, 1]; the box lies inside the image."""
+        """float32 [3, h, w] in [0, 1], flattened on white; the box lies inside the image."""
         parts, y = [], box.y0
         while y < box.y1:
             top = y // self._step * self._step
             bottom = min(top + self._step, box.y1)
             parts.append(self._cells(top)[y - top : bottom - top, box.x0 : box.x1])
             y = bottom
-        pixels = np.concatenate(parts).transpose(2, 0, 1)  # [3, h, w]
-        return torch.from_numpy(pixels.astype(np.float32) / np.float32(self._white))
+        pixels = np.concatenate(parts).transpose(2, 0, 1)  # [C, h, w]
+        values = torch.from_numpy(pixels.astype(np.float32) / np.float32(self._white))
+        colours = values[: self._pixels.colours].expand(3, -1, -1)
+        return colours * values[-1:] + (1 - values[-1:]) if self._pixels.has_alpha else colours
 
     def _cells(self, top: int) -> Pixels:
         if top != self._top:

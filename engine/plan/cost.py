@@ -11,20 +11,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.errors import BudgetError, counted, option
-from engine.plan.measured import Budget
+from engine.pixels import PLAIN, PixelFormat
+from engine.plan.measured import Budget, Measured
 from engine.plan.plan import Plan, Sides
-from engine.plan.reduction import ROWS, Reduction
+from engine.plan.reduction import ROWS
 
 GIB = 1 << 30
 
 CHANNELS = 3
-"""Channels of an image."""
+"""Channels of an image while networks run."""
 
 FLOAT = 4
 """Bytes of a float32 value."""
 
 _SHARDS_IN_HAND = 4
 """A shard and its encoded form; its parent in the pyramid and one decoded child."""
+
+_WEIGHTS = 5 * 12
+"""Bytes of a column's taps of alpha's filter, and of their positions."""
+
+FILL_BYTES = 48 << 20
+"""Upper bound of the buffers that fill the colours of transparent pixels, block by block (``engine.io.transparency``)."""
 
 
 _UNITS = ((GIB, "GiB", 2, GIB // 10), (1 << 20, "MiB", 1, (1 << 20) // 10), (1 << 10, "KiB", 1, 1 << 10))
@@ -117,23 +124,47 @@ def with_allocator(parts: dict[str, int], fixed: int, share: float) -> dict[str,
     return {**parts, "allocator": fixed + int(share * sum(parts.values()))}
 
 
-def reduction_bytes(reduction: Reduction, columns: int) -> int:
-    """Upper bound of the buffers that reduce ``ROWS`` rows of ``columns`` columns."""
+def finishing_parts(measured: Measured, columns: int) -> dict[str, int]:
+    """Upper bound of the buffers that reduce and round ``ROWS`` rows of ``columns`` columns, and add their alpha.
+
+    Empty where the last stage's output is the image.
+    """
+    if measured.is_direct:
+        return {}
+    reduction = measured.canvas.reduction
     rows, wide = reduction.rows, reduction.columns
     source_rows = math.ceil(ROWS * rows.width) + rows.taps
     source_columns = math.ceil(columns * wide.width) + wide.taps
     # The source rows; the same, reduced in width, before and after the next ones are added, and one tap of them.
-    return source_rows * (source_columns + 4 * columns) * CHANNELS * FLOAT
+    parts = {"reduction": source_rows * (source_columns + 4 * columns) * CHANNELS * FLOAT}
+    if measured.pixels.has_alpha:
+        # The picture's rows; the same, enlarged in width and in height, and one tap of them; weights of all columns.
+        parts["alpha"] = columns * (source_rows * (measured.picture_bytes + 4 * FLOAT) + _WEIGHTS)
+    return parts
 
 
-def writer_bytes(shard: Sides) -> int:
+def source_parts(measured: Measured, base: int, rows: int, columns: int) -> dict[str, int]:
+    """Memory of the base image.
+
+    Args:
+        measured: measurements; a picture is read from the disk, what step 1 makes is in memory.
+        base: pixels of the base image.
+        rows, columns: of a picture, that are read at once.
+    """
+    if measured.picture_digest is None:
+        return {"base image": base * CHANNELS * FLOAT}
+    fill = FILL_BYTES if measured.pixels.has_alpha else 0
+    return {"picture": rows * columns * measured.picture_bytes + fill}
+
+
+def writer_bytes(shard: Sides, pixels: PixelFormat = PLAIN) -> int:
     """Memory of a thread that writes shards of these (height, width) in pixels."""
-    return _SHARDS_IN_HAND * math.prod(shard) * CHANNELS
+    return _SHARDS_IN_HAND * math.prod(shard) * pixels.bytes
 
 
 def store_bytes(plan: Plan) -> int:
     """Upper bound of the store's size, with its pyramid."""
-    return sum(h * w * CHANNELS for h, w in plan.pyramid)
+    return sum(h * w * plan.pixels.bytes for h, w in plan.pyramid)
 
 
 def check(plan: Plan, projection: Projection, budget: Budget) -> None:

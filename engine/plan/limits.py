@@ -10,6 +10,9 @@ CACHE_BYTES = 32 << 20
 IN_FLIGHT = 2
 """Batches whose pixels are on their way from the device to the disk, while one more is filled."""
 
+SOURCE_ROWS = 64
+"""Rows of the base image, or of a picture, that bands read at once."""
+
 WRITERS = (2, 8)
 """Least and largest number of threads that compress and write the shards of an accelerator."""
 

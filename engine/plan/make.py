@@ -137,6 +137,8 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
         executor=name,
         init_digest=measured.picture_digest,
         enlarged=measured.canvas.enlarged,
+        pixels=measured.pixels,
+        profile=measured.profile,
     )
 
 
@@ -158,7 +160,7 @@ def _uncut_stages(policy: HaloPolicy, request: Request, measured: Measured) -> t
             tile=stage.align,
             sigma=stage.sigma,
             margin=margin if is_last else spare,
-            is_image=is_last and measured.canvas.reduction.is_identity,
+            is_image=is_last and measured.is_direct,
         )
         stages.append(cut)
         size, margin = cut.grid.bounds.shape, (margin - cut.margin) * stage.scale

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from engine.pixels import PLAIN, PixelFormat
 from engine.plan.canvas import Canvas
 from engine.plan.limits import SATURATING
 
@@ -222,3 +223,14 @@ class Measured:
     """SHA-256 of the model's contents that decide pixels."""
     picture_digest: str | None = None
     """SHA-256 of the picture that replaces step 1."""
+    picture_bytes: int = 0
+    """Bytes of a pixel of that picture while it is read, in rows or regions; 0 without a picture."""
+    pixels: PixelFormat = PLAIN
+    """Channels and depth of the image."""
+    profile: str | None = None
+    """SHA-256 of the ICC profile of its colours; None for sRGB, and for grey without a profile."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the last step's rounded output is the image."""
+        return self.canvas.reduction.is_identity and self.pixels.is_plain

@@ -15,16 +15,17 @@ from typing import Any
 
 from engine.errors import AlignmentError, UsageError, option
 from engine.geometry import Box, Grid
+from engine.pixels import PLAIN, PixelFormat
 from engine.plan.reduction import Reduction
 
 MAX_SHARD = 2048
-"""Largest side of a shard in pixels: three channels of it decode in about 12 MiB, which viewers handle well."""
+"""Largest side of a shard in pixels: three channels of 8 bits decode in about 12 MiB, which viewers handle well."""
 
 MAX_CHUNK = 512
 """Largest side of an inner chunk in pixels: the unit of a partial read, and the usual tile size of viewers."""
 
 REDUCED_SHARD, REDUCED_CHUNK = 1024, 512
-"""Sides in pixels of the shards and chunks of a reduced image, which no tile fits."""
+"""Sides in pixels of the shards and chunks of an image that is made from float32: reduced, or not in 8-bit RGB."""
 
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
@@ -90,11 +91,11 @@ class StagePlan:
     ramp: str = "cosine"
     """Weight curve of the cross-fade: "cosine" or "linear"."""
     dither: bool = False
-    """Ordered dither before the last step rounds to 8 bits."""
+    """Ordered dither before the last step is rounded."""
     margin: int = 0
     """Pixels along each side of the input that are context only; the output and its grid begin behind them."""
     is_image: bool = False
-    """Whether the output is the image itself, uint8; float32 if further stages or a reduction follow."""
+    """Whether the output is the image itself, uint8 RGB; float32 if further stages, a reduction or another format follow."""
 
     def __post_init__(self) -> None:
         if self.tile_rows == self.tile:  # equal cuts are equal plans
@@ -277,11 +278,20 @@ class Plan:
     """SHA-256 of the picture that replaces step 1."""
     enlarged: tuple[int, int] | None = None
     """Size of the last step's image where it is reduced to the canvas; None if it is the canvas."""
+    pixels: PixelFormat = PLAIN
+    """Channels and depth of the written image."""
+    profile: str | None = None
+    """SHA-256 of the ICC profile of its colours; None for sRGB, and for grey without a profile."""
 
     @property
     def reduction(self) -> Reduction:
         """Reduction of the last step's image to the canvas; the identity if there is none."""
         return Reduction(self.enlarged or self.canvas, self.canvas)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the last step's rounded output is the image."""
+        return self.reduction.is_identity and self.pixels.is_plain
 
     @property
     def size(self) -> tuple[int, int]:
@@ -333,7 +343,7 @@ class Plan:
                 for y in range(0, height, self.shard[0]):
                     yield Box(y, x0, min(y + self.shard[0], height), min(x1, width))
             return
-        is_tile = self.is_whole and self.reduction.is_identity
+        is_tile = self.is_whole and self.is_direct
         grid = Grid(*self.size, self.stages[-1].grid.cell if is_tile else self.shard)
         yield from (grid.box(*index) for index in grid.indices())
 
@@ -341,7 +351,7 @@ class Plan:
     def strip(self) -> int:
         """Output columns of a strip of bands: all, or whole shards."""
         enlarged = self.stages[-1].tile * self.stages[-1].scale
-        if self.reduction.is_identity:
+        if self.is_direct:
             return enlarged
         columns = enlarged * self.canvas[1] // self.reduction.source[1]
         return columns if columns >= self.size[1] else max(1, columns // self.shard[1]) * self.shard[1]
@@ -397,8 +407,12 @@ class Plan:
             "shard": stored_sides(self.shard),
             "chunk": stored_sides(self.chunk),
         }
-        if self.enlarged is None:  # absent from the plans of earlier versions
-            del values["enlarged"]
+        # Values of these fields are absent from the plans of earlier versions.
+        del values["pixels"]
+        values |= self.pixels.to_json()
+        for name in ("enlarged", "profile"):
+            if values[name] is None:
+                del values[name]
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     @property
@@ -412,7 +426,8 @@ class Plan:
         Keys that this version does not store are ignored: earlier versions kept measurements in the plan. So are halos
         that decide no pixel.
         """
-        here, there = {"enlarged": None, **self.to_json()}, {**stored, "executor": executor_of(stored)}
+        later = {"enlarged": None, "profile": None, "channels": PLAIN.channels, "depth": PLAIN.depth}
+        here, there = {**later, **self.to_json()}, {**later, **stored, "executor": executor_of(stored)}
         stages = there.get("stages")
         if isinstance(stages, list) and len(stages) == len(self.stages):
             there["stages"] = [_only(old, new) for old, new in zip(stages, here["stages"], strict=True)]

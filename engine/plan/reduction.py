@@ -1,4 +1,4 @@
-"""Reduction of the last step's image to the size of the image. Knows nothing of tensors."""
+"""Reduction of the last step's image to the size of the image, and enlargement of its alpha. Knows nothing of tensors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Reduction of ``source`` pixels to ``target`` pixels along one axis, by a window that grows with the ratio."""
+    """``source`` pixels resampled to ``target`` pixels along one axis, by a window that grows with the ratio of a reduction."""
 
     source: int
     target: int
+    lobes: int = LOBES
+    """3: Lanczos' window. 2: a cubic one, whose ringing a clamp removes beside opaque and transparent pixels."""
 
     @property
     def is_identity(self) -> bool:
@@ -34,7 +36,7 @@ class Axis:
     @property
     def taps(self) -> int:
         """Source pixels of a window."""
-        return 2 * math.ceil(LOBES * self.width) + 1
+        return 2 * math.ceil(self.lobes * self.width) + 1
 
     def centre(self, index: int) -> float:
         """Position of a target pixel's centre among the source's pixels."""
@@ -42,7 +44,7 @@ class Axis:
 
     def start(self, index: int) -> int:
         """First source pixel of a target pixel's window; negative where the window begins outside of the image."""
-        return math.floor(self.centre(index)) - math.ceil(LOBES * self.width)
+        return math.floor(self.centre(index)) - math.ceil(self.lobes * self.width)
 
     def read(self, first: int, last: int) -> tuple[int, int]:
         """Half-open range of source pixels behind the target pixels [first, last)."""

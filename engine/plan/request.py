@@ -17,10 +17,12 @@ from cyclopts import Parameter, Token
 from engine.errors import UsageError, option
 from engine.fields import describe_options
 from engine.geometry import MAX_SIDE, Box, parse_box, parse_size, whole_number
+from engine.pixels import DEPTHS, PROFILES
 from engine.plan.halo import SEAM_TOLERANCE, HaloPolicy
 from engine.plan.plan import RENAMED_EXECUTORS
 
 AUTO = "auto"
+
 RAMPS = ("cosine", "linear")
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
@@ -136,6 +138,11 @@ def _path(value: object, name: str) -> Path:
     return Path(value)
 
 
+def _profile(value: object, name: str) -> Path | str:
+    """A named profile as it is, anything else as a path."""
+    return value if isinstance(value, str) and value in PROFILES else _path(value, name)
+
+
 def _wrong_type(value: object, name: str, wanted: str) -> UsageError:
     return UsageError(f"{option(name)}: {value!r} is not {wanted}; give {wanted}")
 
@@ -154,6 +161,8 @@ _PARSERS: dict[str, Callable[[object, str], object]] = {
     "blend": _whole,
     "ramp": _text,
     "dither": _switch,
+    "depth": _whole,
+    "profile": _profile,
     "seam_tolerance": _number,
     "device": _text,
     "precision": _text,
@@ -178,6 +187,8 @@ class RenderOptions(TypedDict, total=False):
     blend: int
     ramp: str
     dither: bool
+    depth: int | None
+    profile: Path | str | None
     seam_tolerance: float
     device: str | None
     precision: str
@@ -247,7 +258,14 @@ class Request:
     """Weight curve of the cross-fade: cosine or linear."""
 
     dither: Annotated[bool, Parameter(negative=())] = False
-    """Ordered dither before rounding to 8 bits, against banding of gradients in print."""
+    """Ordered dither before rounding, against banding of gradients in print."""
+
+    depth: int | None = None
+    """Bits of a sample, 8 or 16; default: those of the picture (16 for floats), and 8 without one."""
+
+    profile: Annotated[Path | str | None, flag(partial(_profile, name="profile"), "NAME|FILE")] = None
+    """Colours of the result of a picture: srgb, adobe-rgb, p3 or an ICC file of RGB, embedded in it; default: the profile of
+    the picture, whose values are kept."""
 
     seam_tolerance: float = SEAM_TOLERANCE
     """Largest seam error for an automatic halo, in 8-bit levels."""
@@ -278,6 +296,8 @@ class Request:
         self._check_sizes()
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"{option('seed', self.seed)}: must be from 0 to {MAX_SEED}")
+        if self.depth not in (None, *DEPTHS):
+            raise UsageError(f"{option('depth', self.depth)}: must be {' or '.join(map(str, DEPTHS))} bits")
         if not 0 <= self.blend <= MAX_BLEND:
             raise UsageError(
                 f"{option('blend', self.blend)}: must be from 0 (no cross-fade) to {MAX_BLEND} low-resolution pixels"

@@ -16,13 +16,14 @@ from engine.plan.cost import (
     FLOAT,
     Projection,
     budget_error,
-    reduction_bytes,
+    finishing_parts,
+    source_parts,
     store_bytes,
     with_allocator,
     within_budget,
     writer_bytes,
 )
-from engine.plan.limits import HALVES_BYTES, writers
+from engine.plan.limits import HALVES_BYTES, SOURCE_ROWS, writers
 from engine.plan.measured import BandCost, Measured, MeasuredStage
 from engine.plan.plan import Plan, StagePlan, shard_of
 from engine.plan.reduction import Reduction
@@ -286,17 +287,15 @@ def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> 
     """Host memory above the baseline, for strips of ``strip`` output columns."""
     base = stages[0].height * stages[0].width
     step_1 = measured.base.bytes_at(base) if measured.base is not None else 0
+    columns = _columns_read(stages, measured, strip)
     parts = {
         "network": max(step_1, _stream_bytes(stages, measured, strip, on_device=False)),
-        "base image": base * CHANNELS * FLOAT,
-        "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * CHANNELS,
-        "shards": writer_bytes((SHARD, SHARD)),
+        **source_parts(measured, base, SOURCE_ROWS, columns[0]),
+        "rows of shards": _ROWS_OF_SHARDS * SHARD * strip * measured.pixels.bytes,
+        "shards": writer_bytes((SHARD, SHARD), measured.pixels),
     }
     if any(cost.on_device for cost in measured.stages):
         parts["shards"] = parts["shards"] * writers(parts["shards"]) + HALVES_BYTES
-        columns = _columns_read(stages, measured, strip)
         # Page-locked memory, of which PyTorch takes powers of two.
         parts["pinned"] = 2 * sum(n * _transfer_bytes(s) for s, n in zip(stages, columns, strict=True))
-    if not measured.canvas.reduction.is_identity:
-        parts["reduction"] = reduction_bytes(measured.canvas.reduction, strip)
-    return with_allocator(parts, *_ALLOCATOR)
+    return with_allocator(parts | finishing_parts(measured, strip), *_ALLOCATOR)

@@ -9,13 +9,15 @@ from typing import NamedTuple, NoReturn
 
 from engine.errors import option
 from engine.geometry import Box
+from engine.pixels import PLAIN, PixelFormat
 from engine.plan import limits
 from engine.plan.cost import (
     CHANNELS,
     FLOAT,
     Projection,
     budget_error,
-    reduction_bytes,
+    finishing_parts,
+    source_parts,
     store_bytes,
     with_allocator,
     within_budget,
@@ -87,7 +89,7 @@ def _cached_of_last(plan: Plan) -> int:
     """Bytes of the last stage that its cache may come to hold: only where shards straddle its tiles."""
     last = plan.stages[-1]
     if plan.is_whole:
-        return 0 if plan.reduction.is_identity else _image_bytes(last)
+        return 0 if plan.is_direct else _image_bytes(last)
     return (
         sum(t.cell.area for t in last.tiles(plan.reduction.read(plan.roi))) * CHANNELS * (1 if last.is_image else FLOAT)
     )
@@ -248,7 +250,7 @@ def _host_parts(
     if measured.base is not None:
         network = max(network, measured.base.bytes_at(base))
     hand = 2 * max(_tile_bytes(s) for s in stages) + sum(_input_bytes(s) for s in stages)
-    shards = _shard_bytes(stages[-1])
+    shards = _shard_bytes(stages[-1], measured.pixels)
     if batches is not None:
         hand += sum(_pinned_bytes(s, b) for s, b in zip(stages, batches, strict=True))
         shards *= writers(shards)
@@ -256,16 +258,14 @@ def _host_parts(
         shards += limits.HALVES_BYTES
     parts = {
         "network": network,
-        "base image": base * CHANNELS * FLOAT,
+        **source_parts(measured, base, *stages[0].tile_shape),
         "cache": sum(min(limits.cache_share(len(stages)), n) for n in cached),
         "tiles in hand": hand,
         "shards": shards,
     }
     if borders := _blend_bytes(stages, measured, on_device=False):
         parts["borders"] = borders
-    if not measured.canvas.reduction.is_identity:
-        parts["reduction"] = reduction_bytes(measured.canvas.reduction, REDUCED_SHARD)
-    return with_allocator(parts, *_ALLOCATOR)
+    return with_allocator(parts | finishing_parts(measured, REDUCED_SHARD), *_ALLOCATOR)
 
 
 def _network_peak(stages: Sequence[StagePlan], measured: Measured, batches: Batches, *, on_device: bool) -> int:
@@ -339,9 +339,9 @@ def _input_bytes(stage: StagePlan) -> int:
     return math.prod(stage.tile_shape) * CHANNELS * FLOAT
 
 
-def _shard_bytes(last: StagePlan) -> int:
+def _shard_bytes(last: StagePlan, pixels: PixelFormat = PLAIN) -> int:
     shard, _ = shard_of_tiles(last)
-    return writer_bytes(shard)
+    return writer_bytes(shard, pixels)
 
 
 def _image_bytes(stage: StagePlan) -> int:

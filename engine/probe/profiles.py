@@ -14,7 +14,7 @@ from engine.archs import Trainable
 from engine.archs.checkpointing import checkpoint_blocks
 from engine.errors import UsageError, option
 from engine.geometry import UNBOUNDED
-from engine.io.photo import PictureSource
+from engine.io.original import OriginalPicture
 from engine.model.bundle import Model
 from engine.plan.halo import HaloPolicy
 from engine.plan.measured import StageProfile
@@ -118,7 +118,7 @@ def _check_reach(stage: Stage, content: list[Tensor], name: str) -> None:
 
 
 def known_profiles(
-    model: Model, policy: HaloPolicy | None = None, picture: PictureSource | None = None
+    model: Model, policy: HaloPolicy | None = None, picture: OriginalPicture | None = None
 ) -> list[StageProfile] | None:
     """Profiles of all stages from the model file or the user's cache; None if there are none for this policy."""
     needs_erf = policy is not None and policy.needs_erf
@@ -138,7 +138,7 @@ def measure_for_render(
     model: Model,
     stages: int,
     policy: HaloPolicy,
-    picture: PictureSource | None,
+    picture: OriginalPicture | None,
     device: torch.device,
     log: Log = lambda _: None,
     limit: int | None = None,
@@ -185,7 +185,7 @@ class _Eta:
             self._log(f"{self._name}: {self._done / self._total:.0%} measured, about {left:.0f} s left")
 
 
-def _key(model: Model, picture: PictureSource | None = None) -> str:
+def _key(model: Model, picture: OriginalPicture | None = None) -> str:
     return model.digest[:24] if picture is None else cache.digest(model.digest, picture.digest)
 
 

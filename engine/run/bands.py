@@ -110,7 +110,9 @@ class _RowWriter:
         is_beside_device = pipeline.queue.device.type != "cpu"
         self._sink, self._grid = sink, plan.grid()
         self._rows = ThreadPoolExecutor(1, "write")
-        self._shards = ThreadPoolExecutor(writers(writer_bytes(plan.shard)), "shard") if is_beside_device else None
+        self._shards = (
+            ThreadPoolExecutor(writers(writer_bytes(plan.shard, plan.pixels)), "shard") if is_beside_device else None
+        )
 
     def __enter__(self) -> _RowWriter:
         return self

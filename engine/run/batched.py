@@ -26,6 +26,7 @@ from engine.kernels.trim import Trimmed
 from engine.plan.cost import writer_bytes
 from engine.plan.limits import IN_FLIGHT, writers
 from engine.plan.plan import Plan, StagePlan, Tile
+from engine.run.finish import Finish
 from engine.run.pipeline import BoxWritten, Pipeline
 from engine.run.reduce import canvas_image
 from engine.run.stage import Stage
@@ -48,7 +49,7 @@ def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
         ]
         images = pipeline.tiles(runners)
         try:
-            yield from run_batches(pipeline.plan, images[-1], runners, sink)
+            yield from run_batches(pipeline.plan, images[-1], runners, sink, pipeline.finish)
             return
         except OutOfDeviceMemory as error:
             pipeline.recut(error)
@@ -298,7 +299,9 @@ class Writers:
         return BoxWritten(box, compute_seconds, time.perf_counter() - start)
 
 
-def run_batches(plan: Plan, image: TiledStage, runners: Sequence[BatchRunner], sink: Sink) -> Iterator[BoxWritten]:
+def run_batches(
+    plan: Plan, image: TiledStage, runners: Sequence[BatchRunner], sink: Sink, finish: Finish
+) -> Iterator[BoxWritten]:
     """Compute and write every missing box of one cut.
 
     Where memory is exhausted, batches become smaller and tails run in more chunks, which changes no pixel. Finished shards
@@ -309,6 +312,7 @@ def run_batches(plan: Plan, image: TiledStage, runners: Sequence[BatchRunner], s
         image: last stage of the chain, in canvas coordinates.
         runners: runners of all stages, first stage first.
         sink: store, in output coordinates.
+        finish: makes the pixels of the store from float32, where the last stage does not.
 
     Raises:
         OutOfDeviceMemory: nothing is left to shrink; it carries the stage's position.
@@ -320,7 +324,7 @@ def run_batches(plan: Plan, image: TiledStage, runners: Sequence[BatchRunner], s
                 redo()  # beside nothing else: the batches are not there yet
                 redo = None
             _prepare(runners)
-            yield from _render(plan, image, runners[-1], sink)
+            yield from _render(plan, image, runners[-1], sink, finish)
             return
         except OutOfDeviceMemory as error:
             first = runners[error.position or 0]
@@ -351,8 +355,8 @@ def _last_pixels(image: TiledStage, runner: BatchRunner, tiles: Iterator[Tile]) 
     return runner.stream(image, tiles)
 
 
-def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> Iterator[BoxWritten]:
-    with Writers(sink, writers(writer_bytes(plan.shard))) as pool:
+def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink, finish: Finish) -> Iterator[BoxWritten]:
+    with Writers(sink, writers(writer_bytes(plan.shard, plan.pixels))) as pool:
         try:
             if image.plan.is_image and plan.is_whole and image.plan.core == plan.stages[-1].core:  # a write is one tile
                 indices = (index for box in sink.missing() for index in image.plan.grid.indices(box))
@@ -361,7 +365,7 @@ def _render(plan: Plan, image: TiledStage, runner: BatchRunner, sink: Sink) -> I
                     readers.append(pool.submit(tile.cell, pixels, half))
                     yield from pool.finished(runner.batch * (IN_FLIGHT + 1))
             else:
-                reduced = canvas_image(plan, image)
+                reduced = canvas_image(plan, image, finish)
                 for box in sink.missing():
                     pool.submit(box, reduced.read(box.shift(plan.roi.y0, plan.roi.x0)))
                     yield from pool.finished(IN_FLIGHT)

@@ -25,6 +25,7 @@ from engine.plan.layouts import EXECUTORS
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.strips import narrower
 from engine.plan.tiles import smaller_tile
+from engine.run.finish import EnlargedAlpha, Finish
 from engine.run.reduce import ReducedRows
 from engine.run.rows import BandedStage, Columns, RowSource, RowStreams, SourceRows
 from engine.run.stage import Stage
@@ -121,6 +122,8 @@ class Pipeline:
     """Network of every stage."""
     base: Source
     """The base image."""
+    alpha: Source | None = None
+    """Alpha of the picture that is the base image, float32 [1, h, w]; None if the store has none."""
     scratch: Path
     """Folder for tiles that exceed the caches."""
     batches: Sequence[int] = ()
@@ -154,7 +157,7 @@ class Pipeline:
         return self._chain
 
     def rows(self, columns: tuple[int, int], in_fp32: Container[int] = ()) -> RowSource:
-        """The chain in bands, reduced where the plan says so.
+        """The chain in bands, reduced and finished where the plan says so.
 
         Args:
             columns: columns of the canvas.
@@ -172,9 +175,13 @@ class Pipeline:
             queue=self.queue,
             on_pixels=self.on_pixels,
         )
-        if reduction.is_identity:
-            return rows
-        return ReducedRows(rows, reduction, columns, dither=self.plan.stages[-1].dither)
+        return rows if self.plan.is_direct else ReducedRows(rows, reduction, columns, self.finish)
+
+    @property
+    def finish(self) -> Finish:
+        """Makes the pixels of the store from float32, where the last stage does not."""
+        alpha = None if self.alpha is None else EnlargedAlpha(self.alpha, self.plan)
+        return Finish(self.plan.pixels, dither=self.plan.stages[-1].dither, alpha=alpha)
 
     @property
     def redone(self) -> int:

@@ -21,19 +21,17 @@ from engine.geometry import Box
 from engine.io.photo import Source
 from engine.kernels.gather import gather
 from engine.kernels.trim import trim
+from engine.plan.limits import SOURCE_ROWS
 from engine.plan.plan import StagePlan
 from engine.run.stage import Stage
 from engine.run.tiles import OnPixels, input_noise
-
-_BLOCK = 64
-"""Rows of the base image that are read at once."""
 
 
 class RowBlock(NamedTuple):
     """Consecutive rows of an image."""
 
     pixels: Tensor
-    """[3, n, width]."""
+    """[C, n, width]."""
     half: Tensor | None = None
     """uint8 [3, m, ceil(width / 2)]: rows of the halved image that these rows complete; a device makes them of its last stage.
 
@@ -58,8 +56,10 @@ class SourceRows:
 
     def rows(self, first: int) -> Iterator[RowBlock]:
         height = self._source.size[0]
-        for top in range(first, height, _BLOCK):
-            yield RowBlock(self._source.read(Box(top, self._columns[0], min(top + _BLOCK, height), self._columns[1])))
+        for top in range(first, height, SOURCE_ROWS):
+            yield RowBlock(
+                self._source.read(Box(top, self._columns[0], min(top + SOURCE_ROWS, height), self._columns[1]))
+            )
 
 
 class RowReader:
@@ -91,9 +91,9 @@ class _Filled:
         self._copied: Tensor | None = None
 
     def add(self, block: Tensor) -> Tensor:
-        """Copy rows [3, n, width] as far as there is room, and return the others."""
+        """Copy rows [C, n, width] as far as there is room, and return the others."""
         if self._copied is None:
-            self._copied = block.new_empty(3, self._rows, block.shape[2])
+            self._copied = block.new_empty(block.shape[0], self._rows, block.shape[2])
         part = block[:, : self._rows - self.count]
         self._copied[:, self.count : self.count + part.shape[1]] = part
         self.count += part.shape[1]

@@ -12,7 +12,7 @@ from engine.run.reduce import canvas_image
 
 def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
     """Compute and write every missing box, one by one."""
-    image, roi = canvas_image(pipeline.plan, pipeline.tiles()[-1]), pipeline.plan.roi
+    image, roi = canvas_image(pipeline.plan, pipeline.tiles()[-1], pipeline.finish), pipeline.plan.roi
     for box in sink.missing():
         start = time.perf_counter()
         pixels = image.read(box.shift(roi.y0, roi.x0)).numpy()

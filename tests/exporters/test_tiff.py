@@ -39,7 +39,7 @@ def test_sixteen_bits(tmp_path, picture, halvings, write_store):
     levels = halvings(picture(200, 301, "uint16"))
     store = write_store(tmp_path / "a.zarr", levels)
     assert_levels(export(store, tmp_path / "a.tif", tile=64).path, levels)
-    with pytest.raises(UsageError, match="holds 8 bits, the store has uint16"):
+    with pytest.raises(UsageError, match="holds 8 bits and no alpha, the image is 16-bit RGB"):
         export(store, tmp_path / "b.tif", compression="jpeg")
 
 

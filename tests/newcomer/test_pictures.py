@@ -96,7 +96,6 @@ def test_9_samples_that_are_not_understood_are_refused(machine):
             rng.integers(0, 255, (16, 16, 5)).astype(np.uint8),
             {"photometric": "rgb", "planarconfig": "contig"},
         ),
-        "float.tif": (grey, {}),
         "uint32.tif": ((grey * 4e9).astype(np.uint32), {}),
         "nan.tif": (np.full_like(grey, np.nan), {}),
     }
@@ -109,12 +108,18 @@ def test_9_samples_that_are_not_understood_are_refused(machine):
 def test_12_what_is_converted_is_said(machine):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (16, 16, 4)).astype(np.uint8)).save(machine.folder / "alpha.png")
+    Image.fromarray(rng.integers(0, 255, (16, 16, 4)).astype(np.uint8), "CMYK").save(machine.folder / "inks.tif")
     tifffile.imwrite(
         machine.folder / "deep.tif", rng.integers(0, 65535, (16, 16, 3)).astype(np.uint16), photometric="rgb"
     )
-    for name, note in (("alpha.png", "transparency is flattened on white"), ("deep.tif", "16 bit")):
-        done = machine(f"engine render realsr --init {name} --out x.zarr --dry-run")
-        assert re.search(f"(?m)^{name}: .*{note}", done.err), done.err
+    for options, line in {
+        "--init alpha.png --out x.jpg": "x.jpg: JPEG has no transparency: it is flattened on white",
+        "--init inks.tif --out x.zarr": "inks.tif: CMYK is converted to sRGB by a generic profile",
+        "--init deep.tif --out x.zarr --depth 8": "deep.tif: 16 bits a sample; the output has 8",
+    }.items():
+        done = machine(f"engine render realsr {options} --dry-run")
+        assert re.search(f"(?m)^{line}", done.err), done.err
+    assert "alpha.png" not in machine("engine render realsr --init alpha.png --out x.png --dry-run").err
 
 
 def test_10_a_foreign_network_is_named(machine):

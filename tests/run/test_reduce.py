@@ -10,6 +10,7 @@ from engine.geometry import Box
 from engine.io.photo import TensorSource
 from engine.plan.reduction import Reduction
 from engine.plan.request import Request
+from engine.run.finish import Finish
 from engine.run.reduce import ReducedImage, ReducedRows
 from engine.run.rows import SourceRows
 
@@ -29,7 +30,7 @@ def by_pillow(image, size):
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_reduction_is_lanczos(source, target):
     image = random_image(source)
-    whole = ReducedImage(TensorSource(image), Reduction(source, target), dither=False).read(Box(0, 0, *target))
+    whole = ReducedImage(TensorSource(image), Reduction(source, target), Finish()).read(Box(0, 0, *target))
     assert np.abs(whole.numpy() - by_pillow(image, target)).max() < 0.51
 
 
@@ -37,14 +38,14 @@ def test_reduction_is_lanczos(source, target):
 @pytest.mark.parametrize("dither", [False, True])
 def test_every_box_and_stream_has_the_same_bits(source, target, dither):
     image, reduction = random_image(source), Reduction(source, target)
-    lazy = ReducedImage(TensorSource(image), reduction, dither=dither)
+    finish = Finish(dither=dither)
+    lazy = ReducedImage(TensorSource(image), reduction, finish)
     whole = lazy.read(Box(0, 0, *target)).numpy()
     for box in (Box(0, 0, 1, 1), Box(target[0] // 3, target[1] // 3, target[0], target[1])):
         np.testing.assert_array_equal(lazy.read(box).numpy(), whole[(slice(None), *box.slices)])
         columns = (box.x0, box.x1)
-        rows = ReducedRows(
-            SourceRows(TensorSource(image), reduction.columns.read(*columns)), reduction, columns, dither=dither
-        )
+        source_rows = SourceRows(TensorSource(image), reduction.columns.read(*columns))
+        rows = ReducedRows(source_rows, reduction, columns, finish)
         streamed = torch.cat([block.pixels for block in rows.rows(box.y0)], 1).numpy()
         np.testing.assert_array_equal(streamed, whole[:, box.y0 :, box.x0 : box.x1])
 

@@ -13,6 +13,7 @@ from engine.device.queue import DeviceQueue
 from engine.io.photo import TensorSource
 from engine.run import serial
 from engine.run.batched import BatchRunner, run_batches
+from engine.run.finish import Finish
 from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage
 from support.plans import plan_of, stages_of
@@ -73,8 +74,8 @@ class Chain:
     def render(self, sink):
         """Yield every write of the reference executor, or of the batched one."""
         if self.runners is not None:
-            return run_batches(self.plan, self.image, self.runners, sink)
-        return serial.run(SimpleNamespace(plan=self.plan, tiles=lambda: self.images), sink)
+            return run_batches(self.plan, self.image, self.runners, sink, Finish())
+        return serial.run(SimpleNamespace(plan=self.plan, tiles=lambda: self.images, finish=Finish()), sink)
 
 
 class Sink:
