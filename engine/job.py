@@ -483,7 +483,7 @@ class Job:
             return self.picture if self.picture.size == self.plan.base else self.picture.resampled(self.plan.base)
         assert self.model.base_generator is not None
         with memory_errors():
-            image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
+            image = base_image(self.model.base_generator, self.plan.seed, self.plan.base, self.request.wraps)
         malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
         return TensorSource(image)
 

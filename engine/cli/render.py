@@ -223,6 +223,8 @@ def _print_plan(job: Job, models: Sequence[Path], options: Options) -> None:
         report.print_plan(job.plan, job.projection, job.measured, model=name, picture=picture, verbose=options.verbose)
         if options.shows_print or options.verbose:
             report.print_on_paper(job.plan.size, options.picture.dpi)
+        elif job.plan.wrap == "both":
+            report.print_material(job.plan.size, repeats=True)
 
 
 def _print_result(

@@ -141,6 +141,8 @@ def request_digest(model: Model, request: Request, options: PictureOptions, pict
     values = {
         field.name: str(getattr(request, field.name)) for field in fields(Request) if field.name not in _NO_PIXELS
     }
+    if request.wrap is None:  # absent from the digests of earlier versions
+        del values["wrap"]
     text = json.dumps([model.digest, picture, values, options.given], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
