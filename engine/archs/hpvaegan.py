@@ -37,6 +37,13 @@ SLOPE = 0.2
 
 _EPS = 1e-5
 
+_SHIFT = 0.25
+"""Pixels by which an image that repeats moves at each enlargement, to and fro.
+
+Interpolation is sharp where pixels of both sizes coincide, and blurs between. Without a shift all scales would coincide at
+the sides, which would show as a sharp line.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -264,17 +271,17 @@ class BaseGenerator(nn.Module):
 
     def refine(self, m: int, image: Tensor, size: Size, noise: Tensor | None = None) -> Tensor:
         """Image of scale ``m`` >= 1 from that of scale m - 1; ``noise`` is scaled by sigma_m already."""
-        up = self._enlarged(image, size)
+        up = self._enlarged(m, image, size)
         entry = up if noise is None else up + noise
         return torch.tanh(up + self.blocks[m - 1](entry).float())
 
-    def _enlarged(self, image: Tensor, size: Size) -> Tensor:
-        """Bilinear enlargement: corner on corner, or of the periodic image along axes that wrap."""
+    def _enlarged(self, m: int, image: Tensor, size: Size) -> Tensor:
+        """Bilinear enlargement to scale ``m``: corner on corner, or of the periodic image along axes that wrap."""
         height, width = (n if wraps else m for n, m, wraps in zip(image.shape[2:], size, self.wraps, strict=True))
         image = F.interpolate(image, (height, width), mode="bilinear", align_corners=True)
         for axis, wraps in enumerate(self.wraps, start=2):
             if wraps:
-                image = _stretched(image, axis, size[axis - 2])
+                image = _stretched(image, axis, size[axis - 2], _SHIFT if m % 2 else -_SHIFT)
         return image
 
     def wrapped(self, wraps: tuple[bool, bool]) -> BaseGenerator:
@@ -327,10 +334,10 @@ class BaseGenerator(nn.Module):
         return ((image[0] + 1) / 2).clamp_(0, 1).contiguous()
 
 
-def _stretched(image: Tensor, axis: int, size: int) -> Tensor:
-    """Linear interpolation of a periodic image [N, C, H, W] to ``size`` pixels along an axis; pixels are areas."""
+def _stretched(image: Tensor, axis: int, size: int, shift: float) -> Tensor:
+    """Linear interpolation of a periodic image [N, C, H, W] to ``size`` pixels along an axis, moved by ``shift`` pixels."""
     length = image.shape[axis]
-    position = (torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5 + shift
     first = position.floor()
     share = (position - first).to(image).view([-1 if axis == n else 1 for n in range(4)])
     index = first.to(torch.int64).to(image.device)

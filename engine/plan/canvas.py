@@ -15,6 +15,9 @@ from engine.plan.reduction import Reduction
 MAX_REPETITIONS = 3
 """Most often that a lone network runs: as often as the paper enlarges."""
 
+_STRETCH = 0.02
+"""Largest difference of the enlargements of both sides."""
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -86,9 +89,7 @@ def canvas_of_scene(size: Size | None, native: Size, scales: Sequence[int], stag
 
 
 def wrapped_scene(canvas: Canvas, wraps: tuple[bool, bool], scales: Sequence[int], aligns: Sequence[int]) -> Canvas:
-    """Canvas of the same image, repeated along these axes. A period is a whole enlargement of the base image.
-
-    Where the base of the scene is enlarged to another size, the base fits the size, and shows another scene.
+    """Canvas of the same image, repeated along these axes. A period is a whole enlargement of the base image, reduced.
 
     Args:
         canvas: canvas of the image that step 1 begins, without a margin.
@@ -96,22 +97,26 @@ def wrapped_scene(canvas: Canvas, wraps: tuple[bool, bool], scales: Sequence[int
         scales, aligns: enlargement and window of every stage of the model.
 
     Raises:
-        UsageError: a side that repeats is no whole enlargement.
+        UsageError: a whole enlargement would be stretched by more than 2 %.
     """
     unit, factor = _least_period(canvas, scales, aligns)
-    if canvas.enlarged is None and _repeats(canvas.base, canvas.size, wraps, unit, factor):
-        return replace(canvas, wraps=wraps)
-    base = _covering(canvas.size, Fraction(1, factor))
-    if not _repeats(base, canvas.size, wraps, unit, factor):
+    base, enlarged = list(canvas.base), list(canvas.enlarged or canvas.size)
+    for axis, repeats in enumerate(wraps):
+        if repeats:
+            base[axis] = -(-base[axis] // unit) * unit
+            enlarged[axis] = base[axis] * factor
+    height, width = (n / m for n, m in zip(enlarged, canvas.size, strict=True))
+    if max(height, width) > (1 + _STRETCH) * min(height, width):
         step = unit * factor
-        height, width = (
+        rows, columns = (
             max(1, round(n / step)) * step if repeats else n for n, repeats in zip(canvas.size, wraps, strict=True)
         )
         raise UsageError(
-            f"{_size_option(canvas.size)}: does not repeat (a side that wraps must be a multiple of {step}); "
-            f"use {width}x{height}"
+            f"{_size_option(canvas.size)}: would stretch what repeats by {max(height, width) / min(height, width) - 1:.0%} "
+            f"(sides of multiples of {step} are exact); use {columns}x{rows}"
         )
-    return Canvas(canvas.size, base, canvas.stages, wraps=wraps, keeps_scene=False)
+    size = (enlarged[0], enlarged[1])
+    return replace(canvas, base=(base[0], base[1]), enlarged=None if size == canvas.size else size, wraps=wraps)
 
 
 def wrapped_picture(
@@ -120,7 +125,7 @@ def wrapped_picture(
     """Canvas of an enlarged picture, repeated along these axes; the arguments are those of ``wrapped_scene``.
 
     Raises:
-        UsageError: the size is no whole enlargement, or the picture is no whole number of windows.
+        UsageError: the picture is no whole number of windows, or smaller than the size after all stages.
     """
     unit, factor = _least_period(canvas, scales, aligns)
     height, width = (n // unit * unit if repeats else n for n, repeats in zip(picture, wraps, strict=True))
@@ -129,10 +134,10 @@ def wrapped_picture(
             f"{option('wrap')}: a picture of {picture[1]}x{picture[0]} does not repeat in the windows of the model "
             f"({unit} pixels); resize it to {max(width, unit)}x{max(height, unit)}"
         )
-    if canvas.base != picture or canvas.enlarged is not None:
+    if canvas.base != picture:
         raise UsageError(
-            f"{_size_option(canvas.size)}: does not repeat (a whole enlargement of {picture[1]}x{picture[0]} does); "
-            f"use {picture[1] * factor}x{picture[0] * factor}"
+            f"{_size_option(canvas.size)}: too large to repeat (at most {picture[1] * factor}x{picture[0] * factor} from "
+            f"{picture[1]}x{picture[0]}); use that, or a model of more steps"
         )
     return replace(canvas, wraps=wraps)
 
@@ -206,12 +211,6 @@ def _least_period(canvas: Canvas, scales: Sequence[int], aligns: Sequence[int]) 
     return unit, factor
 
 
-def _repeats(base: Size, size: Size, wraps: tuple[bool, bool], unit: int, factor: int) -> bool:
-    """Whether the sides that wrap are whole enlargements of a base in whole windows."""
-    sides = zip(base, size, wraps, strict=True)
-    return all(b * factor == n and b % unit == 0 for b, n, repeats in sides if repeats)
-
-
 def _size_option(size: Size) -> str:
     return option("size", f"{size[1]}x{size[0]}")
 
@@ -251,7 +250,7 @@ def _check_size(size: Size) -> None:
 def _check_aspect(picture: Size, size: Size) -> None:
     """Refuse a size that stretches the picture by more than 2 %, or by a pixel where that is more."""
     height = size[1] * picture[0] / picture[1]
-    if abs(size[0] - height) > max(1.0, 0.02 * height):
+    if abs(size[0] - height) > max(1.0, _STRETCH * height):
         raise UsageError(
             f"{_size_option(size)}: would stretch the picture of {picture[1]}x{picture[0]} by "
             f"{abs(height / size[0] - 1):.0%}; use {size[1]}x{max(1, round(height))}, or leave it out"

@@ -189,9 +189,11 @@ def _uncut_stages(policy: HaloPolicy, request: Request, measured: Measured) -> t
 def _spares(halos: Sequence[int], measured: Measured) -> list[int]:
     """Pixels beyond each side of a period that every stage enlarges for the next: its halo, and what that one enlarges.
 
-    They are whole windows in both stages.
+    They are whole windows in both stages. The last stage enlarges what a reduction reads.
     """
-    spares = [0]
+    last, reduction = measured.stages[-1], measured.canvas.reduction
+    reach = max(reduction.rows.reach, reduction.columns.reach)
+    spares = [-(-reach // (last.scale * last.align)) * last.align]
     for halo, stage, following in zip(halos[:0:-1], measured.stages[-2::-1], measured.stages[:0:-1], strict=True):
         step = math.lcm(stage.align, following.align // math.gcd(following.align, stage.scale))
         spares.append(-(-(halo + spares[-1]) // (stage.scale * step)) * step)

@@ -311,7 +311,12 @@ class Plan:
     @property
     def reduction(self) -> Reduction:
         """Reduction of the last step's image to the canvas; the identity if there is none."""
-        return Reduction(self.enlarged or self.canvas, self.canvas)
+        source, last = self.enlarged or self.canvas, self.stages[-1]
+        margin = tuple(
+            (n - m) // 2 if period else 0
+            for n, m, period in zip(last.grid.bounds.shape, source, last.period, strict=True)
+        )
+        return Reduction(source, self.canvas, margin)  # type: ignore[arg-type]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -425,7 +430,7 @@ class Plan:
 
         A whole image needs a box of its source that begins with its first tile's input and ends with its last tile's.
         """
-        counts, box = [], Box(0, 0, *self.reduction.source)
+        counts, box = [], self.reduction.read(Box(0, 0, *self.canvas))
         for stage in reversed(self.stages):
             cells = stage.grid.covered(box)
             counts.append(cells.area)

@@ -255,8 +255,7 @@ class Request:
     """Ordered dither before rounding to 8 bits, against banding of gradients in print."""
 
     wrap: str | None = None
-    """Axes along which the image repeats without a seam: x, y or both. The size must be a whole enlargement of the base image
-    or the picture; a picture must repeat by itself."""
+    """Axes along which the image repeats without a seam: x, y or both. A picture must repeat by itself."""
 
     seam_tolerance: float = SEAM_TOLERANCE
     """Largest seam error for an automatic halo, in 8-bit levels."""

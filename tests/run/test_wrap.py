@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import networks
+from PIL import Image
+from support import networks, small
 from support.plans import cost_of, measured_of
 from support.stores import attributes, pixels, render
 
@@ -25,7 +26,7 @@ from engine.run.rows import RowReader
 from engine.run.stage import Stage
 
 BASE = (12, 16)
-OFFSETS = ((4, 0), (0, 12), (8, 8))
+OFFSETS = ((4, 0), (8, 12))
 """Rows and columns of the base, whole windows of the networks."""
 
 
@@ -123,12 +124,12 @@ def test_step_1_begins_anywhere(wrap):
 def test_render_resumes_and_records_it(model_file, tmp_path):
     """With memory for one tile or strip, by tiles and by bands; another wrap is another image."""
     model = load(model_file)
-    options = {"size": (128, 96), "stages": 1, "precision": "fp32", "overlap": "exact", "wrap": "both"}
+    options = {"size": (64, 48), "stages": 1, "precision": "fp32", "overlap": "exact", "wrap": "both"}
     images = []
     for executor, tile in (("bands", None), ("tiles", 16)):
         request = Request(executor=executor, tile=tile, seed=3, **options)
         whole = render(model, request, tmp_path / f"{executor}.zarr")
-        assert (whole.plan.wrap, whole.plan.base, whole.plan.canvas) == ("both", (24, 32), (96, 128))
+        assert (whole.plan.wrap, whole.plan.base, whole.plan.canvas) == ("both", (12, 16), (48, 64))
         assert attributes(whole.out)["plan"]["wrap"] == "both"
         assert whole.seam_error == 0.0
         images.append(pixels(whole.out).astype(int))
@@ -146,40 +147,43 @@ def test_render_resumes_and_records_it(model_file, tmp_path):
         assert across < 1.5 * inside < unwrapped
 
 
-@pytest.mark.parametrize(
-    ("canvas", "wraps", "message"),
-    [
-        (
-            Canvas((100, 104), (25, 26), 1),
-            "both",
-            r"^size=.104x100.: does not repeat .* must be a multiple of 32\); use 96x96$",
-        ),
-        (Canvas((100, 104), (25, 26), 1), "y", r"use 104x96$"),
-        (Canvas((4, 128), (1, 32), 1), "both", r"use 128x32$"),
-    ],
-)
-def test_sizes_that_do_not_repeat(canvas, wraps, message):
-    """With a step x4 whose windows have 8 pixels."""
-    with pytest.raises(UsageError, match=message):
-        wrapped_scene(canvas, WRAPS[wraps], [4, 4], [8, 8])
+def test_scene_becomes_whole_periods():
+    """Of whole windows of the first step; a base that was cropped, or is between two enlargements, is reduced."""
+    scene, both = Canvas((96, 128), (24, 32), 1), WRAPS["both"]
+    assert wrapped_scene(scene, both, [4, 4], [8, 8]) == replace(scene, wraps=both)
+    between = Canvas((140, 200), (45, 64), 1, enlarged=(179, 256))
+    assert wrapped_scene(between, both, [4, 4], [1, 1]) == replace(between, enlarged=(180, 256), wraps=both)
+    assert wrapped_scene(between, WRAPS["x"], [4, 4], [1, 1]) == replace(between, wraps=WRAPS["x"])
+    with pytest.raises(UsageError, match="^size=.200x140.: would stretch .* by 7% .* of 32 are exact.; use 192x128$"):
+        wrapped_scene(between, both, [4, 4], [8, 8])
 
 
-def test_scene_is_kept_where_its_enlargement_repeats():
-    scene = Canvas((96, 128), (24, 32), 1)
-    assert wrapped_scene(scene, WRAPS["both"], [4, 4], [8, 8]) == replace(scene, wraps=(True, True))
-    reduced = Canvas((64, 96), (22, 32), 1, enlarged=(88, 128))
-    other = wrapped_scene(reduced, WRAPS["both"], [4, 4], [8, 8])
-    assert (other.base, other.enlarged, other.keeps_scene) == ((16, 24), None, False)
-
-
-def test_pictures_that_do_not_repeat():
-    picture = (24, 32)
-    whole = Canvas((96, 128), picture, 1)
-    assert wrapped_picture(whole, WRAPS["x"], picture, [4], [8]) == replace(whole, wraps=(False, True))
-    with pytest.raises(UsageError, match=r"^size=.64x48.: does not repeat .*; use 128x96$"):
-        wrapped_picture(Canvas((48, 64), picture, 1, enlarged=(96, 128)), WRAPS["x"], picture, [4], [8])
-    with pytest.raises(UsageError, match=r"^wrap: .* of 30x24 .*; resize it to 24x24$"):
+def test_pictures_repeat_in_whole_windows():
+    picture, wraps = (24, 32), WRAPS["x"]
+    canvas = Canvas((48, 64), picture, 1, enlarged=(96, 128))
+    assert wrapped_picture(canvas, wraps, picture, [4], [8]) == replace(canvas, wraps=wraps)
+    with pytest.raises(UsageError, match="^size=.1280x960.: too large to repeat .at most 128x96 from 32x24."):
+        wrapped_picture(Canvas((960, 1280), (240, 320), 1), wraps, picture, [4], [8])
+    with pytest.raises(UsageError, match="^wrap: .* of 30x24 .*; resize it to 24x24$"):
         wrapped_picture(Canvas((96, 120), (24, 30), 1), WRAPS["both"], (24, 30), [4], [8])
+
+
+@pytest.mark.parametrize("executor", ["tiles", "bands"])
+def test_reduced_enlargement_of_a_rolled_picture(model_file, tmp_path, executor):
+    """A rolled picture becomes the rolled image, to the rounding of the window's weights."""
+    image = small.picture(24, 32).mul(255).byte().permute(1, 2, 0).numpy()
+    model, images = load(model_file), []
+    request = Request(executor=executor, tile=16 if executor == "tiles" else None, precision="fp32", overlap="exact")
+    for number, offset in enumerate((0, 8)):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.roll(image, -offset, (0, 1))).save(path)
+        one = replace(request, init=path, stages=1, size=(96, 72), wrap="both")
+        job = render(model, one, tmp_path / f"{number}.zarr")
+        assert (job.plan.enlarged, job.plan.stages[-1].is_image) == ((96, 128), False)
+        images.append(pixels(job.out).astype(int))
+    difference = np.abs(np.roll(images[0], -24, (1, 2)) - images[1])
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
 
 
 def test_blend_and_unknown_axes_are_refused():
