@@ -90,6 +90,23 @@ Region: TypeAlias = tuple[int, int, int, int] | Box | str
 """A region as users write it, in pixels: (x, y, width, height), a box, or a text such as ``1000,500,512,512``."""
 
 
+def repeated(first: int, last: int, period: int) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of positions in [0, period) that follow one another in [first, last) of an axis that repeats.
+
+    Args:
+        first, last: range, which may begin before 0.
+        period: positions after which the axis repeats; 0 if it does not, which leaves the range as it is.
+    """
+    if not period:
+        yield first, last
+        return
+    while first < last:
+        inside = first % period
+        count = min(last - first, period - inside)
+        yield inside, inside + count
+        first += count
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Equal cells of an image, from its upper left corner; cells at the right and bottom border are cropped."""

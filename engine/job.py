@@ -501,7 +501,7 @@ class Job:
             return picture
         assert self.model.base_generator is not None
         with memory_errors():
-            image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
+            image = base_image(self.model.base_generator, self.plan.seed, self.plan.base, self.request.wraps)
         malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
         return TensorSource(image)
 
@@ -538,7 +538,7 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, O
         )
     picture = None
     if request.init is not None:
-        picture = OriginalPicture(request.init, depth=request.depth, profile=request.profile)
+        picture = OriginalPicture(request.init, depth=request.depth, profile=request.profile, wraps=request.wraps)
     if picture is not None and model.base_generator is None and len(model.stages) == 1:
         shape = request.shape_for(picture.size)
         times = repetitions(picture.size, shape, model.stages[0].scale, request.stages)

@@ -21,7 +21,7 @@ from engine.io.original import OriginalPicture
 from engine.kernels import tuning
 from engine.model.bundle import Model
 from engine.pixels import PLAIN, PixelFormat
-from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene
+from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene, wrapped_picture, wrapped_scene
 from engine.plan.cost import GIB, budget_error, readable
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.limits import SATURATING, saturating_pixels
@@ -89,7 +89,7 @@ def measure(
     base = None
     if picture is None:
         with memory_errors():
-            base = footprint.base_footprint(model, budget.host)
+            base = footprint.base_footprint(model, budget.host, request.wraps)
     malloc_trim()
     return Measured(
         canvas=canvas,
@@ -171,14 +171,18 @@ def _canvas(model: Model, request: Request, picture: OriginalPicture | None) -> 
     if picture is None and model.base_generator is None:
         raise UsageError(f"{model.path}: no step 1 in this model; give a picture to start from with {option('init')}")
     scales = [stage.scale for stage in model.stages]
+    aligns = [model.network(index).align for index in range(len(scales))] if any(request.wraps) else []
     if picture is not None:
-        return canvas_of_picture(request.shape_for(picture.size), picture.size, scales, request.stages)
+        canvas = canvas_of_picture(request.shape_for(picture.size), picture.size, scales, request.stages)
+        return wrapped_picture(canvas, request.wraps, picture.size, scales, aligns) if any(request.wraps) else canvas
     assert model.base_size is not None
     if request.scale is not None:
         raise UsageError(
             f"{option('scale', f'{request.scale:g}')}: needs a picture to enlarge ({option('init')}); give {option('size')}"
         )
     canvas = canvas_of_scene(request.shape_for(model.base_size), model.base_size, scales, request.stages)
+    if any(request.wraps):
+        canvas = wrapped_scene(canvas, request.wraps, scales, aligns)
     return canvas.with_margin(_margin(model, canvas.stages))
 
 

@@ -19,6 +19,9 @@ from engine.geometry import Box
 from engine.kernels.launch import block_and_grid, jit, launch, tl, use_kernel
 from engine.kernels.noise import as_word, noise_at_torch, normals_at
 
+_BEYOND = 2**31 - 1
+"""Period of positions that do not repeat, which are below it."""
+
 
 class Noise(NamedTuple):
     """Standard normal numbers that a tile's input gets, addressed by position."""
@@ -34,6 +37,12 @@ class Noise(NamedTuple):
 
     channels: int = 0
     """Number of further input channels that are noise, not scaled."""
+
+    period: tuple[int, int] = (0, 0)
+    """Rows and columns after which the noise repeats; 0 along an axis where it does not."""
+
+    start: tuple[int, int] = (0, 0)
+    """Position of the source image's first pixel among those of the noise, along axes where it repeats."""
 
 
 def reflect(start: int, stop: int, size: int) -> list[int]:
@@ -76,7 +85,10 @@ def gather_torch(
     _check(block, box, read, size, out, channels)
     tile = block.float() / _max_value(block)
     if noise:
-        y, x = (torch.arange(start, stop, device=block.device) for start, stop in _spans(box))
+        y, x = (
+            _repeated(torch.arange(start, stop, device=block.device), first, period)
+            for (start, stop), first, period in zip(_spans(box), noise.start, noise.period, strict=True)
+        )
         normals = noise_at_torch(noise.seed, noise.substream, y, x, channels)
         normals[: len(tile)] = tile + noise.sigma * normals[: len(tile)]
         tile = normals
@@ -93,6 +105,11 @@ def _taken(tile: Tensor, axis: int, lines: list[int]) -> Tensor:
     if lines == list(range(first, first + len(lines))):
         return tile.narrow(axis, first, len(lines))
     return tile.index_select(axis, torch.tensor(lines, device=tile.device))
+
+
+def _repeated(positions: Tensor, start: int, period: int) -> Tensor:
+    """Positions of the noise of these of the source image."""
+    return (positions + start) % period if period else positions
 
 
 def _max_value(block: Tensor) -> float:
@@ -140,7 +157,7 @@ def _reflect(position: tl.tensor, size: tl.tensor) -> tl.tensor:
 @jit(
     do_not_specialize=(
         *("stride_c", "stride_y", "height", "width", "read_y", "read_x", "image_h", "image_w", "box_y", "box_x"),
-        *("sigma", "k0", "k1", "substream"),
+        *("sigma", "k0", "k1", "substream", "start_y", "start_x", "period_y", "period_x"),
     )
 )
 def _gather_kernel(
@@ -161,10 +178,15 @@ def _gather_kernel(
     k0: tl.tensor,
     k1: tl.tensor,
     substream: tl.tensor,
+    start_y: tl.tensor,
+    start_x: tl.tensor,
+    period_y: tl.tensor,
+    period_x: tl.tensor,
     image_channels: tl.constexpr,
     channels: tl.constexpr,
     max_value: tl.constexpr,
     has_noise: tl.constexpr,
+    repeats: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
 ) -> None:
@@ -175,6 +197,8 @@ def _gather_kernel(
     source_pixel = source + (y - box_y).to(tl.int64) * stride_y + (x - box_x).to(tl.int64) * stride_x
     target_pixel = target + (row.to(tl.int64) * width + column) * channels
     valid = (row < height) & (column < width)
+    if repeats:
+        y, x = (y + start_y) % period_y, (x + start_x) % period_x
     for c in tl.static_range(channels):
         if has_noise and c % 4 == 0:
             n0, n1, n2, n3 = normals_at(y, x, c // 4, substream, k0, k1)
@@ -212,17 +236,21 @@ def gather(
     _check(block, box, read, size, out, channels)
     if out is None:
         out = torch.empty(1, channels, *read.shape, dtype=dtype, device=block.device, memory_format=torch.channels_last)
-    sigma, seed, substream, _ = noise or Noise(0.0, 0, 0)
+    sigma, seed, substream, _, period, start = noise or Noise(0.0, 0, 0)
+    # Where the noise does not repeat, its period is beyond all positions. The kernel's remainders are of positive numbers.
+    periods = [n or _BEYOND for n in period]
+    starts = [first % n if n else 0 for first, n in zip(start, period, strict=True)]
     (block_y, block_x), grid = block_and_grid(*read.shape)
     launch(
         _gather_kernel,
         grid,
         *(block, out, *block.stride(), *read.shape, read.y0, read.x0, *size, box.y0, box.x0),
-        *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(substream)),
+        *(float(sigma), as_word(seed), as_word(seed >> 32), as_word(substream), *starts, *periods),
         image_channels=block.shape[0],
         channels=channels,
         max_value=_max_value(block),
         has_noise=noise is not None,
+        repeats=any(period),
         block_y=block_y,
         block_x=block_x,
         enable_fp_fusion=False,

@@ -8,6 +8,7 @@ Sizes are (height, width). Images inside the networks are in [-1, 1].
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ SLOPE = 0.2
 """Negative slope of every leaky ReLU."""
 
 _EPS = 1e-5
+
+_SHIFT = 0.25
+"""Pixels by which an image that repeats moves at each enlargement, to and fro.
+
+Interpolation is sharp where pixels of both sizes coincide, and blurs between. Without a shift all scales would coincide at
+the sides, which would show as a sharp line.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,11 @@ def vertical_coordinates(height: int) -> Tensor:
     return torch.linspace(-1, 1, height) if height > 1 else torch.zeros(1)
 
 
+def mirrored_coordinates(height: int) -> Tensor:
+    """Coordinates [height] that repeat: from -1 down to 1 in the middle and back, so rows at both ends are alike."""
+    return 1 - 2 * (2 * (torch.arange(height) + 0.5) / height - 1).abs()
+
+
 class VerticalCoordConv2d(nn.Conv2d):
     """3x3 convolution [N, C, H, W] -> [N, outputs, H, W] that also sees each row's vertical coordinate.
 
@@ -105,6 +118,7 @@ class VerticalCoordConv2d(nn.Conv2d):
         super().__init__(in_channels + coordinates, out_channels, 3)
         self.coordinates = coordinates
         self.border: Padding = padding
+        self.wraps = (False, False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.weight)
@@ -114,10 +128,10 @@ class VerticalCoordConv2d(nn.Conv2d):
         if not self.coordinates:
             return self._padded_conv(x, weight, self.bias)
         height, width = x.shape[2:]
-        y = vertical_coordinates(height).to(x).view(1, 1, height, 1)
+        y = (mirrored_coordinates if self.wraps[0] else vertical_coordinates)(height).to(x).view(1, 1, height, 1)
         # Three columns at most: with zeros beyond the border, the leftmost and the rightmost column differ from the rest.
         share = self._padded_conv(y.expand(1, 1, height, min(width, 3)), weight[:, -1:], self.bias)
-        if self.border != "zeros":
+        if self.border != "zeros" or self.wraps[1]:
             share = share[..., :1]
         elif width > 3:
             share = torch.cat([share[..., :1], share[..., 1:2].expand(-1, -1, -1, width - 2), share[..., 2:]], 3)
@@ -128,9 +142,18 @@ class VerticalCoordConv2d(nn.Conv2d):
         return "replicate" if min(x.shape[2:]) == 1 else self.border
 
     def _padded_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if any(self.wraps):
+            return F.conv2d(self._wrapped(x), weight, bias)
         if self.border == "zeros":
             return F.conv2d(x, weight, bias, padding=1)
         return F.conv2d(cast(Tensor, _LeanPad.apply(x, self.pad_mode(x))), weight, bias)  # type: ignore[no-untyped-call]
+
+    def _wrapped(self, x: Tensor) -> Tensor:
+        """``x`` padded by one pixel on every side: from the opposite side along axes that wrap, else by the border's rule."""
+        rows, columns = map(int, self.wraps)
+        x = F.pad(x, (columns, columns, rows, rows), mode="circular")
+        rest = (1 - columns, 1 - columns, 1 - rows, 1 - rows)
+        return F.pad(x, rest) if self.border == "zeros" else F.pad(x, rest, mode=self.pad_mode(x))
 
 
 class _LeanPad(torch.autograd.Function):
@@ -231,6 +254,7 @@ class BaseGenerator(nn.Module):
             raise UsageError(f"{len(sizes)} sizes for {config.last + 1} scales; give one for each scale")
         self.config = config
         self.sizes = tuple((int(h), int(w)) for h, w in sizes)
+        self.wraps = (False, False)
         self.provenance = dict(provenance or {})
         self.decoder = Decoder(config)
         self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.last))
@@ -247,9 +271,34 @@ class BaseGenerator(nn.Module):
 
     def refine(self, m: int, image: Tensor, size: Size, noise: Tensor | None = None) -> Tensor:
         """Image of scale ``m`` >= 1 from that of scale m - 1; ``noise`` is scaled by sigma_m already."""
-        up = F.interpolate(image, size, mode="bilinear", align_corners=True)
+        up = self._enlarged(m, image, size)
         entry = up if noise is None else up + noise
         return torch.tanh(up + self.blocks[m - 1](entry).float())
+
+    def _enlarged(self, m: int, image: Tensor, size: Size) -> Tensor:
+        """Bilinear enlargement to scale ``m``: corner on corner, or of the periodic image along axes that wrap."""
+        height, width = (n if wraps else m for n, m, wraps in zip(image.shape[2:], size, self.wraps, strict=True))
+        image = F.interpolate(image, (height, width), mode="bilinear", align_corners=True)
+        for axis, wraps in enumerate(self.wraps, start=2):
+            if wraps:
+                image = _stretched(image, axis, size[axis - 2], _SHIFT if m % 2 else -_SHIFT)
+        return image
+
+    def wrapped(self, wraps: tuple[bool, bool]) -> BaseGenerator:
+        """The same generator, with the same weights in memory, whose images repeat along (rows, columns).
+
+        Convolutions and enlargements continue on the opposite side. Along rows, the vertical coordinate rises and falls
+        again.
+        """
+        if wraps == self.wraps:
+            return self
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        other = copy.deepcopy(self, shared)
+        other.wraps = wraps
+        for module in other.modules():
+            if isinstance(module, VerticalCoordConv2d):
+                module.wraps = wraps
+        return other
 
     def sizes_for(self, size: Size) -> tuple[Size, ...]:
         """Sizes of all scales for a last scale of size ``size``. Raises UsageError for a side below 1."""
@@ -283,3 +332,14 @@ class BaseGenerator(nn.Module):
                 extra = self.sigmas[m] * noise(m, (3, *sizes[m])).to(like)[None]
             image = self.refine(m, image, sizes[m], extra)
         return ((image[0] + 1) / 2).clamp_(0, 1).contiguous()
+
+
+def _stretched(image: Tensor, axis: int, size: int, shift: float) -> Tensor:
+    """Linear interpolation of a periodic image [N, C, H, W] to ``size`` pixels along an axis, moved by ``shift`` pixels."""
+    length = image.shape[axis]
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5 + shift
+    first = position.floor()
+    share = (position - first).to(image).view([-1 if axis == n else 1 for n in range(4)])
+    index = first.to(torch.int64).to(image.device)
+    below, above = (image.index_select(axis, (index + n) % length) for n in (0, 1))
+    return torch.lerp(below, above, share.expand_as(below))

@@ -331,17 +331,35 @@ def models(*places: Path, quiet: QuietFlag = False, json: JsonFlag = False) -> N
 
 
 @app.command
-def check(store: Path, /, *, repair: bool = False, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
+def check(
+    store: Annotated[Path, Parameter(name="FILE")],
+    /,
+    *,
+    wrap: bool = False,
+    repair: bool = False,
+    quiet: QuietFlag = False,
+    json: JsonFlag = False,
+) -> None:
     """Read every shard of a store and compare the pyramid's levels; exit code 4 if something is damaged.
 
     Args:
-        store: OME-Zarr store of a render, finished or not.
+        store: OME-Zarr store of a render, finished or not; with --wrap, also another store or a picture.
+        wrap: Measure instead whether the image repeats without a seam: the difference of its opposite sides, compared with
+            that of neighbouring rows and columns.
         repair: Remove damaged shards, and those computed from them; the store's engine render with --resume makes exactly
             these again.
     """
     from engine.cli.check import check as run
+    from engine.cli.check import check_wrap
 
     set_output(quiet)
+    if wrap:
+        if repair:
+            raise UsageError(
+                f"{option('repair', True)}: removes damage, and {option('wrap', True)} looks for seams; leave one out"
+            )
+        check_wrap(store, as_json=json)
+        return
     run(store, repair=repair, as_json=json)
 
 

@@ -9,6 +9,8 @@ from engine.cli import report
 from engine.cli.progress import by_count, meter
 from engine.errors import InputError, counted, option
 from engine.io.store_check import Damage, Findings, check_store
+from engine.metrics.images import open_image
+from engine.metrics.seams import Seam, measure_seams
 
 
 def check(path: Path, *, repair: bool, as_json: bool) -> None:
@@ -30,6 +32,31 @@ def check(path: Path, *, repair: bool, as_json: bool) -> None:
             f"{path}: {counted(len(findings.damage), 'shard')} of {findings.shards} damaged; repeat this command with "
             f"{option('repair', True)}, then the store's engine render with {option('resume', True)}"
         )
+
+
+def check_wrap(path: Path, *, as_json: bool) -> None:
+    """Read a picture or a store with a progress bar and print how its opposite sides meet.
+
+    Raises:
+        InputError: it is neither, or too small.
+    """
+    sample = open_image(path)
+    with meter(f"reading {path.name}", 1.0) as bar:
+        seams = measure_seams(sample, by_count(bar))
+    if as_json:
+        report.print_json({"path": str(path), "seams": [seam.to_json() for seam in seams]})
+        return
+    for seam in seams:
+        report.line(f"{path}: {_seam_text(seam)}")
+
+
+def _seam_text(seam: Seam) -> str:
+    lines = "columns" if seam.axis == "x" else "rows"
+    verdict = "a seam shows" if seam.is_visible else "no seam"
+    return (
+        f"along {seam.axis} {verdict}: the sides differ by {seam.jump:.2f} levels, {seam.ratio:.2f} times as much as {lines} "
+        f"inside ({seam.typical:.2f} typically, up to {seam.largest:.2f})"
+    )
 
 
 def _summary(path: Path, findings: Findings) -> str:

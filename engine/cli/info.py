@@ -91,6 +91,7 @@ def _render(path: Path, provenance: dict[str, Any], array: Any) -> dict[str, Any
         "seed": plan.get("seed"),
         "canvas": plan.get("canvas"),
         "roi": plan.get("roi"),
+        "wrap": plan.get("wrap"),
         "executor": plan.get("executor"),
         "precision": plan.get("precision"),
         "seam_error_levels": provenance.get("seam_error_levels"),
@@ -136,7 +137,8 @@ def _print_render(account: dict[str, Any]) -> None:
         region = f", the region at {roi['x0']},{roi['y0']} of {canvas[1]}x{canvas[0]}"
     report.prose(f"made by engine {account['engine']} from {account['model']}, seed {account['seed']}{region}")
     seam = report.seam_text(account["seam_error_levels"])
-    report.prose(f"{account['executor']}, {account['precision']}, seam error {seam}")
+    wrap = report.wrap_text(account["wrap"])
+    report.prose(f"{account['executor']}, {account['precision']}, {wrap}seam error {seam}")
     report.print_licences(account["licences"])
     if account["continue"]:
         report.line(f"continue: {account['continue']}")

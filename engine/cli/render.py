@@ -227,6 +227,8 @@ def _print_plan(job: Job, models: Sequence[Path], options: Options) -> None:
         if options.shows_print or options.verbose:
             dpi = job.picture.dpi if job.picture is not None else None
             report.print_on_paper(job.plan.size, options.picture.dpi or (dpi and dpi[0]))
+        elif job.plan.wrap == "both":
+            report.print_material(job.plan.size, repeats=True)
 
 
 def _print_result(

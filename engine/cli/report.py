@@ -26,7 +26,7 @@ from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, PrecisionError, SeamPoint, StageProfile
 from engine.plan.plan import Plan, step_of
-from engine.plan.print_size import PrintSize, material_side
+from engine.plan.print_size import PrintSize, material_size
 from engine.version import __version__
 
 _PLOT_SUFFIXES = (".png", ".svg")
@@ -101,6 +101,11 @@ def seam_text(error: float | None) -> str:
     return "exact" if error == 0 else "not measured" if error is None else f"at most {error:.2f} levels where measured"
 
 
+def wrap_text(wrap: str | None) -> str:
+    """Axes along which an image repeats, before further facts: "tileable along x, "; empty if there are none."""
+    return "" if wrap is None else f"tileable along {'x and y' if wrap == 'both' else wrap}, "
+
+
 def print_plan(
     plan: Plan,
     projection: Projection,
@@ -121,7 +126,8 @@ def print_plan(
     budget = measured.budget
     prose(f"{what(plan, measured, picture)}, by {model}")
     prose(
-        f"{plan.executor}, {plan.precision}, seam error {seam_text(largest(seam_errors(plan, measured)))}{_region(plan, measured)}"
+        f"{plan.executor}, {plan.precision}, {wrap_text(plan.wrap)}seam error "
+        f"{seam_text(largest(seam_errors(plan, measured)))}{_region(plan, measured)}"
     )
     device = "" if budget.device is None else f", device memory {part_of(projection.device, budget.device)}"
     scratch = f" and {readable(projection.scratch)} of scratch" if projection.scratch else ""
@@ -142,13 +148,18 @@ def print_on_paper(size: tuple[int, int], dpi: float | None) -> None:
     """The size of an image of (height, width) on paper, and for a square one the size that a material takes."""
     height, width = size
     prose(f"print {PrintSize.of(size, dpi)}, {megapixels(width * height)}")
-    if (side := material_side(size)) is not None:
-        prose(f"for a material, take a power of two: --size {side}x{side}")
+    print_material(size)
+
+
+def print_material(size: tuple[int, int], *, repeats: bool = False) -> None:
+    """The size that a material takes, where an image of (height, width) is or may be one of another size."""
+    if (better := material_size(size, repeats=repeats)) is not None:
+        prose(f"for a material, take a power of two: --size {better[1]}x{better[0]}")
 
 
 def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] | None) -> str:
     """Size, seed and origin of the image."""
-    (height, width), base = plan.size, tuple(n - 2 * plan.margin for n in plan.base)
+    (height, width), base = plan.size, plan.scene
     size = f"{width}x{height}"
     if not plan.is_whole:
         size += f" at {plan.roi.x0},{plan.roi.y0} of {plan.canvas[1]}x{plan.canvas[0]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.device.precision import Precision
 from engine.errors import UsageError, option
 from engine.io.photo import Photo, open_photo
 from engine.model.bundle import load
+from engine.plan.request import WRAPS
 from engine.training.losses.vgg import find_vgg
 from engine.training.preset import Preset, preset_text, read_file, read_preset
 from engine.training.run.events import (
@@ -60,6 +62,7 @@ def structure(
     memory: int | None,
     vram: int | None,
     seed: int,
+    wrap: str | None,
     resume: bool,
     overwrite: bool,
     licence: str,
@@ -92,11 +95,14 @@ def structure(
         source=source,
     )
     with meter("training", 1.0) as bar:
-        train_structure(photo, out, request, _runtime(bar, device, memory, vram, resume=resume, overwrite=overwrite))
+        runtime = _runtime(bar, device, memory, vram, resume=resume, overwrite=overwrite)
+        train_structure(photo, out, request, _with_wrap(runtime, wrap))
     report.line(f"{out}: {out.stat().st_size / 1e6:.1f} MB; build a model with engine model build --structure {out}")
 
 
-def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence: str, source: str) -> None:
+def whole(
+    photo: Path, out: Path, options: Options, *, wrap: str | None, vgg: Path | None, licence: str, source: str
+) -> None:
     """Train every step with progress, write the model file and print its contents."""
     check_inputs_stay("out", out, [photo, options.config, options.start, vgg])
     _open(photo, BASE_WIDTH)
@@ -111,7 +117,7 @@ def whole(photo: Path, out: Path, options: Options, *, vgg: Path | None, licence
         source=source,
     )
     with meter("training", 1.0) as bar:
-        folder = train_model(photo, out, request, _runtime_of(options, bar))
+        folder = train_model(photo, out, request, _with_wrap(_runtime_of(options, bar), wrap))
     report.print_model(load(out))
     log(f"work files of all steps, their logs and samples: {folder}")
 
@@ -304,6 +310,11 @@ def _log_default(preset: str | None, config: Path | None, default: str) -> None:
 
 def _shape(options: Options) -> Shape:
     return Shape(options.architecture, options.channels, options.blocks)
+
+
+def _with_wrap(runtime: Runtime, wrap: str | None) -> Runtime:
+    """The runtime with sample images that repeat along these axes."""
+    return runtime if wrap is None else replace(runtime, wraps=WRAPS[wrap])
 
 
 def _runtime_of(options: Options, bar: Meter) -> Runtime:

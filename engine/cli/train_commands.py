@@ -13,6 +13,11 @@ from engine.cli.options import Options as TrainingOptions
 
 train_app = App(name="train")
 
+Wrap = Annotated[
+    Literal["x", "y", "both"] | None,
+    Parameter(help="Axes along which the sample images of step 1 repeat; training and the model are the same."),
+]
+
 
 @train_app.command
 def structure(
@@ -32,6 +37,7 @@ def structure(
     memory: Annotated[int | None, BYTES] = None,
     vram: Annotated[int | None, BYTES] = None,
     seed: int = 0,
+    wrap: Wrap = None,
     resume: bool = False,
     overwrite: bool = False,
     licence: Licence = "",
@@ -73,6 +79,7 @@ def structure(
         memory=memory,
         vram=vram,
         seed=seed,
+        wrap=wrap,
         resume=resume,
         overwrite=overwrite,
         licence=licence,
@@ -91,6 +98,7 @@ def train(
     *,
     out: Path,
     options: TrainingOptions = TrainingOptions(),  # noqa: B008
+    wrap: Wrap = None,
     vgg: VggPath = None,
     licence: Licence = "",
     source: Source = "",
@@ -105,7 +113,7 @@ def train(
     from engine.cli.train import whole as run
 
     set_output(quiet)
-    run(photo=photo, out=out, options=options, vgg=vgg, licence=licence, source=source)
+    run(photo=photo, out=out, options=options, wrap=wrap, vgg=vgg, licence=licence, source=source)
 
 
 @train_app.command

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError
-from engine.geometry import Box
+from engine.geometry import Box, repeated
 from engine.io.icc import LARGEST, digest_of, load_profile, name_of
 from engine.io.photo import PictureSource, pages_note, resampled
 from engine.io.picture_file import (
@@ -31,7 +31,7 @@ from engine.io.picture_file import (
     vips,
 )
 from engine.io.srgb import PROFILE, SAMPLES, check_samples, conversion_note, depth_note, profile_name, white
-from engine.io.transparency import filled
+from engine.io.transparency import REACH, filled
 from engine.pixels import PixelFormat
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class OriginalPicture(PictureSource):
         size: (height, width) to resample to; None keeps the picture's own size.
         depth: bits of the result's samples; None for the picture's own, which is 16 for floats.
         profile: name or file of the RGB profile to convert to; None keeps the picture's own.
+        wraps: whether the picture repeats along (rows, columns), which decides what lies beside transparent pixels.
 
     Attributes:
         pixels: channels and depth of the result.
@@ -67,8 +68,9 @@ class OriginalPicture(PictureSource):
         *,
         depth: int | None = None,
         profile: str | Path | None = None,
+        wraps: tuple[bool, bool] = (False, False),
     ) -> None:
-        self._depth, self._wanted = depth, profile
+        self._depth, self._wanted, self._wraps = depth, profile, wraps
         self._target = None if profile is None else load_profile(profile)
         super().__init__(path, size)
         if self._is_float and self.is_light:
@@ -91,7 +93,7 @@ class OriginalPicture(PictureSource):
 
     def resampled(self, size: tuple[int, int]) -> OriginalPicture:
         """The same picture at another size, (height, width)."""
-        return OriginalPicture(self.path, size, depth=self._depth, profile=self._wanted)
+        return OriginalPicture(self.path, size, depth=self._depth, profile=self._wanted, wraps=self._wraps)
 
     def read(self, box: Box) -> Tensor:
         """Colours of a box, float32 [3, h, w]. Raises InputError for damage, and for floats beyond white."""
@@ -101,7 +103,21 @@ class OriginalPicture(PictureSource):
 
     def _opaque(self, box: Box) -> Samples:
         """Samples of a box without alpha, [h, w, C], with the colours of transparent pixels filled."""
-        return filled(self._samples, box, Box(0, 0, *self.size)) if self.pixels.has_alpha else self._samples(box)
+        if not self.pixels.has_alpha:
+            return self._samples(box)
+        (height, width), (y, x) = self.size, (REACH * wraps for wraps in self._wraps)
+        return filled(self._plane, box, Box(-y, -x, height + y, width + x))
+
+    def _plane(self, box: Box) -> Samples:
+        """Samples of a box that may lie beyond the sides of a picture that repeats."""
+        if box == box.clip(Box(0, 0, *self.size)):
+            return self._samples(box)
+        rows, columns = (n * wraps for n, wraps in zip(self.size, self._wraps, strict=True))
+        parts = [
+            np.concatenate([self._samples(Box(y0, x0, y1, x1)) for x0, x1 in repeated(box.x0, box.x1, columns)], 1)
+            for y0, y1 in repeated(box.y0, box.y1, rows)
+        ]
+        return np.concatenate(parts)
 
     def _samples(self, box: Box) -> Samples:
         """Samples of a box with alpha, uint8 or uint16 [h, w, C]."""

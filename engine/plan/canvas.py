@@ -15,6 +15,9 @@ from engine.plan.reduction import Reduction
 MAX_REPETITIONS = 3
 """Most often that a lone network runs: as often as the paper enlarges."""
 
+_STRETCH = 0.02
+"""Largest difference of the enlargements of both sides."""
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -36,6 +39,8 @@ class Canvas:
     """Pixels along each side of the base image that are context only."""
     enlarged: Size | None = None
     """Size of the last step's image where it is reduced to ``size``; None if it is the image itself."""
+    wraps: tuple[bool, bool] = (False, False)
+    """Whether the image repeats along (rows, columns)."""
     keeps_scene: bool = True
     """Whether other sizes of the same shape have the same base image, so that a seed shows the same scene."""
 
@@ -45,9 +50,9 @@ class Canvas:
         return Reduction(self.enlarged or self.size, self.size)
 
     def with_margin(self, margin: int) -> Canvas:
-        """The same canvas with a margin around its base."""
-        height, width = self.base
-        return replace(self, base=(height + 2 * margin, width + 2 * margin), margin=margin)
+        """The same canvas with a margin around its base, except along axes that wrap: the other side is there."""
+        height, width = (n if wraps else n + 2 * margin for n, wraps in zip(self.base, self.wraps, strict=True))
+        return replace(self, base=(height, width), margin=0 if all(self.wraps) else margin)
 
 
 def canvas_of_scene(size: Size | None, native: Size, scales: Sequence[int], stages: int | None) -> Canvas:
@@ -81,6 +86,60 @@ def canvas_of_scene(size: Size | None, native: Size, scales: Sequence[int], stag
     ratio = longer / max(size)  # pixels of the base for each pixel of the image
     enlarged = _covering(size, ratio * factors[count - 1])
     return Canvas(size, _covering(size, ratio), count, enlarged=None if enlarged == size else enlarged)
+
+
+def wrapped_scene(canvas: Canvas, wraps: tuple[bool, bool], scales: Sequence[int], aligns: Sequence[int]) -> Canvas:
+    """Canvas of the same image, repeated along these axes. A period is a whole enlargement of the base image, reduced.
+
+    Args:
+        canvas: canvas of the image that step 1 begins, without a margin.
+        wraps: whether (rows, columns) repeat.
+        scales, aligns: enlargement and window of every stage of the model.
+
+    Raises:
+        UsageError: a whole enlargement would be stretched by more than 2 %.
+    """
+    unit, factor = _least_period(canvas, scales, aligns)
+    base, enlarged = list(canvas.base), list(canvas.enlarged or canvas.size)
+    for axis, repeats in enumerate(wraps):
+        if repeats:
+            base[axis] = -(-base[axis] // unit) * unit
+            enlarged[axis] = base[axis] * factor
+    height, width = (n / m for n, m in zip(enlarged, canvas.size, strict=True))
+    if max(height, width) > (1 + _STRETCH) * min(height, width):
+        step = unit * factor
+        rows, columns = (
+            max(1, round(n / step)) * step if repeats else n for n, repeats in zip(canvas.size, wraps, strict=True)
+        )
+        raise UsageError(
+            f"{_size_option(canvas.size)}: would stretch what repeats by {max(height, width) / min(height, width) - 1:.0%} "
+            f"(sides of multiples of {step} are exact); use {columns}x{rows}"
+        )
+    size = (enlarged[0], enlarged[1])
+    return replace(canvas, base=(base[0], base[1]), enlarged=None if size == canvas.size else size, wraps=wraps)
+
+
+def wrapped_picture(
+    canvas: Canvas, wraps: tuple[bool, bool], picture: Size, scales: Sequence[int], aligns: Sequence[int]
+) -> Canvas:
+    """Canvas of an enlarged picture, repeated along these axes; the arguments are those of ``wrapped_scene``.
+
+    Raises:
+        UsageError: the picture is no whole number of windows, or smaller than the size after all stages.
+    """
+    unit, factor = _least_period(canvas, scales, aligns)
+    height, width = (n // unit * unit if repeats else n for n, repeats in zip(picture, wraps, strict=True))
+    if (height, width) != picture:
+        raise UsageError(
+            f"{option('wrap')}: a picture of {picture[1]}x{picture[0]} does not repeat in the windows of the model "
+            f"({unit} pixels); resize it to {max(width, unit)}x{max(height, unit)}"
+        )
+    if canvas.base != picture:
+        raise UsageError(
+            f"{_size_option(canvas.size)}: too large to repeat (at most {picture[1] * factor}x{picture[0] * factor} from "
+            f"{picture[1]}x{picture[0]}); use that, or a model of more steps"
+        )
+    return replace(canvas, wraps=wraps)
 
 
 def first_enlargement(size: Size | None, native: Size, scale: int) -> Size:
@@ -143,6 +202,19 @@ def _with_unscaled(count: int, scales: Sequence[int]) -> int:
     return next((k for k in range(count, len(scales)) if scales[k] != 1), len(scales))
 
 
+def _least_period(canvas: Canvas, scales: Sequence[int], aligns: Sequence[int]) -> tuple[int, int]:
+    """Pixels of the base that are whole windows in every stage, and the enlargement of all stages."""
+    unit, factor = 1, 1
+    for scale, align in zip(scales[: canvas.stages], aligns, strict=False):
+        unit = math.lcm(unit, align // math.gcd(align, factor))
+        factor *= scale
+    return unit, factor
+
+
+def _size_option(size: Size) -> str:
+    return option("size", f"{size[1]}x{size[0]}")
+
+
 def _longer_side(size: Size, native: Size) -> Fraction:
     """Longer side of the base image of a shape: a multiple of half of the longer side of ``native``."""
     unit = Fraction(max(native), 2)
@@ -172,14 +244,14 @@ def _check_stages(stages: int | None, scales: Sequence[int]) -> None:
 
 def _check_size(size: Size) -> None:
     if min(size) < 1:
-        raise UsageError(f"{option('size', f'{size[1]}x{size[0]}')}: has an empty side; use at least 1 pixel")
+        raise UsageError(f"{_size_option(size)}: has an empty side; use at least 1 pixel")
 
 
 def _check_aspect(picture: Size, size: Size) -> None:
     """Refuse a size that stretches the picture by more than 2 %, or by a pixel where that is more."""
     height = size[1] * picture[0] / picture[1]
-    if abs(size[0] - height) > max(1.0, 0.02 * height):
+    if abs(size[0] - height) > max(1.0, _STRETCH * height):
         raise UsageError(
-            f"{option('size', f'{size[1]}x{size[0]}')}: would stretch the picture of {picture[1]}x{picture[0]} by "
+            f"{_size_option(size)}: would stretch the picture of {picture[1]}x{picture[0]} by "
             f"{abs(height / size[0] - 1):.0%}; use {size[1]}x{max(1, round(height))}, or leave it out"
         )

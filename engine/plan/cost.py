@@ -154,7 +154,8 @@ def source_parts(measured: Measured, base: int, rows: int, columns: int) -> dict
     if measured.picture_digest is None:
         return {"base image": base * CHANNELS * FLOAT}
     fill = FILL_BYTES if measured.pixels.has_alpha else 0
-    return {"picture": rows * columns * measured.picture_bytes + fill}
+    copies = 2 if any(measured.canvas.wraps) else 1  # parts of a picture that repeats are joined
+    return {"picture": rows * columns * measured.picture_bytes * copies + fill}
 
 
 def writer_bytes(shard: Sides, pixels: PixelFormat = PLAIN) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,11 @@ _CONTEXT = 32
 """LR pixels of context that an inner stage makes beyond the image for the next one: a margin of 8 of step 1, enlarged once.
 
 Enlarged further, a margin would cost as large a share of the last stage's work as of step 1's.
+"""
+
+_EXACT_WORK = 2.0
+"""Work of an image that wraps with exact context, by that of one period, up to which the context is exact by default: the
+receptive field of a deep network may be larger than a small picture.
 """
 
 
@@ -108,11 +114,14 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
     layout, roi = EXECUTORS[name].layout, region(request, measured.canvas)
     tile = request.core if cut is None else cut.tiles[-1]
     # A halo decides no pixel where no edge is inside the image. A region has the pixels of the whole image by exact halos.
-    # Neither needs a measurement.
+    # Neither needs a measurement. An image that wraps continues at its sides, where a requested halo decides.
     stages = None
     is_bounded = all(stage.radius < UNBOUNDED for stage in measured.stages)
-    if is_bounded and (roi.width == measured.canvas.size[1] or request.overlap == AUTO):
-        stages = layout.whole(_uncut_stages(HaloPolicy("exact"), request, measured), measured, roi.width, tile)
+    is_uncut = roi.width == measured.canvas.size[1] and not any(measured.canvas.wraps)
+    if is_bounded and (is_uncut or request.overlap == AUTO):
+        exact = _uncut_stages(HaloPolicy("exact"), request, measured)
+        if _work(exact) <= _EXACT_WORK:
+            stages = layout.whole(exact, measured, roi.width, tile)
     if stages is None:
         uncut = _uncut_stages(request.halo_policy, request, measured)
         if cut is None:
@@ -145,26 +154,59 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
 def _uncut_stages(policy: HaloPolicy, request: Request, measured: Measured) -> tuple[StagePlan, ...]:
     """Every stage with its halo and margin, and with the smallest tile."""
     stages: list[StagePlan] = []
-    size, margin = measured.canvas.base, measured.canvas.margin
+    canvas = measured.canvas
+    halos = [policy.choose(stage.profile, stage.radius, stage.align) for stage in measured.stages]
+    spares = _spares(halos, measured)
+    period, margin = canvas.base, canvas.margin  # a period along the axes that wrap
+    context = halos[0] + spares[0]
     for position, stage in enumerate(measured.stages):
         is_last = position == len(measured.stages) - 1
         # A margin is enlarged only as far as the next stage needs it as context.
         spare = max(0, margin - -(-_CONTEXT // stage.scale)) // stage.align * stage.align
         cut = StagePlan(
             step=step_of(position),
-            height=size[0],
-            width=size[1],
+            height=period[0] + 2 * context * canvas.wraps[0],
+            width=period[1] + 2 * context * canvas.wraps[1],
             scale=stage.scale,
             align=stage.align,
-            halo=policy.choose(stage.profile, stage.radius, stage.align),
+            halo=halos[position],
             tile=stage.align,
             sigma=stage.sigma,
             margin=margin if is_last else spare,
             is_image=is_last and measured.is_direct,
+            period=_where(canvas.wraps, period),
+            start=_where(canvas.wraps, (-context, -context)),
+            context=_where(canvas.wraps, (context - spares[position],) * 2),
         )
         stages.append(cut)
-        size, margin = cut.grid.bounds.shape, (margin - cut.margin) * stage.scale
+        context, margin = spares[position] * stage.scale, (margin - cut.margin) * stage.scale
+        height, width = cut.grid.bounds.shape
+        period = height - 2 * context * canvas.wraps[0], width - 2 * context * canvas.wraps[1]
     last = stages[-1]
     blend = -(-request.blend // last.align) * last.align
     stages[-1] = replace(last, blend=blend, ramp=request.ramp, dither=request.dither)
     return tuple(stages)
+
+
+def _spares(halos: Sequence[int], measured: Measured) -> list[int]:
+    """Pixels beyond each side of a period that every stage enlarges for the next: its halo, and what that one enlarges.
+
+    They are whole windows in both stages. The last stage enlarges what a reduction reads.
+    """
+    last, reduction = measured.stages[-1], measured.canvas.reduction
+    reach = max(reduction.rows.reach, reduction.columns.reach)
+    spares = [-(-reach // (last.scale * last.align)) * last.align]
+    for halo, stage, following in zip(halos[:0:-1], measured.stages[-2::-1], measured.stages[:0:-1], strict=True):
+        step = math.lcm(stage.align, following.align // math.gcd(following.align, stage.scale))
+        spares.append(-(-(halo + spares[-1]) // (stage.scale * step)) * step)
+    return spares[::-1]
+
+
+def _work(stages: Sequence[StagePlan]) -> float:
+    """Pixels that stages compute, by those of their sources: above 1 for an image that wraps."""
+    return sum(s.height * s.width for s in stages) / sum(math.prod(s.source_shape) for s in stages)
+
+
+def _where(wraps: tuple[bool, bool], sides: Sides) -> Sides:
+    """The sides along the axes that wrap, 0 along others."""
+    return sides[0] * wraps[0], sides[1] * wraps[1]

@@ -96,6 +96,13 @@ class StagePlan:
     """Pixels along each side of the input that are context only; the output and its grid begin behind them."""
     is_image: bool = False
     """Whether the output is the image itself, uint8 RGB; float32 if further stages, a reduction or another format follow."""
+    period: Sides = (0, 0)
+    """Rows and columns after which the input repeats; 0 along an axis that does not wrap. The input is a window on the plane
+    that repetition fills: one period, and context on both sides."""
+    start: Sides = (0, 0)
+    """Position of the input's first pixel on that plane."""
+    context: Sides = (0, 0)
+    """``margin`` along the axes that wrap, at least the halo."""
 
     def __post_init__(self) -> None:
         if self.tile_rows == self.tile:  # equal cuts are equal plans
@@ -121,6 +128,16 @@ class StagePlan:
         return replace(self, tile_rows=core[0], tile=core[1])
 
     @property
+    def margins(self) -> Sides:
+        """Rows above and below, and columns left and right, that are context only."""
+        return tuple(c if n else self.margin for n, c in zip(self.period, self.context, strict=True))  # type: ignore[return-value]
+
+    @property
+    def source_shape(self) -> Sides:
+        """(height, width) of the source: of the input, or of one period."""
+        return self.period[0] or self.height, self.period[1] or self.width
+
+    @property
     def position(self) -> int:
         """Index in the chain of stages, from 0."""
         return self.step - _FIRST_ENLARGEMENT
@@ -133,38 +150,44 @@ class StagePlan:
     @property
     def tile_shape(self) -> tuple[int, int]:
         """(height, width) of every tile's input. All are equal, so one mask and one recorded launch serve them."""
-        return tuple(map(self._tile_side, self.core, self.grid.bounds.shape, self.padded))  # type: ignore[return-value]
+        sides = map(self._tile_side, self.core, self.grid.bounds.shape, self.padded, self.margins)
+        return tuple(sides)  # type: ignore[return-value]
 
-    def _tile_side(self, core: int, output: int, padded: int) -> int:
+    def _tile_side(self, core: int, output: int, padded: int, margin: int) -> int:
         """Rows or columns of every tile's input, as many as the largest one needs.
 
         Args:
             core: of a tile, without halo.
             output: of the stage's output.
             padded: of the frame.
+            margin: of the frame.
         """
         cells = -(-output // (core * self.scale))
         # With two cells, each has the frame's border on one side, where no halo is needed beyond the margin.
-        outside = self.halo if cells > 2 else min(self.halo, self.margin)
+        outside = self.halo if cells > 2 else min(self.halo, margin)
         return min(core + outside + self.halo + self.blend, padded)
 
     @property
     def grid(self) -> Grid:
-        """Cells of the output in HR pixels. The origin lies ``margin`` LR pixels inside the frame."""
-        height, width = ((n - 2 * self.margin) * self.scale for n in (self.height, self.width))
+        """Cells of the output in HR pixels. The origin lies ``margins`` LR pixels inside the frame."""
+        height, width = (
+            (n - 2 * margin) * self.scale for n, margin in zip((self.height, self.width), self.margins, strict=True)
+        )
         rows, columns = self.core
         return Grid(height, width, (rows * self.scale, columns * self.scale))
 
     def tile_at(self, row: int, column: int) -> Tile:
         """The tile of a cell. Its origin is clamped into the frame: a deeper inner halo replaces a synthetic border."""
         y, x = (
-            min(max(self.margin + k * side - self.halo, 0), frame - size)
-            for k, side, frame, size in zip((row, column), self.core, self.padded, self.tile_shape, strict=True)
+            min(max(margin + k * side - self.halo, 0), frame - size)
+            for margin, k, side, frame, size in zip(
+                self.margins, (row, column), self.core, self.padded, self.tile_shape, strict=True
+            )
         )
         read = Box(y, x, y + self.tile_shape[0], x + self.tile_shape[1])
         cell, border = self.grid.box(row, column), self.blend * self.scale
         output = Box(cell.y0, cell.x0, cell.y1 + border, cell.x1 + border).clip(self.grid.bounds)
-        network_output = read.shift(-self.margin, -self.margin).scale(self.scale)
+        network_output = read.shift(-self.margins[0], -self.margins[1]).scale(self.scale)
         return Tile(row, column, read, cell, output, output.relative_to(network_output))
 
     def blended_into(self, row: int, column: int) -> Iterator[tuple[int, int]]:
@@ -187,12 +210,15 @@ class StagePlan:
 
         The margin is included, so a strip as wide as the image has no inner edge.
         """
-        first = (self.margin + x0 // self.scale - self.halo) // self.align * self.align
-        last = -(-(self.margin + -(-x1 // self.scale) + self.halo) // self.align) * self.align
+        margin = self.margins[1]
+        first = (margin + x0 // self.scale - self.halo) // self.align * self.align
+        last = -(-(margin + -(-x1 // self.scale) + self.halo) // self.align) * self.align
+        if self.period[1]:
+            return max(0, first), min(last, self.padded[1])
         return (
-            first if first > self.margin else 0,
+            first if first > margin else 0,
             # An image that was cropped at the end leaves up to another margin.
-            last if last < self.padded[1] - 2 * self.margin else self.padded[1],
+            last if last < self.padded[1] - 2 * margin else self.padded[1],
         )
 
     def source_columns(self, columns: tuple[int, int]) -> tuple[int, int]:
@@ -217,7 +243,8 @@ class StagePlan:
             UsageError: a cross-fade is wider than a tile.
         """
         sizes = [("band", self.band)] if self.band else [("tile", side) for side in self.core]
-        for what, value in (*sizes, ("halo", self.halo), ("cross-fade", self.blend), ("margin", self.margin)):
+        margins = [("margin", margin) for margin in self.margins]
+        for what, value in (*sizes, ("halo", self.halo), ("cross-fade", self.blend), *margins):
             if value % self.align:
                 limit = -(-value // self.align) * self.align
                 raise AlignmentError(
@@ -233,6 +260,8 @@ class StagePlan:
         """Fields that decide pixels, under the keys of the stored format."""
         values = asdict(self)
         del values["step"], values["is_image"], values["tile"], values["tile_rows"]
+        if not any(self.period):  # absent from the plans of earlier versions
+            del values["period"], values["start"], values["context"]
         return {"name": f"stage {self.position + 1}", "core": stored_sides(self.core), **values}
 
     @classmethod
@@ -243,6 +272,7 @@ class StagePlan:
             KeyError, TypeError, ValueError: the data is damaged.
         """
         values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        values |= {name: tuple(values[name]) for name in ("period", "start", "context") if name in values}
         rows, columns = sides_of(data["core"])
         step = step_of(int(str(data["name"]).removeprefix("stage ")) - 1)
         return cls(**values, step=step, tile=columns, tile_rows=rows)
@@ -286,7 +316,12 @@ class Plan:
     @property
     def reduction(self) -> Reduction:
         """Reduction of the last step's image to the canvas; the identity if there is none."""
-        return Reduction(self.enlarged or self.canvas, self.canvas)
+        source, last = self.enlarged or self.canvas, self.stages[-1]
+        margin = tuple(
+            (n - m) // 2 if period else 0
+            for n, m, period in zip(last.grid.bounds.shape, source, last.period, strict=True)
+        )
+        return Reduction(source, self.canvas, margin)  # type: ignore[arg-type]
 
     @property
     def is_direct(self) -> bool:
@@ -310,9 +345,26 @@ class Plan:
 
     @property
     def needs_halos(self) -> bool:
-        """Whether halos decide pixels: not in bands of one strip as wide as the canvas, which has no inner edge."""
+        """Whether halos decide pixels: not in bands of one strip as wide as the canvas, which has no inner edge.
+
+        An image that wraps continues at its sides, as far as the halos reach.
+        """
+        if self.wrap is not None:
+            return True
         one_strip = self.is_banded and self.strip >= self.size[1]
         return not one_strip or self.roi.width != self.canvas[1]
+
+    @property
+    def wrap(self) -> str | None:
+        """Axes along which the image repeats without a seam: x, y or both; None if there is none."""
+        return wrap_name(self.stages[0].period)
+
+    @property
+    def scene(self) -> Sides:
+        """(height, width) of the base image without its margin."""
+        return tuple(
+            n if period else n - 2 * self.margin for n, period in zip(self.base, self.stages[0].period, strict=True)
+        )  # type: ignore[return-value]
 
     @property
     def margin(self) -> int:
@@ -388,7 +440,7 @@ class Plan:
 
         A whole image needs a box of its source that begins with its first tile's input and ends with its last tile's.
         """
-        counts, box = [], Box(0, 0, *self.reduction.source)
+        counts, box = [], self.reduction.read(Box(0, 0, *self.canvas))
         for stage in reversed(self.stages):
             cells = stage.grid.covered(box)
             counts.append(cells.area)
@@ -413,6 +465,8 @@ class Plan:
         for name in ("enlarged", "profile"):
             if values[name] is None:
                 del values[name]
+        if self.wrap is not None:
+            values["wrap"] = self.wrap
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     @property
@@ -426,7 +480,7 @@ class Plan:
         Keys that this version does not store are ignored: earlier versions kept measurements in the plan. So are halos
         that decide no pixel.
         """
-        later = {"enlarged": None, "profile": None, "channels": PLAIN.channels, "depth": PLAIN.depth}
+        later = {"enlarged": None, "profile": None, "wrap": None, "channels": PLAIN.channels, "depth": PLAIN.depth}
         here, there = {**later, **self.to_json()}, {**later, **stored, "executor": executor_of(stored)}
         stages = there.get("stages")
         if isinstance(stages, list) and len(stages) == len(self.stages):
@@ -435,6 +489,11 @@ class Plan:
                 for stage in (*here["stages"], *(s for s in there["stages"] if isinstance(s, dict))):
                     stage.pop("halo", None)
         return [f"{k}: {_difference(there.get(k), v)}" for k, v in here.items() if there.get(k) != v]
+
+
+def wrap_name(axes: Sequence[object]) -> str | None:
+    """Name of the axes (rows, columns) that are true: y, x or both; None if none is."""
+    return {(True, True): "both", (True, False): "y", (False, True): "x"}.get((bool(axes[0]), bool(axes[1])))
 
 
 def executor_of(stored: dict[str, Any]) -> str:

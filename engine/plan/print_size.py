@@ -49,8 +49,15 @@ def pixels_of_print(width_mm: float, dpi: float | None) -> int:
     return pixels
 
 
-def material_side(size: tuple[int, int]) -> int | None:
-    """The power of two nearest to a square image's side, which 3D programs want; None if it is one, or not square."""
-    height, width = size
-    nearest = 1 << round(math.log2(height))
-    return None if height != width or nearest == height else nearest
+def material_size(size: tuple[int, int], *, repeats: bool = False) -> tuple[int, int] | None:
+    """The size (height, width) of powers of two nearest to a square image's, which 3D programs want.
+
+    Args:
+        size: (height, width) of the image.
+        repeats: whether it is a material for sure, as it repeats, also where it is no square.
+
+    Returns:
+        None if the size is one of powers of two, or if the image is no material.
+    """
+    height, width = (1 << round(math.log2(side)) for side in size)
+    return None if (height, width) == size or not (repeats or size[0] == size[1]) else (height, width)

@@ -24,6 +24,9 @@ from engine.plan.plan import RENAMED_EXECUTORS
 AUTO = "auto"
 
 RAMPS = ("cosine", "linear")
+WRAPS = {"x": (False, True), "y": (True, False), "both": (True, True)}
+"""Values of ``wrap``, and whether rows and columns wrap."""
+
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
 
@@ -163,6 +166,7 @@ _PARSERS: dict[str, Callable[[object, str], object]] = {
     "dither": _switch,
     "depth": _whole,
     "profile": _profile,
+    "wrap": _text,
     "seam_tolerance": _number,
     "device": _text,
     "precision": _text,
@@ -189,6 +193,7 @@ class RenderOptions(TypedDict, total=False):
     dither: bool
     depth: int | None
     profile: Path | str | None
+    wrap: str | None
     seam_tolerance: float
     device: str | None
     precision: str
@@ -267,6 +272,9 @@ class Request:
     """Colours of the result of a picture: srgb, adobe-rgb, p3 or an ICC file of RGB, embedded in it; default: the profile of
     the picture, whose values are kept."""
 
+    wrap: str | None = None
+    """Axes along which the image repeats without a seam: x, y or both. A picture must repeat by itself."""
+
     seam_tolerance: float = SEAM_TOLERANCE
     """Largest seam error for an automatic halo, in 8-bit levels."""
 
@@ -304,12 +312,24 @@ class Request:
             )
         if self.ramp not in RAMPS:
             raise UsageError(f"{option('ramp', self.ramp)}: unknown weight curve; use one of {', '.join(RAMPS)}")
+        if self.wrap is not None and self.wrap not in WRAPS:
+            raise UsageError(f"{option('wrap', self.wrap)}: unknown; use one of {', '.join(WRAPS)}")
+        if self.wrap is not None and self.blend:
+            raise UsageError(
+                f"{option('blend', self.blend)}: stops at the sides, where {option('wrap')} would show a seam; use "
+                f"{option('overlap', 'exact')} or leave one out"
+            )
         _ = self.halo_policy  # raises UsageError for an unknown overlap or tolerance
 
     @property
     def halo_policy(self) -> HaloPolicy:
         """Policy that chooses the halo of each step from ``overlap`` and ``seam_tolerance``."""
         return HaloPolicy(self.overlap, self.seam_tolerance)
+
+    @property
+    def wraps(self) -> tuple[bool, bool]:
+        """Whether the image repeats along (rows, columns)."""
+        return WRAPS[self.wrap] if self.wrap is not None else (False, False)
 
     @property
     def core(self) -> tuple[int, int] | None:

@@ -177,8 +177,9 @@ def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tupl
     Rows are pushed from a receptive field above the first one until the last one is complete. Operations lag behind the
     input by up to ``radius`` rows, evenly here, and skip bands that lie outside the picture.
     """
-    start = max(0, stage.margin + first // stage.scale - radius) // stage.band * stage.band
-    last = min(stage.margin - (-last // stage.scale), stage.padded[0])
+    margin = stage.margins[0]
+    start = max(0, margin + first // stage.scale - radius) // stage.band * stage.band
+    last = min(margin - (-last // stage.scale), stage.padded[0])
     pushed = -(-(last + radius - start) // stage.band) * stage.band
     beyond = max(0, start + pushed - stage.padded[0])
     above = radius / 2
@@ -189,9 +190,11 @@ def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tupl
 
 
 def inner_edges(plan: Plan) -> list[bool]:
-    """Whether a strip of each stage has an edge inside the image."""
+    """Whether a strip of each stage has an edge inside the image; the sides of an image that wraps are inside it."""
     inputs = [plan.input_columns(strip) for strip in plan.column_strips()]
-    return [any(columns[i] != (0, s.padded[1]) for columns in inputs) for i, s in enumerate(plan.stages)]
+    return [
+        any(s.period) or any(columns[i] != (0, s.padded[1]) for columns in inputs) for i, s in enumerate(plan.stages)
+    ]
 
 
 def _needs(stages: Sequence[StagePlan], measured: Measured, width: int) -> tuple[int, int]:
@@ -230,7 +233,7 @@ def _columns(stages: Sequence[StagePlan], strip: int) -> list[int]:
     """Upper bound of the LR columns that every stage reads for a strip of ``strip`` columns of the last stage's image."""
     counts, columns = [], strip
     for stage in reversed(stages):
-        context = stage.halo + stage.margin + stage.align
+        context = stage.halo + stage.margins[1] + stage.align
         columns = min(stage.padded[1], -(-columns // stage.scale) + 2 * context)
         counts.append(columns)
     return counts[::-1]
@@ -285,7 +288,7 @@ def _transfer_bytes(stage: StagePlan) -> int:
 
 def _host_parts(stages: Sequence[StagePlan], measured: Measured, strip: int) -> dict[str, int]:
     """Host memory above the baseline, for strips of ``strip`` output columns."""
-    base = stages[0].height * stages[0].width
+    base = math.prod(stages[0].source_shape)
     step_1 = measured.base.bytes_at(base) if measured.base is not None else 0
     columns = _columns_read(stages, measured, strip)
     parts = {

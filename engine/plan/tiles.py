@@ -103,8 +103,8 @@ def shard_of_tiles(last: StagePlan) -> tuple[Sides, Sides]:
 
 
 def inner_edges(plan: Plan) -> list[bool]:
-    """Whether a tile of each stage has an edge inside the image."""
-    return [s.tile_shape != s.padded for s in plan.stages]
+    """Whether a tile of each stage has an edge inside the image; the sides of an image that wraps are inside it."""
+    return [any(s.period) or s.tile_shape != s.padded for s in plan.stages]
 
 
 def choose_tiles(stages: Sequence[StagePlan], measured: Measured, *, batched: bool) -> tuple[StagePlan, ...]:
@@ -245,7 +245,7 @@ def _host_parts(
     stages: Sequence[StagePlan], measured: Measured, cached: Sequence[int], batches: Batches
 ) -> dict[str, int]:
     """Host memory above the baseline."""
-    base = stages[0].height * stages[0].width
+    base = math.prod(stages[0].source_shape)
     network = _network_peak(stages, measured, batches, on_device=False)
     if measured.base is not None:
         network = max(network, measured.base.bytes_at(base))
@@ -385,6 +385,7 @@ def _refuse(smallest: Sequence[StagePlan], measured: Measured, host: int, device
     first, (height, width) = smallest[0], stage.tile_shape
     part = f"the smallest tile of {stage.name} ({width}x{height} with its halo of {stage.halo})"
     remedy = f"a smaller {option('overlap')} or half {option('precision')}"
-    if not too_large and measured.base is not None and measured.base.bytes_at(first.height * first.width) > size:
-        part, remedy = f"step 1 for its image of {first.width}x{first.height}", f"a smaller {option('size')}"
+    if not too_large and measured.base is not None and measured.base.bytes_at(math.prod(first.source_shape)) > size:
+        base_height, base_width = first.source_shape
+        part, remedy = f"step 1 for its image of {base_width}x{base_height}", f"a smaller {option('size')}"
     raise budget_error(name, part, need=need, limit=limit, idle=idle, remedy=remedy)

@@ -111,16 +111,23 @@ def band_memory(stage: Stage) -> BandCost:
     )
 
 
-def base_footprint(model: Model, limit: int | None = None) -> Footprint:
-    """Cost of step 1 on the host, measured once; ``limit``: bytes of host memory that the process may take."""
+def base_footprint(model: Model, limit: int | None = None, wraps: tuple[bool, bool] = (False, False)) -> Footprint:
+    """Cost of step 1 on the host, measured once.
+
+    Args:
+        model: model of step 1.
+        limit: bytes of host memory that the process may take.
+        wraps: whether its image repeats along (rows, columns), which takes padded copies of its maps.
+    """
     generator = model.base_generator
     assert generator is not None
     largest = side_within(limit, _BASE_LARGE, _SMALLEST, BYTES_OF_STEP_1)
 
     def run(height: int, width: int) -> Tensor:
-        return base_image(generator, 0, (height, width))
+        return base_image(generator, 0, (height, width), wraps)
 
-    key = ("structure", model.digest, "cpu") + (() if largest == _BASE_LARGE else (str(largest),))
+    key = ("structure", model.digest, "cpu", *("wrap",) * any(wraps))
+    key += () if largest == _BASE_LARGE else (str(largest),)
     return cached(key, lambda: measure(run, torch.device("cpu"), largest=largest))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from engine.kernels.trim import thresholds
 from engine.pixels import PLAIN, PixelFormat
 from engine.plan.plan import Plan
 from engine.plan.reduction import Axis
+from engine.run.periodic import PeriodicImage
 from engine.run.resample import resampled, resampled_columns
 
 _CUBIC = 2
@@ -68,15 +71,22 @@ class EnlargedAlpha:
     """
 
     def __init__(self, source: Source, plan: Plan) -> None:
-        self._source = source
         self.size = plan.canvas
-        (height, width), enlarged = source.size, plan.reduction.target
+        enlarged = plan.reduction.target
         if plan.reduction.is_identity:  # the enlarged picture, of which the canvas may be a crop
             scale = 1
             for stage in plan.stages:
                 scale *= stage.scale
-            enlarged = (height * scale, width * scale)
-        self._rows, self._columns = Axis(height, enlarged[0], _CUBIC), Axis(width, enlarged[1], _CUBIC)
+            enlarged = (source.size[0] * scale, source.size[1] * scale)
+        period = plan.stages[0].period
+        axes = [Axis(*sides, lobes=_CUBIC) for sides in zip(source.size, enlarged, strict=True)]
+        self._rows, self._columns = (
+            replace(axis, margin=axis.reach) if n else axis for axis, n in zip(axes, period, strict=True)
+        )
+        if any(period):
+            sides, start = (self._rows.read_size, self._columns.read_size), (-self._rows.margin, -self._columns.margin)
+            source = PeriodicImage(source, sides, period, start)
+        self._source = source
 
     def read(self, box: Box) -> Tensor:
         """Alpha of a box of the canvas, float32 [1, h, w]."""

@@ -26,6 +26,7 @@ from engine.plan.plan import Plan, StagePlan
 from engine.plan.strips import narrower
 from engine.plan.tiles import smaller_tile
 from engine.run.finish import EnlargedAlpha, Finish
+from engine.run.periodic import base_of
 from engine.run.reduce import ReducedRows
 from engine.run.rows import BandedStage, Columns, RowSource, RowStreams, SourceRows
 from engine.run.stage import Stage
@@ -73,7 +74,7 @@ def tile_chain(
     for cut, stage, run in zip(cuts, stages, runners or [one_by_one] * len(stages), strict=True):
         dtype = np.uint8 if cut.is_image else np.float32
         cache = TileCache(limit, Scratch(scratch / str(cut.position + 1), cut.grid, dtype))
-        source = chain[-1] if chain else base
+        source = chain[-1] if chain else base_of(cut, base)
         chain.append(TiledStage(cut, stage, source, cache, seed, on_pixels, run))
     return chain
 
@@ -106,7 +107,7 @@ def row_chain(
         strip.append(Columns(cut.input_columns(*columns), columns))
         columns = cut.source_columns(strip[-1].input)
     streams, queue = streams or RowStreams(), queue or device_queue(stages[0].device)
-    rows: RowSource = SourceRows(base, columns)
+    rows: RowSource = SourceRows(base_of(cuts[0], base), columns)
     for cut, stage, part in zip(cuts, stages, reversed(strip), strict=True):
         stream = streams.of(cut.position, stage, part.input[1] - part.input[0], queue)
         rows = BandedStage(cut, stage, stream, queue, rows, part, seed, on_pixels)

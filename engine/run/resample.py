@@ -28,7 +28,8 @@ def resampled(pixels: Tensor, axis: Axis, target: tuple[int, int], offset: int) 
         float32 [C, last - first, w].
     """
     if axis.is_identity:
-        return pixels[:, target[0] - offset : target[1] - offset]
+        first, last = axis.read(*target)
+        return pixels[:, first - offset : last - offset]
     # In numpy: so many small operations of torch would spend their time in waking threads.
     source, (index, weights) = pixels.numpy(), _window(axis, *target)
     result = np.zeros((source.shape[0], target[1] - target[0], source.shape[2]), np.float32)
@@ -42,7 +43,8 @@ def resampled(pixels: Tensor, axis: Axis, target: tuple[int, int], offset: int) 
 def resampled_columns(pixels: Tensor, axis: Axis, target: tuple[int, int], offset: int) -> Tensor:
     """Target columns [first, last) of an image. Transposed, since a selection of rows copies whole rows."""
     if axis.is_identity:
-        return pixels[:, :, target[0] - offset : target[1] - offset]
+        first, last = axis.read(*target)
+        return pixels[:, :, first - offset : last - offset]
     return resampled(pixels.transpose(1, 2).contiguous(), axis, target, offset).transpose(1, 2).contiguous()
 
 
@@ -56,7 +58,7 @@ def _window(axis: Axis, first: int, last: int) -> tuple[Array, Array]:
         weights = np.where(np.abs(distance) < LOBES, np.sinc(distance) * np.sinc(distance / LOBES), 0.0)
     else:
         weights = _cubic(np.abs(distance))
-    weights[(index < 0) | (index >= axis.source)] = 0.0
+    weights[(index < 0) | (index >= axis.read_size)] = 0.0
     weights /= weights.sum(0)
     return index, weights.astype(np.float32)
 

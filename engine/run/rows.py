@@ -200,7 +200,7 @@ class BandedStage:
         The stream starts at least one receptive field above, on a multiple of its band. Its rows equal those of a stream
         from the top, bit for bit.
         """
-        scale, band, margin = self._plan.scale, self._plan.band, self._plan.margin
+        scale, band, margin = self._plan.scale, self._plan.band, self._plan.margins[0]
         start = max(0, margin + first // scale - self._stage.radius) // band * band
         end = self._plan.grid.height
         malloc_trim()
@@ -239,7 +239,7 @@ class BandedStage:
             self._on_pixels(self._plan.position, pixels)
 
     def _trimmed(self, output: Tensor, first: int, last: int, y: int, *, is_end: bool) -> _RowsOnDevice:
-        x = self._columns.output[0] - (self._columns.input[0] - self._plan.margin) * self._plan.scale
+        x = self._columns.output[0] - (self._columns.input[0] - self._plan.margins[1]) * self._plan.scale
         crop = Box(first, x, last, x + self._columns.output[1] - self._columns.output[0])
         dtype = torch.uint8 if self._plan.is_image else torch.float32
         result = trim(

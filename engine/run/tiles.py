@@ -39,7 +39,8 @@ def input_noise(plan: StagePlan, seed: int, stage: Stage) -> Noise | None:
     """Noise of a stage's input; None if it takes none."""
     if not plan.sigma and not stage.noise_channels:
         return None
-    return Noise(plan.sigma, seed, NOISE_SUBSTREAM + plan.position, stage.noise_channels)
+    substream = NOISE_SUBSTREAM + plan.position
+    return Noise(plan.sigma, seed, substream, stage.noise_channels, plan.period, plan.start)
 
 
 def one_by_one(image: TiledStage, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, Tensor]]:

@@ -158,6 +158,18 @@ def test_kernel_takes_far_positions():
     assert_close_to_twin(tile, gather_torch(block, box, box, size, noise), atol=1e-6)
 
 
+@BOTH
+def test_noise_repeats(use_triton):
+    """The window begins above and left of the first pixel, and is wider than two periods; the other axis goes on."""
+    box, noise = Box(0, 0, 9, 25), Noise(1.0, 7, 3, 2, period=(0, 11), start=(0, -4))
+    tile = gather(torch.zeros(3, 9, 25), box, box, box.shape, noise, use_triton=use_triton)[0]
+    expected = noise_torch(7, 3, Box(0, 0, 9, 11), 5)[:, :, torch.arange(-4, 21) % 11]
+    torch.testing.assert_close(tile, expected, atol=2e-6, rtol=0)
+    both = noise._replace(period=(4, 11), start=(-3, -4))
+    tile = gather(torch.zeros(3, 9, 25), box, box, box.shape, both, use_triton=use_triton)[0]
+    torch.testing.assert_close(tile, expected[:, torch.arange(-3, 6) % 4], atol=2e-6, rtol=0)
+
+
 @needs_triton
 def test_kernels_blocks_fit_together(small_blocks):
     block, frame, read = pixels(torch.uint8, *SIZE), Box(0, 0, *SIZE), Box(24, 8, 48, 56)

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import UsageError
-from engine.plan.print_size import PrintSize, material_side, pixels_of_print
+from engine.plan.print_size import PrintSize, material_size, pixels_of_print
 
 
 def test_sizes_are_said_in_cm_and_metres():
@@ -26,5 +26,7 @@ def test_impossible_prints(width_mm):
 
 
 def test_materials_are_squares_of_powers_of_two():
-    assert [material_side((n, n)) for n in (1000, 1024, 3000, 1)] == [1024, None, 4096, None]
-    assert material_side((1000, 1001)) is None
+    assert [material_size((n, n)) for n in (1000, 1024, 3000, 1)] == [(1024, 1024), None, (4096, 4096), None]
+    assert material_size((1000, 1001)) is None
+    assert material_size((1000, 2048), repeats=True) == (1024, 2048)
+    assert material_size((1024, 2048), repeats=True) is None

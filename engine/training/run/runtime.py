@@ -26,6 +26,8 @@ class Runtime:
     """Replace an existing output file."""
     budget: int | None = None
     """Memory that an iteration may take, bytes; None: most of the free memory."""
+    wraps: tuple[bool, bool] = (False, False)
+    """Whether sample images of step 1 repeat along (rows, columns); the networks are the same."""
     on_event: Callable[[Event], None] = lambda event: None
     """Called with every event."""
     log: Callable[[str], None] = lambda line: None

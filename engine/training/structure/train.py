@@ -59,7 +59,7 @@ def train_structure(
     settings = _settings(request, opened, vgg)
     provenance = _provenance(settings, opened, request, vgg)
     samples = out.with_name(out.stem + "-samples")
-    trainer = StructureTrainer(settings, opened, provenance, samples, runtime.device, vgg)
+    trainer = StructureTrainer(settings, opened, provenance, samples, runtime.device, vgg, runtime.wraps)
 
     def write() -> Event:
         write_structure(trainer.structure.cpu().requires_grad_(False), out)

@@ -85,6 +85,7 @@ class StructureTrainer(Trainer):
         samples: folder of the sample images.
         device: device of the networks.
         vgg: network with the layers of ``settings.losses.layers``; None if there are none.
+        wraps: whether sample images repeat along (rows, columns).
     """
 
     phase_name = "scale"
@@ -97,7 +98,9 @@ class StructureTrainer(Trainer):
         samples: Path,
         device: torch.device,
         vgg: VGGFeatures | None = None,
+        wraps: tuple[bool, bool] = (False, False),
     ) -> None:
+        self._wraps = wraps
         self._settings, self.config, self.device, self.samples = settings, settings.config, device, samples
         self.totals = settings.iterations
         size = (photo.height, photo.width)
@@ -197,7 +200,8 @@ class StructureTrainer(Trainer):
         with self._autocast():
             code = self._encode()[0]
             images = [self.reals[scale][0], self._reconstruct(code, scale)[0]]
-            images += [self.structure.sample(seeded_noise(seed), last=scale) * 2 - 1 for seed in range(count)]
+            generator = self.structure.wrapped(self._wraps)
+            images += [generator.sample(seeded_noise(seed), last=scale) * 2 - 1 for seed in range(count)]
         return [to_unit(image.float().cpu()).clamp(0, 1) for image in images]
 
     def _vae_iteration(self) -> IterationLosses:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -33,6 +34,18 @@ ALL_LOSSES = {
 
 def tensors_equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_samples_repeat_and_the_network_is_the_same(photo, tmp_path, structure_request):
+    """The photograph and its reconstruction, which do not repeat, come first in the row of sample images."""
+    outs = [tmp_path / f"{name}.safetensors" for name in ("plain", "wrapped")]
+    for out, wraps in zip(outs, ((False, False), (True, True)), strict=True):
+        train_structure(photo, out, structure_request(iterations=(1, 1, 1)), Runtime(wraps=wraps))
+    plain, wrapped = (read_structure(out) for out in outs)
+    assert tensors_equal(plain.state_dict(), wrapped.state_dict())
+    rows = [np.asarray(Image.open(out.with_name(out.stem + "-samples") / "scale-2.png")).astype(int) for out in outs]
+    assert np.array_equal(rows[0][:, :1], rows[1][:, :1])
+    assert not np.array_equal(*rows)
 
 
 def train(photo, out, request, on_event=lambda event: None, resume=False):
