@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +58,8 @@ class Part:
     """Number of seeds of a case, unless the command line says otherwise."""
     total: int | str = ""
     """Number of all seeds, if they end."""
-    gap = 0.0
-    """Share of a seed that is left out after it, in a part whose seeds are calls."""
+    every = 1
+    """Distance between two seeds, in a part whose seeds are calls."""
 
     def __init__(self, folder: Path, server: forks.Server) -> None:
         self.folder, self.server = folder, server
@@ -113,20 +113,24 @@ class Calls(Part):
 
     def attack(self, case: str, seeds: range) -> Iterator[Outcome]:
         name, _, how = case.partition(", ")
-        folder, number = self.folder / f"{case}-{seeds.start}".replace(" ", "-"), seeds.start
-        self.total = ""
+        number, self.total = seeds.start, ""
         with forks.Server(fault_calls.build_shim(self.folder)) as server:
-            attack = fault_calls.Attack(
-                fault_calls.CASES[name], self.kind, self.model, server, folder, is_lasting=how != "once"
-            )
-            numbers = fault_calls.numbers(seeds.start, self.gap)
-            try:
-                for number, _, calls in attack.run(takewhile(lambda each: each < seeds.stop, numbers)):
-                    self.total = calls if number > calls else ""
-                    yield number, int(number <= calls), ""
-                    number += 1
-            except AssertionError as error:
-                yield number, 1, f"{error}"
+            while number < seeds.stop:
+                folder = self.folder / f"{case}-{number}".replace(" ", "-")
+                attack = fault_calls.Attack(
+                    fault_calls.CASES[name], self.kind, self.model, server, folder, is_lasting=how != "once"
+                )
+                try:
+                    for number, code, calls in attack.run(range(number, seeds.stop, self.every)):
+                        if code not in (0, 1):
+                            print(f"{case}, seed {number}: a library ended the process with {code}", flush=True)
+                        self.total = calls if number > calls else ""
+                        yield number, int(number <= calls), ""
+                        number += self.every
+                    return
+                except AssertionError as error:
+                    yield number, 1, f"{error}"
+                    number += self.every
 
 
 class Finished(Part):
@@ -411,7 +415,7 @@ def main() -> int:
     words.add_argument("--case", action="append", help="case of the part; by default all")
     words.add_argument("--count", type=int, help="number of seeds of each case")
     words.add_argument("--seed", type=int, help="first seed; by default the one after the last row")
-    words.add_argument("--gap", type=float, default=0.0, help="share of a call's number to leave out after it: 0.02")
+    words.add_argument("--every", type=int, default=1, help="distance between two calls of the system that fail")
     options = words.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     torch.set_num_threads(1)
@@ -423,7 +427,7 @@ def main() -> int:
             return 0
         with forks.Server() as server:
             part = PARTS[options.part](Path(name), server)
-            part.gap = options.gap
+            part.every = options.every
             try:
                 for case in options.case or part.cases:
                     first = options.seed or next_seed(options.part, case)
