@@ -7,6 +7,7 @@ C library returns them (faults.c).
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,7 @@ class Case:
 CASES = {
     "render": Case(f"render model.safetensors --out out.zarr {OPTIONS} --report r.json", "out.zarr", "--resume"),
     "resume": Case(f"render model.safetensors --out out.zarr {SIZES} --executor tiles --resume", "out.zarr", prepare="part"),
-    "picture": Case(f"render model.safetensors --out out.png {OPTIONS}", "out.png", "--resume"),
+    "picture": Case(f"render model.safetensors --out out.png {OPTIONS} --report r.json", "out.png", "--resume"),
     "upscale": Case(UPSCALE, "large", "--resume", prepare="pictures"),
     "export-tif": Case("export out.zarr x.tif", "x.tif", prepare="store"),
     "export-png": Case("export out.zarr x.png", "x.png", prepare="store"),
@@ -181,17 +182,24 @@ class Attack:
         """Run the case once for each number, until it is past the last call.
 
         Yields:
-            Number, exit code, and the number of calls in that run. A run whose end is wrong raises AssertionError.
+            Number, exit code, and the number of calls in that run.
+
+        Raises:
+            AssertionError: the end of a run is wrong.
+            RuntimeError: the command fails without a fault.
         """
         case, template = self._case, self._folder / "template"
         work, code, err, _ = self._start(0)
-        assert code == 0, err
+        if code:
+            raise RuntimeError(f"{case.words}: ended with {code} without a fault: {err}")
         self._expected = contents(work, case.out, exact=self._is_exact)
         assert self._expected is not None
         given, left = files(template), files(work)
         self._kept = {name: data for name, data in given.items() if data is not None and left.get(name) == data}
+        self._kept = {name: data for name, data in self._kept.items() if not name.startswith(CACHE)}
         if (work / CACHE).exists():  # later runs need not measure
-            shutil.copytree(work / CACHE, template / CACHE)
+            shutil.copytree(work / CACHE, template / CACHE, dirs_exist_ok=True)
+        shutil.rmtree(work)
         for number in chain(numbers):
             work, code, err, calls = self._start(number)
             self._check_kept(work, number)
@@ -201,6 +209,8 @@ class Attack:
                 assert again == 0, (number, err, again_err)
                 self._check_kept(work, number)
             assert "damaged" not in err or case.prepare == "damaged", (number, err)
+            if (match := re.search(r"warning: (\S+): .* this store cannot be removed", err)) is not None:
+                shutil.rmtree(work / match[1], ignore_errors=True)  # later commands remove it
             assert contents(work, case.out, exact=self._is_exact) == self._expected, (number, err)
             names = [path.name for path in work.rglob("*.part") if path.name not in err]
             assert not names, (number, names)
