@@ -123,7 +123,7 @@ class Calls(Part):
             try:
                 if self.most:
                     ((_, _, calls),) = attack.run([seeds.stop])
-                    every = math.ceil(calls / self.most)
+                    every = max(1, math.ceil(calls / self.most))
                 numbers = range(number, seeds.stop, every)
                 for number, code, calls in attack.run(numbers):
                     if code not in (0, 1):

@@ -75,6 +75,8 @@ def decoding(path: Path) -> Iterator[None]:
             name = format_of(path)
         if name in (PNG, TIFF) and re.search("not (?:a|in a) known", error.detail):  # it could not be read
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
+        if name == PNG and "vipspng: " in error.detail and _decodes(path, name):  # the first reading failed, not the file
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
         if name in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
         if "is not in a known format" in error.detail:
@@ -191,6 +193,15 @@ def _load(path: Path, name: str, **options: str) -> pyvips.Image:
     """The picture as it is stored. By a source: libvips would take brackets in a file's name for options."""
     source = vips().Source.new_from_file(str(path))
     return vips().Image.new_from_source(source, "", fail_on=_strictness(name), **options)
+
+
+def _decodes(path: Path, name: str) -> bool:
+    """Whether a picture can be decoded from top to bottom."""
+    try:
+        _load(path, name, access="sequential").avg()
+    except vips().Error:
+        return False
+    return True
 
 
 def _decoding_bytes(path: Path, image: pyvips.Image) -> tuple[int, int]:
