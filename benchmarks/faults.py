@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import random
 import resource
@@ -26,7 +27,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +59,8 @@ class Part:
     """Number of seeds of a case, unless the command line says otherwise."""
     total: int | str = ""
     """Number of all seeds, if they end."""
-    gap = 0.0
-    """Share of a seed that is left out after it, in a part whose seeds are calls."""
+    most = 0
+    """Largest number of calls that fail, spread evenly, in a part whose seeds are calls; 0: all fail."""
 
     def __init__(self, folder: Path, server: forks.Server) -> None:
         self.folder, self.server = folder, server
@@ -102,7 +103,7 @@ class Kills(Part):
 
 
 class Calls(Part):
-    """The n-th call of a kind fails; the seed is n."""
+    """The n-th call of a kind fails; the seed is n. The server has the library that fails calls."""
 
     cases = tuple(f"{name}, {how}" for name, how in product(fault_calls.CASES, ("once", "from there on")))
     count = 100_000
@@ -113,20 +114,27 @@ class Calls(Part):
 
     def attack(self, case: str, seeds: range) -> Iterator[Outcome]:
         name, _, how = case.partition(", ")
-        folder, number = self.folder / f"{case}-{seeds.start}".replace(" ", "-"), seeds.start
-        self.total = ""
-        with forks.Server(fault_calls.build_shim(self.folder)) as server:
+        number, every, self.total = seeds.start, 1, ""
+        while number < seeds.stop:
+            folder = self.folder / f"{case}-{number}".replace(" ", "-")
             attack = fault_calls.Attack(
-                fault_calls.CASES[name], self.kind, self.model, server, folder, is_lasting=how != "once"
+                fault_calls.CASES[name], self.kind, self.model, self.server, folder, is_lasting=how != "once"
             )
-            numbers = fault_calls.numbers(seeds.start, self.gap)
             try:
-                for number, _, calls in attack.run(takewhile(lambda each: each < seeds.stop, numbers)):
+                if self.most:
+                    ((_, _, calls),) = attack.run([seeds.stop])
+                    every = max(1, math.ceil(calls / self.most))
+                numbers = range(number, seeds.stop, every)
+                for number, code, calls in attack.run(numbers):
+                    if code not in (0, 1):
+                        print(f"{case}, seed {number}: a library ended the process with {code}", flush=True)
                     self.total = calls if number > calls else ""
                     yield number, int(number <= calls), ""
-                    number += 1
+                    number += every
+                return
             except AssertionError as error:
                 yield number, 1, f"{error}"
+                number += every
 
 
 class Finished(Part):
@@ -411,7 +419,7 @@ def main() -> int:
     words.add_argument("--case", action="append", help="case of the part; by default all")
     words.add_argument("--count", type=int, help="number of seeds of each case")
     words.add_argument("--seed", type=int, help="first seed; by default the one after the last row")
-    words.add_argument("--gap", type=float, default=0.0, help="share of a call's number to leave out after it: 0.02")
+    words.add_argument("--most", type=int, default=0, help="number of calls of the system that fail, spread evenly")
     options = words.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     torch.set_num_threads(1)
@@ -421,9 +429,10 @@ def main() -> int:
         if options.part == "cost":
             cost(Path(name), options.count or 5)
             return 0
-        with forks.Server() as server:
+        shim = fault_calls.build_shim(Path(name)) if options.part in fault_calls.KINDS else None
+        with forks.Server(shim) as server:
             part = PARTS[options.part](Path(name), server)
-            part.gap = options.gap
+            part.most = options.most
             try:
                 for case in options.case or part.cases:
                     first = options.seed or next_seed(options.part, case)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from results_page import ROOT, Row, count, latest, paragraph, percent, source, table
+from results_page import ROOT, Row, count, latest, paragraph, percent, rows, source, table
 
 PAGE = ROOT / "docs" / "reliability.md"
 
@@ -52,9 +52,23 @@ PARTS = {
 """Each part of benchmarks/faults.py: what is injected, and the end that is promised."""
 
 
+CALLS = "disk", "opens", "descriptors", "reads", "allocations"
+"""Parts whose seeds are the calls of a command, so that they end."""
+
+
 def faults() -> list[Row]:
-    """The last row of each block of seeds."""
-    return latest("faults", "part", "case", "first", "last")
+    """The last row of each block of seeds; where seeds end, a row replaces those that start at its first seed or later."""
+    shown: dict[tuple[str, str], list[Row]] = {}
+    for row in rows("faults"):
+        first, last = int(row["first"]), int(row["last"])
+        before = shown.get((row["part"], row["case"]), [])
+        blocks = [(one, int(one["first"]), int(one["last"])) for one in before]
+        if row["part"] in CALLS:
+            kept = [one for one, start, _ in blocks if start < first]
+        else:
+            kept = [one for one, start, end in blocks if (start, end) != (first, last)]
+        shown[row["part"], row["case"]] = [*kept, row]
+    return [row for of_case in shown.values() for row in of_case]
 
 
 def total(shown: Sequence[Row], key: str) -> int:
@@ -75,13 +89,43 @@ def overview(shown: Sequence[Row]) -> list[str]:
 
 
 def each(shown: Sequence[Row]) -> list[str]:
-    cases = list(dict.fromkeys((row["part"], row["case"]) for row in shown))
+    cases = dict.fromkeys((row["part"], row["case"]) for row in shown if row["part"] not in CALLS)
     body = []
-    for part in PARTS:
-        for case in (case for name, case in cases if name == part):
-            of_case = [row for row in shown if (row["part"], row["case"]) == (part, case)]
-            body.append((part, case, f"{total(of_case, 'faults'):,}", f"{total(of_case, 'failures'):,}"))
+    for part, case in sorted(cases, key=lambda one: list(PARTS).index(one[0])):
+        of_case = [row for row in shown if (row["part"], row["case"]) == (part, case)]
+        body.append((part, case, f"{total(of_case, 'faults'):,}", f"{total(of_case, 'failures'):,}"))
     return ["### By command", table(("part", "command or case", "injected", "ended otherwise"), body)]
+
+
+def command(case: str) -> str:
+    """The command of a case: it makes about as many calls undisturbed, however they fail."""
+    return case.partition(",")[0]
+
+
+def calls(shown: Sequence[Row]) -> list[str]:
+    """Which share of the calls of each command failed, and how many runs ended otherwise."""
+    all_of = {
+        (row["part"], name): int(row["total"])
+        for row in rows("faults")
+        if row["total"]
+        for name in (row["case"], command(row["case"]))
+    }
+
+    def cell(part: str, case: str) -> str:
+        of_case = [row for row in shown if (row["part"], row["case"]) == (part, case)]
+        if not of_case:
+            return "none"
+        failed, otherwise = total(of_case, "faults"), total(of_case, "failures")
+        text = f"{failed:,} of {all_of.get((part, case), all_of[part, command(case)]):,}"
+        return f"{text}, {otherwise} otherwise" if otherwise else text
+
+    cases = dict.fromkeys(row["case"] for row in shown if row["part"] in CALLS)
+    body = [(case, *(cell(part, case) for part in CALLS)) for case in sorted(cases)]
+    return [
+        "### Calls of the system by command",
+        paragraph("Calls that failed, of all calls that the command makes; `once` or `from there on`, as above."),
+        table(("command", *CALLS), body),
+    ]
 
 
 def cost() -> list[str]:
@@ -135,7 +179,7 @@ def rounding() -> list[str]:
 def page(text: str) -> str:
     """The page with its tables written again, between their markers."""
     shown = faults()
-    tables = {"faults": [*overview(shown), *each(shown), *cost()], "rounding": rounding()}
+    tables = {"faults": [*overview(shown), *calls(shown), *each(shown), *cost()], "rounding": rounding()}
     for name, parts in tables.items():
         begin, end = f"<!-- {name}: written by benchmarks/reliability_page.py -->", f"<!-- end of {name} -->"
         body = "\n\n".join([begin, *parts, end])

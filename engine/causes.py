@@ -30,6 +30,7 @@ _VIPS = re.compile(r"system error: (.+)")
 _MEMORY = re.compile(
     r"allocate memory|out of memory|bad_alloc|tried to allocate|not enough memory"
     r"|could not create a (?:primitive|memory)"  # oneDNN
+    r"|libdeflate_alloc_compressor"
 )
 
 

@@ -342,6 +342,7 @@ class Batch:
             if output.is_picture:
                 move(1.0, f"writing {output.path.name}")
                 write_picture(sink, output, options.picture, lambda done, total: None)
+                output.put_away(sink)
         except (InputError, RenderError) as error:
             if output.is_picture and not isinstance(error, ResumeError):
                 output.forget_working_store()  # of a damaged picture, which nothing can finish

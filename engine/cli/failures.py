@@ -25,9 +25,12 @@ class PicturesFailed(EngineError):
 def outcome(error: Exception, words: list[str]) -> tuple[str, int]:
     """Message and exit code of an error. The same cause gives the same code, whichever layer has reported it."""
     if isinstance(error, EngineError):
-        cause = system_error(error)
-        is_machine = cause is not None and cause.errno in EXHAUSTED and error.exit_code == InputError.exit_code
-        return error.for_command_line(), EngineError.exit_code if is_machine else error.exit_code
+        cause = system_error(error) if error.exit_code == InputError.exit_code else None
+        if cause is None or cause.errno not in EXHAUSTED:
+            return error.for_command_line(), error.exit_code
+        if not is_out_of_memory(cause):  # its advice is not the file's
+            return error.for_command_line(), EngineError.exit_code
+        error = cause
     if isinstance(error, CycloptsError):
         return _message(error), UsageError.exit_code
     if is_out_of_memory(error):

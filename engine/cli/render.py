@@ -96,14 +96,16 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
         _print_plan(job, models, options)
     with interrupts("interrupted; continue with --resume"):
         result, picture = _run(job, sink, output, options)
-    account = {
-        "path": str(output.path),
-        "store": None if output.is_picture and not options.keep_store else str(output.store),
-        "picture": {**asdict(picture), "path": str(picture.path)} if picture else None,
-        **report.run_report(result, job.measured),
-    }
-    if options.report is not None:
-        write_text(options.report, json.dumps(account, indent=2) + "\n")
+        account = {
+            "path": str(output.path),
+            "store": None if output.is_picture and not options.keep_store else str(output.store),
+            "picture": {**asdict(picture), "path": str(picture.path)} if picture else None,
+            **report.run_report(result, job.measured),
+        }
+        if options.report is not None:
+            write_text(options.report, json.dumps(account, indent=2) + "\n")
+        if picture is not None:  # after the report: what fails until here is finished by a resume
+            output.put_away(sink, keep=options.keep_store)
     if options.as_json:
         report.print_json(account)
     else:
@@ -201,7 +203,7 @@ def _run(job: Job, sink: ZarrSink, output: Output, options: Options) -> tuple[Re
     if not output.is_picture:
         return result, None
     with meter(f"writing {output.path.name}", 1.0) as running:
-        return result, write_picture(sink, output, options.picture, by_count(running), keep_store=options.keep_store)
+        return result, write_picture(sink, output, options.picture, by_count(running))
 
 
 @contextmanager

@@ -110,12 +110,20 @@ class Output:
             notes[PICTURE] = {"name": self.path.name, "overwrite": overwrite}
         return notes
 
-    def remove_working_store(self) -> None:
-        """Remove the store of a picture that is written: a failure takes nothing from the picture."""
+    def put_away(self, sink: ZarrSink, *, keep: bool = False) -> None:
+        """Remove the working store of a picture that is written: a failure takes nothing from the picture.
+
+        Args:
+            sink: the working store.
+            keep: keep it in place of that; to replace the picture then needs consent again.
+        """
+        if keep:
+            sink.note({PICTURE: {"name": self.path.name, "overwrite": False}})
+            return
         try:
             remove_store(self.store)
         except OSError as error:
-            left = error.filename or self.store
+            left = self.store if self.store.exists() else error.filename  # moved away to be removed
             warn(f"{left}: the picture is written, but this store cannot be removed ({error.strerror}); remove it")
 
     def forget_working_store(self) -> None:
@@ -159,23 +167,15 @@ def render_store(
 
 
 def write_picture(
-    sink: ZarrSink,
-    output: Output,
-    options: PictureOptions,
-    on_progress: Callable[[int, int], None],
-    *,
-    keep_store: bool = False,
+    sink: ZarrSink, output: Output, options: PictureOptions, on_progress: Callable[[int, int], None]
 ) -> ExportResult:
-    """Write the picture of a finished working store, and remove the store, unless ``keep_store``."""
+    """Write the picture of a finished working store, which from then on may replace it: a resume writes it again."""
+    sink.note({PICTURE: {"name": output.path.name, "overwrite": True}})
     picture = export(output.store, output.path, overwrite=True, on_progress=on_progress, **options.given)
     said = check_pixels(output.path, options.given, sink.pixels)
     for note in picture.notes:
         if note not in said:  # before the render
             warn(note)
-    if keep_store:
-        sink.note({PICTURE: {"name": output.path.name, "overwrite": False}})
-    else:
-        output.remove_working_store()
     return picture
 
 

@@ -83,6 +83,8 @@ def decoding(path: Path) -> Iterator[None]:
             name = format_of(path)
         if name in (PNG, TIFF) and re.search("not (?:a|in a) known", error.detail):  # it could not be read
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
+        if name == PNG and "vipspng: " in error.detail and _decodes(path, name):  # the first reading failed, not the file
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
         if name in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
         if "is not in a known format" in error.detail:
@@ -230,6 +232,15 @@ def integers(image: pyvips.Image) -> pyvips.Image:
     deep = (image * 65535).rint().cast("ushort").copy(interpretation="grey16" if image.bands < 3 else "rgb16")
     deep.set_type(vips().GValue.gint_type, FLOATS, bits)
     return deep
+
+
+def _decodes(path: Path, name: str) -> bool:
+    """Whether a picture can be decoded from top to bottom."""
+    try:
+        _load(path, name, access="sequential").avg()
+    except vips().Error:
+        return False
+    return True
 
 
 def _decoding_bytes(path: Path, image: pyvips.Image) -> tuple[int, int]:

@@ -1,14 +1,16 @@
 """Ends of a command: signals at any time and streams that are closed, full or without a reader never give a traceback."""
 
+import errno
 import signal
 import subprocess
 
+import imagecodecs
 import pytest
 from support.commands import catches, start, wait_for
 from support.ends import COMMANDS, DELAYS, SIGNALS, STREAMS, end, fill, lose_stream, numbered, stop
 from support.stores import attributes
 
-from engine.errors import Interrupted
+from engine.errors import InputError, Interrupted
 
 
 @pytest.fixture
@@ -108,10 +110,13 @@ MEMORY = [
         "[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried 4 bytes."
     ),
     RuntimeError("could not create a primitive"),
+    imagecodecs.DeflateError("libdeflate_alloc_compressor", "NULL"),
+    InputError("o.zarr: cannot be created (Cannot allocate memory); choose another --out"),
 ]
+MEMORY[-1].__cause__ = OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
-@pytest.mark.parametrize("error", MEMORY, ids=["python", "torch", "onednn"])
+@pytest.mark.parametrize("error", MEMORY, ids=["python", "torch", "onednn", "deflate", "file"])
 def test_exhausted_memory_is_no_internal_error(call, model_file, monkeypatch, error):
     def broken(*_, **__):
         raise error

@@ -1,5 +1,6 @@
 """Renders into pictures through a working store, the words that continue an interrupted one, and what is printed."""
 
+import errno
 import json
 import os
 import pty
@@ -91,6 +92,22 @@ def test_report_and_json_name_the_results(engine, folder):
     assert shown["picture"]["bytes"] == (folder / "a.png").stat().st_size
     shown = json.loads(engine(f"{SMALL} --out a.zarr --json")[1])
     assert (shown["path"], shown["store"], shown["picture"]) == ("a.zarr", "a.zarr", None)
+
+
+def test_failure_after_the_picture_is_resumed(engine, folder, monkeypatch):
+    """The picture is the render's own from then on; one that a kept store has written needs consent again."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "r.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.cli.render.write_text", full)
+        assert engine(f"{SMALL} --seed 7 --out a.png --report r.json")[0] == 1
+    assert names(folder) == ["a.png", "a.png.work.zarr"]
+    assert engine(f"{SMALL} --seed 7 --out a.png --report r.json --resume")[0] == 0
+    assert names(folder) == ["a.png", "r.json"]
+    assert engine(f"{SMALL} --seed 7 --out k.png --keep-store")[0] == 0
+    assert engine(f"{SMALL} --seed 7 --out k.png --keep-store --resume")[0] == 4
 
 
 def test_existing_results_are_refused_before_any_work(engine, folder, monkeypatch):

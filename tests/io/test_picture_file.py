@@ -296,3 +296,15 @@ def test_a_large_bmp_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         InputError, match=r"a.bmp: a BMP is read up to .* megapixels, and this one is larger; convert it"
     ):
         PictureSource(tmp_path / "a.bmp")
+
+
+def test_a_whole_picture_is_not_called_damaged(tmp_path):
+    """libvips tells a read that failed by the line that it missed, as it does of a damaged file."""
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path)
+    error = pyvips.Error("unable to write", "vipspng: out of order read at line 12")
+    with pytest.raises(OSError, match="Input/output error"), picture_file.decoding(path):
+        raise error
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(InputError, match="cannot be read as a picture"), picture_file.decoding(path):
+        raise error

@@ -22,7 +22,7 @@ MODULES = (
 )  # fmt: skip
 """What the commands import."""
 SECONDS = 600
-"""Time after which a command with a fault has hung."""
+"""Time after which a command has hung. A time in which the server is stopped as well does not count."""
 
 
 class Server:
@@ -95,18 +95,29 @@ def _serve():
     import torch
 
     torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     counters = {}
     for line in sys.stdin:
         request = json.loads(line)
         if pid := request.get("wait"):
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            answer = code, int.from_bytes(counters.pop(pid)[:], sys.byteorder)
+            answer = _wait(pid), int.from_bytes(counters.pop(pid)[:], sys.byteorder)
         else:
             counter = mmap.mmap(-1, ctypes.sizeof(ctypes.c_long))  # shared, and so readable after any end
             answer = _fork(counter, **request)
             counters[answer] = counter
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _wait(pid):
+    """Exit code of a process; one that takes too long is killed."""
+    for _ in range(SECONDS):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        signal.sigtimedwait({signal.SIGCHLD}, 1)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _arm(counter, folder, *, kind, error, least, number, is_lasting, cache):
@@ -121,7 +132,6 @@ def _arm(counter, folder, *, kind, error, least, number, is_lasting, cache):
         cache: folder for the engine's cache.
     """
     os.environ["XDG_CACHE_HOME"] = cache
-    signal.alarm(SECONDS)
     place = ctypes.addressof(ctypes.c_long.from_buffer(counter))
     ctypes.CDLL(None).fault_arm(
         ctypes.c_char(kind[0].encode()), os.fsencode(folder), ctypes.c_size_t(least), ctypes.c_long(number),
@@ -134,6 +144,7 @@ def _fork(counter, words, folder, stderr, fault):
         return child
     from engine.cli.app import main
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.chdir(folder)
     for stream, path in enumerate((os.devnull, os.devnull, stderr)):
         os.dup2(os.open(path, os.O_RDWR), stream)
