@@ -95,6 +95,8 @@ class StagePlan:
     """Pixels along each side of the input that are context only; the output and its grid begin behind them."""
     is_image: bool = False
     """Whether the output is the image itself, uint8; float32 if further stages or a reduction follow."""
+    statistics: str = ""
+    """Digest of the statistics of the whole picture that the network takes as constants; empty for none."""
 
     def __post_init__(self) -> None:
         if self.tile_rows == self.tile:  # equal cuts are equal plans
@@ -232,6 +234,8 @@ class StagePlan:
         """Fields that decide pixels, under the keys of the stored format."""
         values = asdict(self)
         del values["step"], values["is_image"], values["tile"], values["tile_rows"]
+        if not self.statistics:  # absent from the plans of earlier versions
+            del values["statistics"]
         return {"name": f"stage {self.position + 1}", "core": stored_sides(self.core), **values}
 
     @classmethod

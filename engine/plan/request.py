@@ -155,6 +155,7 @@ _PARSERS: dict[str, Callable[[object, str], object]] = {
     "ramp": _text,
     "dither": _switch,
     "seam_tolerance": _number,
+    "accept_error": _switch,
     "device": _text,
     "precision": _text,
     "memory": parse_bytes,
@@ -179,6 +180,7 @@ class RenderOptions(TypedDict, total=False):
     ramp: str
     dither: bool
     seam_tolerance: float
+    accept_error: bool
     device: str | None
     precision: str
     memory: int | str | None
@@ -251,6 +253,9 @@ class Request:
 
     seam_tolerance: float = SEAM_TOLERANCE
     """Largest seam error for an automatic halo, in 8-bit levels."""
+
+    accept_error: Annotated[bool, Parameter(negative=())] = False
+    """Render in tiles where a network looks at the whole picture and its measured error is above --seam-tolerance."""
 
     device: str | None = None
     """Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one."""
