@@ -15,9 +15,8 @@ from typing import Any, Unpack
 import torch
 
 from engine.device.choose import choose_device, is_precision
-from engine.device.heap import fix_malloc_thresholds, malloc_trim
+from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory, device_limit, process_peak
-from engine.device.queue import memory_errors
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
 from engine.errors import Interrupted, ResumeError, UsageError, counted, option
@@ -26,9 +25,9 @@ from engine.io.about_picture import about_picture
 from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
 from engine.io.original import OriginalPicture
-from engine.io.photo import Source, TensorSource
-from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan
-from engine.measure import complete, measure
+from engine.io.photo import Source
+from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan, stored_scratch
+from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
 from engine.plan.cost import Projection, check
@@ -40,9 +39,9 @@ from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
 from engine.plan.request import AUTO, RenderOptions, Request
 from engine.plan.strips import narrower
-from engine.run.base import base_image
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
+from engine.run.statistics import Statistics
 from engine.run.tiles import OnPixels
 from engine.version import __version__
 
@@ -281,7 +280,8 @@ class Job:
             sink = ZarrSink.create(self.out, self.plan, {**self._provenance(), **notes}, overwrite=overwrite)
             return self._begin(sink)
         self._adopt_precision(stored or {})
-        if (cut := stored_cut(stored or {}, self.request, self.measured)) is not None:
+        cut = stored_cut(stored or {}, self.request, self.measured)
+        if self._adopt_statistics(stored or {}) or cut is not None:
             self._make_plan(cut)
         sink = ZarrSink.resume(self.out, self.plan)
         try:
@@ -396,6 +396,8 @@ class Job:
     def _begin(self, sink: ZarrSink) -> ZarrSink:
         """Say what the store's user may not know of it."""
         self._scratch = sink.scratch
+        if not sink.complete:
+            self._keep_statistics()
         if sink.lost:
             self.log(f"{self.out}: {counted(sink.lost, 'shard')} missing or damaged; rendered again")
         if sink.replaced is not None:
@@ -431,13 +433,43 @@ class Job:
         )
         self._make_plan()
 
+    def _adopt_statistics(self, stored: dict[str, Any]) -> bool:
+        """Continue with the statistics that the store was begun with: another machine records others, by rounding.
+
+        Returns whether they are others.
+        """
+        folder = stored_scratch(self.out)
+        stages = list(self.measured.stages)
+        with suppress(KeyError, TypeError, AttributeError):
+            for index, stage in enumerate(stored["stages"]):
+                digest = str(stage.get("statistics", ""))
+                if digest and digest not in self.factory.statistics:
+                    kept = Statistics(self.stages[index].sites, (0, 0), {}).load(_statistics_file(folder, digest))
+                    if kept is None or self.factory.keep(kept) != digest:
+                        continue  # the difference of the plans is reported
+                if digest:
+                    stages[index] = replace(stages[index], statistics=digest)
+        changed = tuple(stages) != self.measured.stages
+        self.measured = replace(self.measured, stages=tuple(stages))
+        return changed
+
+    def _keep_statistics(self) -> None:
+        """Write the statistics of the plan beside the store, for those that continue it."""
+        for cut in self.plan.stages:
+            file = _statistics_file(self._scratch, cut.statistics)
+            if cut.statistics and not file.exists():
+                self.factory.statistics[cut.statistics].save(file)
+
     def _pipeline(
         self, on_recut: Callable[[tuple[StagePlan, ...]], None], on_pixels: OnPixels = lambda position, lr_pixels: None
     ) -> Pipeline:
         return Pipeline(
             plan=self.plan,
             cuts=self.cuts,
-            stages=self.stages,
+            stages=[
+                self.factory.frozen(stage, cut.statistics)
+                for stage, cut in zip(self.stages, self.plan.stages, strict=True)
+            ],
             base=self._base(),
             alpha=self._alpha(),
             scratch=self._scratch,
@@ -497,13 +529,7 @@ class Job:
         return picture.alpha if picture is not None else None
 
     def _base(self) -> Source:
-        if (picture := self._sized_picture()) is not None:
-            return picture
-        assert self.model.base_generator is not None
-        with memory_errors():
-            image = base_image(self.model.base_generator, self.plan.seed, self.plan.base, self.request.wraps)
-        malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
-        return TensorSource(image)
+        return base_source(self.model, self._sized_picture(), self.plan.base, self.plan.seed, self.request.wraps)
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""
@@ -520,6 +546,7 @@ class Job:
             "overlap": self.request.overlap,
             "seam_error_levels": self.seam_error,
             "precision_error_levels": asdict(error) if error else None,
+            "whole_error_levels": [asdict(s.whole_error) if s.whole_error else None for s in self.measured.stages],
             "profiles": [p.to_json() if p else None for p in profiles],
             **picture,
         }
@@ -548,6 +575,10 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, O
 
 _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in half precision"
 """Effect of other instructions or threads (docs/results.md)."""
+
+
+def _statistics_file(folder: Path, digest: str) -> Path:
+    return folder / f"statistics-{digest[:16]}.safetensors"
 
 
 def _ignore(_: object) -> None:

@@ -18,6 +18,7 @@ from engine.device.queue import full_float32, memory_errors
 from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.original import OriginalPicture
+from engine.io.photo import Source, TensorSource
 from engine.kernels import tuning
 from engine.model.bundle import Model
 from engine.pixels import PLAIN, PixelFormat
@@ -25,7 +26,7 @@ from engine.plan.canvas import Canvas, canvas_of_picture, canvas_of_scene, wrapp
 from engine.plan.cost import GIB, budget_error, readable
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.limits import SATURATING, saturating_pixels
-from engine.plan.make import region
+from engine.plan.make import MissingStatistics, region
 from engine.plan.measured import (
     BandCost,
     Budget,
@@ -37,7 +38,8 @@ from engine.plan.measured import (
     StageProfile,
 )
 from engine.plan.request import AUTO, Request
-from engine.probe import cache, count, footprint, precision, profiles
+from engine.probe import cache, count, footprint, precision, profiles, reach
+from engine.run.base import base_image
 from engine.run.stage import Stage, StageFactory
 
 Log = Callable[[str], None]
@@ -145,7 +147,9 @@ def complete(
     """
     stages = factory.stages(measured.precisions)
     with memory_errors(), device_limit(factory.device, request.vram), full_float32():
-        if missing.kind == "tile costs":
+        if isinstance(missing, MissingStatistics):
+            changed = _with_statistics(measured, missing, model, request, factory, picture, log)
+        elif missing.kind == "tile costs":
             limit = None if factory.device.type != "cpu" else measured.budget.host  # a device finds its own limit
             costs = [footprint.stage_footprint(model, index, stage, log, limit) for index, stage in enumerate(stages)]
             changed = [replace(s, tiles=cost) for s, cost in zip(measured.stages, costs, strict=True)]
@@ -156,6 +160,47 @@ def complete(
             changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
     malloc_trim()
     return replace(measured, stages=tuple(changed), baseline=_baseline(picture))
+
+
+def base_source(
+    model: Model, picture: OriginalPicture | None, size: tuple[int, int], seed: int, wraps: tuple[bool, bool]
+) -> Source:
+    """The base image of (height, width): the picture, or the image of step 1 for a seed, which may repeat."""
+    if picture is not None:
+        return picture if picture.size == size else picture.resampled(size)
+    assert model.base_generator is not None
+    with memory_errors():
+        image = base_image(model.base_generator, seed, size, wraps)
+    malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
+    return TensorSource(image)
+
+
+def _with_statistics(
+    measured: Measured,
+    missing: MissingStatistics,
+    model: Model,
+    request: Request,
+    factory: StageFactory,
+    picture: OriginalPicture | None,
+    log: Log,
+) -> list[MeasuredStage]:
+    """The stages with recorded statistics, which the factory keeps, and with the error of tiles."""
+    free = measured.budget.networks - (resident() if measured.budget.device is None else measured.device_baseline)
+    costs = [stage.footprint for stage in measured.stages]
+    recorded = reach.record_stages(
+        missing.stages,
+        factory.stages(measured.precisions),
+        [stage.reach for stage in measured.stages],
+        base_source(model, picture, measured.canvas.base, request.seed, request.wraps),
+        request.seed,
+        [math.isqrt(max(0, int((free - cost.fixed) / max(1.0, cost.per_pixel)))) for cost in costs],
+        log,
+    )
+    changed = []
+    for stage, found in zip(measured.stages, recorded, strict=True):
+        digest = factory.keep(found.statistics) if found.statistics is not None else ""
+        changed.append(replace(stage, statistics=digest, whole_error=found.error))
+    return changed
 
 
 def default_memory(free: int) -> int:
@@ -202,12 +247,8 @@ def _precisions(
     def errors(half: str) -> list[PrecisionError]:
         return precision.precision_errors(model, count, half, device, request.init, log)
 
-    if not all(model.network(index).has_halves for index in range(count)):
-        if request.precision not in (AUTO, "fp32"):
-            raise UsageError(
-                f"{option('precision', request.precision)}: the model has a network by spandrel, which runs in float32 only; "
-                "use fp32"
-            )
+    networks = [model.network(index) for index in range(count)]
+    if request.precision == AUTO and not all(network.has_halves for network in networks):
         return ("fp32",) * count, None
     if request.precision == AUTO:
         half = fast_half(device)
@@ -220,6 +261,12 @@ def _precisions(
     names = tuple(request.precision.split(","))
     chosen = names * count if len(names) == 1 else names
     check_precisions(chosen, count)
+    for index, (name, network) in enumerate(zip(chosen, networks, strict=True)):
+        if name not in ("fp32", *network.halves):
+            raise UsageError(
+                f"{option('precision', request.precision)}: {model.stages[index].architecture} does not run in {name}; "
+                f"use {' or '.join(('fp32', *network.halves))}"
+            )
     check_half(chosen, device)
     first = next((k for k, name in enumerate(chosen) if name != "fp32"), count)
     if len(set(chosen[first:])) != 1:

@@ -71,7 +71,7 @@ ARCHITECTURES = (
 FORMS = ", ".join(architecture.form for architecture in ARCHITECTURES[:-1]) + f" and {ARCHITECTURES[-1].form}"
 """The networks that this package builds, for messages."""
 
-EXTRA_MODELS = "install ourgan-engine[models], which runs it in tiles by spandrel"
+EXTRA_MODELS = "install ourgan-engine[models], which runs it by spandrel"
 """Advice about networks that spandrel builds."""
 
 
@@ -93,9 +93,9 @@ def identify(state: State, source: str = "checkpoint") -> Architecture:
         ModelError: tensors of another network, which the message names if it is known; ``source`` names the tensors.
     """
     if (other := recognise(state)) is not None:
-        if other.grid and foreign.is_installed():
+        if other.is_in_spandrel and foreign.is_installed():
             return _by_spandrel(other)
-        advice = EXTRA_MODELS if other.grid else other.advice
+        advice = EXTRA_MODELS if other.is_in_spandrel else other.advice
         raise ModelError(f"{source}: {refusal(other.name, advice)}")
     for architecture in ARCHITECTURES:
         if architecture.detect(state):

@@ -25,25 +25,29 @@ class Signature:
     """Tensors that it has, and that no network of a later line has all of."""
     advice: str = SPANDREL
     """Advice about the file."""
-    grid: int = 0
-    """Grid in pixels, such as that of windows, on which tiles of the network by spandrel may begin. 0: it does not run in
-    tiles, because it looks at the whole picture, or is not known not to."""
+    grid: int = 1
+    """Grid in pixels on which tiles of the network by spandrel may begin, where neither its modules nor spandrel tell."""
+
+    @property
+    def is_in_spandrel(self) -> bool:
+        """Whether spandrel builds it."""
+        return self.advice == SPANDREL
 
 
 SIGNATURES = (
     # Enlargement.
     Signature("HAT", ("conv_first.weight", "layers.0.residual_group.overlap_attn.qkv.weight")),
-    Signature("DRCT", ("layers.0.swin1.attn.relative_position_bias_table", "layers.0.adjust1.weight"), grid=16),
+    Signature("DRCT", ("layers.0.swin1.attn.relative_position_bias_table", "layers.0.adjust1.weight")),
     Signature("ATD", ("layers.0.residual_group.td", "layers.0.residual_group.layers.0.sigma")),
     Signature("DAT", ("before_RG.1.weight", "layers.0.blocks.0.attn.spatial_interaction.0.weight")),
     Signature("RGT", ("before_RG.1.weight", "layers.0.blocks.0.attn.get_v.weight")),
-    Signature("Swin2SR", ("conv_first.weight", "layers.0.residual_group.blocks.0.attn.cpb_mlp.0.weight"), grid=8),
+    Signature("Swin2SR", ("conv_first.weight", "layers.0.residual_group.blocks.0.attn.cpb_mlp.0.weight")),
     Signature("GRL", ("norm_start.weight", "layers.0.blocks.0.attn.window_attn.attn_transform.logit_scale")),
     Signature("CRAFT", ("layers.0.residual_group.hf_blocks.0.attn.temperature",)),
     Signature("OmniSR", ("residual_layer.0.residual_layer.0.layer.0.fn.0.weight",)),
-    Signature("PLKSR", ("feats.1.refine.weight", "feats.1.channe_mixer.0.weight"), grid=1),
+    Signature("PLKSR", ("feats.1.refine.weight", "feats.1.channe_mixer.0.weight")),
     Signature("RealPLKSR", ("feats.1.refine.weight", "feats.1.channel_mixer.0.weight")),
-    Signature("MoSR", ("gblocks.0.weight", "gblocks.1.conv.weight"), grid=1),
+    Signature("MoSR", ("gblocks.0.weight", "gblocks.1.conv.weight")),
     Signature("MoSRv2", ("to_img.MetaUpsample", "gblocks.1.gamma"), RESSELT),
     Signature("MoESR", ("in_to_dim.weight", "blocks.0.blocks.0.conv.dwconv_hw.weight")),
     Signature("SAFMN", ("to_feat.weight", "feats.0.safm.mfr.0.weight")),
@@ -52,7 +56,7 @@ SIGNATURES = (
     Signature("FDAT", ("upsampler.MetaUpsample", "groups.0.blocks.0.inter.cg.1.weight")),
     Signature("SeemoRe", ("body.0.local_block.block.agg_conv.0.weight",)),
     Signature("RealCUGAN", ("unet1.conv1.conv.0.weight", "unet2.conv2.seblock.conv1.weight")),
-    Signature("Swift-SRGAN", ("initial.cnn.depthwise.weight",), grid=1),
+    Signature("Swift-SRGAN", ("initial.cnn.depthwise.weight",)),
     Signature("DITN", ("UFONE.0.ITLs.0.attn.temperature",)),
     Signature("DCTLSA", ("fea_conv.weight", "B1.body.0.transformer_body.0.blocks.0.attn.qkv.weight")),
     Signature("MM-RealSR", ("body.0.rdb1.conv1.weight", "am_list.0.fc.0.weight")),
@@ -63,13 +67,11 @@ SIGNATURES = (
     Signature("GateRV3", ("gater_encode.0.gated.0.gamma0", "span_block0.c1_r.eval_conv.weight"), RESSELT),
     Signature("FlexNet", ("short_cut.block.0.weight", "in_to_feat.weight"), RESSELT),
     # Restoration at the size of the picture.
-    Signature("SCUNet", ("m_head.0.weight", "m_down1.0.trans_block.ln1.weight")),
+    Signature("SCUNet", ("m_head.0.weight", "m_down1.0.trans_block.ln1.weight"), grid=64),
     Signature("FBCNN", ("m_head.weight", "qf_pred.0.res.0.weight")),
     Signature("DRUNet", ("m_head.weight", "m_body.0.res.0.weight")),
-    Signature(
-        "DnCNN", ("model.0.weight", "model.2.weight", "model.6.weight", "model.8.weight", "model.14.weight"), grid=1
-    ),
-    Signature("DnCNN", ("model.0.weight", "model.3.running_mean"), grid=1),
+    Signature("DnCNN", ("model.0.weight", "model.2.weight", "model.6.weight", "model.8.weight", "model.14.weight")),
+    Signature("DnCNN", ("model.0.weight", "model.3.running_mean")),
     Signature("KBNet", ("intro.weight", "middle_blks.0.attgamma")),
     Signature("KBNet", ("patch_embed.proj.weight", "encoder_level1.0.attn.ga1")),
     Signature("NAFNet", ("intro.weight", "middle_blks.0.sca.1.weight")),  # KBNet has these too

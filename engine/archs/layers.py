@@ -150,7 +150,10 @@ class Upscaler(nn.Module, ABC):
     """Input channels beside RGB."""
 
     has_halves = True
-    """Whether it runs in mixed precision, too."""
+    """Whether an automatic choice may run it in half precision."""
+
+    halves: tuple[str, ...] = ("fp16", "bf16")
+    """Half precisions in which it runs."""
 
     ends: tuple[str, ...]
     """Names of the first and last convolutions, which stay float32 in mixed precision."""

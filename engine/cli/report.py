@@ -24,9 +24,10 @@ from engine.model.bundle import Model
 from engine.plan.cost import CHANNELS, Projection, readable
 from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
-from engine.plan.measured import Measured, PrecisionError, SeamPoint, StageProfile
-from engine.plan.plan import Plan, step_of
+from engine.plan.measured import Measured, MeasuredStage, PrecisionError, SeamPoint, StageProfile
+from engine.plan.plan import Plan, StagePlan, step_of
 from engine.plan.print_size import PrintSize, material_size
+from engine.plan.tiles import is_whole
 from engine.version import __version__
 
 _PLOT_SUFFIXES = (".png", ".svg")
@@ -83,6 +84,7 @@ def plan_json(plan: Plan, projection: Projection, measured: Measured) -> dict[st
         "seam_error_levels": largest(seam_errors(plan, measured)),
         "keeps_scene": measured.canvas.keeps_scene,
         "precision_error_levels": asdict(error) if error else None,
+        "whole_error_levels": [asdict(s.whole_error) if s.whole_error else None for s in measured.stages],
         "projection": projection.to_json(),
         "budget": {"host": budget.host, "device": budget.device, "disk": budget.disk},
     }
@@ -135,8 +137,26 @@ def print_plan(
         f"memory {part_of(projection.host, budget.host)}{device}, disk at most {readable(projection.disk)}{scratch}, "
         f"time about {clock(projection.seconds)}"
     )
+    for stage, facts in zip(plan.stages, measured.stages, strict=True):
+        if (text := whole_text(stage, facts)) is not None:
+            prose(f"{stage.name}: {text}")
     if verbose:
         _print_details(plan, projection, measured)
+
+
+def whole_text(stage: StagePlan, facts: MeasuredStage) -> str | None:
+    """How the tiles of a network that looks at the whole picture differ from it; None for other networks and plans."""
+    error = facts.whole_error
+    if error is None or is_whole(stage):
+        return None
+    how = (
+        "statistics of the whole picture as constants" if stage.statistics else "tiles, which see a part of the picture"
+    )
+    height, width = error.shape
+    return (
+        f"{how}; error against the whole picture {error.mean:.2f} levels on average, {error.max:.2f} at most, measured on "
+        f"{width}x{height} px of it"
+    )
 
 
 def megapixels(pixels: int) -> str:

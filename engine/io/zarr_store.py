@@ -231,8 +231,8 @@ class ZarrSink:
 
     @property
     def scratch(self) -> Path:
-        """Folder for the tiles of this store that exceed the memory."""
-        return temporary_name(self.path, "scratch", str(self.provenance.get(IDENTITY) or ""))
+        """Folder for the working data of this store: tiles that exceed the memory, and frozen statistics."""
+        return stored_scratch(self.path)
 
     def note(self, values: dict[str, Any]) -> None:
         """Add values, measured while rendering, to the provenance. Raises ResumeError as ``write`` does."""
@@ -539,6 +539,11 @@ def check_absent(path: Path) -> None:
             f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
             f"or another {option('out')}"
         )
+
+
+def stored_scratch(path: Path) -> Path:
+    """Folder for the working data of an unfinished store; the store need not exist."""
+    return temporary_name(path, "scratch", str((stored_provenance(path) or {}).get(IDENTITY) or ""))
 
 
 def stored_provenance(path: Path) -> dict[str, Any] | None:

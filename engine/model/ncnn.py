@@ -1,4 +1,4 @@
-"""ESRGAN and Compact in ncnn's format: a graph (.param) and a file of weights without names (.bin).
+"""ESRGAN, Compact and Real-CUGAN in ncnn's format: a graph (.param) and a file of weights without names (.bin).
 
 Weights get their names from the order of a network's layers, so no other network can be read. Graphs of other networks that
 are in use are named by the kinds of their layers.
@@ -19,6 +19,7 @@ from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
 from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS, check_image_channels, shuffle_factor
 from engine.errors import ModelError, option
+from engine.model import ncnn_cugan
 
 MAGIC = "7767517"
 """First line of every graph."""
@@ -34,7 +35,6 @@ LAYERS = {
 
 OTHER_NETWORKS = (
     ("waifu2x CUNet", {"Deconvolution", "Pooling", "Scale"}, "waifu2x-ncnn-vulkan"),
-    ("RealCUGAN", {"Deconvolution", "Pooling", "InnerProduct"}, "realcugan-ncnn-vulkan"),
     ("waifu2x UpConv7", {"Deconvolution"}, "waifu2x-ncnn-vulkan"),
 )
 """Other networks: name, kinds of layers that its graph has and no later one has all of, and program that runs it."""
@@ -72,11 +72,11 @@ class Layer:
     @property
     def weights(self) -> int:
         """Number of weights, without the bias."""
-        return int(self.values["6"] if self.kind == "Convolution" else self.values["0"])
+        return int(self.values[{"PReLU": "0", "InnerProduct": "2"}.get(self.kind, "6")])
 
 
 def read_ncnn(path: Path) -> dict[str, Tensor]:
-    """Tensors of an ESRGAN or a Compact under our names, in the stored dtype.
+    """Tensors of an ESRGAN or a Compact under our names, or of a Real-CUGAN under its own, in the stored dtype.
 
     Args:
         path: either file of the pair.
@@ -93,14 +93,16 @@ def read_ncnn(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{graph}: a graph of {graph.stat().st_size} bytes; graphs of at most {GRAPH_LIMIT} are read")
     try:
         layers = _parse_graph(graph.read_bytes().decode("ascii", errors="replace"))
-        shapes, slopes = _shapes(layers)
+        is_cugan = {layer.kind for layer in layers} >= ncnn_cugan.KINDS
+        shapes, slopes = (ncnn_cugan.shapes(layers), {}) if is_cugan else _shapes(layers)
     except ModelError as error:
         raise ModelError(f"{graph}: {error}") from error
     except (IndexError, KeyError, ValueError) as error:
         raise ModelError(f"{graph}: damaged graph ({error})") from error
     try:
         _check_size(data.stat().st_size, shapes)
-        return {**_parse_weights(data.read_bytes(), shapes), **slopes}
+        state = {**_parse_weights(data.read_bytes(), shapes), **slopes}
+        return ncnn_cugan.canonical(state, layers) if is_cugan else state
     except ValueError as error:
         raise ModelError(f"{data}: {error}") from error
 
@@ -115,10 +117,13 @@ def _parse_graph(text: str) -> list[Layer]:
         raise ModelError(f"begins with {head[:16]!r}, not with ncnn's magic number {MAGIC}")
     layers = [line.split() for line in lines[1:] if line.strip()]
     kinds = Counter(layer[0] for layer in layers)
-    if alien := next((kind for kind in kinds if kind not in LAYERS), None):
+    known = ncnn_cugan.LAYERS if kinds.keys() >= ncnn_cugan.KINDS else LAYERS
+    if alien := next((kind for kind in kinds if kind not in known), None):
         raise ModelError(_refusal(kinds, alien))
     announced = int(lines[0].split()[0])
     result = [_parse_layer(layer) for layer in layers]
+    if known is LAYERS:
+        _check_convolutions(result)
     if announced != len(layers):
         raise ModelError(f"has {len(layers)} layers, but its head announces {announced}; fetch it again")
     return result
@@ -129,17 +134,19 @@ def _refusal(kinds: Mapping[str, int], alien: str) -> str:
     for name, layers, program in OTHER_NETWORKS:
         if layers <= kinds.keys():
             return refusal(name, f"open it with {program}")
-    return refusal(f"a graph with a layer {alien}", "name an ncnn file of ESRGAN or Compact")
+    return refusal(f"a graph with a layer {alien}", "name an ncnn file of ESRGAN, Compact or Real-CUGAN")
 
 
 def _parse_layer(words: Sequence[str]) -> Layer:
     """Parse ``Kind name inputs outputs input... output... number=value...``."""
-    layer = Layer(words[0], words[1], dict(item.split("=", 1) for item in words[4 + int(words[2]) + int(words[3]) :]))
-    if layer.kind == "Convolution":
+    return Layer(words[0], words[1], dict(item.split("=", 1) for item in words[4 + int(words[2]) + int(words[3]) :]))
+
+
+def _check_convolutions(layers: Sequence[Layer]) -> None:
+    for layer in (layer for layer in layers if layer.kind == "Convolution"):
         attributes = {name: int(layer.value(int(number), default)) for name, (number, default) in ATTRIBUTES.items()}
         if wrong := [f"{name} {value}" for name, value in attributes.items() if value != REQUIRED[name]]:
             raise ModelError(f"{layer.name} has {', '.join(wrong)}; padded 3 x 3 convolutions with a bias are read")
-    return layer
 
 
 def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
@@ -157,7 +164,7 @@ def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, T
     is_compact = not kinds.isdisjoint({"PReLU", "PixelShuffle"})
     convolutions = [layer for layer in layers if layer.kind == "Convolution"]
     if not convolutions:
-        raise ModelError(refusal("a graph without convolutions", "name an ncnn file of ESRGAN or Compact"))
+        raise ModelError(refusal("a graph without convolutions", "name an ncnn file of ESRGAN, Compact or Real-CUGAN"))
     if any(not 0 < layer.outputs <= MAX_CHANNELS for layer in convolutions):
         raise ModelError(
             f"a graph of {[layer.outputs for layer in convolutions[:2]]} channels; up to {MAX_CHANNELS} are read"

@@ -16,6 +16,9 @@ SEAM_TOLERANCE = 1.0
 UNMEASURED_HALO = 32
 """Halo of networks whose receptive field is not known, on pictures that are too small to measure it."""
 
+_NEAR = 1.1
+"""Factor within which the error of a network that looks at the whole picture is as small as with any halo."""
+
 ERF_FRACTIONS = ("0.9", "0.95", "0.98", "0.99", "0.999")
 """Shares of the gradient's magnitude for which a radius is measured; the paper takes 0.98."""
 
@@ -83,7 +86,7 @@ class HaloPolicy:
     def _choose_measured(self, profile: StageProfile | None, align: int) -> int:
         """The halo of a network whose receptive field is not known."""
         if profile is None:
-            raise MissingMeasurement("profiles")  # which refuses networks that look at the whole picture
+            raise MissingMeasurement("profiles")
         if self.policy.isdecimal():
             return -(-int(self.policy) // align) * align
         if self.policy != "auto":
@@ -91,6 +94,9 @@ class HaloPolicy:
                 f"{option('overlap', self.policy)}: a network by spandrel, whose receptive field is not known; use auto"
             )
         point = profile.halo_within(self.tolerance)
+        if point is None and profile.seam and profile.reach != "local":  # its error is measured, and accepted or not
+            least = min(p.max for p in profile.seam)
+            point = profile.halo_within(_NEAR * least)
         if point is None and profile.seam:
             raise UsageError(
                 f"{option('seam_tolerance', self.tolerance)}: no halo that was measured has a smaller error; raise it, or "
@@ -109,6 +115,8 @@ def seam_error(cut: StagePlan, measured: MeasuredStage, *, has_inner_edges: bool
     if not has_inner_edges or cut.halo >= measured.radius:
         return 0.0
     point = measured.profile.at(cut.halo) if measured.profile else None
+    if measured.reach != "local" and measured.whole_error is not None:
+        return max(measured.whole_error.max, point.max if point else 0.0)
     return point.max if point else None
 
 

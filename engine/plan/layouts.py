@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.errors import UsageError, option
-from engine.geometry import Box
+from engine.geometry import UNBOUNDED, Box
 from engine.plan import strips, tiles
 from engine.plan.cost import Projection
 from engine.plan.measured import Measured
@@ -80,7 +80,13 @@ class TileLayout:
     def whole(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None
     ) -> tuple[StagePlan, ...] | None:
-        return None
+        """One tile, for networks that see no smaller one as they see the image."""
+        if all(stage.radius < UNBOUNDED for stage in measured.stages):
+            return None
+        if tile is None:
+            return tiles.one_tile(stages, measured, batched=self.batched)
+        requested = self.restore(stages, measured, width, [tile] * len(stages))
+        return requested if all(map(tiles.is_whole, requested)) else None
 
     def choose(
         self, stages: Sequence[StagePlan], measured: Measured, width: int, tile: Sides | None

@@ -13,7 +13,7 @@ from engine.plan.canvas import Canvas
 from engine.plan.cost import Projection
 from engine.plan.halo import HaloPolicy, seam_error
 from engine.plan.layouts import EXECUTORS, candidates
-from engine.plan.measured import Measured
+from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.plan import Plan, Sides, StagePlan, executor_of, sides_of, step_of
 from engine.plan.request import AUTO, Request
 
@@ -36,6 +36,18 @@ class StoredCut:
     executor: str
     tiles: tuple[Sides, ...]
     """(rows, columns) of every stage's tile, in LR pixels; strips have columns alone."""
+
+
+class MissingStatistics(MissingMeasurement):
+    """A plan needs the statistics of the whole picture, or the error of tiles against it, for its halos."""
+
+    def __init__(self, stages: tuple[StagePlan, ...]) -> None:
+        """
+        Args:
+            stages: stages with their halos, without a cut.
+        """
+        super().__init__("statistics")
+        self.stages = stages
 
 
 def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None) -> Plan:
@@ -122,12 +134,20 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
         exact = _uncut_stages(HaloPolicy("exact"), request, measured)
         if _work(exact) <= _EXACT_WORK:
             stages = layout.whole(exact, measured, roi.width, tile)
+    elif not is_bounded and not any(measured.canvas.wraps):
+        one_tile = _uncut_stages(HaloPolicy("0"), request, measured, is_one_tile=True)
+        if cut is None:
+            stages = layout.whole(one_tile, measured, roi.width, tile)
+        else:
+            restored = layout.restore(one_tile, measured, roi.width, cut.tiles)
+            stages = restored if all(s.tile_shape == s.padded for s in restored) else None
     if stages is None:
         uncut = _uncut_stages(request.halo_policy, request, measured)
         if cut is None:
             stages = layout.choose(uncut, measured, roi.width, tile)
         else:
             stages = layout.restore(uncut, measured, roi.width, cut.tiles)
+        stages = _with_statistics(stages, uncut, request, measured)
     shard, chunk = layout.shard(stages[-1], roi.width)
     for stage in stages:
         stage.check()
@@ -151,11 +171,45 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
     )
 
 
-def _uncut_stages(policy: HaloPolicy, request: Request, measured: Measured) -> tuple[StagePlan, ...]:
-    """Every stage with its halo and margin, and with the smallest tile."""
+def _with_statistics(
+    stages: tuple[StagePlan, ...], uncut: tuple[StagePlan, ...], request: Request, measured: Measured
+) -> tuple[StagePlan, ...]:
+    """The stages with the statistics that they take as constants.
+
+    Raises:
+        MissingMeasurement: they were not recorded yet, or the error of tiles against the whole picture was not measured.
+        UsageError: that error is above the tolerance, and was not accepted; or the image repeats.
+    """
+    chosen = []
+    for stage, facts in zip(stages, measured.stages, strict=True):
+        if facts.reach == "local":
+            chosen.append(stage)
+            continue
+        if any(measured.canvas.wraps):
+            raise UsageError(
+                f"{option('wrap')}: {stage.name} looks at the whole picture, whose sides it would show; use a model that looks "
+                "at a part of it"
+            )
+        if (error := facts.whole_error) is None:
+            _ = [other.footprint for other in measured.stages]  # tells how large the measured part may be
+            raise MissingStatistics(uncut)
+        if error.max > request.seam_tolerance and not request.accept_error:
+            raise UsageError(
+                f"{stage.name}: looks at the whole picture, and tiles differ from it by up to {error.max:.2f} levels of 255, "
+                f"{error.mean:.2f} on average ({option('seam_tolerance', request.seam_tolerance)}); give "
+                f"{option('accept_error', True)} to take that, or more {option('memory')} for one tile"
+            )
+        chosen.append(replace(stage, statistics=facts.statistics))
+    return tuple(chosen)
+
+
+def _uncut_stages(
+    policy: HaloPolicy, request: Request, measured: Measured, *, is_one_tile: bool = False
+) -> tuple[StagePlan, ...]:
+    """Every stage with its halo and margin, and with the smallest tile; without a halo for one tile."""
     stages: list[StagePlan] = []
     canvas = measured.canvas
-    halos = [policy.choose(stage.profile, stage.radius, stage.align) for stage in measured.stages]
+    halos = [0 if is_one_tile else policy.choose(s.profile, s.radius, s.align) for s in measured.stages]
     spares = _spares(halos, measured)
     period, margin = canvas.base, canvas.margin  # a period along the axes that wrap
     context = halos[0] + spares[0]

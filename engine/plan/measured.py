@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from engine.pixels import PLAIN, PixelFormat
 from engine.plan.canvas import Canvas
@@ -15,6 +15,10 @@ PRECISION_MEAN = 0.3
 
 PRECISION_P999 = 2.0
 """Tolerance of the automatic precision: 99.9th percentile of the error against float32, in levels of 255."""
+
+
+Reach: TypeAlias = Literal["local", "statistics", "whole"]
+"""How far a network looks: as far as its receptive field, at the whole picture through small statistics, or at all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,16 @@ class StageProfile:
     erf_square: dict[str, int]
     """The same for the squared gradient, the paper's definition."""
     seam: tuple[SeamPoint, ...]
-    """Seam errors, smallest halo first."""
+    """Seam errors, smallest halo first; where there are statistics, with those of the whole content as constants."""
+    statistics: int = 0
+    """Operations that look at the whole picture through a small statistic, such as an average."""
+    is_local: bool = True
+    """Whether the far part of a picture changes nothing, with these statistics as constants."""
+
+    @property
+    def reach(self) -> Reach:
+        """How far the network looks."""
+        return "whole" if not self.is_local else "statistics" if self.statistics else "local"
 
     def halo_within(self, tolerance: float) -> SeamPoint | None:
         """Point of the smallest measured halo whose largest error is at most ``tolerance`` levels."""
@@ -57,7 +70,10 @@ class StageProfile:
 
     def to_json(self) -> dict[str, Any]:
         """The profile as it is stored in model files and caches."""
-        return asdict(self)
+        values = asdict(self)
+        if self.reach == "local":  # as in the files of earlier versions
+            del values["statistics"], values["is_local"]
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StageProfile:
@@ -66,7 +82,20 @@ class StageProfile:
         points = [SeamPoint(int(p["halo"]), *(float(p[key]) for key in ("mean", "p999", "max"))) for p in data["seam"]]
         if any(p.halo < 0 for p in points):
             raise ValueError("a halo is negative")
-        return cls(str(data["content"]), absolute, square, tuple(points))
+        looks = int(data.get("statistics", 0)), bool(data.get("is_local", True))
+        return cls(str(data["content"]), absolute, square, tuple(points), *looks)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeError:
+    """Error of tiles against the whole picture, for a network that looks at all of it, in levels of 255."""
+
+    mean: float
+    max: float
+    shape: tuple[int, int]
+    """(height, width) of the part of the picture that was measured, in LR pixels."""
+    halo: int
+    """Halo of the tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +167,7 @@ class MissingMeasurement(Exception):  # noqa: N818 (no error: the measurement is
     Plans that need few measurements are then made after few: bands in one strip need neither halos nor the cost of tiles.
     """
 
-    def __init__(self, kind: Literal["tile costs", "profiles"]) -> None:
+    def __init__(self, kind: Literal["tile costs", "profiles", "statistics"]) -> None:
         super().__init__(kind)
         self.kind = kind
 
@@ -167,6 +196,15 @@ class MeasuredStage:
     """Memory of the stage in float32 beside half precision; None in float32, and where no accelerator's memory is planned."""
     profile: StageProfile | None = None
     """Receptive field and seam errors; None if they were not measured yet."""
+    statistics: str = ""
+    """Digest of the recorded statistics; empty if there are none, or if they were not recorded yet."""
+    whole_error: WholeError | None = None
+    """Error of tiles against the whole picture; None if it was not measured."""
+
+    @property
+    def reach(self) -> Reach:
+        """How far the network looks, if it was measured."""
+        return self.profile.reach if self.profile is not None else "local"
 
     @property
     def footprint(self) -> Footprint:

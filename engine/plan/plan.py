@@ -103,6 +103,8 @@ class StagePlan:
     """Position of the input's first pixel on that plane."""
     context: Sides = (0, 0)
     """``margin`` along the axes that wrap, at least the halo."""
+    statistics: str = ""
+    """Digest of the statistics of the whole picture that the network takes as constants; empty for none."""
 
     def __post_init__(self) -> None:
         if self.tile_rows == self.tile:  # equal cuts are equal plans
@@ -260,8 +262,11 @@ class StagePlan:
         """Fields that decide pixels, under the keys of the stored format."""
         values = asdict(self)
         del values["step"], values["is_image"], values["tile"], values["tile_rows"]
-        if not any(self.period):  # absent from the plans of earlier versions
+        # Values of these fields are absent from the plans of earlier versions.
+        if not any(self.period):
             del values["period"], values["start"], values["context"]
+        if not self.statistics:
+            del values["statistics"]
         return {"name": f"stage {self.position + 1}", "core": stored_sides(self.core), **values}
 
     @classmethod

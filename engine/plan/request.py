@@ -168,6 +168,7 @@ _PARSERS: dict[str, Callable[[object, str], object]] = {
     "profile": _profile,
     "wrap": _text,
     "seam_tolerance": _number,
+    "accept_error": _switch,
     "device": _text,
     "precision": _text,
     "memory": parse_bytes,
@@ -195,6 +196,7 @@ class RenderOptions(TypedDict, total=False):
     profile: Path | str | None
     wrap: str | None
     seam_tolerance: float
+    accept_error: bool
     device: str | None
     precision: str
     memory: int | str | None
@@ -277,6 +279,9 @@ class Request:
 
     seam_tolerance: float = SEAM_TOLERANCE
     """Largest seam error for an automatic halo, in 8-bit levels."""
+
+    accept_error: Annotated[bool, Parameter(negative=())] = False
+    """Render in tiles where a network looks at the whole picture and its measured error is above --seam-tolerance."""
 
     device: str | None = None
     """Device: cpu, cuda, cuda:1, ...; default: a GPU if there is one."""

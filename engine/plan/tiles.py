@@ -33,6 +33,9 @@ SMALLEST, LARGEST = 16, 2048
 _STEP = 16
 """Output pixels of which sides are multiples, so that shards and chunks of useful sizes divide them."""
 
+_WHOLE_STEP = 256
+"""Output pixels of which the sides of a tile for a whole image are multiples, for the same reason."""
+
 _ELONGATION = 3
 """Longer side of a chosen tile by its shorter one, unless that spans the image. Footprints are measured on squares: a
 network's memory follows the area, but the chunks of a tail carry rows of context, which count more in a flat tile.
@@ -104,7 +107,7 @@ def shard_of_tiles(last: StagePlan) -> tuple[Sides, Sides]:
 
 def inner_edges(plan: Plan) -> list[bool]:
     """Whether a tile of each stage has an edge inside the image; the sides of an image that wraps are inside it."""
-    return [any(s.period) or s.tile_shape != s.padded for s in plan.stages]
+    return [any(stage.period) or not is_whole(stage) for stage in plan.stages]
 
 
 def choose_tiles(stages: Sequence[StagePlan], measured: Measured, *, batched: bool) -> tuple[StagePlan, ...]:
@@ -140,6 +143,23 @@ def choose_tiles(stages: Sequence[StagePlan], measured: Measured, *, batched: bo
         ):
             return tuple(chosen)
     return tuple(smallest)
+
+
+def one_tile(stages: Sequence[StagePlan], measured: Measured, *, batched: bool) -> tuple[StagePlan, ...] | None:
+    """The stages with a single tile each; None if it does not fit the budget."""
+    chosen = []
+    for stage in stages:
+        step = math.lcm(stage.align, _WHOLE_STEP // math.gcd(_WHOLE_STEP, stage.scale))
+        rows, columns = (-(-side // step) * step for side in stage.padded)
+        chosen.append(stage.with_core((rows, columns)))
+    batches = [1] * len(stages) if batched else None
+    needs = _needs(chosen, measured, [_image_bytes(stage) for stage in chosen], batches)
+    return tuple(chosen) if _within(measured, *needs) else None
+
+
+def is_whole(stage: StagePlan) -> bool:
+    """Whether a single tile covers the stage's input."""
+    return stage.tile_shape == stage.padded
 
 
 def smaller_tile(stage: StagePlan) -> StagePlan | None:
@@ -202,7 +222,8 @@ def _batches(plan: Plan, measured: Measured, counts: Sequence[int], cached: Sequ
     """
     stages = plan.stages
     batches = [
-        _useful_batch(s, count, measured.saturating) if c.on_device else 1
+        # Statistics are recorded and taken one tile at a time.
+        _useful_batch(s, count, measured.saturating) if c.on_device and not s.statistics else 1
         for s, c, count in zip(stages, measured.stages, counts, strict=True)
     ]
     redo = _redo_bytes(stages, measured)

@@ -29,7 +29,8 @@ from engine.probe.content import (
     with_noise,
 )
 from engine.probe.erf import LARGE_SIDE, SAMPLES, SIDE, effective_radius
-from engine.probe.seam import RUNS, far_effect, seam_curve
+from engine.probe.reach import is_local, on_picture
+from engine.probe.seam import RUNS, seam_curve
 from engine.probe.sides import BYTES_IN_CHUNKS, BYTES_OF_GRADIENT, side_within
 from engine.run.base import base_image
 from engine.run.stage import TAIL_CHUNKS, Stage
@@ -38,9 +39,6 @@ Log = Callable[[str], None]
 
 _FULL, _SEAMS = "profiles", "seams"
 """Groups of the cache: profiles with receptive fields, and profiles of seams alone."""
-
-FAR_LEVELS = 0.5
-"""Effect of the far half of a picture, in levels of 255, from which on a network is said to look at the whole."""
 
 _LOG_SECONDS = 5.0
 """Time between two lines about a measurement."""
@@ -88,11 +86,19 @@ def measure_profiles(
             for c in _content(model, index, stage.align, image, outputs, side)
         ]
         name = f"step {index + 2} ({described.architecture})"
-        if stage.radius >= UNBOUNDED:
-            _check_reach(stage, content, f"{model.path}: {name}")
         log(f"{name}: measuring {'receptive field and seams' if with_erf else 'seams'}")
         eta = _Eta(log, f"{name}, seams", RUNS * len(content))
-        seam, stage_outputs = seam_curve(_in_chunks(stage), content, stage.scale, stage.align, eta.advance)
+        is_known = stage.radius < UNBOUNDED
+        looks_near = is_known or is_local(stage, content[0])
+        statistics = 0 if is_known or not looks_near else len(stage.sites)
+        seam, stage_outputs = seam_curve(
+            _in_chunks(stage),
+            content,
+            stage.scale,
+            stage.align,
+            eta.advance,
+            on_picture=on_picture(stage) if statistics else None,
+        )
         absolute: dict[str, int] = {}
         square: dict[str, int] = {}
         if with_erf:
@@ -102,19 +108,9 @@ def measure_profiles(
             eta = _Eta(log, f"{name}, receptive field", 2 * SAMPLES)
             absolute, square = effective_radius(stage.network, content, stage.scale, stage.align, largest, eta.advance)
         outputs = [output.cpu() for output in stage_outputs]
-        measured[key] = StageProfile(_name(image), absolute, square, seam)
+        measured[key] = StageProfile(_name(image), absolute, square, seam, statistics, looks_near)
         profiles.append(measured[key])
     return profiles
-
-
-def _check_reach(stage: Stage, content: list[Tensor], name: str) -> None:
-    """Raise UsageError for a network that looks at the whole picture: no tile of it is right."""
-    effect, distance = max(far_effect(_in_chunks(stage), x, stage.scale, stage.align) for x in content[:1])
-    if effect > FAR_LEVELS:
-        raise UsageError(
-            f"{name}: looks at the whole picture (a change {distance} px away moves pixels by {effect:.2g} of 255 levels), "
-            "so tiles would show; open it with chaiNNer"
-        )
 
 
 def known_profiles(

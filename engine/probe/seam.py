@@ -35,6 +35,8 @@ def seam_curve(
     scale: int,
     align: int,
     on_run: Callable[[], None] = lambda: None,
+    *,
+    on_picture: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None,
 ) -> tuple[tuple[SeamPoint, ...], list[Tensor]]:
     """Seam error by halo, over all pictures.
 
@@ -44,12 +46,15 @@ def seam_curve(
         scale: enlargement of the network.
         align: side of its window.
         on_run: called after each of the ``RUNS`` runs of the network on a picture.
+        on_picture: the network for a picture and its tiles, in place of ``network`` for all.
 
     Returns:
         The curve, empty if every picture is a single window, which cannot be cut; and the outputs of the whole pictures.
     """
     errors, distances, outputs = [], [], []
     for picture in content:
+        if on_picture is not None:
+            network = on_picture(picture)
         with torch.inference_mode():
             whole = network(picture).clamp(0, 1)
             on_run()

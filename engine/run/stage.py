@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 
 import torch
@@ -18,6 +20,7 @@ from engine.device.heap import malloc_for_network
 from engine.device.queue import full_float32, memory_errors
 from engine.kernels.launch import use_kernel
 from engine.model.bundle import Model
+from engine.run.statistics import Site, Statistics, find_sites
 
 BAND, TAIL_BAND = 24, 4
 """Rows of a band, and of a band within the tail, whose rows are 16 times as large, on a CPU.
@@ -77,6 +80,7 @@ class Stage:
         self.precision = precision
         self.default_chunks = 1 if device.type == "cpu" else TAIL_CHUNKS
         self._make_fp32 = make_fp32
+        self._statistics: Statistics | None = None
         if precision != "fp32":
             network = to_mixed(network, PRECISIONS[precision], kernels=use_kernel(device, None))
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -85,6 +89,21 @@ class Stage:
     def inputs(self) -> int:
         """Channels of the input: the picture and the noise channels."""
         return RGB + self.noise_channels
+
+    @cached_property
+    def sites(self) -> dict[int, Site]:
+        """Operations of the network that look at the whole picture through a small statistic."""
+        return find_sites(self.run, self.inputs, self.align, self.device) or {}
+
+    def with_statistics(self, statistics: Statistics) -> Stage:
+        """This stage, whose network takes constants for its statistics of the whole picture; the network is shared."""
+        stage = copy.copy(self)
+        stage.release_fp32()
+        stage._statistics = statistics
+        return stage
+
+    def _frozen(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._statistics is None else self._statistics.frozen()
 
     @torch.inference_mode()
     def run(self, tile: Tensor, tail_chunks: int | None = None) -> Tensor:
@@ -103,7 +122,7 @@ class Stage:
             out = tile.new_empty(batch, RGB, height * self.scale, width * self.scale)
             self.fill(out, tile, chunks)
             return out
-        with memory_errors(), malloc_for_network(), full_float32():
+        with memory_errors(), malloc_for_network(), full_float32(), self._frozen():
             result: Tensor = self.network(tile)
             return result
 
@@ -116,7 +135,7 @@ class Stage:
             tiles: float32 [B, inputs, h, w].
             tail_chunks: number of chunks; it changes memory, not pixels.
         """
-        with memory_errors(), malloc_for_network(), full_float32():
+        with memory_errors(), malloc_for_network(), full_float32(), self._frozen():
             features = self.network.trunk(tiles)
             factor = out.shape[2] // features.shape[2]
             for images, rows in _chunks(features.shape[0], features.shape[2], tail_chunks):
@@ -132,7 +151,9 @@ class Stage:
         """The same stage in float32; None if this stage is in float32, or if its network cannot be made again."""
         if self.precision == "fp32" or self._make_fp32 is None:
             return None
-        return Stage(self._make_fp32(), self.device, "fp32")
+        stage = Stage(self._make_fp32(), self.device, "fp32")
+        stage._statistics = self._statistics
+        return stage
 
     def release_fp32(self) -> None:
         """Free the weights of ``fp32_fallback``, which is made again when it is needed."""
@@ -179,10 +200,22 @@ class StageFactory:
         self.device = device
         self._model = model
         self._stages: dict[tuple[str, str], Stage] = {}
+        self.statistics: dict[str, Statistics] = {}
+        """Recorded statistics by their digest."""
 
     def stages(self, precisions: Sequence[str]) -> list[Stage]:
         """The first stages of the model, one for each precision."""
         return [self.stage(index, precision) for index, precision in enumerate(precisions)]
+
+    def keep(self, statistics: Statistics) -> str:
+        """Keep statistics; returns their digest."""
+        digest = statistics.digest
+        self.statistics[digest] = statistics
+        return digest
+
+    def frozen(self, stage: Stage, digest: str) -> Stage:
+        """A stage with the statistics of this digest; the stage itself if it is empty."""
+        return stage.with_statistics(self.statistics[digest]) if digest else stage
 
     def stage(self, index: int, precision: str) -> Stage:
         """The stage of a step in a precision."""

@@ -9,7 +9,11 @@ spandrel = load_spandrel()
 
 from spandrel.architectures.Compact import Compact  # noqa: E402 (torchvision must be made to fit first)
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
+from spandrel.architectures.HAT import HAT  # noqa: E402
 from spandrel.architectures.MoSR import MoSR  # noqa: E402
+from spandrel.architectures.OmniSR import OmniSR  # noqa: E402
+from spandrel.architectures.PLKSR import RealPLKSR  # noqa: E402
+from spandrel.architectures.RCAN import RCAN  # noqa: E402
 from spandrel.architectures.SPAN import SPAN  # noqa: E402
 from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 
@@ -39,6 +43,27 @@ def swinir(head="nearest+conv", scale=4, channels=3, window=4, **options):
 
 def mosr():
     return MoSR(dim=8, n_block=2, upscale=2, upsampler="ps")
+
+
+def rcan():
+    """Averages over the whole picture, one after another."""
+    return RCAN(scale=2, n_resgroups=1, n_resblocks=2, n_feats=8, reduction=2)
+
+
+def realplksr():
+    """GroupNorm over the whole picture."""
+    return RealPLKSR(dim=8, n_blocks=2, upscaling_factor=2, kernel_size=5, norm_groups=2)
+
+
+def hat():
+    """Averages, and windows of 16."""
+    size = {"embed_dim": 8, "depths": (2,), "num_heads": (2,), "window_size": 16, "squeeze_factor": 2}
+    return HAT(**size, compress_ratio=2, upscale=2, upsampler="pixelshuffle")
+
+
+def omnisr():
+    """Attention between pixels an eighth of the picture apart."""
+    return OmniSR(num_feat=8, res_num=1, up_scale=2)
 
 
 @torch.no_grad()
