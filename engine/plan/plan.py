@@ -333,9 +333,13 @@ class Plan:
                 for y in range(0, height, self.shard[0]):
                     yield Box(y, x0, min(y + self.shard[0], height), min(x1, width))
             return
-        is_tile = self.is_whole and self.reduction.is_identity
-        grid = Grid(*self.size, self.stages[-1].grid.cell if is_tile else self.shard)
+        grid = Grid(*self.size, self.stages[-1].grid.cell if self.writes_tiles else self.shard)
         yield from (grid.box(*index) for index in grid.indices())
+
+    @property
+    def writes_tiles(self) -> bool:
+        """Whether a write is a whole tile of the last stage."""
+        return not self.is_banded and self.is_whole and self.reduction.is_identity
 
     @property
     def strip(self) -> int:
@@ -400,6 +404,23 @@ class Plan:
         if self.enlarged is None:  # absent from the plans of earlier versions
             del values["enlarged"]
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """The plan of its stored form, also that of earlier versions. Raises KeyError, TypeError or ValueError for damage."""
+        enlarged = data.get("enlarged")
+        *inner, last = (StagePlan.from_json(stage) for stage in data["stages"])
+        values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        values |= {name: sides_of(data[name]) for name in ("canvas", "base", "shard", "chunk")}
+        return cls(
+            **values
+            | {
+                "stages": (*inner, replace(last, is_image=enlarged is None)),
+                "roi": Box(**data["roi"]),
+                "executor": executor_of(data),
+                "enlarged": None if enlarged is None else sides_of(enlarged),
+            }
+        )
 
     @property
     def digest(self) -> str:
