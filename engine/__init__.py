@@ -16,6 +16,7 @@ docs/api.md has more examples.
 Functions
     load(path)             Open a model file or a super-resolution checkpoint; ``render`` takes it in place of a path.
     render(model, out)     Plan a render and run it, with the options of ``Request``.
+    finish(store)          Complete a store whose parts are rendered, or say which are missing.
     open(path)             Open a store to read.
     export(store, out)     Write a store to a TIFF, PNG, JPEG or WebP file in bounded memory.
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from engine.geometry import Box
     from engine.job import Job, Measurements, Progress, RenderResult, render
     from engine.model.bundle import Model, load
+    from engine.parts import finish
     from engine.plan.cost import Projection
     from engine.plan.plan import Plan
     from engine.plan.request import Request
@@ -95,6 +97,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "export",
+    "finish",
     "load",
     "open",
     "render",
@@ -113,6 +116,7 @@ _MODULES = {
         "UsageError",
     ),
     "engine.exporters": ("ExportResult", "export"),
+    "engine.parts": ("finish",),
     "engine.geometry": ("Box",),
     "engine.job": ("Job", "Measurements", "Progress", "RenderResult", "render"),
     "engine.model.bundle": ("Model", "load"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import torch
 
@@ -25,8 +26,9 @@ from engine.io.about_picture import about_picture
 from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
 from engine.io.original import OriginalPicture
+from engine.io.part_sink import PartSink
 from engine.io.photo import Source
-from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan, stored_scratch
+from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, stored_plan, stored_scratch
 from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
@@ -36,6 +38,7 @@ from engine.plan.layouts import candidates
 from engine.plan.limits import HALVES_BYTES
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
+from engine.plan.parts import Part, Shares, parse_part
 from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
 from engine.plan.request import AUTO, RenderOptions, Request
 from engine.plan.strips import narrower
@@ -46,6 +49,7 @@ from engine.run.tiles import OnPixels
 from engine.version import __version__
 
 Log = Callable[[str], None]
+AnySink = TypeVar("AnySink", bound=ZarrSink)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ def render(
     resume: bool = False,
     overwrite: bool = False,
     accept_backend: bool = False,
+    part: Part | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     log: Log | None = None,
@@ -127,6 +132,8 @@ def render(
         overwrite: replace an existing store.
         accept_backend: with ``resume``, finish a store that was begun with other instructions or another number of threads,
             whose pixels are rounded in another way.
+        part: part to render, such as ``"2/4"``. Other processes render the others into the same store, and then
+            ``engine.finish`` completes it. A part is resumed by rendering it again.
         on_progress: called with a ``Progress`` after each tile or band: ``done`` of ``total``.
         cancelled: asked after each write; True stops the render.
         log: receives a line before each measurement.
@@ -143,8 +150,16 @@ def render(
         raise UsageError(
             f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
         )
+    if part is not None and overwrite:
+        raise UsageError(
+            f"{option('part')}: excludes {option('overwrite', True)}, as parts share a store; remove the old one first"
+        )
+    chosen = None if part is None else parse_part(part)
     with picture_file(init) as picture:
         job = Job.prepare(model, Request(init=picture, **options), out, log)
+        if chosen is not None:
+            sink: ZarrSink = job.open_part(chosen, accept_backend=accept_backend)
+            return job.render(sink, on_progress=on_progress, cancelled=cancelled)
         sink = job.open_sink(resume=resume, overwrite=overwrite, accept_backend=accept_backend)
         return job.render(sink, on_progress=on_progress, cancelled=cancelled)
 
@@ -172,9 +187,12 @@ class Job:
     """Folder for tiles that exceed the caches."""
     _resized: OriginalPicture | None = field(default=None, init=False)
     """The picture at the size of the base image, where that differs."""
+    _may_recut: bool = field(init=False)
+    """Whether tiles may become smaller, or strips narrower, when a device's memory is exhausted."""
 
     def __post_init__(self) -> None:
         self._scratch = temporary_name(self.out, "scratch")
+        self._may_recut = self.request.tile is None
 
     @classmethod
     def prepare(
@@ -279,29 +297,67 @@ class Job:
             self.check()
             sink = ZarrSink.create(self.out, self.plan, {**self._provenance(), **notes}, overwrite=overwrite)
             return self._begin(sink)
-        self._adopt_precision(stored or {})
-        cut = stored_cut(stored or {}, self.request, self.measured)
-        if self._adopt_statistics(stored or {}) or cut is not None:
+        self._adopt(stored or {})
+        return self._continue(ZarrSink.resume(self.out, self.plan), accept_backend=accept_backend)
+
+    def open_part(
+        self, part: Part, *, accept_backend: bool = False, notes: Mapping[str, Any] = MappingProxyType({})
+    ) -> PartSink:
+        """Open the store to write one part of it. The first part makes the store, and the others adopt its cut.
+
+        Args:
+            part: the part.
+            accept_backend, notes: as for ``open_sink``.
+
+        Raises:
+            BudgetError: the plan, or that of the first part, does not fit the budgets.
+            ResumeError: as ``open_sink``; the store has other parts or none, or another process renders this part.
+        """
+        self._may_recut = False  # other tiles, or strips, would not be those of the other parts
+        if not os.path.lexists(self.out):
+            shares = Shares.of(self.plan, self.measured, part.count)
+            self.show_part(part, shares)
+            self.check()
+            provenance = {**self._provenance(), **notes, PARTS: shares.to_json()}
+            try:
+                sink = ZarrSink.create(self.out, self.plan, provenance, shared=True)
+                self._keep_statistics()  # the other parts take them
+                sink.close()
+            except ResumeError:  # another part was faster
+                if not os.path.lexists(self.out):
+                    raise
+        self._adopt(stored_plan(self.out) or {})
+        return self._continue(PartSink.join(self.out, self.plan, part), accept_backend=accept_backend)
+
+    def show_part(self, part: Part, shares: Shares | None = None) -> Shares:
+        """Reduce the projection to one part; returns how the plan is divided."""
+        shares = shares or Shares.of(self.plan, self.measured, part.count)
+        self.projection = project(self.plan, self.measured, shares.writes(self.plan, part))
+        return shares
+
+    def _adopt(self, stored: dict[str, Any]) -> None:
+        """Plan again with the precision, cut and statistics of a stored plan, as far as the request allows."""
+        self._adopt_precision(stored)
+        cut = stored_cut(stored, self.request, self.measured)
+        if self._adopt_statistics(stored) or cut is not None:
             self._make_plan(cut)
-        sink = ZarrSink.resume(self.out, self.plan)
+
+    def _continue(self, sink: AnySink, *, accept_backend: bool) -> AnySink:
+        """Adopt the state of a store that an earlier run left. Raises as ``open_sink``."""
         try:
-            self._continue(sink, accept_backend=accept_backend)
+            if not (sink.is_finished or accept_backend):
+                self._check_backend(sink)
+            self._scratch = sink.scratch
+            self.cuts = self._stored_cuts(sink)
+            self.projection = project(self.plan, self.measured, list(sink.missing()))
+            budget = self.measured.budget
+            written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
+            self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
+            self.check()
         except BaseException:
             sink.close()
             raise
         return self._begin(sink)
-
-    def _continue(self, sink: ZarrSink, *, accept_backend: bool) -> None:
-        """Adopt the state of a store that an earlier run left. Raises as ``open_sink``."""
-        if not (sink.is_finished or accept_backend):
-            self._check_backend(sink)
-        self._scratch = sink.scratch
-        self.cuts = self._stored_cuts(sink)
-        self.projection = project(self.plan, self.measured, list(sink.missing()))
-        budget = self.measured.budget
-        written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
-        self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
-        self.check()
 
     def run(
         self, sink: ZarrSink, on_pixels: OnPixels = lambda position, lr_pixels: None
@@ -393,7 +449,7 @@ class Job:
         costs = [stage.bands if self.plan.is_banded else stage.footprint for stage in self.measured.stages]
         return tuple(cost.seconds_per_pixel for cost in costs if cost is not None)
 
-    def _begin(self, sink: ZarrSink) -> ZarrSink:
+    def _begin(self, sink: AnySink) -> AnySink:
         """Say what the store's user may not know of it."""
         self._scratch = sink.scratch
         if not sink.complete:
@@ -455,8 +511,9 @@ class Job:
 
     def _keep_statistics(self) -> None:
         """Write the statistics of the plan beside the store, for those that continue it."""
+        folder = stored_scratch(self.out)
         for cut in self.plan.stages:
-            file = _statistics_file(self._scratch, cut.statistics)
+            file = _statistics_file(folder, cut.statistics)
             if cut.statistics and not file.exists():
                 self.factory.statistics[cut.statistics].save(file)
 
@@ -474,7 +531,7 @@ class Job:
             alpha=self._alpha(),
             scratch=self._scratch,
             batches=self.projection.batches,
-            may_recut=self.request.tile is None,
+            may_recut=self._may_recut,
             on_pixels=on_pixels,
             on_recut=on_recut,
         )
@@ -597,5 +654,9 @@ def _with_smaller_tile(stage: StagePlan, stored: object) -> StagePlan:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files below."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files below, some of which other parts may rename meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size

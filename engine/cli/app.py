@@ -26,7 +26,8 @@ from engine.cli.streams import lenient_streams
 from engine.cli.train_commands import train_app
 from engine.errors import EngineError, Interrupted, ModelError, UsageError, option
 from engine.interrupt import Interruption, interruptible
-from engine.plan.request import PictureRequest, Request
+from engine.plan.parts import Part, parse_part
+from engine.plan.request import PictureRequest, Request, flag
 from engine.version import __version__
 
 
@@ -52,6 +53,8 @@ app.command(weights_app)
 _PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".avif", ".heic", ".gif", ".bmp")
 """Suffixes of pictures, which no model has."""
 
+PartFlag = Annotated[Part | None, flag(parse_part, "I/N")]
+
 ModelPath = Annotated[Path | None, Parameter(help="Model file; default: the model that comes with the engine.")]
 
 
@@ -68,6 +71,7 @@ def render(
     resume: bool = False,
     overwrite: bool = False,
     accept_backend: bool = False,
+    part: PartFlag = None,
     keep_store: bool = False,
     dry_run: bool = False,
     report: Path | None = None,
@@ -87,6 +91,8 @@ def render(
         overwrite: Replace an existing store or picture.
         accept_backend: With --resume, continue a render that was begun with other processor instructions or another number of
             threads: pixels may differ by a level in fp32, and by a few levels in half precision.
+        part: Part of the image to render, from 1/N to N/N, such as 2/4. Other processes or machines render the others into the
+            same store, in any order; engine finish completes it. The same command continues a part that was killed.
         keep_store: Keep the working store of a picture.
         dry_run: Print the plan and stop.
         report: JSON file to write with the plan, its projection and the measurements.
@@ -100,8 +106,8 @@ def render(
     request = printing.sized(request)
     if preview is not None:
         others = {
-            "count": count != 1, "resume": resume, "accept_backend": accept_backend, "keep_store": keep_store, "dry_run": dry_run,
-            "report": report is not None, "json": json,
+            "count": count != 1, "resume": resume, "accept_backend": accept_backend, "part": part is not None,
+            "keep_store": keep_store, "dry_run": dry_run, "report": report is not None, "json": json,
         }  # fmt: skip
         if given := [name for name, is_given in others.items() if is_given]:
             raise UsageError(
@@ -118,6 +124,8 @@ def render(
         )
     if count > 1 and (json or report is not None):
         raise UsageError(f"{option('json')} and {option('report')}: describe one render; leave out {option('count')}")
+    if part is not None:
+        _check_part(part, out, overwrite=overwrite, count=count)
     if dry_run and report is not None:
         raise UsageError(
             f"{option('report', report)}: holds measurements, and {option('dry_run', True)} makes none; leave one out"
@@ -132,11 +140,12 @@ def render(
         check_options(out, picture.given)
     if not dry_run:
         for output in outputs:
-            output.check(resume=resume, overwrite=overwrite)
+            output.check(resume=resume or part is not None, overwrite=overwrite)
     options = Options(
         resume=resume,
         overwrite=overwrite,
         accept_backend=accept_backend,
+        part=part,
         keep_store=keep_store,
         dry_run=dry_run,
         as_json=json,
@@ -219,6 +228,7 @@ def plan(
     out: Path = Path("out.zarr"),
     request: Request = Request(),  # noqa: B008
     printing: PrintOptions = PrintOptions(),  # noqa: B008
+    part: PartFlag = None,
     gpu: str | None = None,
     theory: bool = False,
     report: Path | None = None,
@@ -232,6 +242,7 @@ def plan(
 
     Args:
         out: Store or picture that a render would write, which decides the free disk.
+        part: Part to plan, such as 2/4: its shards, and the work that all parts take beyond one run.
         gpu: GPU that need not be there, such as rtx-4090, rtx-3060, l4 or h100: plan as on it, and forecast its memory and
             time from published figures. Its memory limits the plan, unless --vram is less.
         theory: Print the memory of the networks as the paper counts it (Table 2), for this model or else for the paper's.
@@ -242,7 +253,7 @@ def plan(
     if theory:
         from engine.cli import paper_memory
 
-        if request != Request() or out != Path("out.zarr") or gpu is not None:
+        if request != Request() or out != Path("out.zarr") or gpu is not None or part is not None:
             raise UsageError(
                 f"{option('theory', True)}: only {option('report')} and {option('json')} apply to it; leave out the rest"
             )
@@ -259,12 +270,15 @@ def plan(
     from engine.cli.working import Output, PictureOptions
 
     if gpu is not None:
+        if part is not None:
+            raise UsageError(f"{option('gpu', gpu)} and {option('part', part)}: exclude each other; give one of them")
         from engine.cli.forecast import print_forecast
 
         store = Output(out).store
         print_forecast(_model_or_default(model, request), store, request, gpu, as_json=json, quiet=quiet)
         return
     options = Options(
+        part=part,
         dry_run=True,
         as_json=json,
         quiet=quiet,
@@ -361,6 +375,22 @@ def check(
         check_wrap(store, as_json=json)
         return
     run(store, repair=repair, as_json=json)
+
+
+@app.command
+def finish(store: Path, /, *, quiet: QuietFlag = False, json: JsonFlag = False) -> None:
+    """Complete a store that was rendered in parts; exit code 4 if shards are missing, with the command of each missing part.
+
+    The file of every shard is looked at, the rest of the pyramid is added, and the store is marked complete. It then equals
+    that of one run. engine check reads every pixel.
+
+    Args:
+        store: OME-Zarr store that engine render wrote with --part.
+    """
+    from engine.cli.finish import finish as run
+
+    set_output(quiet)
+    run(store, as_json=json)
 
 
 @app.command
@@ -601,6 +631,25 @@ def _no_stray_tracebacks(interruption: Interruption) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = before
+
+
+def _check_part(part: Part, out: Path, *, overwrite: bool, count: int) -> None:
+    """Raise UsageError for options that do not go with a part."""
+    from engine.exporters import names_picture
+
+    if names_picture(out):
+        store = out.with_suffix(".zarr")
+        raise UsageError(
+            f"{option('part', part)}: goes into a store, and {out} is a picture; give {option('out', store)}, then engine "
+            f"finish {store} and engine export {store} {out}"
+        )
+    if overwrite:
+        raise UsageError(
+            f"{option('part', part)} and {option('overwrite', True)}: exclude each other, as parts share a store; remove the "
+            "old store before the first part"
+        )
+    if count > 1:
+        raise UsageError(f"{option('part', part)} and {option('count', count)}: exclude each other; give one of them")
 
 
 def _numbered(out: Path, seed: int) -> Path:

@@ -27,6 +27,7 @@ from engine.job import Job, RenderResult
 from engine.model.build import chain
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.cost import readable
+from engine.plan.parts import Part
 from engine.plan.request import Request
 from engine.preview import contact_sheet as write_contact_sheet
 
@@ -42,6 +43,8 @@ class Options:
     overwrite: bool = False
     accept_backend: bool = False
     keep_store: bool = False
+    part: Part | None = None
+    """Part to render of those that share a store."""
     dry_run: bool = False
     as_json: bool = False
     report: Path | None = None
@@ -84,6 +87,8 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
             for note in check_pixels(output.path, options.picture.given, job.plan.pixels):
                 log(f"{output.path}: {note}")
         if options.dry_run:
+            if options.part is not None:
+                job.show_part(options.part)
             _print_plan(job, models, options)
             job.check()
             return
@@ -184,6 +189,8 @@ def open_sink(job: Job, output: Output, options: Options, command: Sequence[str]
         EngineError: as ``Job.open_sink``.
     """
     notes = output.notes(command, request, overwrite=options.overwrite)
+    if options.part is not None:
+        return job.open_part(options.part, accept_backend=options.accept_backend, notes=notes)
     sink = job.open_sink(
         resume=options.resume, overwrite=options.overwrite, accept_backend=options.accept_backend, notes=notes
     )
@@ -194,8 +201,7 @@ def open_sink(job: Job, output: Output, options: Options, command: Sequence[str]
 
 def _run(job: Job, sink: ZarrSink, output: Output, options: Options) -> tuple[RenderResult, ExportResult | None]:
     """Render with progress, which begins with what earlier runs wrote, then write the picture."""
-    height, width = job.plan.size
-    before = 1 - sum(box.area for box in sink.missing()) / (height * width)
+    before = 1 - sum(box.area for box in sink.missing()) / max(sink.area, 1)
     bar = meter("rendering", 1.0, done=before, forecast=job.projection.seconds)
     with bar as running, deferred_interrupt(say_stopping) as stop:
         move = part_of_meter(running, 1 - before)
@@ -221,11 +227,16 @@ def say_stopping() -> None:
 
 def _print_plan(job: Job, models: Sequence[Path], options: Options) -> None:
     if options.as_json:
-        report.print_json(report.plan_json(job.plan, job.projection, job.measured))
+        account = report.plan_json(job.plan, job.projection, job.measured)
+        if options.part is not None:
+            account["part"] = report.part_json(job.plan, job.measured, options.part)
+        report.print_json(account)
     elif not options.quiet:
         picture = (job.request.init, job.picture.size) if job.request.init and job.picture else None
         name = name_of(models)
         report.print_plan(job.plan, job.projection, job.measured, model=name, picture=picture, verbose=options.verbose)
+        if options.part is not None:
+            report.print_part(job.plan, job.measured, options.part)
         if options.shows_print or options.verbose:
             dpi = job.picture.dpi if job.picture is not None else None
             report.print_on_paper(job.plan.size, options.picture.dpi or (dpi and dpi[0]))
@@ -244,8 +255,9 @@ def _print_result(
     measured, budget = result.measurements, job.measured.budget
     height, width = result.plan.size
     size = f"{width}x{height}" + (f", {report.file_size(picture.bytes)}" if picture else "")
+    part = "" if options.part is None else f"part {options.part} of "
     report.line(
-        f"{output.path}: {size}, in {clock(seconds if picture else measured.seconds)}, "
+        f"{output.path}: {part}{size}, in {clock(seconds if picture else measured.seconds)}, "
         f"seam error {report.seam_text(measured.seam_error_levels)}, peak memory "
         f"{report.part_of(measured.host_peak, budget.host)}"
     )
@@ -265,7 +277,10 @@ def _print_result(
         if measured.tiles_redone_in_fp32:
             parts = "rows of shards" if result.plan.is_banded else "tiles"
             report.line(f"{parts} computed again in fp32: {measured.tiles_redone_in_fp32}")
-    if not options.quiet:
+    if options.part is not None:
+        if not options.quiet:
+            report.line(f"when all parts are rendered: {shlex.join(['engine', 'finish', str(output.path)])}")
+    elif not options.quiet:
         report.line(
             f"look at it: {shlex.quote(str(output.path)) if picture else look_command(output.path, width, height)}"
         )

@@ -25,6 +25,7 @@ from engine.plan.cost import CHANNELS, Projection, readable
 from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, MeasuredStage, PrecisionError, SeamPoint, StageProfile
+from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan, StagePlan, step_of
 from engine.plan.print_size import PrintSize, material_size
 from engine.plan.tiles import is_whole
@@ -88,6 +89,31 @@ def plan_json(plan: Plan, projection: Projection, measured: Measured) -> dict[st
         "projection": projection.to_json(),
         "budget": {"host": budget.host, "device": budget.device, "disk": budget.disk},
     }
+
+
+def part_json(plan: Plan, measured: Measured, part: Part) -> dict[str, Any]:
+    """A part of a render and its cost, for machines."""
+    shares = Shares.of(plan, measured, part.count)
+    writes = shares.writes(plan, part)
+    shards = [index for box in writes for index in plan.grid().indices(box)]
+    return {
+        "number": part.number,
+        "count": part.count,
+        "shards": len(shards),
+        "rows": [min(box.y0 for box in writes), max(box.y1 for box in writes)] if writes else None,
+        "overhead": shares.overhead(plan, measured),
+    }
+
+
+def print_part(plan: Plan, measured: Measured, part: Part) -> None:
+    """A part of a render and its cost, for people."""
+    account = part_json(plan, measured, part)
+    rows = account["rows"]
+    place = f", rows {rows[0]} to {rows[1] - 1}" if rows else ""
+    prose(
+        f"part {part}: {account['shards']} of {counted(len(plan.grid()), 'shard')}{place}; "
+        f"{counted(part.count, 'part')} together take {account['overhead']:.1%} more work than one run"
+    )
 
 
 def precision_text(error: PrecisionError) -> str:

@@ -34,7 +34,7 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Lock:
-    """Exclusive lock on a file or folder, which the kernel releases when the process dies.
+    """Lock on a file or folder, exclusive or shared, which the kernel releases when the process dies.
 
     Attributes:
         held: whether the lock is real; False where the file system or the platform has none.
@@ -45,13 +45,19 @@ class Lock:
         self.held = held
 
     @classmethod
-    def take(cls, path: Path) -> Lock | None:
-        """Lock what ``path`` names now; None while another holds it. Raises OSError when it cannot be opened."""
+    def take(cls, path: Path, *, shared: bool = False, makes_file: bool = False) -> Lock | None:
+        """Lock what ``path`` names now; None while another holds it. Raises OSError when it cannot be opened.
+
+        Args:
+            path: file or folder.
+            shared: several may hold the lock, and nobody an exclusive one beside them.
+            makes_file: make a missing file. It is opened for writing, without which NFS locks no file exclusively.
+        """
         if fcntl is None:
             return cls(None, held=False)
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW if makes_file else os.O_RDONLY, 0o666)
         try:
-            lock = cls.of(descriptor)
+            lock = cls.of(descriptor, shared=shared)
             # Renamed or replaced between the two calls: the lock is on something else.
             if lock is None or not os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 os.close(descriptor)
@@ -62,10 +68,10 @@ class Lock:
         return lock
 
     @classmethod
-    def of(cls, descriptor: int) -> Lock | None:
+    def of(cls, descriptor: int, *, shared: bool = False) -> Lock | None:
         """Lock an open file, which the lock closes in the end; None while another holds it."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
         except OSError as error:

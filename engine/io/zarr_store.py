@@ -6,7 +6,8 @@ its four children, read back as soon as they exist: the memory is that of one sh
 leaves no state behind.
 
 One process writes a store: it holds a lock on the folder. Where there are no locks (NFS, Windows), and against removal, the
-store has a random identity until it is finished, which is looked at before every write.
+store has a random identity until it is finished, which is looked at before every write. Parts of one render share the lock
+(engine.io.part_sink).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import zarr
@@ -58,6 +59,9 @@ COMMAND = "command"
 
 IDENTITY = "id"
 """Entry of the provenance: random digits of an unfinished store; removed at the end, so that equal renders are equal files."""
+
+PARTS = "parts"
+"""Entry of the provenance: how an unfinished store is divided into parts (``Shares``); removed at the end."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -121,7 +125,9 @@ class ZarrSink:
         self._lock_of_writing = threading.Lock()
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False) -> ZarrSink:
+    def create(
+        cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False, shared: bool = False
+    ) -> ZarrSink:
         """Create a new store.
 
         Args:
@@ -130,6 +136,7 @@ class ZarrSink:
             provenance: JSON values to record beside the plan.
             overwrite: replace an existing store of this engine, or an empty folder. The old store is kept under another name
                 (``replaced``) until the new one is complete.
+            shared: let parts of the render lock the store at the same time.
 
         Raises:
             ResumeError: ``path`` exists and ``overwrite`` is false, it is no store of this engine, or it is being written.
@@ -142,11 +149,11 @@ class ZarrSink:
             check_replaceable(path)
             old = lock_store(path)
         # The store is built under another name, so that one of the final name has all its arrays and its plan.
-        part = temporary_name(path, "part")
+        part, spilled = temporary_name(path, "part"), temporary_names(path, "scratch")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.mkdir()
-            lock = lock_store(part)
+            lock = lock_store(part, shared=shared)
             group = zarr.open_group(DurableStore(part), mode="w-", zarr_format=3)
             for level, size in enumerate(plan.pyramid):
                 _create_level(group, level, size, plan)
@@ -171,7 +178,7 @@ class ZarrSink:
                 old.release()
         _forget_replaced(path)
         remove_leftovers(path)
-        _remove_scratch(path)
+        _remove_scratch(spilled)  # of earlier stores: parts of this one may have begun since
         return cls(path, plan, lock)
 
     @classmethod
@@ -181,19 +188,28 @@ class ZarrSink:
         Raises:
             ResumeError: the store has another plan, is being written, is damaged in its metadata, or is no store.
         """
-        _check_plan(path, plan)
-        lock = lock_store(path)
+        sink = cls._open(path, plan)
         try:
-            _check_plan(path, plan)  # once more: another process may have replaced it before the lock
-            sink = cls._open(path, plan, lock)
             sink._remove_damaged()
         except BaseException:
-            lock.release()
+            sink.close()
             raise
         return sink
 
     @classmethod
-    def _open(cls, path: Path, plan: Plan, lock: Lock) -> ZarrSink:
+    def _open(cls, path: Path, plan: Plan, *, shared: bool = False) -> Self:
+        """Lock and open a store of this plan. Raises ResumeError as ``resume``."""
+        _check_plan(path, plan)
+        lock = lock_store(path, shared=shared)
+        try:
+            _check_plan(path, plan)  # once more: another process may have replaced it before the lock
+            return cls._opened(path, plan, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _opened(cls, path: Path, plan: Plan, lock: Lock) -> Self:
         try:
             sink = cls(path, plan, lock)
             for level, (array, size) in enumerate(zip(sink._arrays, plan.pyramid, strict=True)):
@@ -217,6 +233,11 @@ class ZarrSink:
     def is_finished(self) -> bool:
         """Whether every shard of the full-size image is written; ``finish`` may still have to complete the pyramid."""
         return next(self.missing(), None) is None
+
+    @property
+    def area(self) -> int:
+        """Pixels that this sink writes."""
+        return self._plan.size[0] * self._plan.size[1]
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -274,26 +295,17 @@ class ZarrSink:
             ResumeError: a shard of the full-size image is missing, or as ``write`` does.
         """
         self._check_identity()
-        for level in range(len(self._arrays)):
-            if not is_present(self.path / str(level) / "zarr.json"):
-                raise self._vanished()
-            for index in self._plan.grid(level).indices():
-                if not self._is_written(level, index):
-                    if level == 0:
-                        resume = option("resume", True)
-                        box = self._plan.grid(level).box(*index)
-                        raise ResumeError(f"{self.path}: the shard at {box} is missing; render again with {resume}")
-                    self._write_shard(level, index, self._halved(level, index))
+        self._complete_pyramid()
         if not self.complete:
             self._check_identity()
-            private = (COMMAND, IDENTITY)
+            private = (COMMAND, IDENTITY, PARTS)
             finished = {key: value for key, value in self.provenance.items() if key not in private}
             self._set_provenance({**finished, "complete": True})
         for old in _replaced(self.path):
             with suppress(ResumeError):  # somebody put a file into it
                 remove_store(old)
         remove_leftovers(self.path)
-        _remove_scratch(self.path)
+        _remove_scratch(temporary_names(self.path, "scratch"))
         self.close()
 
     def close(self) -> None:
@@ -310,6 +322,24 @@ class ZarrSink:
     def mark_incomplete(self) -> None:
         """Let the store be finished again."""
         self._set_provenance({**self.provenance, "complete": False, IDENTITY: new_identity()})
+
+    def _owns(self, level: int, index: tuple[int, int]) -> bool:
+        """Whether this sink writes a shard: all of them, unless it has a part of the image."""
+        return True
+
+    def _complete_pyramid(self) -> None:
+        """Write the shards of the pyramid that are missing. Raises ResumeError where one of the full-size image is."""
+        for level in range(len(self._arrays)):
+            if not is_present(self.path / str(level) / "zarr.json"):
+                raise self._vanished()
+            for index in self._plan.grid(level).indices():
+                if self._is_written(level, index) or not self._owns(level, index):
+                    continue
+                if level == 0:
+                    resume = option("resume", True)
+                    box = self._plan.grid(level).box(*index)
+                    raise ResumeError(f"{self.path}: the shard at {box} is missing; render again with {resume}")
+                self._write_shard(level, index, self._halved(level, index))
 
     def _set_provenance(self, values: dict[str, Any]) -> None:
         self._group.attrs[ATTRIBUTE] = values
@@ -342,12 +372,14 @@ class ZarrSink:
         for level, array in enumerate(self._arrays):
             chunks = chunks_of(array)
             for index in self._plan.grid(level).indices():
+                if not self._owns(level, index):
+                    continue
                 path = shard_path(self.path, level, *index)
                 state = shard_state(path, chunks)
                 if state is ShardState.WHOLE or (state is ShardState.MISSING and not was_complete):
                     continue
                 lost.append((path, state))
-            _remove_partial(self.path / str(array.path))
+            self._remove_partial(level)
         self.lost = len(lost)
         if was_complete and not lost:
             return
@@ -356,6 +388,12 @@ class ZarrSink:
         for path, state in lost:
             if state is not ShardState.MISSING:
                 remove_shard(path)
+
+    def _remove_partial(self, level: int) -> None:
+        """Remove the files of a level that killed runs did not finish."""
+        for leftover in (self.path / str(level)).rglob("*.partial"):
+            if _PARTIAL.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
     def _is_written(self, level: int, index: tuple[int, int]) -> bool:
         """Whether the shard exists: a regular file that is not empty."""
@@ -380,12 +418,16 @@ class ZarrSink:
         finally:
             with self._lock_of_writing:
                 self._writing.remove(shard)
-                is_last = level + 1 < len(self._arrays) and all(
+                is_last = self._grows_beyond(level, index) and all(
                     (level, *child) not in self._writing and self._is_written(level, child)
                     for child in self._children(level + 1, parent)
                 )
         if is_last:
             self._write_with_ancestors(level + 1, parent, self._halved(level + 1, parent))
+
+    def _grows_beyond(self, level: int, index: tuple[int, int]) -> bool:
+        """Whether this sink writes the parent of a shard."""
+        return level + 1 < len(self._arrays) and self._owns(level + 1, (index[0] // 2, index[1] // 2))
 
     def _halved(self, level: int, index: tuple[int, int]) -> Array:
         """Pixels of a shard of ``level`` from its children in the level below."""
@@ -400,7 +442,7 @@ class ZarrSink:
 
     def _write_shard(self, level: int, index: tuple[int, int], pixels: Array, half: Array | None = None) -> None:
         array, rows_and_columns = self._arrays[level], self._plan.grid(level).box(*index).slices
-        if level + 1 < len(self._arrays):  # before the shard is seen: another thread may halve its siblings at once
+        if self._grows_beyond(level, index):  # before the shard is seen: another thread may halve its siblings at once
             self._halves.put((level, *index), pixels, half)
         try:
             array[(slice(None), *rows_and_columns)] = pixels
@@ -593,9 +635,9 @@ def remove_store(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(moved)) from error
 
 
-def lock_store(path: Path) -> Lock:
-    """Lock a store for writing. Raises ResumeError while another process writes it."""
-    lock = Lock.take(path)
+def lock_store(path: Path, *, shared: bool = False) -> Lock:
+    """Lock a store for writing; ``shared``: beside other parts. Raises ResumeError while another process writes it."""
+    lock = Lock.take(path, shared=shared)
     if lock is None:
         process = Lock.holder(path)
         name = "another process" if process is None else f"another process ({process})"
@@ -656,21 +698,14 @@ def _forget_replaced(path: Path) -> None:
             remove_store(old)
 
 
-def _remove_scratch(path: Path) -> None:
-    """Remove the spilled tiles of stores of this name, whose writers have ended."""
-    for scratch in temporary_names(path, "scratch"):
+def _remove_scratch(folders: Iterable[Path]) -> None:
+    """Remove spilled tiles, whose writers have ended."""
+    for scratch in folders:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 _PARTIAL = re.compile(r"(\d+|zarr|zarr\.json)\.[0-9a-f]+\.partial")
 """Temporary files of this engine and of Zarr."""
-
-
-def _remove_partial(level: Path) -> None:
-    """Remove the files of a level that killed runs did not finish."""
-    for leftover in level.rglob("*.partial"):
-        if _PARTIAL.fullmatch(leftover.name) and leftover.is_file():
-            leftover.unlink(missing_ok=True)
 
 
 def _foreign_files(path: Path) -> Iterator[Path]:

@@ -65,6 +65,10 @@ class Layout(Protocol):
         """Cost of a plan for these writes, or for all."""
         ...
 
+    def shares(self, plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
+        """Bounds of ``count`` ranges of the plan's writes with balanced work."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TileLayout:
@@ -112,6 +116,9 @@ class TileLayout:
     def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
         return tiles.project(plan, measured, writes, batched=self.batched)
 
+    def shares(self, plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
+        return tiles.shares(plan, count)
+
 
 @dataclass(frozen=True, slots=True)
 class BandLayout:
@@ -152,6 +159,9 @@ class BandLayout:
 
     def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
         return strips.project(plan, measured, writes)
+
+    def shares(self, plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
+        return strips.shares(plan, measured, count)
 
 
 @dataclass(frozen=True, slots=True)

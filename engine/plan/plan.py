@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.errors import AlignmentError, UsageError, option
 from engine.geometry import Box, Grid
-from engine.pixels import PLAIN, PixelFormat
+from engine.pixels import PLAIN, PixelFormat, pixels_of
 from engine.plan.reduction import Reduction
 
 MAX_SHARD = 2048
@@ -400,9 +400,13 @@ class Plan:
                 for y in range(0, height, self.shard[0]):
                     yield Box(y, x0, min(y + self.shard[0], height), min(x1, width))
             return
-        is_tile = self.is_whole and self.is_direct
-        grid = Grid(*self.size, self.stages[-1].grid.cell if is_tile else self.shard)
+        grid = Grid(*self.size, self.stages[-1].grid.cell if self.writes_tiles else self.shard)
         yield from (grid.box(*index) for index in grid.indices())
+
+    @property
+    def writes_tiles(self) -> bool:
+        """Whether a write is a whole tile of the last stage."""
+        return not self.is_banded and self.is_whole and self.is_direct
 
     @property
     def strip(self) -> int:
@@ -473,6 +477,24 @@ class Plan:
         if self.wrap is not None:
             values["wrap"] = self.wrap
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """The plan of its stored form, also that of earlier versions. Raises KeyError, TypeError or ValueError for damage."""
+        enlarged, pixels = data.get("enlarged"), pixels_of(data)
+        *inner, last = (StagePlan.from_json(stage) for stage in data["stages"])
+        values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        values |= {name: sides_of(data[name]) for name in ("canvas", "base", "shard", "chunk")}
+        return cls(
+            **values
+            | {
+                "stages": (*inner, replace(last, is_image=enlarged is None and pixels.is_plain)),
+                "roi": Box(**data["roi"]),
+                "executor": executor_of(data),
+                "enlarged": None if enlarged is None else sides_of(enlarged),
+                "pixels": pixels,
+            }
+        )
 
     @property
     def digest(self) -> str:

@@ -6,8 +6,10 @@ All stages of the chain hold their rows at the same time, so a strip costs the s
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from engine.errors import option
 from engine.geometry import Box
@@ -33,6 +35,9 @@ SHARD, CHUNK = 1024, 512
 
 _ROWS_OF_SHARDS = 2
 """One row that fills while the row before it is written."""
+
+_BALANCE_BITS = 9
+"""The largest share of the work is the least to one in 2^9."""
 
 _ALLOCATOR = (3 << 20, 0.08)
 """Bytes and share for the allocator: the large buffers are made once, but threads allocate at the same time."""
@@ -144,14 +149,8 @@ def _enlarged(reduction: Reduction, columns: int) -> int:
 def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
     """Cost of ``plan`` for these writes, or for all."""
     runs = _strips(plan) if writes is None else list(_runs(writes))
-    pixels = [0] * len(plan.stages)
-    for run in runs:
-        inputs = plan.input_columns((run.x0, run.x1))
-        first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
-        for index in reversed(range(len(pixels))):
-            stage, columns = plan.stages[index], inputs[index][1] - inputs[index][0]
-            rows, first, last = _rows_computed(stage, measured.stages[index].radius, first, last)
-            pixels[index] += rows * columns
+    pixels = [sum(counts) for counts in zip(*(_lr_pixels(plan, measured, run) for run in runs), strict=True)]
+    pixels = pixels or [0] * len(plan.stages)
     costs = [_bands(stage) for stage in measured.stages]
     seconds = sum(n * cost.seconds_per_pixel for n, cost in zip(pixels, costs, strict=True))
     if measured.base is not None:
@@ -169,6 +168,53 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None)
         lr_pixels=tuple(pixels),
         seconds=seconds,
     )
+
+
+def shares(plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
+    """Bounds of ``count`` ranges of the plan's writes whose largest takes the least work; the last ones may be empty.
+
+    A range is a run of rows in each strip that it meets, and each run has a warm-up of a receptive field. So cuts lie
+    between strips where that balances as well.
+    """
+    strips, height = list(plan.column_strips()), plan.size[0]
+    rows = len(range(0, height, plan.shard[0]))
+    total = rows * len(strips)
+
+    def work(first: int, last: int) -> int:
+        pixels = 0
+        for index in range(first // rows, -(-last // rows)):
+            y0, y1 = max(first - index * rows, 0) * plan.shard[0], min(last - index * rows, rows) * plan.shard[0]
+            pixels += sum(_lr_pixels(plan, measured, Box(y0, strips[index][0], min(y1, height), strips[index][1])))
+        return pixels
+
+    def packed(limit: int) -> list[int]:
+        """Bounds of ranges that hold as much as the limit allows, and at least one write."""
+        bounds = [0]
+        while bounds[-1] < total:
+            ends = range(bounds[-1] + 1, total + 1)
+            taken = bisect_right(ends, limit, key=partial(work, bounds[-1]))
+            bounds.append(ends[max(taken, 1) - 1])
+        return bounds
+
+    if count >= total:
+        return tuple(min(k, total) for k in range(count + 1))
+    low, high = 0, work(0, total)
+    while high - low > high >> _BALANCE_BITS:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(packed(middle)) - 1 <= count else (middle, high)
+    bounds = packed(high)
+    return (*bounds, *[total] * (count + 1 - len(bounds)))
+
+
+def _lr_pixels(plan: Plan, measured: Measured, run: Box) -> list[int]:
+    """LR pixels that every stage computes for consecutive rows of a strip."""
+    inputs = plan.input_columns((run.x0, run.x1))
+    first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
+    pixels = []
+    for stage, cost, (left, right) in reversed(list(zip(plan.stages, measured.stages, inputs, strict=True))):
+        rows, first, last = _rows_computed(stage, cost.radius, first, last)
+        pixels.append(rows * (right - left))
+    return pixels[::-1]
 
 
 def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tuple[int, int, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import product
+from itertools import accumulate, product
 from typing import NamedTuple, NoReturn
 
 from engine.errors import option
@@ -86,6 +87,12 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None,
         seconds=seconds,
         batches=tuple(batches or ()),
     )
+
+
+def shares(plan: Plan, count: int) -> tuple[int, ...]:
+    """Bounds of ``count`` ranges of the plan's writes with equal work: numbers of tiles, or areas of shards of a region."""
+    done = [0, *accumulate(1 if plan.writes_tiles else box.area for box in plan.writes())]
+    return tuple(bisect_left(done, -(-k * done[-1] // count)) for k in range(count + 1))
 
 
 def _cached_of_last(plan: Plan) -> int:

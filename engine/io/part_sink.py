@@ -1,0 +1,171 @@
+"""One part of a store that several processes write, each its own shards.
+
+A part shares the lock of the store with the other parts, so that no render, repair or ``engine finish`` runs beside them. It
+holds a lock of its own on a file in its folder of spilled tiles. A file is locked on NFS too, where folders are not. Without
+any lock two processes of one part would write equal shards, each of them whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ResumeError, option
+from engine.geometry import Box
+from engine.io.files import Lock, temporary_name
+from engine.io.zarr_store import IDENTITY, PARTS, ZarrSink, children
+from engine.plan.parts import Part, Shares
+from engine.plan.plan import Plan
+
+_LOCK = "lock"
+"""File that the process of a part locks, in its folder of spilled tiles."""
+
+
+class PartSink(ZarrSink):
+    """The shards of one part, and those of the pyramid that follow from them alone; opened by ``join``.
+
+    ``engine.finish`` makes the shards of the pyramid whose children belong to two parts.
+
+    Attributes:
+        part: the part.
+    """
+
+    def __init__(self, path: Path, plan: Plan, lock: Lock) -> None:
+        super().__init__(path, plan, lock)
+        self.part = Part(1, 1)
+        self._writes: list[Box] = []
+        self._own: list[set[tuple[int, int]]] = [set() for _ in plan.pyramid]
+        self._part_lock: Lock | None = None
+
+    @classmethod
+    def join(cls, path: Path, plan: Plan, part: Part) -> PartSink:
+        """Open a store to write a part of it, and remove the part's damaged shards (``lost``).
+
+        A store that is complete has nothing to be written.
+
+        Raises:
+            ResumeError: as ``resume``; the store has other parts or none, or another process renders this part.
+        """
+        sink = cls._open(path, plan, shared=True)
+        sink.part = part
+        try:
+            if not sink.complete:
+                sink._take()
+                sink._remove_damaged()
+        except BaseException:
+            sink.close()
+            raise
+        return sink
+
+    @property
+    def size(self) -> int:
+        """Number of the part's shards in the full image."""
+        return len(self._own[0])
+
+    @property
+    def area(self) -> int:
+        return sum(box.area for box in self._writes)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for the tiles of this part that exceed the memory, and for its lock."""
+        return scratch_of(self.path, self.provenance, self.part)
+
+    def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
+        """Boxes of the part with a missing shard, in the plan's order: a part is never cut otherwise."""
+        return super().missing(self._writes)
+
+    def finish(self) -> None:
+        """Add the part's shards of the pyramid that a killed run left out.
+
+        Raises:
+            ResumeError: a shard of the part is missing, or as ``write`` does.
+        """
+        self._check_identity()
+        self._complete_pyramid()
+        if self._part_lock is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes write the part, and the store when all parts are closed."""
+        lock, self._part_lock = self._part_lock, None
+        if lock is not None:
+            with suppress(OSError):  # spilled tiles stay
+                (self.scratch / _LOCK).unlink(missing_ok=True)
+                self.scratch.rmdir()
+            lock.release()
+        super().close()
+
+    def _take(self) -> None:
+        """Lock the part, and find its shards."""
+        shares = shares_of(self.path, self._plan, self.provenance)
+        if shares is None:
+            raise ResumeError(
+                f"{self.path}: begun as a whole, not in parts; give {option('resume', True)} in place of {option('part')}"
+            )
+        if shares.count != self.part.count:
+            raise ResumeError(
+                f"{self.path}: begun in another number of parts ({shares.count}, not {self.part.count}); give "
+                f"{option('part', f'1/{shares.count}')} and so on, or {option('resume', True)} alone to finish it in one run"
+            )
+        lock = _lock_folder(self.scratch)
+        if lock is None:
+            process = holder_of(self.scratch)
+            name = "another process" if process is None else f"another process ({process})"
+            raise ResumeError(f"{self.path}: part {self.part} is being rendered by {name}; wait for it")
+        self._part_lock = lock
+        self._writes = shares.writes(self._plan, self.part)
+        self._own[0] = {index for box in self._writes for index in self._plan.grid().indices(box)}
+        for level in range(1, len(self._own)):
+            below, grid = self._plan.grid(level - 1), self._plan.grid(level)
+            parents = {(row // 2, column // 2) for row, column in self._own[level - 1]}
+            self._own[level] = {p for p in parents if self._own[level - 1].issuperset(children(below, grid, p))}
+
+    def _owns(self, level: int, index: tuple[int, int]) -> bool:
+        return index in self._own[level]
+
+    def _remove_partial(self, level: int) -> None:
+        """Remove the files of the part's shards that killed runs did not finish."""
+        for row in {row for row, _ in self._own[level]}:
+            for leftover in (self.path / str(level) / "c" / "0" / str(row)).glob("*.partial"):
+                column = leftover.name.partition(".")[0]
+                if column.isdigit() and (row, int(column)) in self._own[level]:
+                    leftover.unlink(missing_ok=True)
+
+
+def shares_of(path: Path, plan: Plan, provenance: dict[str, Any]) -> Shares | None:
+    """How an unfinished store is divided into parts; None if it is not. Raises ResumeError for damage."""
+    if (stored := provenance.get(PARTS)) is None:
+        return None
+    try:
+        return Shares.from_json(stored, plan)
+    except ValueError as error:
+        raise ResumeError(
+            f"{path}: damaged, its parts do not fit its plan; give {option('resume', True)} alone"
+        ) from error
+
+
+def scratch_of(path: Path, provenance: dict[str, Any], part: Part) -> Path:
+    """Folder of a part beside its store; the same in every run of the part."""
+    digest = hashlib.sha256(f"{provenance.get(IDENTITY)} {part}".encode()).hexdigest()
+    return temporary_name(path, "scratch", digest[:32])
+
+
+def holder_of(scratch: Path) -> int | None:
+    """Process that renders the part of this folder, as ``Lock.holder`` tells it."""
+    return Lock.holder(scratch / _LOCK)
+
+
+def _lock_folder(folder: Path) -> Lock | None:
+    """Lock on a file of a folder, which is made; None while another process holds it."""
+    while True:
+        with suppress(FileExistsError):
+            os.mkdir(folder)
+        with suppress(FileNotFoundError):  # its owner has just ended and removed it
+            return Lock.take(folder / _LOCK, makes_file=True)

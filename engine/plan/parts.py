@@ -1,0 +1,98 @@
+"""Parts of a render: shares of a plan's writes, which workers compute apart. Knows nothing of tensors.
+
+The shares follow from the plan and the networks' receptive fields, not from measured times, so they are the same on all machines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from engine.errors import UsageError, option
+from engine.geometry import Box
+from engine.plan.layouts import EXECUTORS
+from engine.plan.make import project
+from engine.plan.measured import Measured
+from engine.plan.plan import Plan
+
+MAX_PARTS = 10_000
+"""Largest number of parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several parts of a render."""
+
+    number: int
+    """From 1 to ``count``."""
+    count: int
+    """Number of parts."""
+
+    def __str__(self) -> str:
+        """``NUMBER/COUNT``, as the command line takes it."""
+        return f"{self.number}/{self.count}"
+
+
+def parse_part(value: object, name: str = "part") -> Part:
+    """Part from a text such as ``2/4``, or a part. Raises UsageError for another form or numbers out of range."""
+    if isinstance(value, Part):
+        return value
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value) if isinstance(value, str) else None
+    if match is None:
+        raise UsageError(f"{option(name, value)}: not a part; write NUMBER/COUNT, such as 2/4")
+    part = Part(int(match[1]), int(match[2]))
+    if not 1 <= part.count <= MAX_PARTS:
+        raise UsageError(f"{option(name, part)}: the number of parts must be from 1 to {MAX_PARTS}")
+    if not 1 <= part.number <= part.count:
+        raise UsageError(f"{option(name, part)}: parts are counted from 1 to {part.count}; give one of these")
+    return part
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Division of a plan's writes: part k has those from ``bounds[k - 1]`` to ``bounds[k]``, in the plan's order."""
+
+    bounds: tuple[int, ...]
+    """Half-open ranges; a range is empty where there are more parts than writes."""
+
+    @classmethod
+    def of(cls, plan: Plan, measured: Measured, count: int) -> Shares:
+        """The division into ``count`` parts whose largest takes the least work."""
+        return cls(EXECUTORS[plan.executor].layout.shares(plan, measured, count))
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return len(self.bounds) - 1
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """All parts."""
+        return (Part(number, self.count) for number in range(1, self.count + 1))
+
+    def writes(self, plan: Plan, part: Part) -> list[Box]:
+        """Boxes that a part writes, in the plan's order."""
+        return list(islice(plan.writes(), self.bounds[part.number - 1], self.bounds[part.number]))
+
+    def overhead(self, plan: Plan, measured: Measured) -> float:
+        """Work of all parts beyond that of one run, as a share of it: warm-up of bands, inner tiles of two parts, step 1."""
+        one = project(plan, measured).seconds
+        lists = (self.writes(plan, part) for part in self.parts)
+        return sum(project(plan, measured, writes).seconds for writes in lists if writes) / one - 1
+
+    def to_json(self) -> list[int]:
+        """The stored form."""
+        return list(self.bounds)
+
+    @classmethod
+    def from_json(cls, stored: object, plan: Plan) -> Shares:
+        """The division of its stored form. Raises ValueError when it is none of ``plan``."""
+        total = sum(1 for _ in plan.writes())
+        if not (isinstance(stored, Sequence) and len(stored) > 1 and all(type(bound) is int for bound in stored)):
+            raise ValueError(f"{stored!r} divides no plan")
+        bounds = tuple(stored)
+        if (bounds[0], bounds[-1]) != (0, total) or list(bounds) != sorted(bounds):
+            raise ValueError(f"{stored!r} does not divide {total} writes")
+        return cls(bounds)
