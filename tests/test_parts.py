@@ -89,6 +89,23 @@ def test_parts_grow_the_pyramid_where_they_can(tmp_path, model):
     assert (shards(out, 0), before, shards(out)) == (24, 29, 33)  # the cut is below an odd row of shards
 
 
+def test_tiles_of_inner_steps_are_computed_once(tmp_path, model):
+    """The parts leave them to each other; together they compute what one run does."""
+    ran = []
+    for folder, parts in (("one", 1), ("parts", 3)):
+        pixels, out = [0, 0], tmp_path / folder / "out.zarr"
+
+        def count(position, lr_pixels, pixels=pixels):
+            pixels[position] += lr_pixels
+
+        for number in range(1, parts + 1):
+            job = Job.prepare(model, TILES, out)
+            for _ in job.run(job.open_part(Part(number, parts)), count):
+                pass
+        ran.append(pixels)
+    assert ran[0] == ran[1]
+
+
 # Ends
 
 

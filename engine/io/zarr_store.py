@@ -247,7 +247,7 @@ class ZarrSink:
     @property
     def scratch(self) -> Path:
         """Folder for the tiles of this store that exceed the memory."""
-        return temporary_name(self.path, "scratch", str(self.provenance.get(IDENTITY) or ""))
+        return scratch_of(self.path, self.provenance)
 
     def note(self, values: dict[str, Any]) -> None:
         """Add values, measured while rendering, to the provenance. Raises ResumeError as ``write`` does."""
@@ -685,6 +685,11 @@ def _forget_replaced(path: Path) -> None:
     for old in kept[:-1]:
         with suppress(ResumeError):
             remove_store(old)
+
+
+def scratch_of(path: Path, provenance: dict[str, Any]) -> Path:
+    """Folder for the tiles of an unfinished store that exceed the memory, or that its parts share."""
+    return temporary_name(path, "scratch", str(provenance.get(IDENTITY) or ""))
 
 
 def _remove_scratch(folders: Iterable[Path]) -> None:
