@@ -187,12 +187,11 @@ class Job:
     """Folder for tiles that exceed the caches."""
     _resized: OriginalPicture | None = field(default=None, init=False)
     """The picture at the size of the base image, where that differs."""
-    _may_recut: bool = field(init=False)
-    """Whether tiles may become smaller, or strips narrower, when a device's memory is exhausted."""
+    _is_part: bool = field(default=False, init=False)
+    """Whether other processes render the rest: then the cut stays theirs, and tiles of inner stages are shared."""
 
     def __post_init__(self) -> None:
         self._scratch = temporary_name(self.out, "scratch")
-        self._may_recut = self.request.tile is None
 
     @classmethod
     def prepare(
@@ -313,7 +312,7 @@ class Job:
             BudgetError: the plan, or that of the first part, does not fit the budgets.
             ResumeError: as ``open_sink``; the store has other parts or none, or another process renders this part.
         """
-        self._may_recut = False  # other tiles, or strips, would not be those of the other parts
+        self._is_part = True
         if not os.path.lexists(self.out):
             shares = Shares.of(self.plan, self.measured, part.count)
             self.show_part(part, shares)
@@ -531,7 +530,8 @@ class Job:
             alpha=self._alpha(),
             scratch=self._scratch,
             batches=self.projection.batches,
-            may_recut=self._may_recut,
+            may_recut=self.request.tile is None and not self._is_part,
+            shares_tiles=self._is_part,
             on_pixels=on_pixels,
             on_recut=on_recut,
         )

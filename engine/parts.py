@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.errors import InputError, ResumeError, counted, option
 from engine.geometry import Box
-from engine.io.part_sink import holder_of, scratch_of, shares_of
+from engine.io.part_sink import holder_of, shares_of
 from engine.io.shards import is_present, shard_path
 from engine.io.zarr_store import ZarrSink, stored_provenance
 from engine.plan.parts import Part
@@ -65,7 +65,7 @@ def missing_parts(path: Path | str) -> list[MissingPart]:
         indices = [index for box in writes for index in plan.grid().indices(box)]
         missing = sum(not is_present(shard_path(path, 0, *index)) for index in indices)
         if missing:
-            process = None if part is None else holder_of(scratch_of(path, provenance, part))
+            process = None if part is None else holder_of(path, provenance, part)
             found.append(MissingPart(part, len(indices), missing, process))
     return found
 

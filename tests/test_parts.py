@@ -38,6 +38,8 @@ REQUESTS = {
     "a region": (replace(TILES, roi=Box(10, 20, 90, 120)), (3,)),
     "reduced": (replace(BANDS, size=(64, 1040), stages=None, tile=None), (2,)),
     "cross-fade": (replace(TILES, blend=4), (2,)),
+    "repeats in 16 bits": (replace(TILES, wrap="both", depth=16), (2,)),
+    "bands repeat in 16 bits": (replace(BANDS, wrap="both", depth=16), (2,)),
 }
 """Requests, and numbers of parts; a seventh part of the bands is empty."""
 
@@ -87,6 +89,23 @@ def test_parts_grow_the_pyramid_where_they_can(tmp_path, model):
     before = shards(out)
     engine.finish(out)
     assert (shards(out, 0), before, shards(out)) == (24, 29, 33)  # the cut is below an odd row of shards
+
+
+def test_tiles_of_inner_steps_are_computed_once(tmp_path, model):
+    """The parts leave them to each other; together they compute what one run does."""
+    ran = []
+    for folder, parts in (("one", 1), ("parts", 3)):
+        pixels, out = [0, 0], tmp_path / folder / "out.zarr"
+
+        def count(position, lr_pixels, pixels=pixels):
+            pixels[position] += lr_pixels
+
+        for number in range(1, parts + 1):
+            job = Job.prepare(model, TILES, out)
+            for _ in job.run(job.open_part(Part(number, parts)), count):
+                pass
+        ran.append(pixels)
+    assert ran[0] == ran[1]
 
 
 # Ends

@@ -1,15 +1,13 @@
 """One part of a store that several processes write, each its own shards.
 
 A part shares the lock of the store with the other parts, so that no render, repair or ``engine finish`` runs beside them. It
-holds a lock of its own on a file in its folder of spilled tiles. A file is locked on NFS too, where folders are not. Without
-any lock two processes of one part would write equal shards, each of them whole.
+holds a lock of its own on a file in the folder of spilled tiles, which all parts share. A file is locked on NFS too, where
+folders are not. Without any lock two processes of one part would write equal shards, each of them whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +15,10 @@ from typing import Any
 
 from engine.errors import ResumeError, option
 from engine.geometry import Box
-from engine.io.files import Lock, temporary_name
-from engine.io.zarr_store import IDENTITY, PARTS, ZarrSink, children
+from engine.io.files import Lock
+from engine.io.zarr_store import PARTS, ZarrSink, children, scratch_of
 from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan
-
-_LOCK = "lock"
-"""File that the process of a part locks, in its folder of spilled tiles."""
 
 
 class PartSink(ZarrSink):
@@ -71,33 +66,26 @@ class PartSink(ZarrSink):
     def area(self) -> int:
         return sum(box.area for box in self._writes)
 
-    @property
-    def scratch(self) -> Path:
-        """Folder for the tiles of this part that exceed the memory, and for its lock."""
-        return scratch_of(self.path, self.provenance, self.part)
-
     def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
         """Boxes of the part with a missing shard, in the plan's order: a part is never cut otherwise."""
         return super().missing(self._writes)
 
     def finish(self) -> None:
-        """Add the part's shards of the pyramid that a killed run left out.
+        """Add the part's shards of the pyramid that a killed run left out. Tiles of inner stages stay for the other parts.
 
         Raises:
             ResumeError: a shard of the part is missing, or as ``write`` does.
         """
         self._check_identity()
         self._complete_pyramid()
-        if self._part_lock is not None:
-            shutil.rmtree(self.scratch, ignore_errors=True)
         self.close()
 
     def close(self) -> None:
         """Let other processes write the part, and the store when all parts are closed."""
         lock, self._part_lock = self._part_lock, None
         if lock is not None:
-            with suppress(OSError):  # spilled tiles stay
-                (self.scratch / _LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # tiles stay, and locks of others
+                _lock_file(self.scratch, self.part).unlink(missing_ok=True)
                 self.scratch.rmdir()
             lock.release()
         super().close()
@@ -114,9 +102,9 @@ class PartSink(ZarrSink):
                 f"{self.path}: begun in another number of parts ({shares.count}, not {self.part.count}); give "
                 f"{option('part', f'1/{shares.count}')} and so on, or {option('resume', True)} alone to finish it in one run"
             )
-        lock = _lock_folder(self.scratch)
+        lock = _lock(_lock_file(self.scratch, self.part))
         if lock is None:
-            process = holder_of(self.scratch)
+            process = holder_of(self.path, self.provenance, self.part)
             name = "another process" if process is None else f"another process ({process})"
             raise ResumeError(f"{self.path}: part {self.part} is being rendered by {name}; wait for it")
         self._part_lock = lock
@@ -151,21 +139,20 @@ def shares_of(path: Path, plan: Plan, provenance: dict[str, Any]) -> Shares | No
         ) from error
 
 
-def scratch_of(path: Path, provenance: dict[str, Any], part: Part) -> Path:
-    """Folder of a part beside its store; the same in every run of the part."""
-    digest = hashlib.sha256(f"{provenance.get(IDENTITY)} {part}".encode()).hexdigest()
-    return temporary_name(path, "scratch", digest[:32])
+def holder_of(path: Path, provenance: dict[str, Any], part: Part) -> int | None:
+    """Process that renders a part of a store, as ``Lock.holder`` tells it."""
+    return Lock.holder(_lock_file(scratch_of(path, provenance), part))
 
 
-def holder_of(scratch: Path) -> int | None:
-    """Process that renders the part of this folder, as ``Lock.holder`` tells it."""
-    return Lock.holder(scratch / _LOCK)
+def _lock_file(scratch: Path, part: Part) -> Path:
+    """File that the process of a part locks."""
+    return scratch / f"part-{part.number}-of-{part.count}.lock"
 
 
-def _lock_folder(folder: Path) -> Lock | None:
-    """Lock on a file of a folder, which is made; None while another process holds it."""
+def _lock(file: Path) -> Lock | None:
+    """Lock on a file, which is made with its folder; None while another process holds it."""
     while True:
         with suppress(FileExistsError):
-            os.mkdir(folder)
-        with suppress(FileNotFoundError):  # its owner has just ended and removed it
-            return Lock.take(folder / _LOCK, makes_file=True)
+            os.mkdir(file.parent)
+        with suppress(FileNotFoundError):  # another part has just ended, and removed the folder
+            return Lock.take(file, makes_file=True)

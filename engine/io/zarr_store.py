@@ -253,7 +253,7 @@ class ZarrSink:
     @property
     def scratch(self) -> Path:
         """Folder for the working data of this store: tiles that exceed the memory, and frozen statistics."""
-        return stored_scratch(self.path)
+        return scratch_of(self.path, self.provenance)
 
     def note(self, values: dict[str, Any]) -> None:
         """Add values, measured while rendering, to the provenance. Raises ResumeError as ``write`` does."""
@@ -584,8 +584,13 @@ def check_absent(path: Path) -> None:
 
 
 def stored_scratch(path: Path) -> Path:
-    """Folder for the working data of an unfinished store; the store need not exist."""
-    return temporary_name(path, "scratch", str((stored_provenance(path) or {}).get(IDENTITY) or ""))
+    """Folder for working data of an unfinished store: tiles that exceed the memory or that parts share, and statistics."""
+    return scratch_of(path, stored_provenance(path) or {})
+
+
+def scratch_of(path: Path, provenance: dict[str, Any]) -> Path:
+    """The same, by the provenance of the store."""
+    return temporary_name(path, "scratch", str(provenance.get(IDENTITY) or ""))
 
 
 def stored_provenance(path: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ The shares follow from the plan and the networks' receptive fields, not from mea
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,10 +78,22 @@ class Shares:
         return list(islice(plan.writes(), self.bounds[part.number - 1], self.bounds[part.number]))
 
     def overhead(self, plan: Plan, measured: Measured) -> float:
-        """Work of all parts beyond that of one run, as a share of it: warm-up of bands, inner tiles of two parts, step 1."""
-        one = project(plan, measured).seconds
-        lists = (self.writes(plan, part) for part in self.parts)
-        return sum(project(plan, measured, writes).seconds for writes in lists if writes) / one - 1
+        """Time of the networks in all parts beyond that of one run, as a share of it.
+
+        Each part makes the base image. Bands repeat a receptive field of rows at a cut, in all stages. Tiles of inner stages
+        are shared, as far as one part does not need them while another computes them.
+        """
+        one = project(plan, measured)
+        parts = [project(plan, measured, writes) for part in self.parts if (writes := self.writes(plan, part))]
+        pixels = [sum(counts) for counts in zip(*(part.lr_pixels for part in parts), strict=True)]
+        if not plan.is_banded:
+            pixels[:-1] = one.lr_pixels[:-1]
+        costs = [stage.bands if plan.is_banded else stage.footprint for stage in measured.stages]
+        more = (len(parts) - 1) * (math.prod(plan.base) * measured.base.seconds_per_pixel if measured.base else 0.0)
+        for cost, after, before in zip(costs, pixels, one.lr_pixels, strict=True):
+            assert cost is not None
+            more += (after - before) * cost.seconds_per_pixel
+        return more / one.seconds
 
     def to_json(self) -> list[int]:
         """The stored form."""

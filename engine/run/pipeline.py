@@ -56,6 +56,7 @@ def tile_chain(
     on_pixels: OnPixels = lambda position, lr_pixels: None,
     runners: Sequence[TileRunner] | None = None,
     cache_bytes: int | None = None,
+    shares_tiles: bool = False,
 ) -> list[TiledStage]:
     """The chain of stages in tiles, first stage first; the last one is in canvas coordinates.
 
@@ -68,12 +69,14 @@ def tile_chain(
         on_pixels: called after each tile.
         runners: how the tiles of every stage run; by default one by one.
         cache_bytes: size of every stage's cache; by default its share of the engine's limit.
+        shares_tiles: write every tile of an inner stage to ``scratch``, where other parts of the render find it.
     """
     chain: list[TiledStage] = []
     limit = limits.cache_share(len(stages)) if cache_bytes is None else cache_bytes
     for cut, stage, run in zip(cuts, stages, runners or [one_by_one] * len(stages), strict=True):
         dtype = np.uint8 if cut.is_image else np.float32
-        cache = TileCache(limit, Scratch(scratch / str(cut.position + 1), cut.grid, dtype))
+        is_shared = shares_tiles and cut is not cuts[-1]
+        cache = TileCache(limit, Scratch(scratch / str(cut.position + 1), cut.grid, dtype), shared=is_shared)
         source = chain[-1] if chain else base_of(cut, base)
         chain.append(TiledStage(cut, stage, source, cache, seed, on_pixels, run))
     return chain
@@ -131,6 +134,8 @@ class Pipeline:
     """Tiles of each stage that run at once."""
     may_recut: bool = False
     """Whether tiles may become smaller, or strips narrower, when a device's memory is exhausted."""
+    shares_tiles: bool = False
+    """Whether other parts of the render find the tiles of inner stages in ``scratch``."""
     on_pixels: OnPixels = lambda position, lr_pixels: None
     """Called with (position of the stage, LR pixels) after a network has run."""
     on_recut: Callable[[tuple[StagePlan, ...]], None] = lambda cuts: None
@@ -154,6 +159,7 @@ class Pipeline:
             scratch=self.scratch / self._cut_name,
             on_pixels=self.on_pixels,
             runners=runners,
+            shares_tiles=self.shares_tiles,
         )
         return self._chain
 

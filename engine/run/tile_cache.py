@@ -8,6 +8,7 @@ the scratch array appears whole or not at all.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import zarr
 from cachetools import LRUCache
 from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError, option
@@ -35,9 +37,11 @@ class Scratch:
         self._path = path
         self._grid = grid
         self._dtype = dtype
-        self._array: Any = self._open() if (path / "zarr.json").exists() else None
+        self._array: Any = None
 
     def __contains__(self, index: Index) -> bool:
+        if self._array is None and (self._path / "zarr.json").exists():  # of an earlier run, or of another part
+            self._array = self._open()
         if self._array is None:
             return False
         file = shard_path(self._path.parent, self._path.name, *index)
@@ -46,7 +50,8 @@ class Scratch:
     def write(self, index: Index, tile: Array) -> None:
         """Write a tile's shard."""
         if self._array is None:
-            self._create(tile.shape[0])
+            with suppress(ContainsArrayError):  # another part was faster
+                self._create(tile.shape[0])
             self._array = self._open()
         self._array[(slice(None), *self._grid.box(*index).slices)] = tile
 
@@ -89,8 +94,15 @@ def _chunk_of(side: int) -> int:
 class TileCache:
     """Tiles of one stage, at most ``limit`` bytes of them in memory."""
 
-    def __init__(self, limit: int, scratch: Scratch) -> None:
+    def __init__(self, limit: int, scratch: Scratch, *, shared: bool = False) -> None:
+        """
+        Args:
+            limit: bytes of the tiles in memory.
+            scratch: place of the others.
+            shared: write every tile to ``scratch`` at once, where other processes find it.
+        """
         self._scratch = scratch
+        self._shared = shared
         self._tiles = _Spilling(limit, scratch)
 
     def __contains__(self, index: Index) -> bool:
@@ -106,9 +118,10 @@ class TileCache:
 
     def put(self, index: Index, tile: Array) -> None:
         """Keep a tile; a tile over the limit goes to the scratch array at once."""
-        if tile.nbytes > self._tiles.maxsize:
+        is_large = tile.nbytes > self._tiles.maxsize
+        if is_large or self._shared:
             self._scratch.write(index, tile)
-        else:
+        if not is_large:
             self._tiles[index] = _in_own_pages(tile)
 
 
@@ -121,7 +134,8 @@ class _Spilling(LRUCache[Index, Array]):
 
     def popitem(self) -> tuple[Index, Array]:
         index, tile = super().popitem()
-        self._scratch.write(index, tile)
+        if index not in self._scratch:
+            self._scratch.write(index, tile)
         return index, tile
 
 
