@@ -13,9 +13,14 @@ from typing import Any, Protocol, TypeVar
 from engine.errors import UsageError, option
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) in the format's own unit: tiles for TIFF, rows for the others."""
+"""Called with (done, total) in the format's own unit: tiles, rows, or bytes."""
 
 OptionsT = TypeVar("OptionsT")
+
+MM_PER_INCH = 25.4
+
+DEFAULT_DPI = 300.0
+"""Resolution of prints that are looked at from a hand's distance, in dots per inch."""
 
 
 class ExportJob(Protocol):
@@ -61,8 +66,24 @@ def parse_options(options: type[OptionsT], values: Mapping[str, Any], suffix: st
     chosen = {name: value for name, value in values.items() if value is not None}
     if foreign := sorted(set(chosen) - set(names)):
         refused, valid = (", ".join(option(name) for name in group) for group in (foreign, names))
-        raise UsageError(f"{refused}: does not apply to {suffix}; its options are {valid}")
+        advice = f"its options are {valid}" if valid else "it has no options"
+        raise UsageError(f"{refused}: does not apply to {suffix}; {advice}")
     return options(**chosen)
+
+
+def check_print(dpi: float | None, width_mm: float | None) -> None:
+    """Refuse a resolution or a width that no print has, and both at the same time. Raises UsageError."""
+    if dpi is not None:
+        check_range("dpi", dpi, 1, 100_000)
+    if width_mm is not None:
+        check_range("width_mm", width_mm, 0.1, 10_000_000)
+        if dpi is not None:
+            raise UsageError(f"{option('dpi')} and {option('width_mm')}: exclude each other; give one of them")
+
+
+def print_dpi(dpi: float | None, width_mm: float | None, width: int) -> float:
+    """Resolution in dots per inch of a picture of ``width`` pixels."""
+    return width * MM_PER_INCH / width_mm if width_mm is not None else dpi or DEFAULT_DPI
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -19,11 +19,10 @@ from engine.causes import naming, raise_if_exhausted
 from engine.errors import EngineError, Interrupted, UsageError, option
 from engine.exporters.about import describe
 from engine.exporters.colour import srgb_profile
-from engine.exporters.job import Progress, check_range, parse_options
-from engine.exporters.pyramid import Level, Pyramid
+from engine.exporters.job import MM_PER_INCH, Progress, check_print, check_range, parse_options, print_dpi
+from engine.exporters.pyramid import Level
 from engine.exporters.stream import LevelStream
-
-MM_PER_INCH = 25.4
+from engine.exporters.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +54,27 @@ class PreviewOptions:
 
     max_size: int | None = None
     """Limit in pixels of the longest side; None keeps the full size."""
-    dpi: float = 300.0
-    """Resolution for print, in dots per inch."""
+    size: tuple[int, int] | None = None
+    """(width, height) in pixels; None keeps the full size."""
+    dpi: float | None = None
+    """Resolution for print, in dots per inch; None: 300."""
+    width_mm: float | None = None
+    """Width of the print in mm, in place of ``dpi``."""
 
     def __post_init__(self) -> None:
-        check_range("dpi", self.dpi, 1, 100_000)
+        check_print(self.dpi, self.width_mm)
+        if self.size is not None and self.max_size is not None:
+            raise UsageError(f"{option('size')} and {option('max_size')}: exclude each other; give one of them")
         if self.max_size is not None:
             check_range("max_size", self.max_size, 1, PNG.side)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PngOptions(PreviewOptions):
+    """Options of PNG."""
+
+    depth: int | None = None
+    """Bits per channel, 8 or 16; None keeps the store's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +93,7 @@ class LossyOptions(PreviewOptions):
 class PreviewJob:
     """A checked export of one level to one flat picture."""
 
-    pyramid: Pyramid
+    pyramid: View
     options: PreviewOptions
     vips_format: VipsFormat
     level: int
@@ -127,14 +140,14 @@ class PreviewJob:
             image = image.resize(self.width / image.width, vscale=self.height / image.height)
         if self.vips_format.bits == 8 and image.format != "uchar":
             image = (image >> 8).cast("uchar")
-        per_mm = self.options.dpi / MM_PER_INCH
+        per_mm = print_dpi(self.options.dpi, self.options.width_mm, self.width) / MM_PER_INCH
         image = image.copy(interpretation="srgb" if image.format == "uchar" else "rgb16", xres=per_mm, yres=per_mm)
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
         describe(image, self.pyramid.provenance)
         return image
 
 
-def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> PreviewJob:
+def prepare(pyramid: View, suffix: str, values: Mapping[str, Any]) -> PreviewJob:
     """Check the options against the pyramid and the format's limits. Nothing is written yet.
 
     Raises:
@@ -142,14 +155,21 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
     """
     vips_format = VIPS_FORMATS[suffix]
     options = checked_options(suffix, values)
-    width, height = target_size(pyramid.levels[0], options.max_size)
+    width, height = options.size or target_size(pyramid.levels[0], options.max_size)
+    if options.size is not None:
+        check_aspect(pyramid.levels[0], width, height)
     check_size(suffix, width, height)
     return PreviewJob(pyramid, options, vips_format, choose_level(pyramid.levels, max(width, height)), width, height)
 
 
 def checked_options(suffix: str, values: Mapping[str, Any]) -> PreviewOptions:
     """The options of a format. Raises UsageError for one that is out of range or that the format lacks."""
-    return parse_options(PreviewOptions if VIPS_FORMATS[suffix] is PNG else LossyOptions, values, suffix)
+    return parse_options(PngOptions if VIPS_FORMATS[suffix] is PNG else LossyOptions, values, suffix)
+
+
+def view_depth(suffix: str, depth: int | None) -> int | None:
+    """Bits per channel that are read: 8 for JPEG and WebP."""
+    return depth if VIPS_FORMATS[suffix].bits > 8 else 8
 
 
 def check_size(suffix: str, width: int, height: int) -> None:
@@ -170,6 +190,21 @@ def target_size(full: Level, max_size: int | None) -> tuple[int, int]:
     if max_size is None or longest <= max_size:
         return full.width, full.height
     return max(1, round(full.width * max_size / longest)), max(1, round(full.height * max_size / longest))
+
+
+def check_aspect(full: Level, width: int, height: int) -> None:
+    """Refuse a size that enlarges the picture or distorts it by more than a pixel. Raises UsageError."""
+    if width > full.width or height > full.height:
+        raise UsageError(
+            f"{option('size')}: {width}x{height} enlarges the picture ({full.width} x {full.height} pixels); render it "
+            "larger, or give a smaller size"
+        )
+    fitting = max(1, round(full.height * width / full.width))
+    if abs(height - fitting) > 1 and abs(width - full.width * height / full.height) > 1:
+        raise UsageError(
+            f"{option('size')}: {width}x{height} distorts the picture ({full.width} x {full.height} pixels); give "
+            f"{width}x{fitting}, or cut it by {option('roi')}"
+        )
 
 
 def choose_level(levels: tuple[Level, ...], longest: int) -> int:

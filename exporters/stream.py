@@ -15,7 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import pyvips
 
-from engine.exporters.pyramid import Pixels, Pyramid
+from engine.exporters.pyramid import Pixels
+from engine.exporters.view import View
 
 STRIP_ROWS = 16
 """Rows per strip of the TIFF. libvips reads strip by strip and holds several of them, at the whole width."""
@@ -33,7 +34,7 @@ class LevelStream:
         error: the first error of a read; None while all is well.
     """
 
-    def __init__(self, pyramid: Pyramid, level: int, on_rows: Callable[[int], None]) -> None:
+    def __init__(self, pyramid: View, level: int, on_rows: Callable[[int], None]) -> None:
         self._pyramid, self._index = pyramid, level
         self._level = pyramid.levels[level]
         self._on_rows = on_rows

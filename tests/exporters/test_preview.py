@@ -13,6 +13,7 @@ from engine.errors import EngineError, UsageError
 from engine.exporters import export, preview
 from engine.exporters.pyramid import Level, Pyramid
 from engine.exporters.stream import LevelStream
+from engine.exporters.view import View
 
 
 def load(path):
@@ -58,7 +59,7 @@ def test_sizes_come_from_the_smallest_sufficient_level(store, levels, tmp_path):
     result = export(store, tmp_path / "a.png", max_size=519)
     assert (result.width, result.height) == (519, 266)
     assert np.array_equal(load(result.path)[0], levels[1])
-    job = preview.prepare(Pyramid(store), ".png", {"max_size": 300})
+    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".png", {"max_size": 300})
     assert (job.level, job.width, job.height) == (1, 300, 154)
     pixels = load(export(store, tmp_path / "b.png", max_size=300).path)[0]
     expected = np.asarray(Image.fromarray(levels[1]).resize((300, 154), Image.Resampling.LANCZOS)).astype(int)
@@ -92,12 +93,12 @@ def test_options_are_checked(store, tmp_path):
     for option in ({"max_size": 0}, {"quality": 101}, {"tile": 512}, {"compression": "none"}):
         with pytest.raises(UsageError, match=f"^{next(iter(option))}: "):
             export(store, tmp_path / "a.jpg", **option)
-    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are max_size, dpi"):
+    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are max_size, size, dpi"):
         export(store, tmp_path / "a.png", quality=90)
 
 
 def test_a_failure_of_libvips_is_one_line(store, tmp_path):
-    job = preview.prepare(Pyramid(store), ".png", {})
+    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".png", {})
     with pytest.raises(EngineError, match="libvips could not write it") as caught:
         job.write(tmp_path / "missing" / "a.png", lambda done, total: None)
     assert "\n" not in str(caught.value)
