@@ -112,20 +112,23 @@ class PreviewJob:
         """Save in another thread, so that an interrupt reaches this one: it ends the stream, and libvips gives up."""
         total = self.pyramid.levels[self.level].height
         stream = LevelStream(self.pyramid, self.level, lambda rows: on_progress(rows, total))
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                thread.submit(self._save, stream, path).result()
-            except pyvips.Error as error:
-                stream.check()  # raises the cause, if reading the pyramid failed
-                with naming(path):
-                    raise_if_exhausted(error)
-                reason = " ".join(str(error).split())
-                raise EngineError(
-                    f"{path}: libvips could not write it ({reason}); look at the memory and the disk, then repeat the command"
-                ) from error
-            except BaseException:
-                stream.stop(Interrupted("export stopped"))
-                raise
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    thread.submit(self._save, stream, path).result()
+                except pyvips.Error as error:
+                    stream.check()  # raises the cause, if reading the pyramid failed
+                    with naming(path):
+                        raise_if_exhausted(error)
+                    reason = " ".join(str(error).split())
+                    raise EngineError(
+                        f"{path}: libvips could not write it ({reason}); look at the memory and the disk, then repeat the command"
+                    ) from error
+                except BaseException:
+                    stream.stop(Interrupted("export stopped"))
+                    raise
+        finally:
+            stream.close()
         stream.check()
 
     def _save(self, stream: LevelStream, path: Path) -> None:

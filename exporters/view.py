@@ -42,6 +42,7 @@ class View:
         pyramid: the open store.
         levels: resolutions from full size downwards.
         dtype: uint8 or uint16.
+        folder: place of temporary files.
         is_whole: whether the levels are the store's own, from level 0 on, bit for bit.
 
     Raises:
@@ -63,10 +64,10 @@ class View:
             raise UsageError(
                 f"{option('roi')}: {roi} leaves the image ({whole.width} x {whole.height} pixels); give a region inside it"
             )
-        self.pyramid, self._first, self._folder = pyramid, level, folder
+        self.pyramid, self._first, self.folder = pyramid, level, folder
         self.dtype: np.dtype[Any] = pyramid.dtype if depth is None else DEPTHS[depth]
         self._boxes = _boxes(pyramid.levels, level, roi)
-        self._computed: dict[int, _Plane] = {}
+        self._computed: dict[int, Plane] = {}
         self.levels = tuple(
             Level(stored.path, *box.shape, stored.cell)
             for stored, box in zip(pyramid.levels[level:], self._boxes, strict=False)
@@ -148,11 +149,11 @@ class View:
             plane.close()
         self._computed.clear()
 
-    def _plane(self, level: int) -> _Plane:
+    def _plane(self, level: int) -> Plane:
         plane = self._computed.get(level)
         if plane is None:
             size, upper = self.levels[level], self.levels[level - 1].bounds
-            plane = _Plane((size.height, size.width, self.channels), self.dtype, self._folder)
+            plane = Plane((size.height, size.width, self.channels), self.dtype, self.folder, _IN_MEMORY)
             grid = Grid(size.height, size.width, (_BLOCK, _BLOCK))
             for at in grid.indices():
                 box = grid.box(*at)
@@ -161,18 +162,19 @@ class View:
         return plane
 
 
-class _Plane:
-    """Pixels of one level, in memory or in a temporary file that ends with the process."""
+class Plane:
+    """Pixels [H, W, C] in memory or, where they are many, in a temporary file that ends with the process."""
 
-    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[Any], folder: Path) -> None:
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[Any], folder: Path, in_memory: int) -> None:
         self._shape, self._dtype, self._folder = shape, dtype, folder
         self._pixel = shape[2] * dtype.itemsize
         size = shape[0] * shape[1] * self._pixel
-        self._array: Pixels | None = np.empty(shape, dtype) if size <= _IN_MEMORY else None
+        self._array: Pixels | None = np.empty(shape, dtype) if size <= in_memory else None
         with naming(folder):
             self._file = None if self._array is not None else tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
     def write(self, box: Box, pixels: Pixels) -> None:
+        """Set the pixels of ``box``."""
         if self._array is not None:
             self._array[box.slices] = pixels
             return
@@ -184,6 +186,7 @@ class _Plane:
                     data = data[done:]
 
     def read(self, box: Box) -> Pixels:
+        """Pixels of ``box``."""
         if self._array is not None:
             return self._array[box.slices].copy()
         pixels = np.empty((*box.shape, self._shape[2]), self._dtype)
@@ -192,7 +195,14 @@ class _Plane:
             line[:] = np.frombuffer(data, self._dtype).reshape(line.shape)
         return pixels
 
+    def bytes(self, start: int, length: int) -> bytes:
+        """Up to ``length`` bytes of the rows, one after another, from ``start`` on."""
+        if self._array is not None:
+            return self._array.reshape(-1).view(np.uint8)[start : start + length].tobytes()
+        return os.pread(self._descriptor, length, start)
+
     def close(self) -> None:
+        """Free the pixels."""
         if self._file is not None:
             self._file.close()
 

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from engine.errors import EngineError, UsageError
-from engine.exporters import export, preview
+from engine.exporters import export, preview, stream
 from engine.exporters.pyramid import Level, Pyramid
 from engine.exporters.stream import LevelStream
 from engine.exporters.view import View
@@ -108,14 +108,21 @@ def test_the_stream_is_a_tiff(tmp_path, picture, write_store):
     for dtype in ("uint8", "uint16"):
         pixels = picture(133, 57, dtype)
         pyramid = Pyramid(write_store(tmp_path / f"{dtype}.zarr", [pixels]))
-        stream = LevelStream(pyramid, 0, lambda rows: None)
-        content = b"".join(iter(lambda stream=stream: stream.read(1000) or b"", b""))
-        assert stream.seek(0, 2) == len(content)
+        rows = LevelStream(View(pyramid, folder=tmp_path), 0, lambda rows: None)
+        content = b"".join(iter(lambda rows=rows: rows.read(1000) or b"", b""))
+        assert rows.seek(0, 2) == len(content)
         assert np.array_equal(tifffile.imread(io.BytesIO(content)), pixels)
 
 
-def test_the_stream_ends_at_an_error_and_keeps_it(store, broken_reads):
-    stream = LevelStream(Pyramid(store), 0, lambda rows: None)
+def test_wide_bands_wait_in_a_file(store, levels, tmp_path, small_cells, monkeypatch):
+    monkeypatch.setattr(stream, "_IN_MEMORY", 0)
+    export(store, tmp_path / "a.png")
+    assert np.array_equal(load(tmp_path / "a.png")[0], levels[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "out.zarr"]
+
+
+def test_the_stream_ends_at_an_error_and_keeps_it(store, tmp_path, broken_reads):
+    stream = LevelStream(View(Pyramid(store), folder=tmp_path), 0, lambda rows: None)
     assert stream.read(10)
     stream.seek(-1, 2)
     assert stream.read(1) is not None  # the first read of the pyramid
