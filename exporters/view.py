@@ -178,9 +178,9 @@ class Plane:
         if self._array is not None:
             self._array[box.slices] = pixels
             return
-        for row, line in enumerate(np.ascontiguousarray(pixels)):
-            data = memoryview(line).cast("B")
-            with naming(self._folder):
+        with naming(self._folder):
+            for row, line in enumerate(np.ascontiguousarray(pixels)):
+                data = memoryview(line).cast("B")
                 while data:
                     done = os.pwrite(self._descriptor, data, self._offset(box.y0 + row, box.x1) - len(data))
                     data = data[done:]
