@@ -108,9 +108,7 @@ def make_store(path: Path, width: int, height: int, dtype: str) -> None:
     y, x = np.mgrid[0:SHARD, 0:SHARD].astype(np.float32)
     top = np.iinfo(dtype).max
     waves = np.stack([np.sin(x / 37), np.cos(y / 23), np.sin((x + y) / 51)]) * 0.4 + 0.5  # [3, H, W]
-    textures = [
-        np.clip((waves + rng.normal(0, 2 / 255, waves.shape)) * top, 0, top).astype(dtype) for _ in range(2)
-    ]
+    textures = [np.clip((waves + rng.normal(0, 2 / 255, waves.shape)) * top, 0, top).astype(dtype) for _ in range(2)]
     group = zarr.open_group(path, mode="w", zarr_format=3)
     whole: dict[int, Path] = {}
     datasets = []

@@ -75,7 +75,7 @@ class FolderPlace:
             folder = part / self.out.name
             folder.mkdir()
             yield folder
-            os.sync()
+            _synchronise()
             move_folder(folder, self.out)
 
     def size(self) -> int:
@@ -106,7 +106,7 @@ class DeepZoomPlace:
     def publish(self) -> Iterator[Path]:
         with part_folder(self.out) as part:
             yield part / self.out.name
-            os.sync()
+            _synchronise()
             self.out.unlink(missing_ok=True)
             move_folder(part / self.tiles.name, self.tiles)
             try:
@@ -130,6 +130,12 @@ def deepzoom_stem(name: str) -> str:
 
 
 Place = FilePlace | FolderPlace | DeepZoomPlace
+
+
+def _synchronise() -> None:
+    """Wait until the contents of thousands of files are on the disk, where the system can: one call, not one a file."""
+    if hasattr(os, "sync"):
+        os.sync()
 
 
 def _exists(path: Path) -> InputError:

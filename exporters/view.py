@@ -6,7 +6,6 @@ they are first read: each halves the one before. Small ones are held in memory, 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,47 +168,43 @@ class Plane:
         self._shape, self._dtype, self._folder = shape, dtype, folder
         self._pixel = shape[2] * dtype.itemsize
         size = shape[0] * shape[1] * self._pixel
-        self._array: Pixels | None = np.empty(shape, dtype) if size <= in_memory else None
+        self._array: Pixels = np.empty(shape if size <= in_memory else 0, dtype)
         with naming(folder):
-            self._file = None if self._array is not None else tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0) if size > in_memory else None  # noqa: SIM115
 
     def write(self, box: Box, pixels: Pixels) -> None:
         """Set the pixels of ``box``."""
-        if self._array is not None:
+        if self._file is None:
             self._array[box.slices] = pixels
             return
         with naming(self._folder):
-            for row, line in enumerate(np.ascontiguousarray(pixels)):
-                data = memoryview(line).cast("B")
+            for row, line in enumerate(np.ascontiguousarray(pixels), start=box.y0):
+                self._file.seek(self._offset(row, box.x0))
+                data = line.data.cast("B")
                 while data:
-                    done = os.pwrite(self._descriptor, data, self._offset(box.y0 + row, box.x1) - len(data))
-                    data = data[done:]
+                    data = data[self._file.write(data) :]
 
     def read(self, box: Box) -> Pixels:
         """Pixels of ``box``."""
-        if self._array is not None:
+        if self._file is None:
             return self._array[box.slices].copy()
         pixels = np.empty((*box.shape, self._shape[2]), self._dtype)
-        for row, line in enumerate(pixels):
-            data = os.pread(self._descriptor, line.nbytes, self._offset(box.y0 + row, box.x0))
-            line[:] = np.frombuffer(data, self._dtype).reshape(line.shape)
+        for row, line in enumerate(pixels, start=box.y0):
+            self._file.seek(self._offset(row, box.x0))
+            self._file.readinto(line.data)
         return pixels
 
     def bytes(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes of the rows, one after another, from ``start`` on."""
-        if self._array is not None:
+        if self._file is None:
             return self._array.reshape(-1).view(np.uint8)[start : start + length].tobytes()
-        return os.pread(self._descriptor, length, start)
+        self._file.seek(start)
+        return self._file.read(length)
 
     def close(self) -> None:
         """Free the pixels."""
         if self._file is not None:
             self._file.close()
-
-    @property
-    def _descriptor(self) -> int:
-        assert self._file is not None
-        return self._file.fileno()
 
     def _offset(self, row: int, column: int) -> int:
         return (row * self._shape[1] + column) * self._pixel
