@@ -21,7 +21,7 @@ from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
 from engine.errors import Interrupted, ResumeError, UsageError, counted, option
-from engine.exporters import names_picture
+from engine.exporters import names_export
 from engine.io.about_picture import about_picture
 from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
@@ -219,10 +219,10 @@ class Job:
         request, out, log = request or Request(), Path(out), log or _ignore
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
-        if names_picture(out):
+        if names_export(out):
             store = out.with_suffix(".zarr")
             raise UsageError(
-                f"{option('out', out)}: names a picture, and a render writes a store; call "
+                f"{option('out', out)}: names an export, and a render writes a store; call "
                 f"engine.render(..., {str(store)!r}), then engine.export({str(store)!r}, {str(out)!r})"
             )
         fix_malloc_thresholds()

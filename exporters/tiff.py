@@ -21,15 +21,24 @@ import tifffile
 from engine.container import cpu_count
 from engine.errors import UsageError, option
 from engine.exporters.about import description, software
-from engine.exporters.job import Progress, check_range, parse_options, resolution
+from engine.exporters.job import Progress, check_print, check_range, parse_options, resolution
 from engine.exporters.pyramid import Pixels, Pyramid
+from engine.exporters.view import View
 from engine.geometry import Grid
 from engine.pixels import PixelFormat
 
 _MIN_TILE = 64
 """Least side of a tile in pixels."""
 
-COMPRESSIONS = ("deflate", "jpeg", "none")
+COMPRESSIONS = ("deflate", "lzw", "jpeg", "none")
+
+_NEED_IMAGECODECS = ("jpeg", "lzw")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "print": {"compression": "deflate"},  # lossless, in the form that every reader knows
+    "web": {"compression": "jpeg", "quality": 85},  # a tenth of the size
+}
+"""Purpose -> options that it stands for; options that are given change them."""
 
 CLASSIC_LIMIT = 2**32
 """Largest classic TIFF in bytes: its offsets have 32 bits."""
@@ -52,6 +61,9 @@ FULL_CHROMA_QUALITY = 90
 _REDUCED = {"subfiletype": 1, "software": False}
 """Tags of a page that is a reduced copy of the first."""
 
+_SMALLEST_LEVEL = 512
+"""Levels that the store lacks are added until the longer side has this many pixels at most."""
+
 BATCH_TILES = 4
 """Tiles in flight per thread; tifffile's default is 512 MiB of tiles."""
 
@@ -60,16 +72,22 @@ BATCH_TILES = 4
 class TiffOptions:
     """Options of TIFF and OME-TIFF."""
 
+    preset: str | None = None
+    """Purpose: print or web."""
     compression: str = "deflate"
-    """deflate, jpeg or none."""
+    """deflate, lzw, jpeg or none."""
     quality: int = 90
     """JPEG quality, 1 to 100."""
     tile: int = 512
     """Side of a tile in pixels, a multiple of 16."""
     bigtiff: bool | None = None
     """Write BigTIFF or classic TIFF; None decides by size."""
+    depth: int | None = None
+    """Bits per channel, 8 or 16; None keeps the store's."""
     dpi: float | None = None
     """Resolution for print, in dots per inch; None: the picture's, or ``DEFAULT_DPI``."""
+    width_mm: float | None = None
+    """Width of the print in mm, in place of ``dpi``."""
     workers: int | None = None
     """Threads that compress; None uses one per core, up to 8."""
 
@@ -79,8 +97,7 @@ class TiffOptions:
             raise UsageError(f"{option('compression')}: {self.compression!r} is unknown; choose one of {choices}")
         check_range("quality", self.quality, 1, 100)
         check_range("tile", self.tile, _MIN_TILE, 4096)
-        if self.dpi is not None:
-            check_range("dpi", self.dpi, 1, 100_000)
+        check_print(self.dpi, self.width_mm)
         check_range("workers", self.threads, 1, 256)
         if self.tile % 16:
             raise UsageError(f"{option('tile')}: {self.tile} is no multiple of 16, which TIFF demands; give e.g. 512")
@@ -95,7 +112,7 @@ class TiffOptions:
 class TiffJob:
     """A checked export to one TIFF file."""
 
-    pyramid: Pyramid
+    pyramid: View
     options: TiffOptions
     ome: bool
     """Whether to write OME-TIFF: levels in SubIFDs, and OME-XML."""
@@ -119,9 +136,13 @@ class TiffJob:
     def estimate(self) -> int:
         if self.options.compression == "jpeg":
             return int(self.raw * JPEG_FRACTION)
-        if self.options.compression == "deflate":
+        if self.options.compression in ("deflate", "lzw"):
             stored = sum(self.pyramid.stored_bytes(index) for index in range(self.levels))
-            return min(self.raw, int(stored * LOSSLESS_SLACK) + self.raw // DEFLATE_FLOOR)
+            return min(
+                self.raw,
+                int(stored * LOSSLESS_SLACK * (2 if self.options.compression == "lzw" else 1))
+                + self.raw // DEFLATE_FLOOR,
+            )
         return self.raw
 
     @property
@@ -172,7 +193,7 @@ class TiffJob:
 
     def _page(self, index: int) -> dict[str, Any]:
         level, size, pixels = self.pyramid.levels[index], self.options.tile, self.pyramid.pixels
-        across, down = resolution(self.options.dpi, self.pyramid.dpi)
+        across, down = resolution(self.options.dpi, self.options.width_mm, self.width, self.pyramid.dpi)
         dpi = (across * level.width / self.width, down * level.height / self.height)
         page: dict[str, Any] = {
             "shape": (level.height, level.width, pixels.channels)[: 2 + (pixels.channels > 1)],
@@ -192,6 +213,8 @@ class TiffJob:
     def _codec(self) -> dict[str, Any]:
         if self.options.compression == "deflate":
             return {"compression": "adobe_deflate", "predictor": "horizontal"}
+        if self.options.compression == "lzw":
+            return {"compression": "lzw", "predictor": "horizontal"}
         if self.options.compression == "jpeg":
             chroma = (1, 1) if self.options.quality >= FULL_CHROMA_QUALITY else (2, 2)
             codec = {"compression": "jpeg", "compressionargs": {"level": self.options.quality}}
@@ -214,7 +237,7 @@ class TiffJob:
         return {} if self.ome else {"metadata": None}
 
 
-def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob:
+def prepare(pyramid: View, suffix: str, values: Mapping[str, Any]) -> TiffJob:
     """Check the options against the pyramid. Nothing is written yet.
 
     Raises:
@@ -225,6 +248,7 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
     # libvips refuses tiles that are several times as large as the image.
     options = replace(options, tile=min(options.tile, max(_MIN_TILE, -(-side // 16) * 16)))
     check_pixels(suffix, options, pyramid.pixels)
+    pyramid.extend(max(options.tile, _SMALLEST_LEVEL))
     job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
         raise UsageError(
@@ -235,7 +259,16 @@ def prepare(pyramid: Pyramid, suffix: str, values: Mapping[str, Any]) -> TiffJob
 
 def checked_options(suffix: str, values: Mapping[str, Any]) -> TiffOptions:
     """The options of a TIFF. Raises UsageError for one that is unknown, out of range, or contradicts another."""
-    options = parse_options(TiffOptions, values, suffix)
+    preset = values.get("preset")
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"{option('preset')}: {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    chosen = {name: value for name, value in values.items() if value is not None}
+    options = parse_options(TiffOptions, PRESETS.get(preset or "", {}) | chosen, suffix)
+    if options.compression in _NEED_IMAGECODECS and importlib.util.find_spec("imagecodecs") is None:
+        raise UsageError(
+            f"{option('compression')}: {options.compression} needs imagecodecs; pip install 'ourgan-engine[jpeg]', "
+            "or use deflate"
+        )
     if options.compression != "jpeg" and values.get("quality") is not None:
         raise UsageError(
             f"{option('quality')}: {options.compression} is lossless; give "
@@ -256,7 +289,7 @@ def needs_bigtiff(raw: int) -> bool:
     return raw > CLASSIC_LIMIT - CLASSIC_MARGIN
 
 
-def count_levels(pyramid: Pyramid, tile: int) -> int:
+def count_levels(pyramid: View | Pyramid, tile: int) -> int:
     """Number of levels down to the first that fits one tile; smaller ones save a reader nothing."""
     for count, level in enumerate(pyramid.levels, start=1):
         if max(level.height, level.width) <= tile:
@@ -266,12 +299,10 @@ def count_levels(pyramid: Pyramid, tile: int) -> int:
 
 def check_pixels(suffix: str, options: TiffOptions, pixels: PixelFormat) -> tuple[str, ...]:
     """What a file loses of these pixels: nothing. Raises UsageError for compression by JPEG that cannot hold them."""
-    if options.compression != "jpeg":
-        return ()
-    if pixels.depth != 8 or pixels.has_alpha:
-        raise UsageError(f"{option('compression')}: jpeg holds 8 bits and no alpha, the image is {pixels}; use deflate")
-    if importlib.util.find_spec("imagecodecs") is None:
+    depth = options.depth or pixels.depth
+    if options.compression == "jpeg" and (depth != 8 or pixels.has_alpha):
+        advice = "use deflate" if pixels.has_alpha else f"use deflate, or give {option('depth', 8)}"
         raise UsageError(
-            f"{option('compression')}: jpeg needs imagecodecs; pip install 'ourgan-engine[jpeg]', or use deflate"
+            f"{option('compression')}: jpeg holds 8 bits and no alpha, the image is {replace(pixels, depth=depth)}; {advice}"
         )
     return ()

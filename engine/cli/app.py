@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -399,27 +399,53 @@ def export(
     out: Path,
     /,
     *,
+    format: str | None = None,
+    preset: Literal["print", "web"] | None = None,
     compression: str | None = None,
     quality: int | None = None,
+    depth: int | None = None,
+    level: int | None = None,
+    roi: str | None = None,
+    size: str | None = None,
     max_size: int | None = None,
     dpi: float | None = None,
+    width_mm: float | None = None,
+    tile: int | None = None,
+    tiles: Literal["jpg", "png", "webp"] | None = None,
+    url: str | None = None,
+    data: bool = False,
     bigtiff: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
+    workers: int | None = None,
     overwrite: bool = False,
     allow_incomplete: bool = False,
     quiet: QuietFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Export a store to a pyramidal TIFF (.tif, .ome.tif) or to a picture (.png, .jpg, .webp) in bounded memory.
+    """Export a store in bounded memory: TIFF, pictures, tiles for the web, one OME-Zarr file, or OpenEXR.
+
+    docs/export.md has a table of the formats: .tif .ome.tif .png .jpg .webp .dzi .dzi.zip .iiif .ozx .exr.
 
     Args:
         store: OME-Zarr store of a render.
-        out: File to write; its suffix selects the format.
-        compression: TIFF compression: deflate, none, jpeg, ...; default: deflate.
-        quality: Quality of JPEG, WebP and TIFF with JPEG compression, from 1 to 100; default: 90.
+        out: File or folder to write; its suffix selects the format.
+        format: Format, as a suffix such as tif or iiif, whatever the name's own suffix.
+        preset: TIFF for a purpose: print (lossless) or web (JPEG, a tenth of the size); other options change it.
+        compression: TIFF: deflate, lzw, jpeg or none; default: deflate. OpenEXR: zip, zips, piz or none; default: zip.
+        quality: Quality of JPEG and WebP, from 1 to 100; default: 90, and 85 for tiles.
+        depth: Bits per channel of TIFF and PNG, 8 or 16; default: the store's. OpenEXR: 16 (half) or 32 (float).
+        level: Level of the store to export as the full size; each has half the sides of the one before; default: 0.
+        roi: Region to export, X,Y,WIDTH,HEIGHT in pixels of the full size.
+        size: WIDTHxHEIGHT of a PNG, JPEG or WebP in pixels, which has to be smaller and of the same shape.
         max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
         dpi: Resolution for print in dots per inch, recorded in the file; default: that of the picture that was enlarged, or 300.
+        width_mm: Width of the print in mm, recorded in place of --dpi.
+        tile: Side of a tile in pixels; default: 512, and 64 in OpenEXR.
+        tiles: Format of the tiles of Deep Zoom and IIIF; default: jpg, and png with transparency.
+        url: Address of the folder that will hold an IIIF export; default: http://localhost:8000.
+        data: OpenEXR of data, such as normals or roughness: values as they are, not converted to linear light.
         bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
-        overwrite: Replace an existing file.
+        workers: Threads that compress; default: one per core, up to 8.
+        overwrite: Replace an existing export.
         allow_incomplete: Export a store whose render is not finished.
     """
     from engine.cli.export import export as run
@@ -429,11 +455,23 @@ def export(
         store,
         out,
         as_json=json,
+        format=format,
+        preset=preset,
         compression=compression,
         quality=quality,
+        depth=depth,
+        level=level,
+        roi=roi,
+        size=size,
         max_size=max_size,
         dpi=dpi,
+        width_mm=width_mm,
+        tile=tile,
+        tiles=tiles,
+        url=url,
+        data=data or None,
         bigtiff=bigtiff,
+        workers=workers,
         overwrite=overwrite,
         allow_incomplete=allow_incomplete,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.cli.options import Format
 from engine.cli.working import Output
 from engine.errors import InputError, UsageError, option
-from engine.exporters import FORMATS, names_picture
+from engine.exporters import PICTURES, names_export, names_picture
 from engine.io.photo import SUFFIXES
 
 DEFAULT_FORMAT: Format = "png"
@@ -60,7 +60,7 @@ def output_of(picture: Path, out: Path, suffix: Format | None) -> Output:
     if out.suffix != ".zarr" and not names_picture(out):
         if not out.suffix:
             return pairs_of([picture], out, suffix)[0].output
-        raise UsageError(f"{option('out', out)}: no such format; use {', '.join(FORMATS)}, .zarr, or a folder")
+        raise UsageError(f"{option('out', out)}: no such format; use {', '.join(PICTURES)}, .zarr, or a folder")
     if suffix is not None:
         raise UsageError(f"{option('format', suffix)}: {out} names the format already; leave one out")
     return Output(out)
@@ -73,7 +73,7 @@ def pairs_of(pictures: Sequence[Path], out: Path, suffix: Format | None) -> list
         UsageError: ``out`` names a file or a folder that pictures come from.
         InputError: ``out`` is a file.
     """
-    if not out.is_dir() and (names_picture(out) or out.suffix.lower() in (*SUFFIXES, ".zarr")):
+    if not out.is_dir() and (names_export(out) or out.suffix.lower() in (*SUFFIXES, ".zarr")):
         number = len(pictures)
         raise UsageError(f"{option('out', out)}: names one result, for {number} pictures; name a folder")
     if out.exists() and not out.is_dir():

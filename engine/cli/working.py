@@ -16,8 +16,8 @@ from typing import Any
 
 from engine.causes import naming
 from engine.cli.progress import warn
-from engine.errors import ResumeError, option
-from engine.exporters import ExportResult, check_pixels, check_target, export, names_picture
+from engine.errors import ResumeError, UsageError, option
+from engine.exporters import ExportResult, check_pixels, check_target, export, names_export, names_picture
 from engine.exporters.about import REQUEST, read_description
 from engine.io.files import remove_leftovers, sha256
 from engine.io.picture_file import open_picture
@@ -74,10 +74,17 @@ class Output:
         """Refuse an output that exists, before any work.
 
         Raises:
+            UsageError: the name is that of an export that no render ends in.
             ResumeError: the store exists, or the working store belongs to something else.
             InputError: the picture exists or cannot be made.
         """
         if not self.is_picture:
+            if names_export(self.path):
+                store = self.path.with_suffix(".zarr").name
+                raise UsageError(
+                    f"{self.path}: a render ends in a store or a picture; render {store}, then engine export {store} "
+                    f"{self.path.name}"
+                )
             if not (resume or overwrite):
                 check_absent(self.path)
             return

@@ -173,6 +173,41 @@ def replacing(path: Path) -> Iterator[Path]:
         lock.release()
 
 
+@contextmanager
+def part_folder(path: Path) -> Iterator[Path]:
+    """A new folder under a temporary name beside ``path``, removed at the end unless it was moved.
+
+    Folders that dead writers of ``path`` left are removed first. Raises OSError.
+    """
+    remove_leftovers(path)
+    while True:
+        part = temporary_name(path, "part")
+        part.mkdir()
+        lock = Lock.take(part)
+        # Another process may have taken the new folder for a leftover before it was locked.
+        if lock is not None and part.exists():
+            break
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        lock.release()
+
+
+def move_folder(part: Path, path: Path) -> None:
+    """Give a folder its name; one that has the name is removed. If it fails, both are as before. Raises OSError."""
+    aside = path.rename(temporary_name(path, "part")) if path.is_dir() else None
+    try:
+        part.rename(path)
+    except BaseException:
+        if aside is not None:
+            aside.rename(path)
+        raise
+    sync_folder(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all; a device or a pipe is written in place."""
     if path.exists() and not path.is_file():

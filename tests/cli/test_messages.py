@@ -130,13 +130,14 @@ REFUSALS = [
     (
         "export s.zarr o.png --quality 90",
         2,
-        "--quality: does not apply to .png; its options are --max-size, --dpi",
+        "--quality: does not apply to .png; its options are --max-size, --size, --dpi, --width-mm, --depth",
     ),
     (
         "export s.zarr o.tif --quality 90",
         2,
         "--quality: deflate is lossless; give --compression jpeg, or leave it out",
     ),
+    (f"{RENDER} --out o.dzi", 2, "o.dzi: a render ends in a store or a picture; render ..."),
     ("export s.zarr o.bmp", 2, "o.bmp: no exporter for suffix '.bmp'; choose one of .tif, ..."),
     (f"{RENDER} --out s.zarr", 4, "s.zarr: exists; give --resume to finish it, --overwrite to replace it, or ..."),
     (

@@ -280,6 +280,7 @@ def test_refusals(engine, folder, shots):
         (f"{one} shots/b.jpg --out shots --overwrite", 2, "shots/a.png is a picture to enlarge"),
         (f"{all_} --out shots --format tif", 2, "--out shots: is the folder of the pictures"),
         (f"{all_} --out a.png", 2, "--out a.png: names one result, for 3 pictures"),
+        (f"{all_} --out a.dzi", 2, "--out a.dzi: names one result, for 3 pictures"),
         (f"{all_} --out file", 4, "file: is a file; name a folder"),
         (f"{one} --out a.gif", 2, "--out a.gif: no such format"),
         (f"{one} --out a.png --format tif", 2, "--format tif: a.png names the format already"),

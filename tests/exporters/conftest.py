@@ -83,9 +83,10 @@ def store(tmp_path, levels):
 
 @pytest.fixture
 def small_cells(monkeypatch):
-    """Cells of one 128-pixel chunk, so that a small picture has many."""
-    from engine.exporters import pyramid
+    """Cells of one 128-pixel chunk, so that a small picture has many; each square of tiles is awaited."""
+    from engine.exporters import pyramid, tiles
 
+    monkeypatch.setattr(tiles, "_IN_FLIGHT", 0)
     monkeypatch.setattr(pyramid, "CELL_ROWS", 128)
     monkeypatch.setattr(pyramid, "CELL_BYTES", 1)
 

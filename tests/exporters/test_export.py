@@ -1,5 +1,6 @@
 """``export``: refusals, results, and files that appear whole or not at all."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -12,38 +13,50 @@ import engine.exporters as exporters
 from engine.errors import BudgetError, EngineError, InputError, UsageError
 from engine.exporters import export
 
-NAMES = ["a.tif", "a.ome.tif", "a.png", "a.jpg", "a.webp"]
+NAMES = ["a.tif", "a.ome.tif", "a.png", "a.jpg", "a.webp", "a.dzi", "a.dzi.zip", "a.iiif", "a.ozx"]
+if importlib.util.find_spec("OpenImageIO"):
+    NAMES.append("a.exr")
+
+TOGETHER = {"a.dzi": ["a.dzi", "a_files"]}
+"""Names that one export makes, where it is not its own alone."""
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def tree_bytes(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def test_result_progress_and_estimate(store, tmp_path):
-    from engine.exporters import preview, tiff
     from engine.exporters.pyramid import Pyramid
+    from engine.exporters.view import View
 
     for name in NAMES:
         calls, folder = [], tmp_path / f"folder-{name}"
         folder.mkdir()
         result = export(store, folder / name, on_progress=lambda done, total, calls=calls: calls.append((done, total)))
         assert result.path == folder / name
-        assert result.bytes == result.path.stat().st_size > 0
+        assert result.bytes == tree_bytes(folder) > 0
         assert (result.width, result.height) == (1037, 531)
         assert result.seconds > 0
         assert calls == sorted(calls), name
         assert calls[-1][0] == calls[-1][1] > 0
-        assert names(folder) == [name]
+        assert names(folder) == TOGETHER.get(name, [name])
         suffix = exporters.find_suffix(result.path)
-        module = {"tiff": tiff, "preview": preview}[exporters.FORMATS[suffix]]
-        assert result.bytes <= 1.01 * module.prepare(Pyramid(store), suffix, {}).estimate, name
+        module = importlib.import_module(f"engine.exporters.{exporters.FORMATS[suffix].module}")
+        job = module.prepare(View(Pyramid(store), folder=tmp_path), suffix, {})
+        assert (job.width, job.height, job.levels) == (result.width, result.height, result.levels)
+        assert result.bytes <= 1.01 * job.estimate, name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_failures_and_interrupts_leave_nothing(store, tmp_path, broken_reads, name):
-    with pytest.raises(InputError, match="injected"):
-        export(store, tmp_path / name)
-    assert names(tmp_path) == ["out.zarr"]
+    if name != "a.ozx":  # which decodes nothing
+        with pytest.raises(InputError, match="injected"):
+            export(store, tmp_path / name)
+        assert names(tmp_path) == ["out.zarr"]
 
     def stop(done, total):
         raise KeyboardInterrupt
@@ -51,6 +64,50 @@ def test_failures_and_interrupts_leave_nothing(store, tmp_path, broken_reads, na
     with pytest.raises(KeyboardInterrupt):
         export(store, tmp_path / name, on_progress=stop)
     assert names(tmp_path) == ["out.zarr"]
+
+
+@pytest.mark.parametrize("name", ["a.dzi", "a.iiif"])
+def test_an_existing_folder_is_kept_or_replaced_whole(store, tmp_path, name):
+    out = tmp_path / name
+    export(store, out, tile=128)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"exists; give overwrite=True"):
+        export(store, out)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(store, out, overwrite=True, on_progress=stop)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert export(store, out, tile=256, overwrite=True).bytes == sum(
+        tree_bytes(path) if path.is_dir() else path.stat().st_size for path in tmp_path.iterdir() if path != store
+    )
+    assert names(tmp_path) == sorted([*TOGETHER.get(name, [name]), "out.zarr"])
+
+
+def test_folders_of_the_user_are_never_replaced(store, tmp_path):
+    for name in ("a.iiif", "a_files"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    for name in ("a.iiif", "a.dzi"):
+        with pytest.raises(InputError, match="with other files"):
+            export(store, tmp_path / name, overwrite=True)
+    assert names(tmp_path) == ["a.iiif", "a_files", "out.zarr"]
+
+
+@pytest.mark.parametrize("name", ["a.dzi", "a.dzi.zip", "a.iiif"])
+def test_a_killed_export_leaves_no_export(store, tmp_path, name):
+    """SIGKILL in the middle; the next export of that name removes what is left."""
+    code = (
+        "import os, signal, sys\n"
+        "from engine.exporters import export\n"
+        "export(sys.argv[1], sys.argv[2], on_progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, store, tmp_path / name]).returncode == -9
+    assert [n for n in names(tmp_path) if not n.startswith(".")] == ["out.zarr"]
+    export(store, tmp_path / name)
+    assert names(tmp_path) == sorted([*TOGETHER.get(name, [name]), "out.zarr"])
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
@@ -70,7 +127,11 @@ def test_suffixes(store, tmp_path):
     for name in ("a.bmp", "a", "tif", ".part"):
         with pytest.raises(UsageError, match=r"choose one of \.tif, \.tiff, \.ome\.tif, \.ome\.tiff, \.png, \.jpg"):
             export(store, tmp_path / name)
+    with pytest.raises(UsageError, match="format: 'bmp' is unknown; choose one of tif, tiff"):
+        export(store, tmp_path / "a", format="bmp")
+    assert names(export(store, tmp_path / "a", format="iiif").path)[-1] == "info.json"
     assert exporters.find_suffix(Path("A.OME.TIF")) == ".ome.tif"
+    assert exporters.find_suffix(Path("a.dzi.zip")) == ".dzi.zip"
     assert exporters.find_suffix(Path("some.tif")) == ".tif"
 
 
@@ -111,8 +172,8 @@ def small_files():
 
 
 def test_a_disk_that_fills_while_writing(store, tmp_path, small_files):
-    for name in ("a.tif", "a.png", "a.jpg"):
-        with pytest.raises(EngineError, match=r"File too large|could not write") as caught:
+    for name in [n for n in NAMES if n not in ("a.dzi", "a.iiif", "a.webp")]:  # small files
+        with pytest.raises(EngineError, match=r"File too large|could not (be )?writ") as caught:
             export(store, tmp_path / name)
         assert "\n" not in str(caught.value)
         assert names(tmp_path) == ["out.zarr"]

@@ -19,7 +19,7 @@ MB = 1 << 20
 PROBE = """
 import sys
 from pathlib import Path
-import engine.exporters.preview, engine.exporters.tiff
+import engine.exporters.deepzoom, engine.exporters.preview, engine.exporters.tiff
 from engine.exporters import export
 
 def peak():
@@ -27,7 +27,7 @@ def peak():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 baseline = peak()
-options = {"workers": 2} if sys.argv[2].endswith(".tif") else {}
+options = {"workers": 2} if sys.argv[2].endswith((".tif", ".dzi")) else {}
 export(Path(sys.argv[1]), Path(sys.argv[2]), **options)
 print(peak() - baseline)
 """
@@ -58,8 +58,9 @@ def test_tiff_does_not_hold_the_image(stores, tmp_path):
     assert peak(stores["square"], tmp_path / "a.tif") < 128 * MB
 
 
-def test_tiff_is_flat_with_the_width(stores, tmp_path):
-    narrow, wide = (peak(stores[name], tmp_path / f"{name}.tif") for name in ("narrow", "wide"))
+@pytest.mark.parametrize("suffix", [".tif", ".dzi"])
+def test_tiles_are_flat_with_the_width(stores, tmp_path, suffix):
+    narrow, wide = (peak(stores[name], tmp_path / f"{name}{suffix}") for name in ("narrow", "wide"))
     assert wide < 128 * MB
     assert wide - narrow < 32 * MB
 

@@ -10,9 +10,10 @@ import tifffile
 from PIL import Image
 
 from engine.errors import EngineError, UsageError
-from engine.exporters import export, preview
+from engine.exporters import export, preview, stream
 from engine.exporters.pyramid import Level, Pyramid
 from engine.exporters.stream import LevelStream
+from engine.exporters.view import View
 
 
 def load(path):
@@ -58,7 +59,7 @@ def test_sizes_come_from_the_smallest_sufficient_level(store, levels, tmp_path):
     result = export(store, tmp_path / "a.png", max_size=519)
     assert (result.width, result.height) == (519, 266)
     assert np.array_equal(load(result.path)[0], levels[1])
-    job = preview.prepare(Pyramid(store), ".png", {"max_size": 300})
+    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".png", {"max_size": 300})
     assert (job.level, job.width, job.height) == (1, 300, 154)
     pixels = load(export(store, tmp_path / "b.png", max_size=300).path)[0]
     expected = np.asarray(Image.fromarray(levels[1]).resize((300, 154), Image.Resampling.LANCZOS)).astype(int)
@@ -92,12 +93,12 @@ def test_options_are_checked(store, tmp_path):
     for option in ({"max_size": 0}, {"quality": 101}, {"tile": 512}, {"compression": "none"}):
         with pytest.raises(UsageError, match=f"^{next(iter(option))}: "):
             export(store, tmp_path / "a.jpg", **option)
-    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are max_size, dpi"):
+    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are max_size, size, dpi"):
         export(store, tmp_path / "a.png", quality=90)
 
 
 def test_a_failure_of_libvips_is_one_line(store, tmp_path):
-    job = preview.prepare(Pyramid(store), ".png", {})
+    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".png", {})
     with pytest.raises(EngineError, match="libvips could not write it") as caught:
         job.write(tmp_path / "missing" / "a.png", lambda done, total: None)
     assert "\n" not in str(caught.value)
@@ -107,14 +108,21 @@ def test_the_stream_is_a_tiff(tmp_path, picture, write_store):
     for dtype in ("uint8", "uint16"):
         pixels = picture(133, 57, dtype)
         pyramid = Pyramid(write_store(tmp_path / f"{dtype}.zarr", [pixels]))
-        stream = LevelStream(pyramid, 0, lambda rows: None)
-        content = b"".join(iter(lambda stream=stream: stream.read(1000) or b"", b""))
-        assert stream.seek(0, 2) == len(content)
+        rows = LevelStream(View(pyramid, folder=tmp_path), 0, lambda rows: None)
+        content = b"".join(iter(lambda rows=rows: rows.read(1000) or b"", b""))
+        assert rows.seek(0, 2) == len(content)
         assert np.array_equal(tifffile.imread(io.BytesIO(content)), pixels)
 
 
-def test_the_stream_ends_at_an_error_and_keeps_it(store, broken_reads):
-    stream = LevelStream(Pyramid(store), 0, lambda rows: None)
+def test_wide_bands_wait_in_a_file(store, levels, tmp_path, small_cells, monkeypatch):
+    monkeypatch.setattr(stream, "_IN_MEMORY", 0)
+    export(store, tmp_path / "a.png")
+    assert np.array_equal(load(tmp_path / "a.png")[0], levels[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "out.zarr"]
+
+
+def test_the_stream_ends_at_an_error_and_keeps_it(store, tmp_path, broken_reads):
+    stream = LevelStream(View(Pyramid(store), folder=tmp_path), 0, lambda rows: None)
     assert stream.read(10)
     stream.seek(-1, 2)
     assert stream.read(1) is not None  # the first read of the pyramid

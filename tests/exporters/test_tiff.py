@@ -16,6 +16,7 @@ import tifffile
 from engine.errors import UsageError
 from engine.exporters import about, export, tiff
 from engine.exporters.pyramid import Pyramid
+from engine.exporters.view import View
 
 
 def read_levels(path):
@@ -124,8 +125,8 @@ def test_bigtiff_is_chosen_at_the_limit():
     assert tiff.needs_bigtiff(limit + 1)
 
 
-def test_raw_size_counts_whole_tiles_of_every_level(store):
-    job = tiff.prepare(Pyramid(store), ".tif", {"tile": 256})
+def test_raw_size_counts_whole_tiles_of_every_level(store, tmp_path):
+    job = tiff.prepare(View(Pyramid(store), folder=tmp_path), ".tif", {"tile": 256})
     tiles = 5 * 3 + 3 * 2 + 2 * 1 + 1
     assert job.levels == 4
     assert job.raw == tiles * 256 * 256 * 3
@@ -173,14 +174,14 @@ def test_small_images_open_in_libvips(tmp_path, picture, write_store, shape):
 
 def test_options_are_checked(store, tmp_path):
     for option, message in (
-        ({"compression": "lzw"}, "compression: 'lzw' is unknown; choose one of deflate, jpeg, none"),
+        ({"compression": "zip"}, "compression: 'zip' is unknown; choose one of deflate, lzw, jpeg, none"),
         ({"quality": 0}, "quality: 0 is out of range; give 1 to 100"),
         ({"tile": 100}, "tile: 100 is no multiple of 16"),
         ({"tile": 8192}, "tile: 8192 is out of range; give 64 to 4096"),
         ({"dpi": -1}, "dpi: -1 is out of range"),
         ({"workers": 0}, "workers: 0 is out of range"),
         ({"quality": 90}, "quality: deflate is lossless; give compression='jpeg'"),
-        ({"max_size": 100}, "max_size: does not apply to .tif; its options are compression, quality"),
+        ({"max_size": 100}, "max_size: does not apply to .tif; its options are preset, compression, quality"),
     ):
         with pytest.raises(UsageError, match=f"^{message}") as caught:
             export(store, tmp_path / "a.tif", **option)
@@ -205,3 +206,33 @@ def test_a_classic_file_that_outgrows_its_offsets_is_refused(store, tmp_path, mo
     with pytest.raises(UsageError, match="passes 4294967296 bytes, the limit of classic TIFF; give bigtiff=True"):
         export(store, tmp_path / "a.tif", bigtiff=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_presets(store, levels, tmp_path):
+    web = export(store, tmp_path / "web.tif", preset="web", tile=128)
+    lossless = export(store, tmp_path / "print.tif", preset="print", compression="lzw", width_mm=200, tile=128)
+    assert_levels(lossless.path, levels)
+    with tifffile.TiffFile(web.path) as coarse, tifffile.TiffFile(lossless.path) as fine:
+        assert coarse.pages[0].compression == tifffile.COMPRESSION.JPEG
+        assert fine.pages[0].compression == tifffile.COMPRESSION.LZW
+        assert fine.pages[0].get_resolution("inch")[0] == pytest.approx(1037 * 25.4 / 200)
+    assert web.bytes < lossless.bytes / 3
+    assert np.array_equal(pyvips.Image.new_from_file(str(lossless.path)).numpy(), levels[0])
+    for option, message in (
+        ({"preset": "poster"}, "preset: 'poster' is unknown; choose one of print, web"),
+        ({"dpi": 300, "width_mm": 100}, "dpi and width_mm: exclude each other"),
+        ({"depth": 12}, "depth: 12 is unknown; give 8 or 16"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export(store, tmp_path / "a.tif", **option)
+
+
+def test_depths(tmp_path, picture, halvings, write_store):
+    levels = halvings(picture(200, 301, "uint16"))
+    fine = write_store(tmp_path / "16.zarr", levels)
+    coarse = write_store(tmp_path / "8.zarr", [pixels.astype(np.uint8) for pixels in levels])
+    assert_levels(export(fine, tmp_path / "8.tif", tile=64, depth=8).path, [np.rint(p / 257) for p in levels])
+    assert_levels(
+        export(coarse, tmp_path / "16.tif", tile=64, depth=16).path, [p.astype(np.uint8) * 257.0 for p in levels]
+    )
+    assert export(fine, tmp_path / "jpeg.tif", compression="jpeg", depth=8).bytes > 0

@@ -1,0 +1,248 @@
+"""A store as one export sees it: from a level on, a region of it, at 8 or 16 bits, with every level that the format needs.
+
+A ``View`` reads like a ``Pyramid``. Levels that the store lacks, or whose pixels a region cuts in two, are computed when
+they are first read: each halves the one before. Small ones are held in memory, others in a temporary file without a name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.causes import naming
+from engine.errors import UsageError, counted, option
+from engine.exporters.pyramid import Level, Pixels, Pyramid
+from engine.geometry import Box, Grid
+from engine.pixels import DEPTHS, PixelFormat
+
+_IN_MEMORY = 4 << 20
+"""Largest computed level that is held in memory, in bytes."""
+
+_BLOCK = 512
+"""Side in pixels of the squares that computed levels are made by."""
+
+
+class View:
+    """Part of an open store, as levels of interleaved pixels.
+
+    Args:
+        pyramid: the open store.
+        level: first level; its pixels are the full size of the export.
+        roi: region in pixels of level 0; None for the whole image.
+        depth: bits per channel, 8 or 16; None keeps the store's.
+        folder: place of temporary files.
+
+    Attributes:
+        pyramid: the open store.
+        levels: resolutions from full size downwards.
+        pixels: channels and depth.
+        folder: place of temporary files.
+        is_whole: whether the levels are the store's own, from level 0 on, bit for bit.
+
+    Raises:
+        UsageError: the level or the region is not in the image, or an unknown depth.
+    """
+
+    def __init__(
+        self, pyramid: Pyramid, *, level: int = 0, roi: Box | None = None, depth: int | None = None, folder: Path
+    ) -> None:
+        if not 0 <= level < len(pyramid.levels):
+            raise UsageError(
+                f"{option('level')}: {level} is not in the store, which has {counted(len(pyramid.levels), 'level')}; "
+                f"give 0 to {len(pyramid.levels) - 1}"
+            )
+        if depth is not None and depth not in DEPTHS:
+            raise UsageError(f"{option('depth')}: {depth} is unknown; give 8 or 16")
+        whole = pyramid.levels[0].bounds
+        if roi is not None and not whole.contains(roi):
+            raise UsageError(
+                f"{option('roi')}: {roi} leaves the image ({whole.width} x {whole.height} pixels); give a region inside it"
+            )
+        self.pyramid, self._first, self.folder = pyramid, level, folder
+        self.pixels = pyramid.pixels if depth is None else replace(pyramid.pixels, depth=depth)
+        self._boxes = _boxes(pyramid.levels, level, roi)
+        self._computed: dict[int, Plane] = {}
+        self.levels = tuple(
+            Level(stored.path, *box.shape, stored.cell)
+            for stored, box in zip(pyramid.levels[level:], self._boxes, strict=False)
+        )
+        self.is_whole = level == 0 and roi is None and self.pixels == pyramid.pixels
+
+    @property
+    def store(self) -> Path:
+        """Folder of the store."""
+        return self.pyramid.store
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Attributes that this engine recorded in the store."""
+        return self.pyramid.provenance
+
+    @property
+    def profile(self) -> bytes | None:
+        """ICC profile to embed; None for grey without a profile."""
+        return self.pyramid.profile
+
+    @property
+    def dpi(self) -> tuple[float, float] | None:
+        """(horizontal, vertical) resolution of the picture that was enlarged; None if it is not known."""
+        return self.pyramid.dpi
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 or uint16."""
+        return np.dtype(self.pixels.dtype)
+
+    def extend(self, smallest: int, *, exact: bool = False) -> None:
+        """Add levels until one has at most ``smallest`` pixels on its longer side.
+
+        Args:
+            smallest: largest accepted side of the last level, in pixels.
+            exact: also replace levels of the store that do not halve the one before, rounded up.
+        """
+        sizes = [self.levels[0]]
+        for index, level in enumerate(self.levels[1:], start=1):
+            if exact and level.bounds != self.levels[0].bounds.cover(2**index):
+                break
+            sizes.append(level)
+        self._boxes = self._boxes[: len(sizes)]
+        while max(sizes[-1].height, sizes[-1].width) > smallest:
+            half = sizes[-1].bounds.cover(2)
+            sizes.append(Level(str(self._first + len(sizes)), *half.shape, (_BLOCK, _BLOCK)))
+        self.levels = tuple(sizes)
+
+    def read(self, level: int, box: Box) -> Pixels:
+        """Pixels of ``box``, which lies inside the level: [H, W, C]."""
+        assert self.levels[level].bounds.contains(box), f"{box} leaves {self.levels[level]}"
+        if level >= len(self._boxes):
+            return self._plane(level).read(box)
+        origin = self._boxes[level]
+        return to_depth(self.pyramid.read(self._first + level, box.shift(origin.y0, origin.x0)), self.dtype)
+
+    def band(self, level: int, y0: int, y1: int) -> Pixels:
+        """Rows y0 to y1 over the whole width."""
+        return self.read(level, Box(y0, 0, y1, self.levels[level].width))
+
+    def stored_bytes(self, level: int) -> int:
+        """Bytes of the level in the store, as far as it is in the view: a measure of how well its pixels compress."""
+        if level >= len(self._boxes):
+            return self.stored_bytes(level - 1) // 4
+        stored = self.pyramid.levels[self._first + level]
+        share = self.levels[level].bounds.area * self.pixels.depth / (stored.bounds.area * self.pyramid.pixels.depth)
+        return int(self.pyramid.stored_bytes(self._first + level) * share)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of the levels that are computed into a temporary file."""
+        sizes = (level.bounds.area * self.pixels.bytes for level in self.levels[len(self._boxes) :])
+        return sum(size for size in sizes if size > _IN_MEMORY)
+
+    def check_unchanged(self) -> None:
+        """Raise InputError unless the folder of this name is still the store that was opened."""
+        self.pyramid.check_unchanged()
+
+    def close(self) -> None:
+        """Free the computed levels."""
+        for plane in self._computed.values():
+            plane.close()
+        self._computed.clear()
+
+    def _plane(self, level: int) -> Plane:
+        plane = self._computed.get(level)
+        if plane is None:
+            size, upper = self.levels[level], self.levels[level - 1].bounds
+            plane = Plane((size.height, size.width), self.pixels, self.folder, _IN_MEMORY)
+            grid = Grid(size.height, size.width, (_BLOCK, _BLOCK))
+            for at in grid.indices():
+                box = grid.box(*at)
+                plane.write(box, halve(self.read(level - 1, box.scale(2).clip(upper))))
+            self._computed[level] = plane
+        return plane
+
+
+class Plane:
+    """Pixels [H, W, C] in memory or, where they are many, in a temporary file that ends with the process."""
+
+    def __init__(self, size: tuple[int, int], pixels: PixelFormat, folder: Path, in_memory: int) -> None:
+        self._size, self._pixels, self._folder = size, pixels, folder
+        count = size[0] * size[1] * pixels.bytes
+        self._array: Pixels = np.empty((*size, pixels.channels) if count <= in_memory else 0, pixels.dtype)
+        with naming(folder):
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0) if count > in_memory else None  # noqa: SIM115
+
+    def write(self, box: Box, pixels: Pixels) -> None:
+        """Set the pixels of ``box``."""
+        if self._file is None:
+            self._array[box.slices] = pixels
+            return
+        with naming(self._folder):
+            for row, line in enumerate(np.ascontiguousarray(pixels), start=box.y0):
+                self._file.seek(self._offset(row, box.x0))
+                data = line.data.cast("B")
+                while data:
+                    data = data[self._file.write(data) :]
+
+    def read(self, box: Box) -> Pixels:
+        """Pixels of ``box``."""
+        if self._file is None:
+            return self._array[box.slices].copy()
+        pixels = np.empty((*box.shape, self._pixels.channels), self._pixels.dtype)
+        for row, line in enumerate(pixels, start=box.y0):
+            self._file.seek(self._offset(row, box.x0))
+            self._file.readinto(line.data)
+        return pixels
+
+    def bytes(self, start: int, length: int) -> bytes:
+        """Up to ``length`` bytes of the rows, one after another, from ``start`` on."""
+        if self._file is None:
+            return self._array.reshape(-1).view(np.uint8)[start : start + length].tobytes()
+        self._file.seek(start)
+        return self._file.read(length)
+
+    def close(self) -> None:
+        """Free the pixels."""
+        if self._file is not None:
+            self._file.close()
+
+    def _offset(self, row: int, column: int) -> int:
+        return (row * self._size[1] + column) * self._pixels.bytes
+
+
+def halve(pixels: Pixels) -> Pixels:
+    """2x2 average of [H, W, C], halves rounded up as in the store; an odd last row or column is averaged with itself."""
+    height, width, _ = pixels.shape
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    wide = np.uint16 if pixels.dtype == np.uint8 else np.uint32
+    rows: Pixels = pixels[::2].astype(wide) + pixels[1::2]
+    mean: Pixels = ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(pixels.dtype)
+    return mean
+
+
+def to_depth(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
+    """Pixels as uint8 or uint16, rounded to the nearest."""
+    if pixels.dtype == dtype:
+        return pixels
+    if dtype == np.uint16:
+        return pixels.astype(np.uint16) * np.uint16(257)
+    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _boxes(levels: tuple[Level, ...], first: int, roi: Box | None) -> list[Box]:
+    """Rectangles of the view on the levels from ``first`` on: as far as their pixels halve those of the view exactly."""
+    if roi is None:
+        return [level.bounds for level in levels[first:]]
+    box = roi.cover(2**first).clip(levels[first].bounds)
+    boxes = [box]
+    for index, level in enumerate(levels[first + 1 :], start=1):
+        factor, part = 2**index, box.cover(2**index)
+        is_exact = level.bounds == levels[first].bounds.cover(factor) and not (box.y0 % factor or box.x0 % factor)
+        if not is_exact or part.area == 0:
+            break
+        boxes.append(part)
+    return boxes
