@@ -27,7 +27,7 @@ COMPRESSIONS = ("zip", "piz", "zips", "none")
 
 DEPTHS: dict[int, tuple[str, np.dtype[Any]]] = {16: ("half", np.dtype(np.float16)), 32: ("float", np.dtype(np.float32))}
 
-CHANNELS = {1: ("Y",), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
+CHANNELS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 
 SRGB_CHROMATICITIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
 """x, y of red, green, blue and white."""
@@ -130,8 +130,8 @@ class ExrJob:
         spec = oiio.ImageSpec(level.width, level.height, self.view.channels, DEPTHS[self.options.depth][0])
         spec.tile_width = spec.tile_height = self.options.tile
         spec.channelnames = CHANNELS[self.view.channels]
-        if self.view.channels == 4:
-            spec.alpha_channel = 3
+        if self.view.has_alpha:
+            spec.alpha_channel = self.view.channels - 1
         spec.attribute("compression", self.options.compression)
         spec.attribute("textureformat", "Plain Texture")
         spec.attribute("openexr:levelmode", 1)  # mip maps
@@ -155,10 +155,10 @@ class ExrJob:
     def _floats(self, pixels: Pixels, table: NDArray[Any]) -> NDArray[Any]:
         """Pixels as floats; colours are multiplied by their opacity, as the format demands."""
         values = table[pixels]
-        if pixels.shape[2] == 4:
-            alpha = pixels[..., 3:] / np.float32(np.iinfo(pixels.dtype).max)
-            values[..., :3] *= alpha.astype(values.dtype)
-            values[..., 3:] = alpha
+        if self.view.has_alpha:
+            alpha = pixels[..., -1:] / np.float32(np.iinfo(pixels.dtype).max)
+            values[..., :-1] *= alpha.astype(values.dtype)
+            values[..., -1:] = alpha
         return values
 
 

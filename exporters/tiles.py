@@ -80,7 +80,7 @@ class TileOptions:
 
     def for_view(self, view: View) -> str:
         """Format of the tiles of a picture. Raises UsageError for JPEG with transparency, which it lacks."""
-        if view.channels != 4:
+        if not view.has_alpha:
             return self.tiles or "jpg"
         if self.tiles == "jpg":
             raise UsageError(

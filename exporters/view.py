@@ -85,8 +85,14 @@ class View:
 
     @property
     def channels(self) -> int:
-        """Number of channels: 1, 3 or 4."""
-        return int(getattr(self.pyramid, "channels", 3))
+        """Number of channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
+        stored = getattr(self.pyramid, "pixels", None)
+        return 3 if stored is None else int(stored.channels)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the last channel is opacity."""
+        return self.channels in (2, 4)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (of the pyramid)
         """Facts of the store that no view changes, such as its profile."""
