@@ -30,6 +30,9 @@ _SHARDS_IN_HAND = 4
 _WEIGHTS = 5 * 12
 """Bytes of a column's taps of alpha's filter, and of their positions."""
 
+_DECODER = 8 << 20
+"""Threads and caches of libvips while a picture is read: 6 MiB beside one of 640 columns."""
+
 FILL_BYTES = 48 << 20
 """Upper bound of the buffers that fill the colours of transparent pixels, block by block (``engine.io.transparency``)."""
 
@@ -155,7 +158,7 @@ def source_parts(measured: Measured, base: int, rows: int, columns: int) -> dict
         return {"base image": base * CHANNELS * FLOAT}
     fill = FILL_BYTES if measured.pixels.has_alpha else 0
     copies = 2 if any(measured.canvas.wraps) else 1  # parts of a picture that repeats are joined
-    return {"picture": rows * columns * measured.picture_bytes * copies + fill}
+    return {"picture": _DECODER + rows * columns * measured.picture_bytes * copies + fill}
 
 
 def writer_bytes(shard: Sides, pixels: PixelFormat = PLAIN) -> int:
