@@ -36,7 +36,8 @@ def model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "expected"), [(mosr, "local"), (rcan, "statistics"), (realplksr, "statistics"), (hat, "statistics"), (omnisr, "whole")]
+    ("make", "expected"),
+    [(mosr, "local"), (rcan, "statistics"), (realplksr, "statistics"), (hat, "statistics"), (omnisr, "whole")],
 )
 def test_reach_is_measured(make, expected, tmp_path, photo):
     save_file(state_of(make()), tmp_path / "network.safetensors")
