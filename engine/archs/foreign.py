@@ -113,6 +113,7 @@ def load_spandrel() -> Any:  # noqa: ANN401
                 schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _KEPT.append(schemas)
         import spandrel
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # some networks call it in an old way, which changes nothing
     return spandrel
 
 
@@ -136,9 +137,7 @@ def build(state: Mapping[str, Tensor], name: str, grid: int) -> Foreign:
     if bad := next((k for k, t in floats.items() if t.is_floating_point() and not bool(t.isfinite().all())), None):
         raise ModelError(f"{bad} holds NaN or infinite values; fetch it again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about functions of PyTorch that it calls in an old way
-            descriptor = spandrel.MAIN_REGISTRY.load(floats)
+        descriptor = spandrel.MAIN_REGISTRY.load(floats)
     except Exception as error:  # whatever an incomplete set of tensors leads to
         raise_if_exhausted(error)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,6 +16,9 @@ SEAM_TOLERANCE = 1.0
 UNMEASURED_HALO = 32
 """Halo of networks whose receptive field is not known, on pictures that are too small to measure it."""
 
+_LEAST = 0.001
+"""Smallest error of tiles that is stated for a network that looks at the whole picture: its sums are in another order."""
+
 _NEAR = 1.1
 """Factor within which the error of a network that looks at the whole picture is as small as with any halo."""
 
@@ -116,7 +119,7 @@ def seam_error(cut: StagePlan, measured: MeasuredStage, *, has_inner_edges: bool
         return 0.0
     point = measured.profile.at(cut.halo) if measured.profile else None
     if measured.reach != "local" and measured.whole_error is not None:
-        return max(measured.whole_error.max, point.max if point else 0.0)
+        return max(measured.whole_error.max, point.max if point else 0.0, _LEAST)
     return point.max if point else None
 
 

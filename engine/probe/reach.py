@@ -8,7 +8,6 @@ that fits the memory.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -44,8 +43,11 @@ PASSES = 8
 SETTLED = 0.05
 """Movement of a tile's output, in levels of 255, below which no further pass is made."""
 
-MAX_TILES = 64
+MAX_TILES = 32
 """Largest number of tiles that are recorded; of more, a sample evenly apart."""
+
+Levels = tuple[float, float]
+"""(mean, largest) error in levels of 255."""
 
 _T = TypeVar("_T")
 
@@ -116,14 +118,15 @@ def record_stages(
             if reach != "local":
                 sites = stage.sites if reach == "statistics" else {}
                 error = whole_error(cut, stage, sites, source, seed, side, scratch / "part")
+                statistics = None
+                if sites:
+                    statistics, sampling = record(_tiled(cut, stage, source, seed, scratch / "whole"), sites, log)
+                    error = replace(error, mean=error.mean + sampling[0], max=error.max + sampling[1])
+                    stage = stage.with_statistics(statistics)
                 log(
                     f"{cut.name}: tiles differ from the whole picture by {error.mean:.3f} levels on average, {error.max:.2f} at "
                     f"most ({error.shape[1]}x{error.shape[0]} px of it)"
                 )
-                statistics = None
-                if sites:
-                    statistics = record(_tiled(cut, stage, source, seed, scratch / "whole"), sites, log)
-                    stage = stage.with_statistics(statistics)
                 recorded = Recorded(statistics, error)
             found.append(recorded)
             source = _tiled(cut, stage, source, seed, scratch)
@@ -157,14 +160,14 @@ def whole_error(
     whole = _tiled(cut.with_core(cut.padded), stage, part, seed, scratch / "one")
     tiles = _tiled(cut, stage, part, seed, scratch / "record")
     if sites:
-        statistics = record(tiles, sites)
+        statistics, _ = record(tiles, sites)
         tiles = _tiled(cut, stage.with_statistics(statistics), part, seed, scratch / "tiles")
     everything = Box(0, 0, *tiles.size)
     difference = (tiles.read(everything) - whole.read(everything)).abs() * 255
     return WholeError(round(float(difference.mean()), 4), round(float(difference.max()), 3), (height, width), cut.halo)
 
 
-def record(image: TiledStage, sites: Mapping[int, Site], log: Callable[[str], None] = lambda _: None) -> Statistics:
+def record(image: TiledStage, sites: Mapping[int, Site], log: Log = lambda _: None) -> tuple[Statistics, Levels]:
     """Statistics of a stage's whole input, from tiles of it.
 
     A tile that was computed with its own statistics gives the first site exactly. Tiles with the constants of the pass before
@@ -174,28 +177,41 @@ def record(image: TiledStage, sites: Mapping[int, Site], log: Callable[[str], No
         image: the stage, whose plan has the tiles that are recorded.
         sites: its network's sites.
         log: receives a line for each pass.
+
+    Returns:
+        The statistics, and the (mean, largest) error of a sample of the tiles: half of the difference that the statistics of
+        each half of it make to a tile; 0 where all tiles were recorded.
     """
     plan = image.plan
     indices = list(plan.grid.indices())
     tiles = [plan.tile_at(*index) for index in spread(indices, MAX_TILES)]
     last_row, last_column = indices[-1]
-    statistics, before = Statistics(sites, plan.padded, {}), None
+    cores = [
+        _core(tile, plan.scale, plan.tile_shape, last=(tile.row == last_row, tile.column == last_column))
+        for tile in tiles
+    ]
+    statistics = Statistics(sites, plan.padded, {})
+    first = image.gather_input(image.read_input(tiles[0]), tiles[0])
+    before: Tensor | None = None
     for number in range(PASSES):
-        records, first = [], None
-        for tile in tiles:
-            core = _core(tile, plan.scale, plan.tile_shape, last=(tile.row == last_row, tile.column == last_column))
+        records = []
+        for tile, core in zip(tiles, cores, strict=True):
             with Recorder(statistics, core) as recorder:
                 output = image.stage.run(image.gather_input(image.read_input(tile), tile))
             records.append(recorder.moments)
-            first = output if first is None else first
+            if tile is tiles[0]:
+                after = output
         statistics = Statistics(sites, plan.padded, averaged(records))
-        assert first is not None
-        moved = math.inf if before is None else float((first - before).abs().max()) * 255
         log(f"{plan.name}: statistics of {len(tiles)} of {len(indices)} tiles, pass {number + 1}")
-        if moved < SETTLED:
+        if before is not None and float((after - before).abs().max()) * 255 < SETTLED:
             break
-        before = first
-    return statistics
+        before = after
+    if len(tiles) == len(indices):
+        return statistics, (0.0, 0.0)
+    halves = [Statistics(sites, plan.padded, averaged(records[k::2])) for k in (0, 1)]
+    one, other = (image.stage.with_statistics(half).run(first) for half in halves)
+    difference = (one - other).abs() * (255 / 2)
+    return statistics, (round(float(difference.mean()), 4), round(float(difference.max()), 3))
 
 
 def _core(tile: Tile, scale: int, shape: Shape, *, last: tuple[bool, bool]) -> Core:

@@ -43,9 +43,9 @@ def test_the_networks_of_the_engine_are_not_in_the_table():
 
 
 def test_networks_with_the_tensors_of_swinir_are_not_taken_for_it():
-    for name in ("HAT", "SRFormer"):
-        message = refusal(dict.fromkeys(NAMES[name], torch.zeros(1)))
-        assert message.startswith(f"some.pth: {name} is not supported (ESRGAN, SwinIR, Compact and SPAN are); open it")
+    assert identify(dict.fromkeys(NAMES["HAT"], torch.zeros(1))).name == "spandrel HAT"
+    message = refusal(dict.fromkeys(NAMES["SRFormer"], torch.zeros(1)))
+    assert message.startswith("some.pth: SRFormer is not supported (ESRGAN, SwinIR, Compact and SPAN are); open it")
 
 
 def test_parts_of_a_training_are_named():

@@ -18,7 +18,7 @@ from engine.plan.request import Request
 MODEL = "model.safetensors"
 RENDER = f"render {MODEL} --size 96x64 --stages 1 --overlap 4 --precision fp32 --executor tiles --tile 16"
 SUPPORTED = "is not supported (ESRGAN, SwinIR, Compact and SPAN are)"
-SPANDREL = "open it with spandrel, the loader of chaiNNer"
+EXTRA = "open it with spandrel and its package spandrel_extra_arches"
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def material(tmp_path_factory, model_file):
     lost = ("conv_up1", "conv_hr")
     torch.save({name: t for name, t in state.items() if not name.startswith(lost)}, folder / "incomplete.pth")
     small = torch.zeros(1)
-    plksr = ("feats.1.refine.weight", "feats.1.channel_mixer.0.weight")
-    torch.save({"params_ema": dict.fromkeys(plksr, small)}, folder / "plksr.pth")
+    srformer = ("layers.0.residual_group.blocks.0.attn.aligned_relative_position_index",)
+    torch.save({"params_ema": dict.fromkeys(srformer, small)}, folder / "srformer.pth")
     relu = {f"body.{i}.weight": torch.zeros(8 if i < 4 else 12, 8 if i else 3, 3, 3) for i in (0, 2, 4)}
     torch.save(relu, folder / "compact.pth")
     torch.save({**state, "conv_first.weight": torch.zeros(8, 5, 3, 3)}, folder / "five.pth")
@@ -92,8 +92,8 @@ REFUSALS = [
         2,
         "--sigma: more values (2) than steps (1); give one per step",
     ),
-    ("info plksr.pth", 4, f"plksr.pth: RealPLKSR {SUPPORTED}; {SPANDREL}"),
-    ("render plksr.pth --init base.png --out o.zarr", 4, f"plksr.pth: RealPLKSR {SUPPORTED}; {SPANDREL}"),
+    ("info srformer.pth", 4, f"srformer.pth: SRFormer {SUPPORTED}; {EXTRA}"),
+    ("render srformer.pth --init base.png --out o.zarr", 4, f"srformer.pth: SRFormer {SUPPORTED}; {EXTRA}"),
     (
         "info compact.pth",
         4,

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.community import cugan
 from support.streams import pour, stream, whole
+from torch import nn
 from torch.nn import functional as F
 
 from engine.archs import build
@@ -128,8 +130,6 @@ def test_wrong_graphs_are_refused(tmp_path, state):
 
 # Kinds of layers, besides Input and Convolution, of the graphs in PyPI's sr-vulkan-model packages.
 OTHERS = {
-    "BinaryOp Crop Deconvolution InnerProduct Pooling Split": "RealCUGAN",
-    "BinaryOp Crop Deconvolution InnerProduct PixelShuffle Pooling Split": "RealCUGAN",
     "Crop Deconvolution Eltwise InnerProduct Pooling Scale Split": "waifu2x CUNet",
     "Deconvolution": "waifu2x UpConv7",
 }
@@ -141,6 +141,34 @@ def test_other_networks_are_named(tmp_path, state):
         layers = "".join(f"{kind} {kind}_0 1 1 a b\n" for kind in kinds.split())
         path.write_text(path.read_text() + layers)
         assert f"net.param: {name} is not supported" in refusal(path)
+
+
+@pytest.mark.parametrize(("name", "is_pro"), [("UpCunet2x", False), ("UpCunet4x", True)])
+def test_cugan_round_trip(tmp_path, name, is_pro):
+    """Layers with weights in the order of the graph; the exporter numbers the first operation of the pro form otherwise."""
+    network = cugan(name, is_pro)
+    lines, data = [f"Pooling mean_0 1 1 a b 0=1 4=1\nBinaryOp mul_{2 if is_pro else 0} 2 1 a b c 0=2"], b""
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        kind = "Deconvolution" if isinstance(module, nn.ConvTranspose2d) else "Convolution"
+        weight = module.weight.transpose(0, 1) if kind == "Deconvolution" else module.weight
+        count, kernel = weight.numel(), weight.shape[-1]
+        form = f"0={len(weight)} 1={kernel} 5=1 6={count}"
+        if kernel == 1:
+            kind, form = "InnerProduct", f"0={len(weight)} 1=1 2={count} 9=1"
+        lines.append(f"{kind} layer_{len(lines)} 1 1 a b {form}")
+        data += struct.pack("<I", 0) + weight.contiguous().numpy().tobytes() + module.bias.numpy().tobytes()
+    path = tmp_path / "cugan.param"
+    text = "\n".join(lines)
+    path.write_text(f"7767517\n{len(lines) + 1} 9\n{text}\n")
+    path.with_suffix(".bin").write_bytes(data)
+    loaded = read_checkpoint(path)
+    assert loaded.keys() == network.state_dict().keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in network.state_dict().items())
+    assert build(loaded).scale == int(name[-2])
+    path.write_text(path.read_text().replace(" 6=", " 6=1", 1))
+    assert "cugan.param: layer_1 has 32 channels" in refusal(path)
 
 
 def test_slopes_of_relus_are_in_the_graph(tmp_path):

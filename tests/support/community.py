@@ -7,6 +7,7 @@ from engine.archs.layers import RGB, image_of
 
 spandrel = load_spandrel()
 
+from spandrel.architectures import RealCUGAN  # noqa: E402
 from spandrel.architectures.Compact import Compact  # noqa: E402 (torchvision must be made to fit first)
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
 from spandrel.architectures.HAT import HAT  # noqa: E402
@@ -59,6 +60,12 @@ def hat():
     """Averages, and windows of 16."""
     size = {"embed_dim": 8, "depths": (2,), "num_heads": (2,), "window_size": 16, "squeeze_factor": 2}
     return HAT(**size, compress_ratio=2, upscale=2, upsampler="pixelshuffle")
+
+
+@torch.no_grad()
+def cugan(name, pro):
+    """Real-CUGAN, which has one size."""
+    return getattr(RealCUGAN, name)(pro=pro).requires_grad_(False)
 
 
 def omnisr():
