@@ -87,7 +87,7 @@ def decoding(path: Path) -> Iterator[None]:
             name = format_of(path)
         if name in (PNG, TIFF) and re.search("not (?:a|in a) known", error.detail):  # it could not be read
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
-        if name == PNG and "vipspng: " in error.detail and _decodes(path, name):  # reading failed once, not the file
+        if name == PNG and "vipspng: " in error.detail and _decodes(path, name):  # the machine failed
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
         if name in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
