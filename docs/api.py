@@ -74,6 +74,19 @@ engine.render("model.safetensors", "detail.zarr", size="4096x3072", roi=(2000, 1
 print(engine.open("detail.zarr").size)  # (256, 256)
 ```
 
+### Render in parts
+
+Each call may run in a process or on a machine of its own, with a folder that all see
+([scale.md](scale.md)).
+
+```python
+import engine
+
+for number in (1, 2):
+    engine.render("model.safetensors", "parts.zarr", size="512x384", part=f"{number}/2")
+engine.finish("parts.zarr")
+```
+
 ### Enlarge a picture
 
 The model is a checkpoint, or `realsr` or `x4plus` of the extra `.[weights]`. The picture is a file,
@@ -176,10 +189,10 @@ for picture in sorted(Path("pictures").glob("*.jpg")):
 ```
 """
 
-FUNCTIONS = ("render", "load", "open", "export")
+FUNCTIONS = ("render", "finish", "load", "open", "export")
 CLASSES = {
     "Request": (),
-    "Job": ("prepare", "check", "open_sink", "render", "run", "device", "seam_error"),
+    "Job": ("prepare", "check", "open_sink", "open_part", "render", "run", "device", "seam_error"),
     "Store": ("size", "levels", "provenance", "complete", "read", "__getitem__"),
     "Model": ("digest", "stages", "base_size"),
     "Box": ("height", "width", "shape", "area", "slices"),

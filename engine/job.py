@@ -154,13 +154,14 @@ def render(
         raise UsageError(
             f"{option('part')}: excludes {option('overwrite', True)}, as parts share a store; remove the old one first"
         )
-    chosen = None if part is None else parse_part(part)
+    part = None if part is None else parse_part(part)  # before anything is measured
     with picture_file(init) as picture:
         job = Job.prepare(model, Request(init=picture, **options), out, log)
-        if chosen is not None:
-            sink: ZarrSink = job.open_part(chosen, accept_backend=accept_backend)
-            return job.render(sink, on_progress=on_progress, cancelled=cancelled)
-        sink = job.open_sink(resume=resume, overwrite=overwrite, accept_backend=accept_backend)
+        sink = (
+            job.open_sink(resume=resume, overwrite=overwrite, accept_backend=accept_backend)
+            if part is None
+            else job.open_part(part, accept_backend=accept_backend)
+        )
         return job.render(sink, on_progress=on_progress, cancelled=cancelled)
 
 
@@ -300,19 +301,19 @@ class Job:
         return self._continue(ZarrSink.resume(self.out, self.plan), accept_backend=accept_backend)
 
     def open_part(
-        self, part: Part, *, accept_backend: bool = False, notes: Mapping[str, Any] = MappingProxyType({})
+        self, part: Part | str, *, accept_backend: bool = False, notes: Mapping[str, Any] = MappingProxyType({})
     ) -> PartSink:
         """Open the store to write one part of it. The first part makes the store, and the others adopt its cut.
 
         Args:
-            part: the part.
+            part: the part, such as ``"2/4"``.
             accept_backend, notes: as for ``open_sink``.
 
         Raises:
             BudgetError: the plan, or that of the first part, does not fit the budgets.
             ResumeError: as ``open_sink``; the store has other parts or none, or another process renders this part.
         """
-        self._is_part = True
+        part, self._is_part = parse_part(part), True
         if not os.path.lexists(self.out):
             shares = Shares.of(self.plan, self.measured, part.count)
             self.show_part(part, shares)

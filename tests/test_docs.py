@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.stores import files
 
 import engine
 from engine.cli.app import app
@@ -28,6 +29,7 @@ GUIDES = [
     ROOT / "README.md",
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "upscaling.md",
+    ROOT / "docs" / "scale.md",
     ROOT / "models" / "README.md",
 ]
 """Pages whose code blocks hold commands."""
@@ -48,8 +50,19 @@ OTHER_PROGRAMS = {
     "--require-hashes",
     "--wheel",
     "--index-url",
+    "--sshloginfile",
+    "--workdir",
+    "--retries",
+    "--env",
+    "--array",
+    "--cpus-per-task",
+    "--mem",
+    "--requeue",
+    "--parsable",
+    "--dependency",
+    "--wrap",
 }
-"""Options of pip, mypy and build that pages mention."""
+"""Options of pip, mypy, build, GNU parallel and Slurm that pages mention."""
 
 COMMANDS = dict(commands_of(app))
 
@@ -202,6 +215,37 @@ def test_python_examples_are_typed(tmp_path):
     assert len(errors) == 1, done.stdout + done.stderr
     assert f"example_{len(codes)}.py:3" in errors[0]
     assert '"sede"' in errors[0]
+
+
+@pytest.mark.slow
+def test_shell_examples_of_parts_run(tmp_path, model_file):
+    """With xargs, and as the tasks of a Slurm array, for a smaller image in two parts; both stores are equal."""
+    (tmp_path / "engine").write_text(f'#!/bin/sh\nexec {sys.executable} -m engine "$@"\n')
+    (tmp_path / "engine").chmod(0o755)
+    changes = {"render --size 16384x12288 ": f"render {model_file} --size 256x192 --precision fp32 ", "seq 8": "seq 2"}
+    changes |= {"/8": "/2", "--memory 6GiB ": "", "=2\n": "=1\n", ":-8}": ":-1}"}
+    xargs, slurm = (
+        next(
+            code
+            for code in re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.DOTALL)
+            if name in code
+        )
+        for name in ("xargs", "SBATCH")
+    )
+    slurm = f"for SLURM_ARRAY_TASK_ID in 2 1; do (\n{slurm}\n) || exit; done; engine finish peaks.zarr"
+    stores = []
+    for name, script in (("xargs", xargs), ("slurm", slurm)):
+        for old, new in changes.items():
+            script = script.replace(old, new)
+        (tmp_path / name).mkdir()
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            ["bash", "-e", "-c", script], cwd=tmp_path / name, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "peaks.zarr: 256x192, complete" in done.stdout
+        stores.append(files(tmp_path / name))
+    assert stores[0] == stores[1]
 
 
 # Text

@@ -281,6 +281,7 @@ def test_finish_names_the_missing_parts_and_their_commands(tmp_path, call, model
     assert code == 0
     assert "part 2/3: 8 of 24 shards, rows 32 to 63; 3 parts together take" in text
     assert f"when all parts are rendered: engine finish {out}" in text
+    assert f"in 3 parts: engine finish {out} names those that are missing" in call(f"info {out}")[1]
     lost = out / "0" / "c" / "0" / "2" / "0"
     lost.unlink()
     code, text, err = call(f"finish {out}")

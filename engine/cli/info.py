@@ -14,7 +14,7 @@ from engine.exporters.about import read_description
 from engine.exporters.pyramid import count_shards
 from engine.io.durable import open_root
 from engine.io.picture_file import open_picture
-from engine.io.zarr_store import ATTRIBUTE, COMMAND
+from engine.io.zarr_store import ATTRIBUTE, COMMAND, PARTS
 from engine.model.bundle import load
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _render(path: Path, provenance: dict[str, Any], array: Any) -> dict[str, Any
     return {
         "complete": complete,
         "shards": {"written": written, "total": total},
+        "parts": len(parts) - 1 if isinstance(parts := provenance.get(PARTS), list) else None,
         "continue": None if complete else _continue(path, provenance),
         "engine": provenance.get("engine"),
         "model": provenance.get("model"),
@@ -140,7 +141,10 @@ def _print_render(account: dict[str, Any]) -> None:
     wrap = report.wrap_text(account["wrap"])
     report.prose(f"{account['executor']}, {account['precision']}, {wrap}seam error {seam}")
     report.print_licences(account["licences"])
-    if account["continue"]:
+    if account["parts"]:
+        command = shlex.join(["engine", "finish", account["path"]])
+        report.line(f"in {counted(account['parts'], 'part')}: {command} names those that are missing")
+    elif account["continue"]:
         report.line(f"continue: {account['continue']}")
     elif not account["complete"]:
         report.prose("continue: give the options of its render again, with --resume")

@@ -1,0 +1,118 @@
+"""CPU time of a render in parts over that of one run: one part after the other, and ``engine.finish``.
+
+    python benchmarks/bench_parts.py [tiles] [bands]
+
+tiles   A frame of 2048x2048, 64 shards, in tiles of 64 with the exact halo.
+bands   A column, 1024 pixels wide, of a frame of 8192x8192, 64 shards. The work of bands in one strip is proportional to the
+        width, so the ratio is that of the frame.
+
+Both are enlarged twice from a picture by a small RRDBNet with the receptive field of the default model (49 pixels). The store of
+the parts must equal that of one run. Networks, plan, compression, pyramid and ``engine.finish`` count; the start of a process is
+measured beside them: an interpreter, the libraries, the model and the plan. Writes results/parts.csv.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from harness import PHOTOS, add_row, small_model
+from PIL import Image
+
+import engine
+from engine.job import Job
+from engine.model.bundle import Model
+from engine.plan.parts import Part, Shares
+from engine.plan.request import Request
+
+PARTS = (2, 4, 8)
+WAYS = {
+    "tiles": ((2048, 2048), {"executor": "tiles", "tile": 64, "overlap": "exact"}),
+    "bands": ((1024, 8192), {"executor": "bands"}),
+}
+"""Size (width, height) and options."""
+
+
+def main(ways: list[str]) -> None:
+    """Measure the ways, in the order of the command line."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = small_model(folder, 2, blocks=3)
+        for way in ways or WAYS:
+            size, options = WAYS[way]
+            picture = folder / f"{way}.png"
+            photo = Image.open(PHOTOS / "picosdeeuropa-crop.jpg").convert("RGB")
+            photo.resize((size[0] // 16, size[1] // 16)).save(picture)
+            request = Request(init=picture, size=size, precision="fp32", **options)
+            one = folder / way / "one" / "out.zarr"
+            render_part(model, request, folder / way / "warm" / "out.zarr", Part(1, 8))  # measures the machine, once
+            alone = seconds(partial(engine.render, model, one, **asdict(request)))
+            job = Job.prepare(model, request, folder / "planned.zarr")
+            for count in PARTS:
+                out = folder / way / str(count) / "out.zarr"
+                works = [partial(render_part, model, request, out, Part(k + 1, count)) for k in range(count)]
+                together, end = sum(map(seconds, works)), seconds(partial(engine.finish, out))
+                check_equal(one, out)
+                row = {
+                    "way": way,
+                    "frame": "x".join(map(str, size)),
+                    "parts": count,
+                    "one_run_cpu_s": round(alone, 2),
+                    "parts_cpu_s": round(together, 2),
+                    "finish_cpu_s": round(end, 2),
+                    "overhead": round((together + end) / alone - 1, 3),
+                    "planned": round(Shares.of(job.plan, job.measured, count).overhead(job.plan, job.measured), 3),
+                    "start_cpu_s": round(start(model, request), 1),
+                }
+                print(row, flush=True)
+                add_row("parts", row)
+
+
+def asdict(request: Request) -> dict[str, object]:
+    """Options of a request for ``engine.render``."""
+    return {name: getattr(request, name) for name in ("init", "size", "precision", "executor", "tile", "overlap")}
+
+
+def render_part(model: Model, request: Request, out: Path, part: Part) -> None:
+    """Plan and render a part."""
+    engine.render(model, out, part=str(part), **asdict(request))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of all threads of this process."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def start(model: Model, request: Request) -> float:
+    """CPU seconds of a process that plans and renders nothing."""
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    size = "x".join(map(str, request.size or ()))
+    words = f"--init {request.init} --size {size} --precision fp32 --executor {request.executor} --quiet"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "engine", "plan", str(model.path), *words.split()]
+    subprocess.run(command, check=True, env=environment)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+
+
+def check_equal(one: Path, other: Path) -> None:
+    """Raise AssertionError unless two stores have the same files."""
+    files = [str(path.relative_to(one)) for path in one.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
+    _, mismatch, errors = filecmp.cmpfiles(one, other, files, shallow=False)
+    assert not mismatch, mismatch
+    assert not errors, errors
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
