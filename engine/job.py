@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +21,12 @@ from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.queue import memory_errors
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
-from engine.errors import Interrupted, ResumeError, UsageError, counted, option
+from engine.errors import InputError, Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_picture
+from engine.geometry import Box
 from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
+from engine.io.first_look import FIRST_LOOK, MAX_SIDE, encode_first_look
 from engine.io.photo import PictureSource, Source, TensorSource
 from engine.io.zarr_store import Array, ArraySink, ZarrSink, stored_plan
 from engine.measure import complete, measure
@@ -312,6 +315,8 @@ class Job:
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
                 pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)
+                if FIRST_LOOK not in sink.provenance and (look := self._first_look(pipeline.base)) is not None:
+                    sink.note({FIRST_LOOK: look})
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
@@ -486,6 +491,25 @@ class Job:
             image = base_image(self.model.base_generator, self.plan.seed, self.plan.base)
         malloc_trim()  # step 1 leaves a heap of many small maps that no tile can use
         return TensorSource(image)
+
+    def _first_look(self, base: Source) -> str | None:
+        """The base image of what is written, as the store records it; None for a picture that is costly or damaged."""
+        height, width = base.size
+        shrink = 1
+        if self.picture is None:
+            pixels = (base.read(Box(0, 0, height, width)).permute(1, 2, 0) * 255).round().byte().numpy()
+        else:
+            shrink = -(-max(height, width) // MAX_SIDE)
+            try:
+                if not self.picture.is_light:
+                    return None
+                pixels = self.picture.thumbnail((-(-height // shrink), -(-width // shrink)))
+            except InputError:  # which the render meets where it reads
+                return None
+        scale = shrink * prod(stage.scale for stage in self.plan.stages)
+        box = self.plan.reduction.read(self.plan.roi).cover(scale).shift(self.plan.margin, self.plan.margin)
+        rows, columns = box.clip(Box(0, 0, *pixels.shape[:2])).slices
+        return encode_first_look(pixels[rows, columns])
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""

@@ -38,6 +38,7 @@ from engine.io.files import (
     temporary_name,
     temporary_names,
 )
+from engine.io.first_look import FIRST_LOOK
 from engine.io.shards import (
     ShardState,
     chunks_of,
@@ -54,6 +55,9 @@ ATTRIBUTE = "ourgan"
 
 COMMAND = "command"
 """Entry of the provenance: words of the command that continues the store; removed at the end, since they name local files."""
+
+PICTURE = "picture"
+"""Entry of a working store's provenance: the name of its picture, and whether an existing one may be replaced."""
 
 IDENTITY = "id"
 """Entry of the provenance: random digits of an unfinished store; removed at the end, so that equal renders are equal files."""
@@ -280,7 +284,7 @@ class ZarrSink:
                     self._write_shard(level, index, self._halved(level, index))
         if not self.complete:
             self._check_identity()
-            private = (COMMAND, IDENTITY)
+            private = (COMMAND, IDENTITY, FIRST_LOOK)
             finished = {key: value for key, value in self.provenance.items() if key not in private}
             self._set_provenance({**finished, "complete": True})
         for old in _replaced(self.path):
