@@ -196,7 +196,7 @@ class GrowingImage:
         """Shards of a level that are there. Full rows are not looked at again: reading a shard checks it anyway."""
         present = before.copy()
         for row in np.flatnonzero(~before.all(axis=1)):
-            folder = shard_path(self.path, level.path, row, 0).parent
+            folder = shard_path(self.path, level.path, int(row), 0).parent
             if folder.is_dir():
                 present[row] = [is_present(folder / str(column)) for column in range(before.shape[1])]
         return present

@@ -28,6 +28,7 @@ GUIDES = [
     ROOT / "README.md",
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "upscaling.md",
+    ROOT / "docs" / "viewer.md",
     ROOT / "models" / "README.md",
 ]
 """Pages whose code blocks hold commands."""
@@ -42,6 +43,7 @@ OTHER_PROGRAMS = {
     "--quiet",
     "--strict",
     "--upgrade",
+    "--plugin",
     "--no-isolation",
     "--no-build-isolation",
     "--no-deps",
@@ -49,7 +51,7 @@ OTHER_PROGRAMS = {
     "--wheel",
     "--index-url",
 }
-"""Options of pip, mypy and build that pages mention."""
+"""Options of pip, mypy, build and napari that pages mention."""
 
 COMMANDS = dict(commands_of(app))
 

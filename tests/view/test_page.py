@@ -217,7 +217,8 @@ def test_tools(tmp_path, serve, open_page):
     assert other.get_attribute("#slider", "aria-valuenow") == "52"
     with page.expect_download() as download:
         page.keyboard.press("d")
-    width, height = Image.open(download.value.path()).size
+    with Image.open(download.value.path()) as picture:
+        width, height = picture.size
     assert (width, height) == (page.evaluate("document.querySelector('#image').clientWidth"), SIZE[0])
     theme = page.get_attribute("html", "data-theme")
     page.keyboard.press("t")
