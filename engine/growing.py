@@ -32,6 +32,9 @@ TILE = 512
 _CACHE_BYTES = 64 << 20
 """Size of the cache of tiles that are composed of several levels."""
 
+_NOTED = 20
+"""Messages about damage that are kept."""
+
 Pixels = NDArray[np.uint8]
 """[H, W, 3]."""
 
@@ -64,6 +67,7 @@ class GrowingImage:
         path: folder of the store.
         pyramid: the store as it was when ``refresh`` was last called.
         epoch: number of times that another store has come under this name.
+        damaged: messages about shards that could not be read.
 
     Raises:
         InputError: the folder is no such image, or is damaged.
@@ -73,7 +77,7 @@ class GrowingImage:
         self.path = path
         self.pyramid = Pyramid(path, allow_incomplete=True)
         self.epoch = 0
-        self.damaged: set[str] = set()
+        self.damaged: frozenset[str] = frozenset()
         self._stamp = _stamp(path)
         self._look = decode_first_look(self.pyramid.provenance.get(FIRST_LOOK))
         self._present = [np.zeros(_shape(level), bool) for level in self.levels]
@@ -145,8 +149,9 @@ class GrowingImage:
         if known is not None and known[0] == version:
             return known[1]
         tile = self._composed(level, x, y)
-        with self._lock:
-            self._cache[key] = (version, tile)
+        if tile.kind is not Kind.DAMAGED:  # which may be repaired
+            with self._lock:
+                self._cache[key] = (version, tile)
         return tile
 
     def thumbnail(self, side: int) -> Pixels:
@@ -206,11 +211,15 @@ class GrowingImage:
         rows, columns = self.levels[level].shard
         return Box(box.y0 // rows, box.x0 // columns, -(-box.y1 // rows), -(-box.x1 // columns))
 
+    def _note(self, error: InputError) -> None:
+        if len(self.damaged) < _NOTED:
+            self.damaged |= {str(error)}
+
     def _finished(self, level: int, box: Box) -> Tile:
         try:
             return Tile(_to_8_bits(self.pyramid.decode(level, box)), Kind.FINISHED)
         except InputError as error:
-            self.damaged.add(str(error))
+            self._note(error)
             return self._damaged(level, box)
 
     def _damaged(self, level: int, box: Box) -> Tile:
@@ -278,7 +287,7 @@ class GrowingImage:
                 try:
                     pixels = _to_8_bits(self.pyramid.decode(k, around))
                 except InputError as error:
-                    self.damaged.add(str(error))
+                    self._note(error)
                     continue
                 return _resized(Image.fromarray(pixels), part, size, source, (around.y0, around.x0))
         if self._look is not None:

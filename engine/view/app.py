@@ -171,6 +171,8 @@ class Viewer:
             return PlainTextResponse("busy", 503, headers=_BUSY)
         name = re.sub(r"[^A-Za-z0-9_-]", "_", Path(image.name).stem) or "region"
         headers = {"content-disposition": f'attachment; filename="{name}-{x}-{y}-{width}x{height}.png"'}
+        if request.method == "HEAD":  # the page asks first
+            return Response(media_type="image/png", headers=headers)
         return StreamingResponse(self._download(image, box), media_type="image/png", headers=headers)
 
     async def _download(self, image: TileSource, box: Box) -> AsyncIterator[bytes]:
@@ -185,6 +187,8 @@ class Viewer:
     async def _events(self, request: Request) -> Response:
         if self._listeners >= MAX_LISTENERS:
             return PlainTextResponse("busy", 503, headers=_BUSY)
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         return StreamingResponse(self._stream(), media_type="text/event-stream")
 
     async def _stream(self) -> AsyncIterator[str]:

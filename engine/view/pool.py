@@ -88,8 +88,9 @@ class TilePool:
     def _encode(self, source: int, level: int, x: int, y: int, version: str) -> Encoded:
         tile = self._sources[source].tile(level, x, y)
         encoded = Encoded(png_of(tile.pixels), tile.kind, version)
-        with self._lock:
-            if len(encoded.data) <= CACHE_BYTES:
+        may_stay = tile.kind is not Kind.DAMAGED  # which may be repaired
+        if may_stay and len(encoded.data) <= self._cache.maxsize:
+            with self._lock:
                 self._cache[source, level, x, y] = encoded
         return encoded
 

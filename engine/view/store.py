@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,8 @@ class StoreSource:
         self._told: tuple[int | None, Report | None, int] | None = None
         """Writer, report and number of damaged shards at the last ``refresh``."""
         self._gone: str | None = None
-        self._history: deque[tuple[float, int]] = deque(maxlen=_HISTORY)
+        self._history: list[tuple[float, int]] = []
+        """Times and finished pixels; never changed in place, as several threads read it."""
         self._writer = self._image.writer
         self._observe()
 
@@ -140,10 +140,8 @@ class StoreSource:
     @property
     def _is_active(self) -> bool:
         """Whether a shard was written not long ago, where the system does not tell who writes."""
-        if not self._history:
-            return False
-        spans = np.diff([at for at, _ in self._history])
-        return time.time() - self._history[-1][0] < max(60.0, 5 * float(spans.max(initial=0.0)))
+        times = [at for at, _ in self._history]
+        return bool(times) and time.time() - times[-1] < max(60.0, 5 * float(np.diff(times).max(initial=0.0)))
 
     @property
     def _seconds_left(self) -> float | None:
@@ -151,9 +149,10 @@ class StoreSource:
         if self.report is not None:
             left = self.report.seconds_left
             return None if left is None else max(0.0, left - (time.monotonic() - self.report.time))
-        if len(self._history) < 2:
+        history = self._history
+        if not history:
             return None
-        (first, before), (last, now) = self._history[0], self._history[-1]
+        (first, before), (last, now) = history[0], history[-1]
         if now <= before or last <= first:
             return None
         left = (self._image.levels[0].bounds.area - now) * (last - first) / (now - before)
@@ -164,7 +163,7 @@ class StoreSource:
         if not self._image.complete:
             area = int(_areas(self._image)[self._image.finished].sum())
             if not self._history or area != self._history[-1][1]:
-                self._history.append((time.time(), area))
+                self._history = [*self._history, (time.time(), area)][-_HISTORY:]
 
 
 def _areas(image: GrowingImage) -> NDArray[np.int64]:

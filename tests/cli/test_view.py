@@ -52,3 +52,7 @@ def test_missing_page_says_how_to_build_it(store, call):
 def test_missing_extra_is_named(store, call, monkeypatch):
     monkeypatch.setattr(beside, "find_spec", lambda name: None)
     assert call("view a.zarr")[2] == "engine: view: needs starlette and uvicorn; pip install 'ourgan-engine[view]'\n"
+
+
+def test_info_names_the_viewer(store, call):
+    assert "view it: engine view a.zarr" in call("info a.zarr")[1].splitlines()

@@ -115,6 +115,8 @@ def test_tiles_and_regions_are_the_stores_pixels(store):
             assert (again.status, again.body) == (304, b"")
             region = await ask(app, "/api/region/0.png", "x=100&y=20&width=555&height=270")
             assert np.array_equal(region.pixels, pixels[20:290, 100:655])
+            first = await ask(app, "/api/region/0.png", "x=100&y=20&width=555&height=270", method="HEAD")
+            assert (first.status, first.body) == (200, b"")
             assert "a-100-20-555x270.png" in region.headers["content-disposition"]
 
     asyncio.run(run())
@@ -178,7 +180,7 @@ def test_stopped_render_says_how_to_go_on(tmp_path):
     write(sink, pixels, count=2)
     sink.close()
     source = StoreSource(tmp_path / "a.zarr")
-    source._history.clear()
+    source._history = []
     state = source.state
     assert state.running is False
     assert 0 < state.share < 1
