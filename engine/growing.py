@@ -131,7 +131,7 @@ class GrowingImage:
         """Text that changes with the contents of a tile."""
         part = self._shards(level, self.box(level, x, y)).slices
         above = sum(int(self._present[k].any()) for k in range(level + 1, len(self.levels)))
-        return f"{self.epoch}.{int(self._counts[level][part].sum())}.{above}.{int(self.complete)}"
+        return f"{self.epoch}.{int(self._counts[level][part].sum())}.{above}"
 
     def box(self, level: int, x: int, y: int) -> Box:
         """Pixels of a tile in its level."""

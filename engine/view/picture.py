@@ -52,7 +52,7 @@ class PictureSource:
         return tuple((level.shape[1], level.shape[0]) for level in self._levels)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "picture", "path": str(self.path)}
+        return {"kind": "picture"}
 
     def version(self, level: int, x: int, y: int) -> str:
         return "0"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from engine.growing import GrowingImage, Pixels, Tile
 from engine.plan.plan import sides_of
 from engine.store import resume_command
 from engine.view.source import State
+
+_MAX_TEXT, _MAX_TEXTS = 500, 50
+"""Characters of a text of the metadata, and texts of a list, that the page gets."""
 
 _HISTORY = 24
 """Observations from which the speed is computed."""
@@ -57,7 +62,7 @@ class StoreSource:
         self._history: list[tuple[float, int]] = []
         """Times and finished pixels; never changed in place, as several threads read it."""
         self._writer = self._image.writer
-        self._observe()
+        self._observe(_last_write(path))
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -72,15 +77,14 @@ class StoreSource:
         plan = provenance.get("plan")
         facts = {
             "kind": "store" if provenance else "foreign store",
-            "path": str(self.path),
             "dtype": str(self._image.pyramid.dtype),
             "shard": list(self._image.levels[0].shard),
             "chunk": list(self._image.levels[0].chunk),
-            "engine": provenance.get("engine"),
-            "model": provenance.get("model"),
-            "licences": provenance.get("licences") or [],
-            "seamError": provenance.get("seam_error_levels"),
-            "precisionError": provenance.get("precision_error_levels"),
+            "engine": _text(provenance.get("engine")),
+            "model": _text(provenance.get("model")),
+            "licences": _texts(provenance.get("licences")),
+            "seamError": _number(provenance.get("seam_error_levels")),
+            "precisionError": _numbers(provenance.get("precision_error_levels"), ("mean", "p999", "max")),
         }
         return facts | (_plan_facts(plan) if isinstance(plan, dict) else {})
 
@@ -158,12 +162,12 @@ class StoreSource:
         left = (self._image.levels[0].bounds.area - now) * (last - first) / (now - before)
         return max(0.0, left - max(0.0, time.time() - last))
 
-    def _observe(self) -> None:
-        """Note how many pixels are finished now."""
+    def _observe(self, now: float | None = None) -> None:
+        """Note how many pixels are finished; ``now``: time at which they were, by default the present."""
         if not self._image.complete:
             area = int(_areas(self._image)[self._image.finished].sum())
             if not self._history or area != self._history[-1][1]:
-                self._history = [*self._history, (time.time(), area)][-_HISTORY:]
+                self._history = [*self._history, (now or time.time(), area)][-_HISTORY:]
 
 
 def _areas(image: GrowingImage) -> NDArray[np.int64]:
@@ -179,12 +183,12 @@ def _areas(image: GrowingImage) -> NDArray[np.int64]:
 
 def _plan_facts(plan: dict[str, Any]) -> dict[str, Any]:
     """Facts of a stored plan; those that are damaged are left out."""
-    facts: dict[str, Any] = {key: plan.get(key) for key in ("seed", "executor", "precision", "backend")}
+    facts: dict[str, Any] = {key: _text(plan.get(key)) for key in ("seed", "executor", "precision", "backend")}
     try:
-        roi, (height, width) = plan["roi"], plan["canvas"]
-        facts["canvas"] = [width, height]
-        facts["roi"] = [roi["x0"], roi["y0"], roi["x1"] - roi["x0"], roi["y1"] - roi["y0"]]
-        enlarged = plan.get("enlarged") or [height, width]
+        height, width = map(int, plan["canvas"])
+        y0, x0, y1, x1 = (int(plan["roi"][key]) for key in ("y0", "x0", "y1", "x1"))
+        facts |= {"canvas": [width, height], "roi": [x0, y0, x1 - x0, y1 - y0]}
+        enlarged = [int(side) for side in plan.get("enlarged") or (height, width)]
         facts["steps"] = []
         for stage in plan["stages"]:
             core, scale = sides_of(stage["core"]), int(stage["scale"])
@@ -199,11 +203,41 @@ def _plan_facts(plan: dict[str, Any]) -> dict[str, Any]:
             )
         last = facts["steps"][-1]
         down, across = height / enlarged[0], width / enlarged[1]
-        origin = [-roi["x0"], -roi["y0"]]
+        origin = [-x0, -y0]
         if last["band"]:
             facts["bands"] = {"origin": origin, "size": [last["tile"][0] * scale * across, last["band"] * scale * down]}
         else:
             facts["tiles"] = {"origin": origin, "size": [side * scale * down for side in last["tile"]]}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         pass
     return facts
+
+
+def _last_write(path: Path) -> float:
+    """Time at which a file of the store was last made, as far as its folders tell."""
+    times = [0.0]
+    for folder in (path, *path.glob("0/c/0/*")):
+        with suppress(OSError):
+            times.append(folder.stat().st_mtime)
+    return max(times)
+
+
+# Metadata come from a file: the page gets what it expects, or nothing.
+
+
+def _text(value: object) -> str | None:
+    return str(value)[:_MAX_TEXT] if isinstance(value, str | int) else None
+
+
+def _texts(values: object) -> list[str]:
+    return [text for value in values[:_MAX_TEXTS] if (text := _text(value))] if isinstance(values, list) else []
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _numbers(values: object, keys: tuple[str, ...]) -> dict[str, float] | None:
+    numbers = {key: _number(values.get(key)) for key in keys} if isinstance(values, dict) else {}
+    known = {key: number for key, number in numbers.items() if number is not None}
+    return known if len(known) == len(keys) else None

@@ -106,7 +106,7 @@ def test_tiles_and_regions_are_the_stores_pixels(store):
             view = (await ask(app, "/api/view.json")).json
             (source,) = view["sources"]
             assert source["sizes"] == [[700, 300], [350, 150], [175, 75], [88, 38]]
-            assert source["details"]["seed"] == 1
+            assert source["details"]["seed"] == "1"
             for x in range(2):
                 answer = await ask(app, f"/api/tile/0/0/{x}_0.png")
                 assert answer.headers["x-tile"] == "finished"
@@ -198,6 +198,25 @@ def test_damage_is_shown_and_told(tmp_path):
             assert "wrong checksum" in source.state.problems[0]
 
     asyncio.run(run())
+
+
+def test_metadata_of_any_kind_are_served(tmp_path):
+    """They come from a file: the page gets the types that it expects, or nothing."""
+    store_of(tmp_path / "a.zarr", (60, 80))
+    root = json.loads((tmp_path / "a.zarr/zarr.json").read_text())
+    root["attributes"]["ourgan"] |= {
+        "model": {"a": 1}, "licences": [1, None, "x" * 9999], "seam_error_levels": float("nan"), "plan": {"stages": 7, "seed": []},
+        "precision_error_levels": {"mean": "0", "max": 1, "p999": None},
+    }  # fmt: skip
+    (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(root))
+
+    async def run():
+        async with running(StoreSource(tmp_path / "a.zarr")) as (_, app):
+            return (await ask(app, "/api/view.json")).json["sources"][0]["details"]
+
+    details = asyncio.run(run())
+    assert {key for key in ("model", "seamError", "precisionError", "seed") if details[key] is not None} == set()
+    assert [len(text) for text in details["licences"]] == [1, 500]
 
 
 def test_picture_beside_a_store(store, tmp_path):

@@ -18,7 +18,6 @@ export interface Cells {
 
 export interface Details {
   kind: "store" | "foreign store" | "picture";
-  path: string;
   dtype?: string;
   shard?: Pair;
   chunk?: Pair;
@@ -27,7 +26,7 @@ export interface Details {
   licences?: string[];
   seamError?: number | null;
   precisionError?: { mean: number; p999: number; max: number } | null;
-  seed?: number | null;
+  seed?: string | null;
   executor?: string | null;
   precision?: string | null;
   backend?: string | null;

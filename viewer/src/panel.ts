@@ -53,7 +53,7 @@ function imageRows(source: Source, dpi: number): Row[] {
 
 function madeRows({ details }: Source): Row[] {
   return [
-    ["Seed", details.seed?.toString()],
+    ["Seed", details.seed],
     ["Model", details.model],
     ["Executor", details.executor],
     ["Precision", details.precision],

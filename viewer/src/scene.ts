@@ -340,8 +340,7 @@ function changedParts(before: State, now: State): Rectangle[] {
   const [rows, columns] = now.cells;
   const [height, width] = now.cell;
   const [old, fresh] = [finishedParts(before), finishedParts(now)];
-  const all = before.epoch !== now.epoch || before.complete !== now.complete || before.problems.length !== now.problems.length;
-  if (all) return [{ x: 0, y: 0, width: columns * width, height: rows * height }];
+  if (before.epoch !== now.epoch || before.problems.length !== now.problems.length) return [{ x: 0, y: 0, width: columns * width, height: rows * height }];
   const parts: Rectangle[] = [];
   fresh.forEach((value, i) => {
     if (value !== old[i]) parts.push({ x: (i % columns) * width, y: Math.floor(i / columns) * height, width, height });
