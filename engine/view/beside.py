@@ -90,8 +90,10 @@ def viewer_beside(store: Path, *, opens_browser: bool) -> Iterator[tuple[Beside,
         yield Beside(process), address
     finally:
         assert process.stdin is not None
+        assert process.stdout is not None
         with suppress(OSError):
             process.stdin.close()
+        process.stdout.close()
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:

@@ -59,7 +59,7 @@ def serve(
     is_local = host in (LOCAL, "localhost", "::1")
     token = None if is_local else secrets.token_urlsafe(24)
     listener = _listen(host, port)
-    shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname(), "::1": "[::1]"}.get(host, host)
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/{token + '/' if token else ''}"
     try:
         asyncio.run(_run(sources, listener, address, token, dpi, opens_browser, on_start, until))
