@@ -340,7 +340,9 @@ function changedParts(before: State, now: State): Rectangle[] {
   const [rows, columns] = now.cells;
   const [height, width] = now.cell;
   const [old, fresh] = [finishedParts(before), finishedParts(now)];
-  if (before.epoch !== now.epoch || before.problems.length !== now.problems.length) return [{ x: 0, y: 0, width: columns * width, height: rows * height }];
+  if (before.epoch !== now.epoch || before.problems.length !== now.problems.length) {
+    return [{ x: 0, y: 0, width: columns * width, height: rows * height }];
+  }
   const parts: Rectangle[] = [];
   fresh.forEach((value, i) => {
     if (value !== old[i]) parts.push({ x: (i % columns) * width, y: Math.floor(i / columns) * height, width, height });
