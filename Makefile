@@ -5,6 +5,7 @@
 #                    a file, and at every large allocation of memory
 # make fuzz         mutate models and pictures until Ctrl-C, or for MINUTES=60
 # make lock         write the lock files from pyproject.toml and constraints.txt; needs uv
+# make viewer       build the page of engine view; needs node
 # make lint         check style, types and import rules
 # make docs         write docs/cli.md from the parser, docs/api.md from docstrings, docs/results.md and
 #                   the tables of docs/reliability.md from the committed rows
@@ -21,7 +22,9 @@ DEMO := build/demo
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps --requirement
 PROJECT := $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable
 
-.PHONY: demo test test-slow test-long fuzz lock lint docs bench-quick bench clean
+VIEWER := $(wildcard viewer/src/*) viewer/build.mjs viewer/package-lock.json
+
+.PHONY: viewer demo test test-slow test-long fuzz lock lint docs bench-quick bench clean
 
 # Idle OpenMP threads sleep early, as the command line sets it: spinning ones take the cores of a shared machine.
 export GOMP_SPINCOUNT ?= 3000
@@ -51,6 +54,11 @@ demo: $(VENV)/.demo
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.tif --overwrite
 	$(BIN)/engine export $(DEMO)/picos.zarr $(DEMO)/picos.png --max-size 2048 --overwrite
 	@echo "store, TIFF, preview and run report: $(DEMO)/picos.zarr picos.tif picos.png picos.json"
+
+viewer: engine/view/static/app.js
+
+engine/view/static/app.js: $(VIEWER)
+	cd viewer && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --quiet -m "not slow and not long" --durations=15 $(PARALLEL)

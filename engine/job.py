@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,13 @@ from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
-from engine.errors import Interrupted, ResumeError, UsageError, counted, option
+from engine.errors import InputError, Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_export
+from engine.geometry import Box
 from engine.io.about_picture import about_picture
 from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
+from engine.io.first_look import FIRST_LOOK, MAX_SIDE, encode_first_look
 from engine.io.original import OriginalPicture
 from engine.io.part_sink import PartSink
 from engine.io.photo import Source
@@ -373,6 +376,8 @@ class Job:
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
                 pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)
+                if self._gives_first_look(sink) and (look := self._first_look(pipeline.base)) is not None:
+                    sink.note({FIRST_LOOK: look})
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
@@ -588,6 +593,32 @@ class Job:
 
     def _base(self) -> Source:
         return base_source(self.model, self._sized_picture(), self.plan.base, self.plan.seed, self.request.wraps)
+
+    def _gives_first_look(self, sink: ZarrSink) -> bool:
+        """Whether this run adds the first look: of several parts, the first one alone changes the metadata."""
+        is_other_part = isinstance(sink, PartSink) and sink.part.number != 1
+        return not is_other_part and FIRST_LOOK not in sink.provenance
+
+    def _first_look(self, base: Source) -> str | None:
+        """The base image of what is written, as the store records it; None for a picture that is costly or damaged."""
+        height, width = base.size
+        shrink = 1
+        if self.picture is None:
+            pixels = (base.read(Box(0, 0, height, width)).permute(1, 2, 0) * 255).round().byte().numpy()
+        else:
+            shrink = -(-max(height, width) // MAX_SIDE)
+            try:
+                if not self.picture.is_light:
+                    return None
+                pixels = self.picture.thumbnail((-(-height // shrink), -(-width // shrink)))
+            except InputError:  # which the render meets where it reads
+                return None
+        scale = shrink * prod(stage.scale for stage in self.plan.stages)
+        box = replace(self.plan.reduction, margin=(0, 0)).read(self.plan.roi).cover(scale)
+        # The base image has no margin along axes that wrap.
+        box = box.shift(*(0 if period else self.plan.margin for period in self.plan.stages[0].period))
+        rows, columns = box.clip(Box(0, 0, *pixels.shape[:2])).slices
+        return encode_first_look(pixels[rows, columns])
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""

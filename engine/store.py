@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
-from engine.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engine.errors import UsageError, option
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box, Region, parse_box
+from engine.growing import GrowingImage
+from engine.io.zarr_store import COMMAND, PICTURE
+
+_SHOWN = 400
+"""Longer side of a thumbnail in a notebook, in pixels."""
 
 
 class Store:
@@ -26,6 +39,20 @@ class Store:
     def __repr__(self) -> str:
         width, height = self.size
         return f"<Store {self.path}: {width}x{height}{'' if self.complete else ', not complete'}>"
+
+    def _repr_html_(self) -> str:
+        """A thumbnail with the size and the progress, for notebooks."""
+        picture = io.BytesIO()
+        Image.fromarray(self.thumbnail(_SHOWN)).save(picture, "PNG")
+        image = base64.b64encode(picture.getvalue()).decode("ascii")
+        (width, height), seed = self.size, (self.provenance.get("plan") or {}).get("seed")
+        facts = [f"{width} x {height} px", *([f"seed {seed}"] if seed is not None else [])]
+        facts += [] if self.complete else ["not complete"]
+        name = html.escape(self.path.name)
+        return (
+            f'<figure style="margin: 0"><img src="data:image/png;base64,{image}" alt="{name}">'
+            f"<figcaption>{name}: {', '.join(facts)}</figcaption></figure>"
+        )
 
     def __fspath__(self) -> str:
         """The folder, so that ``engine.export`` takes an open store."""
@@ -80,6 +107,36 @@ class Store:
             )
         return self._pyramid.read(level, box)
 
+    def thumbnail(self, max_size: int = 512) -> NDArray[np.uint8]:
+        """The whole image, small: uint8 [height, width, 3], sRGB. What is not finished comes from coarser images, if there are any.
+
+        Args:
+            max_size: longer side in pixels, at most.
+        """
+        return GrowingImage(self.path).thumbnail(max_size)
+
+    def multiscale(self, *, dask: bool = False) -> list[Any]:
+        """All levels as lazy arrays [height, width, channels], the full image first, as napari takes them.
+
+        ``napari.Viewer().add_image(store.multiscale(), rgb=True)``
+
+        Args:
+            dask: arrays of dask, which has to be installed, in chunks of the store; by default ``LevelArray``.
+
+        Raises:
+            UsageError: dask is not installed.
+        """
+        arrays: list[Any] = [LevelArray(self, level) for level in range(len(self.levels))]
+        if not dask:
+            return arrays
+        try:
+            from dask.array import from_array
+        except ImportError as error:
+            raise UsageError(
+                f"{self.path}: dask is not installed; pip install dask, or leave {option('dask')} out"
+            ) from error
+        return [from_array(array, chunks=array.chunks) for array in arrays]
+
     def __getitem__(self, index: slice | EllipsisType | tuple[slice, slice]) -> Pixels:
         """Pixels of the full image by slices of rows and columns, ``store[y0:y1, x0:x1]``, as an array [height, width, channels].
 
@@ -96,6 +153,72 @@ class Store:
         return self._pyramid.read(0, Box(y0, x0, max(y0, y1), max(x0, x1)))
 
 
+class LevelArray:
+    """A level of a store as a lazy array: an index reads what it meets, through all checks.
+
+    Attributes:
+        shape: (height, width, channels).
+        dtype: dtype of the samples.
+        chunks: (height, width, channels) of what is decoded at once.
+        ndim: 3.
+    """
+
+    ndim = 3
+
+    def __init__(self, store: Store, level: int) -> None:
+        self._store, self._level = store, level
+        facts = store._pyramid.levels[level]
+        channels = store._pyramid.pixels.channels
+        self.shape = (facts.height, facts.width, channels)
+        self.dtype = store._pyramid.dtype
+        self.chunks = (*facts.chunk, channels)
+
+    def __repr__(self) -> str:
+        return f"<LevelArray {self.shape} {self.dtype}>"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Pixels:  # noqa: ANN401 (as numpy's)
+        """Pixels of an index of numpy; only the rows and columns that its slices and integers meet are read."""
+        keys = index if isinstance(index, tuple) else (index,)
+        if Ellipsis in keys:
+            at = keys.index(Ellipsis)
+            keys = (*keys[:at], *[slice(None)] * (self.ndim - len(keys) + 1), *keys[at + 1 :])
+        spans, rest = [], []
+        for key, length in zip((*keys, slice(None), slice(None))[:2], self.shape, strict=False):
+            (first, last), inner = _span(key, length)
+            spans.append((first, last))
+            rest.append(inner)
+        (y0, y1), (x0, x1) = spans
+        part = np.empty((y1 - y0, x1 - x0, self.shape[2]), self.dtype)
+        if part.size:
+            part = self._store.read(Box(y0, x0, y1, x1), self._level)
+        pixels: Pixels = part[(*rest, *keys[2:])]
+        return pixels
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:  # noqa: ANN401 (as numpy's)
+        """The whole level in memory."""
+        return np.asarray(self[:], dtype)
+
+
+def _span(key: Any, length: int) -> tuple[tuple[int, int], Any]:  # noqa: ANN401
+    """Half-open range that a slice or an integer reads, and the same index relative to it.
+
+    Raises:
+        IndexError: the key is neither, or lies outside.
+    """
+    if isinstance(key, slice):
+        places = range(length)[key]
+        if not places:
+            return (0, 0), slice(0, 0)
+        first, last = min(places[0], places[-1]), max(places[0], places[-1])
+        inner = slice(None, None, key.step) if places.step > 0 else slice(None, None, places.step)
+        return (first, last + 1), inner
+    place = range(length)[key]
+    return (place, place + 1), 0
+
+
 def open_store(path: Path | str) -> Store:
     """Open a store to read: its size, levels and provenance, and its pixels region by region.
 
@@ -106,3 +229,13 @@ def open_store(path: Path | str) -> Store:
         InputError: the folder is no such image, or is damaged.
     """
     return Store(Path(path))
+
+
+def resume_command(path: Path, provenance: Mapping[str, Any], part: str | None = None) -> str | None:
+    """Command that finishes a store, or a part of it such as ``2/4``; None if no command line began it."""
+    words, picture = provenance.get(COMMAND), provenance.get(PICTURE)
+    if not isinstance(words, list):
+        return None
+    out = path.with_name(str(picture["name"])) if isinstance(picture, dict) and "name" in picture else path
+    how = ["--resume"] if part is None else ["--part", part]
+    return shlex.join([*map(str, words), "--out", str(out), *how])

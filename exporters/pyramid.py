@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mimetypes
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,10 @@ class Level:
     """Width in pixels."""
     cell: tuple[int, int]
     """(rows, columns) that are read at once, a multiple of the chunk."""
+    chunk: tuple[int, int] = (0, 0)
+    """(rows, columns) that are decoded at once."""
+    shard: tuple[int, int] = (0, 0)
+    """(rows, columns) of a file of the store, before the image's border cuts it."""
 
     @property
     def bounds(self) -> Box:
@@ -115,6 +120,7 @@ class Pyramid:
         self._cache: LRUCache[tuple[int, int, int], Pixels] = LRUCache(
             max(cache_bytes, largest), getsizeof=lambda pixels: pixels.nbytes
         )
+        self._lock = threading.Lock()  # of the cache: dask and viewers read from several threads
 
     def read(self, level: int, box: Box) -> Pixels:
         """Pixels of ``box``, which lies inside the level."""
@@ -128,6 +134,14 @@ class Pyramid:
     def band(self, level: int, y0: int, y1: int) -> Pixels:
         """Rows y0 to y1 over the whole width."""
         return self.read(level, Box(y0, 0, y1, self.levels[level].width))
+
+    def decode(self, level: int, box: Box) -> Pixels:
+        """Pixels of ``box`` of finished shards, read now and past the cache. Several threads may call it.
+
+        Raises:
+            InputError: a shard is missing or damaged.
+        """
+        return self._decode(level, box, strict=True)
 
     def check_unchanged(self) -> None:
         """Raise InputError unless the folder of this name is still the store that was opened."""
@@ -149,12 +163,16 @@ class Pyramid:
 
     def _cell(self, level: int, cell: Box) -> Pixels:
         key = (level, cell.y0, cell.x0)
-        pixels = self._cache.get(key)
+        with self._lock:
+            pixels = self._cache.get(key)
         if pixels is None:
-            pixels = self._cache[key] = self._decode(level, cell)
+            pixels = self._decode(level, cell)
+            with self._lock:
+                self._cache[key] = pixels
         return pixels
 
-    def _decode(self, level: int, cell: Box) -> Pixels:
+    def _decode(self, level: int, cell: Box, *, strict: bool = False) -> Pixels:
+        """Pixels of a cell; ``strict``: a missing shard is an error, also where the store is not finished."""
         rows, columns = cell.slices
         before = self._present(level, cell)
         try:
@@ -164,9 +182,8 @@ class Pyramid:
             self.check_unchanged()
             raise InputError(self._damage(level, cell, error)) from error
         # Zarr reads a shard that is not there as black, so it has to be there before and after.
-        if lost := [
-            shard for shard, there in before.items() if not (is_present(shard) if there else not self._is_whole)
-        ]:
+        whole = strict or self._is_whole
+        if lost := [shard for shard, there in before.items() if not (is_present(shard) if there else not whole)]:
             self.check_unchanged()
             raise InputError(f"{lost[0]}: missing shard; {self._repair}")
         self.check_unchanged()
@@ -316,7 +333,8 @@ def _level(array: zarr.Array[Any]) -> Level:
     row_of_chunks = chunk_rows * min(chunk_columns, width) * pixel
     rows = chunk_rows * max(1, min(-(-CELL_ROWS // chunk_rows), CHUNK_LIMIT // row_of_chunks))
     columns = chunk_columns * max(1, CELL_BYTES // (pixel * min(rows, height) * chunk_columns))
-    return Level(array.path, height, width, (rows, columns))
+    shard_rows, shard_columns = (array.shards or array.chunks)[1:]
+    return Level(array.path, height, width, (rows, columns), (chunk_rows, chunk_columns), (shard_rows, shard_columns))
 
 
 def _cell_bytes(level: Level, pixels: PixelFormat) -> int:

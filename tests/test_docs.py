@@ -30,6 +30,7 @@ GUIDES = [
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "upscaling.md",
     ROOT / "docs" / "scale.md",
+    ROOT / "docs" / "viewer.md",
     ROOT / "models" / "README.md",
 ]
 """Pages whose code blocks hold commands."""
@@ -44,6 +45,7 @@ OTHER_PROGRAMS = {
     "--quiet",
     "--strict",
     "--upgrade",
+    "--plugin",
     "--no-isolation",
     "--no-build-isolation",
     "--no-deps",
@@ -62,7 +64,7 @@ OTHER_PROGRAMS = {
     "--dependency",
     "--wrap",
 }
-"""Options of pip, mypy, build, GNU parallel and Slurm that pages mention."""
+"""Options of pip, mypy, build, napari, GNU parallel and Slurm that pages mention."""
 
 COMMANDS = dict(commands_of(app))
 

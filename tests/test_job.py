@@ -17,6 +17,7 @@ from support.stores import attributes, files, pixels, render, shards
 import engine
 from engine.errors import BudgetError, InputError, RenderError, UsageError
 from engine.geometry import Box
+from engine.io.first_look import FIRST_LOOK, decode_first_look
 from engine.job import Job
 from engine.measure import default_memory
 from engine.model.bundle import load
@@ -136,6 +137,26 @@ def test_region_is_the_crop(tmp_path, models, name):
         np.testing.assert_array_equal(pixels(job.out), full[:, y : y + height, x : x + width])
         assert all(n > 0 for n in job.projection.tasks)
         assert job.plan.is_whole == (label == "all")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [({}, np.s_[:24, :32]), ({"roi": Box(33, 64, 193, 320)}, np.s_[2:13, 4:20]), ({"init": (48, 40)}, np.s_[:48, :40])],
+    ids=["whole", "region", "picture"],
+)
+def test_first_look_is_what_the_networks_begin_with(tmp_path, model, picture_file, options, part):
+    """An unfinished store has it, for viewers, of the part that is written; a finished one has not."""
+    size = (512, 384)
+    if "init" in options:
+        size, options = (640, 768), {"init": picture_file(*options["init"])}
+    request = Request(size=size, stages=2, overlap="4", precision="fp32", executor="tiles", **options)
+    job = render(model, request, tmp_path / "a.zarr", writes=1)
+    look = np.asarray(decode_first_look(attributes(tmp_path / "a.zarr")[FIRST_LOOK])).astype(float)
+    base = job._base().read(Box(0, 0, *job.plan.base)).permute(1, 2, 0).numpy()[part] * 255
+    assert look.shape == base.shape
+    assert np.corrcoef(look.ravel(), base.ravel())[0, 1] > 0.85  # WebP blurs the grain
+    render(model, request, tmp_path / "a.zarr", resume=True)
+    assert FIRST_LOOK not in attributes(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("name", ["rrdb", "swinir", "noisy"])

@@ -93,15 +93,16 @@ def test_pins_are_locked():
 
 @pytest.mark.slow
 def test_wheel_contents(wheel):
-    """One top-level name, every module, the presets and the default model, and nothing else."""
+    """One top-level name, every module, the presets, the default model and the viewer's page, and nothing else."""
     top = {name.split("/")[0] for name in wheel.namelist()}
     (info,) = top - {"engine"}
     assert info.endswith(".dist-info")
     assert wheel.read(f"{info}/top_level.txt").decode().split() == ["engine"]
     inside = {name for name in wheel.namelist() if name.startswith("engine/")}
+    page = {f"engine/view/static/{p.name}" for p in (ROOT / "engine/view/static").glob("*")}  # where node built it
     presets = {f"engine/training/presets/{p.name}" for p in (ROOT / "engine/training/presets").glob("*.toml")}
     assert presets
-    assert inside == modules_on_disk() | presets | {"engine/py.typed", DEFAULT_MODEL}
+    assert inside == modules_on_disk() | presets | page | {"engine/py.typed", DEFAULT_MODEL}
     for name in ("kernels/noise.py", "exporters/tiff.py", "probe/erf.py", "cli/render.py", "archs/esrgan.py"):
         assert f"engine/{name}" in inside
     assert wheel.getinfo(DEFAULT_MODEL).file_size <= 16e6
@@ -128,7 +129,19 @@ def test_imports_are_declared():
     """An undeclared module that a developer's environment has would fail on import elsewhere."""
     declared = {re.match(r"[\w-]+", text)[0].lower().replace("-", "_") for text in PROJECT["project"]["dependencies"]}
     # Refused with a message where they are needed.
-    optional = {"OpenImageIO", "imagecodecs", "matplotlib", "spandrel", "torchvision", "triton"}
+    optional = {
+        *(
+            "OpenImageIO",
+            "dask",
+            "imagecodecs",
+            "matplotlib",
+            "spandrel",
+            "starlette",
+            "torchvision",
+            "triton",
+            "uvicorn",
+        ),
+    }
     imported = set()
     for name in modules_on_disk():
         for node in ast.walk(ast.parse((ROOT / name).read_text())):

@@ -73,6 +73,7 @@ def render(
     accept_backend: bool = False,
     part: PartFlag = None,
     keep_store: bool = False,
+    view: bool = False,
     dry_run: bool = False,
     report: Path | None = None,
     quiet: QuietFlag = False,
@@ -94,6 +95,7 @@ def render(
         part: Part of the image to render, from 1/N to N/N, such as 2/4. Other processes or machines render the others into the
             same store, in any order; engine finish completes it. The same command continues a part that was killed.
         keep_store: Keep the working store of a picture.
+        view: Show the image in the browser while it grows, and afterwards until Ctrl-C (extra view).
         dry_run: Print the plan and stop.
         report: JSON file to write with the plan, its projection and the measurements.
     """
@@ -107,7 +109,7 @@ def render(
     if preview is not None:
         others = {
             "count": count != 1, "resume": resume, "accept_backend": accept_backend, "part": part is not None,
-            "keep_store": keep_store, "dry_run": dry_run, "report": report is not None, "json": json,
+            "keep_store": keep_store, "view": view, "dry_run": dry_run, "report": report is not None, "json": json,
         }  # fmt: skip
         if given := [name for name, is_given in others.items() if is_given]:
             raise UsageError(
@@ -126,6 +128,14 @@ def render(
         raise UsageError(f"{option('json')} and {option('report')}: describe one render; leave out {option('count')}")
     if part is not None:
         _check_part(part, out, overwrite=overwrite, count=count)
+    if view and (count > 1 or dry_run):
+        raise UsageError(
+            f"{option('view', True)}: shows one render; leave out {option('count')} and {option('dry_run')}"
+        )
+    if view:
+        from engine.view.beside import check_ready
+
+        check_ready()
     if dry_run and report is not None:
         raise UsageError(
             f"{option('report', report)}: holds measurements, and {option('dry_run', True)} makes none; leave one out"
@@ -147,6 +157,7 @@ def render(
         accept_backend=accept_backend,
         part=part,
         keep_store=keep_store,
+        view=view,
         dry_run=dry_run,
         as_json=json,
         report=report,
@@ -329,6 +340,34 @@ def info(file: Annotated[Path | None, Parameter(name="FILE")] = None, /, *, json
     from engine.cli.info import info as run
 
     run(_model_or_default(file), as_json=json)
+
+
+@app.command
+def view(
+    store: Path,
+    other: Path | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    dpi: float | None = None,
+    no_browser: bool = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Show a store in the browser, also while it is rendered, until Ctrl-C (extra view).
+
+    Args:
+        store: OME-Zarr store, finished or not.
+        other: Store or picture to compare it with, by a slider.
+        host: Address to listen at. Any other than this machine's own gets a random token in its path.
+        port: Port to listen at; default: the first free one from 8765.
+        dpi: Resolution by which lengths are stated, in dots per inch; default: 300.
+        no_browser: Print the address alone, and open no browser.
+    """
+    from engine.cli.view import view as run
+
+    set_output(quiet)
+    run(store, other, host=host, port=port, dpi=dpi, opens_browser=not no_browser)
 
 
 @app.command

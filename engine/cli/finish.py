@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from engine.cli import report
 from engine.cli.working import look_command
 from engine.errors import counted
-from engine.io.zarr_store import COMMAND, stored_provenance
+from engine.io.zarr_store import stored_provenance
 from engine.parts import MissingPart, PartsMissing
 from engine.parts import finish as complete
-from engine.store import open_store
+from engine.store import open_store, resume_command
 
 
 def finish(path: Path, *, as_json: bool) -> None:
@@ -52,11 +51,7 @@ def _text(path: Path, missing: MissingPart) -> str:
 
 def _command(path: Path, missing: MissingPart) -> str | None:
     """Command that renders a part; None if no command line began the store."""
-    words = (stored_provenance(path) or {}).get(COMMAND)
-    if not isinstance(words, list):
-        return None
-    part = ["--resume"] if missing.part is None else ["--part", str(missing.part)]
-    return shlex.join([*map(str, words), "--out", str(path), *part])
+    return resume_command(path, stored_provenance(path) or {}, None if missing.part is None else str(missing.part))
 
 
 def _as_json(path: Path, missing: MissingPart) -> dict[str, Any]:

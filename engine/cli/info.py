@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from engine.causes import raise_if_exhausted
 from engine.cli import report
-from engine.cli.working import PICTURE, look_command
+from engine.cli.working import look_command
 from engine.errors import InputError, counted
 from engine.exporters.about import read_description
 from engine.exporters.pyramid import count_shards
 from engine.io.durable import open_root
 from engine.io.picture_file import open_picture
-from engine.io.zarr_store import ATTRIBUTE, COMMAND, PARTS
+from engine.io.zarr_store import ATTRIBUTE, PARTS
 from engine.model.bundle import load
+from engine.store import resume_command
 
 if TYPE_CHECKING:
     import pyvips
@@ -86,7 +87,7 @@ def _render(path: Path, provenance: dict[str, Any], array: Any) -> dict[str, Any
         "complete": complete,
         "shards": {"written": written, "total": total},
         "parts": len(parts) - 1 if isinstance(parts := provenance.get(PARTS), list) else None,
-        "continue": None if complete else _continue(path, provenance),
+        "continue": None if complete else resume_command(path, provenance),
         "engine": provenance.get("engine"),
         "model": provenance.get("model"),
         "seed": plan.get("seed"),
@@ -95,18 +96,11 @@ def _render(path: Path, provenance: dict[str, Any], array: Any) -> dict[str, Any
         "wrap": plan.get("wrap"),
         "executor": plan.get("executor"),
         "precision": plan.get("precision"),
+        "backend": plan.get("backend"),
+        "precision_error_levels": provenance.get("precision_error_levels"),
         "seam_error_levels": provenance.get("seam_error_levels"),
         "licences": provenance.get("licences") or [],
     }
-
-
-def _continue(path: Path, provenance: dict[str, Any]) -> str | None:
-    """Command that finishes a store; None if no command line began it."""
-    words, picture = provenance.get(COMMAND), provenance.get(PICTURE)
-    if not isinstance(words, list):
-        return None
-    out = path.with_name(picture["name"]) if isinstance(picture, dict) else path
-    return shlex.join([*map(str, words), "--out", str(out), "--resume"])
 
 
 def _print_store(account: dict[str, Any]) -> None:
@@ -127,6 +121,7 @@ def _print_store(account: dict[str, Any]) -> None:
     report.prose(f"OME-Zarr image, {account['dtype']}, axes {account['axes']}, {levels}{smallest}")
     if is_ours:
         _print_render(account)
+    report.line(f"view it: {shlex.join(['engine', 'view', account['path']])}")
     if account.get("complete", True):
         report.line(f"look at it: {look_command(Path(account['path']), account['width'], account['height'])}")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from engine.cli import report
 from engine.cli.outputs import check_inputs_stay, check_place
-from engine.cli.progress import by_count, clock, log, meter, part_of_meter, warn
+from engine.cli.progress import Estimate, by_count, clock, log, meter, part_of_meter, warn
+from engine.cli.view import TellingMeter, beside
 from engine.cli.working import Output, PictureOptions, look_command, render_store, request_digest, write_picture
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds
@@ -30,6 +31,7 @@ from engine.plan.cost import readable
 from engine.plan.parts import Part
 from engine.plan.request import Request
 from engine.preview import contact_sheet as write_contact_sheet
+from engine.view.beside import Beside
 
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Formats of a contact sheet."""
@@ -45,6 +47,8 @@ class Options:
     keep_store: bool = False
     part: Part | None = None
     """Part to render of those that share a store."""
+    view: bool = False
+    """Show the store in the browser while it grows."""
     dry_run: bool = False
     as_json: bool = False
     report: Path | None = None
@@ -99,8 +103,8 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
         sink = open_sink(job, output, options, words, digest)
     if not options.as_json:
         _print_plan(job, models, options)
-    with interrupts("interrupted; continue with --resume"):
-        result, picture = _run(job, sink, output, options)
+    with interrupts("interrupted; continue with --resume"), beside(output.store, is_wanted=options.view) as viewer:
+        result, picture = _run(job, sink, output, options, viewer)
         account = {
             "path": str(output.path),
             "store": None if output.is_picture and not options.keep_store else str(output.store),
@@ -109,12 +113,14 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
         }
         if options.report is not None:
             write_text(options.report, json.dumps(account, indent=2) + "\n")
-        if picture is not None:  # after the report: what fails until here is finished by a resume
+        if picture is not None and viewer is None:  # after the report: what fails until here is finished by a resume
             output.put_away(sink, keep=options.keep_store)
-    if options.as_json:
-        report.print_json(account)
-    else:
-        _print_result(job, result, output, picture, time.perf_counter() - start, options)
+        if options.as_json:
+            report.print_json(account)
+        else:
+            _print_result(job, result, output, picture, time.perf_counter() - start, options)
+    if picture is not None and viewer is not None:  # which has shown the working store until now
+        output.put_away(sink, keep=options.keep_store)
 
 
 def contact_sheet(model: Path, out: Path, request: Request, count: int, *, overwrite: bool, quiet: bool) -> None:
@@ -199,11 +205,15 @@ def open_sink(job: Job, output: Output, options: Options, command: Sequence[str]
     return sink
 
 
-def _run(job: Job, sink: ZarrSink, output: Output, options: Options) -> tuple[RenderResult, ExportResult | None]:
+def _run(
+    job: Job, sink: ZarrSink, output: Output, options: Options, viewer: Beside | None
+) -> tuple[RenderResult, ExportResult | None]:
     """Render with progress, which begins with what earlier runs wrote, then write the picture."""
     before = 1 - sum(box.area for box in sink.missing()) / max(sink.area, 1)
     bar = meter("rendering", 1.0, done=before, forecast=job.projection.seconds)
     with bar as running, deferred_interrupt(say_stopping) as stop:
+        if viewer is not None:
+            running = TellingMeter(running, viewer, Estimate(1.0, before, job.projection.seconds))
         move = part_of_meter(running, 1 - before)
         result = render_store(job, sink, lambda p: move(p.share, f"step {p.step}"), stop.is_set)
     if not output.is_picture:

@@ -21,13 +21,10 @@ from engine.exporters import ExportResult, check_pixels, check_target, export, n
 from engine.exporters.about import REQUEST, read_description
 from engine.io.files import remove_leftovers, sha256
 from engine.io.picture_file import open_picture
-from engine.io.zarr_store import COMMAND, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
+from engine.io.zarr_store import COMMAND, PICTURE, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
 from engine.job import Job, Progress, RenderResult
 from engine.model.bundle import Model
 from engine.plan.request import Request
-
-PICTURE = "picture"
-"""Entry of a working store's provenance: the name of its picture, and whether an existing one may be replaced."""
 
 _SHOWN = 2000
 """Longer side of the picture that is suggested for looking at a store, in pixels."""

@@ -138,6 +138,11 @@ class PictureSource:
         """The same picture at another size, (height, width)."""
         return PictureSource(self.path, size)
 
+    def thumbnail(self, size: tuple[int, int]) -> np.ndarray:
+        """The whole picture at (height, width), uint8 [h, w, 3], shrunk while it is loaded."""
+        with decoding(self.path):
+            return np.asarray(_thumbnail(self.path, size).numpy())
+
     def read(self, box: Box) -> Tensor:
         with decoding(self.path):
             return self._tensor(self._image.crop(box.x0, box.y0, box.width, box.height))

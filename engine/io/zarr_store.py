@@ -39,6 +39,7 @@ from engine.io.files import (
     temporary_name,
     temporary_names,
 )
+from engine.io.first_look import FIRST_LOOK
 from engine.io.shards import (
     ShardState,
     chunks_of,
@@ -56,6 +57,9 @@ ATTRIBUTE = "ourgan"
 
 COMMAND = "command"
 """Entry of the provenance: words of the command that continues the store; removed at the end, since they name local files."""
+
+PICTURE = "picture"
+"""Entry of a working store's provenance: the name of its picture, and whether an existing one may be replaced."""
 
 IDENTITY = "id"
 """Entry of the provenance: random digits of an unfinished store; removed at the end, so that equal renders are equal files."""
@@ -298,7 +302,7 @@ class ZarrSink:
         self._complete_pyramid()
         if not self.complete:
             self._check_identity()
-            private = (COMMAND, IDENTITY, PARTS)
+            private = (COMMAND, IDENTITY, PARTS, FIRST_LOOK)
             finished = {key: value for key, value in self.provenance.items() if key not in private}
             self._set_provenance({**finished, "complete": True})
         for old in _replaced(self.path):
