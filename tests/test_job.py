@@ -247,8 +247,8 @@ def test_conversions_of_a_picture_are_logged_and_refusals_come_first(tmp_path, b
     alpha = picture_file(20, 24, "alpha.png", "RGBA")
     assert lines(alpha) == []  # it is kept
     floats, log = tmp_path / "floats.tif", []
-    tifffile.imwrite(floats, np.zeros((20, 24), np.float32))
-    with pytest.raises(InputError, match="floats.tif: float32 samples"):
+    tifffile.imwrite(floats, np.full((20, 24), np.nan, np.float32))
+    with pytest.raises(InputError, match="floats.tif: .*NaN among its samples"):
         engine.render(bare, tmp_path / "no.zarr", init=floats, log=log.append)
     assert log == []  # nothing was measured
     assert not (tmp_path / "no.zarr").exists()
