@@ -179,7 +179,7 @@ def main() -> None:
             state = state_of(*NETWORKS[name])
             identify(state)
             row = measured(state)
-        except (ModelError, RuntimeError) as error:
+        except (ModelError, RuntimeError, AttributeError) as error:
             row = {"reach": "refused", "reason": str(error)}
         rows.append({"network": name, **row})
         print(rows[-1], flush=True)

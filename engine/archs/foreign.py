@@ -70,8 +70,9 @@ class Foreign(Upscaler):
         if isinstance(x, fx.Proxy):
             raise UsageError(f"a network by spandrel: cannot be streamed in bands; use {option('executor', 'tiles')}")
         image = image_of(x, channels=self.image_channels)
-        result: Tensor = self.network(image.to(next(self.network.parameters()).dtype))
-        return result.to(x.dtype)
+        result: Any = self.network(image.to(next(self.network.parameters()).dtype))
+        output: Tensor = result[0] if isinstance(result, tuple) else result  # FBCNN yields the quality factor, too
+        return output.to(x.dtype)
 
     def to_mixed(self, dtype: torch.dtype) -> Self:
         self.network.to(dtype)

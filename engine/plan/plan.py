@@ -511,6 +511,8 @@ class Plan:
         here, there = {**later, **self.to_json()}, {**later, **stored, "executor": executor_of(stored)}
         stages = there.get("stages")
         if isinstance(stages, list) and len(stages) == len(self.stages):
+            here["stages"] = [{"statistics": "", **stage} for stage in here["stages"]]
+            stages = [{"statistics": "", **stage} if isinstance(stage, dict) else stage for stage in stages]
             there["stages"] = [_only(old, new) for old, new in zip(stages, here["stages"], strict=True)]
             if not self.needs_halos:
                 for stage in (*here["stages"], *(s for s in there["stages"] if isinstance(s, dict))):

@@ -356,6 +356,7 @@ OTHER_STAGE_VALUES = {
     "band": 16,
     "blend": 8,
     "ramp": "linear",
+    "statistics": "0123",
     "dither": True,
     "margin": 8,
 }

@@ -89,6 +89,7 @@ def test_a_resumed_render_takes_the_statistics_that_it_was_begun_with(model, pho
     next(run)
     run.close()
     shutil.copytree(store, tmp_path / "alone.zarr")  # without its working data
+    monkeypatch.setattr(reach, "CORE", 32)
     monkeypatch.setattr(reach, "MAX_TILES", 2)  # others are recorded, as on another machine
     resumed = render(load(model.path), options, store, resume=True)
     assert resumed.plan == expected.plan
