@@ -14,6 +14,8 @@ from PIL import Image
 
 from engine.errors import UsageError
 from engine.exporters import export
+from engine.io.about_picture import about_picture
+from engine.io.icc import load_profile
 
 
 def files(folder):
@@ -116,3 +118,21 @@ def test_options_are_checked(store, tmp_path):
         with pytest.raises(UsageError, match=message):
             export(store, tmp_path / name, **option)
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_deep_grey_with_alpha_and_a_profile(write_store, picture, tmp_path):
+    """Tiles of 8 bits keep transparency, and carry the profile of the store; OpenEXR keeps such values as data alone."""
+    pixels = picture(200, 300, "uint16")[..., :2]
+    adobe = load_profile("adobe-rgb")
+    ourgan = {"complete": True, "plan": {"channels": 2, "depth": 16}} | about_picture(adobe, None)
+    store = write_store(tmp_path / "out.zarr", [pixels], ourgan=ourgan)
+    export(store, tmp_path / "a.dzi")
+    tile = Image.open(tmp_path / "a_files" / "9" / "0_0.png")
+    assert (tile.mode, tile.info["icc_profile"]) == ("LA", adobe)
+    assert np.abs(np.asarray(tile) - pixels / 257.0).max() <= 0.51
+    with pytest.raises(UsageError, match="^tiles: webp holds no grey, whose profile"):
+        export(store, tmp_path / "b.dzi", tiles="webp")
+    pytest.importorskip("OpenImageIO")
+    with pytest.raises(UsageError, match="^.exr: colours of another profile than sRGB"):
+        export(store, tmp_path / "a.exr")
+    export(store, tmp_path / "a.exr", data=True)
