@@ -63,7 +63,9 @@ def part(model, request, out, number, count, *, writes=None):
 # Pixels
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "cross-fade" else n for n in REQUESTS]
+)
 def test_parts_end_in_the_bytes_of_one_run(tmp_path, models, name):
     """Metadata and pyramid included, in any order of the parts."""
     model, (request, counts) = models["noisy" if name in ("tiles", "bands") else "rrdb"], REQUESTS[name]

@@ -32,6 +32,24 @@ def filled(limit, scratch):
     return cache
 
 
+def test_processes_find_each_others_tiles(new_scratch):
+    """Each has a cache of its own over one folder, also where both make the array."""
+    first, second = (TileCache(1 << 30, new_scratch("shared"), shared=True) for _ in range(2))
+    alone = TileCache(1 << 30, new_scratch("shared"))
+    for index in GRID.indices():
+        assert index not in second
+        first.put(index, tile_of(index))
+        assert index in second
+        assert index in alone
+    second.put((0, 0), tile_of((0, 0)))
+    for cache in (second, alone):
+        np.testing.assert_array_equal(cache.read((2, 3), GRID.box(2, 3), GRID.box(2, 3)), tile_of((2, 3)))
+    late = [TileCache(1 << 30, new_scratch("late"), shared=True) for _ in range(2)]
+    for cache in late:
+        cache.put((0, 0), tile_of((0, 0)))  # the second one finds an array that it did not see
+    np.testing.assert_array_equal(late[1].read((0, 0), GRID.box(0, 0), GRID.box(0, 0)), tile_of((0, 0)))
+
+
 def test_every_tile_and_part_can_be_read(new_scratch):
     """From memory and from disk, where parts need not be chunks."""
     chance = np.random.default_rng(0)
