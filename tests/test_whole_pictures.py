@@ -212,7 +212,7 @@ def test_a_huge_picture_is_streamed(tmp_path, size):
     assert done.returncode == 0, done.stderr
     peak, planned, working = json.loads(done.stdout)
     assert peak <= planned
-    assert working < 330 << 20
+    assert working < 340 << 20
     store = open_store(tmp_path / "large.zarr")
     x = np.arange(width)
     for y in (0, height // 2, height - 1):
