@@ -627,6 +627,7 @@ class Job:
         if self.picture is not None:
             picture = about_picture(self.picture.profile, self.picture.dpi)
         profiles = [stage.profile for stage in self.measured.stages]
+        whole = [asdict(s.whole_error) if s.whole_error else None for s in self.measured.stages]
         return {
             "engine": __version__,
             **backend_facts(self.device),
@@ -635,7 +636,7 @@ class Job:
             "overlap": self.request.overlap,
             "seam_error_levels": self.seam_error,
             "precision_error_levels": asdict(error) if error else None,
-            "whole_error_levels": [asdict(s.whole_error) if s.whole_error else None for s in self.measured.stages],
+            **({"whole_error_levels": whole} if any(whole) else {}),
             "profiles": [p.to_json() if p else None for p in profiles],
             **picture,
         }
