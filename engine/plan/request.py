@@ -27,6 +27,9 @@ RAMPS = ("cosine", "linear")
 WRAPS = {"x": (False, True), "y": (True, False), "both": (True, True)}
 """Values of ``wrap``, and whether rows and columns wrap."""
 
+Switch = Annotated[bool, Parameter(negative=())]
+"""Type of an option that is given or not."""
+
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
 
@@ -264,7 +267,7 @@ class Request:
     ramp: str = "cosine"
     """Weight curve of the cross-fade: cosine or linear."""
 
-    dither: Annotated[bool, Parameter(negative=())] = False
+    dither: Switch = False
     """Ordered dither before rounding, against banding of gradients in print."""
 
     depth: int | None = None
@@ -280,7 +283,7 @@ class Request:
     seam_tolerance: float = SEAM_TOLERANCE
     """Largest seam error for an automatic halo, in 8-bit levels."""
 
-    accept_error: Annotated[bool, Parameter(negative=())] = False
+    accept_error: Switch = False
     """Render in tiles where a network looks at the whole picture and its measured error is above --seam-tolerance."""
 
     device: str | None = None
