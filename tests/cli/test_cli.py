@@ -240,8 +240,8 @@ def test_out_of_memory_is_one_line(engine, monkeypatch):
     for function, executor in (
         ("engine.archs.esrgan.RRDBNet.forward", "tiles"),
         ("engine.bands.segment.SegmentStream.push", "bands"),
-        ("engine.job.base_image", "tiles"),
-        ("engine.job.base_image", "bands"),
+        ("engine.measure.base_image", "tiles"),
+        ("engine.measure.base_image", "bands"),
     ):
         for index, error in enumerate(OUT_OF_MEMORY):
 
