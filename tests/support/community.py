@@ -11,7 +11,6 @@ from spandrel.architectures import RealCUGAN  # noqa: E402
 from spandrel.architectures.Compact import Compact  # noqa: E402 (torchvision must be made to fit first)
 from spandrel.architectures.DRUNet import DRUNet  # noqa: E402
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
-from spandrel.architectures.HAT import HAT  # noqa: E402
 from spandrel.architectures.MixDehazeNet import MixDehazeNet  # noqa: E402
 from spandrel.architectures.MoSR import MoSR  # noqa: E402
 from spandrel.architectures.OmniSR import OmniSR  # noqa: E402
@@ -66,12 +65,6 @@ def rcan():
 def realplksr():
     """GroupNorm over the whole picture."""
     return RealPLKSR(dim=8, n_blocks=2, upscaling_factor=2, kernel_size=5, norm_groups=2)
-
-
-def hat():
-    """Averages, and windows of 16."""
-    size = {"embed_dim": 8, "depths": (2,), "num_heads": (2,), "window_size": 16, "squeeze_factor": 2}
-    return HAT(**size, compress_ratio=2, upscale=2, upsampler="pixelshuffle")
 
 
 @torch.no_grad()
