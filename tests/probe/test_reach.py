@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in spandrel's OmniSR
 
+
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory, picture):
     path = tmp_path_factory.mktemp("photo") / "photo.png"
