@@ -9,11 +9,10 @@ looks, not how much: errors belong to trained ones.
 """
 
 import argparse
-import csv
 from importlib import import_module
-from pathlib import Path
 
 import torch
+from harness import PHOTOS, add_row
 
 from engine.archs import build, identify
 from engine.archs.foreign import load_spandrel
@@ -24,10 +23,9 @@ from engine.probe.reach import FAR_LEVELS, on_picture
 from engine.probe.seam import far_effect
 from engine.run.stage import Stage
 
-HERE = Path(__file__).parent
-PHOTO = HERE / "photos" / "picosdeeuropa-crop.jpg"
-RESULTS = HERE / "results" / "reach.csv"
+PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
 SIDE = 128
+COLUMNS = ("reach", "statistics", "grid", "far effect", "far effect, constants", "reason")
 
 NETWORKS = {
     "ATD": (
@@ -52,9 +50,9 @@ NETWORKS = {
         "DRCT",
         {"embed_dim": 12, "depths": (6,), "num_heads": (2,), "upscale": 2, "upsampler": "pixelshuffle", "gc": 8},
     ),
-    "DRUNet": ("DRUNet", "DRUNet", {"in_nc": 3, "out_nc": 3, "nc": [8, 8, 8, 8], "nb": 1}),
+    "DRUNet": ("DRUNet", "DRUNet", {"in_nc": 4, "out_nc": 3, "nc": [8, 8, 8, 8], "nb": 2}),
     "DnCNN": ("DnCNN", "DnCNN", {"in_nc": 3, "out_nc": 3, "nc": 8}),
-    "FBCNN": ("FBCNN", "FBCNN", {"nc": [8, 8, 8, 8], "nb": 1}),
+    "FBCNN": ("FBCNN", "FBCNN", {"nc": [8, 8, 8, 512], "nb": 2}),
     "FDAT": ("FDAT", "FDAT", {"embed_dim": 16, "num_groups": 1, "depth_per_group": 2, "num_heads": 2, "scale": 2}),
     "FFTformer": ("FFTformer", "FFTformer", {"dim": 8, "num_blocks": [1, 1, 1], "num_refinement_blocks": 1}),
     "GRL": (
@@ -83,9 +81,8 @@ NETWORKS = {
         },
     ),
     "HVI-CIDNet": ("HVICIDNet", "HVICIDNet", {"channels": [12, 12, 24, 48]}),
-    "IPT": ("IPT", "IPT", {"patch_size": 24, "n_feats": 8, "num_layers": 1, "num_heads": 2, "scale": [2]}),
+    "IPT": ("IPT", "IPT", {"n_feats": 8, "num_layers": 1, "num_heads": 2, "scale": [2]}),
     "KBNet s": ("KBNet", "KBNet_s", {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
-    "LaMa": ("LaMa", "LaMa", {}),
     "MixDehazeNet": ("MixDehazeNet", "MixDehazeNet", {"embed_dims": [8, 16, 32, 16, 8]}),
     "MM-RealSR": (
         "MMRealSR",
@@ -112,13 +109,13 @@ NETWORKS = {
         {"dim": 16, "n_blocks": 3, "upscaling_factor": 2, "layer_norm": True},
     ),
     "RCAN": ("RCAN", "RCAN", {"n_resgroups": 2, "n_resblocks": 2, "n_feats": 16, "scale": 2}),
-    "RGT": ("RGT", "RGT", {"embed_dim": 16, "depth": [2], "num_heads": [2], "upscale": 2}),
+    "RGT": ("RGT", "RGT", {"embed_dim": 64, "depth": [2], "num_heads": [2], "upscale": 2}),
     "Real-CUGAN x2": ("RealCUGAN", "UpCunet2x", {}),
     "Real-CUGAN x4, pro": ("RealCUGAN", "UpCunet4x", {"pro": True}),
     "RetinexFormer": ("RetinexFormer", "RetinexFormer", {"n_feat": 8, "stage": 1}),
     "SAFMN": ("SAFMN", "SAFMN", {"dim": 8, "n_blocks": 2, "upscaling_factor": 2}),
     "SAFMNBCIE": ("SAFMNBCIE", "SAFMNBCIE", {"dim": 8, "n_blocks": 2, "num_layers": 2}),
-    "SCUNet": ("SCUNet", "SCUNet", {"config": [1] * 7, "dim": 32}),
+    "SCUNet": ("SCUNet", "SCUNet", {"config": [1] * 7, "dim": 64}),
     "SeemoRe": ("SeemoRe", "SeemoRe", {"num_experts": 2, "num_layers": 2, "embedding_dim": 16, "scale": 2}),
     "Swift-SRGAN": ("SwiftSRGAN", "SwiftSRGAN", {"num_channels": 8, "num_blocks": 2, "upscale_factor": 2}),
     "Swin2SR": (
@@ -171,23 +168,16 @@ def measured(state: dict[str, torch.Tensor]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    rows = []
-    for name in options.only:
+    for name in parser.parse_args().only:
+        row = dict.fromkeys(COLUMNS, "")
         try:
             state = state_of(*NETWORKS[name])
             identify(state)
-            row = measured(state)
-        except (ModelError, RuntimeError, AttributeError) as error:
-            row = {"reach": "refused", "reason": str(error)}
-        rows.append({"network": name, **row})
-        print(rows[-1], flush=True)
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+            row |= measured(state)
+        except ModelError as error:
+            row |= {"reach": "refused", "reason": str(error)}
+        print(name, row, flush=True)
+        add_row("reach", {"network": name, **row})
 
 
 if __name__ == "__main__":

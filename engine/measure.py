@@ -13,7 +13,7 @@ import torch
 
 from engine.device.choose import check_half, check_precisions, fast_half
 from engine.device.heap import malloc_trim
-from engine.device.memory import device_bytes, device_limit, free_device, free_host, resident
+from engine.device.memory import device_bytes, device_limit, free_device, free_host, process_peak, resident
 from engine.device.queue import full_float32, memory_errors
 from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
@@ -72,7 +72,7 @@ def measure(
         UsageError: the request contradicts itself or the model.
         InputError: the output's folder is not one.
     """
-    device = factory.device
+    device, before = factory.device, process_peak()
     tuning.remember(cache.Group("tiles"))
     canvas = _canvas(model, request, picture)
     region(request, canvas)
@@ -113,6 +113,7 @@ def measure(
         ),
         base=base,
         baseline=_baseline(picture),
+        measuring=_peak_above(before),
         device_baseline=device_baseline,
         budget=budget,
         precisions=precisions,
@@ -145,7 +146,7 @@ def complete(
         missing: raised by the planning.
         model, request, factory, picture, log: as for ``measure``.
     """
-    stages = factory.stages(measured.precisions)
+    stages, before = factory.stages(measured.precisions), process_peak()
     with memory_errors(), device_limit(factory.device, request.vram), full_float32():
         if isinstance(missing, MissingStatistics):
             changed = _with_statistics(measured, missing, model, request, factory, picture, log)
@@ -159,7 +160,8 @@ def complete(
             )
             changed = [replace(s, profile=profile) for s, profile in zip(measured.stages, found, strict=True)]
     malloc_trim()
-    return replace(measured, stages=tuple(changed), baseline=_baseline(picture))
+    measuring = max(measured.measuring, _peak_above(before))
+    return replace(measured, stages=tuple(changed), baseline=_baseline(picture), measuring=measuring)
 
 
 def base_source(
@@ -312,6 +314,11 @@ def _saturating(device: torch.device) -> int:
 def _baseline(picture: OriginalPicture | None) -> int:
     """Resident bytes of the idle process, with the memory that decoding the picture will take."""
     return resident() + (picture.memory if picture is not None else 0)
+
+
+def _peak_above(before: int) -> int:
+    """Peak of the process's resident bytes if it rose above an earlier peak, which may be that of other work; else 0."""
+    return peak if (peak := process_peak()) > before else 0
 
 
 def _check_picture(picture: OriginalPicture | None, budget: Budget) -> None:

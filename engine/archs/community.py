@@ -10,6 +10,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 SPANDREL = "open it with spandrel, the loader of chaiNNer"
+CHAINNER = "open it with chaiNNer"
+"""Of networks that draw noise of their own, restore faces that were cut out, or cut the picture themselves."""
+
 EXTRA = "open it with spandrel and its package spandrel_extra_arches"
 RESSELT = "open it with the Python package resselt"
 GENERATOR = "name the generator's file, such as net_g_latest.pth"
@@ -60,7 +63,7 @@ SIGNATURES = (
     Signature("DITN", ("UFONE.0.ITLs.0.attn.temperature",)),
     Signature("DCTLSA", ("fea_conv.weight", "B1.body.0.transformer_body.0.blocks.0.attn.qkv.weight")),
     Signature("MM-RealSR", ("body.0.rdb1.conv1.weight", "am_list.0.fc.0.weight")),
-    Signature("AuraSR", ("final_res_block.block1.proj.weights",)),
+    Signature("AuraSR", ("final_res_block.block1.proj.weights",), CHAINNER),
     Signature("SRFormer", ("layers.0.residual_group.blocks.0.attn.aligned_relative_position_index",), EXTRA),
     Signature("SPANPlus", ("feats.0.eval_conv.weight",), RESSELT),
     Signature("RTMoSR", ("body.0.fc1.conv_3x3_rep.weight", "to_img.0.conv_3x3_rep.weight"), RESSELT),
@@ -81,11 +84,11 @@ SIGNATURES = (
     Signature("MixDehazeNet", ("layer1.blocks.0.conv3_19.weight",)),
     Signature("RetinexFormer", ("body.0.estimator.conv1.weight",)),
     Signature("HVI-CIDNet", ("HVE_block0.1.weight",)),
-    Signature("IPT", ("body.encoder.layers.0.self_attn.in_proj_weight", "head.0.0.weight")),
+    Signature("IPT", ("body.encoder.layers.0.self_attn.in_proj_weight", "head.0.0.weight"), CHAINNER),
     Signature("LaMa", ("model.1.bn_l.running_mean",)),
     Signature("LaMa", ("generator.model.1.bn_l.running_mean",)),
-    Signature("GFPGAN", ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight")),
-    Signature("RestoreFormer", ("quantize.embedding.weight", "encoder.conv_in.weight")),
+    Signature("GFPGAN", ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight"), CHAINNER),
+    Signature("RestoreFormer", ("quantize.embedding.weight", "encoder.conv_in.weight"), CHAINNER),
     Signature("CodeFormer", ("quantize.embedding.weight", "position_emb"), EXTRA),
     # Parts of a training.
     Signature("the U-Net discriminator of Real-ESRGAN's training", ("conv0.weight", "conv1.weight_orig"), GENERATOR),

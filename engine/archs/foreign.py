@@ -52,6 +52,8 @@ class Foreign(Upscaler):
         if size.square:
             raise ModelError("takes square pictures only; open it with chaiNNer")
         self.network, self.scale = descriptor.model, int(descriptor.scale)
+        # It calls the network as its authors do: some take a level of noise, or yield another range or more than a picture.
+        self._descriptor = descriptor
         self.image_channels = check_image_channels(descriptor.input_channels)
         if descriptor.output_channels not in (self.image_channels, RGB):
             raise ModelError(f"makes images of {descriptor.output_channels} channels from {self.image_channels}")
@@ -70,8 +72,7 @@ class Foreign(Upscaler):
         if isinstance(x, fx.Proxy):
             raise UsageError(f"a network by spandrel: cannot be streamed in bands; use {option('executor', 'tiles')}")
         image = image_of(x, channels=self.image_channels)
-        result: Any = self.network(image.to(next(self.network.parameters()).dtype))
-        output: Tensor = result[0] if isinstance(result, tuple) else result  # FBCNN yields the quality factor, too
+        output: Tensor = self._descriptor(image.to(next(self.network.parameters()).dtype))
         return output.to(x.dtype)
 
     def to_mixed(self, dtype: torch.dtype) -> Self:

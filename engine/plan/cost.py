@@ -98,6 +98,8 @@ class Projection:
     """Time of the networks."""
     batches: tuple[int, ...] = ()
     """Tiles that run at once; empty where tiles run one by one."""
+    measuring: int = 0
+    """Peak of the process's resident bytes while the plan was measured, which may exceed that of small tiles."""
 
     @property
     def working(self) -> int:
@@ -106,8 +108,8 @@ class Projection:
 
     @property
     def host(self) -> int:
-        """Host memory of the process."""
-        return self.baseline + self.working
+        """Host memory of the process, from its first measurement to the end of the render."""
+        return max(self.baseline + self.working, self.measuring)
 
     def to_json(self) -> dict[str, Any]:
         """The projection for reports."""
@@ -174,10 +176,10 @@ def store_bytes(plan: Plan) -> int:
 def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     """Raise BudgetError when the projection exceeds the budget."""
     smaller = f"{option('tile')} below {min(plan.stages[-1].core)}"
-    if projection.host > budget.host:
+    idle = projection.baseline
+    if (need := idle + projection.working) > budget.host:  # what measuring took is over
         largest = max(projection.host_parts, key=lambda k: projection.host_parts[k])
         part = f"the plan (largest part: {largest}, {readable(projection.host_parts[largest])})"
-        need, idle = projection.host, projection.baseline
         raise budget_error("memory", part, need=need, limit=budget.host, idle=idle, remedy=smaller)
     if budget.device is not None and projection.device > budget.device:
         need = projection.device

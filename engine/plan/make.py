@@ -81,7 +81,8 @@ def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None
 
 def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
     """Cost of a plan for these writes, or for all."""
-    return EXECUTORS[plan.executor].layout.project(plan, measured, writes)
+    projection = EXECUTORS[plan.executor].layout.project(plan, measured, writes)
+    return replace(projection, measuring=measured.measuring)
 
 
 def seam_errors(plan: Plan, measured: Measured) -> tuple[float | None, ...]:

@@ -243,6 +243,8 @@ class Measured:
     """Cost of step 1 on the host; None if a picture replaces it."""
     baseline: int
     """Resident bytes of the idle process with the model loaded."""
+    measuring: int = 0
+    """Peak of the process's resident bytes while it measured; 0 if an earlier peak was higher."""
     device_baseline: int = 0
     """Bytes of the accelerator that are taken before the work."""
     budget: Budget

@@ -83,7 +83,10 @@ class Stage:
         self._statistics: Statistics | None = None
         if precision != "fp32":
             network = to_mixed(network, PRECISIONS[precision], kernels=use_kernel(device, None))
-        self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(device)
+        for tensor in (*self.network.parameters(), *self.network.buffers()):
+            if tensor.ndim == 4:  # FFTformer has one of five axes, which has no such order
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def inputs(self) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.community import mosr, output_of, state_of
+from support.community import drunet, mixdehazenet, mosr, output_of, state_of
 from support.streams import whole
 
 from engine.archs import build, foreign, identify
@@ -22,7 +22,15 @@ def test_equals_spandrel(state, picture):
     expected, scale = output_of(state, image)
     assert (network.scale, network.align, network.has_halves) == (scale, 1, False)
     assert network.radius >= UNBOUNDED
-    torch.testing.assert_close(whole(network, image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole(network, image), expected.clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "side"), [(drunet, 16), (mixdehazenet, 40)])
+def test_a_network_is_called_as_spandrel_calls_it(make, side, picture):
+    state, image = state_of(make()), picture(side, side)
+    expected, _ = output_of(state, image)
+    assert expected.std() > 0
+    torch.testing.assert_close(whole(build(state), image), expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 
 def test_bands_are_refused(state):

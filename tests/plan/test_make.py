@@ -44,6 +44,15 @@ def stored(plan, **changes):
     return json.loads(json.dumps(plan.to_json() | changes))
 
 
+def test_the_projection_holds_what_measuring_took():
+    plan = make_plan(Request(), measured())
+    usual = project(plan, measured())
+    assert project(plan, measured(measuring=usual.host - 1)).host == usual.host
+    larger = project(plan, measured(measuring=usual.host + 1))
+    assert larger.host == usual.host + 1
+    check(plan, larger, measured(host=usual.host).budget)  # measuring is over, so a smaller tile would not help
+
+
 # The executor
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.community import hat, mosr, omnisr, rcan, realplksr, state_of
+from support.community import mosr, omnisr, rcan, realplksr, state_of
 from support.stores import pixels, render
 
 from engine.archs import build
@@ -21,7 +21,7 @@ from engine.run.stage import Stage
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in spandrel's HAT
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in spandrel's OmniSR
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +31,26 @@ def photo(tmp_path_factory, picture):
     return path
 
 
-@pytest.fixture
-def model(tmp_path):
-    save_file(state_of(rcan()), tmp_path / "rcan.safetensors")
-    return load(tmp_path / "rcan.safetensors")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "rcan.safetensors"
+    save_file(state_of(rcan()), path)
+    return load(path)
+
+
+TILES = {"tile": 32, "overlap": "16", "accept_error": True}
+
+
+@pytest.fixture(scope="module")
+def tiles(model, photo, tmp_path_factory):
+    """The render of the photo in tiles, and its store."""
+    store = tmp_path_factory.mktemp("tiles") / "tiles.zarr"
+    return render(model, request(photo, **TILES), store), store
 
 
 @pytest.mark.parametrize(
     ("make", "expected"),
-    [(mosr, "local"), (rcan, "statistics"), (realplksr, "statistics"), (hat, "statistics"), (omnisr, "whole")],
+    [(mosr, "local"), (rcan, "statistics"), (realplksr, "statistics"), (omnisr, "whole")],
 )
 def test_reach_is_measured(make, expected, tmp_path, photo):
     save_file(state_of(make()), tmp_path / "network.safetensors")
@@ -57,18 +68,17 @@ def difference(a, b):
     return int(np.abs(pixels(a).astype(int) - pixels(b)).max())
 
 
-def test_tiles_agree_with_the_whole_picture(model, photo, tmp_path):
+def test_tiles_agree_with_the_whole_picture(model, photo, tiles, tmp_path):
+    tiles, store = tiles
     whole = render(model, request(photo), tmp_path / "whole.zarr")
     (stage,) = whole.plan.stages
     assert stage.tile_shape == stage.padded
     assert (stage.statistics, whole.seam_error) == ("", 0.0)
-    options = {"tile": 32, "overlap": "16"}
-    tiles = render(model, request(photo, **options), tmp_path / "tiles.zarr")
     assert tiles.plan.stages[0].statistics
-    assert difference(tmp_path / "whole.zarr", tmp_path / "tiles.zarr") <= 1
-    part = render(model, request(photo, roi="64,48,96,80", **options), tmp_path / "part.zarr")
+    assert difference(tmp_path / "whole.zarr", store) <= 1
+    part = render(model, request(photo, roi="64,48,96,80", **TILES), tmp_path / "part.zarr")
     assert part.plan.stages == tiles.plan.stages
-    expected = pixels(tmp_path / "tiles.zarr")[:, 48:128, 64:160]
+    expected = pixels(store)[:, 48:128, 64:160]
     assert np.array_equal(pixels(tmp_path / "part.zarr"), expected)
 
 
@@ -80,10 +90,9 @@ def test_a_large_error_is_refused_until_it_is_accepted(model, photo, tmp_path):
     assert job.seam_error > 1
 
 
-def test_a_resumed_render_takes_the_statistics_that_it_was_begun_with(model, photo, tmp_path, monkeypatch):
-    options = request(photo, tile=32, overlap="16", accept_error=True)
-    expected = render(model, options, tmp_path / "expected.zarr")
-    store = tmp_path / "out.zarr"
+def test_a_resumed_render_takes_the_statistics_that_it_was_begun_with(model, photo, tiles, tmp_path, monkeypatch):
+    expected, finished = tiles
+    options, store = request(photo, **TILES), tmp_path / "out.zarr"
     job = Job.prepare(model, options, store)
     run = job.run(job.open_sink())
     next(run)
@@ -93,7 +102,7 @@ def test_a_resumed_render_takes_the_statistics_that_it_was_begun_with(model, pho
     monkeypatch.setattr(reach, "MAX_TILES", 2)  # others are recorded, as on another machine
     resumed = render(load(model.path), options, store, resume=True)
     assert resumed.plan == expected.plan
-    assert np.array_equal(pixels(store), pixels(tmp_path / "expected.zarr"))
+    assert np.array_equal(pixels(store), pixels(finished))
     with pytest.raises(ResumeError, match="statistics of step 2"):
         render(load(model.path), options, tmp_path / "alone.zarr", resume=True)
 

@@ -42,7 +42,7 @@ def test_alpha_has_no_ringing():
     """A cubic filter overshoots on both sides of an edge, where a clamp removes it; flat parts stay exact."""
     edge = torch.zeros(1, 12, 1)
     edge[:, 6:] = 1
-    enlarged = resampled(edge, Axis(12, 48, 2), (0, 48), 0).clamp(0, 1)[0, :, 0]
+    enlarged = resampled(edge, Axis(12, 48, lobes=2), (0, 48), 0).clamp(0, 1)[0, :, 0]
     assert bool((enlarged.diff() >= -1e-6).all())
     assert float(enlarged[:20].max()) == 0
     assert float(enlarged[28:].min()) > 1 - 1e-6

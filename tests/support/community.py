@@ -9,8 +9,9 @@ spandrel = load_spandrel()
 
 from spandrel.architectures import RealCUGAN  # noqa: E402
 from spandrel.architectures.Compact import Compact  # noqa: E402 (torchvision must be made to fit first)
+from spandrel.architectures.DRUNet import DRUNet  # noqa: E402
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
-from spandrel.architectures.HAT import HAT  # noqa: E402
+from spandrel.architectures.MixDehazeNet import MixDehazeNet  # noqa: E402
 from spandrel.architectures.MoSR import MoSR  # noqa: E402
 from spandrel.architectures.OmniSR import OmniSR  # noqa: E402
 from spandrel.architectures.PLKSR import RealPLKSR  # noqa: E402
@@ -46,6 +47,16 @@ def mosr():
     return MoSR(dim=8, n_block=2, upscale=2, upsampler="ps")
 
 
+def drunet():
+    """Takes a level of noise beside the picture."""
+    return DRUNet(in_nc=4, out_nc=3, nc=[8, 8, 8, 8], nb=2)
+
+
+def mixdehazenet():
+    """Yields the range -1 to 1."""
+    return MixDehazeNet(embed_dims=[8, 16, 32, 16, 8])
+
+
 def rcan():
     """Averages over the whole picture, one after another."""
     return RCAN(scale=2, n_resgroups=1, n_resblocks=2, n_feats=8, reduction=2)
@@ -54,12 +65,6 @@ def rcan():
 def realplksr():
     """GroupNorm over the whole picture."""
     return RealPLKSR(dim=8, n_blocks=2, upscaling_factor=2, kernel_size=5, norm_groups=2)
-
-
-def hat():
-    """Averages, and windows of 16."""
-    size = {"embed_dim": 8, "depths": (2,), "num_heads": (2,), "window_size": 16, "squeeze_factor": 2}
-    return HAT(**size, compress_ratio=2, upscale=2, upsampler="pixelshuffle")
 
 
 @torch.no_grad()
@@ -90,5 +95,5 @@ def state_of(network):
 def output_of(state, picture):
     """Output [3, H, W] for a picture [3, h, w], and the scale: of networks with one channel grey, with four opaque."""
     loaded = spandrel.ModelLoader().load_from_state_dict(dict(state)).eval()
-    output = loaded.model(image_of(picture[None], channels=loaded.input_channels))[0]
+    output = loaded._call_fn(loaded.model, image_of(picture[None], channels=loaded.input_channels))[0]
     return output.expand(RGB, -1, -1)[:RGB] if len(output) == 1 else output[:RGB], loaded.scale
