@@ -43,7 +43,7 @@ def picture_file(picture: Picture | None) -> Iterator[Path | None]:
     if pixels.ndim not in (2, 3) or not 1 <= channels <= 4 or not pixels.size or pixels.dtype not in _DTYPES:
         raise UsageError(
             f"{option('init')}: an array of {pixels.dtype} {list(pixels.shape)} is no picture; give uint8, uint16 or float32 "
-            "[height, width, 1 to 4], of Pillow image.convert('RGB')"
+            "[height, width, 1 to 4], such as Pillow's image.convert('RGB')"
         )
     import tifffile
 

@@ -82,7 +82,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     def to_json(self) -> str:
         """JSON with sorted keys."""
-        return json.dumps(msgspec.to_builtins(self), sort_keys=True)
+        values = msgspec.to_builtins(self)
+        for stage, stored in zip(self.stages, values["stages"], strict=True):
+            stored["profile"] = stage.profile and stage.profile.to_json()
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Manifest:
