@@ -75,6 +75,7 @@ def stop(folder, words, numbers, delay, *, gap=0.01):
     code, lines = end(process)
     assert code in (0, Interrupted.exit_code) or -code in numbers, (code, lines)  # the last: while Python shuts down
     if code == Interrupted.exit_code:
+        assert len(lines) == 1, lines
         (line,) = lines
         assert any(word in line for word in ("interrupted", "stopped")), line
     assert not [path.name for path in folder.rglob("*") if path.name.endswith(".part")]
