@@ -26,8 +26,8 @@ def build_page() -> None:
         sys.stderr.write("npm is not there: engine view has no page until it is built (docs/viewer.md)\n")
         return
     try:
-        for words in (["ci", "--ignore-scripts", "--no-audit", "--no-fund"], ["run", "build"]):
-            subprocess.run([npm, *words], cwd=SOURCES, check=True, timeout=300, stdout=subprocess.DEVNULL)
+        for words in (["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"], ["run", "build"]):
+            subprocess.run([npm, *words], cwd=SOURCES, check=True, timeout=120, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         sys.stderr.write(f"the page of engine view is not built ({error}); see docs/viewer.md\n")
 
