@@ -122,13 +122,12 @@ def test_12_what_is_converted_is_said(machine):
     assert "alpha.png" not in machine("engine render realsr --init alpha.png --out x.png --dry-run").err
 
 
-def test_10_a_foreign_network_is_named(machine):
+def test_10_a_damaged_network_of_others_is_named(machine):
     machine.photo("small.png", 64, 48)
     for network in ("HAT", "DAT"):
         torch.save(dict.fromkeys(COMMUNITY_NAMES[network], torch.zeros(1)), machine.folder / "net.pth")
         line = machine.refuses("engine render net.pth --init small.png --out x.zarr", 4)
-        assert line.startswith(f"engine: net.pth: {network} is not supported (")
-        assert "spandrel" in line
+        assert line.startswith(f"engine: net.pth (spandrel {network}): spandrel cannot load {network} (")
 
 
 def test_11_from_picture_to_picture(machine):

@@ -114,6 +114,18 @@ def shown(page):
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
 
 
+def settled(page):
+    """``shown`` once the view has stopped moving and loading: equal over half a second."""
+    before = shown(page)
+    for _ in range(PATIENCE // 500):
+        page.wait_for_timeout(500)
+        now = shown(page)
+        if np.array_equal(before, now):
+            return now
+        before = now
+    raise AssertionError("the view does not settle")
+
+
 def expected(pixels, page, x, y, zoom=1):
     """Pixels of the store [3, h, w] that a view at (x, y) shows."""
     width, height = page.evaluate(
@@ -201,13 +213,12 @@ def test_tools(tmp_path, serve, open_page):
     wait(page, "/^\\d+, \\d+ .* %$/.test(document.querySelector('#loupe output').textContent)")
     page.keyboard.press("Escape")
     assert page.is_hidden("#loupe")
-    before = shown(page)
+    before = settled(page)
     page.keyboard.press("c")
     page.focus("#slider")
     page.keyboard.press("ArrowRight")
     wait(page, "document.querySelector('#slider').getAttribute('aria-valuenow') === '52'")
-    page.wait_for_timeout(1000)
-    after, middle = shown(page), before.shape[1] * 52 // 100
+    after, middle = settled(page), before.shape[1] * 52 // 100
     assert np.array_equal(before[:, : middle - 2], after[:, : middle - 2])
     assert not np.array_equal(before[:, middle + 2 :], after[:, middle + 2 :])
     wait(page, "location.hash.includes('compare=0.520') && location.hash.includes('overlay=tiles')")
