@@ -57,7 +57,7 @@ CALLS = "disk", "opens", "descriptors", "reads", "allocations"
 
 
 def faults() -> list[Row]:
-    """The last row of each block of seeds; where seeds end, a row replaces those that start at its first seed or later."""
+    """The last row of each block of seeds; where seeds end, a row replaces rows that start at its first seed or later."""
     shown: dict[tuple[str, str], list[Row]] = {}
     for row in rows("faults"):
         first, last = int(row["first"]), int(row["last"])

@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Kind(StrEnum):
-    """What a tile shows."""
+    """State of the pixels of a tile: finished, coarse or damaged."""
 
     FINISHED = "finished"
     COARSE = "coarse"
@@ -263,7 +263,7 @@ class GrowingImage:
         return Tile(pixels, kind)
 
     def _from_finer(self, level: int, x: int, y: int, part: Box, halves: dict[tuple[int, int], Tile]) -> Tile:
-        """A part of a tile from the four tiles of the finer level; ``halves``: those that are halved already."""
+        """A part of a tile from the four tiles of the finer level; ``halves``: the tiles that are halved already."""
         box, bounds = self.box(level, x, y), self.levels[level - 1].bounds
         whole, kinds = np.empty((*box.shape, 3), np.uint8), set()
         for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):

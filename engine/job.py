@@ -515,7 +515,7 @@ class Job:
         return changed
 
     def _keep_statistics(self) -> None:
-        """Write the statistics of the plan beside the store, for those that continue it."""
+        """Write the statistics of the plan beside the store, for a resumed render and for other parts."""
         folder = stored_scratch(self.out)
         for cut in self.plan.stages:
             file = _statistics_file(folder, cut.statistics)

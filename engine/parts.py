@@ -26,7 +26,7 @@ class MissingPart:
     shards: int
     """Shards of the full image in the part."""
     missing: int
-    """Those that are not written."""
+    """Parts that are not written yet."""
     process: int | None
     """Process of this machine that renders the part, where the system tells."""
 

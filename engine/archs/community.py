@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 SPANDREL = "open it with spandrel, the loader of chaiNNer"
 CHAINNER = "open it with chaiNNer"
-"""Of networks that draw noise of their own, restore faces that were cut out, or cut the picture themselves."""
+"""Advice for networks that draw random noise, restore cropped faces, or crop the picture."""
 
 EXTRA = "open it with spandrel and its package spandrel_extra_arches"
 RESSELT = "open it with the Python package resselt"

@@ -46,7 +46,7 @@ class Options:
     accept_backend: bool = False
     keep_store: bool = False
     part: Part | None = None
-    """Part to render of those that share a store."""
+    """Part to render, of all parts of the store."""
     view: bool = False
     """Show the store in the browser while it grows."""
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""ICC profiles: those that have a name here, those of files, and what they say of themselves."""
+"""ICC profiles: named ones, ones read from files, and their descriptions."""
 
 from __future__ import annotations
 
