@@ -335,7 +335,7 @@ class Job:
     def show_part(self, part: Part, shares: Shares | None = None) -> Shares:
         """Reduce the projection to one part; returns how the plan is divided."""
         shares = shares or Shares.of(self.plan, self.measured, part.count)
-        self.projection = project(self.plan, self.measured, shares.writes(self.plan, part))
+        self.projection = project(self.plan, self.measured, shares.writes(self.plan, part).rectangles)
         return shares
 
     def _adopt(self, stored: dict[str, Any]) -> None:
@@ -352,7 +352,7 @@ class Job:
                 self._check_backend(sink)
             self._scratch = sink.scratch
             self.cuts = self._stored_cuts(sink)
-            self.projection = project(self.plan, self.measured, list(sink.missing()))
+            self.projection = project(self.plan, self.measured, sink.missing())
             budget = self.measured.budget
             written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
             self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import accumulate
 
 from engine.errors import option
 from engine.geometry import Box
@@ -146,8 +147,8 @@ def _enlarged(reduction: Reduction, columns: int) -> int:
     return -(-columns * reduction.source[1] // reduction.target[1])
 
 
-def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
-    """Cost of ``plan`` for these writes, or for all."""
+def project(plan: Plan, measured: Measured, writes: Iterable[Box] | None = None) -> Projection:
+    """Cost of ``plan`` for these boxes of whole writes, or for all."""
     runs = _strips(plan) if writes is None else list(_runs(writes))
     pixels = [sum(counts) for counts in zip(*(_lr_pixels(plan, measured, run) for run in runs), strict=True)]
     pixels = pixels or [0] * len(plan.stages)
@@ -176,16 +177,18 @@ def shares(plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
     A range is a run of rows in each strip that it meets, and each run has a warm-up of a receptive field. So cuts lie
     between strips where that balances as well.
     """
-    strips, height = list(plan.column_strips()), plan.size[0]
-    rows = len(range(0, height, plan.shard[0]))
-    total = rows * len(strips)
+    writes = plan.writes()
+    total, rows = len(writes), writes.grid.rows
+    pixels = cache(lambda box: sum(_lr_pixels(plan, measured, box)))
+    whole = list(accumulate((pixels(strip) for strip in writes.rectangles), initial=0))
 
     def work(first: int, last: int) -> int:
-        pixels = 0
-        for index in range(first // rows, -(-last // rows)):
-            y0, y1 = max(first - index * rows, 0) * plan.shard[0], min(last - index * rows, rows) * plan.shard[0]
-            pixels += sum(_lr_pixels(plan, measured, Box(y0, strips[index][0], min(y1, height), strips[index][1])))
-        return pixels
+        """LR pixels of the writes: of whole strips at once, as plans may have thousands."""
+        begin, end = -(-first // rows), last // rows
+        if begin >= end:
+            return sum(map(pixels, writes[first:last].rectangles))
+        ends = (writes[first : begin * rows], writes[end * rows : last])
+        return whole[end] - whole[begin] + sum(pixels(box) for part in ends for box in part.rectangles)
 
     def packed(limit: int) -> list[int]:
         """Bounds of ranges that hold as much as the limit allows, and at least one write."""
@@ -261,7 +264,7 @@ def _strips(plan: Plan) -> list[Box]:
     return [Box(0, x0, plan.size[0], x1) for x0, x1 in plan.column_strips()]
 
 
-def _runs(writes: Sequence[Box]) -> Iterator[Box]:
+def _runs(writes: Iterable[Box]) -> Iterator[Box]:
     """Consecutive writes of a strip, joined into one box each."""
     run: Box | None = None
     for box in writes:

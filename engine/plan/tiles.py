@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
-from itertools import accumulate, product
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import NamedTuple, NoReturn
 
 from engine.errors import option
@@ -65,8 +65,8 @@ Batches = Sequence[int] | None
 """Tiles of each stage that run at once; None where tiles run one by one."""
 
 
-def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None, *, batched: bool) -> Projection:
-    """Cost of ``plan`` for these writes, or for all. Batches are as large as is useful and the budget allows."""
+def project(plan: Plan, measured: Measured, writes: Iterable[Box] | None = None, *, batched: bool) -> Projection:
+    """Cost of ``plan`` for these boxes of whole writes, or for all. Batches are as large as is useful and the budget allows."""
     counts = plan.tiles_to_run(writes)
     pixels = tuple(k * math.prod(s.tile_shape) for k, s in zip(counts, plan.stages, strict=True))
     seconds = sum(n * c.footprint.seconds_per_pixel for n, c in zip(pixels, measured.stages, strict=True))
@@ -91,8 +91,11 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None,
 
 def shares(plan: Plan, count: int) -> tuple[int, ...]:
     """Bounds of ``count`` ranges of the plan's writes with equal work: numbers of tiles, or areas of shards of a region."""
-    done = [0, *accumulate(1 if plan.writes_tiles else box.area for box in plan.writes())]
-    return tuple(bisect_left(done, -(-k * done[-1] // count)) for k in range(count + 1))
+    writes = plan.writes()
+    if plan.writes_tiles:
+        return tuple(-(-k * len(writes) // count) for k in range(count + 1))
+    ends, area = range(len(writes) + 1), writes.area
+    return tuple(bisect_left(ends, -(-k * area // count), key=lambda end: writes[:end].area) for k in range(count + 1))
 
 
 def _cached_of_last(plan: Plan) -> int:
@@ -100,9 +103,9 @@ def _cached_of_last(plan: Plan) -> int:
     last = plan.stages[-1]
     if plan.is_whole:
         return 0 if plan.is_direct else _image_bytes(last)
-    return (
-        sum(t.cell.area for t in last.tiles(plan.reduction.read(plan.roi))) * CHANNELS * (1 if last.is_image else FLOAT)
-    )
+    cells, (height, width) = last.grid.covered(plan.reduction.read(plan.roi)), last.grid.cell
+    pixels = Box(cells.y0 * height, cells.x0 * width, cells.y1 * height, cells.x1 * width).clip(last.grid.bounds)
+    return pixels.area * CHANNELS * (1 if last.is_image else FLOAT)
 
 
 def shard_of_tiles(last: StagePlan) -> tuple[Sides, Sides]:
