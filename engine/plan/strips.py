@@ -179,24 +179,38 @@ def shares(plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
     """
     writes = plan.writes()
     total, rows = len(writes), writes.grid.rows
-    pixels = cache(lambda box: sum(_lr_pixels(plan, measured, box)))
-    whole = list(accumulate((pixels(strip) for strip in writes.rectangles), initial=0))
+
+    @cache
+    def pixels(strip: int, first: int, last: int) -> int:
+        """LR pixels of rows of shards of a strip."""
+        if first >= last:
+            return 0
+        top, bottom = writes[strip * rows + first], writes[strip * rows + last - 1]
+        return sum(_lr_pixels(plan, measured, replace(top, y1=bottom.y1)))
+
+    whole = list(accumulate((pixels(strip, 0, rows) for strip in range(writes.grid.columns)), initial=0))
 
     def work(first: int, last: int) -> int:
         """LR pixels of the writes: of whole strips at once, as plans may have thousands."""
-        begin, end = -(-first // rows), last // rows
-        if begin >= end:
-            return sum(map(pixels, writes[first:last].rectangles))
-        ends = (writes[first : begin * rows], writes[end * rows : last])
-        return whole[end] - whole[begin] + sum(pixels(box) for part in ends for box in part.rectangles)
+        (begin, y0), (end, y1) = divmod(first, rows), divmod(last, rows)
+        if begin == end:
+            return pixels(begin, y0, y1)
+        return pixels(begin, y0, rows) + whole[end] - whole[begin + 1] + pixels(end, 0, y1)
 
     def packed(limit: int) -> list[int]:
         """Bounds of ranges that hold as much as the limit allows, and at least one write."""
         bounds = [0]
         while bounds[-1] < total:
-            ends = range(bounds[-1] + 1, total + 1)
-            taken = bisect_right(ends, limit, key=partial(work, bounds[-1]))
+            first, step = bounds[-1], bounds[-1] - bounds[-2] if len(bounds) > 1 else 1
+            low, high = first + 1, min(first + 1 + step, total)  # shares are about as long as the one before
+            while high < total and work(first, high) <= limit:
+                low, high = high, min(high + step, total)
+                step *= 2
+            ends = range(low, high + 1)
+            taken = bisect_right(ends, limit, key=partial(work, first))
             bounds.append(ends[max(taken, 1) - 1])
+            if len(bounds) > count + 1:
+                break  # too many
         return bounds
 
     if count >= total:
