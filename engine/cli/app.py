@@ -240,6 +240,7 @@ def plan(
     request: Request = Request(),  # noqa: B008
     printing: PrintOptions = PrintOptions(),  # noqa: B008
     part: PartFlag = None,
+    workers: int | None = None,
     gpu: str | None = None,
     theory: bool = False,
     report: Path | None = None,
@@ -254,6 +255,8 @@ def plan(
     Args:
         out: Store or picture that a render would write, which decides the free disk.
         part: Part to plan, such as 2/4: its shards, and the work that all parts take beyond one run.
+        workers: Number of workers that render a part each, such as 64: forecast their memory and hours, the store's bytes and
+            its requests. The disk here does not count, and --memory only if it is given.
         gpu: GPU that need not be there, such as rtx-4090, rtx-3060, l4 or h100: plan as on it, and forecast its memory and
             time from published figures. Its memory limits the plan, unless --vram is less.
         theory: Print the memory of the networks as the paper counts it (Table 2), for this model or else for the paper's.
@@ -264,7 +267,7 @@ def plan(
     if theory:
         from engine.cli import paper_memory
 
-        if request != Request() or out != Path("out.zarr") or gpu is not None or part is not None:
+        if request != Request() or out != Path("out.zarr") or gpu is not None or part is not None or workers is not None:
             raise UsageError(
                 f"{option('theory', True)}: only {option('report')} and {option('json')} apply to it; leave out the rest"
             )
@@ -280,9 +283,16 @@ def plan(
     from engine.cli.render import render as run
     from engine.cli.working import Output, PictureOptions
 
+    if part is not None and (gpu is not None or workers is not None):
+        other = option("gpu", gpu) if gpu is not None else option("workers", workers)
+        raise UsageError(f"{other} and {option('part', part)}: exclude each other; give one of them")
+    if workers is not None:
+        from engine.cli.fleet import print_fleet
+
+        store = Output(out).store
+        print_fleet(_model_or_default(model, request), store, request, workers, gpu, as_json=json, quiet=quiet)
+        return
     if gpu is not None:
-        if part is not None:
-            raise UsageError(f"{option('gpu', gpu)} and {option('part', part)}: exclude each other; give one of them")
         from engine.cli.forecast import print_forecast
 
         store = Output(out).store
