@@ -25,7 +25,7 @@ from engine.run.stage import StageFactory
 
 Log = Callable[[str], None]
 
-STORED = 0.57
+STORED = 0.79
 """Bytes of a store by those of its pixels: a render of 2048x1536 by the default model (benchmarks/results/store_bytes.csv)."""
 
 _LARGEST_MEMORY = 1 << 40
