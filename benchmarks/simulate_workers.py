@@ -3,16 +3,16 @@
     python benchmarks/simulate_workers.py
 
 Nothing here runs a network. The work is the plan of ``engine plan --size 1048576x1048576 --workers N``: 1,048,576 shards of 1024
-pixels and 349,525 of the pyramid. The seconds of a shard follow from committed rows: CPU seconds of bands from parts.csv (one run
-of 1024x8192, 8 shards), scaled to the default model's planned hours; the bytes of a shard from store_bytes.csv. Assumed, as nobody
-measured them here: failures, stragglers, and the limits of an object store (3,500 requests to put a second for each prefix, as
-published for S3; 10 GB/s in all).
+pixels and 349,525 of the pyramid. The seconds of a shard are planned, not measured: the hours of that command, without step 1,
+by the number of shards. The bytes of a shard are measured (store_bytes.csv). The rest is assumed: failures, stragglers, strips
+narrow enough for as many shares as are asked for, and the limits of an object store (3,500 requests to put a second for each
+prefix, 10 GB/s in all).
 
 Ways to divide the work:
 
-static    A share for each worker. The slowest worker ends last, and a killed one repeats the shards in hand alone.
-many      Eight shares for each worker, taken from a queue, largest work first come.
-levels    As ``many``, and every level of the pyramid is a prefix of its own per row of shards, so that requests spread.
+static    A share for each worker. The slowest worker ends last.
+many      Eight shares for each worker, taken in order by whoever is free, as xargs -P and job arrays do.
+levels    As ``many``, with requests spread over 64 prefixes. The engine does not do that.
 
 Writes results/simulation.csv and docs/images/simulation.png.
 """
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import csv
 import heapq
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ def simulate(workers: int, way: Way, shard_seconds: float, seed: int) -> float:
     slow = [SLOWER if chance.random() < STRAGGLERS else 1.0 for _ in range(workers)]
     shares = min(workers * way.per_worker, SHARDS)
     count = SHARDS / shares
-    warm = min(WARM_ROWS * ROW, WARM_ROWS * ROW) * (shares > 1) * min(1.0, count / ROW)  # a share within a strip
+    warm = WARM_ROWS * min(ROW, count) * (shares > 1)
     # All workers share the store: each gets its part of the requests and of the bandwidth.
     put = max(PYRAMID / (PUTS_PER_SECOND * way.prefixes), PYRAMID * stored_bytes() / BYTES_PER_SECOND)
     queue = [(START_SECONDS * slow[k], k) for k in range(workers)]
@@ -85,7 +84,9 @@ def simulate(workers: int, way: Way, shard_seconds: float, seed: int) -> float:
         time = max(compute, count * put * workers)  # writes go on beside the computing, until the store binds
         hours = time / 3600
         failures = sum(chance.random() < FAILURES_PER_HOUR * hours / 20 for _ in range(20))
-        time += failures * (START_SECONDS + (warm + ROW) * shard_seconds * slow[worker])  # the row in hand, and a new warm-up
+        time += failures * (
+            START_SECONDS + (warm + ROW) * shard_seconds * slow[worker]
+        )  # the row in hand, and a new warm-up
         end = max(end, now + time)
         heapq.heappush(queue, (now + time, worker))
     return end / 3600

@@ -22,11 +22,14 @@ from engine.plan.measured import BandCost
 from engine.plan.parts import Part, Shares
 
 SIDE = 1 << 20
-FAR = (1 << 31) - 64
-"""Position beyond which a product with a few channels or bytes leaves 32 bits."""
+FAR = (1 << 30) - 64
+"""Position in a network's input, whose output has 2^31 pixels a side at x2; bytes of a row are beyond 32 bits."""
 
 CUTS = {"shard": 1024, "chunk": 512, "cores": (64, 256, 1024), "scales": (4, 4, 4)}
-PLANS = {"bands": bands_of((SIDE, SIDE), halos=(49, 49, 49), **CUTS), "tiles": plan_of((SIDE, SIDE), halos=(8, 8, 8), **CUTS)}
+PLANS = {
+    "bands": bands_of((SIDE, SIDE), halos=(49, 49, 49), **CUTS),
+    "tiles": plan_of((SIDE, SIDE), halos=(8, 8, 8), **CUTS),
+}
 MEASURED = measured_of([cost_of(per_pixel=1, seconds=1e-6, bands=BandCost(16, 1, 1e-6), radius=49)] * 3)
 
 
@@ -102,7 +105,7 @@ def test_regions_of_a_terapixel_agree(tmp_path, model_file):
     regions = [(1_000_000, 777_777), (1_000_100, 777_700)]
     words = f"render {model} --init {picture} --size {SIDE}x{SIDE} --tile 32 --overlap exact --executor tiles --precision fp32"
     workers = [
-        start(tmp_path, f"{words} --roi {x},{y},256,256 --out {tmp_path / f'{k}.zarr'} --quiet")
+        start(tmp_path, f"{words} --memory 4GiB --roi {x},{y},256,256 --out {tmp_path / f'{k}.zarr'} --quiet")
         for k, (x, y) in enumerate(regions)
     ]
     for worker in workers:

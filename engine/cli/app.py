@@ -267,7 +267,13 @@ def plan(
     if theory:
         from engine.cli import paper_memory
 
-        if request != Request() or out != Path("out.zarr") or gpu is not None or part is not None or workers is not None:
+        if (
+            request != Request()
+            or out != Path("out.zarr")
+            or gpu is not None
+            or part is not None
+            or workers is not None
+        ):
             raise UsageError(
                 f"{option('theory', True)}: only {option('report')} and {option('json')} apply to it; leave out the rest"
             )

@@ -47,7 +47,7 @@ def _print(fleet: Fleet, model: str, request: Request) -> None:
         f"({fleet.device})"
     )
     report.prose(
-        f"all workers: {sum(fleet.seconds) / 3600:,.3g} hours, of which {fleet.overhead:.1%} of one run's time is repeated "
+        f"all workers: {sum(fleet.seconds) / 3600:,.3g} hours, of which {_repeated(fleet) / 3600:,.3g} repeat work "
         f"(warm-up of shares, step 1); the slowest takes {fleet.imbalance:.3f} times the mean"
     )
     report.prose(
@@ -59,6 +59,11 @@ def _print(fleet: Fleet, model: str, request: Request) -> None:
         "for the pyramid"
     )
     report.prose("not counted: failures, compression, the network (docs/scale.md simulates them)")
+
+
+def _repeated(fleet: Fleet) -> float:
+    """Seconds of all workers beyond those of one run."""
+    return sum(fleet.seconds) * fleet.overhead / (1 + fleet.overhead)
 
 
 def _size(size: float) -> str:

@@ -72,7 +72,7 @@ def project(plan: Plan, measured: Measured, writes: Iterable[Box] | None = None,
     seconds = sum(n * c.footprint.seconds_per_pixel for n, c in zip(pixels, measured.stages, strict=True))
     if measured.base is not None:
         seconds += math.prod(plan.base) * measured.base.seconds_per_pixel
-    cached = [*(_image_bytes(s) for s in plan.stages[:-1]), _cached_of_last(plan)]
+    cached = [*_cached_inside(plan), _cached_of_last(plan)]
     batches = _batches(plan, measured, counts, cached) if batched else None
     host_parts, device = _needs(plan.stages, measured, cached, batches)
     return Projection(
@@ -96,6 +96,14 @@ def shares(plan: Plan, count: int) -> tuple[int, ...]:
         return tuple(-(-k * len(writes) // count) for k in range(count + 1))
     ends, area = range(len(writes) + 1), writes.area
     return tuple(bisect_left(ends, -(-k * area // count), key=lambda end: writes[:end].area) for k in range(count + 1))
+
+
+def _cached_inside(plan: Plan) -> list[int]:
+    """Bytes that the caches of inner stages may come to hold: whole images, or the tiles that a region takes."""
+    if plan.is_whole:
+        return [_image_bytes(stage) for stage in plan.stages[:-1]]
+    counts = plan.tiles_to_run()
+    return [min(_image_bytes(s), k * _tile_bytes(s)) for s, k in zip(plan.stages[:-1], counts, strict=False)]
 
 
 def _cached_of_last(plan: Plan) -> int:
