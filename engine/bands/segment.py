@@ -456,7 +456,7 @@ class SegmentStream:
             destination.zero_()
 
 
-_STEPS = 8
+_STEPS = 16
 """Sizes in which a convolution computes part of a band's rows: oneDNN prepares for each size that it meets."""
 
 
