@@ -463,7 +463,9 @@ def test_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, model, sma
     begin(model, tmp_path / "whole", 5, small)
     store = tmp_path / "damaged" / "out.zarr"
     adopts = Request(size=small.size, stages=2, overlap="4", precision="fp32")
-    jobs = [Job.prepare(model, request, store) for request in (adopts, replace(adopts, tile=8, executor=small.executor))]
+    jobs = [
+        Job.prepare(model, request, store) for request in (adopts, replace(adopts, tile=8, executor=small.executor))
+    ]
     for name, damage in DAMAGE.items():
         shutil.copytree(tmp_path / "whole", store.parent)
         damage(store)
