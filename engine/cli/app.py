@@ -681,6 +681,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
         if message:
             sys.stderr.write(f"engine: {' '.join(message.splitlines())}\n")
+            interruption.is_told = True
     raise SystemExit(code)
 
 
