@@ -10,9 +10,9 @@ prefix, 10 GB/s in all).
 
 Ways to divide the work:
 
-static    A share for each worker. The slowest worker ends last.
-many      Eight shares for each worker, taken in order by whoever is free, as xargs -P and job arrays do.
-levels    As ``many``, with requests spread over 64 prefixes. The engine does not do that.
+one share                   For each worker. The slowest worker ends last.
+eight shares                For each worker, taken in order by whoever is free, as xargs -P and job arrays do.
+eight shares, 64 prefixes   As before, with requests spread over 64 prefixes. The engine does not do that.
 
 Writes results/simulation.csv and docs/images/simulation.png.
 """
@@ -56,7 +56,7 @@ class Way:
     """Prefixes of the object store that requests spread over."""
 
 
-WAYS = {"static": Way(1, 1), "many": Way(8, 1), "levels": Way(8, 64)}
+WAYS = {"one share": Way(1, 1), "eight shares": Way(8, 1), "eight shares, 64 prefixes": Way(8, 64)}
 
 
 def stored_bytes() -> float:
