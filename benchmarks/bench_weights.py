@@ -1,4 +1,4 @@
-"""Weights of others: a photograph enlarged by each network that packages carry, beside the whole picture in plain PyTorch.
+"""Community networks from packages enlarge a photograph, beside the whole picture in plain PyTorch.
 
     python benchmarks/bench_weights.py [--only NAME ...] [--crops FOLDER]
 
@@ -123,7 +123,7 @@ def measure(name: str, folder: Path) -> dict[str, object]:
     _, whole_cpu, whole_peak = run([sys.executable, "-c", WHOLE, weights, picture, whole])
     upscale = [sys.executable, "-m", "engine", "upscale", picture, "--model", weights, "--precision", "fp32"]
     options = [*network.options, "--overwrite", "--json"]
-    output, cpu, peak = run([*upscale, *options, "--out", result])
+    _, cpu, peak = run([*upscale, *options, "--out", result])
     plan = json.loads(run([*upscale, *options, "--dry-run", "--out", result])[0])
     difference = np.abs(pixels(result) - pixels(whole))
     Image.fromarray(np.clip(difference * 64, 0, 255).astype(np.uint8)).save(folder / f"{name}, difference.png")
@@ -143,12 +143,12 @@ def measure(name: str, folder: Path) -> dict[str, object]:
         "mean": f"{difference.mean():.6f}",
         "differing": int((difference > 0).sum()),
         "values": difference.size,
-        "printed": printed(json.loads(output), plan),
+        "printed": printed(plan),
     }
 
 
-def printed(report: dict, plan: dict) -> str:
-    """Error that the engine states: of halos, or of tiles against the whole picture."""
+def printed(plan: dict) -> str:
+    """Error that the engine states in a plan: of halos, or of tiles against the whole picture."""
     whole = [error for error in plan["whole_error_levels"] if error]
     if whole:
         return json.dumps(whole[0])

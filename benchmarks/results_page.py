@@ -452,7 +452,7 @@ def training() -> list[str]:
 
 
 def weights() -> list[str]:
-    """Networks of others on a photograph."""
+    """Community networks on a photograph."""
     shown = latest("weights", "network")
     body = [
         (
@@ -462,7 +462,7 @@ def weights() -> list[str]:
         for row in shown
     ]  # fmt: skip
     return [
-        "## Weights of others",
+        "## Community networks",
         paragraph(
             f"`engine upscale` of {shown[0]['picture']} pixels of a photograph in float32, beside the same network on the whole "
             "picture in plain PyTorch. Errors are levels of 255 between the two pictures in 8 bits. Seconds are CPU time of the "

@@ -11,17 +11,15 @@ import torch
 
 from engine.errors import BudgetError, UsageError, option
 from engine.forecast import Forecast, forecast, network_times
-from engine.job import opened
-from engine.measure import complete, measure
+from engine.job import Job
 from engine.model.bundle import Model, load
 from engine.plan.cost import Projection, check, store_bytes
 from engine.plan.gpus import Gpu
-from engine.plan.make import make_plan, project
-from engine.plan.measured import Measured, MissingMeasurement
+from engine.plan.make import project
+from engine.plan.measured import Measured
 from engine.plan.parts import MAX_PARTS, Shares
 from engine.plan.plan import Plan
 from engine.plan.request import Request
-from engine.run.stage import StageFactory
 
 Log = Callable[[str], None]
 
@@ -42,7 +40,7 @@ class Fleet:
     """Cost of the largest share: its memory is that of every worker."""
     workers: int
     device: str
-    """What the hours are of."""
+    """Device that the hours are forecast for, in words."""
     shares: Shares
     shards: int
     """Shards of the full image."""
@@ -161,15 +159,8 @@ def _planned(model: Model | None, request: Request, out: Path, gpu: Gpu | None, 
 
 
 def _on_this_machine(model: Model | None, request: Request, out: Path, log: Log) -> _Planned:
-    opened_model, picture = opened(model, request)
-    factory = StageFactory(opened_model, torch.device("cpu"))
-    measured = measure(opened_model, request, factory, out=out, picture=picture, log=log)
-    while True:
-        try:
-            plan = make_plan(request, measured)
-            projection = project(plan, measured)
-            break
-        except MissingMeasurement as missing:
-            measured = complete(measured, missing, opened_model, request, factory, picture=picture, log=log)
-    check(plan, projection, replace(measured.budget, disk=projection.disk_needed))
-    return _Planned(plan, measured, f"{torch.get_num_threads()} threads of this CPU, as measured", lambda p: p.seconds)
+    job = Job.prepare(model, replace(request, device=request.device or "cpu"), out, log)
+    check(job.plan, job.projection, replace(job.measured.budget, disk=job.projection.disk_needed))
+    device = str(job.factory.device)
+    name = f"{torch.get_num_threads()} threads of this CPU" if device == "cpu" else device
+    return _Planned(job.plan, job.measured, f"{name}, as measured", lambda projection: projection.seconds)

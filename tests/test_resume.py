@@ -458,10 +458,10 @@ DAMAGE = {
 }
 
 
-def test_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, model, small):
+def test_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, call, model, small):
     """With the tiles of the store requested, and with tiles that would be adopted from it."""
     begin(model, tmp_path / "whole", 5, small)
-    store = tmp_path / "damaged" / "out.zarr"
+    store, options = tmp_path / "damaged" / "out.zarr", "--size 128x96 --stages 2 --overlap 4 --precision fp32"
     adopts = Request(size=small.size, stages=2, overlap="4", precision="fp32")
     jobs = [
         Job.prepare(model, request, store) for request in (adopts, replace(adopts, tile=8, executor=small.executor))
@@ -478,6 +478,10 @@ def test_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, model, sma
             assert line.startswith(f"{store}: ")
             assert "--o" in line, name  # the way out: --overwrite or --out
             assert files(store.parent) == before, name
+        if name == next(reversed(DAMAGE)):
+            code, out, err = call(f"render {model.path} --out {store} {options} --resume")
+            assert (code, out, err) == (4, "", f"engine: {line}\n")
+            assert files(store.parent) == before
         shutil.rmtree(store.parent)
 
 

@@ -58,7 +58,7 @@ def _print(fleet: Fleet, model: str, request: Request) -> None:
         f"object store: {fleet.objects:,} requests to put, {fleet.reads:,} to get and about {_size(fleet.read_back)} of egress "
         "for the pyramid"
     )
-    report.prose("not counted: failures, compression, the network (docs/scale.md simulates them)")
+    report.prose("not counted: failures, compression and transfers (docs/scale.md simulates them)")
 
 
 def _repeated(fleet: Fleet) -> float:

@@ -229,17 +229,18 @@ def _lr_pixels(plan: Plan, measured: Measured, run: Box) -> list[int]:
     first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
     pixels = []
     for stage, cost, (left, right) in reversed(list(zip(plan.stages, measured.stages, inputs, strict=True))):
-        rows, first, last = _rows_computed(stage, cost.radius, first, last)
+        rows, first, last = _rows_computed(stage, cost, first, last)
         pixels.append(rows * (right - left))
     return pixels[::-1]
 
 
-def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tuple[int, int, int]:
+def _rows_computed(stage: StagePlan, cost: MeasuredStage, first: int, last: int) -> tuple[int, int, int]:
     """Rows that a stream computes for the output rows [first, last), in LR rows, and the source rows [first, last) it reads.
 
     Rows are pushed from a receptive field above the first one until the last one is complete. Operations lag behind the
-    input by up to ``radius`` rows, evenly here, and skip bands that lie outside the picture.
+    input by up to the radius, evenly here, and skip rows outside the picture, except for a few or half a band.
     """
+    radius, bands = cost.radius, _bands(cost)
     margin = stage.margins[0]
     start = max(0, margin + first // stage.scale - radius) // stage.band * stage.band
     last = min(margin - (-last // stage.scale), stage.padded[0])
@@ -247,7 +248,7 @@ def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tupl
     beyond = max(0, start + pushed - stage.padded[0])
     above = radius / 2
     below = beyond - radius / 2 if beyond > radius else beyond**2 / (2 * radius or 1)
-    partial = stage.band / 2
+    partial = stage.band / 2 if bands.beyond is None else bands.beyond
     rows = pushed - max(0.0, above - partial) - max(0.0, below - partial)
     return round(rows), start, min(start + pushed, stage.height)
 

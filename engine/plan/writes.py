@@ -100,7 +100,7 @@ def spans_of(grid: Grid, boxes: Iterable[Box]) -> dict[int, list[tuple[int, int]
 
 
 def joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Half-open ranges in order, those that overlap or touch as one."""
+    """Sort half-open ranges, and merge those that overlap or touch."""
     result: list[tuple[int, int]] = []
     for first, last in sorted(spans):
         if result and first <= result[-1][1]:
