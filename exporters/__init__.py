@@ -117,10 +117,10 @@ def export(
         preset: TIFF for a purpose: print or web; other options change it.
         compression: TIFF's compression: deflate, lzw, jpeg or none; OpenEXR's: zip, zips, piz or none.
         quality: quality of JPEG and WebP, 1 to 100.
-        max_size: limit in pixels of a flat picture's longest side.
+        max_size: limit in pixels of the longest side; larger images are reduced.
         level: level of the store that is exported as the full size; 0 is the largest.
         roi: region to export, in pixels of level 0.
-        size: (width, height) in pixels of a flat picture.
+        size: (width, height) in pixels: smaller, and of the same shape.
         depth: bits per channel: 8 or 16; OpenEXR: 16 (half) or 32 (float).
         tile: side in pixels of a tile.
         tiles: format of the tiles of Deep Zoom and IIIF: jpg, png or webp.
@@ -147,8 +147,6 @@ def export(
         "preset": preset,
         "compression": compression,
         "quality": quality,
-        "max_size": max_size,
-        "size": None if size is None else parse_size(size),
         "depth": depth,
         "tile": tile,
         "tiles": tiles,
@@ -168,11 +166,13 @@ def export(
     if source.resolve() in out.resolve().parents:
         raise UsageError(f"{out}: lies in the store; choose a place outside {source}")
     from engine.exporters.pyramid import Pyramid
+    from engine.exporters.reduced import reduced
     from engine.exporters.view import View
 
     read_depth = module.view_depth(suffix, depth) if hasattr(module, "view_depth") else depth
     pyramid, folder = Pyramid(source, allow_incomplete=allow_incomplete), _nearest_folder(out)
-    view = View(pyramid, level=level or 0, roi=region, depth=read_depth, folder=folder)
+    region_view = View(pyramid, level=level or 0, roi=region, depth=read_depth, folder=folder)
+    view = reduced(region_view, None if size is None else parse_size(size), max_size)
     job: ExportJob = module.prepare(view, suffix, options)
     check_space(job.estimate + view.scratch, shutil.disk_usage(folder).free, out)
     try:
@@ -188,7 +188,7 @@ def export(
     finally:
         view.close()
     seconds = time.perf_counter() - start
-    return ExportResult(out, place.size(), job.width, job.height, job.levels, seconds, job.notes)
+    return ExportResult(out, place.size(), view.width, view.height, len(view.levels), seconds, job.notes)
 
 
 def names_picture(path: Path) -> bool:

@@ -474,8 +474,8 @@ def export(
         depth: Bits per channel of TIFF and PNG, 8 or 16; default: the store's. OpenEXR: 16 (half) or 32 (float).
         level: Level of the store to export as the full size; each has half the sides of the one before; default: 0.
         roi: Region to export, X,Y,WIDTH,HEIGHT in pixels of the full size.
-        size: WIDTHxHEIGHT of a PNG, JPEG or WebP in pixels, which has to be smaller and of the same shape.
-        max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
+        size: WIDTHxHEIGHT of the export in pixels, which has to be smaller and of the same shape; not of .ozx.
+        max_size: Longer side of the export in pixels, at most; larger images are reduced; not of .ozx.
         dpi: Resolution for print in dots per inch, recorded in the file; default: that of the picture that was enlarged, or 300.
         width_mm: Width of the print in mm, recorded in place of --dpi.
         tile: Side of a tile in pixels; default: 512, and 64 in OpenEXR.
