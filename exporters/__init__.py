@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import BudgetError, EngineError, InputError, UsageError, option
-from engine.exporters.place import ArchivePlace, DeepZoomPlace, FilePlace, FolderPlace, Place
+from engine.exporters.place import ArchivePlace, DeepZoomPlace, FilePlace, FolderPlace, PagePlace, Place
 from engine.geometry import Region, parse_box, parse_size
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ FORMATS = {
     ".dzi": Format("deepzoom", DeepZoomPlace),
     ".dzi.zip": Format("deepzoom", ArchivePlace),
     ".iiif": Format("iiif", FolderPlace),
+    ".html": Format("html", PagePlace),
+    ".html.zip": Format("html", ArchivePlace),
     ".ozx": Format("ozx"),
     ".exr": Format("exr"),
 }
@@ -100,6 +102,7 @@ def export(
     tiles: str | None = None,
     data: bool | None = None,
     url: str | None = None,
+    title: str | None = None,
     bigtiff: bool | None = None,
     dpi: float | None = None,
     width_mm: float | None = None,
@@ -123,9 +126,10 @@ def export(
         size: (width, height) in pixels: smaller, and of the same shape.
         depth: bits per channel: 8 or 16; OpenEXR: 16 (half) or 32 (float).
         tile: side in pixels of a tile.
-        tiles: format of the tiles of Deep Zoom and IIIF: jpg, png or webp.
+        tiles: format of the tiles of Deep Zoom, IIIF and a web page: jpg, png or webp.
         data: OpenEXR with the values as they are, for maps that hold no colours.
         url: address of the folder that will hold an IIIF export.
+        title: title of a web page; by default the store's name.
         bigtiff: write BigTIFF or classic TIFF; by default the size decides.
         dpi: resolution for print, in dots per inch; by default that of the picture that was enlarged, or 300.
         width_mm: width of the print in mm, in place of ``dpi``.
@@ -152,6 +156,7 @@ def export(
         "tiles": tiles,
         "data": data,
         "url": url,
+        "title": title,
         "bigtiff": bigtiff,
         "dpi": dpi,
         "width_mm": width_mm,

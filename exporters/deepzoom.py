@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.exporters.job import Progress
-from engine.exporters.place import deepzoom_stem
+from engine.exporters.place import DeepZoomPlace, stem_of
 from engine.exporters.tiles import FolderSink, TileOptions, Tiles, ZipSink, new_archive, tile_options
 from engine.exporters.view import View
 from engine.geometry import Box
@@ -39,7 +39,7 @@ class DeepZoomJob:
 
     def write(self, path: Path, on_progress: Progress) -> None:
         """Write the tiles and, at the end, the descriptor, under the name of ``path``."""
-        stem = deepzoom_stem(path.name)
+        stem = stem_of(path.name, DeepZoomPlace.SUFFIX)
         if not self.is_archive:
             self._write(FolderSink(path.parent), stem, path.name, on_progress)
             return
