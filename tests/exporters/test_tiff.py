@@ -148,6 +148,11 @@ def test_ome_tiff(store, levels, tmp_path):
         assert "sha256:0123" in file.ome_metadata
     assert_levels(paths[0], levels)
     assert paths[0].read_bytes() == paths[1].read_bytes()
+    for index, pixels in enumerate(levels):  # libtiff, which knows nothing of OME
+        image = pyvips.Image.new_from_file(str(paths[0]), subifd=index - 1)
+        assert np.array_equal(image.numpy(), pixels)
+        assert image.get("icc-profile-data")[36:40] == b"acsp"
+        assert image.xres * 25.4 == pytest.approx(300 * pixels.shape[1] / 1037)
 
 
 def test_one_level_is_enough(tmp_path, picture, write_store):

@@ -33,7 +33,7 @@ async function start(): Promise<void> {
   } catch (error) {
     return say(`The server does not answer (${(error as Error).message}). Start engine view again and reload.`, true);
   }
-  document.title = `${view.sources[0]!.name} – engine`;
+  document.title = view.maxRegion ? `${view.sources[0]!.name} – engine` : view.sources[0]!.name;
   find("name").textContent = view.sources[0]!.name;
   fillPanel(find("facts"), view);
   // The image first: the panel is open at once where there is room for both.
