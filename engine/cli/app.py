@@ -468,6 +468,7 @@ def export(
     tile: int | None = None,
     tiles: Literal["jpg", "png", "webp"] | None = None,
     url: str | None = None,
+    title: str | None = None,
     data: bool = False,
     bigtiff: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
     workers: int | None = None,
@@ -476,9 +477,9 @@ def export(
     quiet: QuietFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Export a store in bounded memory: TIFF, pictures, tiles for the web, one OME-Zarr file, or OpenEXR.
+    """Export a store in bounded memory: TIFF, pictures, a web page, tiles, one OME-Zarr file, or OpenEXR.
 
-    docs/export.md has a table of the formats: .tif .ome.tif .png .jpg .webp .dzi .dzi.zip .iiif .ozx .exr.
+    docs/export.md has a table of the formats: .tif .ome.tif .png .jpg .webp .dzi .dzi.zip .iiif .html .html.zip .ozx .exr.
 
     Args:
         store: OME-Zarr store of a render.
@@ -490,13 +491,14 @@ def export(
         depth: Bits per channel of TIFF and PNG, 8 or 16; default: the store's. OpenEXR: 16 (half) or 32 (float).
         level: Level of the store to export as the full size; each has half the sides of the one before; default: 0.
         roi: Region to export, X,Y,WIDTH,HEIGHT in pixels of the full size.
-        size: WIDTHxHEIGHT of a PNG, JPEG or WebP in pixels, which has to be smaller and of the same shape.
-        max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
+        size: WIDTHxHEIGHT of the export in pixels, which has to be smaller and of the same shape; not of .ozx.
+        max_size: Longer side of the export in pixels, at most; larger images are reduced; not of .ozx.
         dpi: Resolution for print in dots per inch, recorded in the file; default: that of the picture that was enlarged, or 300.
         width_mm: Width of the print in mm, recorded in place of --dpi.
         tile: Side of a tile in pixels; default: 512, and 64 in OpenEXR.
-        tiles: Format of the tiles of Deep Zoom and IIIF; default: jpg, and png with transparency.
+        tiles: Format of the tiles of Deep Zoom, IIIF and web pages; default: jpg, and png with transparency.
         url: Address of the folder that will hold an IIIF export; default: http://localhost:8000.
+        title: Title of a web page; default: the store's name.
         data: OpenEXR of data, such as normals or roughness: values as they are, not converted to linear light.
         bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
         workers: Threads that compress; default: one per core, up to 8.
@@ -524,6 +526,7 @@ def export(
         tile=tile,
         tiles=tiles,
         url=url,
+        title=title,
         data=data or None,
         bigtiff=bigtiff,
         workers=workers,
