@@ -21,7 +21,7 @@ from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
-from engine.errors import InputError, Interrupted, ResumeError, UsageError, counted, option
+from engine.errors import BudgetError, InputError, Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_export
 from engine.geometry import Box
 from engine.io.about_picture import about_picture
@@ -34,7 +34,7 @@ from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, stored_plan,
 from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
-from engine.plan.cost import Projection, check
+from engine.plan.cost import Projection, check, readable
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
 from engine.plan.limits import HALVES_BYTES
@@ -213,6 +213,16 @@ class Job:
     def check(self) -> None:
         """Raise BudgetError when the plan does not fit the budgets."""
         check(self.plan, self.projection, self.measured.budget)
+
+    def check_room(self, count: int) -> None:
+        """Raise BudgetError unless the disk has room for ``count`` stores such as this one."""
+        needed = count * self.projection.disk + self.projection.scratch
+        if needed > self.measured.budget.disk:
+            raise BudgetError(
+                f"{counted(count, 'sample')} may take {readable(needed)}, the disk of {self.out.parent} has "
+                f"{readable(self.measured.budget.disk)} free; use fewer {option('samples')}, a smaller {option('size')}, or "
+                f"{option('keep')} on another disk"
+            )
 
     def open_sink(
         self,

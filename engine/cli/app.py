@@ -552,6 +552,8 @@ def score(
     request: Request = Request(),  # noqa: B008
     metrics: str = "available",
     weights_dir: Path | None = None,
+    dask: Annotated[str | None, Parameter(name="--dask")] = None,
+    devices: str | None = None,
     json: JsonFlag = False,
 ) -> None:
     """Score images against the photograph (SIFID, LPIPS and more) or against a reference (PSNR, SSIM).
@@ -566,17 +568,26 @@ def score(
         metrics: Metrics with trained weights: available, free (none), all, or a list such as sifid,lpips; missing weights
             are an error unless available. Metrics without weights are always computed.
         weights_dir: Folder of the trained weights, searched before those of engine weights.
+        dask: Workers that render the samples of --model, as for engine render; each renders one at a time.
+        devices: Devices of this machine that render the samples of --model, a process each, as for engine render.
     """
     from engine.cli import score as run
 
     run.check(images, real=real, reference=reference, model=model, samples=samples, keep=keep, request=request)
+    if dask is not None or devices is not None:
+        _check_score_workers(dask, devices, model, keep, request)
     if reference is not None:
         run.reference(images, reference_path=reference, as_json=json)
         return
     assert real is not None
     rendering = None
     if model is not None:
-        rendering = run.Rendering(model=model, samples=samples, request=request, keep=keep)
+        workers = None
+        if dask is not None or devices is not None:
+            from engine.cli.workers import Workers
+
+            workers = Workers(dask=dask, devices=devices, shares=None)
+        rendering = run.Rendering(model=model, samples=samples, request=request, keep=keep, workers=workers)
     run.against(
         real,
         images,
@@ -733,6 +744,20 @@ def _no_stray_tracebacks(interruption: Interruption) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = before
+
+
+def _check_score_workers(
+    dask: str | None, devices: str | None, model: Path | None, keep: Path | None, request: Request
+) -> None:
+    """Raise UsageError for options of a score that do not go with workers."""
+    from engine.workers import check_workers
+
+    name = option("dask", dask) if dask is not None else option("devices", devices)
+    if model is None:
+        raise UsageError(f"{name}: renders samples; add {option('model')}, or leave it out")
+    if keep is None and dask is not None and dask.partition(":")[0] != "local":
+        raise UsageError(f"{name}: samples need a folder that all workers see; add {option('keep')}")
+    check_workers(dask, devices, device=request.device)
 
 
 def _check_workers(

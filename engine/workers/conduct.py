@@ -186,12 +186,12 @@ class Conductor:
                 self.client.cancel([future])
                 self._give(index)
         now = time.monotonic()
-        if alive:
+        if any(worker["status"] == "running" for worker in self._infos().values()):
             self._since_empty = None
         elif self._since_empty is None:
             self._since_empty = now
         elif 0 < self._since_empty < now - _LET_IN:
-            self.log("no worker at the scheduler; waiting for one")
+            self.log("waiting for a worker: none is there, or all are paused, as they have too little memory")
             self._since_empty = float("inf")
 
     def _cancel(self) -> None:
@@ -213,8 +213,13 @@ class Conductor:
     def _resources(self) -> dict[str, int] | None:
         """One GPU for a render on GPUs: for a device that is none of the CPU, or where a worker has one."""
         kind = (self._device or "").partition(":")[0]
-        has_gpus = any(GPU in w["resources"] for w in self.client.scheduler_info(n_workers=-1)["workers"].values())
+        has_gpus = any(GPU in worker["resources"] for worker in self._infos().values())
         return {GPU: 1} if (kind and kind != "cpu") or (not kind and has_gpus) else None
+
+    def _infos(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler knows of every worker, by its address."""
+        infos: dict[str, dict[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return infos
 
     def _all_workers(self) -> list[str]:
         return list(self.client.nthreads())

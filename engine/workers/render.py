@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +17,7 @@ from engine.parts import PartsMissing, finish
 from engine.plan.parts import Part
 from engine.plan.request import Request
 from engine.workers.conduct import Conductor, Work
-from engine.workers.tasks import Begun, Done, Order, begin, render_share
+from engine.workers.tasks import Begun, Done, Order, begin, order_of, render_share
 
 _ROUNDS = 3
 """Times that shares are given out: again, where shards turn out to be damaged."""
@@ -30,11 +28,12 @@ class WorkersRender:
 
     Attributes:
         begun: its plan, and what its shares miss.
-        workers: number of workers.
+        results: what the shares of ``run`` took.
     """
 
     def __init__(self, conductor: Conductor, order: Order, begun: Begun) -> None:
         self._conductor, self._order, self.begun = conductor, order, begun
+        self.results: list[Done] = []
 
     @classmethod
     def begin(
@@ -50,20 +49,7 @@ class WorkersRender:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> WorkersRender:
         """Let a worker plan and make the store, or go on with the one that is there. Errors as of ``engine.render``."""
-        if isinstance(model, str) and os.path.exists(model):
-            model = Path(model)
-        if isinstance(model, Path):
-            model = model.absolute() if model.exists() else model
-        if request.init is not None:
-            request = replace(request, init=Path(request.init).absolute())
-        order = Order(
-            model=model,
-            request=request,
-            out=out.absolute(),
-            topic=conductor.topic,
-            accept_backend=accept_backend,
-            notes=dict(notes),
-        )
+        order = order_of(model, request, out, conductor.topic, accept_backend=accept_backend, notes=notes)
         work = Work("plan", begin, (order, max(1, len(conductor.workers())), shares))
         begun = conductor.run([work], device=request.device, cancelled=cancelled)[0]
         if begun.lost:
@@ -96,13 +82,12 @@ class WorkersRender:
         """Render the shares that miss shards, and finish the store. Arguments and errors as of ``engine.render``."""
         begun, out, start = self.begun, self._order.out, time.perf_counter()
         if (stored_provenance(out) or {}).get("complete"):
-            return self._result([], start)
-        done: list[Done] = []
+            return self._result(start)
         with _giving(out):
             parts = [part for part, left in zip(begun.shares.parts, begun.seconds, strict=True) if left]
             for attempt in range(_ROUNDS):
                 try:
-                    done += self._share_out(parts, on_progress, cancelled)
+                    self.results += self._share_out(parts, on_progress, cancelled)
                 except Interrupted:
                     raise Interrupted(
                         f"{self._order.out}: stopped after whole shards; the same command goes on"
@@ -114,7 +99,7 @@ class WorkersRender:
                     parts = [missing.part for missing in error.parts if missing.part is not None]
                     if attempt == _ROUNDS - 1 or not parts:
                         raise
-        return self._result(done, start)
+        return self._result(start)
 
     def _share_out(
         self, parts: list[Part], on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
@@ -134,8 +119,8 @@ class WorkersRender:
         ]
         return self._conductor.run(works, on_share=advance, cancelled=cancelled, device=self._order.request.device)
 
-    def _result(self, done: list[Done], start: float) -> RenderResult:
-        all_ = [share.measurements for share in done]
+    def _result(self, start: float) -> RenderResult:
+        all_ = [share.measurements for share in self.results]
         plan = self.begun.plan
         measurements = Measurements(
             seconds=time.perf_counter() - start,

@@ -7,9 +7,10 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from distributed import Status, Worker, get_worker
@@ -59,6 +60,25 @@ class Order:
     notes: dict[str, Any] = field(default_factory=dict)
     """Values that a new store records beside its provenance."""
     version: str = __version__
+
+
+def order_of(
+    model: Path | str | None,
+    request: Request,
+    out: Path,
+    topic: str,
+    *,
+    accept_backend: bool = False,
+    notes: Mapping[str, Any] = MappingProxyType({}),
+) -> Order:
+    """An order whose paths mean the same to workers in other folders."""
+    if model is not None and os.path.exists(model):
+        model = Path(model).absolute()
+    if request.init is not None:
+        request = replace(request, init=Path(request.init).absolute())
+    return Order(
+        model=model, request=request, out=out.absolute(), topic=topic, accept_backend=accept_backend, notes=dict(notes)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +301,10 @@ def render_share(task: _Task, order: Order, part: Part) -> Done:
 
 
 @_answering
-def render_sample(task: _Task, order: Order) -> Done:
-    """Render a store as a whole; one that is there is finished."""
+def render_sample(task: _Task, order: Order, paths: Sequence[Path]) -> Done:
+    """Render a store of its own, one of ``paths``; one that is there is finished."""
     job = Job.prepare(_model_of(order), order.request, order.out, lambda line: task.tell(line=line))
+    job.check_room(sum(not path.exists() for path in paths))
     begin = time.process_time()
     result = job.render(job.open_sink(resume=True), on_progress=task.tell_share, cancelled=task.is_dropped)
     return Done(result.measurements, time.process_time() - begin, sum(job.projection.lr_pixels))
