@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import dask
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster, Worker
 
 from engine.container import cpu_count
 from engine.device.memory import free_host
@@ -27,6 +28,16 @@ _PAUSED = 0.8
 """Share of its memory at which Dask pauses a worker, unless the configuration says otherwise."""
 
 _CONNECT = "10 s"
+
+
+class LocalWorker(Worker):  # type: ignore[misc]
+    """A worker that leaves Ctrl-C and the end of a terminal to the command, which then lets it end the shards it writes."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        for name in ("SIGINT", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(signal.Signals[name], signal.SIG_IGN)
+        super().__init__(*arguments, **options)
 
 
 @contextmanager
@@ -90,6 +101,7 @@ def _local(devices: Sequence[str], memory: int | None) -> Iterator[SpecCluster]:
         workers[name] = {
             "cls": Nanny,
             "options": {
+                "worker_class": LocalWorker,
                 "nthreads": 1,
                 "memory_limit": limit,
                 "resources": {} if is_cpu else {GPU: 1},
