@@ -34,6 +34,7 @@ from harness import add_row, small_model  # noqa: E402
 from support.clusters import Cluster, wait_until  # noqa: E402
 from support.commands import finish, start  # noqa: E402
 from support.faults import build_shim, is_possible  # noqa: E402
+from support.small import photograph  # noqa: E402
 from support.stores import files, render, shards  # noqa: E402
 
 from engine.model.bundle import load  # noqa: E402
@@ -46,7 +47,8 @@ BANDS = replace(TILES, executor="bands", tile=16)
 WORDS = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor tiles"
 COSTS = {
     "tiles": replace(TILES, size=(1024, 1024), tile=64, overlap="exact"),
-    "bands": replace(BANDS, size=(1024, 4096), tile=None),
+    "bands, 4096 rows": replace(BANDS, size=(1024, 4096), tile=None),
+    "bands, 16384 rows": replace(BANDS, size=(1024, 16384), tile=None),
 }
 SHARES = 6
 ECHOES = 200
@@ -142,13 +144,18 @@ class Bench:
     def cost(self) -> None:
         for name, request in COSTS.items():
             one = None
-            for workers in (1, 2):
+            width, height = request.size
+            picture = photograph(
+                self.new() / "picture.png", height // 16, width // 16
+            )  # step 1 is a second in every share
+            request = replace(request, init=picture)
+            for workers, shares in ((1, 1), (1, 2), (2, 2)):  # alone, with the repeated work, and beside each other
                 with cluster.connected(f"local:{workers}", (), 2 << 30) as client:
                     conductor = conduct.Conductor(client, print)
                     warm = self.new() / "out.zarr"  # libraries, networks and the caches of measurements
-                    WorkersRender.begin(conductor, self.model, request, warm, shares=2 * workers).run()
+                    WorkersRender.begin(conductor, self.model, request, warm, shares=2).run()
                     out = self.new() / "out.zarr"
-                    run = WorkersRender.begin(conductor, self.model, request, out, shares=workers)
+                    run = WorkersRender.begin(conductor, self.model, request, out, shares=shares)
                     wall = run.run().measurements.seconds
                     cpu = sum(done.cpu_seconds for done in run.results)
                     one = one or (cpu, wall)
@@ -158,7 +165,7 @@ class Bench:
                     echoes = 1000 * (time.perf_counter() - begin) / ECHOES
                     conductor.close()
                     self.check(
-                        f"cost, {name}", request, out, workers=workers, shares=workers, cpu_s=round(cpu, 2),
+                        f"cost, {name}", request, out, workers=workers, shares=shares, cpu_s=round(cpu, 2),
                         wall_s=round(wall, 2), efficiency=f"CPU {one[0] / cpu:.2f}, wall {one[1] / wall / workers:.2f}",
                         share_ms=round(echoes, 1),
                     )  # fmt: skip
