@@ -35,6 +35,7 @@ Errors: each is an EngineError, with one line that says what to do
     BudgetError            The plan does not fit the memory, VRAM or disk.
     AlignmentError         A tile or halo does not fit a network's window.
     InputError             A picture or store cannot be read: also ModelError (a model) and ResumeError (a store to continue).
+    StorageError           An object store fails, or refuses access (AccessError).
     RenderError            A network produced NaN or infinity.
     Interrupted            Stopped on request; resuming continues.
 """
@@ -49,6 +50,7 @@ TYPE_CHECKING = False  # as in typing, whose import would delay the first line o
 
 if TYPE_CHECKING:
     from engine.errors import (
+        AccessError,
         AlignmentError,
         BudgetError,
         EngineError,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         ModelError,
         RenderError,
         ResumeError,
+        StorageError,
         UsageError,
     )
     from engine.exporters import ExportResult, export
@@ -75,6 +78,7 @@ limit_threads()
 guard_pictures()
 
 __all__ = [
+    "AccessError",
     "AlignmentError",
     "Box",
     "BudgetError",
@@ -93,6 +97,7 @@ __all__ = [
     "RenderResult",
     "Request",
     "ResumeError",
+    "StorageError",
     "Store",
     "UsageError",
     "__version__",
@@ -105,6 +110,7 @@ __all__ = [
 
 _MODULES = {
     "engine.errors": (
+        "AccessError",
         "AlignmentError",
         "BudgetError",
         "EngineError",
@@ -113,6 +119,7 @@ _MODULES = {
         "ModelError",
         "RenderError",
         "ResumeError",
+        "StorageError",
         "UsageError",
     ),
     "engine.exporters": ("ExportResult", "export"),

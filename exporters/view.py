@@ -18,6 +18,7 @@ from engine.causes import naming
 from engine.errors import UsageError, counted, option
 from engine.exporters.pyramid import Level, Pixels, Pyramid
 from engine.geometry import Box, Grid
+from engine.io.objects import Place
 from engine.pixels import DEPTHS, PixelFormat
 
 _IN_MEMORY = 4 << 20
@@ -74,8 +75,8 @@ class View:
         self.is_whole = level == 0 and roi is None and self.pixels == pyramid.pixels
 
     @property
-    def store(self) -> Path:
-        """Folder of the store."""
+    def store(self) -> Place:
+        """Folder or URL of the store."""
         return self.pyramid.store
 
     @property

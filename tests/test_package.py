@@ -135,6 +135,7 @@ def test_imports_are_declared():
             "dask",
             "imagecodecs",
             "matplotlib",
+            "obstore",
             "spandrel",
             "starlette",
             "torchvision",
