@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -59,10 +60,10 @@ def upload(path, url):
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """A proxy whose answers fail as ``faults`` says: one of FAULTS, or None for a good one, in the order of requests.
+    """A proxy whose answers fail as ``choose`` says.
 
     Attributes:
-        faults: iterator of faults; good answers follow its end.
+        choose: function of the number of equal requests before this one, and of all, that returns one of FAULTS or None.
         injected: number of injected faults, by kind.
         requests: number of requests.
     """
@@ -71,7 +72,8 @@ class FaultyProxy(ThreadingHTTPServer):
 
     def __init__(self, port):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.target, self.faults = port, iter(())
+        self.target, self.choose = port, lambda seen, total: None
+        self.seen = Counter()
         self.injected, self.requests = dict.fromkeys(FAULTS, 0), 0
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -80,10 +82,11 @@ class FaultyProxy(ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
-    def next_fault(self):
+    def next_fault(self, what):
         with self.lock:
+            fault = self.choose(self.seen[what], self.requests)
+            self.seen[what] += 1
             self.requests += 1
-            fault = next(self.faults, None)
             if fault is not None:
                 self.injected[fault] += 1
             return fault
@@ -97,7 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self):
         length = int(self.headers.get("content-length") or 0)
-        body, fault = self.rfile.read(length) if length else None, self.server.next_fault()
+        body, fault = (
+            self.rfile.read(length) if length else None,
+            self.server.next_fault((self.command, self.path, self.headers.get("range"))),
+        )
         if fault in ("500", "503"):
             self._answer(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
             return
@@ -134,5 +140,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def every_other(kinds=FAULTS):
-    """Faults of all kinds in turn, each followed by a good answer, so that a bounded number of repetitions is enough."""
-    return itertools.chain.from_iterable((kind, None) for kind in itertools.cycle(kinds))
+    """Every second of equal requests fails, in all ways in turn: whatever runs at the same time, one repetition is enough."""
+    kinds = itertools.cycle(kinds)
+    return lambda seen, total: None if seen % 2 else next(kinds)
