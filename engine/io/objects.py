@@ -104,6 +104,10 @@ class ObjectPath:
         """Last part of the name without its suffix."""
         return PurePosixPath(self.key).stem
 
+    def resolve(self) -> ObjectPath:
+        """The name itself, which is absolute."""
+        return self
+
     def with_name(self, name: str) -> ObjectPath:
         """A name beside this one."""
         return ObjectPath(f"{self._scheme}://{self._bucket}/{PurePosixPath(self.key).with_name(name)}")
