@@ -35,6 +35,7 @@ Errors: each is an EngineError, with one line that says what to do
     BudgetError            The plan does not fit the memory, VRAM or disk.
     AlignmentError         A tile or halo does not fit a network's window.
     InputError             A picture or store cannot be read: also ModelError (a model) and ResumeError (a store to continue).
+    StorageError           An object store fails, or refuses access (AccessError).
     RenderError            A network produced NaN or infinity.
     Interrupted            Stopped on request; resuming continues.
 """
@@ -50,6 +51,7 @@ TYPE_CHECKING = False  # as in typing, whose import would delay the first line o
 if TYPE_CHECKING:
     from engine.api import render
     from engine.errors import (
+        AccessError,
         AlignmentError,
         BudgetError,
         EngineError,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         ModelError,
         RenderError,
         ResumeError,
+        StorageError,
         UsageError,
     )
     from engine.exporters import ExportResult, export
@@ -76,6 +79,7 @@ limit_threads()
 guard_pictures()
 
 __all__ = [
+    "AccessError",
     "AlignmentError",
     "Box",
     "BudgetError",
@@ -94,6 +98,7 @@ __all__ = [
     "RenderResult",
     "Request",
     "ResumeError",
+    "StorageError",
     "Store",
     "UsageError",
     "__version__",
@@ -106,6 +111,7 @@ __all__ = [
 
 _MODULES = {
     "engine.errors": (
+        "AccessError",
         "AlignmentError",
         "BudgetError",
         "EngineError",
@@ -114,6 +120,7 @@ _MODULES = {
         "ModelError",
         "RenderError",
         "ResumeError",
+        "StorageError",
         "UsageError",
     ),
     "engine.exporters": ("ExportResult", "export"),

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.errors import StorageError
+
 EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors of the machine, not of the path that was named: space, quota, file size, hardware, descriptors, memory."""
 
@@ -97,14 +99,14 @@ def _is_of_library(error: BaseException) -> bool:
 
 def raise_if_exhausted(error: Exception) -> None:
     """Raise an exception again that says nothing of the file it was met in: memory, threads or descriptors are exhausted,
-    or the disk failed.
+    or the disk or the object store failed.
 
     Where any other exception means a damaged file, this goes first: a file must not be called damaged, or be removed, for
     want of memory.
     """
     system = system_error(error)
     is_machine = system is not None and system.errno in EXHAUSTED
-    if is_machine or is_out_of_memory(error) or is_out_of_threads(error):
+    if is_machine or isinstance(error, StorageError) or is_out_of_memory(error) or is_out_of_threads(error):
         raise error
 
 

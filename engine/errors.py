@@ -83,6 +83,16 @@ class InputError(EngineError):
     exit_code = 4
 
 
+class StorageError(EngineError):
+    """An object store that does not answer, or fails. It says nothing of what lies there."""
+
+
+class AccessError(StorageError):
+    """An object store that refuses access, or has no such bucket."""
+
+    exit_code = 4
+
+
 class ModelError(InputError):
     """A model file or checkpoint that is damaged, incomplete or of an unknown architecture."""
 

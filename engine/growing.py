@@ -8,9 +8,9 @@ says which it is. Memory: the cache of composed tiles, and five tiles for each l
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 from cachetools import LRUCache
@@ -21,9 +21,11 @@ from engine.errors import InputError
 from engine.exporters.pyramid import Level, Pyramid
 from engine.geometry import Box
 from engine.io.display import Display
+from engine.io.durable import stamp_of
 from engine.io.files import Lock
 from engine.io.first_look import FIRST_LOOK, decode_first_look
-from engine.io.shards import is_present, shard_path
+from engine.io.objects import ObjectPath, Place
+from engine.io.shards import present_in_row, present_shards
 from engine.io.zarr_store import IDENTITY, halve
 
 TILE = 512
@@ -61,10 +63,10 @@ class GrowingImage:
     """An open store, finished or not.
 
     Args:
-        path: folder of a render, or of another program's OME-Zarr image.
+        path: folder or URL of a render, or of another program's OME-Zarr image.
 
     Attributes:
-        path: folder of the store.
+        path: folder or URL of the store.
         pyramid: the store as it was when ``refresh`` was last called.
         epoch: number of times that another store has come under this name.
         damaged: messages about shards that could not be read.
@@ -73,7 +75,7 @@ class GrowingImage:
         InputError: the folder is no such image, or is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.pyramid = Pyramid(path, allow_incomplete=True)
         self.epoch = 0
@@ -112,7 +114,7 @@ class GrowingImage:
     @property
     def writer(self) -> int | None:
         """Process that writes the store, where the system tells."""
-        return None if self.complete else Lock.holder(self.path)
+        return None if self.complete or isinstance(self.path, ObjectPath) else Lock.holder(self.path)
 
     def refresh(self) -> bool:
         """Look at the disk again; returns whether something has changed.
@@ -205,11 +207,11 @@ class GrowingImage:
 
     def _scanned(self, level: Level, before: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Shards of a level that are there. Full rows are not looked at again: reading a shard checks it anyway."""
+        if isinstance(self.path, ObjectPath):
+            return present_shards(self.path, level.path, _shape(level))
         present = before.copy()
         for row in np.flatnonzero(~before.all(axis=1)):
-            folder = shard_path(self.path, level.path, int(row), 0).parent
-            if folder.is_dir():
-                present[row] = [is_present(folder / str(column)) for column in range(before.shape[1])]
+            present[row] = present_in_row(self.path, level.path, int(row), before.shape[1])
         return present
 
     def _shards(self, level: int, box: Box) -> Box:
@@ -338,12 +340,9 @@ def _pooled(counts: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.int
     return pooled
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Inode, time and size of the root metadata. Raises InputError where the store is gone."""
+def _stamp(path: Place) -> tuple[object, ...]:
+    """What changes when the root metadata are written. Raises InputError where the store is gone."""
     for name in ("zarr.json", ".zattrs"):
-        try:
-            status = (path / name).stat()
-        except OSError:
-            continue
-        return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        with suppress(OSError):
+            return stamp_of(path, name)
     raise InputError(f"{path}: the store is gone; put it back, or open another one")

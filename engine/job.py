@@ -27,6 +27,7 @@ from engine.geometry import Box
 from engine.io.about_picture import about_picture
 from engine.io.files import temporary_name
 from engine.io.first_look import FIRST_LOOK, MAX_SIDE, encode_first_look
+from engine.io.objects import as_place, check_local, local_copy
 from engine.io.original import OriginalPicture
 from engine.io.part_sink import PartSink
 from engine.io.photo import Source
@@ -160,6 +161,7 @@ class Job:
             BudgetError: no executor fits the budget.
             InputError: the picture or the output's folder cannot be used.
         """
+        check_local("out", out)
         request, out, log = request or Request(), Path(out), log or _ignore
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
@@ -180,7 +182,7 @@ class Job:
             if request.executor not in (AUTO, *candidates(request, factory.device.type)):
                 log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         for note in picture.notes if picture is not None else ():
-            log(f"{request.init}: {note}")
+            log(f"{as_place(request.init or out)}: {note}")
         job = cls(
             model=model,
             request=request,
@@ -611,7 +613,9 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, O
         )
     picture = None
     if request.init is not None:
-        picture = OriginalPicture(request.init, depth=request.depth, profile=request.profile, wraps=request.wraps)
+        picture = OriginalPicture(
+            local_copy(request.init), depth=request.depth, profile=request.profile, wraps=request.wraps
+        )
     if picture is not None and model.base_generator is None and len(model.stages) == 1:
         shape = request.shape_for(picture.size)
         times = repetitions(picture.size, shape, model.stages[0].scale, request.stages)

@@ -17,6 +17,7 @@ from engine.device.memory import device_bytes, device_limit, free_device, free_h
 from engine.device.queue import full_float32, memory_errors
 from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
+from engine.io.objects import local_copy
 from engine.io.original import OriginalPicture
 from engine.io.photo import Source, TensorSource
 from engine.kernels import tuning
@@ -247,7 +248,7 @@ def _precisions(
     """Precision of every stage, and the measured error of the chain: None where it is float32's own."""
 
     def errors(half: str) -> list[PrecisionError]:
-        return precision.precision_errors(model, count, half, device, request.init, log)
+        return precision.precision_errors(model, count, half, device, request.init and local_copy(request.init), log)
 
     networks = [model.network(index) for index in range(count)]
     if request.precision == AUTO and not all(network.has_halves for network in networks):

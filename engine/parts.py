@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import InputError, ResumeError, counted, option
+from engine.io.objects import check_local
 from engine.io.part_sink import holder_of, shares_of
 from engine.io.shards import is_present, shard_path
 from engine.io.zarr_store import ZarrSink, stored_provenance
@@ -54,6 +55,7 @@ def missing_parts(path: Path | str) -> list[MissingPart]:
     Raises:
         InputError: it is no store of this engine, or is damaged in its metadata.
     """
+    check_local("store", path)
     path = Path(path)
     plan, provenance = _plan_of(path)
     shares = shares_of(path, plan, provenance)
@@ -86,6 +88,7 @@ def finish(store: Path | str, *, beside_parts: bool = False) -> None:
         ResumeError: another process writes the store.
         InputError: it is no store of this engine, or is damaged in its metadata.
     """
+    check_local("store", store)
     path = Path(store)
     if parts := missing_parts(path):
         raise PartsMissing(path, parts)

@@ -19,6 +19,7 @@ from engine.errors import UsageError, option
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box, Region, parse_box
 from engine.growing import GrowingImage
+from engine.io.objects import Place, as_place
 from engine.io.zarr_store import COMMAND, PICTURE
 
 _SHOWN = 400
@@ -29,10 +30,10 @@ class Store:
     """An open store, as ``engine.open`` returns it. Reads decode only the chunks that they meet.
 
     Attributes:
-        path: folder of the store.
+        path: folder or URL of the store.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self._pyramid = Pyramid(path, allow_incomplete=True)
 
@@ -55,7 +56,7 @@ class Store:
         )
 
     def __fspath__(self) -> str:
-        """The folder, so that ``engine.export`` takes an open store."""
+        """The folder or URL, so that ``engine.export`` takes an open store."""
         return str(self.path)
 
     @property
@@ -224,15 +225,16 @@ def open_store(path: Path | str) -> Store:
     """Open a store to read: its size, levels and provenance, and its pixels region by region.
 
     Args:
-        path: folder of a render, finished or not, or of another program's OME-Zarr image.
+        path: folder or URL of a render, finished or not, or of another program's OME-Zarr image.
 
     Raises:
-        InputError: the folder is no such image, or is damaged.
+        InputError: it is no such image, or is damaged.
+        StorageError: an object store does not answer, or refuses access.
     """
-    return Store(Path(path))
+    return Store(as_place(path))
 
 
-def resume_command(path: Path, provenance: Mapping[str, Any], part: str | None = None) -> str | None:
+def resume_command(path: Place, provenance: Mapping[str, Any], part: str | None = None) -> str | None:
     """Command that finishes a store, or a part of it such as ``2/4``; None if no command line began it."""
     words, picture = provenance.get(COMMAND), provenance.get(PICTURE)
     if not isinstance(words, list):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import BudgetError, EngineError, InputError, UsageError, option
 from engine.exporters.place import ArchivePlace, DeepZoomPlace, FilePlace, FolderPlace, PagePlace, Place
 from engine.geometry import Region, parse_box, parse_size
+from engine.io.objects import as_place, check_local
 
 if TYPE_CHECKING:
     from engine.exporters.job import ExportJob
@@ -114,7 +115,7 @@ def export(
     """Write the image in ``store`` to ``out``, which appears whole or not at all.
 
     Args:
-        store: folder of an OME-Zarr image, or an open ``Store``.
+        store: folder or URL of an OME-Zarr image, or an open ``Store``.
         out: file or folder to write; its suffix chooses the format (``FORMATS``).
         format: format, as a suffix without its dot, whatever the name's own suffix.
         preset: TIFF for a purpose: print or web; other options change it.
@@ -146,7 +147,9 @@ def export(
         BudgetError: the disk has too little space.
         EngineError: writing failed.
     """
-    start, source, out = time.perf_counter(), Path(store), Path(out)
+    start, source = time.perf_counter(), as_place(store)
+    check_local("out", out)
+    out = Path(out)
     options = {
         "preset": preset,
         "compression": compression,
@@ -168,7 +171,7 @@ def export(
     module = _format(suffix)
     module.checked_options(suffix, options)
     _check_place(place, overwrite=overwrite)
-    if source.resolve() in out.resolve().parents:
+    if isinstance(source, Path) and source.resolve() in out.resolve().parents:
         raise UsageError(f"{out}: lies in the store; choose a place outside {source}")
     from engine.exporters.pyramid import Pyramid
     from engine.exporters.reduced import reduced
@@ -252,6 +255,7 @@ def check_target(out: Path, *, size: tuple[int, int] | None = None, overwrite: b
         UsageError: an unknown suffix, or a picture beyond its format.
         InputError: the file exists, or something else is in its place.
     """
+    check_local("out", out)
     suffix = find_suffix(out)
     if size is not None:
         _format(suffix).check_size(suffix, size[1], size[0])

@@ -74,7 +74,7 @@ class OzxJob:
 
     def _copy(self, archive: zipfile.ZipFile, name: str, size: int) -> int:
         """Append one file of the store, which must still have its size: shards are replaced whole."""
-        path, copied = self.view.store / name, 0
+        path, copied = _folder(self.view) / name, 0
         entry = zipfile.ZipInfo(name, _EPOCH)
         entry.file_size = size
         try:
@@ -101,22 +101,30 @@ def prepare(view: View, suffix: str, values: Mapping[str, Any]) -> OzxJob:
     """List the store's files. Nothing is written yet.
 
     Raises:
-        UsageError: an option, or a region or depth, which would make other files than the store's.
+        UsageError: an option, a region or a depth, which would make other files than the store's; a store by URL.
         InputError: the store is no OME-Zarr 0.5, which the format demands.
     """
     checked_options(suffix, values)
+    store = _folder(view)
     stored = {(level.path, level.bounds) for level in view.pyramid.levels}
     if view.pixels != view.pyramid.pixels or (view.levels[0].path, view.levels[0].bounds) not in stored:
         raise UsageError(
             f"{option('roi')}, {option('size')} and {option('depth')}: do not apply to .ozx, which holds the store's own "
             f"files; leave them out, or give {option('level')}"
         )
-    root = _read_root(view.store)
+    root = _read_root(store)
     paths = [level.path for level in view.levels]
     root_text = json.dumps(_from_level(root, paths), indent=2).encode()
-    metadata = [(_ROOT, root_text), *((f"{path}/{_ROOT}", _read(view.store / path / _ROOT)) for path in paths)]
-    files = [file for path in paths for file in _files(view.store, path)]
+    metadata = [(_ROOT, root_text), *((f"{path}/{_ROOT}", _read(store / path / _ROOT)) for path in paths)]
+    files = [file for path in paths for file in _files(store, path)]
     return OzxJob(view, tuple(files), tuple(metadata), str(root["attributes"]["ome"].get("version", "0.5")))
+
+
+def _folder(view: View) -> Path:
+    """Folder of the store. Raises UsageError where it lies in an object store."""
+    if not isinstance(view.store, Path):
+        raise UsageError(f"{view.store}: .ozx packs the files of a folder; copy the store to one, or export a .tif")
+    return view.store
 
 
 def checked_options(suffix: str, values: Mapping[str, Any]) -> OzxOptions:

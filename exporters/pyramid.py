@@ -13,7 +13,6 @@ import mimetypes
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,9 @@ from engine.errors import InputError, counted, option
 from engine.exporters.colour import srgb_profile
 from engine.geometry import Box
 from engine.io.about_picture import stored_dpi, stored_profile
-from engine.io.durable import open_root
-from engine.io.shards import is_present, raise_unless_damage, shard_path
+from engine.io.durable import open_root, stamp_of
+from engine.io.objects import Place
+from engine.io.shards import is_present, present_shards, raise_unless_damage, shard_path
 from engine.pixels import PLAIN, PixelFormat, pixels_of
 
 Pixels = NDArray[Any]
@@ -82,7 +82,7 @@ class Pyramid:
     """An open store.
 
     Args:
-        store: folder of an OME-Zarr image with the axes c,y,x and 8 or 16 bits: of this engine, or with three channels.
+        store: folder or URL of an OME-Zarr image with the axes c,y,x and 8 or 16 bits: of this engine, or with three channels.
         allow_incomplete: accept a render of this engine that is not finished; its missing shards are black.
         cache_bytes: size of the cache of decoded cells; the newest cell is always kept.
 
@@ -98,7 +98,7 @@ class Pyramid:
         InputError: the store is no such image, is damaged, or is not finished.
     """
 
-    def __init__(self, store: Path, *, allow_incomplete: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, store: Place, *, allow_incomplete: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
         self.store = store
         self._stamp = _stamp(store)
         group = _open(store)
@@ -196,13 +196,13 @@ class Pyramid:
             pixels[..., channel] = plane
         return pixels
 
-    def _present(self, level: int, cell: Box) -> dict[Path, bool]:
+    def _present(self, level: int, cell: Box) -> dict[Place, bool]:
         """Files of the shards that a cell meets, and whether they exist; empty for stores of other software."""
         if not self.provenance:
             return {}
         return {path: is_present(path) for path, _ in self._shards(level, cell)}
 
-    def _shards(self, level: int, cell: Box) -> Iterator[tuple[Path, Box]]:
+    def _shards(self, level: int, cell: Box) -> Iterator[tuple[Place, Box]]:
         """File and pixels of every shard that a cell meets."""
         array, bounds = self._arrays[level], self.levels[level].bounds
         *_, rows, columns = array.shards or array.chunks
@@ -236,13 +236,12 @@ class Pyramid:
         return True
 
 
-def _stamp(store: Path) -> tuple[int, ...]:
-    """Inode, time and size of a store's root metadata; zeros where it has none (earlier versions of Zarr)."""
+def _stamp(store: Place) -> tuple[object, ...]:
+    """``stamp_of``; zeros where the root has no such metadata (earlier versions of Zarr)."""
     try:
-        status = (store / "zarr.json").stat()
+        return stamp_of(store)
     except (FileNotFoundError, NotADirectoryError):
         return (0, 0, 0, 0) if store.is_dir() else ()
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _is_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -251,7 +250,7 @@ def _is_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return before.get("plan") == now.get("plan") and (is_finished or before.get("id") == now.get("id"))
 
 
-def _open(store: Path) -> zarr.Group:
+def _open(store: Place) -> zarr.Group:
     try:
         return open_root(store)
     except (OSError, ValueError, KeyError) as error:
@@ -259,12 +258,12 @@ def _open(store: Path) -> zarr.Group:
         raise InputError(f"{store}: {_not_a_store(store, error)}") from error
 
 
-def _not_a_store(store: Path, error: Exception) -> str:
+def _not_a_store(store: Place, error: Exception) -> str:
     """Message about a path that is no Zarr group."""
     if not store.exists():
         return "no such store; name the folder that engine render wrote"
     if store.is_file():
-        is_picture = (mimetypes.guess_type(store)[0] or "").startswith("image/")
+        is_picture = (mimetypes.guess_type(str(store))[0] or "").startswith("image/")
         kind = "a picture" if is_picture else "a file"
         return f"is {kind}, not a store of engine render; name the folder that it wrote"
     if not (store / "zarr.json").is_file():
@@ -283,7 +282,7 @@ def _channels(provenance: Mapping[str, Any]) -> int:
         return PLAIN.channels
 
 
-def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any], channels: int) -> list[zarr.Array[Any]]:
+def _arrays(store: Place, group: zarr.Group, attributes: Mapping[str, Any], channels: int) -> list[zarr.Array[Any]]:
     arrays = []
     for path in _paths(store, attributes):
         try:
@@ -300,7 +299,7 @@ def _arrays(store: Path, group: zarr.Group, attributes: Mapping[str, Any], chann
     return arrays
 
 
-def _paths(store: Path, attributes: Mapping[str, Any]) -> list[str]:
+def _paths(store: Place, attributes: Mapping[str, Any]) -> list[str]:
     """Paths of the levels. OME-Zarr 0.5 keeps its metadata under ``ome``, earlier versions at the top."""
     try:
         image = attributes.get("ome", attributes)["multiscales"][0]
@@ -315,7 +314,7 @@ def _paths(store: Path, attributes: Mapping[str, Any]) -> list[str]:
     return paths
 
 
-def _check_array(store: Path, array: zarr.Array[Any], dtype: np.dtype[Any], channels: int) -> None:
+def _check_array(store: Place, array: zarr.Array[Any], dtype: np.dtype[Any], channels: int) -> None:
     where = f"{store}/{array.path}"
     if len(array.shape) != 3 or array.shape[0] != channels:
         raise InputError(
@@ -346,7 +345,7 @@ def _cell_bytes(level: Level, pixels: PixelFormat) -> int:
     return min(rows, level.height) * min(columns, level.width) * pixels.bytes
 
 
-def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None:
+def _check_sizes(store: Place, levels: tuple[Level, ...], *, exact: bool) -> None:
     """Check that levels shrink, to ceil(size / 2**i) in stores of this engine (``exact``)."""
     for index, (upper, level) in enumerate(zip(levels, levels[1:], strict=False), start=1):
         where, expected = (
@@ -359,7 +358,7 @@ def _check_sizes(store: Path, levels: tuple[Level, ...], *, exact: bool) -> None
             raise InputError(f"{where}, {upper.width} x {upper.height} before it; levels must shrink, write them again")
 
 
-def count_shards(store: Path, array: zarr.Array[Any]) -> tuple[int, int]:
+def count_shards(store: Place, array: zarr.Array[Any]) -> tuple[int, int]:
     """(written, all) shards of a level [C, H, W] of a store.
 
     This engine stores black ones too; Zarr would silently read a lost shard as black.
@@ -367,11 +366,10 @@ def count_shards(store: Path, array: zarr.Array[Any]) -> tuple[int, int]:
     *_, height, width = array.shape
     *_, rows, columns = array.shards or array.chunks
     down, across = -(-height // rows), -(-width // columns)
-    written = sum(is_present(shard_path(store, array.path, y, x)) for y in range(down) for x in range(across))
-    return written, down * across
+    return int(present_shards(store, array.path, (down, across)).sum()), down * across
 
 
-def _check_complete(store: Path, arrays: list[zarr.Array[Any]], *, complete: bool) -> None:
+def _check_complete(store: Place, arrays: list[zarr.Array[Any]], *, complete: bool) -> None:
     for array in arrays:
         written, total = count_shards(store, array)
         if complete and written < total:

@@ -18,6 +18,7 @@ from engine.causes import naming
 from engine.errors import UsageError, counted, option
 from engine.exporters.pyramid import Level, Pixels, Pyramid
 from engine.geometry import Box, Grid
+from engine.io.objects import Place
 from engine.pixels import DEPTHS, PixelFormat
 
 IN_MEMORY = 4 << 20
@@ -84,8 +85,8 @@ class View:
         return self.levels[0].height
 
     @property
-    def store(self) -> Path:
-        """Folder of the store."""
+    def store(self) -> Place:
+        """Folder or URL of the store."""
         return self.pyramid.store
 
     @property

@@ -130,18 +130,17 @@ def test_imports_are_declared():
     declared = {re.match(r"[\w-]+", text)[0].lower().replace("-", "_") for text in PROJECT["project"]["dependencies"]}
     # Refused with a message where they are needed.
     optional = {
-        *(
-            "OpenImageIO",
-            "dask",
-            "distributed",
-            "imagecodecs",
-            "matplotlib",
-            "spandrel",
-            "starlette",
-            "torchvision",
-            "triton",
-            "uvicorn",
-        ),
+        "OpenImageIO",
+        "dask",
+        "distributed",
+        "imagecodecs",
+        "matplotlib",
+        "obstore",
+        "spandrel",
+        "starlette",
+        "torchvision",
+        "triton",
+        "uvicorn",
     }
     imported = set()
     for name in modules_on_disk():

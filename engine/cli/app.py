@@ -398,7 +398,7 @@ def view(
     """Show a store in the browser, also while it is rendered, until Ctrl-C (extra view).
 
     Args:
-        store: OME-Zarr store, finished or not.
+        store: OME-Zarr store, finished or not: a folder, or a URL (s3://, gs://, az://; extra cloud).
         other: Store or picture to compare it with, by a slider.
         host: Address to listen at. Any other than this machine's own gets a random token in its path.
         port: Port to listen at; default: the first free one from 8765.
@@ -437,7 +437,7 @@ def check(
     """Read every shard of a store and compare the pyramid's levels; exit code 4 if something is damaged.
 
     Args:
-        store: OME-Zarr store of a render, finished or not; with --wrap, also another store or a picture.
+        store: OME-Zarr store of a render, finished or not, a folder or a URL; with --wrap, also another store or a picture.
         wrap: Measure instead whether the image repeats without a seam: the difference of its opposite sides, compared with
             that of neighbouring rows and columns.
         repair: Remove damaged shards, and those computed from them; the store's engine render with --resume makes exactly
@@ -507,7 +507,7 @@ def export(
     docs/export.md has a table of the formats: .tif .ome.tif .png .jpg .webp .dzi .dzi.zip .iiif .html .html.zip .ozx .exr.
 
     Args:
-        store: OME-Zarr store of a render.
+        store: OME-Zarr store of a render: a folder, or a URL (s3://, gs://, az://; extra cloud).
         out: File or folder to write; its suffix selects the format.
         format: Format, as a suffix such as tif or iiif, whatever the name's own suffix.
         preset: TIFF for a purpose: print (lossless) or web (JPEG, a tenth of the size); other options change it.

@@ -8,17 +8,19 @@ from typing import Any
 from engine.cli import report
 from engine.cli.progress import by_count, meter
 from engine.errors import InputError, counted, option
+from engine.io.objects import Place, as_place
 from engine.io.store_check import Damage, Findings, check_store
 from engine.metrics.images import open_image
 from engine.metrics.seams import Seam, measure_seams
 
 
-def check(path: Path, *, repair: bool, as_json: bool) -> None:
+def check(store: Path, *, repair: bool, as_json: bool) -> None:
     """Read a store with a progress bar and print what is damaged.
 
     Raises:
         InputError: the store is damaged, and ``repair`` is false.
     """
+    path = as_place(store)
     with meter(f"reading {path.name}", 1.0) as bar:
         findings = check_store(path, repair=repair, on_progress=by_count(bar))
     if as_json:
@@ -34,13 +36,14 @@ def check(path: Path, *, repair: bool, as_json: bool) -> None:
         )
 
 
-def check_wrap(path: Path, *, as_json: bool) -> None:
+def check_wrap(image: Path, *, as_json: bool) -> None:
     """Read a picture or a store with a progress bar and print how its opposite sides meet.
 
     Raises:
         InputError: it is neither, or too small.
     """
-    sample = open_image(path)
+    path = as_place(image)
+    sample = open_image(image)
     with meter(f"reading {path.name}", 1.0) as bar:
         seams = measure_seams(sample, by_count(bar))
     if as_json:
@@ -59,7 +62,7 @@ def _seam_text(seam: Seam) -> str:
     )
 
 
-def _summary(path: Path, findings: Findings) -> str:
+def _summary(path: Place, findings: Findings) -> str:
     shards = counted(findings.shards, "shard")
     if not findings.damage:
         written = findings.shards - findings.missing
@@ -76,7 +79,7 @@ def _region(damage: Damage) -> str:
     return f"{box.x0},{box.y0},{box.width},{box.height}"
 
 
-def _as_json(path: Path, findings: Findings) -> dict[str, Any]:
+def _as_json(path: Place, findings: Findings) -> dict[str, Any]:
     return {
         "path": str(path),
         "complete": findings.complete,

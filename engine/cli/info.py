@@ -13,6 +13,7 @@ from engine.errors import InputError, counted
 from engine.exporters.about import read_description
 from engine.exporters.pyramid import count_shards
 from engine.io.durable import open_root
+from engine.io.objects import ObjectPath, Place, as_place, local_copy
 from engine.io.picture_file import open_picture
 from engine.io.zarr_store import ATTRIBUTE, PARTS
 from engine.model.bundle import load
@@ -25,17 +26,18 @@ _BITS = {"uchar": 8, "char": 8, "ushort": 16, "short": 16, "uint": 32, "int": 32
 """libvips' name of a sample's type -> bits."""
 
 
-def info(path: Path, as_json: bool) -> None:
+def info(name: Path, as_json: bool) -> None:
     """Check a model completely and print it, or describe a store or a picture.
 
     Raises:
         InputError: the file or folder is none of them, or is damaged.
     """
-    if path.is_dir() or (path.suffix == ".zarr" and not path.exists()):
-        account = _store(path)
+    place = as_place(name)
+    if place.is_dir() or (place.suffix == ".zarr" and not place.exists()):
+        account = _store(place)
         show = _print_store
-    elif (image := open_picture(path)) is not None:
-        account = _picture(path, image)
+    elif (image := open_picture(path := local_copy(name))) is not None:
+        account = _picture(path, image) | {"path": str(place)}
         show = _print_picture
     else:
         model = load(path)
@@ -50,7 +52,7 @@ def info(path: Path, as_json: bool) -> None:
         show(account)
 
 
-def _store(path: Path) -> dict[str, Any]:
+def _store(path: Place) -> dict[str, Any]:
     """Facts about a store of this engine or another program's OME-Zarr image, from its metadata and its files."""
     if not path.exists():
         raise InputError(f"{path}: no such store; name a model, a store or a picture")
@@ -73,13 +75,20 @@ def _store(path: Path) -> dict[str, Any]:
         "axes": axes,
         "dtype": str(arrays[0].dtype),
         "levels": [{"width": shape[-1], "height": shape[-2]} for shape in shapes],
-        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "bytes": _size(path),
     }
     provenance = attributes.get(ATTRIBUTE)
     return account | _render(path, provenance, arrays[0]) if isinstance(provenance, dict) else account
 
 
-def _render(path: Path, provenance: dict[str, Any], array: Any) -> dict[str, Any]:  # noqa: ANN401 (zarr's types)
+def _size(store: Place) -> int:
+    """Bytes of all files of a store."""
+    if isinstance(store, ObjectPath):
+        return sum(int(about["size"]) for _, about in store.objects())
+    return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+
+
+def _render(path: Place, provenance: dict[str, Any], array: Any) -> dict[str, Any]:  # noqa: ANN401 (zarr's types)
     """Facts about the render of a store of this engine."""
     written, total = count_shards(path, array)
     plan, complete = dict(provenance.get("plan") or {}), provenance.get("complete") is True and written >= total
@@ -123,7 +132,7 @@ def _print_store(account: dict[str, Any]) -> None:
         _print_render(account)
     report.line(f"view it: {shlex.join(['engine', 'view', account['path']])}")
     if account.get("complete", True):
-        report.line(f"look at it: {look_command(Path(account['path']), account['width'], account['height'])}")
+        report.line(f"look at it: {look_command(as_place(account['path']), account['width'], account['height'])}")
 
 
 def _print_render(account: dict[str, Any]) -> None:
@@ -173,5 +182,5 @@ def _print_picture(account: dict[str, Any]) -> None:
         seed = f", seed {made['seed']}" if "seed" in made else ""
         report.prose(f"made by {made['software']}{seed}")
         report.print_licences(made.get("licences") or [])
-    path = Path(account["path"])
+    path = as_place(account["path"])
     report.line(f"enlarge it: {shlex.join(['engine', 'upscale', str(path), '--out', f'{path.stem}-large.png'])}")

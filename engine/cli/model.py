@@ -12,6 +12,7 @@ from engine.device.choose import choose_device
 from engine.device.memory import free_device
 from engine.device.queue import full_float32, memory_errors
 from engine.errors import UsageError, option
+from engine.io.objects import check_local
 from engine.model.build import build as build_model
 from engine.model.bundle import load
 from engine.probe.profiles import measure_profiles, remember
@@ -38,6 +39,8 @@ def build(
 
 def probe(path: Path, image: Path | None, save: bool, plot: Path | None, device: str | None, as_json: bool) -> None:
     """Measure a model's stages, print the profiles, and store them in the model file or in the cache."""
+    if save:
+        check_local("save", path)
     model = load(path)
     if save and model.path.suffix != ".safetensors":
         raise UsageError(

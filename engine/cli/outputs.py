@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engine.errors import InputError, UsageError, option
+from engine.io.objects import check_local
 
 
 def check_place(name: str, path: Path) -> None:
     """Refuse a file that could not be written at the end. ``name``: the option. Raises UsageError."""
+    check_local(name, path)
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"{option(name, path)}: cannot be written; name a file in a folder that exists")
@@ -18,6 +20,7 @@ def check_place(name: str, path: Path) -> None:
 
 def check_new(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace a file unasked. Raises InputError."""
+    check_local("out", path)
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; give {option('overwrite', True)} to replace it, or another {option('out')}")
 

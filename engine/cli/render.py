@@ -23,6 +23,7 @@ from engine.exporters.about import REQUEST
 from engine.geometry import Box
 from engine.interrupt import deferred_interrupt
 from engine.io.files import write_text
+from engine.io.objects import is_url, spelled
 from engine.io.zarr_store import ZarrSink
 from engine.job import Job, RenderResult
 from engine.model.build import chain
@@ -145,12 +146,12 @@ def resume_words(models: Sequence[Path], request: Request, options: Options | No
     Paths are absolute: the command may be needed in another folder.
     """
     options = options or Options()
-    names = [str(model.absolute() if model.exists() else model) for model in models if model != DEFAULT]
+    names = [spelled(model) if model.exists() or is_url(model) else str(model) for model in models if model != DEFAULT]
     words = ["engine", "render", *names]
     skipped: tuple[str, ...] = ()
     if options.is_upscale:
         assert request.init is not None
-        words = ["engine", "upscale", str(request.init.absolute())]
+        words = ["engine", "upscale", spelled(request.init)]
         words += [word for name in names for word in ("--model", name)]
         skipped = ("init", "stages")
     for name, value in options.picture.given.items():
@@ -165,7 +166,7 @@ def resume_words(models: Sequence[Path], request: Request, options: Options | No
         elif isinstance(value, Box):
             words.append(f"{value.x0},{value.y0},{value.width},{value.height}")
         elif isinstance(value, Path):
-            words.append(str(value.absolute()))
+            words.append(spelled(value))
         elif value is not True:
             words.append(f"{value}B" if entry.name in ("memory", "vram") else str(value))
     return words

@@ -22,6 +22,7 @@ from engine.device.heap import fix_malloc_thresholds
 from engine.errors import UsageError, option
 from engine.exporters import check_options
 from engine.io.files import sha256
+from engine.io.objects import local_copy
 from engine.model.build import chain
 from engine.plan.request import PictureRequest
 
@@ -83,7 +84,9 @@ def _one(picture: Path, models: Sequence[Path], output: Output, request: Picture
     one = request.of(picture)
     if options.resume and output.path.exists():
         model = chain(models)
-        if output.is_result_of(request_digest(model, in_chain(one, model, models), options.picture, sha256(picture))):
+        if output.is_result_of(
+            request_digest(model, in_chain(one, model, models), options.picture, sha256(local_copy(picture)))
+        ):
             output.forget_working_store()
             report.line(f"{output.path}: done before")
             return

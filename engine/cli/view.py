@@ -11,11 +11,12 @@ from engine.cli import report
 from engine.cli.progress import Estimate, Meter, log
 from engine.errors import UsageError, option
 from engine.interrupt import deferred_interrupt
+from engine.io.objects import as_place, local_copy
 from engine.view.beside import Beside, check_ready, viewer_beside
 
 
 def view(
-    store: Path, other: Path | None, *, host: str, port: int | None, dpi: float | None, opens_browser: bool
+    store_path: Path, other_path: Path | None, *, host: str, port: int | None, dpi: float | None, opens_browser: bool
 ) -> None:
     """Serve a store, and what it is compared with, until Ctrl-C."""
     check_ready()
@@ -24,6 +25,8 @@ def view(
     from engine.view.source import TileSource
     from engine.view.store import StoreSource
 
+    store = as_place(store_path)
+    other = None if other_path is None else as_place(other_path)
     if store.is_file():
         raise UsageError(f"{store}: is no store; name the folder that engine render wrote, and a picture behind it")
     if dpi is not None and not 1 <= dpi <= 100_000:
@@ -33,7 +36,8 @@ def view(
     sources: list[TileSource] = [StoreSource(store)]
     if other is not None:
         name = other.name if other.name != store.name else f"{other.name} (2)"
-        sources.append(PictureSource(other, name) if other.is_file() else StoreSource(other, name))
+        assert other_path is not None
+        sources.append(PictureSource(local_copy(other_path), name) if other.is_file() else StoreSource(other, name))
 
     def started(address: str) -> None:
         report.line(f"{store}: {address}")

@@ -20,6 +20,7 @@ from engine.errors import ResumeError, UsageError, option
 from engine.exporters import ExportResult, check_pixels, check_target, export, names_export, names_picture
 from engine.exporters.about import REQUEST, read_description
 from engine.io.files import remove_leftovers, sha256
+from engine.io.objects import Place, check_local
 from engine.io.picture_file import open_picture
 from engine.io.zarr_store import COMMAND, PICTURE, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
 from engine.job import Job, Progress, RenderResult
@@ -56,6 +57,9 @@ class Output:
 
     path: Path
     """Store, or picture, that the user named."""
+
+    def __post_init__(self) -> None:
+        check_local("out", self.path)
 
     @property
     def is_picture(self) -> bool:
@@ -183,8 +187,9 @@ def write_picture(
     return picture
 
 
-def look_command(store: Path, width: int, height: int) -> str:
+def look_command(store: Place, width: int, height: int) -> str:
     """Command that makes a small picture of a store."""
-    words: Sequence[str] = ["engine", "export", str(store), str(store.with_suffix(".jpg"))]
+    local = store if isinstance(store, Path) else Path(store.name)
+    words: Sequence[str] = ["engine", "export", str(store), str(local.with_suffix(".jpg"))]
     limit = ["--max-size", str(_SHOWN)] if max(width, height) > _SHOWN else []
     return shlex.join([*words, *limit])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from zarr.storage import LocalStore
 
 from engine.causes import naming
 from engine.io.files import new_identity, sync_folder, write_new
+from engine.io.object_reader import ObjectReader
+from engine.io.objects import ObjectPath, Place
 from engine.io.shards import remove_shard
 
 
@@ -53,9 +57,27 @@ class DurableStore(LocalStore):
         write_durably(self.root, key, value.as_buffer_like())
 
 
-def open_root(path: Path) -> zarr.Group:
-    """Open a store to read it. Raises OSError with the path, and what Zarr raises for damage."""
-    return zarr.open_group(DurableStore(path, read_only=True), mode="r")
+def open_root(path: Place) -> zarr.Group:
+    """Open a store to read it. Raises OSError with the path, StorageError, and what Zarr raises for damage."""
+    store = ObjectReader(path) if isinstance(path, ObjectPath) else DurableStore(path, read_only=True)
+    return zarr.open_group(store, mode="r")
+
+
+def stamp_of(store: Place, name: str = "zarr.json") -> tuple[object, ...]:
+    """What changes when the metadata of a store's root are written: inode, time and size of the file, or the object's tag.
+
+    Raises:
+        FileNotFoundError: it has none.
+        OSError: as the file system does.
+    """
+    root = store / name
+    if isinstance(root, ObjectPath):
+        about = root.head()
+        if about is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
+        return about["e_tag"], about["last_modified"], about["size"]
+    status = os.stat(root)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def write_durably(root: Path, key: str, data: Any) -> None:  # noqa: ANN401 (any buffer)

@@ -9,21 +9,32 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import stat
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.causes import naming, raise_if_exhausted, system_error
 from engine.errors import InputError
+from engine.io.objects import ObjectPath, Place
 
 _ABSENT = np.uint64(2**64 - 1)
 """Offset of a chunk that is not stored."""
 
 _CHECKSUM_BYTES = 4
+
+
+PlaceT = TypeVar("PlaceT", Path, ObjectPath, Place)
+
+Flags: TypeAlias = NDArray[np.bool_]
+
+
+_ROW_AND_COLUMN = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 
 class ShardState(StrEnum):
@@ -41,18 +52,47 @@ def chunks_of(array: Any) -> int:  # noqa: ANN401 (zarr's type)
     return math.prod(shard // chunk for shard, chunk in zip(array.shards[1:], array.chunks[1:], strict=True))
 
 
-def shard_path(store: Path, level: str | int, row: int, column: int) -> Path:
+def shard_path(store: PlaceT, level: str | int, row: int, column: int) -> PlaceT:
     """File of a shard of an image [3, H, W]."""
     return store / str(level) / "c" / "0" / str(row) / str(column)
 
 
-def is_present(path: Path) -> bool:
+def present_shards(store: Place, level: str | int, grid: tuple[int, int]) -> Flags:
+    """Which shards of a level are there, [rows, columns]: an object store is asked once, a folder for each of them.
+
+    Args:
+        store: the store.
+        level: path of the level.
+        grid: (rows, columns) of shards.
+    """
+    present = np.zeros(grid, bool)
+    if isinstance(store, ObjectPath):
+        for name, about in (store / str(level) / "c" / "0").objects():
+            place = tuple(map(int, match.groups())) if (match := _ROW_AND_COLUMN.fullmatch(name)) else grid
+            if place[0] < grid[0] and place[1] < grid[1] and about["size"]:
+                present[place] = True
+        return present
+    for row in range(grid[0]):
+        present[row] = present_in_row(store, level, row, grid[1])
+    return present
+
+
+def present_in_row(store: Path, level: str | int, row: int, columns: int) -> list[bool]:
+    """Which shards of a row of a level are there."""
+    folder = shard_path(store, level, row, 0).parent
+    return [folder.is_dir() and is_present(folder / str(column)) for column in range(columns)]
+
+
+def is_present(path: Place) -> bool:
     """Whether a file is a regular one, no link, and not empty."""
     return file_state(path) is ShardState.WHOLE
 
 
-def file_state(path: Path) -> ShardState:
+def file_state(path: Place) -> ShardState:
     """State of a file by its kind and its size alone."""
+    if isinstance(path, ObjectPath):
+        about = path.head()
+        return ShardState.MISSING if about is None else ShardState.WHOLE if about["size"] else ShardState.EMPTY
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -62,21 +102,28 @@ def file_state(path: Path) -> ShardState:
     return ShardState.WHOLE if status.st_size else ShardState.EMPTY
 
 
-def shard_state(path: Path, chunks: int) -> ShardState:
+def shard_state(path: Place, chunks: int) -> ShardState:
     """State of a shard by its index, which must be intact and account for every byte of the file.
 
     Args:
         path: file of the shard.
         chunks: number of inner chunks of a whole shard.
     """
-    state = file_state(path)
-    if state is not ShardState.WHOLE:
-        return state
     length = 16 * chunks + _CHECKSUM_BYTES
-    with naming(path), path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - length))
-        tail = file.read(length)
+    if isinstance(path, ObjectPath):
+        if (about := path.head()) is None:
+            return ShardState.MISSING
+        if not (size := int(about["size"])):
+            return ShardState.EMPTY
+        tail = path.read_range(max(0, size - length), size, about["e_tag"])
+    else:
+        state = file_state(path)
+        if state is not ShardState.WHOLE:
+            return state
+        with naming(path), path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - length))
+            tail = file.read(length)
     index, checksum = tail[:-_CHECKSUM_BYTES], tail[-_CHECKSUM_BYTES:]
     if len(tail) < length or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
         return ShardState.CUT

@@ -15,10 +15,11 @@ import numpy as np
 import zarr
 
 from engine.causes import raise_if_exhausted
-from engine.errors import InputError, counted, option
+from engine.errors import InputError, UsageError, counted, option
 from engine.geometry import Box, Grid
-from engine.io.durable import DurableStore
+from engine.io.durable import DurableStore, open_root
 from engine.io.files import new_identity
+from engine.io.objects import ObjectPath, Place
 from engine.io.shards import (
     ShardState,
     chunks_of,
@@ -53,7 +54,7 @@ Index = tuple[int, int, int]
 class Damage:
     """A shard that is not as it was written."""
 
-    file: Path
+    file: Place
     """File of the shard."""
     level: int
     """Level of the pyramid; 0 is the full image."""
@@ -80,20 +81,27 @@ class Findings:
 
 
 def check_store(
-    path: Path, *, repair: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None
+    path: Place, *, repair: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Findings:
     """Read a store of this engine to the last byte.
 
     Args:
-        path: folder of the store, finished or not.
+        path: folder or URL of the store, finished or not.
         repair: remove damaged shards and those computed from them, and mark the store incomplete; a render with ``resume``
             makes exactly these again.
         on_progress: called with (done, total) reads of a shard.
 
     Raises:
         InputError: it is no store of this engine, another process writes it, or its metadata is damaged.
+        UsageError: ``repair`` of a store in an object store.
     """
     _plan_of(path)  # before the lock, which takes any folder
+    if isinstance(path, ObjectPath):  # which has no locks: a render that runs is seen as not finished
+        if repair:
+            raise UsageError(
+                f"{path}: is read and not written, so {option('repair', True)} does not apply; repair a copy in a folder"
+            )
+        return _Check(path, on_progress).run(repair=False)
     lock = lock_store(path)
     try:
         return _Check(path, on_progress).run(repair=repair)
@@ -102,13 +110,15 @@ def check_store(
 
 
 class _Check:
-    def __init__(self, path: Path, on_progress: Callable[[int, int], None]) -> None:
+    def __init__(self, path: Place, on_progress: Callable[[int, int], None]) -> None:
         plan = _plan_of(path)
         self._path, self._on_progress = path, on_progress
         try:
             sizes, shard, chunk = stored_sizes(plan), sides_of(plan["shard"]), sides_of(plan["chunk"])
             pixels = pixels_of(plan)
-            self._group = zarr.open_group(DurableStore(path), mode="r+")
+            self._group = (
+                open_root(path) if isinstance(path, ObjectPath) else zarr.open_group(DurableStore(path), mode="r+")
+            )
             self._arrays: list[Any] = [self._group[str(level)] for level in range(len(sizes))]
         except Exception as error:  # each of Zarr's parsers has exceptions of its own
             raise_if_exhausted(error)
@@ -121,7 +131,7 @@ class _Check:
         self._grids = [Grid(*size, shard) for size in sizes]
         self._provenance: dict[str, Any] = stored_provenance(path) or {}
         self._bad: dict[Index, str] = {}
-        self._missing = 0
+        self._missing: set[Index] = set()
         self._done = 0
         # Every shard is read once as a parent or alone, and once more as a child.
         self._total = sum(map(len, self._grids)) + sum(map(len, self._grids[1:-1]))
@@ -134,17 +144,14 @@ class _Check:
         for level in range(1, len(self._grids)):
             for row, column in self._grids[level].indices():
                 self._compare((level, row, column))
-        for index in self._indices():
-            if file_state(self._file(index)) is ShardState.MISSING:
-                self._missing += 1
-                if complete:
-                    self._bad[index] = ShardState.MISSING
+        if complete:
+            self._bad.update(dict.fromkeys(self._missing, ShardState.MISSING))
         removed = self._remove() if repair and self._bad else 0
         damage = tuple(
             Damage(self._file(i), i[0], self._grids[i[0]].box(*i[1:]), problem)
             for i, problem in sorted(self._bad.items())
         )
-        return Findings(complete, sum(map(len, self._grids)), self._missing, damage, removed)
+        return Findings(complete, sum(map(len, self._grids)), len(self._missing), damage, removed)
 
     def _compare(self, parent: Index) -> None:
         """Read a shard and its children, and compare them."""
@@ -175,7 +182,9 @@ class _Check:
             except Exception as error:  # each codec has exceptions of its own
                 raise_unless_damage(error, array)
                 self._bad[index] = reason_of(error)
-        elif state is not ShardState.MISSING:
+        elif state is ShardState.MISSING:
+            self._missing.add(index)
+        else:
             self._bad[index] = state
         return None
 
@@ -185,6 +194,7 @@ class _Check:
         removed = 0
         for index in {ancestor for bad in self._bad for ancestor in self._ancestors(bad)}:
             file = self._file(index)
+            assert isinstance(file, Path)
             if file_state(file) is not ShardState.MISSING:
                 remove_shard(file)
                 removed += 1
@@ -197,14 +207,11 @@ class _Check:
             yield level, row, column
             level, row, column = level + 1, row // 2, column // 2
 
-    def _indices(self) -> Iterator[Index]:
-        return ((level, *index) for level, grid in enumerate(self._grids) for index in grid.indices())
-
-    def _file(self, index: Index) -> Path:
+    def _file(self, index: Index) -> Place:
         return shard_path(self._path, *index)
 
 
-def _plan_of(path: Path) -> dict[str, Any]:
+def _plan_of(path: Place) -> dict[str, Any]:
     plan = stored_plan(path)
     if plan is None:
         what = "no such store" if not path.exists() else "not a store of this engine, or its zarr.json is damaged"
@@ -212,7 +219,7 @@ def _plan_of(path: Path) -> dict[str, Any]:
     return plan
 
 
-def _check_image(path: Path, group: zarr.Group, levels: int) -> None:
+def _check_image(path: Place, group: zarr.Group, levels: int) -> None:
     """Raise InputError unless the metadata of OME-Zarr lists the levels."""
     try:
         attributes: Any = group.attrs["ome"]

@@ -30,7 +30,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from engine.errors import EngineError, InputError, ResumeError, option
 from engine.geometry import Box, Grid
 from engine.io import ome
-from engine.io.durable import DurableStore, open_root
+from engine.io.durable import DurableStore, open_root, stamp_of
 from engine.io.files import (
     Lock,
     new_identity,
@@ -40,6 +40,7 @@ from engine.io.files import (
     temporary_names,
 )
 from engine.io.first_look import FIRST_LOOK
+from engine.io.objects import Place
 from engine.io.shards import (
     ShardState,
     chunks_of,
@@ -122,7 +123,7 @@ class ZarrSink:
         # Without this option a black shard would not be written, and existence is the resume mark.
         options = {"write_empty_chunks": True}
         self._arrays: list[Any] = [self._group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
-        self._stamp = _stamp(path)
+        self._stamp = stamp_of(path)
         self._halves = _Halves()
         self._writing: set[tuple[int, int, int]] = set()
         """(level, row, column) of the shards that threads are writing."""
@@ -356,12 +357,12 @@ class ZarrSink:
 
     def _set_provenance(self, values: dict[str, Any]) -> None:
         self._group.attrs[ATTRIBUTE] = values
-        self._stamp = _stamp(self.path)
+        self._stamp = stamp_of(self.path)
 
     def _check_identity(self) -> None:
         """Raise ResumeError unless the folder of this name is still this store: by its root's inode and time, or its id."""
         try:
-            stamp = _stamp(self.path)
+            stamp = stamp_of(self.path)
             if stamp == self._stamp:
                 return
             stored = json.loads((self.path / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]
@@ -525,7 +526,7 @@ def reason_of(error: Exception) -> str:
     return "wrong checksum" if "checksum" in str(error).lower() else "not decodable"
 
 
-def damaged_shard(store: Path, shard: Path, problem: str) -> str:
+def damaged_shard(store: Place, shard: Place, problem: str) -> str:
     """Message about a shard that cannot be read."""
     return (
         f"{shard}: damaged shard ({problem}); run engine check {store} --repair, then repeat the store's engine render "
@@ -604,7 +605,7 @@ def scratch_of(path: Path, provenance: dict[str, Any]) -> Path:
     return temporary_name(path, "scratch", str(provenance.get(IDENTITY) or ""))
 
 
-def stored_provenance(path: Path) -> dict[str, Any] | None:
+def stored_provenance(path: Place) -> dict[str, Any] | None:
     """Plan and provenance of an existing store, or None where there is no store of this engine."""
     if not (path / "zarr.json").is_file():
         return None
@@ -615,7 +616,7 @@ def stored_provenance(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def stored_plan(path: Path) -> dict[str, Any] | None:
+def stored_plan(path: Place) -> dict[str, Any] | None:
     """The plan of an existing store, or None where there is no store of this engine."""
     plan = (stored_provenance(path) or {}).get("plan")
     return dict(plan) if isinstance(plan, dict) else None
@@ -659,12 +660,6 @@ def lock_store(path: Path, *, shared: bool = False) -> Lock:
         name = "another process" if process is None else f"another process ({process})"
         raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
     return lock
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Inode, time and size of a store's root metadata. Raises OSError."""
-    status = os.stat(path / "zarr.json")
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _check_plan(path: Path, plan: Plan) -> None:

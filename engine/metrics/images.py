@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box
+from engine.io.objects import Place, as_place, local_copy
 from engine.io.photo import SUFFIXES, PictureSource, Source
 from engine.metrics.area import Size
 
@@ -27,7 +28,7 @@ LAYOUT_WIDTH = 256
 class StoreSource:
     """The full-size level of a store. Memory: one row of cells, which is 512 rows for our own stores."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._pyramid = Pyramid(path, cache_bytes=1)  # this class keeps the current row of cells itself
         level = self._pyramid.levels[0]
         self.size = (level.height, level.width)
@@ -90,9 +91,10 @@ def open_image(path: Path) -> Sample:
     """
     # Many images are open at once, so all but small ones are decoded to temporary files. libvips reads this once.
     os.environ.setdefault("VIPS_DISC_THRESHOLD", "1m")
-    if not path.exists():
-        raise InputError(f"{path}: no such picture or store; check the path")
-    return Sample(path.name, StoreSource(path) if path.is_dir() else PictureSource(path))
+    place = as_place(path)
+    if not place.exists():
+        raise InputError(f"{place}: no such picture or store; check the path")
+    return Sample(place.name, StoreSource(place) if place.is_dir() else PictureSource(local_copy(path)))
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

@@ -26,6 +26,7 @@ from engine.archs import Upscaler
 from engine.archs.hpvaegan import BaseGenerator
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError, ModelError
+from engine.io.objects import local_copy
 from engine.io.tensors import open_tensors, write_tensors
 from engine.model.checkpoints import is_safetensors, read_checkpoint, read_provenance
 from engine.model.manifest import Manifest, SRStage, StageOrigin
@@ -160,7 +161,7 @@ def load(path: Path | str) -> Model:
     """
     if str(path) in PACKAGED and not Path(path).exists():
         return _of_one_network(find_packaged(str(path)), *read_network(str(path)))
-    path = Path(path)
+    path = local_copy(Path(path))
     if not path.is_file():
         problem = "not a file" if path.exists() else "no such file"
         raise ModelError(f"{path}: {problem}; name a model bundle (engine model build makes one) or a checkpoint")

@@ -18,9 +18,10 @@ from starlette.types import ASGIApp
 
 from engine.errors import EngineError
 from engine.geometry import Box
+from engine.io.objects import ObjectPath
 from engine.version import __version__
 from engine.view.beside import STATIC
-from engine.view.files import store_file
+from engine.view.files import CORS, store_file
 from engine.view.guard import LOCAL_NAMES, Guard
 from engine.view.png import png_rows
 from engine.view.pool import Busy, TilePool
@@ -214,6 +215,8 @@ class Viewer:
         source = next((s for s in self.sources if s.name == request.path_params["name"]), None)
         if not isinstance(source, StoreSource):
             return PlainTextResponse("no such store", 404)
+        if isinstance(source.path, ObjectPath):
+            return PlainTextResponse("the files of this store are in its object store", 404, headers=CORS)
         return await asyncio.to_thread(store_file, source.path, request.path_params["path"], request)
 
     def _has_tile(self, source: int, level: int, x: int, y: int) -> bool:

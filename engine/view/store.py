@@ -6,15 +6,15 @@ import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError
+from engine.errors import InputError, StorageError
 from engine.geometry import Box
 from engine.growing import GrowingImage, Pixels, Tile
+from engine.io.objects import ObjectPath, Place
 from engine.plan.plan import sides_of
 from engine.store import resume_command
 from engine.view.source import State
@@ -40,18 +40,18 @@ class StoreSource:
     """A store.
 
     Args:
-        path: folder of a render, or of another program's OME-Zarr image.
+        path: folder or URL of a render, or of another program's OME-Zarr image.
         name: name for the page.
 
     Attributes:
-        path: the folder.
+        path: the folder or URL.
         report: the last progress that the rendering process told, if it did.
 
     Raises:
         InputError: the folder is no such image, or is damaged.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(self, path: Place, name: str | None = None) -> None:
         self.path = path
         self.name = name or path.name
         self.report: Report | None = None
@@ -100,7 +100,7 @@ class StoreSource:
     def refresh(self) -> bool:
         try:
             changed = self._image.refresh()
-        except InputError as error:
+        except (InputError, StorageError) as error:
             changed, self._gone = str(error) != self._gone, str(error)
             return changed
         if changed:
@@ -212,8 +212,10 @@ def _plan_facts(plan: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _last_write(path: Path) -> float:
-    """Time at which a file of the store was last made, as far as its folders tell."""
+def _last_write(path: Place) -> float:
+    """Time at which a file of the store was last made, as far as its folders or objects tell."""
+    if isinstance(path, ObjectPath):
+        return max((about["last_modified"].timestamp() for _, about in (path / "0").objects()), default=0.0)
     times = [0.0]
     for folder in (path, *path.glob("0/c/0/*")):
         with suppress(OSError):

@@ -1,0 +1,36 @@
+"""A store in an object store as Zarr reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from zarr.storage import ObjectStore
+
+from engine.errors import UsageError
+from engine.io.objects import ObjectPath, failure, is_passing, pauses
+
+
+class ObjectReader(ObjectStore[Any]):
+    """Zarr's store of objects, read-only, whose errors are the engine's."""
+
+    def __init__(self, place: ObjectPath) -> None:
+        super().__init__(place.client(), read_only=True)
+        self._place = place
+
+    def with_read_only(self, read_only: bool = False) -> ObjectReader:
+        """Itself. Raises UsageError where it is to be written."""
+        if not read_only:
+            raise UsageError(f"{self._place}: is read, and not written; name a folder")
+        return self
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:  # noqa: ANN401 (zarr's types)
+        """Contents of an object, or None where there is none. Raises StorageError as ``ObjectPath`` does."""
+        for pause in pauses():
+            try:
+                return await super().get(key, prototype, byte_range)
+            except Exception as error:  # obstore's own
+                if pause is None or not is_passing(error):
+                    raise failure(self._place, error) from None
+            await asyncio.sleep(pause)
+        raise AssertionError

@@ -1,0 +1,167 @@
+"""Stores, pictures and models by URL, read from an S3 server on this machine, with and without faults."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.damage import flip
+from support.object_store import FAULTS, KEY, SECRET, FaultyProxy, every_other, make_bucket, s3_server, upload
+from support.stores import files
+
+import engine
+from engine.io import objects
+from engine.view.store import StoreSource
+
+pytest.importorskip("obstore")
+pytest.importorskip("moto.server")
+pytestmark = pytest.mark.slow
+
+RENDER = "render {model} --size 96x64 --overlap 4 --precision fp32 --tile 8 -q"
+BUCKET = "s3://bucket"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as port:
+        make_bucket(port, "bucket")
+        yield port
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    """The proxy of faults, which all requests of the test pass; it begins without faults."""
+    proxy = FaultyProxy(server)
+    _use(monkeypatch, proxy.url)
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
+    objects._opened.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def material(server, tmp_path_factory, model_file):
+    """Folder with a.zarr (tiles), b.zarr (bands), half.zarr, bad.zarr, model.safetensors and a.png, also in the bucket."""
+    folder = tmp_path_factory.mktemp("cloud")
+    shutil.copy(model_file, folder / "model.safetensors")
+    options = {"overlap": "4", "precision": "fp32"}
+    engine.render(model_file, folder / "a.zarr", size="768x512", tile="64", executor="tiles", **options)
+    engine.render(model_file, folder / "b.zarr", size="160x1100", executor="bands", **options)
+    for name in ("half", "bad"):
+        shutil.copytree(folder / "a.zarr", folder / f"{name}.zarr")
+    root = folder / "half.zarr/zarr.json"
+    metadata = json.loads(root.read_text())
+    metadata["attributes"]["ourgan"]["complete"] = False
+    root.write_text(json.dumps(metadata))
+    (folder / "half.zarr/0/c/0/0/1").unlink()
+    flip(folder / "bad.zarr/0/c/0/0/1", 4000)
+    engine.export(folder / "a.zarr", folder / "a.png")
+    for path in folder.iterdir():
+        upload(path, f"{BUCKET}/{path.name}")
+    return folder
+
+
+def _use(monkeypatch, url):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    objects._opened.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_store_by_url_is_read_as_its_folder(name, material, call, tmp_path):
+    """Tiles and bands, two steps: pixels of every level, exports, check and info."""
+    local, url = material / f"{name}.zarr", f"{BUCKET}/{name}.zarr"
+    here, there = engine.open(local), engine.open(url)
+    assert there.levels == here.levels
+    assert there.provenance == here.provenance
+    for level in range(len(here.levels)):
+        assert np.array_equal(there.read(level=level), here.read(level=level))
+    assert np.array_equal(there.thumbnail(64), here.thumbnail(64))
+    for suffix in ("tif", "png"):
+        code, out, error = call(f"export {url} {tmp_path}/there.{suffix} -q")
+        assert (code, error) == (0, ""), out
+        engine.export(local, tmp_path / f"here.{suffix}")
+        assert (tmp_path / f"there.{suffix}").read_bytes() == (tmp_path / f"here.{suffix}").read_bytes()
+    there_out, here_out = call(f"check {url} -q")[1], call(f"check {local} -q")[1]
+    assert there_out == here_out.replace(str(local), url)
+    assert "all intact" in there_out
+    accounts = [json.loads(call(f"info {place} --json")[1]) for place in (url, local)]
+    assert {**accounts[0], "path": ""} == {**accounts[1], "path": ""}
+    source = StoreSource(objects.as_place(url))
+    assert source.state.complete
+    assert source.state.finished.all()
+    assert np.array_equal(source.tile(0, 0, 0).pixels, StoreSource(local).tile(0, 0, 0).pixels)
+
+
+def test_damaged_and_unfinished_stores(material, call, tmp_path):
+    code, out, _ = call(f"check {BUCKET}/bad.zarr -q")
+    assert code == 4
+    assert f"{BUCKET}/bad.zarr/0/c/0/0/1: wrong checksum" in out
+    code, _, error = call(f"export {BUCKET}/bad.zarr {tmp_path}/bad.tif -q")
+    assert (code, error.count("\n")) == (4, 1)
+    assert f"{BUCKET}/bad.zarr/0/c/0/0/1: damaged shard" in error
+    code, _, error = call(f"export {BUCKET}/half.zarr {tmp_path}/half.tif -q")
+    assert code == 4
+    assert not list(tmp_path.iterdir())
+    assert not StoreSource(objects.as_place(f"{BUCKET}/half.zarr")).state.finished.all()
+    code, _, error = call(f"check {BUCKET}/bad.zarr --repair -q")
+    assert (code, "repair a copy in a folder" in error) == (2, True)
+    code, _, error = call(f"export {BUCKET}/a.zarr {tmp_path}/a.ozx -q")
+    assert (code, "copy the store" in error) == (2, True)
+    for url in (f"{BUCKET}/none.zarr", "s3://nobucket/a.zarr"):
+        assert [call(f"{command} {url}")[0] for command in ("check", "info")] == [4, 4]
+
+
+def test_picture_and_model_by_url(material, call, tmp_path):
+    """The store equals that of local files, but for the command that it would be continued with."""
+    for place, out in ((material, "here"), (BUCKET, "there")):
+        options = "--init {p}/a.png --roi 0,0,64,64 --stages 1 --overlap 4 --precision fp32".replace("{p}", str(place))
+        code, _, error = call(f"render {place}/model.safetensors {options} --out {tmp_path}/{out}/a.zarr -q")
+        assert code == 0, error
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    shown = [call(f"info {place}/a.png --json")[1] for place in (BUCKET, material)]
+    assert json.loads(shown[0])["path"] == f"{BUCKET}/a.png"
+    assert json.loads(shown[0])["width"] == json.loads(shown[1])["width"]
+
+
+def test_a_hundred_faults_change_nothing(material, proxy, call, tmp_path):
+    """Every second of equal requests fails, in five ways: what is read is right, and no request is repeated without end."""
+    proxy.choose = every_other()
+    runs = 0
+    while sum(proxy.injected.values()) < 100:
+        runs += 1
+        code, _, error = call(f"export {BUCKET}/a.zarr {tmp_path}/{runs}.tif -q")
+        assert (code, error) == (0, "")
+        code, out, error = call(f"check {BUCKET}/a.zarr -q")
+        assert (code, error) == (0, "")
+        assert out.endswith("all intact\n")
+    engine.export(material / "a.zarr", tmp_path / "here.tif")
+    assert all((tmp_path / f"{n}.tif").read_bytes() == (tmp_path / "here.tif").read_bytes() for n in range(1, runs + 1))
+    assert min(proxy.injected[kind] for kind in FAULTS) >= 15
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "reset", "torn"])
+def test_a_lasting_fault_ends_in_one_line(kind, material, proxy, call, tmp_path):
+    """Good at first, then failing without end."""
+    proxy.choose = lambda seen, total: kind if total >= 5 else None
+    code, _, error = call(f"export {BUCKET}/a.zarr {tmp_path}/a.tif -q")
+    assert (code, error.count("\n")) == (1, 1), error
+    assert "check the network and repeat this command" in error
+    assert proxy.requests < 100
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_credentials_in_any_file_or_output(material, call, tmp_path, monkeypatch):
+    texts = [call(f"check {BUCKET}/a.zarr --json")[1:], call(f"check s3://{KEY}:{SECRET}@bucket/a.zarr")[1:]]
+    monkeypatch.setenv("ENGINE_TRACEBACK", "1")
+    code, out, error = call(
+        f"render {BUCKET}/model.safetensors --size 96x64 --out {tmp_path}/a.zarr --dry-run --verbose"
+    )
+    texts.append((out, error))
+    half = tmp_path / "half.zarr"
+    assert call(f"{RENDER.format(model=f'{BUCKET}/model.safetensors')} --out {half}")[0] == 0
+    _use(monkeypatch, "http://127.0.0.1:9")
+    texts.append(call(f"check {BUCKET}/a.zarr"))
+    shown = repr(texts) + "".join(p.read_bytes().decode("latin-1") for p in Path(tmp_path).rglob("*") if p.is_file())
+    assert KEY not in shown
+    assert SECRET not in shown
