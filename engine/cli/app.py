@@ -111,6 +111,7 @@ def render(
     from engine.cli.render import render as run
     from engine.cli.working import Output, PictureOptions
     from engine.exporters import check_options
+    from engine.io.objects import as_place
 
     set_output(quiet, verbose)
     request = printing.sized(request)
@@ -160,7 +161,7 @@ def render(
         raise UsageError(f"{option('shares', shares)}: divides a render among workers; add {option('dask')}")
     replace(request, seed=request.seed + count - 1)  # refuse the last seed before the first render
     seeds = range(request.seed, request.seed + count)
-    outputs = [Output(out if count == 1 else _numbered(out, seed)) for seed in seeds]
+    outputs = [Output(as_place(out if count == 1 else _numbered(out, seed))) for seed in seeds]
     if keep_store and not outputs[0].is_picture:
         raise UsageError(f"{option('keep_store', True)}: {out} is a store, which stays anyway; leave it out")
     picture = PictureOptions(dpi=printing.dpi) if outputs[0].is_picture else PictureOptions()
@@ -313,6 +314,7 @@ def plan(
     from engine.cli.render import Options
     from engine.cli.render import render as run
     from engine.cli.working import Output, PictureOptions
+    from engine.io.objects import as_place
 
     if part is not None and (gpu is not None or workers is not None):
         other = option("gpu", gpu) if gpu is not None else option("workers", workers)
@@ -320,13 +322,13 @@ def plan(
     if workers is not None:
         from engine.cli.fleet import print_fleet
 
-        store = Output(out).store
+        store = Output(as_place(out)).store
         print_fleet(_model_or_default(model, request), store, request, workers, gpu, as_json=json, quiet=quiet)
         return
     if gpu is not None:
         from engine.cli.forecast import print_forecast
 
-        store = Output(out).store
+        store = Output(as_place(out)).store
         print_forecast(_model_or_default(model, request), store, request, gpu, as_json=json, quiet=quiet)
         return
     options = Options(
@@ -338,7 +340,7 @@ def plan(
         shows_print=printing.is_given,
         picture=PictureOptions(dpi=printing.dpi),
     )
-    run([_model_or_default(model, request)], Output(out), request, options)
+    run([_model_or_default(model, request)], Output(as_place(out)), request, options)
 
 
 @app.command
