@@ -67,7 +67,7 @@ def open_root(path: Place) -> zarr.Group:
 def open_to_write(path: Place, mark: str | None = None) -> zarr.Group:
     """Open a store to write it. ``mark``: ``mark_of`` its plan. Raises as ``open_root``."""
     store = ObjectWriter(path, mark) if isinstance(path, ObjectPath) else DurableStore(path)
-    return zarr.open_group(store, mode="r+")
+    return zarr.open_group(store, mode="r+", zarr_format=3)
 
 
 def stamp_of(store: Place, name: str = "zarr.json") -> tuple[object, ...]:

@@ -43,8 +43,9 @@ _PUT_TIMEOUT, _PUT_RETRY_SECONDS = "300s", 600
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 """Variables that allow addresses without encryption."""
 
-_PAUSE = 0.2
-"""Seconds before an answer that was cut off is asked for again; doubled each time. obstore itself repeats most requests."""
+_PAUSE, _BACKOFF = 0.2, 0.1
+"""Seconds before the first repetition by the engine, of an answer that was cut off, and by obstore, of all others; doubled
+each time."""
 
 _PIECE = 16 << 20
 """Bytes of a download's request."""
@@ -362,7 +363,7 @@ def _opened(scheme: str, bucket: str, prefix: str | None, writes: bool = False) 
     ``writes``: requests may take as long as whole objects do on a slow network.
     """
     store = _obstore().store
-    backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2}
+    backoff = {"init_backoff": timedelta(seconds=_BACKOFF), "max_backoff": timedelta(seconds=5), "base": 2}
     options: dict[str, Any] = {
         "client_options": {
             "timeout": _PUT_TIMEOUT if writes else _TIMEOUT,
