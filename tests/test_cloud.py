@@ -207,7 +207,7 @@ def test_a_store_is_rendered_to_a_url(name, options, material, proxy, out, call,
         assert call(f"finish {parts}")[0] == (4 if part == 2 else 0)
     assert stored(parts) == expected
     assert sum(proxy.injected.values()) > 50
-    assert not list(tmp_path.rglob("*.scratch"))
+    assert not list(tmp_path.rglob("stores/*"))
 
 
 def test_a_killed_render_is_resumed(material, proxy, out, tmp_path):
@@ -301,6 +301,7 @@ def test_a_render_says_how_it_goes_on_after_a_lasting_fault(begun, proxy, out, m
     code, _, error = call(line)
     assert (code, error.count("\n")) == (1, 1), error
     assert "check the network and" in error
+    assert SECRET not in repr((error, stored(out)))
     proxy.choose = lambda seen, total: None
     assert call(line)[0] == 0
     assert stored(out) == contents(material / "a.zarr")

@@ -86,8 +86,9 @@ def render(
     """Render a model, or with --init enlarge a picture, into an OME-Zarr store or a picture.
 
     Args:
-        out: OME-Zarr store (a folder), or a picture: .png, .jpg, .webp, .tif or .ome.tif. A picture is rendered into a working
-            store beside it, PICTURE.work.zarr, which an interruption keeps for --resume.
+        out: OME-Zarr store (a folder, or a URL: s3://, gs://, az://; extra cloud), or a picture: .png, .jpg, .webp, .tif or
+            .ome.tif. A picture is rendered into a working store beside it, PICTURE.work.zarr, which an interruption keeps for
+            --resume.
         count: Number of images to render, with consecutive seeds, into NAME-SEED.
         preview: Number of seeds to show on one contact sheet, the picture --out, in place of a render. A seed shows the same
             scene there and at any size of the same shape.
@@ -222,7 +223,7 @@ def upscale(
 
     Args:
         pictures: Pictures, folders of them, or patterns such as "scans/*.png".
-        out: File (.png, .jpg, .webp, .tif, .ome.tif, or .zarr for a store) for one picture; else a folder.
+        out: File (.png, .jpg, .webp, .tif, .ome.tif, or .zarr for a store, also by URL) for one picture; else a folder.
         model: Model to enlarge with: a checkpoint, a model file, realsr or x4plus. Given several times, the models run one
             after the other, as one that cleans and one that enlarges; default: realsr.
         suffix: Format of the files in a folder; default: png.
@@ -467,7 +468,7 @@ def finish(store: Path, /, *, quiet: QuietFlag = False, json: JsonFlag = False) 
     that of one run. engine check reads every pixel.
 
     Args:
-        store: OME-Zarr store that engine render wrote with --part.
+        store: OME-Zarr store that engine render wrote with --part: a folder, or a URL.
     """
     from engine.cli.finish import finish as run
 

@@ -351,6 +351,7 @@ class ZarrSink:
             finished = {key: value for key, value in self.provenance.items() if key not in private}
             self._set_provenance({**finished, "complete": True})
         if isinstance(self.path, ObjectPath):
+            self.path.anchor.unlink(missing_ok=True)
             self.path.delete([statistics_name(stage.statistics) for stage in self._plan.stages if stage.statistics])
         else:
             for old in _replaced(self.path):
@@ -744,12 +745,19 @@ def lock_store(path: Place, *, shared: bool = False) -> Lock:
     anchor = anchor_of(path)
     if isinstance(path, ObjectPath):
         anchor.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock.take(anchor, shared=shared, makes_file=isinstance(path, ObjectPath))
+    lock = _lock(anchor, shared=shared) if isinstance(path, ObjectPath) else Lock.take(path, shared=shared)
     if lock is None:
         process = Lock.holder(anchor)
         name = "another process" if process is None else f"another process ({process})"
         raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
     return lock
+
+
+def _lock(file: Path, *, shared: bool) -> Lock | None:
+    """Lock on a file, which is made; None while another process holds it."""
+    while True:
+        with suppress(FileNotFoundError):  # another process has just finished the store, and removed it
+            return Lock.take(file, shared=shared, makes_file=True)
 
 
 def _check_plan(path: Place, plan: Plan) -> None:
