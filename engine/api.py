@@ -9,6 +9,7 @@ from typing import Unpack
 
 from engine.errors import UsageError, option
 from engine.io.array import Picture, picture_file
+from engine.io.objects import as_place
 from engine.job import Job, Log, Progress, RenderResult
 from engine.model.bundle import Model
 from engine.plan.parts import Part, parse_part
@@ -38,7 +39,7 @@ def render(
     Args:
         model: a loaded model, a model file, or with ``init`` a super-resolution checkpoint, ``realsr`` or ``x4plus``. None: the
             model that comes with the engine, or ``realsr`` with ``init``.
-        out: store to write, a folder.
+        out: store to write: a folder, or a URL (s3://, gs://, az://; extra ``cloud``).
         init: picture to enlarge, in place of step 1: a file, or an array of uint8, uint16 or float32 in sRGB,
             [height, width] or [height, width, channels], with 1 to 4 channels: grey or RGB, then alpha.
         resume: finish a store that was interrupted; a missing store is begun.
@@ -88,7 +89,13 @@ def render(
                 closing(Conductor(client, log or _ignore)) as conductor,
             ):
                 run = WorkersRender.begin(
-                    conductor, path, request, Path(out), shares=shares, accept_backend=accept_backend, cancelled=stop
+                    conductor,
+                    path,
+                    request,
+                    as_place(out),
+                    shares=shares,
+                    accept_backend=accept_backend,
+                    cancelled=stop,
                 )
                 return run.run(on_progress=on_progress or _ignore, cancelled=stop)
     with picture_file(init) as picture:

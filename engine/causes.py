@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from engine.errors import StorageError
 
@@ -64,8 +63,8 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give errors of the system a path: writing to an open file raises them without one.
+def naming(path: object) -> Iterator[None]:
+    """Give errors of the system a path, or a name that prints as one: writing to an open file raises them without one.
 
     Raises:
         OSError: as the block, with ``path`` where it named none; also in place of a library's exception for it.

@@ -11,6 +11,7 @@ import torch
 
 from engine.errors import BudgetError, UsageError, option
 from engine.forecast import Forecast, forecast, network_times
+from engine.io.objects import Place
 from engine.job import Job
 from engine.model.bundle import Model, load
 from engine.plan.cost import Projection, check, store_bytes
@@ -93,7 +94,7 @@ def plan_fleet(
     model: Model | Path | str | None,
     request: Request,
     workers: int,
-    out: Path,
+    out: Place,
     gpu: Gpu | None = None,
     log: Log = lambda _: None,
 ) -> Fleet:
@@ -146,7 +147,7 @@ class _Planned:
     """Time of a part by its projection."""
 
 
-def _planned(model: Model | None, request: Request, out: Path, gpu: Gpu | None, log: Log) -> _Planned:
+def _planned(model: Model | None, request: Request, out: Place, gpu: Gpu | None, log: Log) -> _Planned:
     if gpu is None:
         return _on_this_machine(model, request, out, log)
     result: Forecast = forecast(model, request, gpu, out, log, checks_disk=False)
@@ -158,7 +159,7 @@ def _planned(model: Model | None, request: Request, out: Path, gpu: Gpu | None, 
     return _Planned(result.plan, result.measured, f"{gpu.name}, by published figures", seconds)
 
 
-def _on_this_machine(model: Model | None, request: Request, out: Path, log: Log) -> _Planned:
+def _on_this_machine(model: Model | None, request: Request, out: Place, log: Log) -> _Planned:
     job = Job.prepare(model, replace(request, device=request.device or "cpu"), out, log)
     check(job.plan, job.projection, replace(job.measured.budget, disk=job.projection.disk_needed))
     device = str(job.factory.device)

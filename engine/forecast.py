@@ -16,6 +16,7 @@ import torch
 
 from engine.device.precision import Precision
 from engine.errors import UsageError, option
+from engine.io.objects import Place
 from engine.job import opened
 from engine.measure import complete, measure
 from engine.model.bundle import Model
@@ -75,7 +76,7 @@ def forecast(
     model: Model | Path | str | None,
     request: Request,
     gpu: Gpu,
-    out: Path,
+    out: Place,
     log: Log = lambda _: None,
     *,
     checks_disk: bool = True,

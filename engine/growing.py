@@ -24,7 +24,7 @@ from engine.io.display import Display
 from engine.io.durable import stamp_of
 from engine.io.files import Lock
 from engine.io.first_look import FIRST_LOOK, decode_first_look
-from engine.io.objects import ObjectPath, Place
+from engine.io.objects import ObjectPath, Place, anchor_of
 from engine.io.shards import present_in_row, present_shards
 from engine.io.zarr_store import IDENTITY, halve
 
@@ -114,7 +114,7 @@ class GrowingImage:
     @property
     def writer(self) -> int | None:
         """Process that writes the store, where the system tells."""
-        return None if self.complete or isinstance(self.path, ObjectPath) else Lock.holder(self.path)
+        return None if self.complete else Lock.holder(anchor_of(self.path))
 
     def refresh(self) -> bool:
         """Look at the disk again; returns whether something has changed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -25,13 +24,13 @@ from engine.errors import BudgetError, InputError, Interrupted, ResumeError, Usa
 from engine.exporters import names_export
 from engine.geometry import Box
 from engine.io.about_picture import about_picture
-from engine.io.files import temporary_name
+from engine.io.files import replacing, temporary_name
 from engine.io.first_look import FIRST_LOOK, MAX_SIDE, encode_first_look
-from engine.io.objects import as_place, check_local, local_copy
+from engine.io.objects import ObjectPath, Place, anchor_of, as_place, lies_there, local_copy
 from engine.io.original import OriginalPicture
 from engine.io.part_sink import PartSink
 from engine.io.photo import Source
-from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, stored_plan, stored_scratch
+from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, statistics_name, stored_plan, stored_scratch
 from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
@@ -99,8 +98,8 @@ class Measurements:
 class RenderResult:
     """A finished render."""
 
-    path: Path
-    """The store."""
+    path: Place
+    """Folder or URL of the store."""
     plan: Plan
     """Fields that decided its pixels."""
     projection: Projection
@@ -115,7 +114,7 @@ class Job:
 
     model: Model
     request: Request
-    out: Path
+    out: Place
     factory: StageFactory
     picture: OriginalPicture | None
     measured: Measured
@@ -136,14 +135,14 @@ class Job:
     """Whether other processes render the rest: then the cut stays theirs, and tiles of inner stages are shared."""
 
     def __post_init__(self) -> None:
-        self._scratch = temporary_name(self.out, "scratch")
+        self._scratch = temporary_name(anchor_of(self.out), "scratch")
 
     @classmethod
     def prepare(
         cls,
         model: Model | Path | str | None,
         request: Request | None = None,
-        out: Path | str = "out.zarr",
+        out: Place | str = "out.zarr",
         log: Log | None = None,
         *,
         like: Job | None = None,
@@ -161,12 +160,11 @@ class Job:
             BudgetError: no executor fits the budget.
             InputError: the picture or the output's folder cannot be used.
         """
-        check_local("out", out)
-        request, out, log = request or Request(), Path(out), log or _ignore
+        request, out, log = request or Request(), as_place(out), log or _ignore
         if not out.name or out.name == "..":
             raise UsageError(f"{option('out', out)}: names no store; give it a name, for instance {out / 'out.zarr'}")
         if names_export(out):
-            store = out.with_suffix(".zarr")
+            store = out.with_name(f"{out.stem}.zarr")
             raise UsageError(
                 f"{option('out', out)}: names an export, and a render writes a store; call "
                 f"engine.render(..., {str(store)!r}), then engine.export({str(store)!r}, {str(out)!r})"
@@ -182,7 +180,7 @@ class Job:
             if request.executor not in (AUTO, *candidates(request, factory.device.type)):
                 log(f"no GPU here: executor {request.executor} runs as tiles on the CPU")
         for note in picture.notes if picture is not None else ():
-            log(f"{as_place(request.init or out)}: {note}")
+            log(f"{as_place(request.init or '')}: {note}")
         job = cls(
             model=model,
             request=request,
@@ -218,10 +216,11 @@ class Job:
 
     def check_room(self, count: int) -> None:
         """Raise BudgetError unless the disk has room for ``count`` stores such as this one."""
-        needed = count * self.projection.disk + self.projection.scratch
+        stored = self.projection.disk if self.measured.budget.holds_store else 0
+        needed = count * stored + self.projection.scratch
         if needed > self.measured.budget.disk:
             raise BudgetError(
-                f"{counted(count, 'sample')} may take {readable(needed)}, the disk of {self.out.parent} has "
+                f"{counted(count, 'sample')} may take {readable(needed)}, the disk of {anchor_of(self.out).parent} has "
                 f"{readable(self.measured.budget.disk)} free; use fewer {option('samples')}, a smaller {option('size')}, or "
                 f"{option('keep')} on another disk"
             )
@@ -248,7 +247,7 @@ class Job:
             ResumeError: the store exists, or was made with another plan, or where pixels are rounded in another way.
         """
         stored = stored_plan(self.out) if resume else None
-        if stored is None and not (resume and self.out.exists()):
+        if stored is None and not (resume and lies_there(self.out)):
             self.check()
             sink = ZarrSink.create(self.out, self.plan, {**self._provenance(), **notes}, overwrite=overwrite)
             return self._begin(sink)
@@ -275,7 +274,7 @@ class Job:
             ResumeError: as ``open_sink``; the store has other parts or none, or another process renders this part.
         """
         part, self._is_part = parse_part(part), True
-        if not os.path.lexists(self.out):
+        if not lies_there(self.out):
             shares = Shares.of(self.plan, self.measured, part.count)
             self.show_part(part, shares)
             self.check()
@@ -285,7 +284,7 @@ class Job:
                 self._keep_statistics()  # the other parts take them
                 sink.close()
             except ResumeError:  # another part was faster
-                if not os.path.lexists(self.out):
+                if not lies_there(self.out):
                     raise
         self._adopt(stored_plan(self.out) or {})
         return self._continue(PartSink.join(self.out, self.plan, part, again=again), accept_backend=accept_backend)
@@ -312,7 +311,9 @@ class Job:
             self.cuts = self._stored_cuts(sink)
             self.projection = project(self.plan, self.measured, sink.missing())
             budget = self.measured.budget
-            written = _size(self.out) + _size(self._scratch)  # these bytes need not be free once more
+            written = _size(self._scratch) + (
+                _size(self.out) if isinstance(self.out, Path) else 0
+            )  # these bytes need not be free once more
             self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
             self.check()
         except BaseException:
@@ -463,7 +464,8 @@ class Job:
             for index, stage in enumerate(stored["stages"]):
                 digest = str(stage.get("statistics", ""))
                 if digest and digest not in self.factory.statistics:
-                    kept = Statistics(self.stages[index].sites, (0, 0), {}).load(_statistics_file(folder, digest))
+                    self._fetch_statistics(digest)
+                    kept = Statistics(self.stages[index].sites, (0, 0), {}).load(folder / statistics_name(digest))
                     if kept is None or self.factory.keep(kept) != digest:
                         continue  # the difference of the plans is reported
                 if digest:
@@ -476,9 +478,19 @@ class Job:
         """Write the statistics of the plan beside the store, for a resumed render and for other parts."""
         folder = stored_scratch(self.out)
         for cut in self.plan.stages:
-            file = _statistics_file(folder, cut.statistics)
+            file = folder / statistics_name(cut.statistics)
             if cut.statistics and not file.exists():
                 self.factory.statistics[cut.statistics].save(file)
+            if cut.statistics and isinstance(self.out, ObjectPath):
+                (self.out / file.name).write_new(file.read_bytes())
+
+    def _fetch_statistics(self, digest: str) -> None:
+        """Copy statistics that another machine wrote beside the store."""
+        file = stored_scratch(self.out) / statistics_name(digest)
+        if isinstance(self.out, ObjectPath) and not file.exists() and (stored := self.out / file.name).is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as part:
+                part.write_bytes(stored.read_bytes())
 
     def _pipeline(
         self, on_recut: Callable[[tuple[StagePlan, ...]], None], on_pixels: OnPixels = lambda position, lr_pixels: None
@@ -625,10 +637,6 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, O
 
 _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in half precision"
 """Effect of other instructions or threads (docs/results.md)."""
-
-
-def _statistics_file(folder: Path, digest: str) -> Path:
-    return folder / f"statistics-{digest[:16]}.safetensors"
 
 
 def _ignore(_: object) -> None:

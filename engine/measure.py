@@ -17,7 +17,7 @@ from engine.device.memory import device_bytes, device_limit, free_device, free_h
 from engine.device.queue import full_float32, memory_errors
 from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
-from engine.io.objects import local_copy
+from engine.io.objects import Place, anchor_of, local_copy
 from engine.io.original import OriginalPicture
 from engine.io.photo import Source, TensorSource
 from engine.kernels import tuning
@@ -51,7 +51,7 @@ def measure(
     request: Request,
     factory: StageFactory,
     *,
-    out: Path,
+    out: Place,
     picture: OriginalPicture | None = None,
     log: Log = lambda _: None,
     like: Measured | None = None,
@@ -77,7 +77,7 @@ def measure(
     tuning.remember(cache.Group("tiles"))
     canvas = _canvas(model, request, picture)
     region(request, canvas)
-    budget = _budget(request, device, _free_disk(out, picture))
+    budget = _budget(request, device, out, picture)
     _check_picture(picture, budget)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, device.type))
     with memory_errors(), device_limit(device, request.vram), full_float32():
@@ -339,9 +339,9 @@ def _check_picture(picture: OriginalPicture | None, budget: Budget) -> None:
         )
 
 
-def _free_disk(out: Path, picture: OriginalPicture | None) -> int:
+def _free_disk(out: Place, picture: OriginalPicture | None) -> int:
     """Free bytes at the nearest folder that exists, without a picture's temporary file on the same disk."""
-    folder = next(p for p in out.absolute().parents if p.exists())
+    folder = next(p for p in anchor_of(out).absolute().parents if p.exists())
     if not folder.is_dir():
         raise InputError(f"{out}: {folder} is not a folder; choose another {option('out')}")
     free = shutil.disk_usage(folder).free
@@ -350,11 +350,12 @@ def _free_disk(out: Path, picture: OriginalPicture | None) -> int:
     return free
 
 
-def _budget(request: Request, device: torch.device, free_disk: int) -> Budget:
+def _budget(request: Request, device: torch.device, out: Place, picture: OriginalPicture | None) -> Budget:
     return Budget(
         host=request.memory or default_memory(free_host()),
         device=None if memory_module(device) is None else request.vram or free_device(device),
-        disk=free_disk,
+        disk=_free_disk(out, picture),
+        holds_store=isinstance(out, Path),
     )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine.errors import InputError, ResumeError, counted, option
-from engine.io.objects import check_local
+from engine.io.objects import Place, as_place
 from engine.io.part_sink import holder_of, shares_of
-from engine.io.shards import is_present, shard_path
-from engine.io.zarr_store import ZarrSink, stored_provenance
+from engine.io.zarr_store import ZarrSink, stored_provenance, written_shards
 from engine.plan.parts import Part
 from engine.plan.plan import Plan
 from engine.plan.writes import Writes
@@ -35,7 +33,7 @@ class MissingPart:
 class PartsMissing(ResumeError):
     """A store with missing shards."""
 
-    def __init__(self, path: Path, parts: list[MissingPart]) -> None:
+    def __init__(self, path: Place, parts: list[MissingPart]) -> None:
         self.parts = parts
         """Its parts with missing shards."""
         shards = counted(sum(part.missing for part in parts), "shard")
@@ -49,37 +47,36 @@ class PartsMissing(ResumeError):
         )
 
 
-def missing_parts(path: Path | str) -> list[MissingPart]:
+def missing_parts(store: Place | str) -> list[MissingPart]:
     """Parts of an unfinished store with missing shards, by the presence of their files.
 
     Raises:
         InputError: it is no store of this engine, or is damaged in its metadata.
     """
-    check_local("store", path)
-    path = Path(path)
+    path = as_place(store)
     plan, provenance = _plan_of(path)
     shares = shares_of(path, plan, provenance)
     divided: list[tuple[Part | None, Writes]] = [(None, plan.writes())]
     if shares is not None:
         divided = [(part, shares.writes(plan, part)) for part in shares.parts]
-    found = []
+    found, written = [], written_shards(path, plan)
     for part, writes in divided:
         shards = sum(plan.grid().covered(box).area for box in writes.rectangles)
         indices = (index for box in writes for index in plan.grid().indices(box))
-        missing = sum(not is_present(shard_path(path, 0, *index)) for index in indices)
+        missing = sum(not written.has(0, index) for index in indices)
         if missing:
             process = None if part is None else holder_of(path, provenance, part)
             found.append(MissingPart(part, shards, missing, process))
     return found
 
 
-def finish(store: Path | str, *, beside_parts: bool = False) -> None:
+def finish(store: Place | str, *, beside_parts: bool = False) -> None:
     """Complete a store whose parts are rendered: look at every shard's file, add the rest of the pyramid, mark it complete.
 
     A complete store stays as it is. The result equals that of one run.
 
     Args:
-        store: folder that parts were rendered into (``engine.render(..., part="2/4")``).
+        store: folder or URL that parts were rendered into (``engine.render(..., part="2/4")``).
         beside_parts: also while processes hold parts, which other processes have rendered in their place. Such a process finds
             the store's identity gone and writes no more.
 
@@ -88,8 +85,7 @@ def finish(store: Path | str, *, beside_parts: bool = False) -> None:
         ResumeError: another process writes the store.
         InputError: it is no store of this engine, or is damaged in its metadata.
     """
-    check_local("store", store)
-    path = Path(store)
+    path = as_place(store)
     if parts := missing_parts(path):
         raise PartsMissing(path, parts)
     sink = ZarrSink.resume(path, _plan_of(path)[0], shared=beside_parts)
@@ -101,7 +97,7 @@ def finish(store: Path | str, *, beside_parts: bool = False) -> None:
         sink.close()
 
 
-def _plan_of(path: Path) -> tuple[Plan, dict[str, object]]:
+def _plan_of(path: Place) -> tuple[Plan, dict[str, object]]:
     """Plan and provenance of a store of this engine. Raises InputError."""
     provenance = stored_provenance(path)
     if provenance is None:

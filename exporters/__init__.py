@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import BudgetError, EngineError, InputError, UsageError, option
 from engine.exporters.place import ArchivePlace, DeepZoomPlace, FilePlace, FolderPlace, PagePlace, Place
 from engine.geometry import Region, parse_box, parse_size
-from engine.io.objects import as_place, check_local
+from engine.io.objects import ObjectPath, as_place, check_local
 
 if TYPE_CHECKING:
     from engine.exporters.job import ExportJob
@@ -199,12 +199,12 @@ def export(
     return ExportResult(out, place.size(), view.width, view.height, len(view.levels), seconds, job.notes)
 
 
-def names_picture(path: Path) -> bool:
+def names_picture(path: Path | ObjectPath) -> bool:
     """Whether a name ends in a suffix of ``PICTURES``."""
     return path.name.lower().endswith(PICTURES)
 
 
-def names_export(path: Path) -> bool:
+def names_export(path: Path | ObjectPath) -> bool:
     """Whether a name ends in a suffix of ``FORMATS``."""
     return path.name.lower().endswith(tuple(FORMATS))
 

@@ -86,8 +86,9 @@ def render(
     """Render a model, or with --init enlarge a picture, into an OME-Zarr store or a picture.
 
     Args:
-        out: OME-Zarr store (a folder), or a picture: .png, .jpg, .webp, .tif or .ome.tif. A picture is rendered into a working
-            store beside it, PICTURE.work.zarr, which an interruption keeps for --resume.
+        out: OME-Zarr store (a folder, or a URL: s3://, gs://, az://; extra cloud), or a picture: .png, .jpg, .webp, .tif or
+            .ome.tif. A picture is rendered into a working store beside it, PICTURE.work.zarr, which an interruption keeps for
+            --resume.
         count: Number of images to render, with consecutive seeds, into NAME-SEED.
         preview: Number of seeds to show on one contact sheet, the picture --out, in place of a render. A seed shows the same
             scene there and at any size of the same shape.
@@ -111,6 +112,7 @@ def render(
     from engine.cli.render import render as run
     from engine.cli.working import Output, PictureOptions
     from engine.exporters import check_options
+    from engine.io.objects import as_place
 
     set_output(quiet, verbose)
     request = printing.sized(request)
@@ -160,7 +162,7 @@ def render(
         raise UsageError(f"{option('shares', shares)}: divides a render among workers; add {option('dask')}")
     replace(request, seed=request.seed + count - 1)  # refuse the last seed before the first render
     seeds = range(request.seed, request.seed + count)
-    outputs = [Output(out if count == 1 else _numbered(out, seed)) for seed in seeds]
+    outputs = [Output(as_place(out if count == 1 else _numbered(out, seed))) for seed in seeds]
     if keep_store and not outputs[0].is_picture:
         raise UsageError(f"{option('keep_store', True)}: {out} is a store, which stays anyway; leave it out")
     picture = PictureOptions(dpi=printing.dpi) if outputs[0].is_picture else PictureOptions()
@@ -221,7 +223,7 @@ def upscale(
 
     Args:
         pictures: Pictures, folders of them, or patterns such as "scans/*.png".
-        out: File (.png, .jpg, .webp, .tif, .ome.tif, or .zarr for a store) for one picture; else a folder.
+        out: File (.png, .jpg, .webp, .tif, .ome.tif, or .zarr for a store, also by URL) for one picture; else a folder.
         model: Model to enlarge with: a checkpoint, a model file, realsr or x4plus. Given several times, the models run one
             after the other, as one that cleans and one that enlarges; default: realsr.
         suffix: Format of the files in a folder; default: png.
@@ -313,6 +315,7 @@ def plan(
     from engine.cli.render import Options
     from engine.cli.render import render as run
     from engine.cli.working import Output, PictureOptions
+    from engine.io.objects import as_place
 
     if part is not None and (gpu is not None or workers is not None):
         other = option("gpu", gpu) if gpu is not None else option("workers", workers)
@@ -320,13 +323,13 @@ def plan(
     if workers is not None:
         from engine.cli.fleet import print_fleet
 
-        store = Output(out).store
+        store = Output(as_place(out)).store
         print_fleet(_model_or_default(model, request), store, request, workers, gpu, as_json=json, quiet=quiet)
         return
     if gpu is not None:
         from engine.cli.forecast import print_forecast
 
-        store = Output(out).store
+        store = Output(as_place(out)).store
         print_forecast(_model_or_default(model, request), store, request, gpu, as_json=json, quiet=quiet)
         return
     options = Options(
@@ -338,7 +341,7 @@ def plan(
         shows_print=printing.is_given,
         picture=PictureOptions(dpi=printing.dpi),
     )
-    run([_model_or_default(model, request)], Output(out), request, options)
+    run([_model_or_default(model, request)], Output(as_place(out)), request, options)
 
 
 @app.command
@@ -465,7 +468,7 @@ def finish(store: Path, /, *, quiet: QuietFlag = False, json: JsonFlag = False) 
     that of one run. engine check reads every pixel.
 
     Args:
-        store: OME-Zarr store that engine render wrote with --part.
+        store: OME-Zarr store that engine render wrote with --part: a folder, or a URL.
     """
     from engine.cli.finish import finish as run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from engine.errors import (
 from engine.exporters import check_pixels, check_target
 from engine.interrupt import Flag, deferred_interrupt
 from engine.io.files import sha256
+from engine.io.objects import lies_there
 from engine.io.original import size_and_pixels
 from engine.job import Job
 from engine.model.build import chain
@@ -267,7 +267,7 @@ class Batch:
         options = self._options
         if options.resume or options.overwrite or options.dry_run:
             return
-        existing = [i.output for i in self.items if os.path.lexists(i.output.path) or os.path.lexists(i.output.store)]
+        existing = [i.output for i in self.items if lies_there(i.output.path) or lies_there(i.output.store)]
         if existing:
             raise InputError(
                 f"{existing[0].path}: {len(existing)} of {len(self.items)} results exist or are begun; give "
@@ -284,8 +284,8 @@ class Batch:
         canvas = canvas_of_picture(shape, item.native, scales, request.stages)
         if item.output.is_picture:
             height, width = canvas.size
-            check_target(item.output.path, size=(height, width), overwrite=True)
-            check_pixels(item.output.path, self._options.picture.given, item.pixels)
+            check_target(item.output.picture, size=(height, width), overwrite=True)
+            check_pixels(item.output.picture, self._options.picture.given, item.pixels)
         item.canvas, item.scales = canvas, scales[: canvas.stages]
 
     def _check_output(self, item: Item) -> None:
@@ -293,7 +293,7 @@ class Batch:
         options, output = self._options, item.output
         if options.dry_run and not options.resume:
             return
-        is_there = options.resume and os.path.lexists(output.path)
+        is_there = options.resume and lies_there(output.path)
         if is_there and output.is_result_of(self._digest(item, sha256(item.pair.source))):
             item.state = "done before"
             output.forget_working_store()
@@ -311,7 +311,7 @@ class Batch:
     def _prepare(self, item: Item) -> Job:
         job = Job.prepare(self._model, item.request, item.output.store, self._log, like=self._reference)
         if item.output.is_picture:
-            for note in check_pixels(item.output.path, self._options.picture.given, job.plan.pixels):
+            for note in check_pixels(item.output.picture, self._options.picture.given, job.plan.pixels):
                 self._log(f"{item.output.path}: {note}")
         return job
 

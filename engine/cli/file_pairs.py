@@ -13,6 +13,7 @@ from engine.cli.options import Format
 from engine.cli.working import Output
 from engine.errors import InputError, UsageError, option
 from engine.exporters import PICTURES, names_export, names_picture
+from engine.io.objects import as_place, check_local
 from engine.io.photo import SUFFIXES
 
 DEFAULT_FORMAT: Format = "png"
@@ -63,7 +64,7 @@ def output_of(picture: Path, out: Path, suffix: Format | None) -> Output:
         raise UsageError(f"{option('out', out)}: no such format; use {', '.join(PICTURES)}, .zarr, or a folder")
     if suffix is not None:
         raise UsageError(f"{option('format', suffix)}: {out} names the format already; leave one out")
-    return Output(out)
+    return Output(as_place(out))
 
 
 def pairs_of(pictures: Sequence[Path], out: Path, suffix: Format | None) -> list[Pair]:
@@ -85,7 +86,7 @@ def pairs_of(pictures: Sequence[Path], out: Path, suffix: Format | None) -> list
     for picture, name in zip(pictures, names, strict=True):
         if repeated[name.casefold()] > 1:
             raise UsageError(f"{picture}: another picture has this name; write their results into folders of their own")
-    return [Pair(p, Output(out / f"{name}.{suffix}")) for p, name in zip(pictures, names, strict=True)]
+    return [Pair(p, Output(as_place(out / f"{name}.{suffix}"))) for p, name in zip(pictures, names, strict=True)]
 
 
 def check_sources_stay(pairs: Sequence[Pair], folders: Iterable[str], out: Path) -> None:
@@ -95,7 +96,7 @@ def check_sources_stay(pairs: Sequence[Pair], folders: Iterable[str], out: Path)
             raise UsageError(f"{option('out', out)}: is the folder of the pictures; name another")
     sources = {os.path.realpath(pair.source) for pair in pairs}
     for pair in pairs:
-        if os.path.realpath(pair.output.path) in sources:
+        if os.path.realpath(check_local("out", pair.output.path)) in sources:
             raise UsageError(f"{option('out', out)}: {pair.output.path} is a picture to enlarge; name another folder")
 
 

@@ -8,19 +8,21 @@ from typing import Any
 from engine.cli import report
 from engine.cli.working import look_command
 from engine.errors import counted
+from engine.io.objects import Place, as_place
 from engine.io.zarr_store import stored_provenance
 from engine.parts import MissingPart, PartsMissing
 from engine.parts import finish as complete
 from engine.store import open_store, resume_command
 
 
-def finish(path: Path, *, as_json: bool) -> None:
+def finish(store: Path, *, as_json: bool) -> None:
     """Complete a store and say so, or print which parts are missing and the commands that render them.
 
     Raises:
         PartsMissing: shards are missing.
         InputError: as ``engine.finish``.
     """
+    path = as_place(store)
     try:
         complete(path)
     except PartsMissing as error:
@@ -35,12 +37,12 @@ def finish(path: Path, *, as_json: bool) -> None:
     if as_json:
         report.print_json({"path": str(path), "complete": True, "missing": []})
         return
-    width, height = open_store(path).size
+    width, height = open_store(store).size
     report.line(f"{path}: {width}x{height}, complete")
     report.line(f"look at it: {look_command(path, width, height)}")
 
 
-def _text(path: Path, missing: MissingPart) -> str:
+def _text(path: Place, missing: MissingPart) -> str:
     name = "" if missing.part is None else f"part {missing.part}: "
     account = f"{name}{missing.missing} of {counted(missing.shards, 'shard')} missing"
     if missing.process is not None:
@@ -49,12 +51,12 @@ def _text(path: Path, missing: MissingPart) -> str:
     return account if command is None else f"{account}; run {command}"
 
 
-def _command(path: Path, missing: MissingPart) -> str | None:
+def _command(path: Place, missing: MissingPart) -> str | None:
     """Command that renders a part; None if no command line began the store."""
     return resume_command(path, stored_provenance(path) or {}, None if missing.part is None else str(missing.part))
 
 
-def _as_json(path: Path, missing: MissingPart) -> dict[str, Any]:
+def _as_json(path: Place, missing: MissingPart) -> dict[str, Any]:
     return {
         "part": None if missing.part is None else str(missing.part),
         "shards": missing.shards,

@@ -9,6 +9,7 @@ from engine.cli.progress import log
 from engine.device.heap import fix_malloc_thresholds
 from engine.errors import counted
 from engine.fleet import STORED, Fleet, plan_fleet
+from engine.io.objects import Place
 from engine.plan.cost import readable
 from engine.plan.gpus import find_gpu
 from engine.plan.request import Request
@@ -17,7 +18,7 @@ _UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
 
 def print_fleet(
-    model: Path, store: Path, request: Request, workers: int, gpu: str | None, *, as_json: bool, quiet: bool
+    model: Path, store: Place, request: Request, workers: int, gpu: str | None, *, as_json: bool, quiet: bool
 ) -> None:
     """Plan a render by workers and print its shares, its store and its hours."""
     card = None if gpu is None else find_gpu(gpu)

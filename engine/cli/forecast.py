@@ -8,6 +8,7 @@ from engine.cli import report
 from engine.cli.progress import clock, log
 from engine.device.heap import fix_malloc_thresholds
 from engine.forecast import Forecast, forecast
+from engine.io.objects import Place
 from engine.model.bundle import load
 from engine.plan.cost import readable
 from engine.plan.gpus import CONTEXT, find_gpu
@@ -18,7 +19,7 @@ from engine.plan.request import Request
 _BOUNDS = {"arithmetic": "arithmetic", "traffic": "memory traffic", "launches": "launches"}
 
 
-def print_forecast(model: Path, store: Path, request: Request, gpu: str, *, as_json: bool, quiet: bool) -> None:
+def print_forecast(model: Path, store: Place, request: Request, gpu: str, *, as_json: bool, quiet: bool) -> None:
     """Plan a render as on a GPU of the table and print its memory and time; refuses what does not fit it."""
     card = find_gpu(gpu)
     fix_malloc_thresholds()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engine.errors import InputError, UsageError, option
-from engine.io.objects import check_local
+from engine.io.objects import ObjectPath, Place, as_place, check_local
 
 
 def check_place(name: str, path: Path) -> None:
@@ -25,7 +25,7 @@ def check_new(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path}: exists; give {option('overwrite', True)} to replace it, or another {option('out')}")
 
 
-def check_inputs_stay(name: str, path: Path | None, inputs: Iterable[Path | str | None]) -> None:
+def check_inputs_stay(name: str, path: Place | None, inputs: Iterable[Place | str | None]) -> None:
     """Refuse an output that is an input, under whatever name.
 
     Args:
@@ -39,5 +39,11 @@ def check_inputs_stay(name: str, path: Path | None, inputs: Iterable[Path | str 
     if path is None or not path.exists():
         return
     for one in inputs:
-        if one is not None and os.path.exists(one) and os.path.samefile(path, one):
+        if one is not None and _is_same(path, as_place(one)):
             raise UsageError(f"{option(name, path)}: is the input {one}, which it would replace; name another file")
+
+
+def _is_same(path: Place, other: Place) -> bool:
+    if isinstance(path, ObjectPath) or isinstance(other, ObjectPath):
+        return path == other
+    return other.exists() and os.path.samefile(path, other)

@@ -75,7 +75,7 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
         check_place("report", options.report)
         inputs = [*models, request.init, output.path, output.store]
         check_inputs_stay("report", options.report, inputs)
-        if options.report.resolve().is_relative_to(output.store.resolve()):
+        if isinstance(output.store, Path) and options.report.resolve().is_relative_to(output.store.resolve()):
             raise UsageError(f"{option('report', options.report)}: lies in the store; name a file outside it")
     check_inputs_stay("out", output.path, [*models, request.init])
     fix_malloc_thresholds()
@@ -88,8 +88,8 @@ def render(models: Sequence[Path], output: Output, request: Request, options: Op
         job = Job.prepare(model, request, output.store, log)
         if output.is_picture:
             if not options.dry_run:
-                check_target(output.path, size=job.plan.size, overwrite=True)
-            for note in check_pixels(output.path, options.picture.given, job.plan.pixels):
+                check_target(output.picture, size=job.plan.size, overwrite=True)
+            for note in check_pixels(output.picture, options.picture.given, job.plan.pixels):
                 log(f"{output.path}: {note}")
         if options.dry_run:
             if options.part is not None:

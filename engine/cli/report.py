@@ -159,8 +159,9 @@ def print_plan(
     )
     device = "" if budget.device is None else f", device memory {part_of(projection.device, budget.device)}"
     scratch = f" and {readable(projection.scratch)} of scratch" if projection.scratch else ""
+    place = "disk" if budget.holds_store else "object store"
     prose(
-        f"memory {part_of(projection.host, budget.host)}{device}, disk at most {readable(projection.disk)}{scratch}, "
+        f"memory {part_of(projection.host, budget.host)}{device}, {place} at most {readable(projection.disk)}{scratch}, "
         f"time about {clock(projection.seconds)}"
     )
     for stage, facts in zip(plan.stages, measured.stages, strict=True):

@@ -98,7 +98,7 @@ def _one(picture: Path, models: Sequence[Path], output: Output, request: Picture
 def _for_outputs(output: Output, options: Options) -> Options:
     """The options for results of this kind. Raises UsageError for those that it lacks."""
     if output.is_picture:
-        check_options(output.path, options.picture.given)
+        check_options(output.picture, options.picture.given)
         return options
     for name in ("quality", "compression"):
         if getattr(options.picture, name) is not None:

@@ -11,7 +11,7 @@ from engine.cli import report
 from engine.cli.progress import Estimate, Meter, log
 from engine.errors import UsageError, option
 from engine.interrupt import deferred_interrupt
-from engine.io.objects import as_place, local_copy
+from engine.io.objects import Place, as_place, local_copy
 from engine.view.beside import Beside, check_ready, viewer_beside
 
 
@@ -72,7 +72,7 @@ class TellingMeter:
 
 
 @contextmanager
-def beside(store: Path, *, is_wanted: bool) -> Iterator[Beside | None]:
+def beside(store: Place, *, is_wanted: bool) -> Iterator[Beside | None]:
     """A viewer beside a render, which stays until Ctrl-C when the block has ended well; None if it is not wanted."""
     if not is_wanted:
         yield None

@@ -55,11 +55,12 @@ class PictureOptions:
 class Output:
     """Place of a render's result."""
 
-    path: Path
+    path: Place
     """Store, or picture, that the user named."""
 
     def __post_init__(self) -> None:
-        check_local("out", self.path)
+        if self.is_picture:
+            check_local("out", self.path)
 
     @property
     def is_picture(self) -> bool:
@@ -67,7 +68,12 @@ class Output:
         return names_picture(self.path)
 
     @property
-    def store(self) -> Path:
+    def picture(self) -> Path:
+        """The path, where ``is_picture``."""
+        return check_local("out", self.path)
+
+    @property
+    def store(self) -> Place:
         """Store that the render writes: a working store beside a picture, under a name that nobody chooses."""
         return self.path.with_name(self.path.name + ".work.zarr") if self.is_picture else self.path
 
@@ -81,7 +87,7 @@ class Output:
         """
         if not self.is_picture:
             if names_export(self.path):
-                store = self.path.with_suffix(".zarr").name
+                store = f"{self.path.stem}.zarr"
                 raise UsageError(
                     f"{self.path}: a render ends in a store or a picture; render {store}, then engine export {store} "
                     f"{self.path.name}"
@@ -92,7 +98,7 @@ class Output:
         note: dict[str, Any] = (stored_provenance(self.store) or {}).get(PICTURE) or {}
         is_ours = note.get("name") == self.path.name
         may_replace = overwrite or (resume and is_ours and bool(note.get("overwrite")))
-        check_target(self.path, overwrite=may_replace)
+        check_target(self.picture, overwrite=may_replace)
         if not self.store.exists():
             return
         if not is_ours:
@@ -106,7 +112,7 @@ class Output:
     def is_result_of(self, request: str) -> bool:
         """Whether the output is there, whole, and made by the request of this digest (``request_digest``)."""
         if self.is_picture:
-            image = open_picture(self.path)
+            image = open_picture(self.picture)
             return image is not None and read_description(image).get(REQUEST) == request
         provenance = stored_provenance(self.path) or {}
         return provenance.get("complete") is True and provenance.get(REQUEST) == request
@@ -129,7 +135,7 @@ class Output:
             sink.note({PICTURE: {"name": self.path.name, "overwrite": False}})
             return
         try:
-            remove_store(self.store)
+            remove_store(check_local("out", self.store))
         except OSError as error:
             left = self.store if self.store.exists() else error.filename  # moved away to be removed
             warn(f"{left}: the picture is written, but this store cannot be removed ({error.strerror}); remove it")
@@ -137,12 +143,12 @@ class Output:
     def forget_working_store(self) -> None:
         """Remove the working store of this picture, if there is one that no other process writes, and what a kill left of it."""
         if self.is_picture:
-            remove_leftovers(self.store)
+            remove_leftovers(check_local("out", self.store))
         note: dict[str, Any] = (stored_provenance(self.store) or {}).get(PICTURE) or {}
         if self.is_picture and note.get("name") == self.path.name:
             with suppress(ResumeError, OSError):
                 lock_store(self.store).release()
-                remove_store(self.store)
+                remove_store(check_local("out", self.store))
 
 
 def request_digest(model: Model, request: Request, options: PictureOptions, picture: str | None) -> str:
@@ -179,8 +185,8 @@ def write_picture(
 ) -> ExportResult:
     """Write the picture of a finished working store, which from then on may replace it: a resume writes it again."""
     sink.note({PICTURE: {"name": output.path.name, "overwrite": True}})
-    picture = export(output.store, output.path, overwrite=True, on_progress=on_progress, **options.given)
-    said = check_pixels(output.path, options.given, sink.pixels)
+    picture = export(str(output.store), output.picture, overwrite=True, on_progress=on_progress, **options.given)
+    said = check_pixels(output.picture, options.given, sink.pixels)
     for note in picture.notes:
         if note not in said:  # before the render
             warn(note)

@@ -15,6 +15,7 @@ from zarr.storage import LocalStore
 from engine.causes import naming
 from engine.io.files import new_identity, sync_folder, write_new
 from engine.io.object_reader import ObjectReader
+from engine.io.object_writer import ObjectWriter
 from engine.io.objects import ObjectPath, Place
 from engine.io.shards import remove_shard
 
@@ -61,6 +62,12 @@ def open_root(path: Place) -> zarr.Group:
     """Open a store to read it. Raises OSError with the path, StorageError, and what Zarr raises for damage."""
     store = ObjectReader(path) if isinstance(path, ObjectPath) else DurableStore(path, read_only=True)
     return zarr.open_group(store, mode="r")
+
+
+def open_to_write(path: Place, mark: str | None = None) -> zarr.Group:
+    """Open a store to write it. ``mark``: ``mark_of`` its plan. Raises as ``open_root``."""
+    store = ObjectWriter(path, mark) if isinstance(path, ObjectPath) else DurableStore(path)
+    return zarr.open_group(store, mode="r+", zarr_format=3)
 
 
 def stamp_of(store: Place, name: str = "zarr.json") -> tuple[object, ...]:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
+
 from engine.causes import naming
 
 try:
@@ -31,6 +33,11 @@ _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSU
 """Answers of file systems that lock no folders: NFS, and some in user space."""
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def cache_folder() -> Path:
+    """Folder of the cache, as the platform places it ($XDG_CACHE_HOME on Linux)."""
+    return Path(platformdirs.user_cache_dir("ourgan-engine", appauthor=False))
 
 
 class Lock:

@@ -7,21 +7,19 @@ from typing import Any
 
 from zarr.storage import ObjectStore
 
-from engine.errors import UsageError
 from engine.io.objects import ObjectPath, failure, is_passing, pauses
 
 
 class ObjectReader(ObjectStore[Any]):
     """Zarr's store of objects, read-only, whose errors are the engine's."""
 
-    def __init__(self, place: ObjectPath) -> None:
-        super().__init__(place.client(), read_only=True)
+    def __init__(self, place: ObjectPath, *, read_only: bool = True) -> None:
+        super().__init__(place.client(), read_only=read_only)
         self._place = place
 
     def with_read_only(self, read_only: bool = False) -> ObjectReader:
-        """Itself. Raises UsageError where it is to be written."""
-        if not read_only:
-            raise UsageError(f"{self._place}: is read, and not written; name a folder")
+        """Itself: ``ObjectWriter`` is the one that writes."""
+        assert read_only == self.read_only
         return self
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:  # noqa: ANN401 (zarr's types)

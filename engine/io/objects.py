@@ -1,23 +1,26 @@
-"""Names of stores, pictures and models in an object store: ``s3://``, ``gs://`` and ``az://``, read through obstore.
+"""Names of stores, pictures and models in an object store: ``s3://``, ``gs://`` and ``az://``, through obstore.
 
 ``ObjectPath`` has those methods of a ``Path`` that readers use, so that a store is read in one way wherever it lies. An
-object appears whole or not at all. Credentials come from the environment, from files or from the role of the machine; they
-are no part of a URL, and no message quotes what a server or a library says.
+object appears whole or not at all, and is written under a condition: that there is none, or that it is still the one that
+was read. Credentials come from the environment, from files or from the role of the machine; they are no part of a URL, and
+no message quotes what a server or a library says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
 from engine.errors import AccessError, InputError, StorageError, UsageError, option
+from engine.io.files import cache_folder
 
 SCHEMES = ("s3", "gs", "az")
 """Kinds of object stores: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
@@ -32,16 +35,26 @@ _RETRY_SECONDS = 60
 """Time after which no request is repeated."""
 
 _TIMEOUT, _CONNECT_TIMEOUT = "30s", "5s"
-"""Longest time of a request, and of its connection."""
+"""Longest time of a request that reads, and of any connection."""
+
+_PUT_TIMEOUT, _PUT_RETRY_SECONDS = "300s", 600
+"""Longest time of a request that writes a whole object, and time after which it is not repeated."""
 
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 """Variables that allow addresses without encryption."""
 
-_PAUSE = 0.2
-"""Seconds before an answer that was cut off is asked for again; doubled each time. obstore itself repeats most requests."""
+_PAUSE, _BACKOFF = 0.2, 0.1
+"""Seconds before the first repetition by the engine, of an answer that was cut off, and by obstore, of all others; doubled
+each time."""
 
 _PIECE = 16 << 20
 """Bytes of a download's request."""
+
+_BATCH = 1000
+"""Objects that one request deletes."""
+
+_READ, _WRITE = "repeat this command", f"go on with {option('resume', True)}"
+"""Advice after a request that failed."""
 
 _BOTO_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 """Files with credentials of S3, which boto3 reads: variable that names one, and its place by default."""
@@ -112,6 +125,12 @@ class ObjectPath:
         """A name beside this one."""
         return ObjectPath(f"{self._scheme}://{self._bucket}/{PurePosixPath(self.key).with_name(name)}")
 
+    @property
+    def anchor(self) -> Path:
+        """A file of this machine's cache that stands for the name: for locks, and beside it for spilled tiles."""
+        digest = hashlib.sha256(str(self).encode()).hexdigest()[:16]
+        return cache_folder() / "stores" / f"{digest}-{self.name}"
+
     def exists(self) -> bool:
         """Whether there is an object of this name, or any below it."""
         return self.is_dir() or self.is_file()
@@ -125,13 +144,16 @@ class ObjectPath:
         return next(self._listed(chunk=1), None) is not None
 
     def head(self) -> dict[str, Any] | None:
-        """Size, time and tag of the object (``size``, ``last_modified``, ``e_tag``); None if there is none."""
+        """Size, time, version and attributes of the object (``size``, ``last_modified``, ``e_tag``, ``version``,
+        ``attributes``); None if there is none.
+        """
 
         def ask() -> dict[str, Any] | None:
             try:
-                return dict(_obstore().head(self._store(), self.key))
+                answer = _obstore().get(self._store(), self.key, options={"head": True})
             except FileNotFoundError:
                 return None
+            return {**answer.meta, "attributes": dict(answer.attributes)}
 
         return _asked(self, ask)
 
@@ -143,6 +165,74 @@ class ObjectPath:
         """Bytes of the object; ``tag``: of this version alone. Raises FileNotFoundError if there is none."""
         options = {"range": (start, end), **({"if_match": tag} if tag else {})}
         return _asked(self, lambda: bytes(_obstore().get(self._store(), self.key, options=options).bytes()))
+
+    def write_new(self, data: bytes, attributes: dict[str, str] | None = None) -> bool:
+        """Write the object unless there is one; returns whether it has these bytes now.
+
+        An earlier try may have arrived although its answer was lost, so an object that is there is compared.
+
+        Args:
+            data: the whole object.
+            attributes: values to keep with it, by letters alone.
+
+        Raises:
+            StorageError: as for reading.
+        """
+        obstore = _obstore()
+
+        def ask() -> bool:
+            try:
+                obstore.put(self._store(True), self.key, data, mode="create", attributes=attributes)
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+        return _asked(self, ask, _WRITE) or self.read_bytes() == data
+
+    def write_over(
+        self, data: bytes, version: dict[str, Any] | None = None, attributes: dict[str, str] | None = None
+    ) -> bool:
+        """Write the object in place of another; returns whether it has these bytes now.
+
+        Args:
+            data: the whole object.
+            version: what ``head`` said of the one to be replaced, which must still be there; None: whatever is there.
+            attributes: as for ``write_new``.
+
+        Raises:
+            StorageError: as for reading.
+        """
+        obstore = _obstore()
+        mode = (
+            "overwrite"
+            if version is None
+            else {name: version[name] for name in ("e_tag", "version") if version.get(name)}
+        )
+
+        def ask() -> bool:
+            try:
+                obstore.put(self._store(True), self.key, data, mode=mode, attributes=attributes)
+            except (obstore.exceptions.PreconditionError, FileNotFoundError):
+                return False
+            return True
+
+        if _asked(self, ask, _WRITE):
+            return True
+        return self.is_file() and self.read_bytes() == data
+
+    def delete(self, names: Sequence[str] | None = None) -> None:
+        """Delete the object, or those below of these names; one that is not there is passed over."""
+        keys = [self.key] if names is None else [f"{self.key}/{name}" for name in names]
+
+        def ask(batch: list[str]) -> None:
+            try:
+                _obstore().delete(self._store(True), batch)
+            except FileNotFoundError:
+                return
+
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            _asked(self, lambda batch=batch: ask(batch), _WRITE)  # type: ignore[misc]
 
     def objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All objects below: the rest of the name, and what ``head`` says of it."""
@@ -186,8 +276,8 @@ class ObjectPath:
                 yield dict(each)
             last = page[-1]["path"]
 
-    def _store(self) -> Any:  # noqa: ANN401 (obstore's type)
-        return _opened(self._scheme, self._bucket, None)
+    def _store(self, writes: bool = False) -> Any:  # noqa: ANN401 (obstore's type)
+        return _opened(self._scheme, self._bucket, None, writes)
 
 
 Place: TypeAlias = Path | ObjectPath
@@ -211,12 +301,24 @@ def spelled(path: Path) -> str:
     return str(as_place(path)) if is_url(path) else str(path.absolute())
 
 
-def check_local(name: str, path: Path | str | os.PathLike[str]) -> None:
-    """Refuse a URL where files are written. ``name``: the option. Raises UsageError."""
-    if is_url(path):
+def lies_there(place: Place) -> bool:
+    """Whether something has this name, if only a link that leads nowhere."""
+    return os.path.lexists(place) if isinstance(place, Path) else place.exists()
+
+
+def anchor_of(place: Place) -> Path:
+    """What is locked for a place, and what spilled tiles lie beside: itself, or ``ObjectPath.anchor``."""
+    return place if isinstance(place, Path) else place.anchor
+
+
+def check_local(name: str, path: Path | str | os.PathLike[str] | ObjectPath) -> Path:
+    """The path, which must be no URL: stores alone are written to one. ``name``: the option. Raises UsageError."""
+    if isinstance(path, ObjectPath) or is_url(path):
         raise UsageError(
-            f"{option(name, as_place(path))}: object stores are read and not written; name a folder, and copy it there afterwards"
+            f"{option(name, as_place(path))}: only stores are written to an object store; name a file or folder, and copy it "
+            "there afterwards"
         )
+    return Path(path)
 
 
 def local_copy(path: Path) -> Path:
@@ -255,20 +357,23 @@ def _obstore() -> Any:  # noqa: ANN401 (a module that need not be installed)
 
 
 @cache
-def _opened(scheme: str, bucket: str, prefix: str | None) -> Any:  # noqa: ANN401
-    """obstore's client of a bucket, with the credentials of the environment, of files or of the machine's role."""
+def _opened(scheme: str, bucket: str, prefix: str | None, writes: bool = False) -> Any:  # noqa: ANN401
+    """obstore's client of a bucket, with the credentials of the environment, of files or of the machine's role.
+
+    ``writes``: requests may take as long as whole objects do on a slow network.
+    """
     store = _obstore().store
-    backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2}
+    backoff = {"init_backoff": timedelta(seconds=_BACKOFF), "max_backoff": timedelta(seconds=5), "base": 2}
     options: dict[str, Any] = {
         "client_options": {
-            "timeout": _TIMEOUT,
+            "timeout": _PUT_TIMEOUT if writes else _TIMEOUT,
             "connect_timeout": _CONNECT_TIMEOUT,
             # These options replace those of the environment, which says so for a server of one's own.
             "allow_http": os.environ.get(_ALLOW_HTTP[scheme], "").lower() in ("1", "true"),
         },
         "retry_config": {
             "max_retries": _RETRIES,
-            "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+            "retry_timeout": timedelta(seconds=_PUT_RETRY_SECONDS if writes else _RETRY_SECONDS),
             "backoff": backoff,
         },
     }
@@ -301,8 +406,8 @@ def _provider_from_files() -> Any:  # noqa: ANN401
         raise AccessError("credentials in the files of AWS: not usable; check AWS_PROFILE and ~/.aws") from None
 
 
-def _asked(place: ObjectPath, ask: Callable[[], _T]) -> _T:
-    """The answer to a request, which is repeated while the fault may pass.
+def _asked(place: ObjectPath, ask: Callable[[], _T], advice: str = _READ) -> _T:
+    """The answer to a request, which is repeated while the fault may pass; ``advice``: what to do after the last.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -316,7 +421,7 @@ def _asked(place: ObjectPath, ask: Callable[[], _T]) -> _T:
             raise
         except Exception as error:  # obstore's own, and those of Python
             if pause is None or not is_passing(error):
-                raise failure(place, error) from None
+                raise failure(place, error, advice) from None
         time.sleep(pause)
     raise AssertionError
 
@@ -332,7 +437,7 @@ def is_passing(error: Exception) -> bool:
     return "response body" in str(error)
 
 
-def failure(place: ObjectPath, error: Exception) -> Exception:
+def failure(place: ObjectPath, error: Exception, advice: str = _READ) -> Exception:
     """The engine's error for one of obstore. Texts of servers are left out: they may name keys."""
     if isinstance(error, UsageError | InputError | StorageError | FileNotFoundError):
         return error
@@ -343,12 +448,12 @@ def failure(place: ObjectPath, error: Exception) -> Exception:
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or (status and status[1] in ("401", "403")):
         return AccessError(f"{place}: access denied; check the credentials and what they allow")
     if kind == "PreconditionError":
-        return InputError(f"{place}: replaced while it was read; repeat this command")
+        return InputError(f"{place}: replaced while it was read; {advice}")
     if status and status[1] == "404":
         return AccessError(f"{place}: no such bucket; check the URL")
     if kind == "UnknownConfigurationKeyError" or "builder error" in text:
         return UsageError(f"{place}: settings of the object store are wrong; check its variables of the environment")
     reason = f"status {status[1]}" if status else "no whole answer"
     return StorageError(
-        f"{place}: the object store failed ({reason}, {_RETRIES} repetitions); check the network and repeat this command"
+        f"{place}: the object store failed ({reason}, {_RETRIES} repetitions); check the network and {advice}"
     )

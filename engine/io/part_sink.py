@@ -8,6 +8,7 @@ folders are not. Without any lock two processes of one part would write equal sh
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from engine.errors import ResumeError, option
 from engine.geometry import Box
 from engine.io.files import Lock
+from engine.io.objects import ObjectPath, Place
 from engine.io.zarr_store import PARTS, ZarrSink, scratch_of
 from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan
@@ -31,20 +33,20 @@ class PartSink(ZarrSink):
         part: the part.
     """
 
-    def __init__(self, path: Path, plan: Plan, lock: Lock) -> None:
+    def __init__(self, path: Place, plan: Plan, lock: Lock) -> None:
         super().__init__(path, plan, lock)
         self.part = Part(1, 1)
         self._writes = plan.writes()[:0]
         self._part_lock: Lock | None = None
 
     @classmethod
-    def join(cls, path: Path, plan: Plan, part: Part, *, again: bool = False) -> PartSink:
+    def join(cls, path: Place, plan: Plan, part: Part, *, again: bool = False) -> PartSink:
         """Open a store to write a part of it, and remove the part's damaged shards (``lost``).
 
         A store that is complete has nothing to be written.
 
         Args:
-            path: folder of the store.
+            path: folder or URL of the store.
             plan: its plan.
             part: the part.
             again: whoever gives out the parts may give this one to another process while the first one is stopped or cut off.
@@ -78,14 +80,18 @@ class PartSink(ZarrSink):
         return super().missing(self._writes)
 
     def finish(self) -> None:
-        """Add the part's shards of the pyramid that a killed run left out. Tiles of inner stages stay for the other parts.
+        """Add the part's shards of the pyramid that a killed run left out. Tiles of inner stages stay for the other parts;
+        those of an object store for the ones that run on this machine.
 
         Raises:
             ResumeError: a shard of the part is missing, or as ``write`` does.
         """
         self._check_identity()
         self._complete_pyramid()
+        scratch = self.scratch
         self.close()
+        if isinstance(self.path, ObjectPath) and not any(map(_is_held, scratch.glob("part-*.lock"))):
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def close(self) -> None:
         """Let other processes write the part, and the store when all parts are closed."""
@@ -129,7 +135,9 @@ class PartSink(ZarrSink):
         return (index for index in indices if self._owns(level, index))
 
     def _remove_partial(self, level: int) -> None:
-        """Remove the files of the part's shards that killed runs did not finish."""
+        """Remove the files of the part's shards that killed runs did not finish. An object store has none."""
+        if isinstance(self.path, ObjectPath):
+            return
         grid, rectangles = self._plan.grid(level), self._writes.rectangles
         for row in spans_of(grid, (box.cover(1 << level) for box in rectangles)):
             for leftover in (self.path / str(level) / "c" / "0" / str(row)).glob("*.partial"):
@@ -138,7 +146,7 @@ class PartSink(ZarrSink):
                     leftover.unlink(missing_ok=True)
 
 
-def shares_of(path: Path, plan: Plan, provenance: dict[str, Any]) -> Shares | None:
+def shares_of(path: Place, plan: Plan, provenance: dict[str, Any]) -> Shares | None:
     """How an unfinished store is divided into parts; None if it is not. Raises ResumeError for damage."""
     if (stored := provenance.get(PARTS)) is None:
         return None
@@ -150,7 +158,7 @@ def shares_of(path: Path, plan: Plan, provenance: dict[str, Any]) -> Shares | No
         ) from error
 
 
-def holder_of(path: Path, provenance: dict[str, Any], part: Part) -> int | None:
+def holder_of(path: Place, provenance: dict[str, Any], part: Part) -> int | None:
     """Process that renders a part of a store, as ``Lock.holder`` tells it."""
     return Lock.holder(_lock_file(scratch_of(path, provenance), part))
 
@@ -160,7 +168,7 @@ def _lock_file(scratch: Path, part: Part) -> Path:
     return scratch / f"part-{part.number}-of-{part.count}.lock"
 
 
-def lock_parts(path: Path, provenance: dict[str, Any]) -> Lock:
+def lock_parts(path: Place, provenance: dict[str, Any]) -> Lock:
     """Lock of the one process that gives out the parts of a store. Raises ResumeError while another one does."""
     file = scratch_of(path, provenance) / _GIVER
     lock = _lock(file)
@@ -171,7 +179,7 @@ def lock_parts(path: Path, provenance: dict[str, Any]) -> Lock:
     return lock
 
 
-def unlock_parts(path: Path, provenance: dict[str, Any], lock: Lock) -> None:
+def unlock_parts(path: Place, provenance: dict[str, Any], lock: Lock) -> None:
     """Release the lock of ``lock_parts`` and remove its file."""
     file = scratch_of(path, provenance) / _GIVER
     with suppress(OSError):  # tiles stay
@@ -182,6 +190,16 @@ def unlock_parts(path: Path, provenance: dict[str, Any], lock: Lock) -> None:
 
 _GIVER = "parts.lock"
 """File that the process which gives out all parts locks."""
+
+
+def _is_held(file: Path) -> bool:
+    """Whether a process holds the lock on a file."""
+    with suppress(OSError):
+        lock = Lock.take(file)
+        if lock is None:
+            return True
+        lock.release()
+    return False
 
 
 def _lock(file: Path, *, shared: bool = False) -> Lock | None:

@@ -7,10 +7,13 @@ crc32c of them.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import math
 import os
 import re
 import stat
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -21,12 +24,17 @@ from numpy.typing import NDArray
 
 from engine.causes import naming, raise_if_exhausted, system_error
 from engine.errors import InputError
+from engine.geometry import Grid
 from engine.io.objects import ObjectPath, Place
 
 _ABSENT = np.uint64(2**64 - 1)
 """Offset of a chunk that is not stored."""
 
 _CHECKSUM_BYTES = 4
+
+MARK = "engineplan"
+"""Attribute of a shard in an object store: ``mark_of`` its plan. A put that was on its way when its store was replaced may
+still arrive in the new one."""
 
 
 PlaceT = TypeVar("PlaceT", Path, ObjectPath, Place)
@@ -45,6 +53,12 @@ class ShardState(StrEnum):
     EMPTY = "empty"
     FOREIGN = "not a regular file"
     CUT = "cut, or overwritten"
+    OTHER = "of another render"
+
+
+def mark_of(plan: Mapping[str, Any]) -> str:
+    """Digest of a stored plan."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def chunks_of(array: Any) -> int:  # noqa: ANN401 (zarr's type)
@@ -77,6 +91,36 @@ def present_shards(store: Place, level: str | int, grid: tuple[int, int]) -> Fla
     return present
 
 
+class WrittenShards:
+    """Which shards of a store are there. A folder is asked each time; an object store once, and then told of writes.
+
+    Args:
+        store: the store.
+        grids: shards of each level.
+    """
+
+    def __init__(self, store: Place, grids: Sequence[Grid]) -> None:
+        self._store, self._grids = store, grids
+        self._listed: list[Flags] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at an object store again."""
+        if isinstance(self._store, ObjectPath):
+            self._listed = [
+                present_shards(self._store, level, (grid.rows, grid.columns)) for level, grid in enumerate(self._grids)
+            ]
+
+    def has(self, level: int, index: tuple[int, int]) -> bool:
+        """Whether a shard is there."""
+        return bool(self._listed[level][index]) if self._listed else is_present(shard_path(self._store, level, *index))
+
+    def set(self, level: int, index: tuple[int, int], *, is_there: bool) -> None:
+        """Tell that a shard was written or removed."""
+        if self._listed:
+            self._listed[level][index] = is_there
+
+
 def present_in_row(store: Path, level: str | int, row: int, columns: int) -> list[bool]:
     """Which shards of a row of a level are there."""
     folder = shard_path(store, level, row, 0).parent
@@ -102,12 +146,13 @@ def file_state(path: Place) -> ShardState:
     return ShardState.WHOLE if status.st_size else ShardState.EMPTY
 
 
-def shard_state(path: Place, chunks: int) -> ShardState:
+def shard_state(path: Place, chunks: int, mark: str | None = None) -> ShardState:
     """State of a shard by its index, which must be intact and account for every byte of the file.
 
     Args:
         path: file of the shard.
         chunks: number of inner chunks of a whole shard.
+        mark: ``mark_of`` the store's plan. An object with another one is of another store; copies may have none.
     """
     length = 16 * chunks + _CHECKSUM_BYTES
     if isinstance(path, ObjectPath):
@@ -115,6 +160,8 @@ def shard_state(path: Place, chunks: int) -> ShardState:
             return ShardState.MISSING
         if not (size := int(about["size"])):
             return ShardState.EMPTY
+        if mark is not None and about["attributes"].get(MARK, mark) != mark:
+            return ShardState.OTHER
         tail = path.read_range(max(0, size - length), size, about["e_tag"])
     else:
         state = file_state(path)
@@ -158,13 +205,17 @@ def _inner_codecs(array: Any) -> list[str]:  # noqa: ANN401
         return []
 
 
-def remove_shard(path: Path) -> None:
+def remove_shard(path: Place) -> None:
     """Remove a bad shard, or a link or an empty folder in its place.
 
     Raises:
         InputError: a folder with files is in its place, which are somebody's.
         OSError: as the file system does.
+        StorageError: the object store does not answer.
     """
+    if isinstance(path, ObjectPath):
+        path.delete()
+        return
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return

@@ -15,15 +15,16 @@ import numpy as np
 import zarr
 
 from engine.causes import raise_if_exhausted
-from engine.errors import InputError, UsageError, counted, option
+from engine.errors import InputError, counted, option
 from engine.geometry import Box, Grid
-from engine.io.durable import DurableStore, open_root
+from engine.io.durable import open_root, open_to_write
 from engine.io.files import new_identity
 from engine.io.objects import ObjectPath, Place
 from engine.io.shards import (
     ShardState,
     chunks_of,
     file_state,
+    mark_of,
     raise_unless_damage,
     remove_shard,
     shard_path,
@@ -93,32 +94,27 @@ def check_store(
 
     Raises:
         InputError: it is no store of this engine, another process writes it, or its metadata is damaged.
-        UsageError: ``repair`` of a store in an object store.
+        StorageError: an object store does not answer.
     """
     _plan_of(path)  # before the lock, which takes any folder
-    if isinstance(path, ObjectPath):  # which has no locks: a render that runs is seen as not finished
-        if repair:
-            raise UsageError(
-                f"{path}: is read and not written, so {option('repair', True)} does not apply; repair a copy in a folder"
-            )
+    if isinstance(path, ObjectPath) and not repair:  # which has no locks: a render that runs is seen as not finished
         return _Check(path, on_progress).run(repair=False)
     lock = lock_store(path)
     try:
-        return _Check(path, on_progress).run(repair=repair)
+        return _Check(path, on_progress, repair=repair).run(repair=repair)
     finally:
         lock.release()
 
 
 class _Check:
-    def __init__(self, path: Place, on_progress: Callable[[int, int], None]) -> None:
+    def __init__(self, path: Place, on_progress: Callable[[int, int], None], *, repair: bool = False) -> None:
         plan = _plan_of(path)
+        self._mark = mark_of(plan) if isinstance(path, ObjectPath) else None
         self._path, self._on_progress = path, on_progress
         try:
             sizes, shard, chunk = stored_sizes(plan), sides_of(plan["shard"]), sides_of(plan["chunk"])
             pixels = pixels_of(plan)
-            self._group = (
-                open_root(path) if isinstance(path, ObjectPath) else zarr.open_group(DurableStore(path), mode="r+")
-            )
+            self._group = open_to_write(path) if repair or isinstance(path, Path) else open_root(path)
             self._arrays: list[Any] = [self._group[str(level)] for level in range(len(sizes))]
         except Exception as error:  # each of Zarr's parsers has exceptions of its own
             raise_if_exhausted(error)
@@ -175,7 +171,7 @@ class _Check:
         self._on_progress(self._done, self._total)
         level, *position = index
         array = self._arrays[level]
-        state = shard_state(self._file(index), chunks_of(array))
+        state = shard_state(self._file(index), chunks_of(array), self._mark)
         if state is ShardState.WHOLE:
             try:
                 return read_shard(array, self._grids[level].box(*position))
@@ -194,7 +190,6 @@ class _Check:
         removed = 0
         for index in {ancestor for bad in self._bad for ancestor in self._ancestors(bad)}:
             file = self._file(index)
-            assert isinstance(file, Path)
             if file_state(file) is not ShardState.MISSING:
                 remove_shard(file)
                 removed += 1

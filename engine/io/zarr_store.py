@@ -8,6 +8,10 @@ leaves no state behind.
 One process writes a store: it holds a lock on the folder. Where there are no locks (NFS, Windows), and against removal, the
 store has a random identity until it is finished, which is looked at before every write. Parts of one render share the lock
 (engine.io.part_sink).
+
+In an object store the put of a whole object takes the place of the rename, and nothing is moved aside. The lock is one of this
+machine; whoever resumes on another one gives the store a new identity, so that the earlier writer stops
+(engine.io.object_writer).
 """
 
 from __future__ import annotations
@@ -19,18 +23,22 @@ import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
 
 from engine.errors import EngineError, InputError, ResumeError, option
 from engine.geometry import Box, Grid
 from engine.io import ome
-from engine.io.durable import DurableStore, open_root, stamp_of
+from engine.io.durable import DurableStore, open_root, open_to_write, stamp_of
 from engine.io.files import (
     Lock,
     new_identity,
@@ -40,11 +48,14 @@ from engine.io.files import (
     temporary_names,
 )
 from engine.io.first_look import FIRST_LOOK
-from engine.io.objects import Place
+from engine.io.object_writer import ObjectWriter, begin_objects, complete_metadata, foreign_object, remove_objects
+from engine.io.objects import ObjectPath, Place, anchor_of, lies_there
 from engine.io.shards import (
     ShardState,
+    WrittenShards,
     chunks_of,
     is_present,
+    mark_of,
     raise_unless_damage,
     remove_shard,
     shard_path,
@@ -67,6 +78,12 @@ IDENTITY = "id"
 
 PARTS = "parts"
 """Entry of the provenance: how an unfinished store is divided into parts (``Shares``); removed at the end."""
+
+_REQUESTS = 16
+"""Objects of an object store that are looked at at once."""
+
+_AT_ONCE = 1024
+"""Shards whose state is looked at before the next ones."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -110,20 +127,22 @@ class ZarrSink:
     """An OME-Zarr 0.5 store of one plan, opened by ``create`` or ``resume``.
 
     Attributes:
-        path: folder of the store.
+        path: folder or URL of the store.
         lost: shards of a store marked complete that ``resume`` found missing, and of any store that it found damaged.
     """
 
-    def __init__(self, path: Path, plan: Plan, lock: Lock) -> None:
+    def __init__(self, path: Place, plan: Plan, lock: Lock) -> None:
         self.path = path
         self.lost = 0
         self._plan = plan
         self._lock = lock
-        self._group = zarr.open_group(DurableStore(path), mode="r+")
+        self._mark = mark_of(stored_plan(path) or {}) if isinstance(path, ObjectPath) else None
+        self._group = open_to_write(path, self._mark)
         # Without this option a black shard would not be written, and existence is the resume mark.
         options = {"write_empty_chunks": True}
         self._arrays: list[Any] = [self._group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
         self._stamp = stamp_of(path)
+        self._written = written_shards(path, plan)
         self._halves = _Halves()
         self._writing: set[tuple[int, int, int]] = set()
         """(level, row, column) of the shards that threads are writing."""
@@ -131,22 +150,25 @@ class ZarrSink:
 
     @classmethod
     def create(
-        cls, path: Path, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False, shared: bool = False
+        cls, path: Place, plan: Plan, provenance: dict[str, Any], *, overwrite: bool = False, shared: bool = False
     ) -> ZarrSink:
         """Create a new store.
 
         Args:
-            path: folder of the store.
+            path: folder or URL of the store.
             plan: the plan of the render.
             provenance: JSON values to record beside the plan.
             overwrite: replace an existing store of this engine, or an empty folder. The old store is kept under another name
-                (``replaced``) until the new one is complete.
+                (``replaced``) until the new one is complete; in an object store it is deleted at once.
             shared: let parts of the render lock the store at the same time.
 
         Raises:
             ResumeError: ``path`` exists and ``overwrite`` is false, it is no store of this engine, or it is being written.
             InputError: the store cannot be written.
+            StorageError: the object store does not answer.
         """
+        if isinstance(path, ObjectPath):
+            return cls._create_objects(path, plan, provenance, overwrite=overwrite, shared=shared)
         old = lock = None
         if not overwrite:
             check_absent(path)
@@ -159,15 +181,7 @@ class ZarrSink:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.mkdir()
             lock = lock_store(part, shared=shared)
-            group = zarr.open_group(DurableStore(part), mode="w-", zarr_format=3)
-            for level, size in enumerate(plan.pyramid):
-                _create_level(group, level, size, plan)
-            group.attrs.update(
-                {
-                    "ome": ome.image_metadata(path.stem, len(plan.pyramid), (plan.roi.y0, plan.roi.x0), plan.pixels),
-                    ATTRIBUTE: {"complete": False, IDENTITY: new_identity(), "plan": plan.to_json(), **provenance},
-                }
-            )
+            _describe(zarr.open_group(DurableStore(part), mode="w-", zarr_format=3), path.stem, plan, provenance)
             _put_in_place(part, path, replaces=old is not None)
         except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
@@ -187,11 +201,32 @@ class ZarrSink:
         return cls(path, plan, lock)
 
     @classmethod
-    def resume(cls, path: Path, plan: Plan, *, shared: bool = False) -> ZarrSink:
+    def _create_objects(
+        cls, path: ObjectPath, plan: Plan, provenance: dict[str, Any], *, overwrite: bool, shared: bool
+    ) -> ZarrSink:
+        """``create`` in an object store."""
+        lock = lock_store(path, shared=shared)
+        try:
+            if overwrite and path.exists():
+                check_replaceable(path)
+                remove_objects(path, ATTRIBUTE, {"complete": False, IDENTITY: new_identity()})
+            check_absent(path)
+            spilled = temporary_names(path.anchor, "scratch")
+            begin_objects(path, _documents(path.stem, plan, provenance))
+            _remove_scratch(spilled)
+            return cls(path, plan, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def resume(cls, path: Place, plan: Plan, *, shared: bool = False) -> ZarrSink:
         """Open a store to finish it, and remove shards whose files are damaged (``lost``).
 
+        In an object store its writer on another machine, if there is one, stops.
+
         Args:
-            path: folder of the store.
+            path: folder or URL of the store.
             plan: its plan.
             shared: beside processes that hold parts of it.
 
@@ -200,6 +235,8 @@ class ZarrSink:
         """
         sink = cls._open(path, plan, shared=shared)
         try:
+            if isinstance(path, ObjectPath) and not sink.complete:
+                sink.mark_incomplete()
             sink._remove_damaged()
         except BaseException:
             sink.close()
@@ -207,7 +244,7 @@ class ZarrSink:
         return sink
 
     @classmethod
-    def _open(cls, path: Path, plan: Plan, *, shared: bool = False) -> Self:
+    def _open(cls, path: Place, plan: Plan, *, shared: bool = False) -> Self:
         """Lock and open a store of this plan. Raises ResumeError as ``resume``."""
         _check_plan(path, plan)
         lock = lock_store(path, shared=shared)
@@ -219,8 +256,10 @@ class ZarrSink:
             raise
 
     @classmethod
-    def _opened(cls, path: Path, plan: Plan, lock: Lock) -> Self:
+    def _opened(cls, path: Place, plan: Plan, lock: Lock) -> Self:
         try:
+            if isinstance(path, ObjectPath):
+                complete_metadata(path, _documents(path.stem, plan, {}))
             sink = cls(path, plan, lock)
             for level, (array, size) in enumerate(zip(sink._arrays, plan.pyramid, strict=True)):
                 check_array(f"{path}/{level}", array, size, plan.shard, plan.chunk, plan.pixels)
@@ -258,7 +297,7 @@ class ZarrSink:
     @property
     def replaced(self) -> Path | None:
         """The store that this one replaces, kept until this one is complete."""
-        return next(iter(_replaced(self.path)), None)
+        return next(iter(_replaced(self.path)), None) if isinstance(self.path, Path) else None
 
     @property
     def scratch(self) -> Path:
@@ -311,11 +350,15 @@ class ZarrSink:
             private = (COMMAND, IDENTITY, PARTS, FIRST_LOOK)
             finished = {key: value for key, value in self.provenance.items() if key not in private}
             self._set_provenance({**finished, "complete": True})
-        for old in _replaced(self.path):
-            with suppress(ResumeError):  # somebody put a file into it
-                remove_store(old)
-        remove_leftovers(self.path)
-        _remove_scratch(temporary_names(self.path, "scratch"))
+        if isinstance(self.path, ObjectPath):
+            self.path.anchor.unlink(missing_ok=True)
+            self.path.delete([statistics_name(stage.statistics) for stage in self._plan.stages if stage.statistics])
+        else:
+            for old in _replaced(self.path):
+                with suppress(ResumeError):  # somebody put a file into it
+                    remove_store(old)
+            remove_leftovers(self.path)
+        _remove_scratch(temporary_names(anchor_of(self.path), "scratch"))
         self.close()
 
     def close(self) -> None:
@@ -343,6 +386,7 @@ class ZarrSink:
 
     def _complete_pyramid(self) -> None:
         """Write the shards of the pyramid that are missing. Raises ResumeError where one of the full-size image is."""
+        self._written.refresh()
         for level in range(len(self._arrays)):
             if not is_present(self.path / str(level) / "zarr.json"):
                 raise self._vanished()
@@ -368,6 +412,8 @@ class ZarrSink:
             stored = json.loads((self.path / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]
             mine = self.provenance
             is_same = stored.get(IDENTITY) == mine.get(IDENTITY) and stored["plan"] == mine["plan"]
+            if isinstance(self._group.store, ObjectWriter):
+                self._group.store.look()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             is_same = False
         if not is_same:
@@ -375,6 +421,11 @@ class ZarrSink:
         self._stamp = stamp
 
     def _vanished(self) -> ResumeError:
+        if isinstance(self.path, ObjectPath):
+            return ResumeError(
+                f"{self.path}: removed, or taken over by another process that resumes, finishes or replaces it; wait for that "
+                f"one, or give {option('resume', True)} to take it back"
+            )
         return ResumeError(
             f"{self.path}: removed, renamed or replaced while it was written; put it back and give {option('resume', True)}, "
             f"or give another {option('out')}"
@@ -383,33 +434,48 @@ class ZarrSink:
     def _remove_damaged(self) -> None:
         """Remove shards whose files are no whole shards, and let a store be finished again that lost some."""
         was_complete, lost = self.complete, []
-        for level, array in enumerate(self._arrays):
-            chunks = chunks_of(array)
-            for index in self._own(level):
-                path = shard_path(self.path, level, *index)
-                state = shard_state(path, chunks)
+        for level in range(len(self._arrays)):
+            for index, state in self._states(level):
                 if state is ShardState.WHOLE or (state is ShardState.MISSING and not was_complete):
                     continue
-                lost.append((path, state))
+                lost.append((level, index, state))
             self._remove_partial(level)
         self.lost = len(lost)
         if was_complete and not lost:
             return
         if was_complete or self.provenance.get(IDENTITY) is None:
             self.mark_incomplete()
-        for path, state in lost:
+        for level, index, state in lost:
             if state is not ShardState.MISSING:
-                remove_shard(path)
+                remove_shard(shard_path(self.path, level, *index))
+                self._written.set(level, index, is_there=False)
+
+    def _states(self, level: int) -> Iterator[tuple[tuple[int, int], ShardState]]:
+        """State of every shard of a level that this sink writes."""
+        look, indices = partial(self._state, chunks_of(self._arrays[level]), level), self._own(level)
+        if not isinstance(self.path, ObjectPath):
+            yield from ((index, look(index)) for index in indices)
+            return
+        with ThreadPoolExecutor(_REQUESTS) as pool:  # and no request for shards that the list lacks
+            while some := list(islice(indices, _AT_ONCE)):
+                there = [index for index in some if self._is_written(level, index)]
+                states = dict(zip(there, pool.map(look, there), strict=True))
+                yield from ((index, states.get(index, ShardState.MISSING)) for index in some)
+
+    def _state(self, chunks: int, level: int, index: tuple[int, int]) -> ShardState:
+        return shard_state(shard_path(self.path, level, *index), chunks, self._mark)
 
     def _remove_partial(self, level: int) -> None:
-        """Remove the files of a level that killed runs did not finish."""
+        """Remove the files of a level that killed runs did not finish. An object store has none."""
+        if isinstance(self.path, ObjectPath):
+            return
         for leftover in (self.path / str(level)).rglob("*.partial"):
             if _PARTIAL.fullmatch(leftover.name) and leftover.is_file():
                 leftover.unlink(missing_ok=True)
 
     def _is_written(self, level: int, index: tuple[int, int]) -> bool:
-        """Whether the shard exists: a regular file that is not empty."""
-        return is_present(shard_path(self.path, level, *index))
+        """Whether the shard exists: a regular file that is not empty, or an object."""
+        return self._written.has(level, index)
 
     def _children(self, level: int, index: tuple[int, int]) -> list[tuple[int, int]]:
         """Indices of the shards below one shard: four, or fewer at the image's border."""
@@ -466,12 +532,13 @@ class ZarrSink:
             raise_unless_damage(error, array)
             remove_shard(shard_path(self.path, level, *index))
             array[(slice(None), *rows_and_columns)] = pixels
+        self._written.set(level, index, is_there=True)
 
     def _read(self, level: int, index: tuple[int, int]) -> Array:
         """Pixels of a shard. Zarr reads a lost one as black, so its file must be there before and after."""
         try:
             pixels = read_shard(self._arrays[level], self._plan.grid(level).box(*index))
-            problem = None if self._is_written(level, index) else "missing"
+            problem = None if is_present(shard_path(self.path, level, *index)) else "missing"
         except OSError:
             raise
         except Exception as error:  # each codec has exceptions of its own
@@ -586,23 +653,35 @@ def halve(pixels: Array) -> Array:
     return mean
 
 
-def check_absent(path: Path) -> None:
+def written_shards(path: Place, plan: Plan) -> WrittenShards:
+    """Which shards of a store of this plan are there."""
+    return WrittenShards(path, [plan.grid(level) for level in range(len(plan.pyramid))])
+
+
+def check_absent(path: Place) -> None:
     """Raise ResumeError when ``path`` exists."""
-    if os.path.lexists(path):
+    if lies_there(path):
         raise ResumeError(
             f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
             f"or another {option('out')}"
         )
 
 
-def stored_scratch(path: Path) -> Path:
+def stored_scratch(path: Place) -> Path:
     """Folder for working data of an unfinished store: tiles that exceed the memory or that parts share, and statistics."""
     return scratch_of(path, stored_provenance(path) or {})
 
 
-def scratch_of(path: Path, provenance: dict[str, Any]) -> Path:
-    """The same, by the provenance of the store."""
+def scratch_of(path: Place, provenance: dict[str, Any]) -> Path:
+    """The same, by the provenance of the store. That of an object store lies in this machine's cache, for equal plans."""
+    if isinstance(path, ObjectPath):
+        return temporary_name(path.anchor, "scratch", mark_of(provenance["plan"]) if "plan" in provenance else "")
     return temporary_name(path, "scratch", str(provenance.get(IDENTITY) or ""))
+
+
+def statistics_name(digest: str) -> str:
+    """Name of the file that keeps statistics of a plan until the store is finished."""
+    return f"statistics-{digest[:16]}.safetensors"
 
 
 def stored_provenance(path: Place) -> dict[str, Any] | None:
@@ -628,9 +707,15 @@ def stored_sizes(plan: dict[str, Any]) -> tuple[tuple[int, int], ...]:
     return pyramid_of((roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]), sides_of(plan["chunk"]))
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Place) -> None:
     """Raise ResumeError unless ``path`` is a store of this engine without files of others, or an empty folder."""
     other = f"give another {option('out')}, or remove it"
+    if isinstance(path, ObjectPath):
+        if stored_provenance(path) is None:
+            raise ResumeError(f"{path}: exists and is not a Zarr store of this engine, or is damaged; {other}")
+        if (name := foreign_object(path)) is not None:
+            raise ResumeError(f"{path}: holds {name}, which no render wrote; move it, or {other}")
+        return
     if not path.is_dir() or path.is_symlink():
         raise ResumeError(f"{path}: exists and is not a Zarr store of this engine; {other}")
     if not any(path.iterdir()):
@@ -652,21 +737,34 @@ def remove_store(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(moved)) from error
 
 
-def lock_store(path: Path, *, shared: bool = False) -> Lock:
-    """Lock a store for writing; ``shared``: beside other parts. Raises ResumeError while another process writes it."""
-    lock = Lock.take(path, shared=shared)
+def lock_store(path: Place, *, shared: bool = False) -> Lock:
+    """Lock a store for writing; ``shared``: beside other parts. Raises ResumeError while another process writes it.
+
+    The lock of an object store holds on this machine.
+    """
+    anchor = anchor_of(path)
+    if isinstance(path, ObjectPath):
+        anchor.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(anchor, shared=shared) if isinstance(path, ObjectPath) else Lock.take(path, shared=shared)
     if lock is None:
-        process = Lock.holder(path)
+        process = Lock.holder(anchor)
         name = "another process" if process is None else f"another process ({process})"
         raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
     return lock
 
 
-def _check_plan(path: Path, plan: Plan) -> None:
+def _lock(file: Path, *, shared: bool) -> Lock | None:
+    """Lock on a file, which is made; None while another process holds it."""
+    while True:
+        with suppress(FileNotFoundError):  # another process has just finished the store, and removed it
+            return Lock.take(file, shared=shared, makes_file=True)
+
+
+def _check_plan(path: Place, plan: Plan) -> None:
     """Raise ResumeError unless ``path`` is a store of this plan."""
     stored, overwrite = stored_plan(path), option("overwrite", True)
     if stored is None:
-        is_empty = path.is_dir() and not any(path.iterdir())
+        is_empty = isinstance(path, Path) and path.is_dir() and not any(path.iterdir())
         advice = f", or {overwrite} to replace it" if is_empty else ", or remove it"
         raise ResumeError(f"{path}: not a store of this engine; give another {option('out')}{advice}")
     if differences := plan.differences(stored):
@@ -733,6 +831,25 @@ def _foreign_files(path: Path) -> Iterator[Path]:
             ):
                 yield here / name
         yield from (here / name for name in names if (here / name).is_symlink())
+
+
+def _describe(group: zarr.Group, name: str, plan: Plan, provenance: dict[str, Any]) -> None:
+    """Write the metadata of a new store."""
+    for level, size in enumerate(plan.pyramid):
+        _create_level(group, level, size, plan)
+    group.attrs.update(
+        {
+            "ome": ome.image_metadata(name, len(plan.pyramid), (plan.roi.y0, plan.roi.x0), plan.pixels),
+            ATTRIBUTE: {"complete": False, IDENTITY: new_identity(), "plan": plan.to_json(), **provenance},
+        }
+    )
+
+
+def _documents(name: str, plan: Plan, provenance: dict[str, Any]) -> dict[str, bytes]:
+    """The metadata of a new store, by key."""
+    files: dict[str, Any] = {}
+    _describe(zarr.open_group(MemoryStore(files), mode="w-", zarr_format=3), name, plan, provenance)
+    return {key: value.to_bytes() for key, value in files.items()}
 
 
 def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Plan) -> None:

@@ -189,9 +189,10 @@ def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     if budget.device is not None and projection.device > budget.device:
         need = projection.device
         raise budget_error("vram", "the plan", need=need, limit=budget.device, idle=0, remedy=smaller)
-    if projection.disk_needed > budget.disk:
+    stored = projection.disk if budget.holds_store else 0
+    if stored + projection.scratch > budget.disk:
         raise BudgetError(
-            f"disk: the output may take {readable(projection.disk)} and the scratch array "
+            f"disk: the output may take {readable(stored)} and the scratch array "
             f"{readable(projection.scratch)}, more than {readable(budget.disk)} free; make room, write elsewhere, "
             f"or use a smaller {option('size')}"
         )

@@ -225,7 +225,9 @@ class Budget:
     device: int | None
     """Memory of the accelerator; None without one."""
     disk: int
-    """Free disk at the output."""
+    """Free disk at the output, or at the cache for a store that lies elsewhere."""
+    holds_store: bool = True
+    """Whether the store lies on that disk; spilled tiles always do."""
 
     @property
     def networks(self) -> int:

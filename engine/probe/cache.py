@@ -10,14 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
-from engine.io.files import replacing
-
-
-def cache_folder() -> Path:
-    """Folder of the cache, as the platform places it ($XDG_CACHE_HOME on Linux)."""
-    return Path(platformdirs.user_cache_dir("ourgan-engine", appauthor=False))
+from engine.io.files import cache_folder, replacing
 
 
 def digest(*parts: object) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 from engine.errors import EngineError
+from engine.io.objects import as_place
 from engine.view.serve import serve
 from engine.view.store import Report, StoreSource
 
@@ -16,7 +16,7 @@ def main() -> int:
     """Run the viewer; returns an exit code."""
     words = sys.argv[1:]
     try:
-        source = StoreSource(Path(words[0]))
+        source = StoreSource(as_place(words[0]))
         serve([source], opens_browser="--browser" in words, on_start=_tell, until=lambda: _follow(source))
     except (EngineError, KeyboardInterrupt):
         return 1

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from engine.errors import EngineError, UsageError
+from engine.io.objects import Place
 
 STATIC = Path(__file__).parent / "static"
 """The built page."""
@@ -63,7 +64,7 @@ class Beside:
 
 
 @contextmanager
-def viewer_beside(store: Path, *, opens_browser: bool) -> Iterator[tuple[Beside, str]]:
+def viewer_beside(store: Place, *, opens_browser: bool) -> Iterator[tuple[Beside, str]]:
     """Start a viewer of a store; it ends with the block.
 
     Yields:

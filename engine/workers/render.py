@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engine.errors import Interrupted, ResumeError, option
+from engine.io.objects import Place
 from engine.io.part_sink import lock_parts, unlock_parts
 from engine.io.zarr_store import stored_provenance
 from engine.job import Measurements, Progress, RenderResult
@@ -41,7 +42,7 @@ class WorkersRender:
         conductor: Conductor,
         model: Path | str | None,
         request: Request,
-        out: Path,
+        out: Place,
         *,
         shares: int | None = None,
         accept_backend: bool = False,
@@ -138,7 +139,7 @@ class WorkersRender:
 
 
 @contextmanager
-def _giving(out: Path) -> Iterator[None]:
+def _giving(out: Place) -> Iterator[None]:
     """Hold the lock of the process that gives out the shares of a store."""
     provenance = stored_provenance(out)
     if provenance is None:
@@ -152,7 +153,7 @@ def _giving(out: Path) -> Iterator[None]:
         unlock_parts(out, provenance, lock)
 
 
-def _finish(out: Path) -> None:
+def _finish(out: Place) -> None:
     """Finish a store. A worker that is stopped or cut off may still hold a share that another one has rendered."""
     try:
         finish(out)

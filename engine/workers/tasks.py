@@ -17,9 +17,9 @@ from distributed import Status, Worker, get_worker
 
 from engine.errors import EngineError, InputError
 from engine.geometry import Box
+from engine.io.objects import Place, is_url, lies_there
 from engine.io.part_sink import PartSink, shares_of
-from engine.io.shards import is_present, shard_path
-from engine.io.zarr_store import stored_provenance
+from engine.io.zarr_store import stored_provenance, written_shards
 from engine.job import Job, Measurements, Progress
 from engine.model.bundle import Model, load
 from engine.plan.cost import Projection
@@ -53,7 +53,7 @@ class Order:
 
     model: Path | str | None
     request: Request
-    out: Path
+    out: Place
     topic: str
     """Topic of Dask's events that receives the progress."""
     accept_backend: bool = False
@@ -65,7 +65,7 @@ class Order:
 def order_of(
     model: Path | str | None,
     request: Request,
-    out: Path,
+    out: Place,
     topic: str,
     *,
     accept_backend: bool = False,
@@ -74,10 +74,15 @@ def order_of(
     """An order whose paths mean the same to workers in other folders."""
     if model is not None and os.path.exists(model):
         model = Path(model).absolute()
-    if request.init is not None:
+    if request.init is not None and not is_url(request.init):
         request = replace(request, init=Path(request.init).absolute())
     return Order(
-        model=model, request=request, out=out.absolute(), topic=topic, accept_backend=accept_backend, notes=dict(notes)
+        model=model,
+        request=request,
+        out=out.absolute() if isinstance(out, Path) else out,
+        topic=topic,
+        accept_backend=accept_backend,
+        notes=dict(notes),
     )
 
 
@@ -250,7 +255,7 @@ def begin(task: _Task, order: Order, workers: int, count: int | None) -> Begun:
     """
     provenance = stored_provenance(order.out) or {}
     job = _job_of(order, task)
-    is_begun = os.path.lexists(order.out)
+    is_begun = lies_there(order.out)
     if is_begun and not provenance.get("complete"):
         # A store that was begun as a whole is refused by open_part, whatever the number.
         shares = shares_of(order.out, Plan.from_json(provenance["plan"]), provenance) if "plan" in provenance else None
@@ -282,9 +287,10 @@ def _count(job: Job, workers: int) -> int:
     return best
 
 
-def _missing(out: Path, plan: Plan, writes: Iterable[Box]) -> list[Box]:
+def _missing(out: Place, plan: Plan, writes: Iterable[Box]) -> list[Box]:
     """Boxes with a missing file of a shard."""
-    return [b for b in writes if not all(is_present(shard_path(out, 0, *index)) for index in plan.grid().indices(b))]
+    written = written_shards(out, plan)
+    return [b for b in writes if not all(written.has(0, index) for index in plan.grid().indices(b))]
 
 
 def _seconds(job: Job, writes: list[Box]) -> float:

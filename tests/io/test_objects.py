@@ -45,21 +45,20 @@ def test_urls_that_name_nothing_or_hold_secrets_are_refused(url):
 @pytest.mark.parametrize(
     "line",
     [
-        "render --size 96x64 --out s3://bucket/a.zarr",
-        "render --size 96x64 --out s3://bucket/a.zarr --part 1/2",
+        "render --size 96x64 --out s3://bucket/a.png",
         "upscale a.png --out s3://bucket/a.png",
+        "upscale a.png b.png --out s3://bucket/folder",
         "export a.zarr s3://bucket/a.tif",
         "render --size 96x64 --out a.zarr --report gs://bucket/a.json",
-        "finish az://bucket/a.zarr",
         "model build --sr realsr --out s3://bucket/m.safetensors",
     ],
 )
-def test_nothing_is_written_to_a_url(line, call, tmp_path, monkeypatch):
+def test_only_stores_are_written_to_a_url(line, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, error = call(line)
     assert code == 2
     assert error.count("\n") == 1
-    assert "read and not written; name a folder" in error
+    assert "only stores are written to an object store" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -69,5 +68,5 @@ def test_a_missing_extra_is_one_line(call, monkeypatch):
     code, _, error = call("check s3://bucket/a.zarr")
     assert (code, error.count("\n")) == (2, 1)
     assert 'pip install "ourgan-engine[cloud]"' in error
-    with pytest.raises(UsageError, match="not written"):
+    with pytest.raises(UsageError, match="only stores"):
         check_local("out", "s3://bucket/a")

@@ -12,8 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from engine.io.objects import as_place
+
 KEY, SECRET = "AKIAQUITESECRETKEY00", "a/very+secret/key-that-no-output-may-name"
-FAULTS = ("500", "503", "slow", "torn", "reset")
+FAULTS = ("500", "503", "slow", "torn", "reset", "lost")
+"""Kinds of faults: an error of the server, a slow answer, half of one, a request that is not done, and one without answer."""
 
 
 @contextmanager
@@ -59,11 +62,18 @@ def upload(path, url):
         obstore.put(store, key, file.read_bytes())
 
 
+def stored(url):
+    """Bytes of every object below a URL, by name."""
+    place = as_place(url)
+    return {name: (place / name).read_bytes() for name, _ in place.objects()}
+
+
 class FaultyProxy(ThreadingHTTPServer):
     """A proxy whose answers fail as ``choose`` says.
 
     Attributes:
         choose: function of the number of equal requests before this one, and of all, that returns one of FAULTS or None.
+        watch: function of a request's method and path that is called before it is sent on.
         injected: number of injected faults, by kind.
         requests: number of requests.
     """
@@ -73,6 +83,7 @@ class FaultyProxy(ThreadingHTTPServer):
     def __init__(self, port):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target, self.choose = port, lambda seen, total: None
+        self.watch = lambda command, path: None
         self.seen = Counter()
         self.injected, self.requests = dict.fromkeys(FAULTS, 0), 0
         self.lock = threading.Lock()
@@ -112,11 +123,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(0.05)
+        self.server.watch(self.command, self.path)
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.target)
         upstream.request(self.command, self.path, body, dict(self.headers))
         answer = upstream.getresponse()
         headers, content = dict(answer.getheaders()), answer.read()
         upstream.close()
+        if fault == "lost":
+            self.close_connection = True
+            return
         self._answer(answer.status, headers, content, torn=fault == "torn")
 
     def _answer(self, status, headers, content, *, torn=False):
