@@ -221,7 +221,7 @@ def _span(key: Any, length: int) -> tuple[tuple[int, int], Any]:  # noqa: ANN401
     return (place, place + 1), 0
 
 
-def open_store(path: Path | str) -> Store:
+def open_store(path: Place | str) -> Store:
     """Open a store to read: its size, levels and provenance, and its pixels region by region.
 
     Args:
