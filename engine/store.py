@@ -7,7 +7,6 @@ import html
 import io
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
