@@ -45,7 +45,9 @@ from engine.plan.parts import Part, Shares, parse_part
 from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
 from engine.plan.request import AUTO, RenderOptions, Request
 from engine.plan.strips import narrower
+from engine.run.bands import RowsOfShards
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
+from engine.run.reduce import canvas_image
 from engine.run.stage import Stage, StageFactory
 from engine.run.statistics import Statistics
 from engine.run.tiles import OnPixels
@@ -376,13 +378,26 @@ class Job:
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
                 pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)
-                if self._gives_first_look(sink) and (look := self._first_look(pipeline.base)) is not None:
-                    sink.note({FIRST_LOOK: look})
+                self._note_first_look(sink, pipeline.base)
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
                     self.redone += pipeline.redone
             sink.finish()
+
+    def reader(self, sink: ZarrSink) -> Callable[[Box], Array]:
+        """Function that computes any whole shard of a strip or of the image, [C, h, w], with the bits of ``run``.
+
+        Args:
+            sink: store, as ``open_sink`` gives it; it gets the first look.
+        """
+        pipeline = self._pipeline(lambda cuts: None)
+        self._note_first_look(sink, pipeline.base)
+        if self.plan.is_banded:
+            rows = RowsOfShards(pipeline)
+            return lambda box: rows.read(box).pixels.numpy()
+        image, roi = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish), self.plan.roi
+        return lambda box: image.read(box.shift(roi.y0, roi.x0)).numpy()
 
     def render(
         self,
@@ -598,6 +613,10 @@ class Job:
         """Whether this run adds the first look: of several parts, the first one alone changes the metadata."""
         is_other_part = isinstance(sink, PartSink) and sink.part.number != 1
         return not is_other_part and FIRST_LOOK not in sink.provenance
+
+    def _note_first_look(self, sink: ZarrSink, base: Source) -> None:
+        if self._gives_first_look(sink) and (look := self._first_look(base)) is not None:
+            sink.note({FIRST_LOOK: look})
 
     def _first_look(self, base: Source) -> str | None:
         """The base image of what is written, as the store records it; None for a picture that is costly or damaged."""
