@@ -451,6 +451,31 @@ def training() -> list[str]:
     ]
 
 
+def weights() -> list[str]:
+    """Community networks on a photograph."""
+    shown = latest("weights", "network")
+    body = [
+        (
+            row["network"], row["architecture"], row["way"], f"{row['peak_mib']} / {row['projected_mib']}", row["worst"],
+            row["mean"], f"{row['cpu_s']} / {row['whole_cpu_s']}",
+        )
+        for row in shown
+    ]  # fmt: skip
+    return [
+        "## Community networks",
+        paragraph(
+            f"`engine upscale` of {shown[0]['picture']} pixels of a photograph in float32, beside the same network on the whole "
+            "picture in plain PyTorch. Errors are levels of 255 between the two pictures in 8 bits. Seconds are CPU time of the "
+            "process, with its start and measurements; after the slash, plain PyTorch's."
+        ),
+        table(
+            ("network", "architecture", "way", "peak / projected MiB", "worst", "mean", "CPU seconds"),
+            body,
+        ),
+        source("bench_weights.py", "weights", shown),
+    ]
+
+
 def _training_case(case: str) -> str:
     return case.replace("structure seen by VGG", "step 1 through VGG-19").replace("structure", "step 1")
 
@@ -477,7 +502,7 @@ def page() -> str:
             f"Machine of all rows: {machines()}; a shared virtual machine. Only ratios within one run are comparable."
         ),
     ]
-    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *training()]) + "\n"
+    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *weights(), *training()]) + "\n"
 
 
 def plot(path: Path = PLOT) -> None:

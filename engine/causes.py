@@ -33,6 +33,9 @@ _MEMORY = re.compile(
     r"|libdeflate_alloc_compressor"
 )
 
+_WEBP = re.compile(r"encoding error [12]")
+"""Pillow's text of libwebp's errors of memory, VP8_ENC_ERROR_OUT_OF_MEMORY and VP8_ENC_ERROR_BITSTREAM_OUT_OF_MEMORY."""
+
 
 def system_error(error: BaseException) -> OSError | None:
     """The error of the system behind an exception; None if there is none. It may lack a path."""
@@ -81,6 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, of whatever class, means that memory is exhausted."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ValueError) and _WEBP.fullmatch(str(error)):
+        return True
     return isinstance(error, MemoryError) or bool(_is_of_library(error) and _MEMORY.search(str(error)))
 
 

@@ -72,13 +72,20 @@ class Forecast:
 
 
 def forecast(
-    model: Model | Path | str | None, request: Request, gpu: Gpu, out: Path, log: Log = lambda _: None
+    model: Model | Path | str | None,
+    request: Request,
+    gpu: Gpu,
+    out: Path,
+    log: Log = lambda _: None,
+    *,
+    checks_disk: bool = True,
 ) -> Forecast:
     """Plan a render as on a GPU, and project its memory and time.
 
     Args:
         model, request, out, log: as for ``engine.render``; ``request.vram`` limits the GPU's memory.
         gpu: the GPU.
+        checks_disk: whether the store must fit the disk here.
 
     Raises:
         UsageError: the request names a device, or contradicts itself or the model.
@@ -106,7 +113,7 @@ def forecast(
     times = network_times(plan, projection, counts, gpu)
     step_1 = math.prod(plan.base) * there.base.seconds_per_pixel if there.base is not None else 0.0
     projection = replace(projection, seconds=times.total + step_1)
-    check(plan, projection, there.budget)
+    check(plan, projection, there.budget if checks_disk else replace(there.budget, disk=projection.disk_needed))
     last = plan.stages[-1]
     return Forecast(
         gpu=gpu,

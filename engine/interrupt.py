@@ -54,25 +54,27 @@ class Interruption:
 
     Attributes:
         is_raised: whether KeyboardInterrupt was raised; another exception that leaves the command is its consequence.
+        is_told: whether the command has printed how it ended; a signal before the process has ended adds no line.
     """
 
     def __init__(self) -> None:
         self._asked: float | None = None
-        self.is_raised = self._is_over = False
+        self.is_raised = self.is_told = self._is_over = self._is_own = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        is_own, self._is_own = self._is_own, False
         if self._is_over:
             return
         now = time.monotonic()
         if self._asked is None:
             self._asked = now
-        elif now - self._asked > _PATIENCE:
+        elif now - self._asked > _PATIENCE and not is_own:
             exit_at_once(number, frame)
         if self.is_raised:
             return
         if _is_importing(frame):
-            _send_again(number)
+            self._send_again(number)
             return
         self.is_raised = True
         raise KeyboardInterrupt
@@ -84,13 +86,30 @@ class Interruption:
     def repeat(self) -> None:
         """Raise KeyboardInterrupt once more: the first one was lost in a destructor or a callback."""
         self.is_raised = False
-        _send_again(signal.SIGINT)
+        self._send_again(signal.SIGINT)
+
+    def _send_again(self, number: int) -> None:
+        """Send a signal to the main thread a little later."""
+        identity = threading.main_thread().ident
+
+        def send() -> None:
+            time.sleep(_RETRY)
+            if identity is not None:
+                self._is_own = True  # however long the import takes, nobody has asked once more
+                signal.pthread_kill(identity, number)
+
+        with suppress(RuntimeError):
+            _thread.start_new_thread(send, ())
 
 
 def exit_at_once(number: int, frame: FrameType | None) -> None:
     """Signal handler for times when there is nothing to clean up: before and after a command."""
     with suppress(OSError):
         os.write(2, b"engine: interrupted\n")
+    _exit_silently(number, frame)
+
+
+def _exit_silently(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_CODE)
 
 
@@ -115,7 +134,8 @@ def interruptible() -> Iterator[Interruption]:
         yield interruption
     finally:
         for number, former in before.items():
-            signal.signal(number, former)
+            is_second_line = interruption.is_told and former is exit_at_once
+            signal.signal(number, _exit_silently if is_second_line else former)
 
 
 @contextmanager
@@ -176,16 +196,3 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _send_again(number: int) -> None:
-    """Send a signal to the main thread a little later."""
-    identity = threading.main_thread().ident
-
-    def send() -> None:
-        time.sleep(_RETRY)
-        if identity is not None:
-            signal.pthread_kill(identity, number)
-
-    with suppress(RuntimeError):
-        _thread.start_new_thread(send, ())

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import InputError, ResumeError, counted, option
-from engine.geometry import Box
 from engine.io.part_sink import holder_of, shares_of
 from engine.io.shards import is_present, shard_path
 from engine.io.zarr_store import ZarrSink, stored_provenance
 from engine.plan.parts import Part
 from engine.plan.plan import Plan
+from engine.plan.writes import Writes
 
 _NAMED = 5
 """Missing parts that a message names."""
@@ -57,26 +57,29 @@ def missing_parts(path: Path | str) -> list[MissingPart]:
     path = Path(path)
     plan, provenance = _plan_of(path)
     shares = shares_of(path, plan, provenance)
-    divided: list[tuple[Part | None, list[Box]]] = [(None, list(plan.writes()))]
+    divided: list[tuple[Part | None, Writes]] = [(None, plan.writes())]
     if shares is not None:
         divided = [(part, shares.writes(plan, part)) for part in shares.parts]
     found = []
     for part, writes in divided:
-        indices = [index for box in writes for index in plan.grid().indices(box)]
+        shards = sum(plan.grid().covered(box).area for box in writes.rectangles)
+        indices = (index for box in writes for index in plan.grid().indices(box))
         missing = sum(not is_present(shard_path(path, 0, *index)) for index in indices)
         if missing:
             process = None if part is None else holder_of(path, provenance, part)
-            found.append(MissingPart(part, len(indices), missing, process))
+            found.append(MissingPart(part, shards, missing, process))
     return found
 
 
-def finish(store: Path | str) -> None:
+def finish(store: Path | str, *, beside_parts: bool = False) -> None:
     """Complete a store whose parts are rendered: look at every shard's file, add the rest of the pyramid, mark it complete.
 
     A complete store stays as it is. The result equals that of one run.
 
     Args:
         store: folder that parts were rendered into (``engine.render(..., part="2/4")``).
+        beside_parts: also while processes hold parts, which other processes have rendered in their place. Such a process finds
+            the store's identity gone and writes no more.
 
     Raises:
         PartsMissing: shards are missing, or were damaged and are removed now; ``parts`` says where. A ResumeError.
@@ -86,7 +89,7 @@ def finish(store: Path | str) -> None:
     path = Path(store)
     if parts := missing_parts(path):
         raise PartsMissing(path, parts)
-    sink = ZarrSink.resume(path, _plan_of(path)[0])
+    sink = ZarrSink.resume(path, _plan_of(path)[0], shared=beside_parts)
     try:
         if parts := missing_parts(path):
             raise PartsMissing(path, parts)

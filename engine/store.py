@@ -130,12 +130,13 @@ class Store:
         if not dask:
             return arrays
         try:
-            from dask.array import from_array
+            from dask import array as dask_array
         except ImportError as error:
             raise UsageError(
                 f"{self.path}: dask is not installed; pip install dask, or leave {option('dask')} out"
             ) from error
-        return [from_array(array, chunks=array.chunks) for array in arrays]
+        lazy: Any = dask_array  # has no types
+        return [lazy.from_array(array, chunks=array.chunks) for array in arrays]
 
     def __getitem__(self, index: slice | EllipsisType | tuple[slice, slice]) -> Pixels:
         """Pixels of the full image by slices of rows and columns, ``store[y0:y1, x0:x1]``, as an array [height, width, channels].

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import zarr
 from PIL import Image
 from support.stores import attributes, files, render, shards
 
-from engine.errors import Interrupted, ResumeError
+from engine.errors import EngineError, Interrupted, ResumeError
 from engine.geometry import Box
 from engine.job import Job
 from engine.model.bundle import load
@@ -460,19 +461,28 @@ DAMAGE = {
 def test_damaged_store_is_refused_in_one_line_and_untouched(tmp_path, call, model, small):
     """With the tiles of the store requested, and with tiles that would be adopted from it."""
     begin(model, tmp_path / "whole", 5, small)
-    options = "--size 128x96 --stages 2 --overlap 4 --precision fp32"
+    store, options = tmp_path / "damaged" / "out.zarr", "--size 128x96 --stages 2 --overlap 4 --precision fp32"
+    adopts = Request(size=small.size, stages=2, overlap="4", precision="fp32")
+    jobs = [
+        Job.prepare(model, request, store) for request in (adopts, replace(adopts, tile=8, executor=small.executor))
+    ]
     for name, damage in DAMAGE.items():
-        store = tmp_path / name.replace(" ", "-") / "out.zarr"
         shutil.copytree(tmp_path / "whole", store.parent)
         damage(store)
         before = files(store.parent)
-        for cut in ("", f"--tile 8 --executor {small.executor}"):
-            code, out, err = call(f"render {model.path} --out {store} {options} {cut} --resume")
-            assert (code, out) == (4, ""), (name, err)
-            (line,) = [line for line in err.splitlines() if "measuring" not in line]
-            assert line.startswith(f"engine: {store}: ")
+        for job in jobs:
+            with pytest.raises(EngineError) as caught:
+                copy(job).open_sink(resume=True)
+            line = caught.value.for_command_line()
+            assert caught.value.exit_code == 4, (name, line)
+            assert line.startswith(f"{store}: ")
             assert "--o" in line, name  # the way out: --overwrite or --out
             assert files(store.parent) == before, name
+        if name == next(reversed(DAMAGE)):
+            code, out, err = call(f"render {model.path} --out {store} {options} --resume")
+            assert (code, out, err) == (4, "", f"engine: {line}\n")
+            assert files(store.parent) == before
+        shutil.rmtree(store.parent)
 
 
 def test_store_without_its_complete_mark_is_finished(tmp_path, model, small, expected):

@@ -16,8 +16,9 @@ image = picture()[0]
 
 
 def one(tile):
+    pixels = np.ascontiguousarray(tile)  # ncnn.Mat keeps no reference to it
     with net.create_extractor() as extractor:
-        extractor.input("data", ncnn.Mat(np.ascontiguousarray(tile)).clone())
+        extractor.input("data", ncnn.Mat(pixels).clone())
         _, output = extractor.extract("output")
         return np.array(output)
 

@@ -456,13 +456,13 @@ class SegmentStream:
             destination.zero_()
 
 
-_STEPS = 8
+STEPS = 16
 """Sizes in which a convolution computes part of a band's rows: oneDNN prepares for each size that it meets."""
 
 
 def _rows_inside(rule: Rule, views: list[Tensor], output: Tensor, rows: Rows) -> tuple[list[Tensor], Tensor]:
     """A convolution's views and output, in the rows that lie in the picture and a few more."""
-    step = max(1, rows.count // _STEPS)
+    step = max(1, rows.count // STEPS)
     first = max(0, rows.low - rows.top) // step * step
     count = min(rows.count, -(-min(rows.count, rows.high - rows.top) // step) * step) - first
     inputs = [v.narrow(v.ndim - 2, first, count + 2 * rule.reach_of(index)) for index, v in enumerate(views)]

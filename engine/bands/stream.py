@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.bands.graph import RowGraph, links, split
 from engine.bands.rules import Rows
-from engine.bands.segment import SegmentPlan, SegmentStream
+from engine.bands.segment import STEPS, SegmentPlan, SegmentStream
 from engine.bands.wavefront import Wavefront
 from engine.device.heap import raise_mmap_threshold
 from engine.device.queue import DeviceQueue, device_queue
@@ -97,6 +97,19 @@ class StreamPlan:
         for segment in reversed(self.segments):
             rows = math.ceil((rows + segment.delay) / segment.graph.scale)
         return rows
+
+    @property
+    def beyond(self) -> float:
+        """Input rows that a band at an end of the picture computes beyond it: the mean over the multiply-adds."""
+        beyond, total, scale = 0.0, 0.0, Fraction(1)
+        for segment in self.segments:
+            rows = float(segment.band / scale)
+            for position, op in enumerate(segment.graph.ops):
+                macs = segment.macs(position, int(segment.band * segment.rate(position))) / rows
+                beyond += macs * rows / (2 * STEPS if op.rule.is_packed else 2)
+                total += macs
+            scale *= segment.graph.scale
+        return beyond / total if total else self.band / 2
 
     @property
     def in_flight(self) -> int:

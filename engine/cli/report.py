@@ -95,12 +95,12 @@ def part_json(plan: Plan, measured: Measured, part: Part) -> dict[str, Any]:
     """A part of a render and its cost, for machines."""
     shares = Shares.of(plan, measured, part.count)
     writes = shares.writes(plan, part)
-    shards = [index for box in writes for index in plan.grid().indices(box)]
+    boxes = writes.rectangles
     return {
         "number": part.number,
         "count": part.count,
-        "shards": len(shards),
-        "rows": [min(box.y0 for box in writes), max(box.y1 for box in writes)] if writes else None,
+        "shards": sum(plan.grid().covered(box).area for box in boxes),
+        "rows": [min(box.y0 for box in boxes), max(box.y1 for box in boxes)] if boxes else None,
         "overhead": shares.overhead(plan, measured),
     }
 

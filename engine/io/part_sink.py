@@ -16,9 +16,10 @@ from typing import Any
 from engine.errors import ResumeError, option
 from engine.geometry import Box
 from engine.io.files import Lock
-from engine.io.zarr_store import PARTS, ZarrSink, children, scratch_of
+from engine.io.zarr_store import PARTS, ZarrSink, scratch_of
 from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan
+from engine.plan.writes import spans_of
 
 
 class PartSink(ZarrSink):
@@ -33,15 +34,21 @@ class PartSink(ZarrSink):
     def __init__(self, path: Path, plan: Plan, lock: Lock) -> None:
         super().__init__(path, plan, lock)
         self.part = Part(1, 1)
-        self._writes: list[Box] = []
-        self._own: list[set[tuple[int, int]]] = [set() for _ in plan.pyramid]
+        self._writes = plan.writes()[:0]
         self._part_lock: Lock | None = None
 
     @classmethod
-    def join(cls, path: Path, plan: Plan, part: Part) -> PartSink:
+    def join(cls, path: Path, plan: Plan, part: Part, *, again: bool = False) -> PartSink:
         """Open a store to write a part of it, and remove the part's damaged shards (``lost``).
 
         A store that is complete has nothing to be written.
+
+        Args:
+            path: folder of the store.
+            plan: its plan.
+            part: the part.
+            again: whoever gives out the parts may give this one to another process while the first one is stopped or cut off.
+                Both may then write it: their shards are equal, and each is whole.
 
         Raises:
             ResumeError: as ``resume``; the store has other parts or none, or another process renders this part.
@@ -50,7 +57,7 @@ class PartSink(ZarrSink):
         sink.part = part
         try:
             if not sink.complete:
-                sink._take()
+                sink._take(shared=again)
                 sink._remove_damaged()
         except BaseException:
             sink.close()
@@ -60,11 +67,11 @@ class PartSink(ZarrSink):
     @property
     def size(self) -> int:
         """Number of the part's shards in the full image."""
-        return len(self._own[0])
+        return sum(self._plan.grid().covered(box).area for box in self._writes.rectangles)
 
     @property
     def area(self) -> int:
-        return sum(box.area for box in self._writes)
+        return self._writes.area
 
     def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
         """Boxes of the part with a missing shard, in the plan's order: a part is never cut otherwise."""
@@ -90,8 +97,8 @@ class PartSink(ZarrSink):
             lock.release()
         super().close()
 
-    def _take(self) -> None:
-        """Lock the part, and find its shards."""
+    def _take(self, *, shared: bool) -> None:
+        """Lock the part, and find its writes."""
         shares = shares_of(self.path, self._plan, self.provenance)
         if shares is None:
             raise ResumeError(
@@ -102,28 +109,32 @@ class PartSink(ZarrSink):
                 f"{self.path}: begun in another number of parts ({shares.count}, not {self.part.count}); give "
                 f"{option('part', f'1/{shares.count}')} and so on, or {option('resume', True)} alone to finish it in one run"
             )
-        lock = _lock(_lock_file(self.scratch, self.part))
+        lock = _lock(_lock_file(self.scratch, self.part), shared=shared)
         if lock is None:
             process = holder_of(self.path, self.provenance, self.part)
             name = "another process" if process is None else f"another process ({process})"
             raise ResumeError(f"{self.path}: part {self.part} is being rendered by {name}; wait for it")
         self._part_lock = lock
         self._writes = shares.writes(self._plan, self.part)
-        self._own[0] = {index for box in self._writes for index in self._plan.grid().indices(box)}
-        for level in range(1, len(self._own)):
-            below, grid = self._plan.grid(level - 1), self._plan.grid(level)
-            parents = {(row // 2, column // 2) for row, column in self._own[level - 1]}
-            self._own[level] = {p for p in parents if self._own[level - 1].issuperset(children(below, grid, p))}
 
     def _owns(self, level: int, index: tuple[int, int]) -> bool:
-        return index in self._own[level]
+        """Whether every pixel below a shard is of the part, and so all its children."""
+        bounds = Box(0, 0, *self._plan.size)
+        return self._writes.covers(self._plan.grid(level).box(*index).scale(1 << level).clip(bounds))
+
+    def _own(self, level: int) -> Iterator[tuple[int, int]]:
+        grid = self._plan.grid(level)
+        met = spans_of(grid, (box.cover(1 << level) for box in self._writes.rectangles))
+        indices = ((row, column) for row, spans in met.items() for span in spans for column in range(*span))
+        return (index for index in indices if self._owns(level, index))
 
     def _remove_partial(self, level: int) -> None:
         """Remove the files of the part's shards that killed runs did not finish."""
-        for row in {row for row, _ in self._own[level]}:
+        grid, rectangles = self._plan.grid(level), self._writes.rectangles
+        for row in spans_of(grid, (box.cover(1 << level) for box in rectangles)):
             for leftover in (self.path / str(level) / "c" / "0" / str(row)).glob("*.partial"):
                 column = leftover.name.partition(".")[0]
-                if column.isdigit() and (row, int(column)) in self._own[level]:
+                if column.isdigit() and int(column) < grid.columns and self._owns(level, (row, int(column))):
                     leftover.unlink(missing_ok=True)
 
 
@@ -149,10 +160,34 @@ def _lock_file(scratch: Path, part: Part) -> Path:
     return scratch / f"part-{part.number}-of-{part.count}.lock"
 
 
-def _lock(file: Path) -> Lock | None:
+def lock_parts(path: Path, provenance: dict[str, Any]) -> Lock:
+    """Lock of the one process that gives out the parts of a store. Raises ResumeError while another one does."""
+    file = scratch_of(path, provenance) / _GIVER
+    lock = _lock(file)
+    if lock is None:
+        process = Lock.holder(file)
+        name = "another process" if process is None else f"another process ({process})"
+        raise ResumeError(f"{path}: is being rendered by the workers of {name}; wait for it")
+    return lock
+
+
+def unlock_parts(path: Path, provenance: dict[str, Any], lock: Lock) -> None:
+    """Release the lock of ``lock_parts`` and remove its file."""
+    file = scratch_of(path, provenance) / _GIVER
+    with suppress(OSError):  # tiles stay
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+    lock.release()
+
+
+_GIVER = "parts.lock"
+"""File that the process which gives out all parts locks."""
+
+
+def _lock(file: Path, *, shared: bool = False) -> Lock | None:
     """Lock on a file, which is made with its folder; None while another process holds it."""
     while True:
         with suppress(FileExistsError):
             os.mkdir(file.parent)
         with suppress(FileNotFoundError):  # another part has just ended, and removed the folder
-            return Lock.take(file, makes_file=True)
+            return Lock.take(file, shared=shared, makes_file=True)

@@ -91,7 +91,7 @@ class ArraySink:
 
     def __init__(self, plan: Plan) -> None:
         self.pixels: Array = np.zeros((plan.pixels.channels, *plan.size), plan.pixels.dtype)
-        self._boxes = list(plan.writes())
+        self._boxes = plan.writes()
 
     def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
         """Every box of the plan, or of ``writes``."""
@@ -186,13 +186,18 @@ class ZarrSink:
         return cls(path, plan, lock)
 
     @classmethod
-    def resume(cls, path: Path, plan: Plan) -> ZarrSink:
+    def resume(cls, path: Path, plan: Plan, *, shared: bool = False) -> ZarrSink:
         """Open a store to finish it, and remove shards whose files are damaged (``lost``).
+
+        Args:
+            path: folder of the store.
+            plan: its plan.
+            shared: beside processes that hold parts of it.
 
         Raises:
             ResumeError: the store has another plan, is being written, is damaged in its metadata, or is no store.
         """
-        sink = cls._open(path, plan)
+        sink = cls._open(path, plan, shared=shared)
         try:
             sink._remove_damaged()
         except BaseException:
@@ -331,13 +336,17 @@ class ZarrSink:
         """Whether this sink writes a shard: all of them, unless it has a part of the image."""
         return True
 
+    def _own(self, level: int) -> Iterator[tuple[int, int]]:
+        """Indices of the shards of a level that this sink writes."""
+        return self._plan.grid(level).indices()
+
     def _complete_pyramid(self) -> None:
         """Write the shards of the pyramid that are missing. Raises ResumeError where one of the full-size image is."""
         for level in range(len(self._arrays)):
             if not is_present(self.path / str(level) / "zarr.json"):
                 raise self._vanished()
-            for index in self._plan.grid(level).indices():
-                if self._is_written(level, index) or not self._owns(level, index):
+            for index in self._own(level):
+                if self._is_written(level, index):
                     continue
                 if level == 0:
                     resume = option("resume", True)
@@ -375,9 +384,7 @@ class ZarrSink:
         was_complete, lost = self.complete, []
         for level, array in enumerate(self._arrays):
             chunks = chunks_of(array)
-            for index in self._plan.grid(level).indices():
-                if not self._owns(level, index):
-                    continue
+            for index in self._own(level):
                 path = shard_path(self.path, level, *index)
                 state = shard_state(path, chunks)
                 if state is ShardState.WHOLE or (state is ShardState.MISSING and not was_complete):

@@ -111,6 +111,11 @@ class Projection:
         """Host memory of the process, from its first measurement to the end of the render."""
         return max(self.baseline + self.working, self.measuring)
 
+    @property
+    def disk_needed(self) -> int:
+        """Upper bound of the disk, for the store and the scratch arrays."""
+        return self.disk + self.scratch
+
     def to_json(self) -> dict[str, Any]:
         """The projection for reports."""
         return {**asdict(self), "working": self.working, "host": self.host}
@@ -184,7 +189,7 @@ def check(plan: Plan, projection: Projection, budget: Budget) -> None:
     if budget.device is not None and projection.device > budget.device:
         need = projection.device
         raise budget_error("vram", "the plan", need=need, limit=budget.device, idle=0, remedy=smaller)
-    if projection.disk + projection.scratch > budget.disk:
+    if projection.disk_needed > budget.disk:
         raise BudgetError(
             f"disk: the output may take {readable(projection.disk)} and the scratch array "
             f"{readable(projection.scratch)}, more than {readable(budget.disk)} free; make room, write elsewhere, "

@@ -6,7 +6,7 @@ To add an executor, write ``engine/run/<module>.py`` with a function ``run`` (se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,8 +61,8 @@ class Layout(Protocol):
         """Whether a tile or strip of each stage has an edge inside the image."""
         ...
 
-    def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
-        """Cost of a plan for these writes, or for all."""
+    def project(self, plan: Plan, measured: Measured, writes: Iterable[Box] | None) -> Projection:
+        """Cost of a plan for these boxes of whole writes, or for all."""
         ...
 
     def shares(self, plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class TileLayout:
     def inner_edges(self, plan: Plan) -> list[bool]:
         return tiles.inner_edges(plan)
 
-    def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
+    def project(self, plan: Plan, measured: Measured, writes: Iterable[Box] | None) -> Projection:
         return tiles.project(plan, measured, writes, batched=self.batched)
 
     def shares(self, plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ class BandLayout:
     def inner_edges(self, plan: Plan) -> list[bool]:
         return strips.inner_edges(plan)
 
-    def project(self, plan: Plan, measured: Measured, writes: Sequence[Box] | None) -> Projection:
+    def project(self, plan: Plan, measured: Measured, writes: Iterable[Box] | None) -> Projection:
         return strips.project(plan, measured, writes)
 
     def shares(self, plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,8 +79,8 @@ def make_plan(request: Request, measured: Measured, cut: StoredCut | None = None
     )
 
 
-def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
-    """Cost of a plan for these writes, or for all."""
+def project(plan: Plan, measured: Measured, writes: Iterable[Box] | None = None) -> Projection:
+    """Cost of a plan for these boxes of whole writes, or for all."""
     projection = EXECUTORS[plan.executor].layout.project(plan, measured, writes)
     return replace(projection, measuring=measured.measuring)
 

@@ -143,6 +143,8 @@ class BandCost:
     """Bytes of a wide strip that do not depend on its width."""
     narrow_bytes_per_column: float = math.inf
     """Bytes for each LR column of a narrow strip."""
+    beyond: float | None = None
+    """LR rows that a band at an end of the picture computes beyond it, on average; None: half a band."""
 
     def bytes_at(self, columns: int) -> int:
         """Bytes of a strip of ``columns`` LR columns."""

@@ -9,14 +9,13 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from engine.errors import UsageError, option
-from engine.geometry import Box
 from engine.plan.layouts import EXECUTORS
 from engine.plan.make import project
 from engine.plan.measured import Measured
 from engine.plan.plan import Plan
+from engine.plan.writes import Writes
 
 MAX_PARTS = 10_000
 """Largest number of parts."""
@@ -73,9 +72,9 @@ class Shares:
         """All parts."""
         return (Part(number, self.count) for number in range(1, self.count + 1))
 
-    def writes(self, plan: Plan, part: Part) -> list[Box]:
+    def writes(self, plan: Plan, part: Part) -> Writes:
         """Boxes that a part writes, in the plan's order."""
-        return list(islice(plan.writes(), self.bounds[part.number - 1], self.bounds[part.number]))
+        return plan.writes()[self.bounds[part.number - 1] : self.bounds[part.number]]
 
     def overhead(self, plan: Plan, measured: Measured) -> float:
         """Time of the networks in all parts beyond that of one run, as a share of it.
@@ -84,7 +83,7 @@ class Shares:
         are shared, as far as one part does not need them while another computes them.
         """
         one = project(plan, measured)
-        parts = [project(plan, measured, writes) for part in self.parts if (writes := self.writes(plan, part))]
+        parts = [project(plan, measured, w.rectangles) for part in self.parts if (w := self.writes(plan, part))]
         pixels = [sum(counts) for counts in zip(*(part.lr_pixels for part in parts), strict=True)]
         if not plan.is_banded:
             pixels[:-1] = one.lr_pixels[:-1]
@@ -102,7 +101,7 @@ class Shares:
     @classmethod
     def from_json(cls, stored: object, plan: Plan) -> Shares:
         """The division of its stored form. Raises ValueError when it is none of ``plan``."""
-        total = sum(1 for _ in plan.writes())
+        total = len(plan.writes())
         if not (isinstance(stored, Sequence) and len(stored) > 1 and all(type(bound) is int for bound in stored)):
             raise ValueError(f"{stored!r} divides no plan")
         bounds = tuple(stored)

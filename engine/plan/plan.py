@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from engine.errors import AlignmentError, UsageError, option
 from engine.geometry import Box, Grid
 from engine.pixels import PLAIN, PixelFormat, pixels_of
 from engine.plan.reduction import Reduction
+from engine.plan.writes import Writes, joined, spans_of
 
 MAX_SHARD = 2048
 """Largest side of a shard in pixels: three channels of 8 bits decode in about 12 MiB, which viewers handle well."""
@@ -197,6 +198,19 @@ class StagePlan:
         if self.blend:
             around = ((row - 1, column - 1), (row - 1, column), (row, column - 1))
             yield from (index for index in around if min(index) >= 0)
+
+    def with_blended(self, rows: dict[int, list[tuple[int, int]]]) -> dict[int, list[tuple[int, int]]]:
+        """Ranges of columns of cells by row, as ``spans_of`` gives them, with the cells that are cross-faded into them."""
+        if not self.blend:
+            return rows
+        wide = {row: [(max(0, first - 1), last) for first, last in spans] for row, spans in rows.items()}
+        around = sorted({row for below in rows for row in (below - 1, below) if row >= 0})
+        return {row: joined([*wide.get(row, ()), *wide.get(row + 1, ())]) for row in around}
+
+    def source_of(self, row: int, first: int, last: int) -> Box:
+        """Pixels of the source that the tiles [first, last) of a row of cells read: tiles beside each other overlap."""
+        begin, end = (self.tile_at(row, column).read for column in (first, last - 1))
+        return self.source_box(Box(begin.y0, begin.x0, end.y1, end.x1))
 
     @property
     def borders_kept(self) -> int:
@@ -388,20 +402,16 @@ class Plan:
         """Shards of a level of the pyramid."""
         return Grid(*self.pyramid[level], self.shard)
 
-    def writes(self) -> Iterator[Box]:
-        """Boxes that are written in one go, in output pixels.
+    def writes(self) -> Writes:
+        """Boxes that are written in one go, in output pixels, without a list of them.
 
         For bands: a row of shards of a strip, strip after strip. For tiles: whole tiles of the last stage, or whole shards
         of a region.
         """
         if self.is_banded:
-            height, width = self.size
-            for x0, x1 in self.column_strips():
-                for y in range(0, height, self.shard[0]):
-                    yield Box(y, x0, min(y + self.shard[0], height), min(x1, width))
-            return
-        grid = Grid(*self.size, self.stages[-1].grid.cell if self.writes_tiles else self.shard)
-        yield from (grid.box(*index) for index in grid.indices())
+            return Writes.of(Grid(*self.size, (self.shard[0], self.strip)), by_columns=True)
+        cell = self.stages[-1].grid.cell if self.writes_tiles else self.shard
+        return Writes.of(Grid(*self.size, cell), by_columns=False)
 
     @property
     def writes_tiles(self) -> bool:
@@ -430,18 +440,17 @@ class Plan:
             first, last = stage.source_columns(columns[-1])
         return tuple(reversed(columns))
 
-    def tiles_to_run(self, writes: Sequence[Box] | None = None) -> tuple[int, ...]:
-        """Number of tiles that each stage runs, first stage first, for these writes; for all writes without."""
+    def tiles_to_run(self, writes: Iterable[Box] | None = None) -> tuple[int, ...]:
+        """Number of tiles that each stage runs, first stage first, for these boxes of whole writes; for all without."""
         if writes is None and self.is_whole:
             return self._all_tiles()
-        written = self.writes() if writes is None else writes
-        boxes = [self.reduction.read(box.shift(self.roi.y0, self.roi.x0)) for box in written]
-        counts = []
+        written = self.writes().rectangles if writes is None else writes
+        counts: list[int] = []
+        boxes: Iterable[Box] = (self.reduction.read(box.shift(self.roi.y0, self.roi.x0)) for box in written)
         for stage in reversed(self.stages):
-            indices = {(t.row, t.column) for box in boxes for t in stage.tiles(box)}
-            indices |= {blended for index in indices for blended in stage.blended_into(*index)}
-            counts.append(len(indices))
-            boxes = [stage.source_box(stage.tile_at(*index).read) for index in indices]
+            rows = stage.with_blended(spans_of(stage.grid, boxes))
+            counts.append(sum(last - first for spans in rows.values() for first, last in spans))
+            boxes = [stage.source_of(row, *span) for row, spans in rows.items() for span in spans]
         return tuple(reversed(counts))
 
     def _all_tiles(self) -> tuple[int, ...]:
@@ -453,10 +462,7 @@ class Plan:
         for stage in reversed(self.stages):
             cells = stage.grid.covered(box)
             counts.append(cells.area)
-            first, last = (
-                stage.source_box(stage.tile_at(*index).read)
-                for index in ((cells.y0, cells.x0), (cells.y1 - 1, cells.x1 - 1))
-            )
+            first, last = (stage.source_of(row, cells.x0, cells.x1) for row in (cells.y0, cells.y1 - 1))
             box = Box(first.y0, first.x0, last.y1, last.x1)
         return tuple(reversed(counts))
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import accumulate
 
 from engine.errors import option
 from engine.geometry import Box
@@ -146,8 +147,8 @@ def _enlarged(reduction: Reduction, columns: int) -> int:
     return -(-columns * reduction.source[1] // reduction.target[1])
 
 
-def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None) -> Projection:
-    """Cost of ``plan`` for these writes, or for all."""
+def project(plan: Plan, measured: Measured, writes: Iterable[Box] | None = None) -> Projection:
+    """Cost of ``plan`` for these boxes of whole writes, or for all."""
     runs = _strips(plan) if writes is None else list(_runs(writes))
     pixels = [sum(counts) for counts in zip(*(_lr_pixels(plan, measured, run) for run in runs), strict=True)]
     pixels = pixels or [0] * len(plan.stages)
@@ -176,24 +177,40 @@ def shares(plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
     A range is a run of rows in each strip that it meets, and each run has a warm-up of a receptive field. So cuts lie
     between strips where that balances as well.
     """
-    strips, height = list(plan.column_strips()), plan.size[0]
-    rows = len(range(0, height, plan.shard[0]))
-    total = rows * len(strips)
+    writes = plan.writes()
+    total, rows = len(writes), writes.grid.rows
+
+    @cache
+    def pixels(strip: int, first: int, last: int) -> int:
+        """LR pixels of rows of shards of a strip."""
+        if first >= last:
+            return 0
+        top, bottom = writes[strip * rows + first], writes[strip * rows + last - 1]
+        return sum(_lr_pixels(plan, measured, replace(top, y1=bottom.y1)))
+
+    whole = list(accumulate((pixels(strip, 0, rows) for strip in range(writes.grid.columns)), initial=0))
 
     def work(first: int, last: int) -> int:
-        pixels = 0
-        for index in range(first // rows, -(-last // rows)):
-            y0, y1 = max(first - index * rows, 0) * plan.shard[0], min(last - index * rows, rows) * plan.shard[0]
-            pixels += sum(_lr_pixels(plan, measured, Box(y0, strips[index][0], min(y1, height), strips[index][1])))
-        return pixels
+        """LR pixels of the writes: of whole strips at once, as plans may have thousands."""
+        (begin, y0), (end, y1) = divmod(first, rows), divmod(last, rows)
+        if begin == end:
+            return pixels(begin, y0, y1)
+        return pixels(begin, y0, rows) + whole[end] - whole[begin + 1] + pixels(end, 0, y1)
 
     def packed(limit: int) -> list[int]:
         """Bounds of ranges that hold as much as the limit allows, and at least one write."""
         bounds = [0]
         while bounds[-1] < total:
-            ends = range(bounds[-1] + 1, total + 1)
-            taken = bisect_right(ends, limit, key=partial(work, bounds[-1]))
+            first, step = bounds[-1], bounds[-1] - bounds[-2] if len(bounds) > 1 else 1
+            low, high = first + 1, min(first + 1 + step, total)  # shares are about as long as the one before
+            while high < total and work(first, high) <= limit:
+                low, high = high, min(high + step, total)
+                step *= 2
+            ends = range(low, high + 1)
+            taken = bisect_right(ends, limit, key=partial(work, first))
             bounds.append(ends[max(taken, 1) - 1])
+            if len(bounds) > count + 1:
+                break  # too many
         return bounds
 
     if count >= total:
@@ -212,17 +229,18 @@ def _lr_pixels(plan: Plan, measured: Measured, run: Box) -> list[int]:
     first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
     pixels = []
     for stage, cost, (left, right) in reversed(list(zip(plan.stages, measured.stages, inputs, strict=True))):
-        rows, first, last = _rows_computed(stage, cost.radius, first, last)
+        rows, first, last = _rows_computed(stage, cost, first, last)
         pixels.append(rows * (right - left))
     return pixels[::-1]
 
 
-def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tuple[int, int, int]:
+def _rows_computed(stage: StagePlan, cost: MeasuredStage, first: int, last: int) -> tuple[int, int, int]:
     """Rows that a stream computes for the output rows [first, last), in LR rows, and the source rows [first, last) it reads.
 
     Rows are pushed from a receptive field above the first one until the last one is complete. Operations lag behind the
-    input by up to ``radius`` rows, evenly here, and skip bands that lie outside the picture.
+    input by up to the radius, evenly here, and skip rows outside the picture, except for a few or half a band.
     """
+    radius, bands = cost.radius, _bands(cost)
     margin = stage.margins[0]
     start = max(0, margin + first // stage.scale - radius) // stage.band * stage.band
     last = min(margin - (-last // stage.scale), stage.padded[0])
@@ -230,7 +248,7 @@ def _rows_computed(stage: StagePlan, radius: int, first: int, last: int) -> tupl
     beyond = max(0, start + pushed - stage.padded[0])
     above = radius / 2
     below = beyond - radius / 2 if beyond > radius else beyond**2 / (2 * radius or 1)
-    partial = stage.band / 2
+    partial = stage.band / 2 if bands.beyond is None else bands.beyond
     rows = pushed - max(0.0, above - partial) - max(0.0, below - partial)
     return round(rows), start, min(start + pushed, stage.height)
 
@@ -261,7 +279,7 @@ def _strips(plan: Plan) -> list[Box]:
     return [Box(0, x0, plan.size[0], x1) for x0, x1 in plan.column_strips()]
 
 
-def _runs(writes: Sequence[Box]) -> Iterator[Box]:
+def _runs(writes: Iterable[Box]) -> Iterator[Box]:
     """Consecutive writes of a strip, joined into one box each."""
     run: Box | None = None
     for box in writes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
-from itertools import accumulate, product
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import NamedTuple, NoReturn
 
 from engine.errors import option
@@ -65,14 +65,14 @@ Batches = Sequence[int] | None
 """Tiles of each stage that run at once; None where tiles run one by one."""
 
 
-def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None, *, batched: bool) -> Projection:
-    """Cost of ``plan`` for these writes, or for all. Batches are as large as is useful and the budget allows."""
+def project(plan: Plan, measured: Measured, writes: Iterable[Box] | None = None, *, batched: bool) -> Projection:
+    """Cost of ``plan`` for these boxes of whole writes, or for all. Batches are as large as is useful and the budget allows."""
     counts = plan.tiles_to_run(writes)
     pixels = tuple(k * math.prod(s.tile_shape) for k, s in zip(counts, plan.stages, strict=True))
     seconds = sum(n * c.footprint.seconds_per_pixel for n, c in zip(pixels, measured.stages, strict=True))
     if measured.base is not None:
         seconds += math.prod(plan.base) * measured.base.seconds_per_pixel
-    cached = [*(_image_bytes(s) for s in plan.stages[:-1]), _cached_of_last(plan)]
+    cached = [*_cached_inside(plan), _cached_of_last(plan)]
     batches = _batches(plan, measured, counts, cached) if batched else None
     host_parts, device = _needs(plan.stages, measured, cached, batches)
     return Projection(
@@ -91,8 +91,19 @@ def project(plan: Plan, measured: Measured, writes: Sequence[Box] | None = None,
 
 def shares(plan: Plan, count: int) -> tuple[int, ...]:
     """Bounds of ``count`` ranges of the plan's writes with equal work: numbers of tiles, or areas of shards of a region."""
-    done = [0, *accumulate(1 if plan.writes_tiles else box.area for box in plan.writes())]
-    return tuple(bisect_left(done, -(-k * done[-1] // count)) for k in range(count + 1))
+    writes = plan.writes()
+    if plan.writes_tiles:
+        return tuple(-(-k * len(writes) // count) for k in range(count + 1))
+    ends, area = range(len(writes) + 1), writes.area
+    return tuple(bisect_left(ends, -(-k * area // count), key=lambda end: writes[:end].area) for k in range(count + 1))
+
+
+def _cached_inside(plan: Plan) -> list[int]:
+    """Bytes that the caches of inner stages may come to hold: whole images, or the tiles that a region takes."""
+    if plan.is_whole:
+        return [_image_bytes(stage) for stage in plan.stages[:-1]]
+    counts = plan.tiles_to_run()
+    return [min(_image_bytes(s), k * _tile_bytes(s)) for s, k in zip(plan.stages[:-1], counts, strict=False)]
 
 
 def _cached_of_last(plan: Plan) -> int:
@@ -100,9 +111,9 @@ def _cached_of_last(plan: Plan) -> int:
     last = plan.stages[-1]
     if plan.is_whole:
         return 0 if plan.is_direct else _image_bytes(last)
-    return (
-        sum(t.cell.area for t in last.tiles(plan.reduction.read(plan.roi))) * CHANNELS * (1 if last.is_image else FLOAT)
-    )
+    cells, (height, width) = last.grid.covered(plan.reduction.read(plan.roi)), last.grid.cell
+    pixels = Box(cells.y0 * height, cells.x0 * width, cells.y1 * height, cells.x1 * width).clip(last.grid.bounds)
+    return pixels.area * CHANNELS * (1 if last.is_image else FLOAT)
 
 
 def shard_of_tiles(last: StagePlan) -> tuple[Sides, Sides]:

@@ -108,6 +108,7 @@ def band_memory(stage: Stage) -> BandCost:
         seconds_per_pixel=0.0,
         fixed=int(held(wide) - per_column * wide.width),
         narrow_bytes_per_column=held(narrow) / narrow.width,
+        beyond=wide.beyond,
     )
 
 

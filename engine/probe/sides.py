@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from engine.device.memory import device_bytes, resident
@@ -22,7 +24,9 @@ BYTES_OF_STEP_1 = 2 << 10
 def side_within(
     limit: int | None, largest: int, smallest: int, bytes_per_pixel: int, device: torch.device | None = None
 ) -> int:
-    """``largest``, halved until a square of this side stays within the limit, but not below ``smallest``.
+    """``largest``, three quarters of it, a half and so on: the first whose square stays within the limit, or ``smallest``.
+
+    The larger the tile, the less its memory varies with the layout of the heap. Few sides keep the cache small.
 
     Args:
         limit: bytes of memory that the process may take where it computes; None for any.
@@ -31,8 +35,16 @@ def side_within(
         bytes_per_pixel: upper bound of the cost.
         device: device that computes; by default the CPU.
     """
-    side = largest
-    held = 0 if limit is None else (device_bytes(device) if device is not None else 0) or resident()
-    while limit is not None and side > smallest and held + side**2 * bytes_per_pixel > limit:
-        side = max(smallest, side // 2)
-    return side
+    if limit is None:
+        return largest
+    held = (device_bytes(device) if device is not None else 0) or resident()
+    sides = (part for whole in _halves(largest) for part in (whole, whole * 3 // 4))
+    fitting = (side for side in sides if side <= smallest or held + side**2 * bytes_per_pixel <= limit)
+    return max(smallest, next(fitting))
+
+
+def _halves(side: int) -> Iterator[int]:
+    """A side, its half, and so on down to 1."""
+    while side:
+        yield side
+        side //= 2

@@ -25,6 +25,7 @@ from engine.plan.layouts import EXECUTORS
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.strips import narrower
 from engine.plan.tiles import smaller_tile
+from engine.plan.writes import Writes
 from engine.run.finish import EnlargedAlpha, Finish
 from engine.run.periodic import base_of
 from engine.run.reduce import ReducedRows
@@ -200,7 +201,7 @@ class Pipeline:
         self._redone += 1
 
     @property
-    def writes(self) -> Iterator[Box]:
+    def writes(self) -> Writes:
         """Boxes that are written in one go, in the present cut."""
         return replace(self.plan, stages=self.cuts).writes()
 

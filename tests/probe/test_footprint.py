@@ -11,6 +11,7 @@ from engine.device.memory import PeakMemory
 from engine.device.queue import OutOfDeviceMemory
 from engine.plan.measured import Footprint
 from engine.probe import cache, footprint
+from engine.probe.sides import side_within
 
 CPU = torch.device("cpu")
 
@@ -169,3 +170,10 @@ def test_no_half_written_file_is_left(calls, tmp_path):
 
 def test_cache_is_not_the_users(cache_home):
     assert cache.cache_folder() == cache_home / "ourgan-engine"
+
+
+def test_the_largest_side_that_fits_is_measured(monkeypatch):
+    monkeypatch.setattr("engine.probe.sides.resident", lambda: 1000)
+    assert side_within(None, 192, 48, 1) == 192
+    sides = [side_within(1000 + side**2, 192, 48, 1) for side in (192, 191, 144, 143, 96, 95, 72, 71, 48, 1)]
+    assert sides == [192, 144, 144, 96, 96, 72, 72, 48, 48, 48]

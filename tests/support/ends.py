@@ -47,7 +47,7 @@ def fill(folder, model_file):
     """Put a model, a store, a checkpoint and a photograph into a folder."""
     (folder / "model.safetensors").symlink_to(model_file)
     photograph(folder / "photo.png", 120, 160)
-    (folder / "tiny.toml").write_text(tiny_preset().replace("checkpoint_every = 1", "checkpoint_every = 1000"))
+    (folder / "tiny.toml").write_text(tiny_preset(checkpoint_every=1000))
     torch.manual_seed(5)
     save_file(RRDBNet(channels=8, blocks=2, growth=4).state_dict(), folder / "start.safetensors")
     render(load(model_file), REQUEST, folder / "s.zarr")

@@ -144,8 +144,9 @@ def _pictures(folder):
 
 def _training(folder):
     _start(folder)
-    photograph(folder / "photo.png", 96, 128)
-    (folder / "tiny.toml").write_text(tiny_preset())
+    photograph(folder / "photo.png", 48, 64)
+    # Two iterations make a checkpoint of the start and one that replaces it.
+    (folder / "tiny.toml").write_text(tiny_preset(iterations=2, crop=16, batch=1, discriminator_channels=8))
 
 
 PREPARE = {
@@ -200,20 +201,15 @@ class Attack:
         if (work / CACHE).exists():  # later runs need not measure
             shutil.copytree(work / CACHE, template / CACHE, dirs_exist_ok=True)
         shutil.rmtree(work)
+        start = files(template)
         for number in chain(numbers):
             work, code, err, calls = self._start(number)
             self._check_kept(work, number)
+            assert "damaged" not in err or case.prepare == "damaged", (number, err)
             if code:
                 self._check_failure(work, number, code, err)
-                again, again_err, _ = self._command(f"{case.words} {case.again}", work)
-                assert again == 0, (number, err, again_err)
-                self._check_kept(work, number)
-            assert "damaged" not in err or case.prepare == "damaged", (number, err)
-            if (match := re.search(r"warning: (\S+): .* this store cannot be removed", err)) is not None:
-                shutil.rmtree(work / match[1], ignore_errors=True)  # later commands remove it
-            assert contents(work, case.out, exact=self._is_exact) == self._expected, (number, err)
-            names = [path.name for path in work.rglob("*.part") if path.name not in err]
-            assert not names, (number, names)
+            if not code or files(work) != start:  # from the same files it would end as without a fault
+                self._check_end(work, number, code, err)
             shutil.rmtree(work)
             yield number, code, calls
             if number > calls:
@@ -239,6 +235,19 @@ class Attack:
         )
         code, err = process.finish()
         return code, err, process.calls
+
+    def _check_end(self, work, number, code, err):
+        """The end, as if undisturbed, of a run or of the command that goes on after it."""
+        case = self._case
+        if code:
+            again, again_err, _ = self._command(f"{case.words} {case.again}", work)
+            assert again == 0, (number, err, again_err)
+            self._check_kept(work, number)
+        if (match := re.search(r"warning: (\S+): .* this store cannot be removed", err)) is not None:
+            shutil.rmtree(work / match[1], ignore_errors=True)  # later commands remove it
+        assert contents(work, case.out, exact=self._is_exact) == self._expected, (number, err)
+        names = [path.name for path in work.rglob("*.part") if path.name not in err]
+        assert not names, (number, names)
 
     def _check_kept(self, work, number):
         """Files that an undisturbed run leaves as they are."""

@@ -79,8 +79,7 @@ class Kills:
         material.mkdir(parents=True)
         torch.manual_seed(0)
         photograph(material / "photo.png", 120, 160)
-        preset = tiny_preset().replace("iterations = 3", "iterations = 12")
-        (material / "tiny.toml").write_text(preset.replace("checkpoint_every = 1", "checkpoint_every = 2"))
+        (material / "tiny.toml").write_text(tiny_preset(iterations=12, checkpoint_every=2))
         for name, channels, blocks in (("start", 8, 2), ("large", 64, 6)):
             save_file(RRDBNet(channels, blocks, channels // 2).state_dict(), material / f"{name}.safetensors")
 

@@ -1,6 +1,7 @@
 """Fixtures of training tests: photographs of a few pixels, networks of a few weights, recipes of a few iterations."""
 
 import dataclasses
+import re
 from functools import partial
 
 import numpy as np
@@ -23,20 +24,16 @@ SMALL_NETWORKS = Config(last=2, last_vae=1, channels=8, latent=6, layers=1)
 """Three scales of step 1: two patch-VAEs and a patch-GAN."""
 SMALL_WIDTHS = {"base_width": 32, "least_width": 12}
 
-
-_TINY = {
-    "iterations = 400": "iterations = 3", "crop = 128 ": "crop = 32 ", "gan_from = 50": "gan_from = 9",
-    "checkpoint_every = 50": "checkpoint_every = 1", "held_out = 0.1": "held_out = 0.25",
-}  # fmt: skip
+_TINY = {"iterations": 3, "crop": 32, "gan_from": 9, "checkpoint_every": 1, "held_out": 0.25}
 
 
-def tiny_preset():
-    """Text of the preset quick, changed to a training of a second."""
-    text = preset_text("quick")
-    for old, new in _TINY.items():
-        assert old in text
-        text = text.replace(old, new)
-    return text
+def tiny_preset(**changes):
+    """Text of the preset quick, changed to a training of a second; ``changes``: other values of a step's training."""
+    head, table, body = preset_text("quick").partition("[sr]")
+    for name, value in (_TINY | changes).items():
+        body, number = re.subn(rf"^{name} = \S+", f"{name} = {value}", body, flags=re.MULTILINE)
+        assert number == 1, name
+    return head + table + body
 
 
 def stop_after(iteration, phase=0, error=KeyboardInterrupt):
