@@ -419,6 +419,13 @@ class Job:
         shutil.rmtree(self._scratch, ignore_errors=True)
         return sink.pixels
 
+    def base_image(self, seed: int) -> Array:
+        """The image that step 1 makes of a seed, where it is written: uint8 [h, w, 3]."""
+        assert self.picture is None
+        pixels = self._base_pixels(base_source(self.model, None, self.plan.base, seed, self.request.wraps))
+        assert pixels is not None
+        return pixels
+
     @property
     def seconds_per_pixel(self) -> tuple[float, ...]:
         """Expected seconds of every stage for an LR pixel."""
@@ -576,6 +583,11 @@ class Job:
 
     def _first_look(self, base: Source) -> str | None:
         """The base image of what is written, as the store records it; None for a picture that is costly or damaged."""
+        pixels = self._base_pixels(base)
+        return None if pixels is None else encode_first_look(pixels)
+
+    def _base_pixels(self, base: Source) -> Array | None:
+        """The base image of what is written, uint8 [h, w, 3]; None for a picture that is costly or damaged."""
         height, width = base.size
         shrink = 1
         if self.picture is None:
@@ -593,7 +605,8 @@ class Job:
         # The base image has no margin along axes that wrap.
         box = box.shift(*(0 if period else self.plan.margin for period in self.plan.stages[0].period))
         rows, columns = box.clip(Box(0, 0, *pixels.shape[:2])).slices
-        return encode_first_look(pixels[rows, columns])
+        part: Array = pixels[rows, columns]
+        return part
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""
