@@ -24,7 +24,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.errors import BudgetError, EngineError, ResumeError, UsageError, option
+from engine.errors import BudgetError, EngineError, ResumeError, UsageError, option, printable
 from engine.geometry import Box
 from engine.io.zarr_store import COMMAND, ZarrSink, remove_store
 from engine.job import Job
@@ -39,6 +39,9 @@ SAMPLE = 512
 
 SAMPLES = 100
 """Most samples that are wanted at the same time."""
+
+NEAR = 4_000_000
+"""Pixels of a view whose shards are computed before the first enlargement of the whole image: a screen at 70 %."""
 
 SAMPLE_BYTES = 32 << 20
 """Size of the cache of samples."""
@@ -88,7 +91,9 @@ class Exploration:
         self._number = 0
         self._wish: tuple[int | None, Request] | None = None
         self._wanted_seeds = range(0)
-        self._samples: LRUCache[tuple[int, int], Pixels] = LRUCache(SAMPLE_BYTES, getsizeof=lambda pixels: pixels.nbytes)
+        self._samples: LRUCache[tuple[int, int], Pixels] = LRUCache(
+            SAMPLE_BYTES, getsizeof=lambda pixels: pixels.nbytes
+        )
         self._sheet = 0
         """Number of the shape that the samples have."""
         self._since: tuple[float, int] | None = None
@@ -213,9 +218,12 @@ class Exploration:
         while (task := self._next()) is not None:
             try:
                 task()
-            except (EngineError, OSError, MemoryError) as error:
-                with self._changed:  # nothing more is computed until the page asks for something else
-                    self._problem = str(error) or "the memory is exhausted"
+            except EngineError as error:
+                self._problem = (
+                    error.for_command_line()
+                )  # nothing more is computed until the page asks for something else
+            except (OSError, MemoryError) as error:
+                self._problem = printable(str(error)) or "the memory is exhausted"
             self.on_change()
 
     def _next(self) -> Callable[[], object] | None:
@@ -238,7 +246,9 @@ class Exploration:
                 return partial(self._draw_sample, seed)
         if self._lazy is None:
             return None
-        if self.look is None and self._is_enlarged_twice and self._lazy.missing:
+        view = self._lazy.view
+        is_near = view is not None and view.area <= NEAR
+        if self.look is None and self._is_enlarged_twice and self._lazy.missing and not is_near:
             return self._draw_look
         return self._lazy.step if self._lazy.wanted is not None else None
 

@@ -49,6 +49,7 @@ class LazyRender:
         sink: its store.
 
     Attributes:
+        view: what is looked at, in pixels of the written image; None for nothing, or more than ``MAX_VIEW``.
         wants_all: whether the whole image is computed after what is looked at.
         missing: number of shards that are not computed yet.
         written: number of shards that were computed here.
@@ -58,7 +59,7 @@ class LazyRender:
         self._job, self._sink, self._grid = job, sink, job.plan.grid()
         self._read = None if sink.complete else job.reader(sink)
         self._all = self._in_columns(self._grid.bounds, 0)
-        self._view: Box | None = None
+        self.view: Box | None = None
         self.wants_all = False
         self.written = 0
         self.missing = sum(1 for _ in sink.missing(self._all))
@@ -73,14 +74,14 @@ class LazyRender:
         """Want the shards of a view, in pixels of the written image, and no others; None: nothing is looked at."""
         image = Box(0, 0, *self._job.plan.size)
         view = None if box is None else box.clip(image)
-        self._view = view if view is not None and 0 < view.area <= MAX_VIEW else None
+        self.view = view if view is not None and 0 < view.area <= MAX_VIEW else None
 
     @property
     def wanted(self) -> Box | None:
         """The shard to compute next; None where nothing is wanted or missing."""
         if self.missing == 0:
             return None
-        view = self._view  # which another thread may change
+        view = self.view  # which another thread may change
         if view is not None:
             boxes = self._in_columns(view, view.x0 + view.x1)
             if (box := next(self._sink.missing(boxes), None)) is not None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -427,7 +427,7 @@ def view(
     set_output(quiet)
     page = Page(host=host, port=port, dpi=dpi, opens_browser=not no_browser)
     given = {"size": size, "seed": seed, "memory": memory, "precision": precision, "device": device}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if store is not None and (store.is_file() and (other is not None or store.suffix.lower() in _PHOTOS)):
         raise UsageError(f"{store}: is no store; name the folder that engine render wrote, and a picture behind it")
     if store is not None and (store.is_dir() or store.suffix == ".zarr" or other is not None):

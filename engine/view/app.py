@@ -291,10 +291,10 @@ class Viewer:
             else:
                 seed = values.get("seed")
                 if seed is not None and not _SEED.fullmatch(seed):
-                    return PlainTextResponse(f"seed {seed[:40]!r}: not a whole number", 400)
+                    return PlainTextResponse("this seed is no whole number; give one from 0 on")
                 model.open(None if seed is None else int(seed), values.get("size"))
         except EngineError as error:
-            return PlainTextResponse(str(error)[:500], 400)
+            return PlainTextResponse(error.for_command_line())  # for its user, and no error in the browser's console
         self._wake.set()
         return Response(status_code=204)
 

@@ -56,9 +56,7 @@ class TilePool:
         self._threads = ThreadPoolExecutor(threads or max(1, min(4, (os.cpu_count() or 2) // 2)), "tile")
         self._waiting: dict[tuple[_Place, str], asyncio.Future[Encoded]] = {}
         self._running = 0
-        self._cache: LRUCache[_Place, Encoded] = LRUCache(
-            CACHE_BYTES, getsizeof=lambda e: len(e.data)
-        )
+        self._cache: LRUCache[_Place, Encoded] = LRUCache(CACHE_BYTES, getsizeof=lambda e: len(e.data))
         self._lock = threading.Lock()
 
     def show(self, sources: Sequence[TileSource]) -> None:

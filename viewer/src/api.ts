@@ -127,12 +127,12 @@ export function sampleUrl(sheet: number, seed: string): string {
   return `api/sample/${sheet}/${seed}.png`;
 }
 
-/** Ask something of the model; returns what is wrong with it, if anything is. */
+/** Ask something of the model; returns what is wrong with it, if anything is, which is no error of the page. */
 export async function act(action: "samples" | "view" | "render" | "open", values: Record<string, string | number>): Promise<string> {
   const query = new URLSearchParams(Object.entries(values).map(([key, value]) => [key, `${value}`]));
   try {
     const answer = await fetch(`api/do/${action}?${query}`, { method: "POST" });
-    return answer.ok ? "" : await answer.text();
+    return await answer.text();
   } catch {
     return ""; // The connection is lost: the page says so.
   }

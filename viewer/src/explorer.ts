@@ -186,7 +186,7 @@ export class Explorer {
       const value = Number.parseFloat(values.get(key) ?? "");
       if (Number.isFinite(value)) values.set(key, `${value * factor}`);
     }
-    history.replaceState(null, "", this.scene && canvas ? `#${values}` : location.pathname);
+    history.replaceState(null, "", canvas ? `#${values}` : location.pathname);
     location.reload();
   }
 }
