@@ -115,7 +115,8 @@ def model(path, size):
             page.goto(process.stdout.readline().split()[-1])
             wait(page, f"document.querySelectorAll('#samples img[src]').length >= {SAMPLES}")
             record(subject, f"command to {SAMPLES} samples", *clock.lap())
-            page.click("[data-seed='7']")
+            with page.expect_navigation():  # the page opens the image
+                page.click("[data-seed='7']")
             wait(
                 page,
                 "document.body.dataset.complete === 'false' && document.querySelector('.openseadragon-canvas canvas')",

@@ -71,7 +71,8 @@ def film(page: Page, address: str) -> None:
         page.wait_for_timeout(300)
         frames.append((shot(page), 300))
     frames.append((frames[-1][0], 900))
-    page.click(f"[data-seed='{SEED}']")
+    with page.expect_navigation():  # the page opens the image
+        page.click(f"[data-seed='{SEED}']")
     until(page, "document.body.dataset.complete === 'false'")
     page.evaluate("document.body.dataset.panel = 'closed'")
     page.wait_for_timeout(1500)

@@ -24,7 +24,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.errors import BudgetError, EngineError, ResumeError, UsageError, option, printable
+from engine.errors import BudgetError, EngineError, ResumeError, UsageError, printable
 from engine.geometry import Box
 from engine.io.zarr_store import COMMAND, ZarrSink, remove_store
 from engine.job import Job
@@ -34,20 +34,20 @@ from engine.plan.canvas import first_enlargement
 from engine.plan.cost import readable
 from engine.plan.request import MAX_SEED, Request
 
-SAMPLE = 512
-"""Longer side of a sample, in pixels; step 1's images are smaller unless the image is larger than all steps make it."""
+SAMPLE = 256
+"""Longer side of a sample, in pixels: about that of step 1's images."""
 
-SAMPLES = 100
-"""Most samples that are wanted at the same time."""
+SAMPLES = 160
+"""Most samples that are wanted at the same time; as many fit into the cache."""
 
 NEAR = 4_000_000
 """Pixels of a view whose shards are computed before the first enlargement of the whole image: a screen at 70 %."""
 
-SAMPLE_BYTES = 32 << 20
+SAMPLE_BYTES = SAMPLES * SAMPLE**2 * 3
 """Size of the cache of samples."""
 
-PAGE_BYTES = SAMPLE_BYTES + (160 << 20)
-"""Memory of the page's server beside the render: samples, and the caches of tiles and cells (docs/viewer.md)."""
+PAGE_BYTES = 256 << 20
+"""Memory of the page's server beside the render: samples, caches of tiles and cells (docs/viewer.md), and its modules."""
 
 Pixels = NDArray[np.uint8]
 
@@ -89,6 +89,7 @@ class Exploration:
         self.look: Pixels | None = None
         self._lazy: LazyRender | None = None
         self._number = 0
+        self._first_seed = request.seed
         self._wish: tuple[int | None, Request] | None = None
         self._wanted_seeds = range(0)
         self._samples: LRUCache[tuple[int, int], Pixels] = LRUCache(
@@ -184,10 +185,10 @@ class Exploration:
                 "size": [width, height],
                 "sizes": [list(size) for size in self._sizes],
                 "seed": None if self.canvas is None else str(self._job.plan.seed),
-                "firstSeed": str(self._request.seed),
+                "firstSeed": str(self._first_seed),
                 "sheet": self._sheet,
                 "samples": [str(seed) for seed in self._wanted_seeds if (self._sheet, seed) in self._samples],
-                "opening": self._note if self._wish is not None or self._note else None,
+                "opening": self._note or (None if self._wish is None else "planning"),
                 "computing": lazy is not None and self._problem is None and lazy.wanted is not None,
                 "rendering": lazy is not None and lazy.wants_all and lazy.missing > 0,
                 "secondsLeft": self._seconds_left,
@@ -219,9 +220,7 @@ class Exploration:
             try:
                 task()
             except EngineError as error:
-                self._problem = (
-                    error.for_command_line()
-                )  # nothing more is computed until the page asks for something else
+                self._problem = error.for_command_line()  # until the page asks for something else
             except (OSError, MemoryError) as error:
                 self._problem = printable(str(error)) or "the memory is exhausted"
             self.on_change()
@@ -267,7 +266,7 @@ class Exploration:
         except BudgetError as error:
             if memory is None:
                 raise
-            raise BudgetError(f"{error} ({option('memory')} also holds {readable(PAGE_BYTES)} for the page)") from error
+            raise BudgetError(f"{error.args[0]}; add {readable(PAGE_BYTES)} for the page") from error
         return job
 
     def _kept(self, planned: Request) -> Request:

@@ -38,7 +38,7 @@ def explore(tmp_path, models):
     opened = []
 
     def start(name="rrdb", **changes):
-        request = Request(**{"size": SIZE, "precision": "fp32", "tile": 16} | changes)
+        request = Request(**{"size": SIZE, "precision": "fp32", "tile": 64} | changes)
         command = lambda planned: ["engine", "render", str(planned.seed)]  # noqa: E731
         opened.append(Exploration(models[name], request, tmp_path / "views", command))
         return Page(opened[-1])
@@ -70,7 +70,7 @@ def test_a_sample_is_chosen_looked_at_and_finished(tmp_path, models, explore):
     assert attributes(store)["command"] == ["engine", "render", "3"]
     exploration.render(is_wanted=True)
     page.wait(lambda state: state["rendering"] is False and not state["computing"])
-    request = Request(size=SIZE, seed=3, precision="fp32", executor="bands", tile=16)
+    request = Request(size=SIZE, seed=3, precision="fp32", executor="bands", tile=64)
     whole = render(models["rrdb"], request, tmp_path / "whole.zarr")
     np.testing.assert_array_equal(pixels(store), pixels(whole.out))
     np.testing.assert_array_equal(samples[0], whole.base_image(3))

@@ -94,8 +94,9 @@ def explore(path: Path, request: Request, page: Page, *, out: Path | None, opens
     try:
         page.serve(path, [], exploration)
     finally:
-        if exploration.state["computing"]:
-            log("stopping after this shard; press Ctrl-C again to stop at once")
+        state = exploration.state
+        if state["computing"] or state["opening"]:
+            log("stopping after what is computed now; press Ctrl-C again to stop at once")
         command = exploration.close()
     if command is not None:
         report.line(f"finish it: {command}")
