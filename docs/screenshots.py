@@ -71,9 +71,8 @@ def film(page: Page, address: str) -> None:
         page.wait_for_timeout(300)
         frames.append((shot(page), 300))
     frames.append((frames[-1][0], 900))
-    with page.expect_navigation():  # the page opens the image
-        page.click(f"[data-seed='{SEED}']")
-    until(page, "document.body.dataset.complete === 'false'")
+    page.click(f"[data-seed='{SEED}']")
+    page.wait_for_selector("body[data-complete]")  # also while the page loads again
     page.evaluate("document.body.dataset.panel = 'closed'")
     page.wait_for_timeout(1500)
     frames.append((shot(page), 900))

@@ -196,9 +196,8 @@ def test_model_is_computed_where_it_is_looked_at(tmp_path, model_file, serve, op
     out = tmp_path / "views"
     address = serve(model_file, "--size", "1100x600", "--precision", "fp32", "--out", out)
     page = open_page(f"{address}#x=250&y=200&z=1", 500, 400)
-    with page.expect_navigation():  # the page opens the image
-        page.click("[data-seed='1']:has(img[src])")
-    wait(page, "document.body.dataset.complete === 'false'")
+    page.click("[data-seed='1']:has(img[src])")
+    page.wait_for_selector("body[data-complete]")  # also while the page loads again
     store = out / f"{model_file.stem}-1-1100x600.zarr"
     wait_until_shown(page, whole, 250, 200)
     assert shards(store, 0) == 1
