@@ -31,6 +31,8 @@ CLIENTS = 8
 
 SCREEN = {"width": 1600, "height": 900}
 SAMPLES = 12
+MEMORY = "2GiB"
+EPOCH = "fetch('api/view.json').then((answer) => answer.json()).then((view) => view.sources[0].state.epoch)"
 
 
 def main():
@@ -107,7 +109,19 @@ def model(path, size):
         )
         page = browser.new_page(viewport=SCREEN)
         page.set_default_timeout(3_600_000)
-        words = ["view", str(path), "--size", size, "--out", f"{folder}/views", "--no-browser", "--port", "0"]
+        words = [
+            "view",
+            str(path),
+            "--size",
+            size,
+            "--memory",
+            MEMORY,
+            "--out",
+            f"{folder}/views",
+            "--no-browser",
+            "--port",
+            "0",
+        ]
         clock = Clock()
         process = subprocess.Popen([sys.executable, "-m", "engine", *words], stdout=subprocess.PIPE, text=True)
         clock.process = process.pid
@@ -115,23 +129,21 @@ def model(path, size):
             page.goto(process.stdout.readline().split()[-1])
             wait(page, f"document.querySelectorAll('#samples img[src]').length >= {SAMPLES}")
             record(subject, f"command to {SAMPLES} samples", *clock.lap())
-            with page.expect_navigation():  # the page opens the image
-                page.click("[data-seed='7']")
-            wait(
-                page,
-                "document.body.dataset.complete === 'false' && document.querySelector('.openseadragon-canvas canvas')",
-            )
+            page.click("[data-seed='7']")
+            page.wait_for_selector("body[data-complete]")  # also while the page loads again
             record(subject, "choice to the first picture", *clock.lap())
-            wait(page, "document.querySelector('#progress').textContent.includes('zoom in')")
+            while not page.evaluate(EPOCH):
+                page.wait_for_timeout(100)
+            record(subject, "first picture to the first enlargement", *clock.lap())
             width, height = (int(side) for side in size.split("x"))
-            clock.lap()
             page.evaluate(f"location.hash = '#x={width // 2}&y={height // 2}&z=1'")
             wait(page, "document.querySelector('#progress').textContent.includes('what you see')")
             wait(page, "!document.querySelector('#progress').textContent.includes('what you see')")
             record(subject, "100 % to a sharp screen", *clock.lap())
             store = next(Path(folder, "views").iterdir())
-            shards = len(list(store.glob("0/c/*/*/*[0-9]")))
-            record(subject, "shards of that screen", shards, "shards")
+            record(subject, "shards of that screen", len(list(store.glob("0/c/*/*/*[0-9]"))), "shards")
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            record(subject, f"peak memory of {MEMORY}", int(status.partition("VmHWM:")[2].split()[0]) / 1024, "MiB")
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()

@@ -27,6 +27,9 @@ SEED = "7"
 PLACE = (7400, 6300)
 """Middle of the still picture, in pixels of the image."""
 
+BUSY = "document.querySelector('#progress').textContent.includes('what you see')"
+"""Whether shards of the view are computed."""
+
 FRAME = (960, 600)
 WAIT = 3_600_000
 """Milliseconds that a busy machine may take."""
@@ -51,7 +54,7 @@ def main() -> None:
             page.set_viewport_size({"width": 1440, "height": 900})
             page.evaluate("document.body.dataset.panel = 'open'")
             go(page, *PLACE, 1.0)
-            until(page, "!document.querySelector('#progress').textContent.includes('what you see')")
+            until(page, f"!{BUSY}")
             page.wait_for_timeout(1500)
             shot(page).save(STILL, quality=80, method=6)
         finally:
@@ -76,8 +79,7 @@ def film(page: Page, address: str) -> None:
     page.evaluate("document.body.dataset.panel = 'closed'")
     page.wait_for_timeout(1500)
     frames.append((shot(page), 900))
-    first = view(page)["epoch"]
-    while view(page)["epoch"] == first:
+    while not view(page)["epoch"]:  # the first enlargement
         page.wait_for_timeout(500)
     page.wait_for_timeout(2500)
     frames.append((shot(page), 1200))
@@ -85,16 +87,14 @@ def film(page: Page, address: str) -> None:
         go(page, *PLACE, zoom)
         frames.append((shot(page), 250))
     go(page, *PLACE, 0.5)
-    finished, is_busy = -1, True
-    while is_busy:
-        page.wait_for_timeout(500)
-        is_busy = (
-            page.evaluate("document.querySelector('#progress').textContent.includes('what you see')") or finished < 1
-        )
+    until(page, BUSY)
+    finished = -1.0
+    while page.evaluate(BUSY):
         if (share := view(page)["share"]) != finished:
             finished = share
             page.wait_for_timeout(700)
             frames.append((shot(page), 220))
+        page.wait_for_timeout(200)
     page.wait_for_timeout(1500)
     frames.append((shot(page), 2500))
     pictures = [frame.resize((FRAME[0] * 5 // 6, FRAME[1] * 5 // 6), Image.Resampling.LANCZOS) for frame, _ in frames]
