@@ -68,7 +68,7 @@ class GrowingImage:
     Attributes:
         path: folder or URL of the store.
         pyramid: the store as it was when ``refresh`` was last called.
-        epoch: number of times that another store has come under this name.
+        epoch: number of times that all pixels have changed, as another store has come under this name, or a better look.
         damaged: messages about shards that could not be read.
 
     Raises:
@@ -83,6 +83,7 @@ class GrowingImage:
         self._stamp = _stamp(path)
         self._shown = Display(self.pyramid.pixels, self.pyramid.profile)
         self._look = decode_first_look(self.pyramid.provenance.get(FIRST_LOOK))
+        self._is_look_given = False
         self._present = [np.zeros(_shape(level), bool) for level in self.levels]
         self._counts = [np.zeros(_shape(level), np.int64) for level in self.levels]
         self._cache: LRUCache[tuple[int, int, int], tuple[str, Tile]] = LRUCache(
@@ -157,6 +158,11 @@ class GrowingImage:
                 self._cache[key] = (version, tile)
         return tile
 
+    def show(self, look: Pixels) -> None:
+        """Show another small image of the whole where nothing is finished, in place of the store's own."""
+        self._look, self._is_look_given = Image.fromarray(look), True
+        self.epoch += 1
+
     def decode(self, level: int, box: Box) -> Pixels:
         """Finished pixels of a box, as they are shown. Raises InputError where a shard is missing or damaged."""
         return self._shown(self.pyramid.decode(level, box))
@@ -192,7 +198,8 @@ class GrowingImage:
         if not is_same:  # also after ``engine check --repair``, which removes shards
             self.epoch += 1
             self._present = [np.zeros_like(present) for present in self._present]
-        self._look = decode_first_look(new.get(FIRST_LOOK)) or (self._look if is_same else None)
+        if not (is_same and self._is_look_given):
+            self._look = decode_first_look(new.get(FIRST_LOOK)) or (self._look if is_same else None)
 
     def _scan(self) -> bool:
         """Look which shards are there; returns whether that has changed."""

@@ -44,7 +44,9 @@ from engine.plan.parts import Part, Shares, parse_part
 from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
 from engine.plan.request import AUTO, Request
 from engine.plan.strips import narrower
+from engine.run.bands import RowsOfShards
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
+from engine.run.reduce import canvas_image
 from engine.run.stage import Stage, StageFactory
 from engine.run.statistics import Statistics
 from engine.run.tiles import OnPixels
@@ -335,13 +337,26 @@ class Job:
         with closing(sink), device_limit(self.device, self.request.vram):
             if not sink.is_finished:
                 pipeline = self._pipeline(lambda cuts: self._note_recut(sink, cuts), on_pixels)
-                if self._gives_first_look(sink) and (look := self._first_look(pipeline.base)) is not None:
-                    sink.note({FIRST_LOOK: look})
+                self._note_first_look(sink, pipeline.base)
                 try:
                     yield from run_function(self.plan)(pipeline, sink)
                 finally:
                     self.redone += pipeline.redone
             sink.finish()
+
+    def reader(self, sink: ZarrSink) -> Callable[[Box], Array]:
+        """Function that computes any whole shard of a strip or of the image, [C, h, w], with the bits of ``run``.
+
+        Args:
+            sink: store, as ``open_sink`` gives it; it gets the first look.
+        """
+        pipeline = self._pipeline(lambda cuts: None)
+        self._note_first_look(sink, pipeline.base)
+        if self.plan.is_banded:
+            rows = RowsOfShards(pipeline)
+            return lambda box: rows.read(box).pixels.numpy()
+        image, roi = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish), self.plan.roi
+        return lambda box: image.read(box.shift(roi.y0, roi.x0)).numpy()
 
     def render(
         self,
@@ -406,6 +421,13 @@ class Job:
                 pass
         shutil.rmtree(self._scratch, ignore_errors=True)
         return sink.pixels
+
+    def base_image(self, seed: int) -> Array:
+        """The image that step 1 makes of a seed, where it is written: uint8 [h, w, 3]."""
+        assert self.picture is None
+        pixels = self._base_pixels(base_source(self.model, None, self.plan.base, seed, self.request.wraps))
+        assert pixels is not None
+        return pixels
 
     @property
     def seconds_per_pixel(self) -> tuple[float, ...]:
@@ -569,8 +591,17 @@ class Job:
         is_other_part = isinstance(sink, PartSink) and sink.part.number != 1
         return not is_other_part and FIRST_LOOK not in sink.provenance
 
+    def _note_first_look(self, sink: ZarrSink, base: Source) -> None:
+        if self._gives_first_look(sink) and (look := self._first_look(base)) is not None:
+            sink.note({FIRST_LOOK: look})
+
     def _first_look(self, base: Source) -> str | None:
         """The base image of what is written, as the store records it; None for a picture that is costly or damaged."""
+        pixels = self._base_pixels(base)
+        return None if pixels is None else encode_first_look(pixels)
+
+    def _base_pixels(self, base: Source) -> Array | None:
+        """The base image of what is written, uint8 [h, w, 3]; None for a picture that is costly or damaged."""
         height, width = base.size
         shrink = 1
         if self.picture is None:
@@ -588,7 +619,8 @@ class Job:
         # The base image has no margin along axes that wrap.
         box = box.shift(*(0 if period else self.plan.margin for period in self.plan.stages[0].period))
         rows, columns = box.clip(Box(0, 0, *pixels.shape[:2])).slices
-        return encode_first_look(pixels[rows, columns])
+        part: Array = pixels[rows, columns]
+        return part
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""

@@ -15,16 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from engine.cli.failures import TRACEBACK, outcome
 from engine.cli.flags import JsonFlag, QuietFlag, VerboseFlag, set_output
-from engine.cli.options import Format, PrintOptions
+from engine.cli.options import BYTES, Format, PrintOptions
 from engine.cli.streams import lenient_streams
 from engine.cli.train_commands import train_app
 from engine.errors import EngineError, Interrupted, ModelError, UsageError, option
+from engine.geometry import parse_size
 from engine.interrupt import Interruption, interruptible
 from engine.plan.parts import Part, parse_part
 from engine.plan.request import PictureRequest, Request, flag
@@ -388,30 +389,61 @@ def info(file: Annotated[Path | None, Parameter(name="FILE")] = None, /, *, json
 
 @app.command
 def view(
-    store: Path,
+    store: Annotated[Path | None, Parameter(name="STORE|MODEL")] = None,
     other: Path | None = None,
     /,
     *,
+    size: Annotated[tuple[int, int] | None, flag(parse_size, "WIDTHxHEIGHT")] = None,
+    seed: int | None = None,
+    memory: Annotated[int | None, BYTES] = None,
+    precision: str | None = None,
+    device: str | None = None,
+    out: Path | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     dpi: float | None = None,
     no_browser: bool = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Show a store in the browser, also while it is rendered, until Ctrl-C (extra view).
+    """Show a store in the browser, also while it is rendered; or a model, of which only what is looked at is computed.
+
+    Ctrl-C ends it. Samples of seeds of a model are shown first, to choose one. What is computed has the bits of a whole render
+    and is kept in a store, which the page, or engine render --resume, finishes (extra view).
 
     Args:
-        store: OME-Zarr store, finished or not: a folder, or a URL (s3://, gs://, az://; extra cloud).
-        other: Store or picture to compare it with, by a slider.
+        store: OME-Zarr store, finished or not, a folder or a URL (s3://, gs://, az://; extra cloud); or a model file. Default: the
+            model that comes with the engine.
+        other: Store or picture to compare a store with, by a slider.
+        size: Size of a model's image in pixels; default: all steps applied to the base image.
+        seed: Seed of a model's image to begin with; default: samples from seed 0 on.
+        memory: Most memory that a model's render and the page may take, such as 2GiB; default: most of the free memory.
+        precision: Precision of a model's networks, as of engine render; default: auto.
+        device: Device of a model: cpu, cuda, ...; default: a GPU if there is one.
+        out: Folder for stores of a model, NAME-SEED-WIDTHxHEIGHT.zarr; default: NAME-views in the present folder.
         host: Address to listen at. Any other than this machine's own gets a random token in its path.
         port: Port to listen at; default: the first free one from 8765.
         dpi: Resolution by which lengths are stated, in dots per inch; default: 300.
         no_browser: Print the address alone, and open no browser.
     """
+    from engine.cli.view import Page, explore
     from engine.cli.view import view as run
+    from engine.io.objects import as_place
 
     set_output(quiet)
-    run(store, other, host=host, port=port, dpi=dpi, opens_browser=not no_browser)
+    page = Page(host=host, port=port, dpi=dpi, opens_browser=not no_browser)
+    given = {"size": size, "seed": seed, "memory": memory, "precision": precision, "device": device}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    place, second = (None if path is None else as_place(path) for path in (store, other))
+    if place is not None and place.is_file() and (other is not None or place.suffix.lower() in _PHOTOS):
+        raise UsageError(f"{place}: is no store; name the folder that engine render wrote, and a picture behind it")
+    if place is not None and (place.is_dir() or place.suffix == ".zarr" or second is not None):
+        if options or out is not None:
+            raise UsageError(
+                f"{option(next(iter(options), 'out'))}: applies to a model, and {place} is a store; leave it out"
+            )
+        run(place, second, page)
+        return
+    explore(_model_or_default(store), Request(**options), page, out=out, opens_seed=seed is not None)
 
 
 @app.command

@@ -321,14 +321,15 @@ def check_local(name: str, path: Path | str | os.PathLike[str] | ObjectPath) -> 
     return Path(path)
 
 
-def local_copy(path: Path) -> Path:
+def local_copy(path: Place) -> Path:
     """A file by its name: a local one as it is, and one of a URL downloaded to a temporary folder of this process.
 
     Raises:
         InputError: there is no such object.
         StorageError: the object store does not answer.
     """
-    return _downloaded(ObjectPath(str(path))) if is_url(path) else path
+    place = as_place(path)
+    return _downloaded(place) if isinstance(place, ObjectPath) else place
 
 
 @cache

@@ -28,7 +28,7 @@ def run(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
 
 def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
     """Compute and write every missing row of shards of one cut."""
-    rows = _RowsOfShards(pipeline)
+    rows = RowsOfShards(pipeline)
     pending: Future[BoxWritten] | None = None
     with _RowWriter(pipeline, sink) as writer:
         try:
@@ -49,7 +49,7 @@ def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
             yield pending.result()
 
 
-class _RowsOfShards:
+class RowsOfShards:
     """Pixels of rows of shards. Consecutive ones come from one stream; after a gap a new stream starts above the next."""
 
     def __init__(self, pipeline: Pipeline) -> None:

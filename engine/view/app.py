@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from engine.io.objects import ObjectPath
 from engine.version import __version__
 from engine.view.beside import STATIC
 from engine.view.files import CORS, store_file
-from engine.view.guard import LOCAL_NAMES, Guard
-from engine.view.png import png_rows
+from engine.view.guard import ACTIONS, LOCAL_NAMES, Guard
+from engine.view.model import ModelSource
+from engine.view.png import png_of, png_rows
 from engine.view.pool import Busy, TilePool
-from engine.view.source import TILE, TileSource, tiles_of
+from engine.view.source import TILE, Pixels, TileSource, tiles_of
 from engine.view.store import StoreSource
 
 MAX_REGION = 256_000_000
@@ -44,6 +45,9 @@ _HEARTBEAT = 15.0
 _LOOK_GROWING, _LOOK_FINISHED = 0.5, 3.0
 """Seconds between looks at the disk."""
 
+_LEAST_PAUSE = 0.1
+"""Seconds between two looks, however often a model changes."""
+
 _STATIC_TYPES = {
     ".js": "text/javascript",
     ".css": "text/css",
@@ -52,6 +56,10 @@ _STATIC_TYPES = {
     ".svg": "image/svg+xml",
 }
 _NUMBER = re.compile(r"\d{1,9}")
+_SEED = re.compile(r"[0-9]{1,20}")
+_ACTIONS = {"samples": ("first", "count"), "view": ("x", "y", "width", "height"), "render": ("on",), "open": ()}
+"""What the page may ask of a model, and the numbers that it gives."""
+
 _BUSY = {"retry-after": "1"}
 
 
@@ -61,11 +69,17 @@ class Viewer:
     Args:
         sources: what is shown; the second is compared with the first.
         dpi: resolution by which lengths are stated.
+        model: a model that is explored: then the store that it fills is shown, as soon as there is one, in place of sources.
     """
 
-    def __init__(self, sources: Sequence[TileSource], dpi: float = 300.0) -> None:
+    def __init__(self, sources: Sequence[TileSource], dpi: float = 300.0, model: ModelSource | None = None) -> None:
         self.sources = tuple(sources)
         self.dpi = dpi
+        self.model = model
+        self._canvas = 0
+        """Number of the model's store that is shown; 0 for none."""
+        self._look: Pixels | None = None
+        self._wake = asyncio.Event()
         self.pool = TilePool(self.sources)
         self.closing = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -87,9 +101,12 @@ class Viewer:
             Route("/api/tile/{source}/{level}/{x}_{y}.png", self._tile),
             Route("/api/region/{source}.png", self._region),
             Route("/api/events", self._events),
+            Route("/api/sample/{sheet}/{seed}.png", self._sample),
+            Route(f"{ACTIONS}{{action}}", self._act, methods=["POST"]),
             Route("/zarr/{name}/{path:path}", self._file, methods=["GET", "HEAD", "OPTIONS"]),
         ]
-        return Guard(Starlette(routes=routes, lifespan=self._lifespan), token, names)
+        app = Starlette(routes=routes, lifespan=self._lifespan)
+        return Guard(app, token, names, takes_actions=self.model is not None)
 
     async def changed(self) -> None:
         """Tell those who wait that a source has changed."""
@@ -104,6 +121,9 @@ class Viewer:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        if self.model is not None:
+            loop = asyncio.get_running_loop()
+            self.model.on_change = lambda: _call_in(loop, self._wake.set)
         watch = asyncio.create_task(self._watch())
         try:
             yield
@@ -112,12 +132,35 @@ class Viewer:
             self.pool.close()
 
     async def _watch(self) -> None:
-        """Look at the sources until the end."""
+        """Look at the sources until the end: now and then, and when the model has changed."""
         while not self.closing.is_set():
-            await asyncio.sleep(_LOOK_GROWING if any(source.grows for source in self.sources) else _LOOK_FINISHED)
+            grows = self.model is not None or any(source.grows for source in self.sources)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_GROWING if grows else _LOOK_FINISHED):
+                    await self._wake.wait()
+            changed = self._wake.is_set()
+            self._wake.clear()
+            if self.model is not None:
+                await asyncio.to_thread(self._take_canvas, self.model)
             results = [await asyncio.to_thread(_refreshed, source) for source in self.sources]
-            if any(results):
+            if changed or any(results):
                 await self.changed()
+            await asyncio.sleep(_LEAST_PAUSE)
+
+    def _take_canvas(self, model: ModelSource) -> None:
+        """Show the store that the model fills now."""
+        canvas, look = model.canvas, model.look
+        number, path = canvas or (0, None)
+        if number != self._canvas:
+            try:
+                sources = () if path is None else (StoreSource(path),)
+            except (EngineError, OSError):  # it has been left meanwhile
+                return
+            self.pool.show(sources)
+            self.sources, self._canvas, self._look = sources, number, None
+        if look is not None and look is not self._look and isinstance(source := self.sources[0], StoreSource):
+            source.show(look)
+            self._look = look
 
     async def _page(self, request: Request) -> Response:
         return _static_file("index.html")
@@ -136,7 +179,12 @@ class Viewer:
             }
             for source in self.sources
         ]
-        return _json({"engine": __version__, "dpi": self.dpi, "maxRegion": MAX_REGION, "sources": sources})
+        facts = {"engine": __version__, "dpi": self.dpi, "maxRegion": MAX_REGION, "sources": sources}
+        return _json(facts | {"model": await asyncio.to_thread(self._model_state)})
+
+    def _model_state(self) -> dict[str, Any] | None:
+        """State of the model, with the number of the store that is shown."""
+        return None if self.model is None else {**self.model.state, "canvas": self._canvas}
 
     async def _tile(self, request: Request) -> Response:
         numbers = _numbers(request, "source", "level", "x", "y")
@@ -201,7 +249,9 @@ class Viewer:
             while not self.closing.is_set():
                 if seen != self._revision:
                     seen = self._revision
-                    yield f"data: {json.dumps([source.state.to_json() for source in self.sources])}\n\n"
+                    states = [source.state.to_json() for source in self.sources]
+                    model = await asyncio.to_thread(self._model_state)
+                    yield f"data: {json.dumps({'sources': states, 'model': model})}\n\n"
                 try:
                     async with asyncio.timeout(_HEARTBEAT), self._changed:
                         while seen == self._revision:
@@ -210,6 +260,44 @@ class Viewer:
                     yield ": alive\n\n"
         finally:
             self._listeners -= 1
+            if self.model is not None and not self._listeners:  # the last page is closed
+                self.model.view(None)
+                self.model.want_samples(0, 0)
+
+    async def _sample(self, request: Request) -> Response:
+        numbers = _numbers(request, "sheet", "seed")
+        pixels = None if numbers is None or self.model is None else self.model.sample(*numbers)
+        if pixels is None:
+            return PlainTextResponse("no such sample", 404)
+        return Response(await asyncio.to_thread(png_of, pixels), media_type="image/png")
+
+    async def _act(self, request: Request) -> Response:
+        """What the page asks of the model; its values are in the query, as no body is taken."""
+        model, values = self.model, request.query_params
+        if model is None:
+            return PlainTextResponse("read only", 405)
+        action = request.path_params["action"]
+        texts = [values.get(name, "") for name in _ACTIONS.get(action, ())]
+        if action not in _ACTIONS or not all(_SEED.fullmatch(text) for text in texts):
+            return PlainTextResponse("no such action", 404)
+        numbers = [int(text) for text in texts]
+        try:
+            if action == "samples":
+                model.want_samples(*numbers)
+            elif action == "view":
+                x, y, width, height = numbers
+                model.view(Box(y, x, y + height, x + width) if width and height else None)
+            elif action == "render":
+                model.render(is_wanted=bool(numbers[0]))
+            else:
+                seed = values.get("seed")
+                if seed is not None and not _SEED.fullmatch(seed):
+                    return PlainTextResponse("this seed is no whole number; give one from 0 on")
+                model.open(None if seed is None else int(seed), values.get("size"))
+        except EngineError as error:
+            return PlainTextResponse(error.for_command_line())  # for its user, and no error in the browser's console
+        self._wake.set()
+        return Response(status_code=204)
 
     async def _file(self, request: Request) -> Response:
         source = next((s for s in self.sources if s.name == request.path_params["name"]), None)
@@ -226,6 +314,12 @@ class Viewer:
         return x < columns and y < rows
 
 
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Call a function in the loop of another thread, unless that has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
+
+
 def _refreshed(source: TileSource) -> bool:
     try:
         return source.refresh()
@@ -235,7 +329,8 @@ def _refreshed(source: TileSource) -> bool:
 
 def _numbers(request: Request, *names: str) -> list[int] | None:
     texts = [request.path_params[name] for name in names]
-    return [int(text) for text in texts] if all(map(_NUMBER.fullmatch, texts)) else None
+    fits = [(_SEED if name == "seed" else _NUMBER).fullmatch(text) for name, text in zip(names, texts, strict=True)]
+    return [int(text) for text in texts] if all(fits) else None
 
 
 def _is_finished(source: TileSource, box: Box) -> bool:

@@ -1,4 +1,7 @@
-"""What is let through to the viewer: read-only requests of bounded size, to the names and with the token of its address."""
+"""What is let through to the viewer: requests of bounded size, to the names and with the token of its address.
+
+They only read, but for the actions of a model's page: those are POST requests without a body that come from the page itself.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ MAX_TARGET = 2000
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Names by which a browser on this machine may call it: any other one is a page that has its name point here."""
 
+ACTIONS = "/api/do/"
+"""Start of the paths of actions."""
+
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -28,9 +34,11 @@ class Guard:
         app: the application behind it.
         token: first part of every path, if the address is not of this machine alone.
         names: names of the host that are accepted; empty for any.
+        takes_actions: whether there are actions.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, names: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, names: Iterable[str], *, takes_actions: bool = False) -> None:
+        self._takes_actions = takes_actions
         self._app = app
         self._token = token
         self._names = frozenset(names)
@@ -61,8 +69,12 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        is_action = self._takes_actions and scope["method"] == "POST" and ACTIONS in scope["path"]
+        if not is_action and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             return PlainTextResponse("read only", 405, headers={"allow": "GET, HEAD, OPTIONS"})
+        if is_action and headers.get("origin", "") != f"http://{headers.get('host', '')}":
+            # Browsers state the page that a POST comes from, which a page of others cannot change.
+            return PlainTextResponse("not for other sites", 403)
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
             return PlainTextResponse("no body is taken", 413)
         path = scope["path"]

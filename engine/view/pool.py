@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,9 @@ CACHE_BYTES = 64 << 20
 
 QUEUE = 128
 """Tiles that may wait or be computed; a screen of 8K has about that many."""
+
+_Place = tuple[str, int, int, int, int]
+"""Random text of what is shown, source, level, x and y. A browser keeps tiles of earlier servers, at the same addresses."""
 
 _Result = TypeVar("_Result")
 
@@ -47,26 +51,30 @@ class TilePool:
     """
 
     def __init__(self, sources: Sequence[TileSource], threads: int | None = None) -> None:
-        self._sources = sources
+        self._sources = tuple(sources)
+        self._shown = secrets.token_hex(4)
         self._threads = ThreadPoolExecutor(threads or max(1, min(4, (os.cpu_count() or 2) // 2)), "tile")
-        self._waiting: dict[tuple[int, int, int, int, str], asyncio.Future[Encoded]] = {}
+        self._waiting: dict[tuple[_Place, str], asyncio.Future[Encoded]] = {}
         self._running = 0
-        self._cache: LRUCache[tuple[int, int, int, int], Encoded] = LRUCache(
-            CACHE_BYTES, getsizeof=lambda e: len(e.data)
-        )
+        self._cache: LRUCache[_Place, Encoded] = LRUCache(CACHE_BYTES, getsizeof=lambda e: len(e.data))
         self._lock = threading.Lock()
+
+    def show(self, sources: Sequence[TileSource]) -> None:
+        """Serve other sources. The versions of their tiles are others than those of any source before."""
+        self._shown, self._sources = secrets.token_hex(4), tuple(sources)
 
     async def tile(self, source: int, level: int, x: int, y: int) -> Encoded:
         """A tile. Raises Busy where too many are asked for."""
-        version = self._sources[source].version(level, x, y)
-        place = (source, level, x, y)
+        image = self._sources[source]
+        version = f"{self._shown}.{image.version(level, x, y)}"
+        place = (self._shown, source, level, x, y)
         with self._lock:
             known = self._cache.get(place)
         if known is not None and known.version == version:
             return known
-        key = (*place, version)
+        key = (place, version)
         if (future := self._waiting.get(key)) is None:
-            future = asyncio.ensure_future(self.run(lambda: self._encode(*place, version)))
+            future = asyncio.ensure_future(self.run(lambda: self._encode(image, place, version)))
             self._waiting[key] = future
             future.add_done_callback(lambda done: self._forget(key, done))
         return await asyncio.shield(future)  # one who goes away stops nobody else's tile
@@ -85,16 +93,16 @@ class TilePool:
         """End the threads after what they do now."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, source: int, level: int, x: int, y: int, version: str) -> Encoded:
-        tile = self._sources[source].tile(level, x, y)
+    def _encode(self, image: TileSource, place: _Place, version: str) -> Encoded:
+        tile = image.tile(*place[2:])
         encoded = Encoded(png_of(tile.pixels), tile.kind, version)
         may_stay = tile.kind is not Kind.DAMAGED  # which may be repaired
         if may_stay and len(encoded.data) <= self._cache.maxsize:
             with self._lock:
-                self._cache[source, level, x, y] = encoded
+                self._cache[place] = encoded
         return encoded
 
-    def _forget(self, key: tuple[int, int, int, int, str], done: asyncio.Future[Encoded]) -> None:
+    def _forget(self, key: tuple[_Place, str], done: asyncio.Future[Encoded]) -> None:
         self._waiting.pop(key, None)
         if not done.cancelled():
             done.exception()  # was raised where it was awaited

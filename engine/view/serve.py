@@ -16,6 +16,7 @@ import uvicorn
 from engine.errors import InputError, option
 from engine.view.app import Viewer
 from engine.view.guard import LOCAL_NAMES
+from engine.view.model import ModelSource
 from engine.view.source import TileSource
 
 LOCAL = "127.0.0.1"
@@ -41,6 +42,7 @@ def serve(
     opens_browser: bool = False,
     on_start: Callable[[str], None],
     until: Callable[[], None] | None = None,
+    model: ModelSource | None = None,
 ) -> None:
     """Serve until Ctrl-C, or until the function ``until`` returns.
 
@@ -52,6 +54,7 @@ def serve(
         opens_browser: open the page.
         on_start: called with the page's address.
         until: called in a thread.
+        model: a model that is explored, in place of sources.
 
     Raises:
         InputError: the address cannot be used.
@@ -62,22 +65,21 @@ def serve(
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/{token + '/' if token else ''}"
     try:
-        asyncio.run(_run(sources, listener, address, token, dpi, opens_browser, on_start, until))
+        viewer = Viewer(sources, dpi, model)
+        asyncio.run(_run(viewer, listener, address, token, opens_browser, on_start, until))
     finally:
         listener.close()
 
 
 async def _run(
-    sources: Sequence[TileSource],
+    viewer: Viewer,
     listener: socket.socket,
     address: str,
     token: str | None,
-    dpi: float,
     opens_browser: bool,
     on_start: Callable[[str], None],
     until: Callable[[], None] | None,
 ) -> None:
-    viewer = Viewer(sources, dpi)
     config = uvicorn.Config(
         viewer.app(token, LOCAL_NAMES if token is None else ()),
         log_level="critical",

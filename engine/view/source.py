@@ -56,7 +56,7 @@ class State:
 
 
 class TileSource(Protocol):
-    """An image for the viewer: a store, a picture; a model that computes what is looked at would be another.
+    """An image for the viewer: a store or a picture. A model fills a store (``engine.view.model``).
 
     Methods may be called from several threads. Level 0 is the full image, each further one is smaller. A tile covers ``TILE``
     pixels of its level, less at the right and lower border.

@@ -56,8 +56,8 @@ class StoreSource:
         self.name = name or path.name
         self.report: Report | None = None
         self._image = GrowingImage(path)
-        self._told: tuple[int | None, Report | None, int] | None = None
-        """Writer, report and number of damaged shards at the last ``refresh``."""
+        self._told: tuple[int | None, Report | None, int, int] | None = None
+        """Writer, report, number of damaged shards and epoch at the last ``refresh``."""
         self._gone: str | None = None
         self._history: list[tuple[float, int]] = []
         """Times and finished pixels; never changed in place, as several threads read it."""
@@ -97,6 +97,10 @@ class StoreSource:
     def read(self, box: Box) -> Pixels:
         return self._image.decode(0, box)
 
+    def show(self, look: Pixels) -> None:
+        """Show a better small image of the whole where nothing is finished."""
+        self._image.show(look)
+
     def refresh(self) -> bool:
         try:
             changed = self._image.refresh()
@@ -108,7 +112,7 @@ class StoreSource:
         if self._gone is not None:
             self._gone, changed = None, True
         writer = self._image.writer
-        now = (writer, self.report, len(self._image.damaged))
+        now = (writer, self.report, len(self._image.damaged), self._image.epoch)
         changed |= now != self._told
         self._writer, self._told = writer, now
         return changed

@@ -28,6 +28,8 @@ def store(tmp_path, monkeypatch):
         ("view a.zarr no.jpg", 4, "no.jpg: no such store"),
         ("view a.zarr --dpi 0", 2, "--dpi 0: must be 1 to 100000"),
         ("view a.zarr --host 192.0.2.1", 4, "192.0.2.1:8765: cannot be listened at"),
+        ("view a.zarr --seed 1", 2, "--seed: applies to a model, and a.zarr is a store"),
+        ("view no.safetensors", 4, "no.safetensors: no such file"),
         ("view a.zarr --port 99999", 2, "--port 99999: must be 0 to 65535"),
         ("render --size 64x48 --out b.zarr --view --count 2", 2, "--view: shows one render"),
         ("render --size 64x48 --out b.zarr --view --dry-run", 2, "--view: shows one render"),

@@ -18,6 +18,8 @@ from support.growing import new_store, pixels_of, store_of, write
 
 pytest.importorskip("starlette")
 
+from engine.errors import UsageError
+from engine.geometry import Box
 from engine.growing import TILE
 from engine.view import app as viewer_app
 from engine.view.app import Viewer
@@ -75,9 +77,9 @@ async def ask(app, path, query="", method="GET", headers=(), until=None):
 
 
 @asynccontextmanager
-async def running(*sources, **options):
+async def running(*sources, model=None, **options):
     """The application with its watcher."""
-    viewer = Viewer(sources)
+    viewer = Viewer(sources, model=model)
     inbox, outbox = asyncio.Queue(), asyncio.Queue()
     app = viewer.app(**options)
     life = asyncio.create_task(app({"type": "lifespan", "asgi": {}}, inbox.get, outbox.put))
@@ -157,7 +159,7 @@ def test_growth_is_told_and_served_without_being_asked_for(tmp_path, monkeypatch
             assert 0 < source.state.seconds_left <= 12
             await asyncio.to_thread(write, sink, pixels)
             messages = (await asyncio.wait_for(events, 60)).body.decode().split("\n\n")
-        states = [json.loads(text[6:])[0] for text in messages if text.startswith("data: ")]
+        states = [json.loads(text[6:])["sources"][0] for text in messages if text.startswith("data: ")]
         assert states[0]["running"] is True
         assert states[0]["share"] == 0
         assert states[-1]["complete"] is True
@@ -367,6 +369,83 @@ def test_token_guards_every_path(store):
                 assert (await ask(app, path, headers=[("host", "workstation:8765")])).status == 200
 
     asyncio.run(run())
+
+
+class Asked:
+    """A model that notes what is asked of it, over a store that is there."""
+
+    look, on_change, sample = None, None, staticmethod(lambda sheet, seed: None)
+
+    def __init__(self, path):
+        self.canvas, self.asked = (1, path), []
+        self.state = {"seed": str(2**64 - 1)}
+
+    def __getattr__(self, name):
+        return lambda *values, **named: self.asked.append((name, *values, *named.values()))
+
+    def open(self, seed, size):
+        if size == "huge":
+            raise UsageError("too large")
+        self.asked.append(("open", seed, size))
+
+
+def test_only_the_page_itself_asks_something_of_a_model(store):
+    """Actions are POST requests of the page's own origin; a viewer without a model takes none."""
+    own = {"method": "POST", "headers": [("origin", "http://127.0.0.1:8765")]}
+
+    async def run():
+        model = Asked(store[0])
+        async with running(model=model) as (viewer, app):
+            await until(lambda: viewer.sources)
+            assert (await ask(app, "/api/view.json")).json["model"] == {"seed": str(2**64 - 1), "canvas": 1}
+            for path, query in (
+                ("samples", f"first={2**64 - 1}&count=9"),
+                ("view", "x=1&y=2&width=3&height=4"),
+                ("view", "x=0&y=0&width=0&height=0"),
+                ("render", "on=1"),
+                ("open", "seed=7&size=64x48"),
+            ):
+                assert (await ask(app, f"/api/do/{path}", query, **own)).status == 204
+            assert (await ask(app, "/api/do/open", "size=huge", **own)).body == b"too large"
+            asked = list(model.asked)
+            for path, query in (
+                ("view", "x=1&y=2&width=3"),
+                ("render", "on=-1"),
+                ("close", ""),
+                ("", ""),
+                ("samples", ""),
+            ):
+                assert (await ask(app, f"/api/do/{path}", query, **own)).status == 404
+            for headers in (
+                [],
+                [("origin", "null")],
+                [("origin", "http://evil.example")],
+                [("origin", "https://127.0.0.1:8765")],
+            ):
+                assert (await ask(app, "/api/do/render", "on=1", method="POST", headers=headers)).status == 403
+            assert (await ask(app, "/api/do/render", "on=1", headers=own["headers"])).status == 405
+            assert (await ask(app, "/api/view.json", **own)).status == 405
+            assert (
+                await ask(app, "/api/do/render", "on=1", "POST", [*own["headers"], ("content-length", "1")])
+            ).status == 413
+            assert model.asked == asked
+        async with running(StoreSource(store[0])) as (_, app):
+            assert (await ask(app, "/api/do/render", "on=1", **own)).status == 405
+        return asked
+
+    assert asyncio.run(run()) == [
+        ("want_samples", 2**64 - 1, 9), ("view", Box(2, 1, 6, 4)), ("view", None), ("render", True), ("open", 7, "64x48"),
+    ]  # fmt: skip
+
+
+def test_a_browser_takes_no_tile_of_another_store_for_its_own(store):
+    """Two servers at one address: the tag of a tile of the first one is none of the second one's."""
+
+    async def tag():
+        async with running(StoreSource(store[0])) as (_, app):
+            return (await ask(app, "/api/tile/0/0/0_0.png")).headers["etag"]
+
+    assert asyncio.run(tag()) != asyncio.run(tag())
 
 
 def test_floods_are_bounded(store, monkeypatch):

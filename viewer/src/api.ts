@@ -62,11 +62,36 @@ export interface Source {
   state: State;
 }
 
+/** A model of which only what is looked at is computed: engine/explore.py. Seeds are texts: they have 64 bits. */
+export interface ModelState {
+  name: string;
+  size: Pair;
+  sizes: Pair[];
+  seed: string | null;
+  firstSeed: string;
+  /** Number of the shape of the samples. */
+  sheet: number;
+  /** Seeds whose samples are there, of those that are wanted. */
+  samples: string[];
+  /** Words about a plan that is being made. */
+  opening: string | null;
+  computing: boolean;
+  rendering: boolean;
+  secondsLeft: number | null;
+  command: string | null;
+  problem: string | null;
+  /** Pixels of the largest view that is computed. */
+  maxView: number;
+  /** Number of the store that is shown; 0 for none. */
+  canvas: number;
+}
+
 export interface View {
   engine: string;
   dpi: number;
   maxRegion: number;
   sources: Source[];
+  model?: ModelState | null;
 }
 
 /** What an exported page (engine/exporters/html.py) holds in place of a server. */
@@ -98,14 +123,32 @@ export function finishedParts(state: State): boolean[] {
   return Array.from({ length: state.cells[0] * state.cells[1] }, (_, i) => ((bytes[i >> 3]! >> (7 - (i & 7))) & 1) === 1);
 }
 
+export function sampleUrl(sheet: number, seed: string): string {
+  return `api/sample/${sheet}/${seed}.png`;
+}
+
+/** Ask something of the model; returns what is wrong with it, if anything is, which is no error of the page. */
+export async function act(action: "samples" | "view" | "render" | "open", values: Record<string, string | number>): Promise<string> {
+  const query = new URLSearchParams(Object.entries(values).map(([key, value]) => [key, `${value}`]));
+  try {
+    const answer = await fetch(`api/do/${action}?${query}`, { method: "POST" });
+    return await answer.text();
+  } catch {
+    return ""; // The connection is lost: the page says so.
+  }
+}
+
 /** Call `onStates` now and after each change, and `onLink` when the connection is lost or found again. */
-export function follow(onStates: (states: State[]) => void, onLink: (alive: boolean) => void): void {
+export function follow(onStates: (states: State[], model: ModelState | null) => void, onLink: (alive: boolean) => void): void {
   if (exported) return;
   let events: EventSource | null = null;
   const open = () => {
     events = new EventSource("api/events");
     events.onopen = () => onLink(true);
-    events.onmessage = (event) => onStates(JSON.parse(event.data as string) as State[]);
+    events.onmessage = (event) => {
+      const { sources, model } = JSON.parse(event.data as string) as { sources: State[]; model: ModelState | null };
+      onStates(sources, model);
+    };
     events.onerror = () => {
       onLink(false);
       // After an answer that is no stream, the browser does not try again by itself.

@@ -1,6 +1,7 @@
 // The page: puts the parts together, and gives them buttons, keys and an address.
 
-import { follow, loadView, type State, type View } from "./api";
+import { follow, loadView, type ModelState, type State, type View } from "./api";
+import { Explorer } from "./explorer";
 import { Loupe } from "./loupe";
 import { Overlay, type Mode } from "./overlay";
 import { copy, element, fillPanel, progressText } from "./panel";
@@ -19,6 +20,7 @@ const KEYS: [key: string, what: string][] = [
   ["C", "compare (then ← →)"],
   ["D", "download the visible region"],
   ["S", "copy a link to this view"],
+  ["G", "samples of seeds"],
   ["I", "information"],
   ["T", "dark, light"],
   ["F", "full screen"],
@@ -33,6 +35,7 @@ async function start(): Promise<void> {
   } catch (error) {
     return say(`The server does not answer (${(error as Error).message}). Start engine view again and reload.`, true);
   }
+  if (!view.sources.length && view.model) return onlySamples(view.model);
   document.title = view.maxRegion ? `${view.sources[0]!.name} – engine` : view.sources[0]!.name;
   find("name").textContent = view.sources[0]!.name;
   fillPanel(find("facts"), view);
@@ -44,7 +47,25 @@ async function start(): Promise<void> {
   new Page(view, scene);
 }
 
+/** The page of a model of which no image is chosen yet. */
+function onlySamples(model: ModelState): void {
+  document.title = `${model.name} – engine`;
+  document.body.dataset.samples = "true";
+  const explorer = new Explorer(model, null, say);
+  follow(
+    (_, now) => now && explorer.update(now, null),
+    (alive) => linked(alive, explorer),
+  );
+  document.body.dataset.ready = "true";
+}
+
+function linked(alive: boolean, explorer: Explorer | null): void {
+  say(alive ? "" : "Connection lost, trying again …");
+  if (alive) explorer?.tell();
+}
+
 class Page {
+  private readonly explorer: Explorer | null;
   private readonly overlay: Overlay;
   private readonly loupe: Loupe;
   private readonly slider: Slider;
@@ -65,6 +86,7 @@ class Page {
     find("save").hidden = !view.maxRegion;
     find("grid").hidden = this.overlay.modes.length < 2;
     this.buttons();
+    this.explorer = view.model ? new Explorer(view.model, scene, say) : null;
     document.addEventListener("keydown", (event) => this.key(event));
     scene.onMove(() => this.moved());
     this.restore();
@@ -72,11 +94,17 @@ class Page {
     addEventListener("resize", () => this.moved());
     this.show(view.sources.map((source) => source.state));
     follow(
-      (states) => {
-        scene.update(states);
-        this.show(states);
+      (states, model) => {
+        if (states.length) {
+          scene.update(states);
+          this.show(states);
+        }
+        if (model) {
+          this.explorer?.update(model, states[0] ?? null);
+          if (states.length) this.showProgress(states[0]!);
+        }
       },
-      (alive) => say(alive ? "" : "Connection lost, trying again …"),
+      (alive) => linked(alive, this.explorer),
     );
     document.body.dataset.ready = "true";
   }
@@ -102,7 +130,8 @@ class Page {
   }
 
   private key(event: KeyboardEvent): void {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target instanceof HTMLTextAreaElement) return;
+    const writes = event.target instanceof HTMLTextAreaElement || event.target instanceof HTMLInputElement;
+    if (event.ctrlKey || event.metaKey || event.altKey || writes) return;
     const moves: Record<string, [number, number]> = {
       ArrowLeft: [-0.2, 0],
       ArrowRight: [0.2, 0],
@@ -119,6 +148,7 @@ class Page {
       c: () => this.toggleCompare(),
       d: () => this.download(),
       s: () => void this.share(),
+      g: () => this.explorer?.toggle(),
       i: () => this.toggleInfo(),
       t: () => theme(true),
       f: () => void (document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen()),
@@ -133,7 +163,8 @@ class Page {
   }
 
   private escape(): void {
-    if (this.loupe.enabled) this.toggleLoupe();
+    if (this.explorer?.isOpen) this.explorer.toggle(false);
+    else if (this.loupe.enabled) this.toggleLoupe();
     else if (this.slider.share !== null) this.toggleCompare();
   }
 
@@ -198,21 +229,26 @@ class Page {
     const state = states[0]!;
     this.loupe.forget();
     this.overlay.draw();
-    const text = progressText(state);
-    find("progress").textContent = text;
-    find("progress").hidden = !text;
+    this.showProgress(state);
     find("bar").hidden = state.complete;
     find("bar").style.transform = `scaleX(${state.share})`;
     find("bar").classList.toggle("stopped", state.running === false);
     document.body.dataset.complete = String(state.complete);
     const problems = states.flatMap((each) => each.problems);
     const notes = problems.map((text) => element("p", { textContent: text }));
-    if (state.resume) notes.push(element("p", {}, "Continue: ", element("code", { textContent: state.resume })));
+    if (state.resume && !this.explorer) notes.push(element("p", {}, "Continue: ", element("code", { textContent: state.resume })));
     find("notes").replaceChildren(...notes);
     find("notes").hidden = !notes.length;
   }
 
+  private showProgress(state: State): void {
+    const text = this.explorer ? this.explorer.text(state) : progressText(state);
+    find("progress").textContent = text;
+    find("progress").hidden = !text;
+  }
+
   private moved(): void {
+    if (this.explorer) this.showProgress(this.view.sources[0]!.state);
     const zoom = this.scene.zoom * 100;
     find("zoom").textContent = `${zoom >= 10 ? Math.round(zoom) : zoom.toFixed(1)} %`;
     this.scale();
@@ -272,7 +308,8 @@ function keys(): void {
   const dialog = find<HTMLDialogElement>("keys");
   if (dialog.open) return dialog.close();
   const list = element("dl");
-  const shown = KEYS.filter(([key]) => key !== "D" || !find("save").hidden);
+  const absent = { D: find("save").hidden, G: find("seeds").hidden } as Record<string, boolean>;
+  const shown = KEYS.filter(([key]) => !absent[key]);
   for (const [key, what] of shown) list.append(element("dt", {}, element("kbd", { textContent: key })), element("dd", { textContent: what }));
   dialog.replaceChildren(element("h2", { textContent: "Keys" }), list);
   dialog.onclick = () => dialog.close();

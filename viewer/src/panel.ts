@@ -101,7 +101,7 @@ function licences({ details }: Source): Node[] {
   return [element("details", {}, element("summary", { textContent: "Licences" }), list)];
 }
 
-function copyable(text: string, title: string): HTMLElement {
+export function copyable(text: string, title: string): HTMLElement {
   const button = element("button", { className: "copy", title, type: "button" }, element("code", { textContent: text }));
   button.append(element("span", { textContent: "copy" }));
   button.onclick = async () => {
