@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
+from engine.bands.stream import RowStream
 from engine.plan.gpus import GPUS
 from engine.probe.count import META, as_on, band_counts, count_tile, counting, tile_bytes, tile_counts
 from engine.run.stage import Stage
@@ -52,6 +53,19 @@ def test_network_has_the_flops_of_its_layers(stages):
     assert banded.flops_per_pixel == pytest.approx(flops, rel=1e-3)
     assert flops < tile_counts(stages["rrdb"]).flops_per_pixel < 1.08 * flops
     assert 100 < banded.launches < 1000
+
+
+def test_a_band_has_no_launches_of_its_pictures_start():
+    """As many as the next band; rows of zero are made once for a picture."""
+    with as_on(None), torch.device("meta"):
+        stage = stage_of(RRDBNet(blocks=1))
+        stream, band = RowStream(stage.stream_plan(64), META), torch.empty(1, 3, 32, 64)
+    with counting() as counter:
+        stream.start(0, 1 << 30)
+        for _ in range(4):
+            counter.operations.clear()
+            list(stage.push(stream, band))
+    assert band_counts(stage, 64).launches == len(counter.operations)
 
 
 def test_window_attention_is_one_kernel_where_the_gpu_runs_it(stages):
