@@ -205,12 +205,19 @@ class RRDBNet(Upscaler):
 
     def trunk(self, x: Tensor) -> Tensor:
         """[B, 3 + noise channels, H, W] -> features [B, C, H / align, W / align]."""
+        features = self._first_features(x)
+        for group in self.body:
+            features = group(features)
+        body = self.conv_body(cast_to_weights(self.conv_body, features))
+        # Computed twice, for a thousandth of the work: no map is live for as long, and in bands no rows wait for as long.
+        return cast_to_weights(self.conv_hr, body + self._first_features(x))
+
+    def _first_features(self, x: Tensor) -> Tensor:
+        """Features of the image and of the noise channels in the input ``x``."""
         image = image_of(x, self.noise_channels, self.image_channels)
         if self.align > 1:
             image = F.pixel_unshuffle(image, self.align)
-        x = add_noise_features(self.conv_first(image), self.conv_noise, x)
-        x = x + self.conv_body(cast_to_weights(self.conv_body, self.body(x)))
-        return cast_to_weights(self.conv_hr, x)
+        return add_noise_features(self.conv_first(image), self.conv_noise, x)
 
     def tail(self, x: Tensor) -> Tensor:
         for number in range(1, self.upsamplings + 1):

@@ -288,13 +288,20 @@ class SwinIR(Upscaler):
             image = image * self.range
         if self.fold > 1:
             image = F.pixel_unshuffle(image, self.fold)
-        x = add_noise_features(self.conv_first(image), self.conv_noise, x)
-        y = self.norm(self.layers(self.patch_embed["norm"](tokens(x))))
-        x = x + self.conv_after_body(cast_to_weights(self.conv_after_body, planes(y)))
+        y = self.patch_embed["norm"](tokens(self._first_features(image, x)))
+        for group in self.layers:
+            y = group(y)
+        y = cast_to_weights(self.conv_after_body, planes(self.norm(y)))
+        # Computed twice, as in RRDBNet, so that no map is live through all layers.
+        x = self.conv_after_body(y) + self._first_features(image, x)
         if self.head == "none":
             residual: Tensor = self.conv_last(cast_to_weights(self.conv_last, x))
             return image + residual
         return cast_to_weights(self.upsample if self.head == "pixelshuffledirect" else self.conv_before_upsample, x)
+
+    def _first_features(self, image: Tensor, x: Tensor) -> Tensor:
+        """Features of the image and of the noise channels in the input ``x``."""
+        return add_noise_features(self.conv_first(image), self.conv_noise, x)
 
     def tail(self, x: Tensor) -> Tensor:
         """Features -> image, ``scale`` times as large; see ``layers.TAIL_REACH``."""

@@ -110,18 +110,28 @@ class Schedule:
 
 
 def schedule(graph: RowGraph) -> Schedule:
-    """The smallest delays at which every operation finds its input rows complete."""
+    """The smallest delays at which every operation finds its input rows complete; none runs earlier than its readers need.
+
+    So what joins the end of a long chain is made there, and not kept for as many rows as the chain reads ahead.
+    """
     delay, read = dict.fromkeys(graph.inputs, 0), {}
-
-    def delay_of(name: str) -> int:
-        parts = graph.concatenations.get(name)
-        return delay[name] if parts is None else max(map(delay_of, parts))
-
+    slowest: dict[str, int] = {}  # operation -> delay of the last of its inputs
     for op in graph.ops:
         period, residue = op.rule.grid
-        earliest = max(map(delay_of, op.inputs)) + op.rule.reach
+        slowest[op.name] = max(delay[member] for name in op.inputs for member in graph.members(name))
+        earliest = slowest[op.name] + op.rule.reach
         read[op.name] = earliest + (residue - earliest) % period
         delay[op.name] = int(read[op.name] * op.rule.factor)
+    needed: dict[str, int] = {}  # value -> largest delay for which no reader waits
+    for op in reversed(graph.ops):
+        wait = 0
+        if op.name in needed and op.name != graph.output and op.rule.grid == (1, 0) and op.rule.factor == 1:
+            wait = needed[op.name] - delay[op.name]
+            read[op.name] += wait
+            delay[op.name] += wait
+        last = slowest[op.name] + wait
+        for member in (member for name in op.inputs for member in graph.members(name)):
+            needed[member] = min(needed.get(member, last), last)
     return Schedule(delay, read)
 
 

@@ -201,9 +201,9 @@ def band_counts(stage: Stage, width: int, gpu: Gpu | None = None) -> Counts:
     band = torch.empty(1, stage.inputs, plan.band, plan.width, device=META)
     with counting(gpu) as counter:
         stream = RowStream(plan, META)
-        counter.operations.clear()
         stream.start(0, 1 << 30)
         stream._next = 1 << 20  # far below the border, where every operation has rows
+        counter.operations.clear()  # rows of zero above the picture are of its start, not of a band
         for _ in stage.push(stream, band):
             pass
     return Counts(plan.band * plan.width, tuple(counter.operations))

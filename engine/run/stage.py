@@ -47,7 +47,7 @@ MAX_WORKERS = 12
 TAIL_CHUNKS = 8
 """Chunks in which an accelerator runs a network's tail, whose maps are 16 times as large as the trunk's.
 
-With 8 chunks the tail takes no more memory than the trunk.
+With 8 chunks the tail takes no more memory than the trunk, in tiles of 144 rows or more.
 """
 
 

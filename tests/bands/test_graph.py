@@ -86,9 +86,10 @@ def test_delays_of_window_attention():
 
 
 def test_delays_of_a_sum():
+    """The part of the concatenation that is ready first is not computed before the other one."""
     network = Network(lambda net, x: net.c(torch.cat([net.a(x), net.b(net.b(x))], 1)) + x)
     network.a, network.b, network.c = conv3(3, 3), conv3(3, 3), nn.Conv2d(6, 3, 1)
-    assert delays(network) == [(1, 1), (1, 1), (2, 2), (2, 2), (2, 2)]
+    assert delays(network) == [(2, 2), (1, 1), (2, 2), (2, 2), (2, 2)]
 
 
 def test_delays_of_dense_blocks():
@@ -97,6 +98,7 @@ def test_delays_of_dense_blocks():
     # 2 groups of 3 blocks of 5 convolutions, plus the trunk's first and last one; then two enlargements.
     trunk = 2 * 15 + 2
     assert times.delay[graph.output] == 4 * trunk + 2 + 1 + 2
+    assert times.delay["conv_first_1"] == trunk  # at the end of the trunk, where it is read
 
 
 @pytest.mark.parametrize(("scale", "rate"), [(4, 1), (2, Fraction(1, 2)), (1, Fraction(1, 4))])

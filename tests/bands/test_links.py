@@ -70,18 +70,18 @@ def test_bf16_blocks_lie_in_planes(picture):
 
 
 def test_links_of_a_long_network():
-    """One link for each residual group and one for both ends; the first convolution's output is added at the end."""
+    """One link for each residual group and one for both ends; the last one reads the network's input again."""
     graph = read_graph(RRDBNet(channels=8, blocks=6, growth=8), 1, packs=True)
     trunk, tail = split(graph)
     chain = links(trunk)
     assert sum((link.ops for link in chain), ()) == trunk.ops
     assert [link.input for link in chain[1:]] == [link.output for link in chain[:-1]]
-    assert {link.skips for link in chain if link.skips} == {(chain[0].output,)}
+    assert {link.skips for link in chain if link.skips} == {(graph.input,)}
     rows = StreamPlan(graph, 8, 12, 4, workers=2)
     last = max(index for index, skips in enumerate(rows.skips) if skips)
     (skip,) = rows.skips[last]
-    assert (skip.source, skip.rows) == (0, sum(s.delay for s in rows.segments[1:last]))
-    assert skip.rows == 6 * 15
+    assert (skip.source, skip.rows) == (-1, sum(s.delay for s in rows.segments[:last]))
+    assert skip.rows == 1 + 6 * 15
 
 
 def test_network_whose_largest_link_is_nearly_all_of_it_has_no_links():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.swinir import SwinIR
+from engine.bands.stream import RowStream
 from engine.plan.gpus import GPUS
 from engine.probe.count import META, as_on, band_counts, count_tile, counting, tile_bytes, tile_counts
 from engine.run.stage import Stage
@@ -54,6 +55,19 @@ def test_network_has_the_flops_of_its_layers(stages):
     assert 100 < banded.launches < 1000
 
 
+def test_a_band_has_no_launches_of_its_pictures_start():
+    """As many as the next band; rows of zero are made once for a picture."""
+    with as_on(None), torch.device("meta"):
+        stage = stage_of(RRDBNet(blocks=1))
+        stream, band = RowStream(stage.stream_plan(64), META), torch.empty(1, 3, 32, 64)
+    with counting() as counter:
+        stream.start(0, 1 << 30)
+        for _ in range(4):
+            counter.operations.clear()
+            list(stage.push(stream, band))
+    assert band_counts(stage, 64).launches == len(counter.operations)
+
+
 def test_window_attention_is_one_kernel_where_the_gpu_runs_it(stages):
     kernel, twin = (tile_counts(stages["swinir"], GPUS[name]) for name in ("l4", "t4"))
     assert twin.launches > kernel.launches + 4 * 5
@@ -80,13 +94,15 @@ def test_kernels_have_the_flops_of_the_operations_they_replace():
         assert fast.launches < 0.9 * slow.launches
 
 
-SHAPES = [(96, 288), (288, 96), (400, 1200), (1120, 592), (208, 208)]
+SHAPES = [(144, 432), (288, 96), (400, 1200), (1120, 592), (208, 208)]
 
 
 @pytest.mark.parametrize("name", ["rrdb", "swinir"])
 def test_memory_follows_the_area(stages, name):
     """The line through two squares is never below an oblong tile, and near it."""
     line = tile_bytes(stages[name])
+    # The last concatenation in a dense block, the inputs of block and group, the tile twice, and the output.
+    assert name != "rrdb" or line.per_pixel == 1.25 * (2 * (160 + 32 + 192) + 4 * (2 * 64 + 2 * 3 + 48))
     for shape in SHAPES:
         live = count_tile(stages[name], *shape).peak
         held = line.bytes_at(math.prod(shape)) / 1.25
