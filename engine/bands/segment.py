@@ -403,10 +403,10 @@ class SegmentStream:
                 step()
             return
         if self._replay is None and self._warm_ups == WARM_UPS:
-            self._replay = self._queue.capture(lambda: segment._run(rows))
+            self._replay = self._queue.capture(lambda: segment._run(rows, is_inner=True))
         if self._replay is None:
             self._warm_ups += 1
-            self._run(rows)
+            self._run(rows, is_inner=True)
         else:
             self._replay()
 
@@ -420,15 +420,18 @@ class SegmentStream:
             yield partial(SegmentStream._run_op, segment, position, op, new_rows, new_rows)
             yield from (partial(target.copy_, source) for b in buffers for target, source in b.after(position))
 
-    def _run(self, rows: Rows) -> int:
-        """Run every operation of a band in order and return the multiply-adds."""
+    def _run(self, rows: Rows, *, is_inner: bool = False) -> int:
+        """Run every operation of a band in order and return the multiply-adds.
+
+        An inner band is the same wherever it lies, so it is repeated with the rows of the first one.
+        """
         macs = 0
         for position, op in enumerate(self._graph.ops):
             buffers = [b for b in self._used.get(position, ()) if b.plan.overlaps_picture(rows)]
             for buffer in buffers:
                 _copy(buffer.before(position))
             new_rows = self.plan.new_rows(op.name, rows)
-            needed = self._needs.of(op.name, new_rows)
+            needed = new_rows if is_inner else self._needs.of(op.name, new_rows)
             if needed.outside:
                 self._zero_rows(op.name)
             else:
