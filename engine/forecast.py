@@ -135,7 +135,7 @@ def forecast(
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A network as it would run on a GPU. Steps that share weights and precision share it."""
+    """A network as it would run on a GPU, whatever its weights."""
 
     tiles: Counts
     """Operations of tiles."""
@@ -147,8 +147,6 @@ class _Counted:
     """Cost of bands."""
     fp32: Fallback | None
     """Memory in float32 beside half precision."""
-    weights: int
-    """Bytes of the weights."""
 
 
 def _as_on(
@@ -158,31 +156,32 @@ def _as_on(
     precisions = _precisions(request, here)
     saturating = saturating_pixels(gpu.multiprocessors, gpu.cache << 20)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, "cuda"))
-    keys = [(model.stages[index].weights, precision) for index, precision in enumerate(precisions)]
-    known: dict[tuple[str, str], _Counted] = {}
-    for index, key in enumerate(keys):
-        if key in known:
-            continue
-        stage = count.meta_stage(model, index, key[1], gpu)
-        tiles = count.tile_counts(stage, gpu)
-        cost, bands = _bands(stage, gpu, request) if in_bands else (None, tiles)
-        seconds = tiles.times(gpu, saturating).total / saturating
-        known[key] = _Counted(
-            tiles=tiles,
-            bands=bands,
-            footprint=replace(count.tile_bytes(stage, gpu), seconds_per_pixel=seconds),
-            cost=cost,
-            fp32=None if stage.precision == "fp32" else count.fallback(model, index, in_bands=cost is not None),
-            weights=_weights(stage),
-        )
-    networks = [known[key] for key in keys]
+    networks: list[_Counted] = []
+    known: dict[object, _Counted] = {}
+    weights: dict[object, int] = {}  # steps that share weights and precision share a network
+    for index, precision in enumerate(precisions):
+        stage = count.meta_stage(model, index, precision, gpu)
+        weights[model.stages[index].weights, precision] = _weights(stage)
+        form = precision, type(stage.network), *((k, t.shape) for k, t in stage.network.state_dict().items())
+        if form not in known:
+            tiles = count.tile_counts(stage, gpu)
+            cost, bands = _bands(stage, gpu, request) if in_bands else (None, tiles)
+            seconds = tiles.times(gpu, saturating).total / saturating
+            known[form] = _Counted(
+                tiles=tiles,
+                bands=bands,
+                footprint=replace(count.tile_bytes(stage, gpu), seconds_per_pixel=seconds),
+                cost=cost,
+                fp32=None if precision == "fp32" else count.fallback(model, index, in_bands=cost is not None),
+            )
+        networks.append(known[form])
     there = replace(
         here,
         stages=tuple(
             replace(stage, tiles=network.footprint, bands=network.cost, on_device=True, fp32=network.fp32)
             for stage, network in zip(here.stages, networks, strict=True)
         ),
-        device_baseline=CONTEXT + sum(network.weights for network in known.values()),
+        device_baseline=CONTEXT + sum(weights.values()),
         budget=replace(here.budget, device=min(request.vram or gpu.memory_bytes, gpu.memory_bytes)),
         precisions=precisions,
         device="cuda",
