@@ -1,12 +1,14 @@
 """CPU time of a render in parts over that of one run: one part after the other, and ``engine.finish``.
 
-    python benchmarks/bench_parts.py [tiles] [bands] [default] [tall]
+    python benchmarks/bench_parts.py [tiles] [bands] [default] [tall] [work]
 
 tiles     A frame of 2048x2048, 64 shards, in tiles of 64 with the exact halo.
 bands     A column, 1024 pixels wide, of a frame of 8192x8192, 64 shards. The work of bands in one strip is proportional to the
           width, so the ratio is that of the frame.
 default   The same column by the default model, in 2, 3 and 4 parts.
 tall      A column of 12288 rows by the default model, in 4 parts.
+work      Multiply-adds in place of seconds, which another process cannot disturb: columns of 8192 and of 12288 rows, 64 pixels
+          wide, by the default model. Writes results/parts_work.csv.
 
 All are enlarged twice from a picture; tiles and bands by a small RRDBNet with the receptive field of the default model (49
 pixels). One run and all parts take turns, and the row has the median of the ratios. The store of the parts must equal that of
@@ -70,13 +72,14 @@ def main(ways: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = small_model(folder, 2, blocks=3)
-        for way in ways or WAYS:
+        for way in ways or (*WAYS, "work"):
+            if way == "work":
+                measure_work(folder)
+                continue
             chosen = WAYS[way]
             model = small if chosen.small else load(MODEL)
-            picture, size = folder / f"{way}.png", chosen.size
-            photo = Image.open(PHOTOS / "picosdeeuropa-crop.jpg").convert("RGB")
-            photo.resize((size[0] // 16, size[1] // 16)).save(picture)
-            request = Request(init=picture, size=size, precision="fp32", **chosen.options)
+            size = chosen.size
+            request = Request(init=picture_of(size, folder), size=size, precision="fp32", **chosen.options)
             job = Job.prepare(model, request, folder / "planned.zarr")
             render_part(model, request, folder / way / "warm" / "out.zarr", Part(1, 8))  # measures the machine, once
             for count in chosen.parts:
@@ -95,6 +98,41 @@ def main(ways: list[str]) -> None:
                 }
                 print(row, flush=True)
                 add_row("parts", row)
+
+
+def picture_of(size: tuple[int, int], folder: Path) -> Path:
+    """A picture of a sixteenth of the sides."""
+    path = folder / f"{size[0]}x{size[1]}.png"
+    photo = Image.open(PHOTOS / "picosdeeuropa-crop.jpg").convert("RGB")
+    photo.resize((size[0] // 16, size[1] // 16)).save(path)
+    return path
+
+
+def measure_work(folder: Path) -> None:
+    """Measure the LR pixels that the networks compute, from the multiply-adds that run."""
+    model = load(MODEL)
+    for height, counts in ((8192, (2, 3, 4)), (12288, (4,))):
+        size = (64, height)
+        request = Request(init=picture_of(size, folder), size=size, precision="fp32", executor="bands")
+        alone, job = lr_pixels(model, request, folder / f"work {height}" / "out.zarr", 1)
+        for count in counts:
+            together, _ = lr_pixels(model, request, folder / f"work {height} {count}" / "out.zarr", count)
+            planned = Shares.of(job.plan, job.measured, count).overhead(job.plan, job.measured)
+            row = {"way": "bands, default model", "rows": height, "parts": count}
+            row |= {"overhead": round(together / alone - 1, 4), "planned": round(planned, 4)}
+            print(row, flush=True)
+            add_row("parts_work", row)
+
+
+def lr_pixels(model: Model, request: Request, out: Path, count: int) -> tuple[int, Job]:
+    """LR pixels of all steps in all parts, and the job of the last part."""
+    pixels: list[int] = []
+    for number in range(1, count + 1):
+        job = Job.prepare(model, request, out)
+        for _ in job.run(job.open_part(Part(number, count)), lambda _, lr_pixels: pixels.append(lr_pixels)):
+            pass
+    engine.finish(out)
+    return sum(pixels), job
 
 
 def turn(model: Model, request: Request, folder: Path, count: int) -> tuple[float, float, float]:

@@ -34,8 +34,8 @@ PYRAMID = 4 / 3
 SHARD_PIXELS = 1 << 20
 START_SECONDS = 30.0
 """Start of a worker: its container, the model and the plan; step 1 is not counted, as a picture replaces it at this size."""
-WARM_ROWS = 0.22
-"""Rows of shards that a share of bands repeats: 225 rows of pixels of 1024 (docs/scale.md)."""
+WARM_ROWS = 0.2
+"""Rows of shards that a share of bands repeats on a CPU: 203 rows of pixels of 1024, in three steps of the default model."""
 FAILURES_PER_HOUR = 0.02
 STRAGGLERS, SLOWER = 0.03, 2.5
 """Share of workers that run slower, and by how much."""
