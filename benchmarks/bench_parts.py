@@ -37,6 +37,7 @@ from PIL import Image
 import engine
 from engine.job import Job
 from engine.model.bundle import Model, load
+from engine.plan.make import project
 from engine.plan.parts import Part, Shares
 from engine.plan.request import Request
 
@@ -117,7 +118,10 @@ def measure_work(folder: Path) -> None:
         alone, job = lr_pixels(model, request, folder / f"work {height}" / "out.zarr", 1)
         for count in counts:
             together, _ = lr_pixels(model, request, folder / f"work {height} {count}" / "out.zarr", count)
-            planned = Shares.of(job.plan, job.measured, count).overhead(job.plan, job.measured)
+            shares = Shares.of(job.plan, job.measured, count)
+            writes = [shares.writes(job.plan, part).rectangles for part in shares.parts]
+            pixels = [sum(project(job.plan, job.measured, boxes).lr_pixels) for boxes in (None, *writes)]
+            planned = sum(pixels[1:]) / pixels[0] - 1
             row = {"way": "bands, default model", "rows": height, "parts": count}
             row |= {"overhead": round(together / alone - 1, 4), "planned": round(planned, 4)}
             print(row, flush=True)
