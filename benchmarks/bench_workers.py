@@ -1,6 +1,6 @@
 """Renders by Dask workers: equal bytes, faults of workers and hosts, and what workers cost.
 
-    python benchmarks/bench_workers.py [equal] [faults] [hosts] [cost]
+    python benchmarks/bench_workers.py [equal] [faults] [hosts] [cost] [long]
 
 equal   1, 2 and 3 workers, tiles and bands, two steps: the store must equal that of one run.
 faults  A worker is killed, stopped, or has a full disk; the scheduler is killed; Ctrl-C. The same command then finishes the
@@ -9,6 +9,8 @@ hosts   Three hosts as network namespaces of this machine: a scheduler and two w
         and comes back later. Needs root and Linux.
 cost    CPU seconds and wall time of the shares by one and by two workers, one thread each, and the time that Dask takes for a
         share that does nothing. Needs two cores without other work for the wall time.
+long    The same for renders of about two minutes by one worker, in bands and in tiles: one share by one worker, and two by two.
+        The time of every share beside its planned one goes to results/shares.csv. Takes about 8 minutes.
 
 Writes results/workers.csv; a case that fails writes a row too, and the exit code is 1.
 """
@@ -35,8 +37,9 @@ from support.clusters import Cluster, wait_until  # noqa: E402
 from support.commands import finish, start  # noqa: E402
 from support.faults import build_shim, is_possible  # noqa: E402
 from support.small import photograph  # noqa: E402
-from support.stores import files, render, shards  # noqa: E402
+from support.stores import render, shards  # noqa: E402
 
+from engine.io.files import sha256  # noqa: E402
 from engine.model.bundle import load  # noqa: E402
 from engine.plan.request import Request  # noqa: E402
 from engine.workers import cluster, conduct, tasks  # noqa: E402
@@ -50,6 +53,10 @@ COSTS = {
     "bands, 4096 rows": replace(BANDS, size=(1024, 4096), tile=None),
     "bands, 16384 rows": replace(BANDS, size=(1024, 16384), tile=None),
 }
+LONG = {
+    "bands, 16384x12288": replace(BANDS, size=(16384, 12288), tile=None),
+    "tiles, 7168x6144": replace(TILES, size=(7168, 6144), tile=64, overlap="exact"),
+}
 SHARES = 6
 ECHOES = 200
 
@@ -57,6 +64,11 @@ ECHOES = 200
 def echo(order: tasks.Order) -> tasks.Answer[None]:
     """A share that does nothing."""
     return tasks.Answer("", "")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below a folder, with its digest."""
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class Bench:
@@ -78,8 +90,8 @@ class Bench:
         if request not in self.known:
             one = self.new() / "out.zarr"
             render(load(self.model), request, one)
-            self.known[request] = files(one.parent)
-        is_equal = files(out.parent) == self.known[request]
+            self.known[request] = digests(one.parent)
+        is_equal = digests(out.parent) == self.known[request]
         self.failures += not is_equal
         row = {"case": case, "workers": "", "shares": "", "cpu_s": "", "wall_s": "", "efficiency": "", "share_ms": ""}
         row |= values | {"equal": is_equal}
@@ -143,32 +155,53 @@ class Bench:
 
     def cost(self) -> None:
         for name, request in COSTS.items():
-            one = None
-            width, height = request.size
-            picture = photograph(
-                self.new() / "picture.png", height // 16, width // 16
-            )  # step 1 is a second in every share
-            request = replace(request, init=picture)
-            for workers, shares in ((1, 1), (1, 2), (2, 2)):  # alone, with the repeated work, and beside each other
-                with cluster.connected(f"local:{workers}", (), 2 << 30) as client:
-                    conductor = conduct.Conductor(client, print)
-                    warm = self.new() / "out.zarr"  # libraries, networks and the caches of measurements
-                    WorkersRender.begin(conductor, self.model, request, warm, shares=2).run()
-                    out = self.new() / "out.zarr"
-                    run = WorkersRender.begin(conductor, self.model, request, out, shares=shares)
-                    wall = run.run().measurements.seconds
-                    cpu = sum(done.cpu_seconds for done in run.results)
-                    one = one or (cpu, wall)
-                    order = tasks.order_of(None, request, out, conductor.topic)
-                    begin = time.perf_counter()
-                    conductor.run([conduct.Work(f"echo-{index}", echo, (order,)) for index in range(ECHOES)])
-                    echoes = 1000 * (time.perf_counter() - begin) / ECHOES
-                    conductor.close()
-                    self.check(
-                        f"cost, {name}", request, out, workers=workers, shares=shares, cpu_s=round(cpu, 2),
-                        wall_s=round(wall, 2), efficiency=f"CPU {one[0] / cpu:.2f}, wall {one[1] / wall / workers:.2f}",
-                        share_ms=round(echoes, 1),
-                    )  # fmt: skip
+            # Alone, with the repeated work, and beside each other.
+            self._cost(f"cost, {name}", request, ((1, 1), (1, 2), (2, 2)))
+
+    def long(self) -> None:
+        for name, request in LONG.items():
+            self._cost(f"long, {name}", request, ((1, 1), (2, 2)))
+
+    def _cost(self, case: str, request: Request, ways: tuple[tuple[int, int], ...]) -> None:
+        """Measure (workers, shares)."""
+        one = None
+        width, height = request.size
+        # A picture, since step 1 is a second in every share.
+        picture = photograph(self.new() / "picture.png", height // 16, width // 16)
+        request = replace(request, init=picture)
+        small = replace(request, size=(1024, 1024), init=photograph(self.new() / "picture.png", 64, 64))
+        for workers, shares in ways:
+            with cluster.connected(f"local:{workers}", (), 2 << 30) as client:
+                conductor = conduct.Conductor(client, print)
+                warm = self.new() / "out.zarr"  # libraries, networks and the caches of measurements
+                WorkersRender.begin(conductor, self.model, small, warm, shares=2).run()
+                out = self.new() / "out.zarr"
+                run = WorkersRender.begin(conductor, self.model, request, out, shares=shares)
+                wall = run.run().measurements.seconds
+                cpu = sum(done.cpu_seconds for done in run.results)
+                one = one or (cpu, wall)
+                order = tasks.order_of(None, request, out, conductor.topic)
+                begin = time.perf_counter()
+                conductor.run([conduct.Work(f"echo-{index}", echo, (order,)) for index in range(ECHOES)])
+                echoes = 1000 * (time.perf_counter() - begin) / ECHOES
+                conductor.close()
+                if case.startswith("long"):
+                    self._add_shares(case, workers, run)
+                self.check(
+                    case, request, out, workers=workers, shares=shares, cpu_s=round(cpu, 2), wall_s=round(wall, 2),
+                    efficiency=f"CPU {one[0] / cpu:.2f}, wall {one[1] / wall / workers:.2f}", share_ms=round(echoes, 1),
+                )  # fmt: skip
+
+    @staticmethod
+    def _add_shares(case: str, workers: int, run: WorkersRender) -> None:
+        """Append the planned and the measured time of every share: its networks, and all of it."""
+        for number, (planned, done) in enumerate(zip(run.begun.seconds, run.results, strict=True), 1):
+            measured = done.measurements
+            row = {"case": case, "workers": workers, "share": f"{number}/{len(run.results)}"}
+            row |= {"planned_s": round(planned, 2), "compute_s": round(measured.compute_seconds, 2)}
+            row |= {"share_s": round(measured.seconds, 2), "ratio": round(measured.seconds / planned, 3)}
+            print(row, flush=True)
+            add_row("shares", row)
 
     def _begin(self, dask: Cluster, folder: Path, count: int, *, known: int = 0, prefix: tuple[str, ...] = ()):
         """Add workers and start the command, as soon as they are there."""

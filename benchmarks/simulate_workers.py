@@ -34,16 +34,27 @@ PYRAMID = 4 / 3
 SHARD_PIXELS = 1 << 20
 START_SECONDS = 30.0
 """Start of a worker: its container, the model and the plan; step 1 is not counted, as a picture replaces it at this size."""
-WARM_ROWS = 0.22
-"""Rows of shards that a share of bands repeats: 225 rows of pixels of 1024 (docs/scale.md)."""
 FAILURES_PER_HOUR = 0.02
 STRAGGLERS, SLOWER = 0.03, 2.5
 """Share of workers that run slower, and by how much."""
 PUTS_PER_SECOND, BYTES_PER_SECOND = 3500.0, 10e9
 SEEDS = range(5)
 COUNTS = (1, 8, 64, 256, 512, 1000)
-DEVICES = {"CPU": 4.0, "RTX 4090": 0.055}
-"""Seconds of a shard: ``engine plan --workers 64`` says 1,160 hours of two cores without step 1, and 16 hours of a GPU."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of worker."""
+
+    shard_seconds: float
+    """Seconds of a shard: ``engine plan --workers 64`` says 1,160 hours of two cores without step 1, and 16 hours of a GPU."""
+    warm_rows: float
+    """Rows of shards that a share of bands repeats in three steps of the default model: 203 and 354 rows of pixels of 1024. A
+    GPU computes whole bands at both ends of a share.
+    """
+
+
+DEVICES = {"CPU": Device(4.0, 0.2), "RTX 4090": Device(0.055, 0.35)}
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,14 @@ def stored_bytes() -> float:
         return float(list(csv.DictReader(file))[-1]["ratio"]) * SHARD_PIXELS * 3
 
 
-def simulate(workers: int, way: Way, shard_seconds: float, seed: int) -> float:
+def simulate(workers: int, way: Way, device: Device, seed: int) -> float:
     """Hours until the last share ends."""
+    shard_seconds = device.shard_seconds
     chance = random.Random(f"{workers} {way} {shard_seconds} {seed}")
     slow = [SLOWER if chance.random() < STRAGGLERS else 1.0 for _ in range(workers)]
     shares = min(workers * way.per_worker, SHARDS)
     count = SHARDS / shares
-    warm = WARM_ROWS * min(ROW, count) * (shares > 1)
+    warm = device.warm_rows * min(ROW, count) * (shares > 1)
     # All workers share the store: each gets its part of the requests and of the bandwidth.
     put = max(PYRAMID / (PUTS_PER_SECOND * way.prefixes), PYRAMID * stored_bytes() / BYTES_PER_SECOND)
     queue = [(START_SECONDS * slow[k], k) for k in range(workers)]
@@ -100,14 +112,14 @@ def ideal(workers: int, shard_seconds: float) -> float:
 def main() -> None:
     """Simulate all numbers of workers, and draw the efficiencies."""
     found: dict[tuple[str, str], list[float]] = {}
-    for device, seconds in DEVICES.items():
+    for kind, device in DEVICES.items():
         for name, way in WAYS.items():
             for workers in COUNTS:
-                hours = sorted(simulate(workers, way, seconds, seed) for seed in SEEDS)
-                efficiency = ideal(workers, seconds) / hours[len(hours) // 2]
-                found.setdefault((device, name), []).append(efficiency)
+                hours = sorted(simulate(workers, way, device, seed) for seed in SEEDS)
+                efficiency = ideal(workers, device.shard_seconds) / hours[len(hours) // 2]
+                found.setdefault((kind, name), []).append(efficiency)
                 add_row("simulation", {
-                    "device": device, "way": name, "workers": workers, "shares": workers * way.per_worker,
+                    "device": kind, "way": name, "workers": workers, "shares": workers * way.per_worker,
                     "hours": f"{hours[len(hours) // 2]:.3g}", "worst_hours": f"{hours[-1]:.3g}",
                     "efficiency": f"{efficiency:.3f}", "seeds": len(SEEDS),
                 })  # fmt: skip

@@ -150,7 +150,9 @@ class _Planned:
 def _planned(model: Model | None, request: Request, out: Place, gpu: Gpu | None, log: Log) -> _Planned:
     if gpu is None:
         return _on_this_machine(model, request, out, log)
-    result: Forecast = forecast(model, request, gpu, out, log, checks_disk=False)
+    result: Forecast = forecast(
+        model, request, gpu, out, log, checks_disk=False, largest_memory=_LARGEST_MEMORY
+    )  # counts the networks once for both memories
     step_1 = result.projection.seconds - result.times.total
 
     def seconds(projection: Projection) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine.device.precision import Precision
-from engine.errors import UsageError, option
+from engine.errors import BudgetError, UsageError, option
 from engine.io.objects import Place
 from engine.job import opened
 from engine.measure import complete, measure
@@ -25,7 +25,7 @@ from engine.plan.gpus import CONTEXT, Gpu
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.limits import saturating_pixels
 from engine.plan.make import make_plan, project
-from engine.plan.measured import BandCost, Measured, MissingMeasurement
+from engine.plan.measured import BandCost, Fallback, Footprint, Measured, MissingMeasurement
 from engine.plan.plan import Plan
 from engine.plan.request import AUTO, Request
 from engine.plan.roofline import Counts, Times
@@ -80,6 +80,7 @@ def forecast(
     log: Log = lambda _: None,
     *,
     checks_disk: bool = True,
+    largest_memory: int | None = None,
 ) -> Forecast:
     """Plan a render as on a GPU, and project its memory and time.
 
@@ -87,6 +88,7 @@ def forecast(
         model, request, out, log: as for ``engine.render``; ``request.vram`` limits the GPU's memory.
         gpu: the GPU.
         checks_disk: whether the store must fit the disk here.
+        largest_memory: bytes of memory that are planned with where the default does not suffice; None: it is refused.
 
     Raises:
         UsageError: the request names a device, or contradicts itself or the model.
@@ -105,16 +107,20 @@ def forecast(
         try:
             plan = make_plan(request, there)
             projection = project(plan, there)
+            check(plan, projection, there.budget if checks_disk else replace(there.budget, disk=projection.disk_needed))
             break
         except MissingMeasurement as missing:
             here = complete(here, missing, model, request, factory, picture=picture, log=log)
             stages = zip(there.stages, here.stages, strict=True)
             there = replace(there, stages=tuple(replace(s, profile=known.profile) for s, known in stages))
+        except BudgetError:
+            if request.memory is not None or largest_memory is None:
+                raise
+            there, largest_memory = replace(there, budget=replace(there.budget, host=largest_memory)), None
     counts = tuple((bands if plan.is_banded else tiles)[: len(plan.stages)])
     times = network_times(plan, projection, counts, gpu)
     step_1 = math.prod(plan.base) * there.base.seconds_per_pixel if there.base is not None else 0.0
     projection = replace(projection, seconds=times.total + step_1)
-    check(plan, projection, there.budget if checks_disk else replace(there.budget, disk=projection.disk_needed))
     last = plan.stages[-1]
     return Forecast(
         gpu=gpu,
@@ -128,38 +134,62 @@ def forecast(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A network as it would run on a GPU, whatever its weights."""
+
+    tiles: Counts
+    """Operations of tiles."""
+    bands: Counts
+    """Operations of bands; of tiles if bands are not considered."""
+    footprint: Footprint
+    """Cost of tiles."""
+    cost: BandCost | None
+    """Cost of bands."""
+    fp32: Fallback | None
+    """Memory in float32 beside half precision."""
+
+
 def _as_on(
     gpu: Gpu, model: Model, request: Request, here: Measured
 ) -> tuple[Measured, Sequence[Counts], Sequence[Counts]]:
     """Measurements as they would be on the GPU, and the counts of every stage in tiles and in bands."""
     precisions = _precisions(request, here)
-    stages = [count.meta_stage(model, index, precision, gpu) for index, precision in enumerate(precisions)]
     saturating = saturating_pixels(gpu.multiprocessors, gpu.cache << 20)
     in_bands = any(EXECUTORS[name].layout.in_bands for name in candidates(request, "cuda"))
-    known: dict[tuple[str, str], tuple[Stage, Counts]] = {}
-    tiles, bands, costs = [], [], []
-    for index, (stage, cost) in enumerate(zip(stages, here.stages, strict=True)):
-        key = (model.stages[index].weights, stage.precision)
-        _, counts = known.setdefault(key, (stage, count.tile_counts(stage, gpu)))
-        seconds = counts.times(gpu, saturating).total / saturating
-        footprint = replace(count.tile_bytes(stage, gpu), seconds_per_pixel=seconds)
-        in_rows, band_counts = _bands(stage, gpu, request) if in_bands else (None, counts)
-        tiles.append(counts)
-        bands.append(band_counts)
-        fp32 = None if stage.precision == "fp32" else count.fallback(model, index, in_bands=in_rows is not None)
-        costs.append(replace(cost, tiles=footprint, bands=in_rows, on_device=True, fp32=fp32))
-    weights = sum(_weights(stage) for stage, _ in known.values())
+    networks: list[_Counted] = []
+    known: dict[object, _Counted] = {}
+    weights: dict[object, int] = {}  # steps that share weights and precision share a network
+    for index, precision in enumerate(precisions):
+        stage = count.meta_stage(model, index, precision, gpu)
+        weights[model.stages[index].weights, precision] = _weights(stage)
+        form = precision, type(stage.network), *((k, t.shape) for k, t in stage.network.state_dict().items())
+        if form not in known:
+            tiles = count.tile_counts(stage, gpu)
+            cost, bands = _bands(stage, gpu, request) if in_bands else (None, tiles)
+            seconds = tiles.times(gpu, saturating).total / saturating
+            known[form] = _Counted(
+                tiles=tiles,
+                bands=bands,
+                footprint=replace(count.tile_bytes(stage, gpu), seconds_per_pixel=seconds),
+                cost=cost,
+                fp32=None if precision == "fp32" else count.fallback(model, index, in_bands=cost is not None),
+            )
+        networks.append(known[form])
     there = replace(
         here,
-        stages=tuple(costs),
-        device_baseline=CONTEXT + weights,
+        stages=tuple(
+            replace(stage, tiles=network.footprint, bands=network.cost, on_device=True, fp32=network.fp32)
+            for stage, network in zip(here.stages, networks, strict=True)
+        ),
+        device_baseline=CONTEXT + sum(weights.values()),
         budget=replace(here.budget, device=min(request.vram or gpu.memory_bytes, gpu.memory_bytes)),
         precisions=precisions,
         device="cuda",
         backend=f"cuda, a forecast for {gpu.name}",
         saturating=saturating,
     )
-    return there, tiles, bands
+    return there, [network.tiles for network in networks], [network.bands for network in networks]
 
 
 def _bands(stage: Stage, gpu: Gpu, request: Request) -> tuple[BandCost | None, Counts]:

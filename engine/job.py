@@ -350,12 +350,12 @@ class Job:
         Args:
             sink: store, as ``open_sink`` gives it; it gets the first look.
         """
-        pipeline = self._pipeline(lambda cuts: None)
+        pipeline, roi = self._pipeline(lambda cuts: None), self.plan.roi
         self._note_first_look(sink, pipeline.base)
         if self.plan.is_banded:
             rows = RowsOfShards(pipeline)
-            return lambda box: rows.read(box).pixels.numpy()
-        image, roi = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish), self.plan.roi
+            return lambda box: rows.read(box, roi.height).pixels.numpy()
+        image = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish)
         return lambda box: image.read(box.shift(roi.y0, roi.x0)).numpy()
 
     def render(

@@ -1,7 +1,7 @@
 """A segment of a streamed network, a part between two cuts: its plan in numbers, and its tensors at work.
 
-All bands have one shape. At the borders, rows outside the picture are zero, which equals a convolution's zero padding; an
-operation whose rows all lie outside is skipped.
+All bands have one shape. At the borders, rows outside the picture are zero, which equals a convolution's zero padding; rows
+that no output follows from are zero, too. An operation without any other rows is skipped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.bands.buffers import EXACT, ROOMY, Buffer, BufferPlan, Slot, pack
 from engine.bands.cpu import plane_channels
 from engine.bands.graph import Op, RowGraph, schedule
+from engine.bands.needs import Needs, Range, needs_of
 from engine.bands.planes import PlanePlan, Planes
 from engine.bands.rules import Layout, Rows, Rule
 from engine.device.queue import WARM_UPS, DeviceQueue
@@ -87,6 +88,10 @@ class SegmentPlan:
         """New rows of a value, given the new rows of the input."""
         scaled = rows.scale(self.graph.values[name].rate)
         return Rows(scaled.top - self.schedule.delay[name], scaled.count, scaled.low, scaled.high)
+
+    def needs(self, output: Range, picture: Range) -> Needs:
+        """Rows of all values behind rows of the output; ``picture``: rows of the input in the picture."""
+        return needs_of(self.graph, self.schedule, output, picture)
 
     def macs(self, position: int, rows: int) -> int:
         """Multiply-adds that an operation takes for ``rows`` rows of its output."""
@@ -279,6 +284,7 @@ class SegmentStream:
         self.plan = plan
         self._graph = plan.graph
         self._queue = queue
+        self._needs = Needs({}, (0, 0))
         self._warm_ups = 0
         self._replay: Callable[[], None] | None = None
         self._device = arena.device
@@ -334,15 +340,19 @@ class SegmentStream:
         channels = sum(self._graph.values[m].channels for m in members)
         return _view(buffer.window(self.plan.schedule.read[op.name], op.rule.reach_of(index), channels), layout)
 
+    def start(self, needs: Needs) -> None:
+        """Start a picture, of which these rows are needed."""
+        self._needs = needs
+
     def push(self, inputs: Sequence[Tensor] | None, rows: Rows) -> tuple[Tensor | None, Rows]:
         """Add rows to the inputs.
 
         Args:
-            inputs: [band, width, C] for each of the graph's inputs; None if all rows lie outside the picture.
+            inputs: [band, width, C] for each of the graph's inputs; None if no row is needed.
             rows: position of these rows.
 
         Returns:
-            The output's new rows or None if all lie outside; and their position. A link's have memory of their own; others
+            The output's new rows or None if none is needed; and their position. A link's have memory of their own; others
             are overwritten by the next push.
         """
         if self._is_link:
@@ -365,7 +375,7 @@ class SegmentStream:
         output = self._output
         if self._is_link:
             self._output = torch.empty(0)  # its reader alone keeps it
-        return None if output_rows.outside else output, output_rows
+        return None if self._needs.of(self._graph.output, output_rows).outside else output, output_rows
 
     @cached_property
     def _margins(self) -> tuple[Fraction, Fraction]:
@@ -378,9 +388,10 @@ class SegmentStream:
         return above, below
 
     def _is_inner(self, rows: Rows) -> bool:
-        """Whether every row that the band reads or computes lies in the picture."""
-        above, below = self._margins
-        return rows.top - above >= rows.low and rows.top + rows.count + below <= rows.high
+        """Whether every row that the band reads or computes lies in the picture, and every row that it computes is needed."""
+        (above, below), (first, last) = self._margins, self._needs.inner
+        top, bottom = rows.top, rows.top + rows.count
+        return max(first, rows.low + above) <= top and bottom <= min(last, rows.high - below)
 
     def _run_inner(self, rows: Rows) -> None:
         """Run the operations of an inner band: directly at first, then by replaying the captured launches; or as steps."""
@@ -392,10 +403,10 @@ class SegmentStream:
                 step()
             return
         if self._replay is None and self._warm_ups == WARM_UPS:
-            self._replay = self._queue.capture(lambda: segment._run(rows))
+            self._replay = self._queue.capture(lambda: segment._run(rows, is_inner=True))
         if self._replay is None:
             self._warm_ups += 1
-            self._run(rows)
+            self._run(rows, is_inner=True)
         else:
             self._replay()
 
@@ -405,27 +416,35 @@ class SegmentStream:
         for position, op in enumerate(self._graph.ops):
             buffers = self._used.get(position, ())
             yield from (partial(target.copy_, source) for b in buffers for target, source in b.before(position))
-            yield partial(SegmentStream._run_op, segment, position, op, self.plan.new_rows(op.name, rows))
+            new_rows = self.plan.new_rows(op.name, rows)
+            yield partial(SegmentStream._run_op, segment, position, op, new_rows, new_rows)
             yield from (partial(target.copy_, source) for b in buffers for target, source in b.after(position))
 
-    def _run(self, rows: Rows) -> int:
-        """Run every operation of a band in order and return the multiply-adds."""
+    def _run(self, rows: Rows, *, is_inner: bool = False) -> int:
+        """Run every operation of a band in order and return the multiply-adds.
+
+        An inner band is the same wherever it lies, so it is repeated with the rows of the first one.
+        """
         macs = 0
         for position, op in enumerate(self._graph.ops):
             buffers = [b for b in self._used.get(position, ()) if b.plan.overlaps_picture(rows)]
             for buffer in buffers:
                 _copy(buffer.before(position))
             new_rows = self.plan.new_rows(op.name, rows)
-            if new_rows.outside:
+            needed = new_rows if is_inner else self._needs.of(op.name, new_rows)
+            if needed.outside:
                 self._zero_rows(op.name)
             else:
-                macs += self._run_op(position, op, new_rows)
+                macs += self._run_op(position, op, new_rows, needed)
             for buffer in buffers:
                 _copy(buffer.after(position))
         return macs
 
-    def _run_op(self, position: int, op: Op, new_rows: Rows) -> int:
-        """Compute an operation's new rows at their first destination, copy them to the others, return the multiply-adds."""
+    def _run_op(self, position: int, op: Op, new_rows: Rows, needed: Rows) -> int:
+        """Compute an operation's new rows at their first destination, copy them to the others, return the multiply-adds.
+
+        ``needed``: the same rows, with those that are needed in place of those in the picture.
+        """
         layout, destinations = self._graph.values[op.name].layout, self._destinations.get(op.name, [])
         is_output = op.name == self._graph.output
         first = self._output if is_output else destinations[0]
@@ -433,24 +452,24 @@ class SegmentStream:
         for block in self._blocks[position]:
             output = _narrow(_view(first, layout), layout, block.columns) if block.output is None else block.output
             views = block.inputs
-            if not new_rows.inside and op.rule.is_packed:
-                views, output = _rows_inside(op.rule, views, output, new_rows)
+            if not needed.inside and op.rule.is_packed:
+                views, output = _rows_inside(op.rule, views, output, needed)
                 count = output.shape[2]
             if op.rule.compute is not None:
                 y = op.rule.compute(views, new_rows)
                 views = [_narrow(y, layout, block.columns, block.columns.read_first), *views[1:]]
             op.rule.store(views, output)
-        if not new_rows.inside:
-            first[: max(0, new_rows.low - new_rows.top)] = 0
-            first[max(0, new_rows.high - new_rows.top) :] = 0
+        if not needed.inside:
+            first[: max(0, needed.low - needed.top)] = 0
+            first[max(0, needed.high - needed.top) :] = 0
         for destination in destinations if is_output else destinations[1:]:
             destination.copy_(first)
         return self.plan.macs(position, count)
 
     def _zero_rows(self, name: str) -> None:
-        """Zero a value's new rows, which all lie outside the picture.
+        """Zero a value's new rows, none of which is needed.
 
-        Needed only where a later band reads them: this band's readers lie outside as well.
+        Only where a later band reads them: this band's readers are not needed either.
         """
         for destination in self._lasting_destinations.get(name, ()):
             destination.zero_()
@@ -461,7 +480,7 @@ STEPS = 16
 
 
 def _rows_inside(rule: Rule, views: list[Tensor], output: Tensor, rows: Rows) -> tuple[list[Tensor], Tensor]:
-    """A convolution's views and output, in the rows that lie in the picture and a few more."""
+    """A convolution's views and output, in the rows that are needed and a few more."""
     step = max(1, rows.count // STEPS)
     first = max(0, rows.low - rows.top) // step * step
     count = min(rows.count, -(-min(rows.count, rows.high - rows.top) // step) * step) - first

@@ -12,16 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
 
 from engine.bands.graph import RowGraph, links, split
+from engine.bands.needs import Needs, Range, union
 from engine.bands.rules import Rows
 from engine.bands.segment import STEPS, SegmentPlan, SegmentStream
 from engine.bands.wavefront import Wavefront
 from engine.device.heap import raise_mmap_threshold
 from engine.device.queue import DeviceQueue, device_queue
+
+_UNBOUNDED = 1 << 40
+"""Rows of a picture without ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +104,68 @@ class StreamPlan:
             rows = math.ceil((rows + segment.delay) / segment.graph.scale)
         return rows
 
-    @property
+    def needs(self, output: Range, low: int, high: int) -> list[Needs]:
+        """Needs of every segment for some rows of the output of a picture with the input rows [low, high)."""
+        return self._needs(output, low, high)[0]
+
+    def rows_read(self, output: Range, height: int) -> Range:
+        """Input rows of a picture of ``height`` rows behind some rows of its output."""
+        return self._needs(output, 0, height)[1]
+
+    def _needs(self, output: Range, low: int, high: int) -> tuple[list[Needs], Range]:
+        """Needs of every segment, and the rows of the network's input."""
+        read = {self.segments[-1].graph.output: output}  # a segment's output is read by the next one, or by a later one
+        needs: list[Needs] = []
+        for segment, scale in zip(reversed(self.segments), reversed(self._scales), strict=True):
+            graph = segment.graph
+            needs.append(segment.needs(read[graph.output], (int(low * scale), int(high * scale))))
+            for name in graph.inputs:
+                if (rows := needs[-1].ranges.get(name)) is not None:
+                    read[name] = union(read.get(name), rows)
+        return needs[::-1], read[self.segments[0].graph.input]
+
+    @cached_property
     def beyond(self) -> float:
-        """Input rows that a band at an end of the picture computes beyond it: the mean over the multiply-adds."""
-        beyond, total, scale = 0.0, 0.0, Fraction(1)
-        for segment in self.segments:
-            rows = float(segment.band / scale)
-            for position, op in enumerate(segment.graph.ops):
-                macs = segment.macs(position, int(segment.band * segment.rate(position))) / rows
-                beyond += macs * rows / (2 * STEPS if op.rule.is_packed else 2)
-                total += macs
-            scale *= segment.graph.scale
-        return beyond / total if total else self.band / 2
+        """Input rows that a band computes above the needed ones, or below them: the mean over the multiply-adds."""
+        return self._mean(
+            [
+                segment.band / scale / (2 * STEPS if op.rule.is_packed else 2)
+                for segment, scale in zip(self.segments, self._scales, strict=True)
+                for op in segment.graph.ops
+            ]
+        )
+
+    @cached_property
+    def context(self) -> float:
+        """Input rows above a row of the output that it follows from, or below it: the mean over the multiply-adds.
+
+        Half the receptive field, if equal layers follow one another.
+        """
+        rows = self.segments[0].band
+        needs = self.needs((0, rows * self.scale), -_UNBOUNDED, _UNBOUNDED)
+        return self._mean(
+            [
+                ((last - first) / (scale * segment.graph.values[op.name].rate) - rows) / 2
+                for segment, scale, need in zip(self.segments, self._scales, needs, strict=True)
+                for op in segment.graph.ops
+                for first, last in [need.ranges[op.name]]
+            ]
+        )
+
+    def _mean(self, rows: Sequence[float | Fraction]) -> float:
+        """Mean over the multiply-adds of all operations; over the operations if none multiplies."""
+        work = [
+            op.rule.macs * (scale * segment.graph.values[op.name].rate) ** 2
+            for segment, scale in zip(self.segments, self._scales, strict=True)
+            for op in segment.graph.ops
+        ]
+        work = work if any(work) else [Fraction(1)] * len(work)
+        return float(sum(a * b for a, b in zip(work, map(Fraction, rows), strict=True)) / sum(work))
+
+    @cached_property
+    def _scales(self) -> list[Fraction]:
+        """Rows of each segment's input for each row of the network's."""
+        return list(accumulate((s.graph.scale for s in self.segments[:-1]), mul, initial=Fraction(1)))
 
     @property
     def in_flight(self) -> int:
@@ -240,8 +296,14 @@ class RowStream:
         )
         self.start(0, 0)
 
-    def start(self, low: int, high: int) -> None:
-        """Start a picture with rows [low, high); the first push brings the rows [low, low + band)."""
+    def start(self, low: int, high: int, output: Range | None = None) -> None:
+        """Start a picture with rows [low, high); the first push brings the rows [low, low + band).
+
+        Args:
+            low: first row.
+            high: end of the rows.
+            output: output rows that are needed, all by default. Others may be zero, or missing.
+        """
         if self._wavefront is not None:
             self._wavefront.restart()
         for state in self._states:
@@ -254,6 +316,12 @@ class RowStream:
         self._fronts.clear()
         self._complete.clear()
         self._next, self._low, self._high = low, low, high
+        scale = self.plan.scale
+        first, last = output or (low * scale, high * scale)
+        self._last = min(high, -(-last // scale)) + self.plan.delay
+        needs = self.plan.needs((first, last), low, high)
+        for arena in self._arenas:
+            arena.start(needs)
 
     @torch.inference_mode()
     def push(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -279,7 +347,7 @@ class RowStream:
             yield from self._tail(band, self._arenas[0])
             return
         self._wavefront.submit()
-        is_last = self._next >= self._high + self.plan.delay
+        is_last = self._next >= self._last
         waiting = self._wavefront.submitted - self.plan.in_flight
         self._wavefront.wait(self._wavefront.submitted if is_last else waiting)
         for done in sorted(self._complete):
@@ -352,6 +420,11 @@ class _Arena:
             index: SegmentStream(plan.segments[index], states[index], memory, queue, is_link=plan.workers > 0)
             for index in range(len(plan.segments))[part]
         }
+
+    def start(self, needs: Sequence[Needs]) -> None:
+        """Start a picture, of which these rows of every segment are needed."""
+        for index, stream in self._streams.items():
+            stream.start(needs[index])
 
     def stream(self, index: int) -> SegmentStream:
         """The stream of a segment."""

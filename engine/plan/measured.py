@@ -144,7 +144,9 @@ class BandCost:
     narrow_bytes_per_column: float = math.inf
     """Bytes for each LR column of a narrow strip."""
     beyond: float | None = None
-    """LR rows that a band at an end of the picture computes beyond it, on average; None: half a band."""
+    """LR rows that a band computes above the needed ones, or below them, on average; None: half a band."""
+    context: float | None = None
+    """LR rows above the first output row that operations compute, or below the last one, on average; None: half the radius."""
 
     def bytes_at(self, columns: int) -> int:
         """Bytes of a strip of ``columns`` LR columns."""

@@ -79,7 +79,7 @@ class Shares:
     def overhead(self, plan: Plan, measured: Measured) -> float:
         """Time of the networks in all parts beyond that of one run, as a share of it.
 
-        Each part makes the base image. Bands repeat a receptive field of rows at a cut, in all stages. Tiles of inner stages
+        Each part makes the base image. Bands repeat the rows beyond a cut that are read, in all stages. Tiles of inner stages
         are shared, as far as one part does not need them while another computes them.
         """
         one = project(plan, measured)

@@ -28,6 +28,9 @@ MAX_CHUNK = 512
 REDUCED_SHARD, REDUCED_CHUNK = 1024, 512
 """Sides in pixels of the shards and chunks of an image that is made from float32: reduced, or not in 8-bit RGB."""
 
+MAX_INPUT = 1 << 30
+"""Longest side of a stage's input, in pixels: a device reflects positions of 31 bits about the border."""
+
 _MIN_SHARD = 256
 _MIN_CHUNK = 64
 
@@ -256,8 +259,12 @@ class StagePlan:
 
         Raises:
             AlignmentError: a tile, strip, band, halo, cross-fade or margin is not a multiple of the window.
-            UsageError: a cross-fade is wider than a tile.
+            UsageError: a cross-fade is wider than a tile, or the input is too large.
         """
+        if (side := max(self.padded)) > MAX_INPUT:
+            raise UsageError(
+                f"{self.name}: a side of its input is too long ({side} pixels, limit {MAX_INPUT}); use a smaller image"
+            )
         sizes = [("band", self.band)] if self.band else [("tile", side) for side in self.core]
         margins = [("margin", margin) for margin in self.margins]
         for what, value in (*sizes, ("halo", self.halo), ("cross-fade", self.blend), *margins):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate
+from operator import mul
 
 from engine.errors import option
 from engine.geometry import Box
@@ -177,18 +178,20 @@ def shares(plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
     A range is a run of rows in each strip that it meets, and each run has a warm-up of a receptive field. So cuts lie
     between strips where that balances as well.
     """
-    writes = plan.writes()
-    total, rows = len(writes), writes.grid.rows
+    grid = plan.writes().grid
+    total, rows = len(grid), grid.rows
+    widths = [_lr_columns(plan, columns) for columns in plan.column_strips()]
 
     @cache
+    def lr_rows(first: int, last: int) -> list[float]:
+        """LR rows of every stage for rows of shards."""
+        return _lr_rows(plan, measured, (grid.box(first, 0).y0, grid.box(last - 1, 0).y1))
+
     def pixels(strip: int, first: int, last: int) -> int:
         """LR pixels of rows of shards of a strip."""
-        if first >= last:
-            return 0
-        top, bottom = writes[strip * rows + first], writes[strip * rows + last - 1]
-        return sum(_lr_pixels(plan, measured, replace(top, y1=bottom.y1)))
+        return round(sum(map(mul, lr_rows(first, last), widths[strip]))) if first < last else 0
 
-    whole = list(accumulate((pixels(strip, 0, rows) for strip in range(writes.grid.columns)), initial=0))
+    whole = list(accumulate((pixels(strip, 0, rows) for strip in range(grid.columns)), initial=0))
 
     def work(first: int, last: int) -> int:
         """LR pixels of the writes: of whole strips at once, as plans may have thousands."""
@@ -225,32 +228,40 @@ def shares(plan: Plan, measured: Measured, count: int) -> tuple[int, ...]:
 
 def _lr_pixels(plan: Plan, measured: Measured, run: Box) -> list[int]:
     """LR pixels that every stage computes for consecutive rows of a strip."""
-    inputs = plan.input_columns((run.x0, run.x1))
-    first, last = plan.reduction.rows.read(run.y0 + plan.roi.y0, run.y1 + plan.roi.y0)
-    pixels = []
-    for stage, cost, (left, right) in reversed(list(zip(plan.stages, measured.stages, inputs, strict=True))):
-        rows, first, last = _rows_computed(stage, cost, first, last)
-        pixels.append(rows * (right - left))
-    return pixels[::-1]
+    rows = _lr_rows(plan, measured, (run.y0, run.y1))
+    return [round(n) for n in map(mul, rows, _lr_columns(plan, (run.x0, run.x1)))]
 
 
-def _rows_computed(stage: StagePlan, cost: MeasuredStage, first: int, last: int) -> tuple[int, int, int]:
-    """Rows that a stream computes for the output rows [first, last), in LR rows, and the source rows [first, last) it reads.
+def _lr_columns(plan: Plan, strip: tuple[int, int]) -> list[int]:
+    """LR columns that every stage computes for a strip."""
+    return [right - left for left, right in plan.input_columns(strip)]
 
-    Rows are pushed from a receptive field above the first one until the last one is complete. Operations lag behind the
-    input by up to the radius, evenly here, and skip rows outside the picture, except for a few or half a band.
+
+def _lr_rows(plan: Plan, measured: Measured, rows: tuple[int, int]) -> list[float]:
+    """LR rows that every stage computes for consecutive rows of the output."""
+    first, last = plan.reduction.rows.read(*(y + plan.roi.y0 for y in rows))
+    computed = []
+    for stage, cost in zip(reversed(plan.stages), reversed(measured.stages), strict=True):
+        count, first, last = _rows_computed(stage, cost, first, last)
+        computed.append(count)
+    return computed[::-1]
+
+
+def _rows_computed(stage: StagePlan, cost: MeasuredStage, first: int, last: int) -> tuple[float, int, int]:
+    """LR rows that a stream computes for the output rows [first, last), and the source rows [first, last) that it reads.
+
+    At both ends every operation computes the rows that later ones read, as far as they lie in the picture, and a few more: up
+    to a band. Operations are taken to read as many rows each.
     """
-    radius, bands = cost.radius, _bands(cost)
-    margin = stage.margins[0]
-    start = max(0, margin + first // stage.scale - radius) // stage.band * stage.band
-    last = min(margin - (-last // stage.scale), stage.padded[0])
-    pushed = -(-(last + radius - start) // stage.band) * stage.band
-    beyond = max(0, start + pushed - stage.padded[0])
-    above = radius / 2
-    below = beyond - radius / 2 if beyond > radius else beyond**2 / (2 * radius or 1)
+    bands, frame, margin = _bands(cost), stage.padded[0], stage.margins[0]
+    first, last = margin + first // stage.scale, min(margin - (-last // stage.scale), frame)
+    context = cost.radius / 2 if bands.context is None else bands.context
     partial = stage.band / 2 if bands.beyond is None else bands.beyond
-    rows = pushed - max(0.0, above - partial) - max(0.0, below - partial)
-    return round(rows), start, min(start + pushed, stage.height)
+    rows = float(last - first)
+    for inside in (first, frame - last):  # rows of the picture beyond the end
+        part = min(1.0, inside / (cost.radius or 1))
+        rows += partial + context * part * (2 - part)
+    return rows, max(0, first - cost.radius), min(last + cost.radius, stage.height)
 
 
 def inner_edges(plan: Plan) -> list[bool]:

@@ -109,6 +109,7 @@ def band_memory(stage: Stage) -> BandCost:
         fixed=int(held(wide) - per_column * wide.width),
         narrow_bytes_per_column=held(narrow) / narrow.width,
         beyond=wide.beyond,
+        context=wide.context,
     )
 
 

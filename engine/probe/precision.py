@@ -53,14 +53,17 @@ def precision_errors(
         image: measure on this picture; by default on a sample of step 1.
         log: receives one line when the measurement begins.
     """
-    content = _first_content(model, image)
+    content = None if image is None else _first_content(model, image)
+    kind = f"step 1, seed {SAMPLE_SEED}" if content is None else content.sum().item()
     software = [torch.__version__, *library_versions(device)]
-    name = cache.digest(model.digest, stages, half, str(device), hardware_name(device), content.sum().item(), *software)
+    name = cache.digest(model.digest, stages, half, str(device), hardware_name(device), kind, *software)
     stored = cache.read("precision", name)
     try:
         return [PrecisionError(**cache.numbers(e)) for e in stored]  # type: ignore[attr-defined]
     except TypeError:
         log(f"measuring the error of {half}" + (f" on {image.name}" if image else " (once)"))
+    if content is None:
+        content = _first_content(model, None)
     full, fast = (_chain(model, stages, precision, device) for precision in ("fp32", half))
     errors = chain_errors(
         [s.network for s in full], [s.network for s in fast], [s.sigma for s in model.stages[:stages]],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
@@ -32,9 +33,9 @@ def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
     pending: Future[BoxWritten] | None = None
     with _RowWriter(pipeline, sink) as writer:
         try:
-            for box in sink.missing(pipeline.writes):
+            for box, end in _runs(sink.missing(pipeline.writes)):
                 start = time.perf_counter()
-                pixels = rows.read(box)
+                pixels = rows.read(box, end)
                 computed = time.perf_counter() - start
                 written = pending.result() if pending is not None else None
                 # Submitted before the caller learns of the row before, which is when it may stop.
@@ -49,6 +50,17 @@ def _render(pipeline: Pipeline, sink: Sink) -> Iterator[BoxWritten]:
             yield pending.result()
 
 
+def _runs(boxes: Iterable[Box]) -> Iterator[tuple[Box, int]]:
+    """Each box with the last row of those that follow it without a gap: a stream computes nothing below it."""
+    run: list[Box] = []
+    for box in chain(boxes, [None]):
+        if run and (box is None or (box.x0, box.y0) != (run[-1].x0, run[-1].y1)):
+            yield from ((each, run[-1].y1) for each in run)
+            run = []
+        if box is not None:
+            run.append(box)
+
+
 class RowsOfShards:
     """Pixels of rows of shards. Consecutive ones come from one stream; after a gap a new stream starts above the next."""
 
@@ -57,17 +69,17 @@ class RowsOfShards:
         self._reader: RowReader | None = None
         self._at = (0, 0)  # the column and the row that the stream has reached
 
-    def read(self, box: Box) -> RowBlock:
+    def read(self, box: Box, end: int) -> RowBlock:
         """Pixels of ``box``: where half precision overflows, those of float32 in the whole box.
 
-        A box is computed in half precision first, whatever the box above needed. So its pixels do not depend on the row
+        ``end``: last row of the boxes that are read after it without a gap. A box is computed in half precision first, whatever the box above needed. So its pixels do not depend on the row
         in which a render was resumed.
 
         Raises:
             NonFiniteRows: float32 gives NaN or infinite values too, or the network cannot be made in float32.
         """
         in_fp32: set[int] = set()
-        while (pixels := self._attempt(box, in_fp32)) is None:
+        while (pixels := self._attempt(box, end, in_fp32)) is None:
             pass
         if in_fp32:
             self._reader = None
@@ -76,13 +88,13 @@ class RowsOfShards:
             self._pipeline.count_redone()
         return pixels
 
-    def _attempt(self, box: Box, in_fp32: set[int]) -> RowBlock | None:
+    def _attempt(self, box: Box, end: int, in_fp32: set[int]) -> RowBlock | None:
         """Pixels of ``box``; None if a stage, now added to ``in_fp32``, must compute them in float32."""
         try:
             with self._pipeline.queue.activate(), memory_errors():
                 if self._reader is None or self._at != (box.x0, box.y0):
                     self._reader = None  # its rows are freed before the next ones are made
-                    self._reader = self._rows_from(box, in_fp32)
+                    self._reader = self._rows_from(box, box.y1 if in_fp32 else end, in_fp32)
                 pixels = self._reader.take(box.height)
         except NonFiniteRows as error:
             if error.position in in_fp32 or self._pipeline.stages[error.position].fp32_fallback is None:
@@ -93,10 +105,10 @@ class RowsOfShards:
         self._at = (box.x0, box.y1)
         return pixels
 
-    def _rows_from(self, box: Box, in_fp32: set[int]) -> RowReader:
+    def _rows_from(self, box: Box, end: int, in_fp32: set[int]) -> RowReader:
         roi = self._pipeline.plan.roi
         canvas = box.shift(roi.y0, roi.x0)
-        return RowReader(self._pipeline.rows((canvas.x0, canvas.x1), in_fp32).rows(canvas.y0))
+        return RowReader(self._pipeline.rows((canvas.x0, canvas.x1), in_fp32).rows(canvas.y0, end + roi.y0))
 
 
 class _RowWriter:

@@ -60,12 +60,12 @@ class ReducedRows:
         """
         self._source, self._reduction, self._columns, self._finish = source, reduction, columns, finish
 
-    def rows(self, first: int) -> Iterator[RowBlock]:
-        """Rows from ``first`` on."""
-        rows, height = self._reduction.rows, self._reduction.target[0]
+    def rows(self, first: int, last: int | None = None) -> Iterator[RowBlock]:
+        """Rows from ``first`` on, up to ``last`` if it is given."""
+        rows, height = self._reduction.rows, self._reduction.target[0] if last is None else last
         left, _ = self._reduction.columns.read(*self._columns)
-        top, _ = rows.read(first, first + 1)
-        reader = RowReader(self._source.rows(top))
+        top, source_end = rows.read(first, height)
+        reader = RowReader(self._source.rows(top, source_end))
         narrow = torch.empty(3, 0, self._columns[1] - self._columns[0])  # source rows from ``top`` on, reduced in width
         for y in range(first, height, ROWS):
             bottom = min(y + ROWS, height)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from engine.bands.needs import Range
 from engine.bands.stream import RowStream
 from engine.device.heap import malloc_trim
 from engine.device.queue import DeviceQueue, Download
@@ -42,8 +43,8 @@ class RowBlock(NamedTuple):
 class RowSource(Protocol):
     """A stream of rows."""
 
-    def rows(self, first: int) -> Iterator[RowBlock]:
-        """Consecutive rows from ``first`` on, until the image ends."""
+    def rows(self, first: int, last: int | None = None) -> Iterator[RowBlock]:
+        """Consecutive rows from ``first`` on, up to ``last`` at least, or until the image ends."""
         ...
 
 
@@ -54,12 +55,10 @@ class SourceRows:
         self._source = source
         self._columns = columns
 
-    def rows(self, first: int) -> Iterator[RowBlock]:
-        height = self._source.size[0]
-        for top in range(first, height, SOURCE_ROWS):
-            yield RowBlock(
-                self._source.read(Box(top, self._columns[0], min(top + SOURCE_ROWS, height), self._columns[1]))
-            )
+    def rows(self, first: int, last: int | None = None) -> Iterator[RowBlock]:
+        end = self._source.size[0] if last is None else last
+        for top in range(first, end, SOURCE_ROWS):
+            yield RowBlock(self._source.read(Box(top, self._columns[0], min(top + SOURCE_ROWS, end), self._columns[1])))
 
 
 class RowReader:
@@ -194,30 +193,34 @@ class BandedStage:
         self._above: Tensor | None = None
         """Last row of the image so far, on the device, if its pair is not complete."""
 
-    def rows(self, first: int) -> Iterator[RowBlock]:
+    def rows(self, first: int, last: int | None = None) -> Iterator[RowBlock]:
         """Rows from ``first`` on: uint8 for the last stage, on a device with their half, float32 in [0, 1] otherwise.
 
-        The stream starts at least one receptive field above, on a multiple of its band. Its rows equal those of a stream
-        from the top, bit for bit.
+        The stream starts a receptive field above, on a multiple of its band, and every operation at the first row that
+        later ones read. Its rows equal those of a stream from the top, bit for bit.
         """
-        scale, band, margin = self._plan.scale, self._plan.band, self._plan.margins[0]
-        start = max(0, margin + first // scale - self._stage.radius) // band * band
-        end = self._plan.grid.height
+        band, height = self._plan.band, self._plan.padded[0]
+        above, image_end = self._plan.margins[0] * self._plan.scale, self._plan.grid.height
+        end = image_end if last is None else min(last, image_end)
+        output = (first + above, end + above)
+        read = self._stream.plan.rows_read(output, height)
+        start = read[0] // band * band
         malloc_trim()
-        self._stream.start(start, self._plan.padded[0])
+        self._stream.start(start, height, output)
         self._reported = self._stream.macs
         self._above = None
         running: deque[_RowsOnDevice] = deque()
         # A device computes the next band while the host looks at this one.
         ahead = self._stream.plan.parts if self._queue.is_asynchronous else 0
         try:
-            for pixels in self._bands(start):
+            for pixels in self._bands(start, read):
                 for top, output in self._stage.push(self._stream, pixels):
                     self._report()
-                    y = top - margin * scale
+                    y = top - above
                     rows = Box(max(first, y), 0, min(end, y + output.shape[2]), 0)
                     if rows.height > 0:
-                        running.append(self._trimmed(output, rows.y0 - y, rows.y1 - y, y, is_end=rows.y1 == end))
+                        is_end = rows.y1 == image_end
+                        running.append(self._trimmed(output, rows.y0 - y, rows.y1 - y, y, is_end=is_end))
                     while running and (len(running) > ahead or rows.y1 == end):
                         yield self._checked(running.popleft())
                     if rows.y1 == end:
@@ -270,25 +273,27 @@ class BandedStage:
             )
         return RowBlock(pixels, half[0][:, : rows.half_rows] if half else None)
 
-    def _bands(self, start: int) -> Iterator[Tensor]:
+    def _bands(self, start: int, rows: Range) -> Iterator[Tensor]:
         """Input of the network from row ``start`` on, [1, inputs, band, width], without end.
 
-        It has noise, is reflected beyond the image's lower and right border, and is zero below the frame.
+        It has noise, is reflected beyond the image's lower and right border, and is zero outside of ``rows``.
         """
         height, band = self._plan.height, self._plan.band
         left, right = self._inside
-        source = RowReader(self._source.rows(start))
+        columns = self._columns.input
+        inside = self._plan.source_box(Box(rows[0], columns[0], rows[1], columns[1]))
+        source, taken = RowReader(self._source.rows(inside.y0, inside.y1)), inside.y0
         pixels = torch.empty(3, 0, right - left)
         uploads = self._queue.uploads(3 * (band + self._plan.align) * (right - left), torch.float32)
         for top in count(start, band):
-            if (fresh := min(band, height - top)) > 0:
+            if (bottom := min(top + band, inside.y1)) > taken:
                 # The border reflects the rows before it.
-                pixels = torch.cat([pixels[:, -self._plan.align :], source.take(fresh).pixels], 1)
-            bottom = min(top + band, height)
-            block = Box(bottom - pixels.shape[1], left, bottom, right)
-            columns = self._columns.input
-            read = Box(top, columns[0], max(top, min(top + band, self._plan.padded[0])), columns[1])
+                pixels = torch.cat([pixels[:, -self._plan.align :], source.take(bottom - taken).pixels], 1)
+                taken = bottom
+            block = Box(taken - pixels.shape[1], left, taken, right)
+            begin = max(top, rows[0])
+            read = Box(begin, columns[0], max(begin, min(top + band, rows[1])), columns[1])
             size = (height, self._plan.width)
             x = gather(uploads.start(pixels), block, read, size, self._noise)
             uploads.read()
-            yield torch.nn.functional.pad(x, (0, 0, 0, band - x.shape[2]))
+            yield torch.nn.functional.pad(x, (0, 0, begin - top, band - x.shape[2] - (begin - top)))

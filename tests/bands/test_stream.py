@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from support.networks import NETWORKS, Network, lively, per_token, rrdb, span, swinir
-from support.streams import bands, noise_channels, plan, pour, stream, whole
+from support.streams import bands, noise_channels, plan, pour, pour_rows, stream, whole
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -150,6 +150,19 @@ def test_a_stream_from_the_middle_sees_the_rows_below_only(picture, make):
     assert_equal(pour(stream(network, 8, 12), image, 24), whole(network, image[:, 24:]))
 
 
+@pytest.mark.parametrize("make", [rrdb, swinir, *NETWORKS])
+def test_some_rows_follow_from_those_that_are_read(picture, make):
+    """Bit for bit, at the picture's ends and within; no other row is read, so none of its NaN is left."""
+    network = lively(make())
+    align = getattr(network, "align", 1)
+    image = picture(10 * align + 30 // align * align, 12)
+    rows = stream(network, 4 * align, 12, 2 * align)
+    expected = pour(rows, image)
+    end = expected.shape[1]
+    for first, last in ((0, 1), (end // 2, end // 2 + 1), (end // 3, end - 5), (end - 1, end)):
+        assert torch.equal(pour_rows(rows, image, first, last), expected[:, first:last]), (first, last)
+
+
 @pytest.fixture
 def poisoned(monkeypatch):
     """A plan -> (a stream whose memory holds NaN throughout, its arena)."""
@@ -226,6 +239,18 @@ def test_macs_of_two_convolutions_by_hand():
     first, second = 3 * 4 * 9, 4 * 2 * 9
     assert rows.plan.macs(7) == 5 * 7 * (first + second)
     assert executed(rows, 7) == 5 * (8 * first + 12 * second)
+
+
+def test_macs_of_some_rows_by_hand():
+    """Rows [21, 30) read the rows [20, 31) of the first convolution, and [19, 32) of the picture.
+
+    New rows of the first convolution begin at 19, 23 and 27, those of the second at 18, 22 and 26: whole bands of 4 rows.
+    """
+    rows = stream(lively(nn.Sequential(conv3(3, 4), conv3(4, 2))), 4, 5)
+    assert rows.plan.rows_read((21, 30), 400) == (19, 32)
+    pour_rows(rows, torch.zeros(3, 400, 5), 21, 30)
+    assert rows.macs == 5 * (12 * 3 * 4 * 9 + 12 * 4 * 2 * 9)
+    assert rows.plan.context == (1 * 3 * 4 * 9) / (3 * 4 * 9 + 4 * 2 * 9)
 
 
 def test_macs_of_all_layers_by_hand():

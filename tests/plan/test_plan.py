@@ -183,12 +183,18 @@ MISFITS = [
     ({"margin": 4}, AlignmentError, "step 2: margin is not a multiple of the window (4, window 8); use 8"),
     ({"band": 12}, AlignmentError, "step 2: band is not a multiple of the window (12, window 8); use 16"),
     ({"band": 16, "halo": 9}, AlignmentError, "step 2: halo is not a multiple of the window (9, window 8); use 16"),
+    (
+        {"width": 2**30 + 1},
+        UsageError,
+        "step 2: a side of its input is too long (1073741832 pixels, limit 1073741824); use a smaller image",
+    ),
     ({"blend": 24}, UsageError, "step 2: cross-fade is wider than the tile (24, tile 16); use blend=16 or less"),
 ]
 
 
 def test_misaligned_cuts_are_refused():
     cut = stage_of(100, 100, 16, 8, align=8)
+    replace(cut, width=2**30).check()
     for changes, kind, message in MISFITS:
         with pytest.raises(kind) as caught:
             replace(cut, **changes).check()

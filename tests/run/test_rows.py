@@ -62,8 +62,8 @@ class Streamed:
         self.radius = stage.radius
         self._rows = row_chain([cut], [stage], TensorSource(image), columns or (0, width * stage.scale), seed=5)
 
-    def rows(self, first=0):
-        return torch.cat([block.pixels for block in self._rows.rows(first)], 1)
+    def rows(self, first=0, last=None):
+        return torch.cat([block.pixels for block in self._rows.rows(first, last)], 1)
 
 
 SIZES = [(75, 40), (64, 48), (33, 51), (130, 9), (5, 70), (1, 1), (3, 2), (17, 8)]
@@ -83,7 +83,8 @@ def test_rows_equal_the_whole_stage(stage, picture):
             chance = random.Random(height)
             starts = {end - 1, min(end - 1, 4 * streamed.radius + 64), *(chance.randrange(end) for _ in range(4))}
             for first in sorted(starts):
-                assert torch.equal(streamed.rows(first), rows[:, first:]), (height, width, sigma, first)
+                last = chance.choice((end, chance.randrange(first, end) + 1))
+                assert torch.equal(streamed.rows(first, last), rows[:, first:last]), (height, width, sigma, first, last)
 
 
 def test_rows_of_a_strip_equal_the_whole_stage(stage, picture):

@@ -47,6 +47,24 @@ def pour(rows, picture, low=0, before_push=lambda: None):
     return torch.cat(parts).permute(2, 0, 1)
 
 
+def pour_rows(rows, picture, first, last):
+    """Rows [first, last) of a stream's output, from a picture that is NaN in all rows but those that they follow from."""
+    height, scale, band = picture.shape[1], rows.plan.scale, rows.plan.band
+    top, bottom = rows.plan.rows_read((first, last), height)
+    picture = picture.clone()
+    picture[:, :top] = picture[:, bottom:] = torch.nan
+    low, parts = top // band * band, []
+    rows.start(low, height, (first, last))
+    for x in bands(picture, band, low):
+        for y, part in rows.push(x):
+            parts.append(part[max(0, first - y) : max(0, last - y)].clone())
+        if sum(map(len, parts)) == last - first:
+            return torch.cat(parts).permute(2, 0, 1)
+        assert low < height + rows.plan.delay
+        low += band
+    raise AssertionError
+
+
 @torch.inference_mode()
 def whole(network, picture):
     return network(picture[None])[0]
