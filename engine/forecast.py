@@ -16,6 +16,7 @@ import torch
 
 from engine.device.precision import Precision
 from engine.errors import UsageError, option
+from engine.geometry import UNBOUNDED
 from engine.job import opened
 from engine.measure import complete, measure
 from engine.model.bundle import Model
@@ -142,7 +143,8 @@ def _as_on(
         _, counts = known.setdefault(key, (stage, count.tile_counts(stage, gpu)))
         seconds = counts.times(gpu, saturating).total / saturating
         footprint = replace(count.tile_bytes(stage, gpu), seconds_per_pixel=seconds)
-        in_rows, band_counts = _bands(stage, gpu, request) if in_bands else (None, counts)
+        can_stream = in_bands and cost.radius < UNBOUNDED  # as found here: a count on the meta device checks no pixels
+        in_rows, band_counts = _bands(stage, gpu, request) if can_stream else (None, counts)
         tiles.append(counts)
         bands.append(band_counts)
         fp32 = None if stage.precision == "fp32" else count.fallback(model, index, in_bands=in_rows is not None)

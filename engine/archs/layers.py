@@ -149,6 +149,9 @@ class Upscaler(nn.Module, ABC):
     noise_channels: int
     """Input channels beside RGB."""
 
+    is_own = True
+    """Whether this package has its code, and so knows how far it looks; others are classified by runs."""
+
     has_halves = True
     """Whether an automatic choice may run it in half precision."""
 
