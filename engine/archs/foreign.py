@@ -1,8 +1,8 @@
 """Networks that spandrel builds, behind the interface of this package's own; spandrel is an optional dependency.
 
 spandrel (https://github.com/chaiNNer-org/spandrel, MIT; each architecture keeps its licence) gets tensors that were read
-and checked before, never a file. How far such a network sees is not known: ``engine.probe.reach`` measures it, whatever
-spandrel says about tiles.
+and checked before, never a file. How far such a network sees is not known here: its trace tells (``engine.bands.check``), or
+``engine.probe.reach`` measures it, whatever spandrel says about tiles.
 """
 
 from __future__ import annotations

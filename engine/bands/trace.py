@@ -7,6 +7,7 @@ shape, and code that asks for it is traced, too. Parts of a tensor are ``narrow`
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ class _StandIn(fx.Proxy):
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
         cuts = _cuts(index, self._result)
         if cuts is None:
-            return super().__getitem__(index)  # type: ignore[misc] (torch.fx adds operators when it is imported)
+            return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
         part: Any = self
         for axis, first, length in cuts:
             part = part.narrow(axis, first, length)
@@ -122,7 +123,8 @@ class _StandIn(fx.Proxy):
         rest = self._result.shape[axis] - first - length
         before, _, after = _parts(self, axis, [first, length, rest])
         parts: Any = [part for part in (before, value, after) if part is not None]
-        self.node = torch.cat(parts, axis).node  # type: ignore[attr-defined] (a stand-in)
+        joined: Any = torch.cat(parts, axis)
+        self.node = joined.node
 
 
 def _parts(x: Any, axis: int, lengths: list[int]) -> Iterator[Any]:  # noqa: ANN401
