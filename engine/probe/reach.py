@@ -203,7 +203,9 @@ def record(image: TiledStage, sites: Mapping[int, Site], log: Log = lambda _: No
                 after = output
         statistics = Statistics(sites, plan.padded, averaged(records))
         # Not the tiles of the render, whose constants they become.
-        log(f"{plan.name}: statistics from {len(tiles)} of {len(indices)} parts of {plan.core_text} px, pass {number + 1}")
+        log(
+            f"{plan.name}: statistics from {len(tiles)} of {len(indices)} parts of {plan.core_text} px, pass {number + 1}"
+        )
         if before is not None and float((after - before).abs().max()) * 255 < SETTLED:
             break
         before = after
