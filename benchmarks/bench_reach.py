@@ -3,9 +3,9 @@
     python benchmarks/bench_reach.py                 # all, a few minutes
     python benchmarks/bench_reach.py --only HAT DAT
 
-For each network: the operations that look at the whole picture through a small statistic, and the effect of the far half of the
-picture on the other end, in levels of 255, without and with these statistics as constants. Random weights say how a network
-looks, not how much: errors belong to trained ones.
+For each network: the radius of its trace where that streams in bands, or the reason why it does not; the operations that look at
+the whole picture through a small statistic; and the effect of the far half of the picture on the other end, in levels of 255,
+without and with these statistics as constants. Random weights say how a network looks, not how much: errors belong to trained ones.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from harness import PHOTOS, add_row
 
 from engine.archs import build, identify
 from engine.archs.foreign import load_spandrel
-from engine.errors import ModelError
+from engine.bands.graph import radius
+from engine.errors import ModelError, UsageError
 from engine.geometry import Box
 from engine.io.photo import PictureSource
 from engine.probe.reach import FAR_LEVELS, on_picture
@@ -25,7 +26,7 @@ from engine.run.stage import Stage
 
 PHOTO = PHOTOS / "picosdeeuropa-crop.jpg"
 SIDE = 128
-COLUMNS = ("reach", "statistics", "grid", "far effect", "far effect, constants", "reason")
+COLUMNS = ("reach", "radius", "statistics", "grid", "far effect", "far effect, constants", "reason")
 
 NETWORKS = {
     "ATD": (
@@ -156,8 +157,14 @@ def measured(state: dict[str, torch.Tensor]) -> dict[str, object]:
     x = picture[None].contiguous(memory_format=torch.channels_last)
     plain, _ = far_effect(stage.run, x, stage.scale, stage.align)
     frozen, _ = far_effect(on_picture(stage)(x), x, stage.scale, stage.align) if stage.sites else (plain, 0)
+    try:
+        streams = {"reach": "bands", "radius": radius(stage.graph, stage.align)}
+    except UsageError as error:
+        looks = "whole" if frozen > FAR_LEVELS else "statistics" if stage.sites else "local"
+        reason = str(error).replace(": cannot be streamed in bands", "").partition(";")[0]
+        streams = {"reach": looks, "reason": reason.removeprefix("a network by spandrel ")}
     return {
-        "reach": "whole" if frozen > FAR_LEVELS else "statistics" if stage.sites else "local",
+        **streams,
         "statistics": len(stage.sites),
         "grid": stage.align,
         "far effect": f"{plain:.3f}",

@@ -16,6 +16,7 @@ import torch
 
 from engine.device.precision import Precision
 from engine.errors import BudgetError, UsageError, option
+from engine.geometry import UNBOUNDED
 from engine.io.objects import Place
 from engine.job import opened
 from engine.measure import complete, measure
@@ -166,7 +167,9 @@ def _as_on(
         form = precision, type(stage.network), *((k, t.shape) for k, t in stage.network.state_dict().items())
         if form not in known:
             tiles = count.tile_counts(stage, gpu)
-            cost, bands = _bands(stage, gpu, request) if in_bands else (None, tiles)
+            # As found here: a count on the meta device checks no pixels.
+            can_stream = in_bands and here.stages[index].radius < UNBOUNDED
+            cost, bands = _bands(stage, gpu, request) if can_stream else (None, tiles)
             seconds = tiles.times(gpu, saturating).total / saturating
             known[form] = _Counted(
                 tiles=tiles,

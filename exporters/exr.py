@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from engine.container import cpu_count
 from engine.errors import EngineError, UsageError, option
 from engine.exporters.about import description, software
-from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Pixels
 from engine.exporters.view import View
 from engine.geometry import Grid
+from engine.io.icc import load_profile
 
 COMPRESSIONS = ("zip", "piz", "zips", "none")
 
@@ -164,7 +164,7 @@ def prepare(view: View, suffix: str, values: Mapping[str, Any]) -> ExrJob:
     """
     options = checked_options(suffix, values)
     check_size(suffix, view.levels[0].width, view.levels[0].height)
-    if not options.data and view.profile not in (None, srgb_profile()):
+    if not options.data and view.profile not in (None, load_profile("srgb")):
         raise UsageError(
             f"{suffix}: colours of another profile than sRGB become no linear light; give {option('data', True)} to keep their "
             f"values, or enlarge the picture with {option('profile', 'srgb')}"

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError, counted, option
-from engine.exporters.colour import srgb_profile
 from engine.geometry import Box
 from engine.io.about_picture import stored_dpi, stored_profile
 from engine.io.durable import open_root, stamp_of
+from engine.io.icc import load_profile
 from engine.io.objects import Place
 from engine.io.shards import is_present, present_shards, raise_unless_damage, shard_path
 from engine.pixels import PLAIN, PixelFormat, pixels_of
@@ -108,7 +108,7 @@ class Pyramid:
         self._arrays = _arrays(store, group, attributes, _channels(self.provenance))
         self.dtype: np.dtype[Any] = self._arrays[0].dtype
         self.pixels = PixelFormat(self._arrays[0].shape[0], 8 * self.dtype.itemsize)
-        self.profile = stored_profile(self.provenance) or (srgb_profile() if self.pixels.colours == 3 else None)
+        self.profile = stored_profile(self.provenance) or (load_profile("srgb") if self.pixels.colours == 3 else None)
         self.dpi = stored_dpi(self.provenance)
         self.levels = tuple(_level(array) for array in self._arrays)
         _check_sizes(store, self.levels, exact=provenance is not None)

@@ -21,11 +21,11 @@ from PIL import Image, features
 from engine.causes import naming
 from engine.container import cpu_count
 from engine.errors import UsageError, option
-from engine.exporters.colour import srgb_profile
 from engine.exporters.job import Progress, check_range, parse_options
 from engine.exporters.pyramid import Pixels
 from engine.exporters.view import View
 from engine.geometry import Box, Grid
+from engine.io.icc import load_profile
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 """Suffix of a tile -> Pillow's name of its format."""
@@ -229,7 +229,7 @@ class Tiles:
     def view_profile(self) -> bytes | None:
         """ICC profile of every tile; None for sRGB, which browsers assume: 480 bytes less a tile."""
         profile = self.view.profile
-        return None if profile == srgb_profile() else profile
+        return None if profile == load_profile("srgb") else profile
 
 
 def tile_options(suffix: str, values: Mapping[str, Any]) -> TileOptions:

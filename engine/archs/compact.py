@@ -16,16 +16,14 @@ from torch.nn import functional as F
 
 from engine.archs.layers import (
     MAX_BLOCKS,
-    MAX_CHANNELS,
     RGB,
     Upscaler,
     cast_to_weights,
     check_count,
-    check_image_channels,
     conv3,
     image_of,
     rgb_of,
-    shuffle_factor,
+    sizes_of,
 )
 from engine.errors import ModelError
 
@@ -90,13 +88,11 @@ class Compact(Upscaler):
 
         Raises ModelError, or KeyError, IndexError or ValueError, for tensors that tell no size.
         """
-        channels, image_channels = state["body.0.weight"].shape[:2]
-        check_image_channels(image_channels)
         last = max(int(key.split(".")[1]) for key in state) // 2 * 2
         if state["body.1.weight"].ndim != 1 if "body.1.weight" in state else last > 1:
             raise ModelError(
                 "has no PReLU slopes, so its activation is not known; add them: 0 of a ReLU, 0.1 of a leaky one"
             )
-        scale = shuffle_factor(state[f"body.{last}.weight"].shape[0], image_channels)
+        channels, scale, image_channels = sizes_of(state["body.0.weight"], state[f"body.{last}.weight"])
         convs = check_count(last // 2, MAX_BLOCKS, "convolutions") - 1
-        return cls(check_count(channels, MAX_CHANNELS, "channels"), convs, scale, image_channels)
+        return cls(channels, convs, scale, image_channels)

@@ -1,8 +1,8 @@
 """Networks that spandrel builds, behind the interface of this package's own; spandrel is an optional dependency.
 
 spandrel (https://github.com/chaiNNer-org/spandrel, MIT; each architecture keeps its licence) gets tensors that were read
-and checked before, never a file. How far such a network sees is not known: ``engine.probe.reach`` measures it, whatever
-spandrel says about tiles.
+and checked before, never a file. How far such a network sees is not known here: its trace tells (``engine.bands.check``), or
+``engine.probe.reach`` measures it, whatever spandrel says about tiles.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from engine.archs.layers import RGB, Upscaler, check_image_channels, image_of, rgb_of
+from engine.archs.layers import RGB, Upscaler, cast_to_weights, check_image_channels, image_of, rgb_of
 from engine.causes import raise_if_exhausted
-from engine.errors import ModelError, UsageError, option
+from engine.errors import ModelError
 from engine.geometry import UNBOUNDED
 
 PREFIX = "spandrel "
@@ -35,6 +35,7 @@ class Foreign(Upscaler):
     """A network of spandrel's, whole: its tail only drops or repeats channels."""
 
     noise_channels = 0
+    is_own = False
     has_halves = False  # not measured by default: some keep float32 buffers, which spandrel does not tell
     ends = ()
 
@@ -69,10 +70,12 @@ class Foreign(Upscaler):
         self.align = -(-max(1, size.minimum) // grid) * grid
 
     def trunk(self, x: Tensor) -> Tensor:
-        if isinstance(x, fx.Proxy):
-            raise UsageError(f"a network by spandrel: cannot be streamed in bands; use {option('executor', 'tiles')}")
-        image = image_of(x, channels=self.image_channels)
-        output: Tensor = self._descriptor(image.to(next(self.network.parameters()).dtype))
+        image = cast_to_weights(self.network, image_of(x, channels=self.image_channels))
+        # A trace leaves out what the descriptor does around the network: it pads, which ``align`` makes needless.
+        is_traced = isinstance(x, fx.Proxy)
+        output: Tensor = (
+            self._descriptor._call_fn(self.network, image).clamp(0, 1) if is_traced else self._descriptor(image)
+        )
         return output.to(x.dtype)
 
     def to_mixed(self, dtype: torch.dtype) -> Self:

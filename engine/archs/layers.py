@@ -112,6 +112,17 @@ def check_image_channels(channels: int) -> int:
     return channels
 
 
+def sizes_of(first: Tensor, last: Tensor) -> tuple[int, int, int]:
+    """(channels, scale, image channels) of a network from the weights of its first convolution and of the one before its shuffle.
+
+    Raises ModelError for sizes that are not built.
+    """
+    channels, image_channels = first.shape[:2]
+    check_image_channels(image_channels)
+    scale = shuffle_factor(last.shape[0], image_channels)
+    return check_count(channels, MAX_CHANNELS, "channels"), scale, image_channels
+
+
 def shuffle_factor(outputs: int, channels: int) -> int:
     """Factor by which a pixel shuffle of ``outputs`` channels to ``channels`` enlarges. Raises ModelError without one."""
     factor = isqrt(outputs // channels)
@@ -148,6 +159,9 @@ class Upscaler(nn.Module, ABC):
 
     noise_channels: int
     """Input channels beside RGB."""
+
+    is_own = True
+    """Whether this package has its code, and so knows how far it looks; others are classified by runs."""
 
     has_halves = True
     """Whether an automatic choice may run it in half precision."""

@@ -15,16 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.archs.layers import (
-    MAX_CHANNELS,
     RGB,
     Upscaler,
     cast_to_weights,
-    check_count,
-    check_image_channels,
     conv3,
     image_of,
     rgb_of,
-    shuffle_factor,
+    sizes_of,
 )
 from engine.errors import ModelError
 
@@ -155,8 +152,5 @@ class SPAN(Upscaler):
 
         Raises ModelError, or KeyError, IndexError or ValueError, for tensors that tell no size.
         """
-        channels, image_channels = state["conv_1.weight"].shape[:2]
-        check_image_channels(image_channels)
-        scale = shuffle_factor(state["upsampler.0.weight"].shape[0], image_channels)
-        channels = check_count(channels, MAX_CHANNELS, "channels")
-        return cls(channels, scale, image_channels, normalised=_RAW not in state)
+        sizes = sizes_of(state["conv_1.weight"], state["upsampler.0.weight"])
+        return cls(*sizes, normalised=_RAW not in state)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 
-from engine.archs.last_conv import PackedLastConv
-from engine.archs.layers import PixelRows, WindowRows
-from engine.bands.rules import Call, Layout, Rule, fused, rule_of
+from engine.bands.rules import Call, Layout, Rule, constant_rule, fused, rule_of
+from engine.bands.trace import trace
 
 _PERMUTED = {
     (Layout.NCHW, (0, 2, 3, 1)): Layout.NHWC,
@@ -148,6 +149,41 @@ def split(graph: RowGraph) -> tuple[RowGraph, ...]:
     return (graph,) if value == graph.input else _cut(graph, index, value)
 
 
+def radius(graph: RowGraph, align: int) -> int:
+    """Radius of the receptive field: input pixels to either side that an output pixel depends on, at the worst phase.
+
+    Args:
+        graph: the network.
+        align: divisor of every height and width that it accepts; the pattern repeats with it.
+    """
+    pixels = np.arange(align * int(graph.scale))
+    return max(_reached(graph, pixels, in_columns=in_columns) for in_columns in (False, True))
+
+
+def _reached(graph: RowGraph, pixels: NDArray[np.int64], *, in_columns: bool) -> int:
+    """Input rows, or columns, to either side that one of these pixels of an output column, or row, depends on."""
+    seen = {graph.output: (pixels, pixels)}
+    for op in reversed(graph.ops):
+        low, high = seen.pop(op.name)
+        factor, (period, residue), columns = op.rule.factor, op.rule.grid, op.rule.column_reach
+        if factor >= 1:
+            low, high = low // int(factor), high // int(factor)
+            low = (low + residue) // period * period - residue
+            high = (high + residue) // period * period - residue + period - 1
+        else:
+            low, high = low * factor.denominator, (high + 1) * factor.denominator - 1
+        for index, name in enumerate(op.inputs):
+            reach = op.rule.reach_of(index)
+            if in_columns and columns is not None:
+                reach = columns if reach else 0
+            for member in graph.members(name):
+                lowest, highest = seen.get(member, (low - reach, high + reach))
+                seen[member] = np.minimum(lowest, low - reach), np.maximum(highest, high + reach)
+    low, high = seen[graph.input]
+    origins = pixels // int(graph.scale)
+    return int(max((origins - low).max(), (high - origins).max()))
+
+
 LINKS = 24
 """Links of a long network, about: its residual groups and both ends."""
 
@@ -210,25 +246,6 @@ def _cut(graph: RowGraph, index: int, value: str) -> tuple[RowGraph, RowGraph]:
     )
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLastConv | PixelRows | WindowRows) or super().is_leaf_module(
-            m, module_qualified_name
-        )
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a trace and records the result of every node."""
-
-    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(network, graph=graph)
-        self.results: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
-        self.results[n] = super().run_node(n)
-        return self.results[n]
-
-
 @torch.inference_mode()
 def read_graph(
     network: nn.Module, align: int, inputs: int = 3, use_triton: bool | None = None, *, packs: bool = False
@@ -245,12 +262,11 @@ def read_graph(
     Raises:
         UsageError: an operation has no rule; the message names it.
     """
-    graph = _Tracer().trace(network)
-    recorder = _Recorder(network, graph)
     side = max(8, 2 * align) // align * align
     device = next(network.parameters()).device
-    recorder.run(torch.zeros(1, inputs, side, side, device=device))
-    return _GraphReader(network, recorder.results, use_triton, packs).read(graph)
+    # Sizes that follow the picture's have one factor for rows and columns, unlike sizes that do not.
+    traced = trace(network, torch.zeros(1, inputs, side, 2 * side, device=device))
+    return _GraphReader(network, traced.results, use_triton, packs).read(traced.graph)
 
 
 class _GraphReader:
@@ -263,6 +279,7 @@ class _GraphReader:
         self._modules = dict(network.named_modules())
         self._results = results
         self._views: dict[fx.Node, tuple[str, Layout]] = {}  # node -> (its value, layout of the node's view of it)
+        self._aliased: dict[fx.Node, fx.Node] = {}  # node that is a view -> the node that it views
         self._values: dict[str, Value] = {}
         self._ops: list[Op] = []
         self._concatenations: dict[str, tuple[str, ...]] = {}
@@ -272,11 +289,16 @@ class _GraphReader:
         for node in nodes:
             if node.op == "placeholder":
                 self._add_value(node, Layout.NCHW, Fraction(1))
-            elif node.op != "get_attr":
+            elif not self._is_constant(node):
                 self._add(node)
         output = self._views[output_node.args[0]][0]
-        ops = tuple(_fuse(self._ops, self._values, self._concatenations, output))
-        return RowGraph(nodes[0].name, output, self._values, ops, self._concatenations)
+        ops = _fuse(_living(self._ops, self._concatenations, output), self._values, self._concatenations, output)
+        return RowGraph(nodes[0].name, output, self._values, tuple(ops), self._concatenations)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether no rows reach a node, or only their type and device."""
+        read = node.args[:1] if node.target in ("to", "type_as") else node.all_input_nodes
+        return node.op == "get_attr" or not any(n in self._views for n in read)
 
     def _add(self, node: fx.Node) -> None:
         call = self._call(node)
@@ -286,6 +308,7 @@ class _GraphReader:
         rate = self._values[names[0]].rate
         if (layout := self._layout_of_alias(call)) is not None:
             self._views[node] = (names[0], layout)
+            self._aliased[node] = call.inputs[0]
         elif node.target is torch.cat:
             self._concatenations[node.name] = self._parts(call)
             self._add_value(node, call.layout, rate)
@@ -300,12 +323,22 @@ class _GraphReader:
             node=node,
             module=self._modules[str(node.target)] if node.op == "call_module" else None,
             inputs=inputs,
-            layout=self._views[inputs[0]][1] if inputs else Layout.NCHW,
+            operands=tuple(self._results[n] for n in inputs),
+            layout=self._views[inputs[0]][1],
             constants={n: self._results[n] for n in node.all_input_nodes if n not in self._views},
             result=self._results[node],
+            is_shared=self._is_shared(inputs[0]),
             use_triton=self._use_triton,
             packs=self._packs,
         )
+
+    def _is_shared(self, node: fx.Node | None) -> bool:
+        """Whether the numbers of a node have more than one reader."""
+        while node is not None:
+            if len(node.users) > 1:
+                return True
+            node = self._aliased.get(node)
+        return False
 
     def _add_value(self, node: fx.Node, layout: Layout, rate: Fraction) -> None:
         result = self._results[node]
@@ -314,22 +347,47 @@ class _GraphReader:
 
     def _layout_of_alias(self, call: Call) -> Layout | None:
         """Layout of a call that yields its input's numbers in its input's memory; None for any other call."""
-        if call.node.op != "call_method":
-            return None
-        if call.node.target == "permute":
+        if call.is_identity:
+            return call.layout
+        if call.node.target == "permute" and call.node.op == "call_method":
             order = call.node.args[1:] if len(call.node.args) > 2 else call.argument(1, "dims")
             layout = _PERMUTED.get((call.layout, tuple(order)))
             if layout is None:
                 raise call.refusal("it moves axes other than rows, columns and channels")
             return layout
-        value = self._values[self._views[call.inputs[0]][0]]
-        return call.layout if call.node.target == "to" and call.result.dtype == value.dtype else None
+        return None
 
     def _parts(self, call: Call) -> tuple[str, ...]:
         """Values that ``torch.cat`` joins."""
         if call.argument(1, "dim", 0) % 4 != call.layout.channels:
             raise call.refusal("it concatenates along another axis than channels")
-        return tuple(self._views[n][0] for n in call.argument(0, "tensors"))
+        return tuple(
+            self._views[n][0] if n in self._views else self._constant_part(call, n) for n in call.argument(0, "tensors")
+        )
+
+    def _constant_part(self, call: Call, node: fx.Node) -> str:
+        """Value of rows that are all the same, as large as another input of the call."""
+        if node.name not in self._values:
+            name, layout = self._views[call.inputs[0]]
+            self._ops.append(Op(node.name, (name,), (layout,), constant_rule(call, node)))
+            self._values[node.name] = replace(
+                self._values[name], channels=self._results[node].shape[layout.channels], layout=layout
+            )
+        return node.name
+
+
+def _living(ops: Sequence[Op], concatenations: Mapping[str, tuple[str, ...]], output: str) -> list[Op]:
+    """The operations that lead to the output."""
+    read, living = {output}, []
+    for op in reversed(ops):
+        if op.name in read:
+            living.append(op)
+            names = list(op.inputs)
+            while names:
+                name = names.pop()
+                read.add(name)
+                names += concatenations.get(name, ())
+    return living[::-1]
 
 
 def _fuse(

@@ -258,12 +258,16 @@ class Call:
     """Module that is called; None for a function or a method."""
     inputs: tuple[fx.Node, ...]
     """Arguments that have rows, each once."""
+    operands: tuple[Tensor, ...]
+    """Results of ``inputs`` for a small picture."""
     layout: Layout
     """Layout of the first input."""
     constants: Mapping[fx.Node, Tensor]
     """Arguments that have no rows: parameters and buffers of the network."""
     result: Tensor
-    """Output for a small picture."""
+    """Output for the same picture."""
+    is_shared: bool = False
+    """Whether the first input has other readers."""
     use_triton: bool | None = None
     """Whether operations take their kernels; None: where the device has them."""
     packs: bool = False
@@ -274,6 +278,24 @@ class Call:
         if position < len(self.node.args):
             return self.node.args[position]
         return self.node.kwargs.get(name, default)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the result has its input's numbers, in its memory."""
+        if self.module is not None:
+            return isinstance(self.module, nn.Identity | nn.Dropout | nn.Dropout2d) and not self.module.training
+        if self.node.target in ("to", "type_as"):
+            return self.result.dtype == self.operands[0].dtype
+        return self.node.target is F.pad and not any(self.argument(1, "pad"))
+
+    @property
+    def factor(self) -> Fraction | None:
+        """Rows of the result per row of the first input, and columns per column; None if they differ."""
+        sides = [
+            (self.result.shape[axis], self.operands[0].shape[axis]) for axis in (self.layout.rows, self.layout.columns)
+        ]
+        factors = {Fraction(*side) for side in sides}
+        return factors.pop() if len(factors) == 1 else None
 
     @property
     def in_place(self) -> bool:
@@ -299,7 +321,7 @@ def rule_of(call: Call) -> Rule:
     make = next((RULES[key] for key in keys if key in RULES), None)
     if make is None:
         raise call.refusal(_UNBOUNDED)
-    if call.in_place and len(call.inputs[0].users) > 1:
+    if call.in_place and call.is_shared:
         raise call.refusal("it overwrites an input that other operations read")
     return make(call)
 
@@ -312,12 +334,32 @@ def _element_wise(call: Call) -> Rule:
     return Rule(_call_on_views(call), column_reach=0)
 
 
+def constant_rule(call: Call, node: fx.Node) -> Rule:
+    """The rule of a constant beside the first input of a call, which has as many rows and columns."""
+    constant = _pixel_of(call, node)
+    if constant.ndim != 4 or call.layout is not Layout.NCHW:
+        raise call.refusal("a constant has other axes than rows, columns and channels")
+    return Rule(lambda views, rows: constant.expand(-1, -1, *views[0].shape[2:]), column_reach=0)
+
+
+def _pixel_of(call: Call, node: fx.Node) -> Tensor:
+    """A constant, without the rows and columns of a map that is the same everywhere."""
+    constant = call.constants[node]
+    if call.layout is not Layout.NCHW or constant.shape[-2:] != call.operands[0].shape[-2:]:
+        return constant
+    pixel = constant[..., :1, :1]
+    if not torch.equal(pixel.expand_as(constant), constant):
+        raise call.refusal("a constant differs from pixel to pixel")
+    return pixel
+
+
 def _check_windows(call: Call) -> Rule:
     return Rule(_call_on_views(call))  # needs the full width
 
 
 def _call_on_views(call: Call) -> Compute:
-    node, inputs, constants = call.node, call.inputs, call.constants
+    node, inputs = call.node, call.inputs
+    constants = {constant: _pixel_of(call, constant) for constant in call.constants}
     function: Any = call.module or node.target
     if node.op == "call_method":
         function = getattr(Tensor, str(node.target))
@@ -343,7 +385,8 @@ def _leaky_relu(call: Call) -> Rule:
 
 
 def _add(call: Call) -> Rule:
-    if call.node.args != call.inputs or len(call.inputs) != 2:  # with a scalar, a constant, or x + x
+    # With a scalar, a constant, x + x, or a map for each channel.
+    if call.node.args != call.inputs or len(call.inputs) != 2 or len({x.shape for x in call.operands}) != 1:
         return _element_wise(call)
     alpha: Any = call.node.kwargs.get("alpha", 1)
     return Rule(None, Add(alpha), column_reach=0)
@@ -351,6 +394,14 @@ def _add(call: Call) -> Rule:
 
 def _narrow(call: Call) -> Rule:
     if call.argument(1, "dim") % 4 != call.layout.channels:
+        raise call.refusal(_UNBOUNDED)
+    return _element_wise(call)
+
+
+def _over_channels(call: Call) -> Rule:
+    axes = call.argument(1, "dim")
+    axes = axes if isinstance(axes, tuple | list) else (axes,)
+    if axes[0] is None or [axis % 4 for axis in axes] != [call.layout.channels] or call.result.ndim != 4:
         raise call.refusal(_UNBOUNDED)
     return _element_wise(call)
 
@@ -406,6 +457,8 @@ def _convolution(call: Call) -> Rule:
     height, width = conv.kernel_size
     same = [d * (k // 2) for d, k in zip(conv.dilation, (height, width), strict=True)]
     padding = same if conv.padding == "same" else list(conv.padding)
+    if conv.padding_mode == "zeros" and _is_patch(conv):
+        return _of_patches(conv, F.conv2d, Fraction(1, height))
     if conv.stride != (1, 1) or height % 2 == 0 or width % 2 == 0 or padding != same or conv.padding_mode != "zeros":
         raise call.refusal("only stride 1, odd kernels and zero padding that keeps the size have a rule")
 
@@ -424,6 +477,37 @@ def _convolution(call: Call) -> Rule:
         return F.conv2d(views[0], conv.weight, conv.bias, 1, (0, same[1]), conv.dilation, conv.groups)
 
     return Rule(compute, reach=same[0], column_reach=same[1], macs=macs)
+
+
+def _is_patch(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether a strided convolution maps squares of pixels that do not overlap to pixels, or pixels to such squares."""
+    side = conv.stride[0]
+    return side > 1 and (*conv.kernel_size, *conv.stride, *conv.padding, *conv.dilation) == (*[side] * 4, 0, 0, 1, 1)
+
+
+def _of_patches(conv: nn.Conv2d | nn.ConvTranspose2d, function: Callable[..., Tensor], factor: Fraction) -> Rule:
+    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
+        return function(views[0], conv.weight, conv.bias, conv.stride, groups=conv.groups)
+
+    connections, area = conv.in_channels * conv.out_channels // conv.groups, conv.stride[0] ** 2
+    macs = connections * area if factor < 1 else connections  # of a pixel of the output
+    return Rule(compute, factor=factor, grid=(max(1, int(1 / factor)), 0), macs=macs)
+
+
+def _transposed_convolution(call: Call) -> Rule:
+    conv = call.module
+    assert isinstance(conv, nn.ConvTranspose2d)
+    if not _is_patch(conv) or any(conv.output_padding):
+        raise call.refusal("only kernels as large as their stride, without padding, have a rule")
+    return _of_patches(conv, F.conv_transpose2d, Fraction(conv.stride[0]))
+
+
+def _largest(call: Call) -> Rule:
+    factor = call.factor
+    if factor is None or factor.numerator != 1 or call.node.kwargs.get("return_indices"):
+        raise call.refusal(_UNBOUNDED)
+    side = factor.denominator
+    return Rule(lambda views, rows: F.max_pool2d(views[0], side), factor=factor, grid=(side, 0))
 
 
 def _last_convolution(call: Call) -> Rule:
@@ -476,7 +560,9 @@ def _upsampling(call: Call) -> Rule:
     size, factor, mode, corners = values
     if isinstance(factor, tuple) and len(set(factor)) == 1:
         factor = factor[0]
-    if not isinstance(factor, int | float) or factor != int(factor) or size is not None:
+    if factor is None and size is not None:
+        factor = call.factor
+    if not isinstance(factor, int | float | Fraction) or factor != int(factor):
         raise call.refusal("only a whole scale_factor, the same for rows and columns, has a rule")
     scale = int(factor)
     if mode == "nearest":
@@ -507,6 +593,8 @@ RULES: dict[object, Callable[[Call], Rule]] = {
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
     nn.BatchNorm2d: _batch_norm,
+    nn.ConvTranspose2d: _transposed_convolution,
+    F.adaptive_max_pool2d: _largest,
     nn.PixelShuffle: _pixel_shuffle,
     F.pixel_shuffle: _pixel_shuffle,
     nn.PixelUnshuffle: _pixel_unshuffle,
@@ -521,17 +609,21 @@ RULES: dict[object, Callable[[Call], Rule]] = {
     "to": _cast,
     "narrow": _narrow,
     "repeat_interleave": _repeat,
+    torch.repeat_interleave: _repeat,
+    **dict.fromkeys(("mean", torch.mean, "sum", torch.sum, "amax", torch.amax), _over_channels),
     "expand": _expand,
     **dict.fromkeys(
         (
             nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.PReLU, nn.GELU, nn.SiLU,
-            nn.Mish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardswish, nn.Identity, nn.Dropout, nn.Dropout2d,
+            nn.Mish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardswish,
             F.relu, F.relu6, F.hardtanh, F.threshold, F.elu, F.celu, F.selu, F.prelu, F.gelu, F.silu,
             F.mish, F.sigmoid, F.hardsigmoid, F.tanh, F.hardswish, F.softplus,
-            operator.sub, operator.mul, operator.truediv, operator.neg,
+            operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
             torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.clamp, torch.relu, torch.sigmoid, torch.tanh,
+            torch.pow, torch.square, torch.sqrt, torch.rsqrt, torch.exp,
             "float", "half", "bfloat16",
-            "add", "sub", "mul", "div", "neg", "abs", "clamp", "relu", "sigmoid", "tanh",
+            "add", "sub", "mul", "div", "neg", "abs", "clamp", "relu", "sigmoid", "tanh", "pow", "square",
+            "sqrt", "rsqrt", "exp",
         ),
         _element_wise,
     ),

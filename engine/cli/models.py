@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.bands.graph import read_graph
+import torch
+
 from engine.cli import report
 from engine.cli.progress import meter
 from engine.cli.tables import print_table
-from engine.errors import EngineError, InputError, ModelError, UsageError
+from engine.errors import EngineError, InputError, ModelError
 from engine.geometry import UNBOUNDED
 from engine.model.bundle import DEFAULT, Model, load
 from engine.model.checkpoints import READERS
@@ -19,6 +20,7 @@ from engine.model.packaged import PACKAGED, find_packaged
 from engine.model.weight_files import WEIGHTS, weights_folder
 from engine.plan.halo import SEAM_TOLERANCE
 from engine.probe.profiles import known_profiles
+from engine.run.stage import StageFactory
 
 _DEFAULT_NAME = "(default)"
 
@@ -116,30 +118,19 @@ def _of_model(name: str, path: Path, model: Model) -> Entry:
     profiles = known_profiles(model) or ()
     points = [profile.halo_within(SEAM_TOLERANCE) for profile in profiles]
     measured = [point.halo for point in points if point is not None]
-    networks = [model.network(index) for index in range(len(model.stages))]
-    radius = max((network.radius for network in networks), default=None)
-    streams = all(_streams(model, index) for index in range(len(model.stages)))
+    stages = StageFactory(model, torch.device("cpu")).stages(["fp32"] * len(model.stages))
+    radius = max((stage.radius for stage in stages), default=None)
     return Entry(
         name=name,
         path=str(path),
         step_1=model.base_generator is not None,
         scales=tuple(stage.scale for stage in model.stages),
         architectures=_once(stage.architecture for stage in model.stages),
-        runs=("bands", "tiles") if streams else ("tiles",),
+        runs=("bands", "tiles") if all(stage.can_stream for stage in stages) else ("tiles",),
         halo=radius if radius and radius < UNBOUNDED else None,
         auto_halo=max(measured) if points and len(measured) == len(points) else None,
         licences=_once(licence.partition(":")[0] for licence in model.manifest.licences),
     )
-
-
-def _streams(model: Model, index: int) -> bool:
-    """Whether bands can run a network."""
-    network = model.network(index)
-    try:
-        read_graph(network, network.align, 3 + network.noise_channels)
-    except UsageError:
-        return False
-    return True
 
 
 def _once(values: Iterable[str]) -> tuple[str, ...]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 
 from engine.cli.outputs import check_place
 from engine.cli.progress import clock
 from engine.cli.tables import MAX_TEXT, print_table
 from engine.errors import UsageError, counted, option, printable
+from engine.geometry import UNBOUNDED
 from engine.io.files import replacing
 from engine.job import RenderResult
 from engine.model.bundle import Model
@@ -29,6 +31,7 @@ from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan, StagePlan, step_of
 from engine.plan.print_size import PrintSize, material_size
 from engine.plan.tiles import is_whole
+from engine.run.stage import StageFactory
 from engine.version import __version__
 
 _PLOT_SUFFIXES = (".png", ".svg")
@@ -319,20 +322,25 @@ def print_licences(licences: Sequence[str]) -> None:
 def profiles_json(model: Model, profiles: list[StageProfile]) -> dict[str, Any]:
     """Profiles of all steps, for machines."""
     steps = [
-        {"step": step_of(i), "radius": model.network(i).radius, "align": model.network(i).align, **p.to_json()}
+        {"step": step_of(i), "radius": _radius(model, i), "align": model.network(i).align, **p.to_json()}
         for i, p in enumerate(profiles)
     ]
     return {"path": str(model.path), "steps": steps}
 
 
+def _radius(model: Model, index: int) -> int | None:
+    """Theoretical receptive field of a step in LR pixels, one-sided; None if it is not known."""
+    radius = StageFactory(model, torch.device("cpu")).stage(index, "fp32").radius
+    return radius if radius < UNBOUNDED else None
+
+
 def print_profiles(model: Model, profiles: list[StageProfile]) -> None:
     """Profiles of all stages, for people."""
     for index, profile in enumerate(profiles):
-        network = model.network(index)
+        radius = _radius(model, index)
+        field = "not known" if radius is None else f"{radius} px one-sided"
         prose(f"step {step_of(index)}: {model.stages[index].architecture}, measured on {profile.content}")
-        prose(
-            f"  theoretical receptive field: {network.radius} px one-sided; tile origins on a grid of {network.align} px"
-        )
+        prose(f"  theoretical receptive field: {field}; tile origins on a grid of {model.network(index).align} px")
         for name, radii in (("|g|", profile.erf_abs), ("g^2", profile.erf_square)):
             shares = ", ".join(f"{float(f):.1%} {r} px" for f, r in radii.items()) or "larger than the crop"
             prose(f"  effective receptive field by {name}: {shares}")

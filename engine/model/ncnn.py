@@ -1,4 +1,4 @@
-"""ESRGAN, Compact and Real-CUGAN in ncnn's format: a graph (.param) and a file of weights without names (.bin).
+"""ESRGAN, Compact, SPAN and Real-CUGAN in ncnn's format: a graph (.param) and a file of weights without names (.bin).
 
 Weights get their names from the order of a network's layers, so no other network can be read. Graphs of other networks that
 are in use are named by the kinds of their layers.
@@ -7,9 +7,9 @@ are in use are named by the kinds of their layers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
 from engine.archs.layers import MAX_BLOCKS, MAX_CHANNELS, check_image_channels, shuffle_factor
 from engine.errors import ModelError, option
-from engine.model import ncnn_cugan
+from engine.model import ncnn_cugan, ncnn_span
+from engine.model.ncnn_layers import Layer
 
 MAGIC = "7767517"
 """First line of every graph."""
@@ -33,50 +34,23 @@ LAYERS = {
 }
 """Layers of the networks that are read. Only convolutions and PReLUs hold weights, so no other layer shifts the bytes."""
 
+_FORMS = (ncnn_cugan, ncnn_span)
+"""Modules for networks with kinds of layers of their own."""
+
+_READ = "ESRGAN, Compact, SPAN or Real-CUGAN"
+
 OTHER_NETWORKS = (
     ("waifu2x CUNet", {"Deconvolution", "Pooling", "Scale"}, "waifu2x-ncnn-vulkan"),
     ("waifu2x UpConv7", {"Deconvolution"}, "waifu2x-ncnn-vulkan"),
 )
 """Other networks: name, kinds of layers that its graph has and no later one has all of, and program that runs it."""
 
-ATTRIBUTES = {"kernel": ("1", 0), "dilation": ("2", 1), "stride": ("3", 1), "padding": ("4", 0), "bias": ("5", 0)}
-"""Attributes of a convolution: the number that ncnn gives each, and its default where the graph leaves it out."""
-
-REQUIRED = {"kernel": 3, "dilation": 1, "stride": 1, "padding": 1, "bias": 1}
-"""Values that the convolutions of all networks have."""
-
 GRAPH_LIMIT = 8 << 20
 """Bytes of a graph. That of 23 blocks has 60,000."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer as the graph describes it."""
-
-    kind: str
-    """Kind of the layer, such as Convolution."""
-    name: str
-    """Name in the graph."""
-    values: Mapping[str, str]
-    """Values by their numbers."""
-
-    def value(self, number: int, default: float = 0) -> float:
-        """The value of a number. Raises ValueError if it is no number."""
-        return float(self.values.get(str(number), default))
-
-    @property
-    def outputs(self) -> int:
-        """Channels that a convolution or PReLU yields."""
-        return int(self.values["0"])
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, without the bias."""
-        return int(self.values[{"PReLU": "0", "InnerProduct": "2"}.get(self.kind, "6")])
-
-
 def read_ncnn(path: Path) -> dict[str, Tensor]:
-    """Tensors of an ESRGAN or a Compact under our names, or of a Real-CUGAN under its own, in the stored dtype.
+    """Tensors of an ESRGAN, a Compact or a SPAN under our names, or of a Real-CUGAN under its own, in the stored dtype.
 
     Args:
         path: either file of the pair.
@@ -93,8 +67,8 @@ def read_ncnn(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{graph}: a graph of {graph.stat().st_size} bytes; graphs of at most {GRAPH_LIMIT} are read")
     try:
         layers = _parse_graph(graph.read_bytes().decode("ascii", errors="replace"))
-        is_cugan = {layer.kind for layer in layers} >= ncnn_cugan.KINDS
-        shapes, slopes = (ncnn_cugan.shapes(layers), {}) if is_cugan else _shapes(layers)
+        form = _form({layer.kind for layer in layers})
+        shapes, slopes = _shapes(layers) if form is None else (form.shapes(layers), {})
     except ModelError as error:
         raise ModelError(f"{graph}: {error}") from error
     except (IndexError, KeyError, ValueError) as error:
@@ -102,9 +76,14 @@ def read_ncnn(path: Path) -> dict[str, Tensor]:
     try:
         _check_size(data.stat().st_size, shapes)
         state = {**_parse_weights(data.read_bytes(), shapes), **slopes}
-        return ncnn_cugan.canonical(state, layers) if is_cugan else state
-    except ValueError as error:
+        return state if form is None else form.canonical(state, layers)
+    except (ValueError, ModelError) as error:
         raise ModelError(f"{data}: {error}") from error
+
+
+def _form(kinds: Set[str]) -> ModuleType | None:
+    """The module that reads a graph with these kinds of layers; None for this one."""
+    return next((form for form in _FORMS if kinds >= form.KINDS), None)
 
 
 def _parse_graph(text: str) -> list[Layer]:
@@ -117,13 +96,15 @@ def _parse_graph(text: str) -> list[Layer]:
         raise ModelError(f"begins with {head[:16]!r}, not with ncnn's magic number {MAGIC}")
     layers = [line.split() for line in lines[1:] if line.strip()]
     kinds = Counter(layer[0] for layer in layers)
-    known = ncnn_cugan.LAYERS if kinds.keys() >= ncnn_cugan.KINDS else LAYERS
+    form = _form(kinds.keys())
+    known = LAYERS if form is None else form.LAYERS
     if alien := next((kind for kind in kinds if kind not in known), None):
         raise ModelError(_refusal(kinds, alien))
     announced = int(lines[0].split()[0])
     result = [_parse_layer(layer) for layer in layers]
-    if known is LAYERS:
-        _check_convolutions(result)
+    for layer in result:
+        if form is None and layer.kind == "Convolution":
+            layer.check_convolution(3)
     if announced != len(layers):
         raise ModelError(f"has {len(layers)} layers, but its head announces {announced}; fetch it again")
     return result
@@ -134,19 +115,12 @@ def _refusal(kinds: Mapping[str, int], alien: str) -> str:
     for name, layers, program in OTHER_NETWORKS:
         if layers <= kinds.keys():
             return refusal(name, f"open it with {program}")
-    return refusal(f"a graph with a layer {alien}", "name an ncnn file of ESRGAN, Compact or Real-CUGAN")
+    return refusal(f"a graph with a layer {alien}", f"name an ncnn file of {_READ}")
 
 
 def _parse_layer(words: Sequence[str]) -> Layer:
     """Parse ``Kind name inputs outputs input... output... number=value...``."""
     return Layer(words[0], words[1], dict(item.split("=", 1) for item in words[4 + int(words[2]) + int(words[3]) :]))
-
-
-def _check_convolutions(layers: Sequence[Layer]) -> None:
-    for layer in (layer for layer in layers if layer.kind == "Convolution"):
-        attributes = {name: int(layer.value(int(number), default)) for name, (number, default) in ATTRIBUTES.items()}
-        if wrong := [f"{name} {value}" for name, value in attributes.items() if value != REQUIRED[name]]:
-            raise ModelError(f"{layer.name} has {', '.join(wrong)}; padded 3 x 3 convolutions with a bias are read")
 
 
 def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
@@ -158,13 +132,13 @@ def _shapes(layers: Sequence[Layer]) -> tuple[dict[str, torch.Size], dict[str, T
     if reduced:
         factor = reduced[0].value(1)
         raise ModelError(
-            f"{reduced[0].name} reduces the result to {factor:g}; name the larger file and give {option('size')}"
+            f"{reduced[0].name} reduces the result to {factor:g}; name the larger file, and give the size by {option('scale')}"
         )
     kinds = {layer.kind for layer in layers}
     is_compact = not kinds.isdisjoint({"PReLU", "PixelShuffle"})
     convolutions = [layer for layer in layers if layer.kind == "Convolution"]
     if not convolutions:
-        raise ModelError(refusal("a graph without convolutions", "name an ncnn file of ESRGAN, Compact or Real-CUGAN"))
+        raise ModelError(refusal("a graph without convolutions", f"name an ncnn file of {_READ}"))
     if any(not 0 < layer.outputs <= MAX_CHANNELS for layer in convolutions):
         raise ModelError(
             f"a graph of {[layer.outputs for layer in convolutions[:2]]} channels; up to {MAX_CHANNELS} are read"

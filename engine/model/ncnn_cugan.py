@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
-from engine.archs.layers import MAX_CHANNELS
 from engine.errors import ModelError
+from engine.model.ncnn_layers import Layer
 
 KINDS = {"Deconvolution", "Pooling", "InnerProduct"}
 """Kinds of layers that no other network has all of."""
@@ -43,22 +42,6 @@ _NAMES = (*(f"unet1.{n}" for n in _UNET_1), *(f"unet2.{n}" for n in _UNET_2))
 
 _FINAL = "conv_final"
 
-_LARGEST_KERNEL = 5
-
-
-class Layer(Protocol):
-    """A layer as ``engine.model.ncnn`` parses it."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def outputs(self) -> int: ...
-    @property
-    def weights(self) -> int: ...
-    def value(self, number: int, default: float = 0) -> float: ...
-
 
 def shapes(layers: Sequence[Layer]) -> dict[str, torch.Size]:
     """Shapes of the weights by name, as they lie in the file: [outputs, inputs, kernel, kernel].
@@ -69,18 +52,7 @@ def shapes(layers: Sequence[Layer]) -> dict[str, torch.Size]:
     names = (*_NAMES, _FINAL) if len(weighted) == len(_NAMES) + 1 else _NAMES
     if len(weighted) != len(names):
         raise ModelError(f"a graph of {len(weighted)} layers with weights is no Real-CUGAN, which has {len(_NAMES)}")
-    found = {}
-    for name, layer in zip(names, weighted, strict=True):
-        kernel = 1 if layer.kind == "InnerProduct" else int(layer.value(1))
-        inputs, rest = divmod(layer.weights, max(1, layer.outputs * kernel**2))
-        if rest or not (
-            0 < layer.outputs <= MAX_CHANNELS and 0 < inputs <= MAX_CHANNELS and 0 < kernel <= _LARGEST_KERNEL
-        ):
-            raise ModelError(
-                f"{layer.name} has {layer.outputs} channels, {layer.weights} weights and a kernel of {kernel}"
-            )
-        found[f"{name}.weight"] = torch.Size((layer.outputs, inputs, kernel, kernel))
-    return found
+    return {f"{name}.weight": layer.shape for name, layer in zip(names, weighted, strict=True)}
 
 
 def is_pro(layers: Sequence[Layer]) -> bool:

@@ -202,7 +202,10 @@ def record(image: TiledStage, sites: Mapping[int, Site], log: Log = lambda _: No
             if tile is tiles[0]:
                 after = output
         statistics = Statistics(sites, plan.padded, averaged(records))
-        log(f"{plan.name}: statistics of {len(tiles)} of {len(indices)} tiles, pass {number + 1}")
+        # Not the tiles of the render, whose constants they become.
+        log(
+            f"{plan.name}: statistics from {len(tiles)} of {len(indices)} parts of {plan.core_text} px, pass {number + 1}"
+        )
         if before is not None and float((after - before).abs().max()) * 255 < SETTLED:
             break
         before = after

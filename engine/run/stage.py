@@ -13,11 +13,13 @@ from torch import Tensor
 
 from engine.archs import Upscaler, to_mixed
 from engine.archs.layers import RGB, TAIL_REACH
-from engine.bands.graph import RowGraph, read_graph
+from engine.bands.check import checked_graph
+from engine.bands.graph import RowGraph, radius, read_graph
 from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS, check_precisions
 from engine.device.heap import malloc_for_network
 from engine.device.queue import full_float32, memory_errors
+from engine.errors import UsageError
 from engine.kernels.launch import use_kernel
 from engine.model.bundle import Model
 from engine.run.statistics import Site, Statistics, find_sites
@@ -74,7 +76,6 @@ class Stage:
         check_precisions((precision,), 1)
         self.scale = network.scale
         self.align = network.align
-        self.radius = network.radius
         self.noise_channels = network.noise_channels
         self.device = device
         self.precision = precision
@@ -162,10 +163,39 @@ class Stage:
         """Free the weights of ``fp32_fallback``, which is made again when it is needed."""
         self.__dict__.pop("fp32_fallback", None)
 
-    @cached_property
+    @property
     def graph(self) -> RowGraph:
         """The network's operations on rows. Raises UsageError when it cannot be streamed."""
-        return read_graph(self.network, self.align, self.inputs, packs=self.device.type == "cpu")
+        if isinstance(self._graph, UsageError):
+            raise self._graph.with_traceback(None)
+        return self._graph
+
+    @cached_property
+    def _graph(self) -> RowGraph | UsageError:
+        packs = self.device.type == "cpu"
+        try:
+            if self.network.is_own or self.device.type == "meta":
+                return read_graph(self.network, self.align, self.inputs, packs=packs)
+            with memory_errors(), full_float32():
+                if self.fp32_fallback is None:
+                    return checked_graph(self.network, self.align, self.inputs, packs=packs)
+                _ = self.fp32_fallback.graph  # of the same code
+            self.release_fp32()
+            return read_graph(self.network, self.align, self.inputs, packs=packs)
+        except UsageError as error:
+            return error
+
+    @cached_property
+    def radius(self) -> int:
+        """Receptive field, one-sided, in LR pixels: of its row graph where the network does not state it, else ``UNBOUNDED``."""
+        if self.network.is_own or isinstance(self._graph, UsageError):
+            return self.network.radius
+        return radius(self._graph, self.align)
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether bands can run the network."""
+        return not isinstance(self._graph, UsageError)
 
     def stream_plan(self, width: int) -> StreamPlan:
         """Plan for streaming ``width`` LR columns."""

@@ -5,14 +5,14 @@ from fractions import Fraction
 
 import pytest
 import torch
-from support.networks import Network
+from support.networks import Network, compact, rrdb, span, swinir
 from torch import nn
 from torch.nn import functional as F
 
 from engine.archs.esrgan import RRDBNet
 from engine.archs.layers import conv3
 from engine.archs.swinir import SwinIR, WindowAttention
-from engine.bands.graph import read_graph, schedule, split
+from engine.bands.graph import radius, read_graph, schedule, split
 from engine.bands.rules import Layout, Rows
 from engine.errors import UsageError
 
@@ -122,8 +122,12 @@ def test_dtypes_and_layouts_of_values():
 
 
 def test_views_are_no_operations():
-    network = Network(lambda net, x: net.a(x.to(torch.float32)).permute(0, 2, 3, 1).permute(0, 3, 1, 2), a=conv3(3, 3))
-    graph = read(network)
+    def forward(net, x):
+        y = net.a(F.pad(net.drop(x.to(torch.float32)), (0, 0, 0, 0)))
+        net.b(y)  # nobody reads it
+        return y.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+
+    graph = read(Network(forward, a=conv3(3, 3), b=conv3(3, 3), drop=nn.Dropout()).eval())
     assert [op.name for op in graph.ops] == [graph.output] == ["a"]
 
 
@@ -179,6 +183,12 @@ def test_networks_without_a_cut():
         assert split(graph) == (graph,), name
 
 
+@pytest.mark.parametrize("make", [rrdb, lambda: rrdb(2), swinir, lambda: swinir(5, 2), compact, span])
+def test_the_radius_of_a_graph_is_the_architectures(make):
+    network = make()
+    assert radius(read(network, network.align), network.align) == network.radius
+
+
 def over_rows(net, x):
     y = net.a(x).permute(0, 2, 3, 1)
     return net.b(y.softmax(1).permute(0, 3, 1, 2))
@@ -204,15 +214,16 @@ LAYERS = [
     ("MaxPool2d", nn.MaxPool2d(2), UNBOUNDED),
     ("GroupNorm", nn.GroupNorm(2, 4), UNBOUNDED),
     ("InstanceNorm2d", nn.InstanceNorm2d(4), UNBOUNDED),
-    ("LayerNorm", nn.LayerNorm((4, 8, 8)), UNBOUNDED),
-    ("LayerNorm", on_tokens(nn.LayerNorm((8, 4))), UNBOUNDED),
-    ("LayerNorm", on_tokens(nn.LayerNorm((8, 8, 4))), UNBOUNDED),
+    ("LayerNorm", nn.LayerNorm((4, 8, 16)), UNBOUNDED),
+    ("LayerNorm", on_tokens(nn.LayerNorm((16, 4))), UNBOUNDED),
+    ("LayerNorm", on_tokens(nn.LayerNorm((8, 16, 4))), UNBOUNDED),
     ("Softmax", nn.Softmax(2), UNBOUNDED),
     ("BatchNorm2d", nn.BatchNorm2d(4).train(), UNBOUNDED),
     ("BatchNorm2d", nn.BatchNorm2d(4, track_running_stats=False).eval(), UNBOUNDED),
     ("ReflectionPad2d", nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), UNBOUNDED),
-    ("ConvTranspose2d", nn.ConvTranspose2d(4, 4, 2, 2), UNBOUNDED),
+    ("ConvTranspose2d", nn.ConvTranspose2d(4, 4, 4, 2, 1), "only kernels as large as their stride"),
     ("Conv2d", nn.Conv2d(4, 4, 3, stride=2, padding=1), CONVOLUTION),
+    ("Conv2d", nn.Conv2d(4, 4, 2, stride=2, padding=1), CONVOLUTION),
     ("Conv2d", nn.Conv2d(4, 4, 2, padding=1), CONVOLUTION),
     ("Conv2d", nn.Conv2d(4, 4, (3, 4), padding=(1, 2)), CONVOLUTION),
     ("Conv2d", nn.Conv2d(4, 4, 3), CONVOLUTION),
@@ -231,7 +242,7 @@ LAYERS = [
 FORWARDS = [
     ("softmax", over_rows, UNBOUNDED),
     ("flatten", over_all, UNBOUNDED),
-    ("matmul", lambda net, x: net.b(net.a(x) @ net.a(x)), UNBOUNDED),
+    ("matmul", lambda net, x: net.b(net.a(x) @ torch.ones(16, 16)), UNBOUNDED),
     ("mean", lambda net, x: net.b(net.a(x) * net.a(x).mean((2, 3), keepdim=True)), UNBOUNDED),
     ("flip", lambda net, x: net.b(net.a(x).flip(2)), UNBOUNDED),
     ("roll", lambda net, x: net.b(torch.roll(net.a(x), 1, 2)), UNBOUNDED),
@@ -274,7 +285,7 @@ def test_refused_functions_are_named():
 
 def test_channel_layers_are_refused_on_nchw():
     """On [1, C, H, W] they would mix columns, whose number the plan does not know."""
-    for kind, layer in [("LayerNorm", nn.LayerNorm(8)), ("Linear", nn.Linear(8, 8))]:
+    for kind, layer in [("LayerNorm", nn.LayerNorm(16)), ("Linear", nn.Linear(16, 16))]:
         check_refusal(chain(odd_one=layer, a=conv3(3, 3)), kind, "odd_one", UNBOUNDED)
 
 
@@ -286,7 +297,7 @@ def test_overwriting_a_shared_input_is_refused():
 def test_refused_layers_are_accepted_with_other_arguments():
     """Each differs from a refused layer in the one property that the reason names."""
     layers = [
-        nn.BatchNorm2d(4).eval(), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding="same"), nn.Identity(),
+        nn.BatchNorm2d(4).eval(), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding="same"),
         nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=(2.0, 2.0)), nn.ReLU(inplace=True),
         on_tokens(nn.LayerNorm(4)), on_tokens(nn.Linear(4, 4)),
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from engine.archs import build
 from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
+from engine.archs.span import SPAN
 from engine.errors import ModelError
 from engine.model.checkpoints import read_checkpoint
 from engine.model.ncnn import HALF
@@ -108,7 +109,11 @@ def test_wrong_graphs_are_refused(tmp_path, state):
         ("Convolution Conv_9 ", "PReLU Conv_9 ", "convolutions that do not alternate with activations is no Compact"),
         ("Convolution Conv_9 ", "ReLU Conv_9 ", "20 convolutions and 2 upsamplings is no RRDBNet"),
         ("Interp Interp_17 ", "ReLU Interp_17 ", "21 convolutions and 1 upsamplings is no RRDBNet"),
-        ("1=2.000000e+00", "1=0.5", "Interp_17 reduces the result to 0.5; name the larger file and give size"),
+        (
+            "1=2.000000e+00",
+            "1=0.5",
+            "Interp_17 reduces the result to 0.5; name the larger file, and give the size by scale",
+        ),
         ("23 23", "24 23", "23 layers, but its head announces 24"),
         ("23 23", "many", "damaged graph"),
         ("Conv_9 1 1", "Conv_9 one 1", "damaged graph"),
@@ -141,6 +146,51 @@ def test_other_networks_are_named(tmp_path, state):
         layers = "".join(f"{kind} {kind}_0 1 1 a b\n" for kind in kinds.split())
         path.write_text(path.read_text() + layers)
         assert f"net.param: {name} is not supported" in refusal(path)
+
+
+def write_span(folder, network, seen=255.0):
+    """A pair of files as an exporter writes it, for a network that sees its image with values up to ``seen``; splits left out."""
+    state = {name: t.clone() for name, t in network.state_dict().items()}
+    block = ["{0} c1_r", "Swish", "{0} c2_r", "Swish", "{0} c3_r", "Sigmoid", "BinaryOp", "BinaryOp", "BinaryOp"]
+    kinds = ["conv_1", *(k.format(f"block_{n}") for n in range(1, 7) for k in block), "conv_2", "Concat", "conv_cat"]
+    lines, data = ["Input in 0 1 data"], b""
+    if network.normalised:
+        lines += ["MemoryData mean 0 1 m 0=1 1=1 2=3", "BinaryOp Sub 2 1 data m a 0=1"]
+        lines += ["BinaryOp Mul 1 1 a b 0=2 1=1 2=2.550000e+02"] if seen == 255 else []
+        data += network.mean.numpy().tobytes()
+        state["conv_1.weight"] *= 255 / seen
+    for kind in [*kinds, "upsampler.0", "PixelShuffle"]:
+        weight = state.get(f"{kind.replace(' ', '.')}.weight")
+        if weight is None:
+            lines.append(f"{kind} layer_{len(lines)} 1 1 a b 0={network.scale}")
+            continue
+        kernel = weight.shape[-1]
+        pad = f" 4={kernel // 2}" * (kernel > 1)
+        lines.append(f"Convolution {len(lines)} 1 1 a b 0={len(weight)} 1={kernel}{pad} 5=1 6={weight.numel()}")
+        data += struct.pack("<I", 0) + weight.numpy().tobytes()
+        data += state[f"{kind.replace(' ', '.')}.bias"].numpy().tobytes()
+    path = folder / "span.param"
+    path.write_text("\n".join(["7767517", f"{len(lines)} {len(lines)}", *lines, ""]))
+    path.with_suffix(".bin").write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("normalised", "seen"), [(True, 255), (True, 1), (False, 1)])
+def test_span_round_trip(tmp_path, normalised, seen, picture):
+    torch.manual_seed(0)
+    network = SPAN(channels=5, scale=2, normalised=normalised).requires_grad_(False)
+    loaded = build(read_checkpoint(write_span(tmp_path, network, seen)))
+    image = picture(9, 7)
+    torch.testing.assert_close(whole(loaded, image), whole(network, image), rtol=1e-5, atol=1e-5)
+
+
+def test_other_forms_of_span_are_refused(tmp_path):
+    path = write_span(tmp_path, SPAN(channels=5, scale=2).requires_grad_(False))
+    data = path.with_suffix(".bin")
+    data.write_bytes(struct.pack("<f", 0.485) + data.read_bytes()[4:])
+    assert "span.bin: takes the mean [0.485" in refusal(path)
+    rewrite(path, ["PixelShuffle layer_9 1 1 a b 0=2"])
+    assert "in another order than those of SPAN" in refusal(path)
 
 
 @pytest.mark.parametrize(("name", "is_pro"), [("UpCunet2x", False), ("UpCunet4x", True)])

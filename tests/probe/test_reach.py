@@ -68,6 +68,24 @@ def difference(a, b):
     return int(np.abs(pixels(a).astype(int) - pixels(b)).max())
 
 
+def test_a_local_network_runs_in_bands(photo, tmp_path):
+    """By default, and in strips with its receptive field beside them: the pixels are those of one tile."""
+    save_file(state_of(mosr()), tmp_path / "mosr.safetensors")
+    model = load(tmp_path / "mosr.safetensors")
+    options = {
+        "whole": {"executor": "tiles", "tile": 256},
+        "bands": {},
+        "strips": {"executor": "bands", "tile": 32, "overlap": "exact"},
+    }
+    for name, chosen in options.items():
+        plan = render(model, Request(init=photo, precision="fp32", **chosen), tmp_path / f"{name}.zarr").plan
+        assert plan.executor == ("tiles" if name == "whole" else "bands")
+    assert (plan.stages[0].tile, plan.stages[0].halo) == (32, 14)
+    for name in ("bands", "strips"):
+        difference = np.abs(pixels(tmp_path / f"{name}.zarr").astype(int) - pixels(tmp_path / "whole.zarr"))
+        assert (difference.max() <= 1, (difference > 0).mean() <= 1e-4) == (True, True)
+
+
 def test_tiles_agree_with_the_whole_picture(model, photo, tiles, tmp_path):
     tiles, store = tiles
     whole = render(model, request(photo), tmp_path / "whole.zarr")

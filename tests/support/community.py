@@ -9,14 +9,18 @@ spandrel = load_spandrel()
 
 from spandrel.architectures import RealCUGAN  # noqa: E402
 from spandrel.architectures.Compact import Compact  # noqa: E402 (torchvision must be made to fit first)
+from spandrel.architectures.DnCNN import DnCNN  # noqa: E402
 from spandrel.architectures.DRUNet import DRUNet  # noqa: E402
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
 from spandrel.architectures.MixDehazeNet import MixDehazeNet  # noqa: E402
+from spandrel.architectures.MoESR import MoESR  # noqa: E402
 from spandrel.architectures.MoSR import MoSR  # noqa: E402
 from spandrel.architectures.OmniSR import OmniSR  # noqa: E402
-from spandrel.architectures.PLKSR import RealPLKSR  # noqa: E402
+from spandrel.architectures.PLKSR import PLKSR, RealPLKSR  # noqa: E402
 from spandrel.architectures.RCAN import RCAN  # noqa: E402
+from spandrel.architectures.SAFMN import SAFMN  # noqa: E402
 from spandrel.architectures.SPAN import SPAN  # noqa: E402
+from spandrel.architectures.SwiftSRGAN import SwiftSRGAN  # noqa: E402
 from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 
 
@@ -52,6 +56,30 @@ def drunet():
     return DRUNet(in_nc=4, out_nc=3, nc=[8, 8, 8, 8], nb=2)
 
 
+def dncnn():
+    """Batch norms; yields noise, which is subtracted."""
+    return DnCNN(in_nc=3, out_nc=3, nc=8)
+
+
+def plksr():
+    """Large kernels write to some channels of their input."""
+    return PLKSR(dim=8, n_blocks=2, upscaling_factor=2, kernel_size=7)
+
+
+def swiftsrgan():
+    return SwiftSRGAN(num_channels=8, num_blocks=2, upscale_factor=2)
+
+
+def moesr():
+    """Kernels of one row, and blocks of half the size."""
+    return MoESR(dim=8, n_blocks=1, n_block=1, scale=2, upsample_dim=8)
+
+
+def safmn():
+    """The largest of 2, 4 and 8 pixels, repeated as often."""
+    return SAFMN(dim=8, n_blocks=2, upscaling_factor=2)
+
+
 def mixdehazenet():
     """Yields the range -1 to 1."""
     return MixDehazeNet(embed_dims=[8, 16, 32, 16, 8])
@@ -62,9 +90,9 @@ def rcan():
     return RCAN(scale=2, n_resgroups=1, n_resblocks=2, n_feats=8, reduction=2)
 
 
-def realplksr():
-    """GroupNorm over the whole picture."""
-    return RealPLKSR(dim=8, n_blocks=2, upscaling_factor=2, kernel_size=5, norm_groups=2)
+def realplksr(**options):
+    """GroupNorm over the whole picture, or layer norms of channels."""
+    return RealPLKSR(dim=8, n_blocks=2, upscaling_factor=2, kernel_size=5, norm_groups=2, **options)
 
 
 @torch.no_grad()
