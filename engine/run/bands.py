@@ -72,8 +72,12 @@ class RowsOfShards:
     def read(self, box: Box, end: int) -> RowBlock:
         """Pixels of ``box``: where half precision overflows, those of float32 in the whole box.
 
-        ``end``: last row of the boxes that are read after it without a gap. A box is computed in half precision first, whatever the box above needed. So its pixels do not depend on the row
+        A box is computed in half precision first, whatever the box above needed. So its pixels do not depend on the row
         in which a render was resumed.
+
+        Args:
+            box: a row of shards.
+            end: end of the boxes that are read after it without a gap.
 
         Raises:
             NonFiniteRows: float32 gives NaN or infinite values too, or the network cannot be made in float32.

@@ -49,7 +49,7 @@ def pour(rows, picture, low=0, before_push=lambda: None):
 
 def pour_rows(rows, picture, first, last):
     """Rows [first, last) of a stream's output, from a picture that is NaN in all rows but those that they follow from."""
-    height, scale, band = picture.shape[1], rows.plan.scale, rows.plan.band
+    height, band = picture.shape[1], rows.plan.band
     top, bottom = rows.plan.rows_read((first, last), height)
     picture = picture.clone()
     picture[:, :top] = picture[:, bottom:] = torch.nan
