@@ -302,6 +302,7 @@ def test_a_render_says_how_it_goes_on_after_a_lasting_fault(begun, proxy, out, m
     assert (code, error.count("\n")) == (1, 1), error
     assert "check the network and" in error
     proxy.choose = lambda seen, total: None
+    assert SECRET not in repr((error, stored(out)))
     assert call(line)[0] == 0
     assert SECRET not in repr((error, stored(out)))
     assert stored(out) == contents(material / "a.zarr")

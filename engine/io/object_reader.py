@@ -22,6 +22,15 @@ class ObjectReader(ObjectStore[Any]):
         assert read_only == self.read_only
         return self
 
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object of this name. Raises StorageError."""
+        return await asyncio.to_thread((self._place / key).is_file)
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        """Bytes of all objects below a name. Raises StorageError."""
+        place = self._place / prefix if prefix else self._place
+        return await asyncio.to_thread(lambda: sum(int(about["size"]) for _, about in place.objects()))
+
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:  # noqa: ANN401 (zarr's types)
         """Contents of an object, or None where there is none. Raises StorageError as ``ObjectPath`` does."""
         for pause in pauses():

@@ -50,13 +50,13 @@ class ObjectWriter(ObjectReader):
     async def set(self, key: str, value: Any) -> None:  # noqa: ANN401 (zarr's type)
         """Put an object. Raises ResumeError where another process has changed the root meanwhile."""
         self._check_writable()
-        await asyncio.to_thread(self._put, key, value.to_bytes())
+        await asyncio.to_thread(self._put, key, memoryview(value.as_buffer_like()).cast("B"))
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Put an object unless there is one."""
         await asyncio.to_thread((self._place / key).write_new, value.to_bytes())
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put(self, key: str, data: memoryview) -> None:
         place = self._place / key
         if key != ROOT:
             if not place.write_new(data, self._attributes):

@@ -166,7 +166,7 @@ class ObjectPath:
         options = {"range": (start, end), **({"if_match": tag} if tag else {})}
         return _asked(self, lambda: bytes(_obstore().get(self._store(), self.key, options=options).bytes()))
 
-    def write_new(self, data: bytes, attributes: dict[str, str] | None = None) -> bool:
+    def write_new(self, data: bytes | memoryview, attributes: dict[str, str] | None = None) -> bool:
         """Write the object unless there is one; returns whether it has these bytes now.
 
         An earlier try may have arrived although its answer was lost, so an object that is there is compared.
@@ -190,7 +190,7 @@ class ObjectPath:
         return _asked(self, ask, _WRITE) or self.read_bytes() == data
 
     def write_over(
-        self, data: bytes, version: dict[str, Any] | None = None, attributes: dict[str, str] | None = None
+        self, data: bytes | memoryview, version: dict[str, Any] | None = None, attributes: dict[str, str] | None = None
     ) -> bool:
         """Write the object in place of another; returns whether it has these bytes now.
 
