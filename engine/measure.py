@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from engine.device.choose import check_half, check_precisions, fast_half
 from engine.device.heap import malloc_trim
 from engine.device.memory import device_bytes, device_limit, free_device, free_host, process_peak, resident
-from engine.device.queue import full_float32, memory_errors
+from engine.device.queue import OutOfDeviceMemory, full_float32, memory_errors
 from engine.device.runtime import memory_module
 from engine.errors import BudgetError, InputError, UsageError, option
 from engine.io.objects import Place, anchor_of, local_copy
@@ -302,7 +303,8 @@ def _device_baseline(stages: Sequence[Stage], device: torch.device) -> int:
     if memory_module(device) is not None:
         for stage in stages:
             side = math.lcm(64, stage.align)
-            stage.run(torch.zeros(1, stage.inputs, side, side, device=device))
+            with suppress(OutOfDeviceMemory):  # the plan refuses what does not fit, and names what would
+                stage.run(torch.zeros(1, stage.inputs, side, side, device=device))
     return device_bytes(device)
 
 

@@ -160,7 +160,7 @@ class StreamPlan:
             for op in segment.graph.ops
         ]
         work = work if any(work) else [Fraction(1)] * len(work)
-        return float(sum(a * b for a, b in zip(work, map(Fraction, rows), strict=True)) / sum(work))
+        return float(sum(a * Fraction(b) for a, b in zip(work, rows, strict=True)) / sum(work))
 
     @cached_property
     def _scales(self) -> list[Fraction]:

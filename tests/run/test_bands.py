@@ -310,18 +310,18 @@ def test_nonfinite_rows_are_never_written(tmp_path, models, monkeypatch, small_s
 class Rows:
     """A chain whose pixels encode their place, with a record of the streams that were started."""
 
-    def __init__(self, height, block):
-        self.height, self.block, self.started = height, block, []
+    def __init__(self, block):
+        self.block, self.started = block, []
 
     def __call__(self, columns, in_fp32):
         self.columns = columns
         return self
 
-    def rows(self, first):
+    def rows(self, first, last):
         columns = self.columns
-        self.started.append((*columns, first))
-        for top in range(first, self.height, self.block):
-            y = torch.arange(top, min(top + self.block, self.height))
+        self.started.append((*columns, first, last))
+        for top in range(first, last, self.block):
+            y = torch.arange(top, min(top + self.block, last))
             yield RowBlock((y[:, None] * 1000 + torch.arange(*columns)).repeat(3, 1, 1))
 
 
@@ -343,7 +343,7 @@ def test_stream_starts_after_every_gap_and_at_every_strip():
         plan = bands_of((310, 420), cores=(8, 16), roi=roi)
         missing = [box for i, box in enumerate(plan.writes()) if i not in (0, 3, 4, 8)]
         for block in (1, 7, 64, 1000):
-            sink, chain = Record(missing), Rows(310, block)
+            sink, chain = Record(missing), Rows(block)
             written = [
                 w.box
                 for w in bands.run(
@@ -358,12 +358,14 @@ def test_stream_starts_after_every_gap_and_at_every_strip():
                 y, x = (torch.arange(*span) for span in ((box.y0, box.y1), (box.x0, box.x1)))
                 expected = (y[:, None] + plan.roi.y0) * 1000 + x + plan.roi.x0
                 np.testing.assert_array_equal(values, expected.repeat(3, 1, 1))
-            starts = [
-                box.shift(plan.roi.y0, plan.roi.x0)
-                for before, box in zip([None, *missing], missing, strict=False)
-                if before is None or (before.x0, before.y1) != (box.x0, box.y0)
-            ]
-            assert chain.started == [(box.x0, box.x1, box.y0) for box in starts], (roi, block)
+            runs = []  # of boxes without a gap
+            for box in missing:
+                if runs and (runs[-1][-1].x0, runs[-1][-1].y1) == (box.x0, box.y0):
+                    runs[-1].append(box)
+                else:
+                    runs.append([box])
+            runs = [[box.shift(plan.roi.y0, plan.roi.x0) for box in run] for run in runs]
+            assert chain.started == [(run[0].x0, run[0].x1, run[0].y0, run[-1].y1) for run in runs], (roi, block)
 
 
 # Choice of the executor

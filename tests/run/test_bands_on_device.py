@@ -1,5 +1,6 @@
 """Bands on a pretend accelerator: the CPU's pixels, within the projection, with copies beside the computing."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_memory_that_others_take_means_narrower_strips(tmp_path, models, acceler
     job = Job.prepare(models["noisy"], wide, tmp_path / "out.zarr")
     memory = accelerator.memory[0]
     memory.empty_cache()
-    memory.others = memory.free - (job.projection.device - memory.context - memory.reserved) * 3 // 4
+    memory.others = memory.free - (job.projection.device - memory.context - memory.reserved) // 2
     for _ in job.run(job.open_sink()):
         pass
     assert job.cuts[-1].tile < job.plan.stages[-1].tile
@@ -135,10 +136,12 @@ def test_memory_that_others_take_means_narrower_strips(tmp_path, models, acceler
 
 
 def test_vram_below_the_projection_is_refused_or_cut(tmp_path, models, accelerator):
-    job = Job.prepare(models["rrdb"], TALL, tmp_path / "out.zarr")
+    request = replace(TALL, size=(768, 256))  # takes more than the first run, which loads libraries
+    job = Job.prepare(models["rrdb"], request, tmp_path / "out.zarr")
     with pytest.raises(BudgetError, match="vram: the narrowest strip of bands .* needs"):
-        Job.prepare(models["rrdb"], replace(TALL, vram=job.projection.device - 1), tmp_path / "out.zarr")
-    Job.prepare(models["rrdb"], replace(TALL, vram=job.projection.device), tmp_path / "out.zarr").check()
+        Job.prepare(models["rrdb"], replace(request, vram=job.projection.device - 1), tmp_path / "out.zarr")
+    gc.collect()  # the weights of the refused one
+    Job.prepare(models["rrdb"], replace(request, vram=job.projection.device), tmp_path / "out.zarr").check()
 
 
 def test_uploads_run_beside_the_work_queued_before(accelerator):
