@@ -22,10 +22,12 @@ from playwright.sync_api import Page, sync_playwright
 IMAGES = Path(__file__).parent / "images"
 STILL, MOVING = IMAGES / "viewer.webp", IMAGES / "explore.webp"
 
-SIZE = (16384, 12288)
+SIZE = (4096, 3072)
 SEED = "7"
-PLACE = (7400, 6300)
-"""Middle of the still picture, in pixels of the image."""
+PLACE = (2000, 1150)
+"""Middle of the part that becomes sharp, in pixels of the image."""
+
+ZOOM = 0.5
 
 BUSY = "document.querySelector('#progress').textContent.includes('what you see')"
 """Whether shards of the view are computed."""
@@ -53,7 +55,7 @@ def main() -> None:
             film(page, address)
             page.set_viewport_size({"width": 1440, "height": 900})
             page.evaluate("document.body.dataset.panel = 'open'")
-            go(page, *PLACE, 1.0)
+            go(page, *PLACE, ZOOM)
             until(page, f"!{BUSY}")
             page.wait_for_timeout(1500)
             shot(page).save(STILL, quality=80, method=6)
@@ -83,10 +85,7 @@ def film(page: Page, address: str) -> None:
         page.wait_for_timeout(500)
     page.wait_for_timeout(2500)
     frames.append((shot(page), 1200))
-    for zoom in (0.12, 0.25):
-        go(page, *PLACE, zoom)
-        frames.append((shot(page), 250))
-    go(page, *PLACE, 0.5)
+    go(page, *PLACE, ZOOM)
     until(page, BUSY)
     finished = -1.0
     while page.evaluate(BUSY):

@@ -407,8 +407,8 @@ def view(
 ) -> None:
     """Show a store in the browser, also while it is rendered; or a model, of which only what is looked at is computed.
 
-    Ctrl-C ends it. Samples of seeds of a model are shown first, to choose one. What is computed has the bits of a whole render
-    and is kept in a store, which the page, or engine render --resume, finishes (extra view).
+    Ctrl-C ends it. Samples of seeds of a model are shown first, to choose one. What is computed is kept in a store, which
+    the page, or engine render --resume, finishes with the same bits (extra view).
 
     Args:
         store: OME-Zarr store, finished or not, a folder or a URL (s3://, gs://, az://; extra cloud); or a model file. Default: the

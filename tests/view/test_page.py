@@ -153,11 +153,12 @@ def wait_until_shown(page, pixels, *view):
 
 
 def test_pixels_are_the_stores(tmp_path, serve, open_page):
-    """At 100 % and 200 %, each pixel of the screen is one of the store's."""
+    """At 100 % and 200 %, each pixel of the screen is one of the store's, also where a link leads within the page."""
     pixels = store_of(tmp_path / "a.zarr", SIZE)
-    address = serve(tmp_path / "a.zarr")
-    wait_until_shown(open_page(f"{address}#x=500&y=350&z=1", 500, 400), pixels, 500, 350)
-    wait_until_shown(open_page(f"{address}#x=500&y=350&z=2", 500, 400), pixels, 500, 350, 2)
+    page = open_page(f"{serve(tmp_path / 'a.zarr')}#x=500&y=350&z=1", 500, 400)
+    wait_until_shown(page, pixels, 500, 350)
+    page.evaluate("() => { location.hash = '#x=400&y=300&z=2'; }")
+    wait_until_shown(page, pixels, 400, 300, 2)
 
 
 def test_image_grows_in_place(tmp_path, serve, open_page):

@@ -138,7 +138,7 @@ export class Scene {
     }
     viewport.zoomTo((target.zoom / this.ratio) * (this.width / size.x), undefined, now);
     viewport.panTo(new OpenSeadragon.Point(target.x / this.width, target.y / this.width), now);
-    if (now) viewport.update();
+    if (now && viewport.update()) this.viewer.world.update(true); // which the viewer does for changes that it makes itself
     this.viewer.forceRedraw();
   }
 
