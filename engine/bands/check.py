@@ -37,7 +37,7 @@ def checked_graph(network: nn.Module, align: int, inputs: int, *, packs: bool = 
         raise
     except Exception as error:  # whatever code of others raises where it meets a stand-in for a tensor
         raise_if_exhausted(error)
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
         raise _refusal(f"{type(error).__name__}: {reason}") from error
     if inside < _INSIDE:
         raise _refusal("a random picture leads to black and white alone, which does not show that they are exact")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -25,6 +24,7 @@ from engine.plan.gpus import Gpu
 from engine.plan.measured import Fallback, Footprint
 from engine.plan.roofline import Counts, Operation
 from engine.probe.footprint import band_memory
+from engine.run.operations import Args, Operations
 from engine.run.stage import Stage
 
 META = torch.device("meta")
@@ -56,13 +56,15 @@ _MACS: dict[str, Callable[[Sequence[Tensor], Mapping[str, Any]], int]] = {
 """Multiply-adds of the engine's kernels for a pixel, from the tensors and the options of a launch."""
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counter(Operations):
     """Counts operations and live bytes inside a ``with`` block.
 
     Attributes:
         operations: kernels in the order of their launch.
         peak: largest number of bytes that were live at a time, of those allocated in the block.
     """
+
+    whole = flop_registry
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,25 +73,14 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, int] = {}
         """Bytes of every storage by its address."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if func._overloadpacket not in flop_registry:
-            with self:  # in inference mode, operations that are made of others arrive whole
-                result = func.decompose(*args, **(kwargs or {}))
-            if result is not NotImplemented:
-                return result
-        result = func(*args, **(kwargs or {}))
+    def visit(self, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         for tensor in outputs:
             self._follow(tensor)
         if not _is_free(func):
             inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            self._count(func, args, kwargs or {}, inputs, outputs)
+            self._count(func, args, kwargs, inputs, outputs)
         return result
 
     def kernel(self, name: str, tensors: Iterable[Tensor], options: dict[str, Any]) -> None:
@@ -103,7 +94,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(
         self,
         func: Any,  # noqa: ANN401
-        args: tuple[Any, ...],
+        args: Args,
         kwargs: dict[str, Any],
         inputs: list[Tensor],
         outputs: list[Tensor],

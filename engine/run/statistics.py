@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.geometry import Box
 from engine.io.files import replacing
+from engine.run.operations import Args, Operations
 
 _aten = torch.ops.aten
 
@@ -97,9 +97,6 @@ class Site:
     def pixels(self, shape: Shape) -> int:
         """Pixels that it reduces in a picture or tile of this shape."""
         return math.prod(self.axes[0].extent(shape))
-
-
-Args = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,32 +179,21 @@ _KINDS: dict[Any, _Kind] = {
 """Operations that may be sites. All others are left to the probe, which finds networks that are not local."""
 
 
-class _Sites(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Calls ``visit`` for the operations that may be sites, with their number; composite ones are taken apart."""
+class _Sites(Operations):
+    """Calls ``visit_site`` for the operations that may be sites, with their number."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._next = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        with self:  # in inference mode, operations that are made of others arrive whole
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+    def visit(self, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         kind = _KINDS.get(func._overloadpacket)
         if kind is None:
             return func(*args, **kwargs)
         self._next += 1
-        return self.visit(self._next - 1, kind, func, args, kwargs)
+        return self.visit_site(self._next - 1, kind, func, args, kwargs)
 
-    def visit(self, number: int, kind: _Kind, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def visit_site(self, number: int, kind: _Kind, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """The result of an operation."""
         raise NotImplementedError
 
@@ -219,7 +205,7 @@ class _Trace(_Sites):  # type: ignore[no-untyped-call]
         super().__init__()
         self.calls: list[tuple[str, list[torch.Size], list[torch.Size]]] = []
 
-    def visit(self, number: int, kind: _Kind, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def visit_site(self, number: int, kind: _Kind, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         result = func(*args, **kwargs)
         results = result if isinstance(result, tuple) else (result,)
         inputs = [x.shape for x in args[: kind.tensors]]
@@ -241,7 +227,7 @@ class Recorder(_Sites):  # type: ignore[no-untyped-call]
         self.moments: dict[int, tuple[Tensor, int]] = {}
         """Moments of the core by the number of the site, and their pixels."""
 
-    def visit(self, number: int, kind: _Kind, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def visit_site(self, number: int, kind: _Kind, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         site = self._statistics.sites.get(number)
         if site is None:
             return func(*args, **kwargs)
