@@ -391,7 +391,7 @@ class SegmentStream:
         """Whether every row that the band reads or computes lies in the picture, and every row that it computes is needed."""
         (above, below), (first, last) = self._margins, self._needs.inner
         top, bottom = rows.top, rows.top + rows.count
-        return max(first, rows.low + above) <= top and bottom <= min(last, rows.high - below)
+        return top - above >= rows.low and bottom + below <= rows.high and first <= top and bottom <= last
 
     def _run_inner(self, rows: Rows) -> None:
         """Run the operations of an inner band: directly at first, then by replaying the captured launches; or as steps."""

@@ -152,15 +152,16 @@ class StreamPlan:
             ]
         )
 
-    def _mean(self, rows: Sequence[float | Fraction]) -> float:
+    def _mean(self, rows: Sequence[Fraction]) -> float:
         """Mean over the multiply-adds of all operations; over the operations if none multiplies."""
-        work = [
-            op.rule.macs * (scale * segment.graph.values[op.name].rate) ** 2
+        rates = [
+            (op, scale * segment.graph.values[op.name].rate)
             for segment, scale in zip(self.segments, self._scales, strict=True)
             for op in segment.graph.ops
         ]
+        work = [op.rule.macs * rate * rate for op, rate in rates]
         work = work if any(work) else [Fraction(1)] * len(work)
-        return float(sum(a * b for a, b in zip(work, map(Fraction, rows), strict=True)) / sum(work))
+        return float(sum(map(mul, work, rows), Fraction(0)) / sum(work))
 
     @cached_property
     def _scales(self) -> list[Fraction]:

@@ -202,11 +202,11 @@ class BandedStage:
         band, height = self._plan.band, self._plan.padded[0]
         above, image_end = self._plan.margins[0] * self._plan.scale, self._plan.grid.height
         end = image_end if last is None else min(last, image_end)
-        output = (first + above, end + above)
-        read = self._stream.plan.rows_read(output, height)
+        needed = first + above, end + above
+        read = self._stream.plan.rows_read(needed, height)
         start = read[0] // band * band
         malloc_trim()
-        self._stream.start(start, height, output)
+        self._stream.start(start, height, needed)
         self._reported = self._stream.macs
         self._above = None
         running: deque[_RowsOnDevice] = deque()
