@@ -77,7 +77,8 @@ print(engine.open("detail.zarr").size)  # (256, 256)
 ### Render in parts
 
 Each call may run in a process or on a machine of its own, with a folder that all see
-([scale.md](scale.md)).
+([scale.md](scale.md)). With `dask="tcp://host:8786"`, `dask="local:2"` or `devices="0,1"`, one call
+gives the parts to workers and finishes the store (extra `dask`).
 
 ```python
 import engine

@@ -48,6 +48,7 @@ from engine.version import __version__
 TYPE_CHECKING = False  # as in typing, whose import would delay the first line of the command line
 
 if TYPE_CHECKING:
+    from engine.api import render
     from engine.errors import (
         AlignmentError,
         BudgetError,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     )
     from engine.exporters import ExportResult, export
     from engine.geometry import Box
-    from engine.job import Job, Measurements, Progress, RenderResult, render
+    from engine.job import Job, Measurements, Progress, RenderResult
     from engine.model.bundle import Model, load
     from engine.parts import finish
     from engine.plan.cost import Projection
@@ -118,7 +119,8 @@ _MODULES = {
     "engine.exporters": ("ExportResult", "export"),
     "engine.parts": ("finish",),
     "engine.geometry": ("Box",),
-    "engine.job": ("Job", "Measurements", "Progress", "RenderResult", "render"),
+    "engine.api": ("render",),
+    "engine.job": ("Job", "Measurements", "Progress", "RenderResult"),
     "engine.model.bundle": ("Model", "load"),
     "engine.plan.cost": ("Projection",),
     "engine.plan.plan": ("Plan",),

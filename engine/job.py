@@ -12,7 +12,7 @@ from math import prod
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,11 +21,10 @@ from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
-from engine.errors import InputError, Interrupted, ResumeError, UsageError, counted, option
+from engine.errors import BudgetError, InputError, Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_export
 from engine.geometry import Box
 from engine.io.about_picture import about_picture
-from engine.io.array import Picture, picture_file
 from engine.io.files import temporary_name
 from engine.io.first_look import FIRST_LOOK, MAX_SIDE, encode_first_look
 from engine.io.original import OriginalPicture
@@ -35,7 +34,7 @@ from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, stored_plan,
 from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
-from engine.plan.cost import Projection, check
+from engine.plan.cost import Projection, check, readable
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
 from engine.plan.limits import HALVES_BYTES
@@ -43,7 +42,7 @@ from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.parts import Part, Shares, parse_part
 from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
-from engine.plan.request import AUTO, RenderOptions, Request
+from engine.plan.request import AUTO, Request
 from engine.plan.strips import narrower
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.stage import Stage, StageFactory
@@ -109,65 +108,6 @@ class RenderResult:
     """Measured cost."""
 
 
-def render(
-    model: Model | Path | str | None,
-    out: Path | str,
-    *,
-    init: Picture | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    accept_backend: bool = False,
-    part: Part | str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    log: Log | None = None,
-    **options: Unpack[RenderOptions],
-) -> RenderResult:
-    """Plan a render and run it, into an OME-Zarr store.
-
-    Args:
-        model: a loaded model, a model file, or with ``init`` a super-resolution checkpoint, ``realsr`` or ``x4plus``. None: the
-            model that comes with the engine, or ``realsr`` with ``init``.
-        out: store to write, a folder.
-        init: picture to enlarge, in place of step 1: a file, or an array of uint8, uint16 or float32 in sRGB,
-            [height, width] or [height, width, channels], with 1 to 4 channels: grey or RGB, then alpha.
-        resume: finish a store that was interrupted; a missing store is begun.
-        overwrite: replace an existing store.
-        accept_backend: with ``resume``, finish a store that was begun with other instructions or another number of threads,
-            whose pixels are rounded in another way.
-        part: part to render, such as ``"2/4"``. Other processes render the others into the same store, and then
-            ``engine.finish`` completes it. A part is resumed by rendering it again.
-        on_progress: called with a ``Progress`` after each tile or band: ``done`` of ``total``.
-        cancelled: asked after each write; True stops the render.
-        log: receives a line before each measurement.
-        **options: options of ``Request``: ``size="4096x3072"`` or ``(4096, 3072)``, ``seed``, ``roi``, ...
-
-    Raises:
-        UsageError: an option is wrong or contradicts another one.
-        InputError: the model, the picture or the store cannot be used (ModelError, ResumeError).
-        BudgetError: the plan does not fit the memory or the disk.
-        RenderError: a network produced NaN or infinity.
-        Interrupted: ``cancelled`` returned True; ``resume=True`` continues.
-    """
-    if resume and overwrite:
-        raise UsageError(
-            f"{option('resume', True)}: excludes {option('overwrite', True)}, which replaces the store; leave one out"
-        )
-    if part is not None and overwrite:
-        raise UsageError(
-            f"{option('part')}: excludes {option('overwrite', True)}, as parts share a store; remove the old one first"
-        )
-    part = None if part is None else parse_part(part)  # before anything is measured
-    with picture_file(init) as picture:
-        job = Job.prepare(model, Request(init=picture, **options), out, log)
-        sink = (
-            job.open_sink(resume=resume, overwrite=overwrite, accept_backend=accept_backend)
-            if part is None
-            else job.open_part(part, accept_backend=accept_backend)
-        )
-        return job.render(sink, on_progress=on_progress, cancelled=cancelled)
-
-
 @dataclass(kw_only=True)
 class Job:
     """A planned render, made by ``prepare``. Look at ``plan`` and ``projection``, then ``check`` and ``render``."""
@@ -210,7 +150,7 @@ class Job:
         """Measure what the plan needs and make it; nothing is rendered and nothing is written.
 
         Args:
-            model, out, log: as for ``render``.
+            model, out, log: as for ``engine.render``.
             request: options of the render; by default those of an empty ``Request``.
             like: job of another picture with the same options: its networks and its choice of precision are used again,
                 where the picture takes the same enlargements.
@@ -274,6 +214,16 @@ class Job:
         """Raise BudgetError when the plan does not fit the budgets."""
         check(self.plan, self.projection, self.measured.budget)
 
+    def check_room(self, count: int) -> None:
+        """Raise BudgetError unless the disk has room for ``count`` stores such as this one."""
+        needed = count * self.projection.disk + self.projection.scratch
+        if needed > self.measured.budget.disk:
+            raise BudgetError(
+                f"{counted(count, 'sample')} may take {readable(needed)}, the disk of {self.out.parent} has "
+                f"{readable(self.measured.budget.disk)} free; use fewer {option('samples')}, a smaller {option('size')}, or "
+                f"{option('keep')} on another disk"
+            )
+
     def open_sink(
         self,
         *,
@@ -304,13 +254,19 @@ class Job:
         return self._continue(ZarrSink.resume(self.out, self.plan), accept_backend=accept_backend)
 
     def open_part(
-        self, part: Part | str, *, accept_backend: bool = False, notes: Mapping[str, Any] = MappingProxyType({})
+        self,
+        part: Part | str,
+        *,
+        accept_backend: bool = False,
+        notes: Mapping[str, Any] = MappingProxyType({}),
+        again: bool = False,
     ) -> PartSink:
         """Open the store to write one part of it. The first part makes the store, and the others adopt its cut.
 
         Args:
             part: the part, such as ``"2/4"``.
             accept_backend, notes: as for ``open_sink``.
+            again: as for ``PartSink.join``.
 
         Raises:
             BudgetError: the plan, or that of the first part, does not fit the budgets.
@@ -330,7 +286,7 @@ class Job:
                 if not os.path.lexists(self.out):
                     raise
         self._adopt(stored_plan(self.out) or {})
-        return self._continue(PartSink.join(self.out, self.plan, part), accept_backend=accept_backend)
+        return self._continue(PartSink.join(self.out, self.plan, part, again=again), accept_backend=accept_backend)
 
     def show_part(self, part: Part, shares: Shares | None = None) -> Shares:
         """Reduce the projection to one part; returns how the plan is divided."""

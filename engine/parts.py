@@ -71,13 +71,15 @@ def missing_parts(path: Path | str) -> list[MissingPart]:
     return found
 
 
-def finish(store: Path | str) -> None:
+def finish(store: Path | str, *, beside_parts: bool = False) -> None:
     """Complete a store whose parts are rendered: look at every shard's file, add the rest of the pyramid, mark it complete.
 
     A complete store stays as it is. The result equals that of one run.
 
     Args:
         store: folder that parts were rendered into (``engine.render(..., part="2/4")``).
+        beside_parts: also while processes hold parts, which other processes have rendered in their place. Such a process finds
+            the store's identity gone and writes no more.
 
     Raises:
         PartsMissing: shards are missing, or were damaged and are removed now; ``parts`` says where. A ResumeError.
@@ -87,7 +89,7 @@ def finish(store: Path | str) -> None:
     path = Path(store)
     if parts := missing_parts(path):
         raise PartsMissing(path, parts)
-    sink = ZarrSink.resume(path, _plan_of(path)[0])
+    sink = ZarrSink.resume(path, _plan_of(path)[0], shared=beside_parts)
     try:
         if parts := missing_parts(path):
             raise PartsMissing(path, parts)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import BudgetError, EngineError, InputError, UsageError, option
-from engine.exporters.place import ArchivePlace, DeepZoomPlace, FilePlace, FolderPlace, Place
+from engine.exporters.place import ArchivePlace, DeepZoomPlace, FilePlace, FolderPlace, PagePlace, Place
 from engine.geometry import Region, parse_box, parse_size
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ FORMATS = {
     ".dzi": Format("deepzoom", DeepZoomPlace),
     ".dzi.zip": Format("deepzoom", ArchivePlace),
     ".iiif": Format("iiif", FolderPlace),
+    ".html": Format("html", PagePlace),
+    ".html.zip": Format("html", ArchivePlace),
     ".ozx": Format("ozx"),
     ".exr": Format("exr"),
 }
@@ -100,6 +102,7 @@ def export(
     tiles: str | None = None,
     data: bool | None = None,
     url: str | None = None,
+    title: str | None = None,
     bigtiff: bool | None = None,
     dpi: float | None = None,
     width_mm: float | None = None,
@@ -117,15 +120,16 @@ def export(
         preset: TIFF for a purpose: print or web; other options change it.
         compression: TIFF's compression: deflate, lzw, jpeg or none; OpenEXR's: zip, zips, piz or none.
         quality: quality of JPEG and WebP, 1 to 100.
-        max_size: limit in pixels of a flat picture's longest side.
+        max_size: limit in pixels of the longest side; larger images are reduced.
         level: level of the store that is exported as the full size; 0 is the largest.
         roi: region to export, in pixels of level 0.
-        size: (width, height) in pixels of a flat picture.
+        size: (width, height) in pixels: smaller, and of the same shape.
         depth: bits per channel: 8 or 16; OpenEXR: 16 (half) or 32 (float).
         tile: side in pixels of a tile.
-        tiles: format of the tiles of Deep Zoom and IIIF: jpg, png or webp.
+        tiles: format of the tiles of Deep Zoom, IIIF and a web page: jpg, png or webp.
         data: OpenEXR with the values as they are, for maps that hold no colours.
         url: address of the folder that will hold an IIIF export.
+        title: title of a web page; by default the store's name.
         bigtiff: write BigTIFF or classic TIFF; by default the size decides.
         dpi: resolution for print, in dots per inch; by default that of the picture that was enlarged, or 300.
         width_mm: width of the print in mm, in place of ``dpi``.
@@ -147,13 +151,12 @@ def export(
         "preset": preset,
         "compression": compression,
         "quality": quality,
-        "max_size": max_size,
-        "size": None if size is None else parse_size(size),
         "depth": depth,
         "tile": tile,
         "tiles": tiles,
         "data": data,
         "url": url,
+        "title": title,
         "bigtiff": bigtiff,
         "dpi": dpi,
         "width_mm": width_mm,
@@ -168,11 +171,13 @@ def export(
     if source.resolve() in out.resolve().parents:
         raise UsageError(f"{out}: lies in the store; choose a place outside {source}")
     from engine.exporters.pyramid import Pyramid
+    from engine.exporters.reduced import reduced
     from engine.exporters.view import View
 
     read_depth = module.view_depth(suffix, depth) if hasattr(module, "view_depth") else depth
     pyramid, folder = Pyramid(source, allow_incomplete=allow_incomplete), _nearest_folder(out)
-    view = View(pyramid, level=level or 0, roi=region, depth=read_depth, folder=folder)
+    region_view = View(pyramid, level=level or 0, roi=region, depth=read_depth, folder=folder)
+    view = reduced(region_view, None if size is None else parse_size(size), max_size)
     job: ExportJob = module.prepare(view, suffix, options)
     check_space(job.estimate + view.scratch, shutil.disk_usage(folder).free, out)
     try:
@@ -188,7 +193,7 @@ def export(
     finally:
         view.close()
     seconds = time.perf_counter() - start
-    return ExportResult(out, place.size(), job.width, job.height, job.levels, seconds, job.notes)
+    return ExportResult(out, place.size(), view.width, view.height, len(view.levels), seconds, job.notes)
 
 
 def names_picture(path: Path) -> bool:

@@ -13,12 +13,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyvips
+from PIL import Image
 
 REQUEST = "request"
 """Entry of the provenance and of the description: digest of the request that made the picture."""
 
 _KEYS = ("seed", "model_digest", "licences", REQUEST)
 _EXIF, _TIFF = "exif-ifd0-ImageDescription", "image-description"
+
+_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x010E, 0x011A, 0x011B, 0x0128
+_INCH = 2
+"""EXIF's number of the unit."""
 
 _EXIF_CHARACTERS = 30_000
 """Longest description in EXIF, which JPEG limits to 64 KB; libvips keeps the text twice."""
@@ -42,12 +47,22 @@ def software() -> str:
         return "ourgan-engine"
 
 
-def describe(image: pyvips.Image, provenance: Mapping[str, Any]) -> None:
-    """Give a picture its description in EXIF; without the licences where they are too long for it."""
+def short_description(provenance: Mapping[str, Any]) -> str:
+    """``description`` for EXIF: without the licences where they are too long for it."""
     text = description(provenance)
-    if len(text) > _EXIF_CHARACTERS:
-        text = description({**provenance, "licences": ["see the model"]})
-    image.set_type(pyvips.GValue.gstr_type, _EXIF, text)
+    return text if len(text) <= _EXIF_CHARACTERS else description({**provenance, "licences": ["see the model"]})
+
+
+def exif(text: str, dpi: tuple[float, float]) -> bytes:
+    """EXIF with a description and the (horizontal, vertical) resolution in dots per inch."""
+    tags = Image.Exif()
+    tags[_DESCRIPTION], tags[_X_RESOLUTION], tags[_Y_RESOLUTION], tags[_RESOLUTION_UNIT] = text, *dpi, _INCH
+    return tags.tobytes()
+
+
+def describe(image: pyvips.Image, provenance: Mapping[str, Any]) -> None:
+    """Give a picture of libvips its description in EXIF."""
+    image.set_type(pyvips.GValue.gstr_type, _EXIF, short_description(provenance))
 
 
 def read_description(image: pyvips.Image) -> dict[str, Any]:

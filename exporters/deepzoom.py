@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.exporters.job import Progress
-from engine.exporters.place import deepzoom_stem
+from engine.exporters.place import DeepZoomPlace, stem_of
 from engine.exporters.tiles import FolderSink, TileOptions, Tiles, ZipSink, new_archive, tile_options
 from engine.exporters.view import View
 from engine.geometry import Box
@@ -34,24 +34,12 @@ class DeepZoomJob:
     notes: tuple[str, ...] = ()
 
     @property
-    def width(self) -> int:
-        return self.tiles.view.levels[0].width
-
-    @property
-    def height(self) -> int:
-        return self.tiles.view.levels[0].height
-
-    @property
-    def levels(self) -> int:
-        return len(self.tiles.view.levels)
-
-    @property
     def estimate(self) -> int:
         return self.tiles.estimate
 
     def write(self, path: Path, on_progress: Progress) -> None:
         """Write the tiles and, at the end, the descriptor, under the name of ``path``."""
-        stem = deepzoom_stem(path.name)
+        stem = stem_of(path.name, DeepZoomPlace.SUFFIX)
         if not self.is_archive:
             self._write(FolderSink(path.parent), stem, path.name, on_progress)
             return
@@ -59,13 +47,14 @@ class DeepZoomJob:
             self._write(ZipSink(archive), stem, f"{stem}.dzi", on_progress)
 
     def _write(self, sink: FolderSink | ZipSink, stem: str, descriptor: str, on_progress: Progress) -> None:
-        side, suffix, last = self.tiles.options.tile, self.tiles.suffix, self.levels - 1
+        side, suffix, last = self.tiles.options.tile, self.tiles.suffix, len(self.tiles.view.levels) - 1
 
         def name(level: int, box: Box) -> str:
             return f"{stem}_files/{last - level}/{box.x0 // side}_{box.y0 // side}.{suffix}"
 
         self.tiles.write(sink, name, on_progress)
-        text = _DESCRIPTOR.format(suffix=suffix, tile=side, width=self.width, height=self.height)
+        view = self.tiles.view
+        text = _DESCRIPTOR.format(suffix=suffix, tile=side, width=view.width, height=view.height)
         sink.collect([sink.put(descriptor, text.encode())])
 
 

@@ -82,18 +82,6 @@ class ExrJob:
     notes: tuple[str, ...] = ()
 
     @property
-    def width(self) -> int:
-        return self.view.levels[0].width
-
-    @property
-    def height(self) -> int:
-        return self.view.levels[0].height
-
-    @property
-    def levels(self) -> int:
-        return len(self.view.levels)
-
-    @property
     def estimate(self) -> int:
         side = self.options.tile
         tiles = sum(len(Grid(level.height, level.width, (side, side))) for level in self.view.levels)

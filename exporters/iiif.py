@@ -48,18 +48,6 @@ class IiifJob:
     options: IiifOptions
 
     @property
-    def width(self) -> int:
-        return self.tiles.view.levels[0].width
-
-    @property
-    def height(self) -> int:
-        return self.tiles.view.levels[0].height
-
-    @property
-    def levels(self) -> int:
-        return len(self.tiles.view.levels)
-
-    @property
     def estimate(self) -> int:
         return self.tiles.estimate
 
@@ -85,14 +73,16 @@ class IiifJob:
             "type": "ImageService3",
             "protocol": "http://iiif.io/api/image",
             "profile": "level0",
-            "width": self.width,
-            "height": self.height,
+            "width": self.tiles.view.width,
+            "height": self.tiles.view.height,
             "sizes": [
                 {"width": level.width, "height": level.height}
                 for index, level in reversed(list(enumerate(self.tiles.view.levels)))
                 if len(self.tiles.grid(index)) == 1
             ],
-            "tiles": [{"width": self.options.tile, "scaleFactors": [2**index for index in range(self.levels)]}],
+            "tiles": [
+                {"width": self.options.tile, "scaleFactors": [2**index for index in range(len(self.tiles.view.levels))]}
+            ],
         }
         if self.tiles.suffix != "jpg":
             info |= {"preferredFormats": [self.tiles.suffix], "extraFormats": [self.tiles.suffix]}

@@ -23,21 +23,6 @@ class ExportJob(Protocol):
     """An export that has passed every check that needs no pixels."""
 
     @property
-    def width(self) -> int:
-        """Width in pixels of the largest level."""
-        ...
-
-    @property
-    def height(self) -> int:
-        """Height in pixels of the largest level."""
-        ...
-
-    @property
-    def levels(self) -> int:
-        """Number of resolutions in the file."""
-        ...
-
-    @property
     def estimate(self) -> int:
         """Expected size of the file in bytes."""
         ...

@@ -55,18 +55,6 @@ class OzxJob:
     notes: tuple[str, ...] = ()
 
     @property
-    def width(self) -> int:
-        return self.view.levels[0].width
-
-    @property
-    def height(self) -> int:
-        return self.view.levels[0].height
-
-    @property
-    def levels(self) -> int:
-        return len(self.view.levels)
-
-    @property
     def estimate(self) -> int:
         sizes = [size for _, size in self.files] + [len(data) for _, data in self.metadata]
         return sum(sizes) + _ENTRY_BYTES * len(sizes)
@@ -117,11 +105,11 @@ def prepare(view: View, suffix: str, values: Mapping[str, Any]) -> OzxJob:
         InputError: the store is no OME-Zarr 0.5, which the format demands.
     """
     checked_options(suffix, values)
-    first = view.pyramid.levels.index(next(level for level in view.pyramid.levels if level.path == view.levels[0].path))
-    if view.pixels != view.pyramid.pixels or view.levels[0].bounds != view.pyramid.levels[first].bounds:
+    stored = {(level.path, level.bounds) for level in view.pyramid.levels}
+    if view.pixels != view.pyramid.pixels or (view.levels[0].path, view.levels[0].bounds) not in stored:
         raise UsageError(
-            f"{option('roi')} and {option('depth')}: do not apply to .ozx, which holds the store's own files; "
-            f"leave them out, or give {option('level')}"
+            f"{option('roi')}, {option('size')} and {option('depth')}: do not apply to .ozx, which holds the store's own "
+            f"files; leave them out, or give {option('level')}"
         )
     root = _read_root(view.store)
     paths = [level.path for level in view.levels]

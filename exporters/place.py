@@ -1,4 +1,4 @@
-"""Places of exports: a file, a folder, or the file and the folder of a Deep Zoom image; each appears whole or not at all.
+"""Places of exports: a file, a folder, or a file and the folder of its tiles; each appears whole or not at all.
 
 ``publish`` yields a temporary path. A place that is written in a folder of its own yields one with the name of the export,
 where the contents name it.
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from engine.errors import InputError, option
 from engine.io.files import move_folder, part_folder, replacing, sync_file, sync_folder
@@ -88,16 +89,22 @@ class DeepZoomPlace:
 
     out: Path
 
+    SUFFIX: ClassVar[str] = ".dzi"
+    FOLDER: ClassVar[str] = "_files"
+    """End of the folder's name."""
+    FILES: ClassVar[tuple[str, ...]] = ("vips-properties.xml",)
+    """Files in the folder, beside the levels."""
+
     @property
     def tiles(self) -> Path:
         """Folder of the tiles, whose name viewers derive from the file's."""
-        return self.out.with_name(f"{deepzoom_stem(self.out.name)}_files")
+        return self.out.with_name(f"{stem_of(self.out.name, self.SUFFIX)}{self.FOLDER}")
 
     def check(self, *, overwrite: bool) -> None:
         FilePlace(self.out).check(overwrite=overwrite)
         if not os.path.lexists(self.tiles):
             return
-        if not _holds_tiles(self.tiles):
+        if not _holds_tiles(self.tiles, self.FILES):
             raise InputError(f"{self.tiles}: is in the way, with other files than tiles; choose another name")
         if not overwrite:
             raise _exists(self.tiles)
@@ -121,11 +128,20 @@ class DeepZoomPlace:
         return self.out.stat().st_size + _tree_size(self.tiles)
 
 
-def deepzoom_stem(name: str) -> str:
-    """Name of a Deep Zoom image without its suffixes: viewers cut off ``.dzi`` alone."""
-    for suffix in (".zip", ".dzi"):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
+@dataclass(frozen=True, slots=True)
+class PagePlace(DeepZoomPlace):
+    """``NAME.html`` and, beside it, ``NAME_page``."""
+
+    SUFFIX: ClassVar[str] = ".html"
+    FOLDER: ClassVar[str] = "_page"
+    FILES: ClassVar[tuple[str, ...]] = ("app.js", "style.css", "openseadragon-licence.txt")
+
+
+def stem_of(name: str, suffix: str) -> str:
+    """Name of an export without ``suffix`` and that of an archive: viewers of Deep Zoom cut off ``.dzi`` alone."""
+    for each in (".zip", suffix):
+        if name.lower().endswith(each):
+            name = name[: -len(each)]
     return name
 
 
@@ -142,9 +158,9 @@ def _exists(path: Path) -> InputError:
     return InputError(f"{path}: exists; give {option('overwrite', True)} or choose another name")
 
 
-def _holds_tiles(folder: Path) -> bool:
-    """Whether a folder holds the levels of a Deep Zoom image and nothing of a user."""
-    return folder.is_dir() and all(path.name.isdigit() or path.suffix == ".xml" for path in folder.iterdir())
+def _holds_tiles(folder: Path, files: tuple[str, ...]) -> bool:
+    """Whether a folder holds levels of tiles, these files, and nothing of a user."""
+    return folder.is_dir() and all(path.name.isdigit() or path.name in files for path in folder.iterdir())
 
 
 def _tree_size(folder: Path) -> int:

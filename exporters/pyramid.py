@@ -116,10 +116,7 @@ class Pyramid:
         self._is_whole = complete or (provenance is not None and not allow_incomplete)
         if provenance is not None and not allow_incomplete:
             _check_complete(store, self._arrays, complete=complete)
-        largest = max(_cell_bytes(level, self.pixels) for level in self.levels)
-        self._cache: LRUCache[tuple[int, int, int], Pixels] = LRUCache(
-            max(cache_bytes, largest), getsizeof=lambda pixels: pixels.nbytes
-        )
+        self.limit_cache(cache_bytes)
         self._lock = threading.Lock()  # of the cache: dask and viewers read from several threads
 
     def read(self, level: int, box: Box) -> Pixels:
@@ -142,6 +139,13 @@ class Pyramid:
             InputError: a shard is missing or damaged.
         """
         return self._decode(level, box, strict=True)
+
+    def limit_cache(self, cache_bytes: int) -> None:
+        """Start with an empty cache of this size, or of one cell where a cell is larger."""
+        largest = max(_cell_bytes(level, self.pixels) for level in self.levels)
+        self._cache: LRUCache[tuple[int, int, int], Pixels] = LRUCache(
+            max(cache_bytes, largest), getsizeof=lambda pixels: pixels.nbytes
+        )
 
     def check_unchanged(self) -> None:
         """Raise InputError unless the folder of this name is still the store that was opened."""

@@ -11,23 +11,24 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyvips
 
-from engine.exporters.view import Plane, View
-from engine.geometry import Box
+from engine.causes import naming, raise_if_exhausted
+from engine.errors import EngineError, Interrupted
+from engine.exporters.pyramid import Pixels
+from engine.exporters.rows import RowReader
+from engine.exporters.view import View
 from engine.pixels import PixelFormat
 
 STRIP_ROWS = 16
 """Rows per strip of the TIFF. libvips reads strip by strip and holds several of them, at the whole width."""
 
 
-_IN_MEMORY = 48 << 20
-"""Largest band that is held in memory, in bytes; wider ones wait in a temporary file."""
-
-
 class LevelStream:
-    """A readable, seekable file of one level, which holds one band: a row of cells.
+    """A readable, seekable file of one level, which holds one strip.
 
     Args:
         pyramid: the open store.
@@ -39,15 +40,15 @@ class LevelStream:
     """
 
     def __init__(self, pyramid: View, level: int, on_rows: Callable[[int], None]) -> None:
-        self._pyramid, self._index = pyramid, level
         self._level = pyramid.levels[level]
         self._on_rows = on_rows
         self._row_bytes = self._level.width * pyramid.pixels.bytes
         self._header = tiff_header(self._level.height, self._level.width, pyramid.pixels)
         self._size = len(self._header) + self._level.height * self._row_bytes
         self._position = 0
-        self._band: Plane | None = None
-        self._band_top = -1
+        self._reader = RowReader(pyramid, level)
+        self._strip: Pixels | None = None
+        self._top = -1
         self.error: BaseException | None = None
 
     def source(self) -> pyvips.SourceCustom:
@@ -79,40 +80,67 @@ class LevelStream:
         """End the file at the next read."""
         self.error = self.error or error
 
+    def process(self, work: Callable[[pyvips.Image], None], path: Path, what: str) -> None:
+        """Let libvips read all rows, and close the stream.
+
+        Args:
+            work: function of the image. It runs in another thread, so that an interrupt reaches this one: it ends the
+                stream, and libvips gives up.
+            path: file that is written, for messages.
+            what: verb and object, for the message of a failure.
+
+        Raises:
+            EngineError: libvips failed.
+        """
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    thread.submit(lambda: work(self._image())).result()
+                except pyvips.Error as error:
+                    self.check()  # raises the cause, if reading the pyramid failed
+                    with naming(path):
+                        raise_if_exhausted(error)
+                    reason = " ".join(str(error).split())
+                    raise EngineError(
+                        f"{path}: libvips could not {what} ({reason}); look at the memory and the disk, then repeat the command"
+                    ) from error
+                except BaseException:
+                    self.stop(Interrupted("export stopped"))
+                    raise
+        finally:
+            self.close()
+        self.check()
+
+    def _image(self) -> pyvips.Image:
+        return pyvips.Image.new_from_source(self.source(), "", access="sequential", fail_on="error")
+
     def check(self) -> None:
         """Raise the error of a read, if there was one."""
         if self.error is not None:
             raise self.error
 
     def close(self) -> None:
-        """Free the band."""
-        if self._band is not None:
-            self._band.close()
-        self._band = None
+        """Free the rows."""
+        self._reader.close()
+        self._strip = None
 
     def _slice(self, length: int) -> bytes:
         if self._position < len(self._header):
             return self._header[self._position : self._position + length]
         row, column = divmod(self._position - len(self._header), self._row_bytes)
-        band = self._load(row)
-        start = (row - self._band_top) * self._row_bytes + column
-        return band.bytes(start, min(length, self._size - self._position))
-
-    def _load(self, row: int) -> Plane:
-        rows = self._level.cell[0]
-        top = row // rows * rows
-        if self._band is None or top != self._band_top:
-            self.close()  # frees the old band before the new one is read
-            bottom = min(top + rows, self._level.height)
-            self._band = Plane(
-                (bottom - top, self._level.width), self._pyramid.pixels, self._pyramid.folder, _IN_MEMORY
-            )
-            for x in range(0, self._level.width, self._level.cell[1]):
-                box = Box(top, x, bottom, min(x + self._level.cell[1], self._level.width))
-                self._band.write(box.shift(-top, 0), self._pyramid.read(self._index, box))
-            self._band_top = top
+        top = row // STRIP_ROWS * STRIP_ROWS
+        if self._strip is None or top != self._top:
+            bottom = min(top + STRIP_ROWS, self._level.height)
+            self._strip, self._top = self._reader.read(top, bottom), top
             self._on_rows(bottom)
-        return self._band
+        start = (row - top) * self._row_bytes + column
+        return self._strip.reshape(-1).view("uint8")[start : start + length].tobytes()
+
+
+def vips_interpretation(pixels: PixelFormat) -> str:
+    """Name that libvips has for the colours of these pixels."""
+    grey, rgb = ("b-w", "srgb") if pixels.depth == 8 else ("grey16", "rgb16")
+    return grey if pixels.colours == 1 else rgb
 
 
 def tiff_header(height: int, width: int, pixels: PixelFormat) -> bytes:

@@ -112,32 +112,23 @@ class TiffOptions:
 class TiffJob:
     """A checked export to one TIFF file."""
 
-    pyramid: View
+    view: View
     options: TiffOptions
     ome: bool
     """Whether to write OME-TIFF: levels in SubIFDs, and OME-XML."""
-    levels: int
-
-    @property
-    def width(self) -> int:
-        return self.pyramid.levels[0].width
-
-    @property
-    def height(self) -> int:
-        return self.pyramid.levels[0].height
 
     @property
     def raw(self) -> int:
         """Bytes of all tiles uncompressed, with padding at the border."""
-        tile_bytes = self.options.tile**2 * self.pyramid.pixels.bytes
-        return sum(len(self._grid(index)) for index in range(self.levels)) * tile_bytes
+        tile_bytes = self.options.tile**2 * self.view.pixels.bytes
+        return sum(len(self._grid(index)) for index in range(len(self.view.levels))) * tile_bytes
 
     @property
     def estimate(self) -> int:
         if self.options.compression == "jpeg":
             return int(self.raw * JPEG_FRACTION)
         if self.options.compression in ("deflate", "lzw"):
-            stored = sum(self.pyramid.stored_bytes(index) for index in range(self.levels))
+            stored = sum(self.view.stored_bytes(index) for index in range(len(self.view.levels)))
             return min(
                 self.raw,
                 int(stored * LOSSLESS_SLACK * (2 if self.options.compression == "lzw" else 1))
@@ -158,7 +149,7 @@ class TiffJob:
 
     def write(self, path: Path, on_progress: Progress) -> None:
         """Write every level, from the largest to the smallest."""
-        total = sum(len(self._grid(index)) for index in range(self.levels))
+        total = sum(len(self._grid(index)) for index in range(len(self.view.levels)))
         done = 0
 
         def tiles(index: int) -> Iterator[Pixels]:
@@ -170,7 +161,7 @@ class TiffJob:
 
         try:
             with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome) as writer:
-                for index in range(self.levels):
+                for index in range(len(self.view.levels)):
                     writer.write(tiles(index), **self._page(index))
         except struct.error as error:  # an offset that does not fit 32 bits
             raise UsageError(
@@ -178,31 +169,31 @@ class TiffJob:
             ) from error
 
     def _grid(self, index: int) -> Grid:
-        level = self.pyramid.levels[index]
+        level = self.view.levels[index]
         return Grid(level.height, level.width, (self.options.tile, self.options.tile))
 
     def _tiles(self, index: int) -> Iterator[Pixels]:
         """Tiles of a level in file order, padded by repeating the border: black would ring into a JPEG's last pixels."""
         grid, size = self._grid(index), self.options.tile
         for row, column in grid.indices():
-            pixels = self.pyramid.read(index, grid.box(row, column))
+            pixels = self.view.read(index, grid.box(row, column))
             height, width, _ = pixels.shape
             if (height, width) != (size, size):
                 pixels = np.pad(pixels, ((0, size - height), (0, size - width), (0, 0)), mode="edge")
             yield pixels if pixels.shape[2] > 1 else pixels[..., 0]
 
     def _page(self, index: int) -> dict[str, Any]:
-        level, size, pixels = self.pyramid.levels[index], self.options.tile, self.pyramid.pixels
-        across, down = resolution(self.options.dpi, self.options.width_mm, self.width, self.pyramid.dpi)
-        dpi = (across * level.width / self.width, down * level.height / self.height)
+        level, size, pixels = self.view.levels[index], self.options.tile, self.view.pixels
+        across, down = resolution(self.options.dpi, self.options.width_mm, self.view.width, self.view.dpi)
+        dpi = (across * level.width / self.view.width, down * level.height / self.view.height)
         page: dict[str, Any] = {
             "shape": (level.height, level.width, pixels.channels)[: 2 + (pixels.channels > 1)],
-            "dtype": self.pyramid.dtype,
+            "dtype": self.view.dtype,
             "tile": (size, size),
             "photometric": "minisblack" if pixels.colours == 1 else "rgb",
             "planarconfig": "contig" if pixels.channels > 1 else None,
             "extrasamples": ["unassalpha"] if pixels.has_alpha else [],
-            "iccprofile": self.pyramid.profile,
+            "iccprofile": self.view.profile,
             "resolution": dpi,
             "resolutionunit": "inch",
             "maxworkers": self.options.threads,
@@ -218,18 +209,18 @@ class TiffJob:
         if self.options.compression == "jpeg":
             chroma = (1, 1) if self.options.quality >= FULL_CHROMA_QUALITY else (2, 2)
             codec = {"compression": "jpeg", "compressionargs": {"level": self.options.quality}}
-            return codec if self.pyramid.pixels.colours == 1 else codec | {"subsampling": chroma}
+            return codec if self.view.pixels.colours == 1 else codec | {"subsampling": chroma}
         return {}
 
     def _head(self) -> dict[str, Any]:
         """Tags of the first page alone: software, provenance, and in OME-TIFF the number of reduced levels."""
-        about = description(self.pyramid.provenance)
+        about = description(self.view.provenance)
         if self.ome:
             # tifffile draws a random UUID. One from the provenance gives the same file for the same store.
             identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, about))
-            axes = "YX" if self.pyramid.pixels.channels == 1 else "YXS"
+            axes = "YX" if self.view.pixels.channels == 1 else "YXS"
             metadata = {"axes": axes, "Description": about, "Creator": software(), "UUID": identifier}
-            return {"software": software(), "metadata": metadata, "subifds": self.levels - 1}
+            return {"software": software(), "metadata": metadata, "subifds": len(self.view.levels) - 1}
         return {"software": software(), "description": about}
 
     def _plain(self) -> dict[str, Any]:
@@ -237,19 +228,20 @@ class TiffJob:
         return {} if self.ome else {"metadata": None}
 
 
-def prepare(pyramid: View, suffix: str, values: Mapping[str, Any]) -> TiffJob:
-    """Check the options against the pyramid. Nothing is written yet.
+def prepare(view: View, suffix: str, values: Mapping[str, Any]) -> TiffJob:
+    """Check the options against the view. Nothing is written yet.
 
     Raises:
-        UsageError: an option is unknown or out of range, or does not fit the pyramid.
+        UsageError: an option is unknown or out of range, or does not fit the view.
     """
     options = checked_options(suffix, values)
-    side = max(pyramid.levels[0].height, pyramid.levels[0].width)
+    side = max(view.height, view.width)
     # libvips refuses tiles that are several times as large as the image.
     options = replace(options, tile=min(options.tile, max(_MIN_TILE, -(-side // 16) * 16)))
-    check_pixels(suffix, options, pyramid.pixels)
-    pyramid.extend(max(options.tile, _SMALLEST_LEVEL))
-    job = TiffJob(pyramid, options, ".ome." in suffix, count_levels(pyramid, options.tile))
+    check_pixels(suffix, options, view.pixels)
+    view.extend(max(options.tile, _SMALLEST_LEVEL))
+    view.keep(count_levels(view, options.tile))
+    job = TiffJob(view, options, ".ome." in suffix)
     if options.compression == "none" and not job.bigtiff and job.raw > CLASSIC_LIMIT:
         raise UsageError(
             f"{job.raw} bytes of pixels exceed classic TIFF ({CLASSIC_LIMIT}); leave {option('bigtiff')} unset, or compress"
@@ -289,12 +281,12 @@ def needs_bigtiff(raw: int) -> bool:
     return raw > CLASSIC_LIMIT - CLASSIC_MARGIN
 
 
-def count_levels(pyramid: View | Pyramid, tile: int) -> int:
+def count_levels(view: View | Pyramid, tile: int) -> int:
     """Number of levels down to the first that fits one tile; smaller ones save a reader nothing."""
-    for count, level in enumerate(pyramid.levels, start=1):
+    for count, level in enumerate(view.levels, start=1):
         if max(level.height, level.width) <= tile:
             return count
-    return len(pyramid.levels)
+    return len(view.levels)
 
 
 def check_pixels(suffix: str, options: TiffOptions, pixels: PixelFormat) -> tuple[str, ...]:

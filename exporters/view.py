@@ -20,10 +20,10 @@ from engine.exporters.pyramid import Level, Pixels, Pyramid
 from engine.geometry import Box, Grid
 from engine.pixels import DEPTHS, PixelFormat
 
-_IN_MEMORY = 4 << 20
+IN_MEMORY = 4 << 20
 """Largest computed level that is held in memory, in bytes."""
 
-_BLOCK = 512
+SQUARE = 512
 """Side in pixels of the squares that computed levels are made by."""
 
 
@@ -74,6 +74,16 @@ class View:
         self.is_whole = level == 0 and roi is None and self.pixels == pyramid.pixels
 
     @property
+    def width(self) -> int:
+        """Width in pixels of the first level."""
+        return self.levels[0].width
+
+    @property
+    def height(self) -> int:
+        """Height in pixels of the first level."""
+        return self.levels[0].height
+
+    @property
     def store(self) -> Path:
         """Folder of the store."""
         return self.pyramid.store
@@ -98,6 +108,16 @@ class View:
         """uint8 or uint16."""
         return np.dtype(self.pixels.dtype)
 
+    def keep(self, count: int) -> None:
+        """Forget all levels but the first ones."""
+        self.levels, self._boxes = self.levels[:count], self._boxes[:count]
+
+    def drop(self, count: int) -> View:
+        """This view without its first levels."""
+        self.levels, self._boxes, self._first = self.levels[count:], self._boxes[count:], self._first + count
+        self.is_whole &= not count
+        return self
+
     def extend(self, smallest: int, *, exact: bool = False) -> None:
         """Add levels until one has at most ``smallest`` pixels on its longer side.
 
@@ -113,7 +133,7 @@ class View:
         self._boxes = self._boxes[: len(sizes)]
         while max(sizes[-1].height, sizes[-1].width) > smallest:
             half = sizes[-1].bounds.cover(2)
-            sizes.append(Level(str(self._first + len(sizes)), *half.shape, (_BLOCK, _BLOCK)))
+            sizes.append(Level(str(self._first + len(sizes)), *half.shape, (SQUARE, SQUARE)))
         self.levels = tuple(sizes)
 
     def read(self, level: int, box: Box) -> Pixels:
@@ -128,6 +148,12 @@ class View:
         """Rows y0 to y1 over the whole width."""
         return self.read(level, Box(y0, 0, y1, self.levels[level].width))
 
+    def cell_rows(self, level: int, y: int) -> tuple[int, int]:
+        """First row, and the row after the last, of the store's row of cells that holds row ``y``."""
+        rows, origin = self.levels[level].cell[0], self._boxes[level].y0 if level < len(self._boxes) else 0
+        top = (y + origin) // rows * rows - origin
+        return max(0, top), min(top + rows, self.levels[level].height)
+
     def stored_bytes(self, level: int) -> int:
         """Bytes of the level in the store, as far as it is in the view: a measure of how well its pixels compress."""
         if level >= len(self._boxes):
@@ -140,7 +166,7 @@ class View:
     def scratch(self) -> int:
         """Bytes of the levels that are computed into a temporary file."""
         sizes = (level.bounds.area * self.pixels.bytes for level in self.levels[len(self._boxes) :])
-        return sum(size for size in sizes if size > _IN_MEMORY)
+        return sum(size for size in sizes if size > IN_MEMORY)
 
     def check_unchanged(self) -> None:
         """Raise InputError unless the folder of this name is still the store that was opened."""
@@ -153,15 +179,18 @@ class View:
         self._computed.clear()
 
     def _plane(self, level: int) -> Plane:
-        plane = self._computed.get(level)
-        if plane is None:
-            size, upper = self.levels[level], self.levels[level - 1].bounds
-            plane = Plane((size.height, size.width), self.pixels, self.folder, _IN_MEMORY)
-            grid = Grid(size.height, size.width, (_BLOCK, _BLOCK))
-            for at in grid.indices():
-                box = grid.box(*at)
-                plane.write(box, halve(self.read(level - 1, box.scale(2).clip(upper))))
-            self._computed[level] = plane
+        if level not in self._computed:
+            self._computed[level] = self._compute(level)
+        return self._computed[level]
+
+    def _compute(self, level: int) -> Plane:
+        """The halves of the level before."""
+        size, upper = self.levels[level], self.levels[level - 1].bounds
+        plane = Plane((size.height, size.width), self.pixels, self.folder, IN_MEMORY)
+        grid = Grid(size.height, size.width, (SQUARE, SQUARE))
+        for at in grid.indices():
+            box = grid.box(*at)
+            plane.write(box, halve(self.read(level - 1, box.scale(2).clip(upper))))
         return plane
 
 
@@ -187,6 +216,17 @@ class Plane:
                 while data:
                     data = data[self._file.write(data) :]
 
+    def write_bytes(self, start: int, data: bytes) -> None:
+        """Set a part of the rows' bytes, one row after another, from ``start`` on."""
+        if self._file is None:
+            self._array.reshape(-1).view(np.uint8)[start : start + len(data)] = np.frombuffer(data, np.uint8)
+            return
+        with naming(self._folder):
+            self._file.seek(start)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
     def read(self, box: Box) -> Pixels:
         """Pixels of ``box``."""
         if self._file is None:
@@ -196,13 +236,6 @@ class Plane:
             self._file.seek(self._offset(row, box.x0))
             self._file.readinto(line.data)
         return pixels
-
-    def bytes(self, start: int, length: int) -> bytes:
-        """Up to ``length`` bytes of the rows, one after another, from ``start`` on."""
-        if self._file is None:
-            return self._array.reshape(-1).view(np.uint8)[start : start + length].tobytes()
-        self._file.seek(start)
-        return self._file.read(length)
 
     def close(self) -> None:
         """Free the pixels."""

@@ -63,8 +63,12 @@ OTHER_PROGRAMS = {
     "--parsable",
     "--dependency",
     "--wrap",
+    "--scheduler-file",
+    "--nthreads",
+    "--memory-limit",
+    "--resources",
 }
-"""Options of pip, mypy, build, napari, GNU parallel and Slurm that pages mention."""
+"""Options of pip, mypy, build, napari, GNU parallel, Slurm and Dask that pages mention."""
 
 COMMANDS = dict(commands_of(app))
 

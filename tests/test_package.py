@@ -133,6 +133,7 @@ def test_imports_are_declared():
         *(
             "OpenImageIO",
             "dask",
+            "distributed",
             "imagecodecs",
             "matplotlib",
             "spandrel",

@@ -72,6 +72,9 @@ def render(
     overwrite: bool = False,
     accept_backend: bool = False,
     part: PartFlag = None,
+    dask: Annotated[str | None, Parameter(name="--dask")] = None,
+    devices: str | None = None,
+    shares: int | None = None,
     keep_store: bool = False,
     view: bool = False,
     dry_run: bool = False,
@@ -94,6 +97,11 @@ def render(
             threads: pixels may differ by a level in fp32, and by a few levels in half precision.
         part: Part of the image to render, from 1/N to N/N, such as 2/4. Other processes or machines render the others into the
             same store, in any order; engine finish completes it. The same command continues a part that was killed.
+        dask: Workers to render on (extra dask): local, local:4, the address of a Dask scheduler such as tcp://host:8786, its
+            file scheduler.json, or auto for DASK_SCHEDULER_ADDRESS. The store is finished in the end; the same command
+            continues.
+        devices: Devices of this machine to render on, a process each, such as 0,1 or cuda:0,cuda:1 (extra dask).
+        shares: Shares of the image for the workers of --dask or --devices; default: few for each.
         keep_store: Keep the working store of a picture.
         view: Show the image in the browser while it grows, and afterwards until Ctrl-C (extra view).
         dry_run: Print the plan and stop.
@@ -106,9 +114,11 @@ def render(
 
     set_output(quiet, verbose)
     request = printing.sized(request)
+    is_shared = dask is not None or devices is not None
     if preview is not None:
         others = {
             "count": count != 1, "resume": resume, "accept_backend": accept_backend, "part": part is not None,
+            "dask": dask is not None, "devices": devices is not None, "shares": shares is not None,
             "keep_store": keep_store, "view": view, "dry_run": dry_run, "report": report is not None, "json": json,
         }  # fmt: skip
         if given := [name for name, is_given in others.items() if is_given]:
@@ -140,6 +150,14 @@ def render(
         raise UsageError(
             f"{option('report', report)}: holds measurements, and {option('dry_run', True)} makes none; leave one out"
         )
+    if is_shared:
+        _check_workers(
+            dask, devices, shares, part, out, request, overwrite=overwrite, others={
+                "count": count != 1, "view": view, "dry_run": dry_run, "keep_store": keep_store,
+            },
+        )  # fmt: skip
+    elif shares is not None:
+        raise UsageError(f"{option('shares', shares)}: divides a render among workers; add {option('dask')}")
     replace(request, seed=request.seed + count - 1)  # refuse the last seed before the first render
     seeds = range(request.seed, request.seed + count)
     outputs = [Output(out if count == 1 else _numbered(out, seed)) for seed in seeds]
@@ -150,7 +168,7 @@ def render(
         check_options(out, picture.given)
     if not dry_run:
         for output in outputs:
-            output.check(resume=resume or part is not None, overwrite=overwrite)
+            output.check(resume=resume or part is not None or is_shared, overwrite=overwrite)
     options = Options(
         resume=resume,
         overwrite=overwrite,
@@ -167,6 +185,13 @@ def render(
         picture=picture,
     )
     path = _model_or_default(model, request)
+    if is_shared:
+        from engine.cli.workers import Workers
+        from engine.cli.workers import render as render_on_workers
+
+        workers = Workers(dask=dask, devices=devices, shares=shares)
+        render_on_workers(path, outputs[0], request, options, workers)
+        return
     for seed, output in zip(seeds, outputs, strict=True):
         run([path], output, replace(request, seed=seed), options)
 
@@ -468,6 +493,7 @@ def export(
     tile: int | None = None,
     tiles: Literal["jpg", "png", "webp"] | None = None,
     url: str | None = None,
+    title: str | None = None,
     data: bool = False,
     bigtiff: Annotated[bool | None, Parameter(negative_bool="no-")] = None,
     workers: int | None = None,
@@ -476,9 +502,9 @@ def export(
     quiet: QuietFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Export a store in bounded memory: TIFF, pictures, tiles for the web, one OME-Zarr file, or OpenEXR.
+    """Export a store in bounded memory: TIFF, pictures, a web page, tiles, one OME-Zarr file, or OpenEXR.
 
-    docs/export.md has a table of the formats: .tif .ome.tif .png .jpg .webp .dzi .dzi.zip .iiif .ozx .exr.
+    docs/export.md has a table of the formats: .tif .ome.tif .png .jpg .webp .dzi .dzi.zip .iiif .html .html.zip .ozx .exr.
 
     Args:
         store: OME-Zarr store of a render.
@@ -490,13 +516,14 @@ def export(
         depth: Bits per channel of TIFF and PNG, 8 or 16; default: the store's. OpenEXR: 16 (half) or 32 (float).
         level: Level of the store to export as the full size; each has half the sides of the one before; default: 0.
         roi: Region to export, X,Y,WIDTH,HEIGHT in pixels of the full size.
-        size: WIDTHxHEIGHT of a PNG, JPEG or WebP in pixels, which has to be smaller and of the same shape.
-        max_size: Longer side of a PNG, JPEG or WebP in pixels, at most; larger images are reduced.
+        size: WIDTHxHEIGHT of the export in pixels, which has to be smaller and of the same shape; not of .ozx.
+        max_size: Longer side of the export in pixels, at most; larger images are reduced; not of .ozx.
         dpi: Resolution for print in dots per inch, recorded in the file; default: that of the picture that was enlarged, or 300.
         width_mm: Width of the print in mm, recorded in place of --dpi.
         tile: Side of a tile in pixels; default: 512, and 64 in OpenEXR.
-        tiles: Format of the tiles of Deep Zoom and IIIF; default: jpg, and png with transparency.
+        tiles: Format of the tiles of Deep Zoom, IIIF and web pages; default: jpg, and png with transparency.
         url: Address of the folder that will hold an IIIF export; default: http://localhost:8000.
+        title: Title of a web page; default: the store's name.
         data: OpenEXR of data, such as normals or roughness: values as they are, not converted to linear light.
         bigtiff: Write or forbid BigTIFF; default: BigTIFF where the size requires it.
         workers: Threads that compress; default: one per core, up to 8.
@@ -524,6 +551,7 @@ def export(
         tile=tile,
         tiles=tiles,
         url=url,
+        title=title,
         data=data or None,
         bigtiff=bigtiff,
         workers=workers,
@@ -543,6 +571,8 @@ def score(
     request: Request = Request(),  # noqa: B008
     metrics: str = "available",
     weights_dir: Path | None = None,
+    dask: Annotated[str | None, Parameter(name="--dask")] = None,
+    devices: str | None = None,
     json: JsonFlag = False,
 ) -> None:
     """Score images against the photograph (SIFID, LPIPS and more) or against a reference (PSNR, SSIM).
@@ -557,17 +587,26 @@ def score(
         metrics: Metrics with trained weights: available, free (none), all, or a list such as sifid,lpips; missing weights
             are an error unless available. Metrics without weights are always computed.
         weights_dir: Folder of the trained weights, searched before those of engine weights.
+        dask: Workers that render the samples of --model, as for engine render; each renders one at a time.
+        devices: Devices of this machine that render the samples of --model, a process each, as for engine render.
     """
     from engine.cli import score as run
 
     run.check(images, real=real, reference=reference, model=model, samples=samples, keep=keep, request=request)
+    if dask is not None or devices is not None:
+        _check_score_workers(dask, devices, model, keep, request)
     if reference is not None:
         run.reference(images, reference_path=reference, as_json=json)
         return
     assert real is not None
     rendering = None
     if model is not None:
-        rendering = run.Rendering(model=model, samples=samples, request=request, keep=keep)
+        workers = None
+        if dask is not None or devices is not None:
+            from engine.cli.workers import Workers
+
+            workers = Workers(dask=dask, devices=devices, shares=None)
+        rendering = run.Rendering(model=model, samples=samples, request=request, keep=keep, workers=workers)
     run.against(
         real,
         images,
@@ -725,6 +764,46 @@ def _no_stray_tracebacks(interruption: Interruption) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = before
+
+
+def _check_score_workers(
+    dask: str | None, devices: str | None, model: Path | None, keep: Path | None, request: Request
+) -> None:
+    """Raise UsageError for options of a score that do not go with workers."""
+    from engine.workers import check_workers
+
+    name = option("dask", dask) if dask is not None else option("devices", devices)
+    if model is None:
+        raise UsageError(f"{name}: renders samples; add {option('model')}, or leave it out")
+    if keep is None and dask is not None and dask.partition(":")[0] != "local":
+        raise UsageError(f"{name}: samples need a folder that all workers see; add {option('keep')}")
+    check_workers(dask, devices, device=request.device)
+
+
+def _check_workers(
+    dask: str | None,
+    devices: str | None,
+    shares: int | None,
+    part: Part | None,
+    out: Path,
+    request: Request,
+    *,
+    overwrite: bool,
+    others: dict[str, bool],
+) -> None:
+    """Raise UsageError for options that do not go with workers."""
+    from engine.exporters import names_picture
+    from engine.workers import check_workers
+
+    name = option("dask", dask) if dask is not None else option("devices", devices)
+    if names_picture(out):
+        store = out.with_suffix(".zarr")
+        raise UsageError(
+            f"{name}: goes into a store, and {out} is a picture; give {option('out', store)}, then engine export {store} {out}"
+        )
+    if given := [other for other, is_given in others.items() if is_given]:
+        raise UsageError(f"{name} and {option(given[0])}: exclude each other; leave one out")
+    check_workers(dask, devices, shares, part=part, overwrite=overwrite, device=request.device)
 
 
 def _check_part(part: Part, out: Path, *, overwrite: bool, count: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.cli import report
 from engine.cli.progress import Meter, log, meter
@@ -15,7 +16,8 @@ from engine.cli.tables import print_table
 from engine.device.choose import choose_device
 from engine.device.heap import fix_malloc_thresholds, malloc_trim
 from engine.device.memory import PeakMemory
-from engine.errors import BudgetError, InputError, Interrupted, UsageError, counted, option
+from engine.errors import InputError, Interrupted, UsageError, counted, option
+from engine.interrupt import deferred_interrupt
 from engine.io.photo import PictureSource
 from engine.job import Job
 from engine.metrics import weights
@@ -28,6 +30,9 @@ from engine.metrics.score import score as score_samples
 from engine.model.bundle import load
 from engine.plan.cost import readable
 from engine.plan.request import Request
+
+if TYPE_CHECKING:
+    from engine.cli.workers import Workers  # which needs the extra dask
 
 AVAILABLE, FREE, ALL = "available", "free", "all"
 TRAINED = tuple(weights.FILES)
@@ -101,6 +106,9 @@ class Rendering:
 
     keep: Path | None
     """Folder for the samples' stores; None to delete them."""
+
+    workers: Workers | None = None
+    """Workers that render the samples; None: this process."""
 
 
 def against(
@@ -197,7 +205,7 @@ def _interruptible(rendering: Rendering | None) -> Iterator[None]:
     """Turn Ctrl-C into an error that says which samples remain."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):  # the second one is that of workers
         if rendering is None or rendering.keep is None:
             raise Interrupted("stopped: nothing is kept") from None
         raise Interrupted(f"stopped: {rendering.keep} keeps the samples; repeat the command to continue") from None
@@ -225,25 +233,41 @@ def _rendered(rendering: Rendering, folder: Path) -> list[Path]:
     seeds = range(request.seed, request.seed + rendering.samples)
     replace(request, seed=seeds[-1])  # refuse the last seed now, not after all other renders
     paths = [folder / f"sample-{seed}.zarr" for seed in seeds]
+    if rendering.workers is not None:
+        _render_by_workers(rendering.workers, rendering.model, [replace(request, seed=seed) for seed in seeds], paths)
+        return paths
     model = load(rendering.model)
     with meter("rendering", rendering.samples) as bar:
         for seed, path in zip(seeds, paths, strict=True):
             job = Job.prepare(model, replace(request, seed=seed), path, log)
-            _check_disk(job, [p for p in paths if not p.exists()])
+            job.check_room(sum(not p.exists() for p in paths))
             _render(job, bar)
     malloc_trim()
     return paths
 
 
-def _check_disk(job: Job, missing: Sequence[Path]) -> None:
-    """Raise BudgetError unless all missing samples fit on the disk together."""
-    needed = len(missing) * job.projection.disk + job.projection.scratch
-    if needed > job.measured.budget.disk:
-        raise BudgetError(
-            f"{counted(len(missing), 'sample')} may take {readable(needed)}, the disk of {job.out.parent} has "
-            f"{readable(job.measured.budget.disk)} free; use fewer {option('samples')}, a smaller {option('size')}, or "
-            f"{option('keep')} on another disk"
-        )
+def _render_by_workers(workers: Workers, model: Path, requests: Sequence[Request], paths: Sequence[Path]) -> None:
+    """Let workers render the samples, one each at a time; those that are complete are left."""
+    from engine.workers.conduct import Work
+    from engine.workers.tasks import order_of, render_sample
+
+    shares = [0.0] * len(paths)
+    memory, device = requests[0].memory, requests[0].device
+    with (
+        deferred_interrupt(lambda: log("stopping after the shards that are being written")) as stop,
+        workers.conductor(memory) as conductor,
+        meter("rendering", len(paths)) as bar,
+    ):
+
+        def advance(index: int, share: float) -> None:
+            more, shares[index] = max(0.0, share - shares[index]), max(share, shares[index])
+            bar.advance(more, paths[index].name)
+
+        works = [
+            Work("render-sample", render_sample, (order_of(model, request, path, conductor.topic), tuple(paths)))
+            for request, path in zip(requests, paths, strict=True)
+        ]
+        conductor.run(works, on_share=advance, cancelled=stop.is_set, device=device)
 
 
 def _render(job: Job, bar: Meter) -> None:

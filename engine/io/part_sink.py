@@ -38,10 +38,17 @@ class PartSink(ZarrSink):
         self._part_lock: Lock | None = None
 
     @classmethod
-    def join(cls, path: Path, plan: Plan, part: Part) -> PartSink:
+    def join(cls, path: Path, plan: Plan, part: Part, *, again: bool = False) -> PartSink:
         """Open a store to write a part of it, and remove the part's damaged shards (``lost``).
 
         A store that is complete has nothing to be written.
+
+        Args:
+            path: folder of the store.
+            plan: its plan.
+            part: the part.
+            again: whoever gives out the parts may give this one to another process while the first one is stopped or cut off.
+                Both may then write it: their shards are equal, and each is whole.
 
         Raises:
             ResumeError: as ``resume``; the store has other parts or none, or another process renders this part.
@@ -50,7 +57,7 @@ class PartSink(ZarrSink):
         sink.part = part
         try:
             if not sink.complete:
-                sink._take()
+                sink._take(shared=again)
                 sink._remove_damaged()
         except BaseException:
             sink.close()
@@ -90,7 +97,7 @@ class PartSink(ZarrSink):
             lock.release()
         super().close()
 
-    def _take(self) -> None:
+    def _take(self, *, shared: bool) -> None:
         """Lock the part, and find its writes."""
         shares = shares_of(self.path, self._plan, self.provenance)
         if shares is None:
@@ -102,7 +109,7 @@ class PartSink(ZarrSink):
                 f"{self.path}: begun in another number of parts ({shares.count}, not {self.part.count}); give "
                 f"{option('part', f'1/{shares.count}')} and so on, or {option('resume', True)} alone to finish it in one run"
             )
-        lock = _lock(_lock_file(self.scratch, self.part))
+        lock = _lock(_lock_file(self.scratch, self.part), shared=shared)
         if lock is None:
             process = holder_of(self.path, self.provenance, self.part)
             name = "another process" if process is None else f"another process ({process})"
@@ -153,10 +160,34 @@ def _lock_file(scratch: Path, part: Part) -> Path:
     return scratch / f"part-{part.number}-of-{part.count}.lock"
 
 
-def _lock(file: Path) -> Lock | None:
+def lock_parts(path: Path, provenance: dict[str, Any]) -> Lock:
+    """Lock of the one process that gives out the parts of a store. Raises ResumeError while another one does."""
+    file = scratch_of(path, provenance) / _GIVER
+    lock = _lock(file)
+    if lock is None:
+        process = Lock.holder(file)
+        name = "another process" if process is None else f"another process ({process})"
+        raise ResumeError(f"{path}: is being rendered by the workers of {name}; wait for it")
+    return lock
+
+
+def unlock_parts(path: Path, provenance: dict[str, Any], lock: Lock) -> None:
+    """Release the lock of ``lock_parts`` and remove its file."""
+    file = scratch_of(path, provenance) / _GIVER
+    with suppress(OSError):  # tiles stay
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+    lock.release()
+
+
+_GIVER = "parts.lock"
+"""File that the process which gives out all parts locks."""
+
+
+def _lock(file: Path, *, shared: bool = False) -> Lock | None:
     """Lock on a file, which is made with its folder; None while another process holds it."""
     while True:
         with suppress(FileExistsError):
             os.mkdir(file.parent)
         with suppress(FileNotFoundError):  # another part has just ended, and removed the folder
-            return Lock.take(file, makes_file=True)
+            return Lock.take(file, shared=shared, makes_file=True)

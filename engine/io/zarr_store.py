@@ -186,13 +186,18 @@ class ZarrSink:
         return cls(path, plan, lock)
 
     @classmethod
-    def resume(cls, path: Path, plan: Plan) -> ZarrSink:
+    def resume(cls, path: Path, plan: Plan, *, shared: bool = False) -> ZarrSink:
         """Open a store to finish it, and remove shards whose files are damaged (``lost``).
+
+        Args:
+            path: folder of the store.
+            plan: its plan.
+            shared: beside processes that hold parts of it.
 
         Raises:
             ResumeError: the store has another plan, is being written, is damaged in its metadata, or is no store.
         """
-        sink = cls._open(path, plan)
+        sink = cls._open(path, plan, shared=shared)
         try:
             sink._remove_damaged()
         except BaseException:

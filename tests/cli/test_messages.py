@@ -130,7 +130,7 @@ REFUSALS = [
     (
         "export s.zarr o.png --quality 90",
         2,
-        "--quality: does not apply to .png; its options are --max-size, --size, --dpi, --width-mm, --depth",
+        "--quality: does not apply to .png; its options are --dpi, --width-mm, --depth",
     ),
     (
         "export s.zarr o.tif --quality 90",

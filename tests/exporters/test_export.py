@@ -16,8 +16,10 @@ from engine.exporters import export
 NAMES = ["a.tif", "a.ome.tif", "a.png", "a.jpg", "a.webp", "a.dzi", "a.dzi.zip", "a.iiif", "a.ozx"]
 if importlib.util.find_spec("OpenImageIO"):
     NAMES.append("a.exr")
+if (Path(exporters.__file__).parents[1] / "view" / "static" / "app.js").is_file():
+    NAMES += ["a.html", "a.html.zip"]
 
-TOGETHER = {"a.dzi": ["a.dzi", "a_files"]}
+TOGETHER = {"a.dzi": ["a.dzi", "a_files"], "a.html": ["a.html", "a_page"]}
 """Names that one export makes, where it is not its own alone."""
 
 
@@ -46,8 +48,9 @@ def test_result_progress_and_estimate(store, tmp_path):
         assert names(folder) == TOGETHER.get(name, [name])
         suffix = exporters.find_suffix(result.path)
         module = importlib.import_module(f"engine.exporters.{exporters.FORMATS[suffix].module}")
-        job = module.prepare(View(Pyramid(store), folder=tmp_path), suffix, {})
-        assert (job.width, job.height, job.levels) == (result.width, result.height, result.levels)
+        view = View(Pyramid(store), folder=tmp_path)
+        job = module.prepare(view, suffix, {})
+        assert (view.width, view.height, len(view.levels)) == (result.width, result.height, result.levels)
         assert result.bytes <= 1.01 * job.estimate, name
 
 
@@ -172,7 +175,7 @@ def small_files():
 
 
 def test_a_disk_that_fills_while_writing(store, tmp_path, small_files):
-    for name in [n for n in NAMES if n not in ("a.dzi", "a.iiif", "a.webp")]:  # small files
+    for name in [n for n in NAMES if n not in ("a.dzi", "a.iiif", "a.html", "a.webp")]:  # small files
         with pytest.raises(EngineError, match=r"File too large|could not (be )?writ") as caught:
             export(store, tmp_path / name)
         assert "\n" not in str(caught.value)

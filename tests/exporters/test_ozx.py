@@ -68,7 +68,7 @@ def test_from_a_later_level(store, levels, tmp_path):
 
 
 def test_refusals(store, tmp_path, levels):
-    with pytest.raises(UsageError, match="roi and depth: do not apply to .ozx"):
+    with pytest.raises(UsageError, match="roi, size and depth: do not apply to .ozx"):
         export(store, tmp_path / "a.ozx", roi=(0, 0, 10, 10))
     with pytest.raises(UsageError, match="quality: does not apply to .ozx; it has no options"):
         export(store, tmp_path / "a.ozx", quality=10)

@@ -10,8 +10,9 @@ import tifffile
 from PIL import Image
 
 from engine.errors import EngineError, UsageError
-from engine.exporters import export, preview, stream
+from engine.exporters import export, flat, preview, rows
 from engine.exporters.pyramid import Level, Pyramid
+from engine.exporters.reduced import reduced, target_size
 from engine.exporters.stream import LevelStream
 from engine.exporters.view import View
 
@@ -39,12 +40,32 @@ def test_lossy_formats_are_close_and_tagged(store, levels, tmp_path):
         assert info["icc_profile"][36:40] == b"acsp"
 
 
+@pytest.mark.parametrize("quality", [80, 95])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_are_joined_as_if_they_were_one_picture(
+    tmp_path, picture, write_store, small_cells, monkeypatch, quality, channels
+):
+    """Every decoder gives the pixels of libjpeg's file of the whole picture, with chroma halved or not."""
+    monkeypatch.setattr(flat, "STRIP_BYTES", 10_000)
+    pixels = picture(301, 217)[..., :channels]
+    ourgan = {"complete": True, "plan": {"channels": channels, "depth": 8}}
+    out = export(write_store(tmp_path / "a.zarr", [pixels], ourgan=ourgan), tmp_path / "a.jpg", quality=quality).path
+    whole = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(whole, "JPEG", quality=quality, subsampling=0 if quality > 90 else 2)
+    expected = load(whole)[0]
+    assert out.read_bytes().count(b"\xff\xd3") >= 1  # restart markers
+    assert np.array_equal(load(out)[0], expected)
+    assert np.array_equal(pyvips.Image.new_from_file(str(out)).numpy().squeeze(), expected)
+    assert np.array_equal(imagecodecs.jpeg8_decode(out.read_bytes()), expected)
+
+
 def test_quality_sets_the_size(store, tmp_path):
     sizes = [export(store, tmp_path / f"{quality}.jpg", quality=quality).bytes for quality in (30, 60, 95)]
     assert sizes == sorted(sizes)
 
 
-def test_sixteen_bits(tmp_path, picture, write_store):
+def test_sixteen_bits(tmp_path, picture, write_store, monkeypatch):
+    monkeypatch.setattr(flat, "STRIP_BYTES", 10_000)
     pixels = picture(90, 131, "uint16")
     store = write_store(tmp_path / "a.zarr", [pixels])
     export(store, tmp_path / "a.png")
@@ -59,8 +80,8 @@ def test_sizes_come_from_the_smallest_sufficient_level(store, levels, tmp_path):
     result = export(store, tmp_path / "a.png", max_size=519)
     assert (result.width, result.height) == (519, 266)
     assert np.array_equal(load(result.path)[0], levels[1])
-    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".png", {"max_size": 300})
-    assert (job.level, job.width, job.height) == (1, 300, 154)
+    view = reduced(View(Pyramid(store), folder=tmp_path), None, 300)
+    assert (view._source, view.width, view.height) == (1, 300, 154)
     pixels = load(export(store, tmp_path / "b.png", max_size=300).path)[0]
     expected = np.asarray(Image.fromarray(levels[1]).resize((300, 154), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(pixels - expected).mean() < 2
@@ -69,7 +90,7 @@ def test_sizes_come_from_the_smallest_sufficient_level(store, levels, tmp_path):
 def test_target_size():
     full = Level("0", 3000, 100_000, (512, 512))
     for max_size, expected in ((None, (100_000, 3000)), (200_000, (100_000, 3000)), (1000, (1000, 30)), (10, (10, 1))):
-        assert preview.target_size(full, max_size) == expected
+        assert target_size(full, max_size) == expected
 
 
 def test_pictures_beyond_their_format_are_refused(tmp_path, write_store):
@@ -93,14 +114,14 @@ def test_options_are_checked(store, tmp_path):
     for option in ({"max_size": 0}, {"quality": 101}, {"tile": 512}, {"compression": "none"}):
         with pytest.raises(UsageError, match=f"^{next(iter(option))}: "):
             export(store, tmp_path / "a.jpg", **option)
-    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are max_size, size, dpi"):
+    with pytest.raises(UsageError, match=r"^quality: does not apply to \.png; its options are dpi"):
         export(store, tmp_path / "a.png", quality=90)
 
 
 def test_a_failure_of_libvips_is_one_line(store, tmp_path):
-    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".png", {})
+    job = preview.prepare(View(Pyramid(store), folder=tmp_path), ".webp", {})
     with pytest.raises(EngineError, match="libvips could not write it") as caught:
-        job.write(tmp_path / "missing" / "a.png", lambda done, total: None)
+        job.write(tmp_path / "missing" / "a.webp", lambda done, total: None)
     assert "\n" not in str(caught.value)
 
 
@@ -114,10 +135,13 @@ def test_the_stream_is_a_tiff(tmp_path, picture, write_store):
         assert np.array_equal(tifffile.imread(io.BytesIO(content)), pixels)
 
 
-def test_wide_bands_wait_in_a_file(store, levels, tmp_path, small_cells, monkeypatch):
-    monkeypatch.setattr(stream, "_IN_MEMORY", 0)
-    export(store, tmp_path / "a.png")
-    assert np.array_equal(load(tmp_path / "a.png")[0], levels[0])
+@pytest.mark.parametrize("roi", [None, (3, 5, 900, 500)])
+def test_wide_bands_wait_in_a_file(store, levels, tmp_path, small_cells, monkeypatch, roi):
+    monkeypatch.setattr(rows, "_CACHED", 0)
+    monkeypatch.setattr(flat, "STRIP_BYTES", 100_000)  # strips across the borders of bands
+    export(store, tmp_path / "a.png", roi=roi)
+    expected = levels[0] if roi is None else levels[0][5:505, 3:903]
+    assert np.array_equal(load(tmp_path / "a.png")[0], expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "out.zarr"]
 
 

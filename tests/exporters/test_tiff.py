@@ -128,7 +128,7 @@ def test_bigtiff_is_chosen_at_the_limit():
 def test_raw_size_counts_whole_tiles_of_every_level(store, tmp_path):
     job = tiff.prepare(View(Pyramid(store), folder=tmp_path), ".tif", {"tile": 256})
     tiles = 5 * 3 + 3 * 2 + 2 * 1 + 1
-    assert job.levels == 4
+    assert len(job.view.levels) == 4
     assert job.raw == tiles * 256 * 256 * 3
 
 
@@ -148,6 +148,11 @@ def test_ome_tiff(store, levels, tmp_path):
         assert "sha256:0123" in file.ome_metadata
     assert_levels(paths[0], levels)
     assert paths[0].read_bytes() == paths[1].read_bytes()
+    for index, pixels in enumerate(levels):  # libtiff, which knows nothing of OME
+        image = pyvips.Image.new_from_file(str(paths[0]), subifd=index - 1)
+        assert np.array_equal(image.numpy(), pixels)
+        assert image.get("icc-profile-data")[36:40] == b"acsp"
+        assert image.xres * 25.4 == pytest.approx(300 * pixels.shape[1] / 1037)
 
 
 def test_one_level_is_enough(tmp_path, picture, write_store):
@@ -181,7 +186,7 @@ def test_options_are_checked(store, tmp_path):
         ({"dpi": -1}, "dpi: -1 is out of range"),
         ({"workers": 0}, "workers: 0 is out of range"),
         ({"quality": 90}, "quality: deflate is lossless; give compression='jpeg'"),
-        ({"max_size": 100}, "max_size: does not apply to .tif; its options are preset, compression, quality"),
+        ({"url": "https://example.org"}, "url: does not apply to .tif; its options are preset, compression, quality"),
     ):
         with pytest.raises(UsageError, match=f"^{message}") as caught:
             export(store, tmp_path / "a.tif", **option)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import pyvips
 
 from engine.errors import UsageError
 from engine.exporters import export, view
@@ -38,8 +39,8 @@ def test_a_later_level_is_the_full_size(store, levels, tmp_path):
 
 
 def test_levels_that_are_computed_in_a_file(store, levels, tmp_path, monkeypatch):
-    monkeypatch.setattr(view, "_IN_MEMORY", 0)
-    monkeypatch.setattr(view, "_BLOCK", 64)
+    monkeypatch.setattr(view, "IN_MEMORY", 0)
+    monkeypatch.setattr(view, "SQUARE", 64)
     part = View(Pyramid(store), roi=Box(1, 1, 531, 1037), folder=tmp_path)
     part.extend(64)
     half = halve(levels[0][1:, 1:])
@@ -47,6 +48,24 @@ def test_levels_that_are_computed_in_a_file(store, levels, tmp_path, monkeypatch
     assert np.array_equal(part.read(2, Box(3, 5, 70, 90)), halve(half)[3:70, 5:90])
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]  # files without names
     part.close()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "ome.tif", "png", "dzi", "iiif"])
+def test_every_format_can_be_smaller(store, levels, tmp_path, suffix):
+    """A size of no level is reduced by libvips; that of a level is copied."""
+    expected = pyvips.Image.new_from_array(levels[0]).resize(700 / 1037, vscale=358 / 531).numpy().astype(int)
+    options = {"tiles": "png", "tile": 4096} if suffix in ("dzi", "iiif") else {}
+    pixels = {}
+    for size in (700, 519):
+        out = export(store, tmp_path / f"{size}.{suffix}", max_size=size, **options)
+        assert out.width == size
+        file = {
+            "dzi": tmp_path / f"{size}_files/10/0_0.png",
+            "iiif": out.path / "full/max/0/default.png",
+        }.get(suffix, out.path)
+        pixels[size] = pyvips.Image.new_from_file(str(file)).numpy()
+    assert np.abs(pixels[700] - expected).max() <= 1
+    assert np.array_equal(pixels[519], levels[1])
 
 
 def test_halves_are_those_of_the_store():

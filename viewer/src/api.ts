@@ -55,6 +55,9 @@ export interface Source {
   name: string;
   sizes: Pair[];
   tile: number;
+  /** Address of a tile in an exported page, with {level}, {x} and {y}; missing where a server answers. */
+  tiles?: string;
+  transparent?: boolean;
   details: Details;
   state: State;
 }
@@ -66,13 +69,22 @@ export interface View {
   sources: Source[];
 }
 
+/** What an exported page (engine/exporters/html.py) holds in place of a server. */
+const exported = (() => {
+  const text = document.getElementById("view")?.textContent;
+  return text ? (JSON.parse(text) as View) : null;
+})();
+
 export async function loadView(): Promise<View> {
+  if (exported) return exported;
   const answer = await fetch("api/view.json");
   if (!answer.ok) throw new Error(await answer.text());
   return (await answer.json()) as View;
 }
 
 export function tileUrl(source: number, level: number, x: number, y: number): string {
+  const tiles = exported?.sources[source]?.tiles;
+  if (tiles) return tiles.replace("{level}", `${level}`).replace("{x}", `${x}`).replace("{y}", `${y}`);
   return `api/tile/${source}/${level}/${x}_${y}.png`;
 }
 
@@ -88,6 +100,7 @@ export function finishedParts(state: State): boolean[] {
 
 /** Call `onStates` now and after each change, and `onLink` when the connection is lost or found again. */
 export function follow(onStates: (states: State[]) => void, onLink: (alive: boolean) => void): void {
+  if (exported) return;
   let events: EventSource | null = null;
   const open = () => {
     events = new EventSource("api/events");

@@ -33,7 +33,7 @@ async function start(): Promise<void> {
   } catch (error) {
     return say(`The server does not answer (${(error as Error).message}). Start engine view again and reload.`, true);
   }
-  document.title = `${view.sources[0]!.name} – engine`;
+  document.title = view.maxRegion ? `${view.sources[0]!.name} – engine` : view.sources[0]!.name;
   find("name").textContent = view.sources[0]!.name;
   fillPanel(find("facts"), view);
   // The image first: the panel is open at once where there is room for both.
@@ -62,6 +62,7 @@ class Page {
       find(index ? "right" : "left").textContent = source.name;
     }
     find("compare").hidden = view.sources.length < 2;
+    find("save").hidden = !view.maxRegion;
     find("grid").hidden = this.overlay.modes.length < 2;
     this.buttons();
     document.addEventListener("keydown", (event) => this.key(event));
@@ -173,7 +174,7 @@ class Page {
 
   private download(): void {
     const { x, y, width, height } = this.scene.visible;
-    if (!width || !height) return;
+    if (!width || !height || !this.view.maxRegion) return;
     if (width * height > this.view.maxRegion) {
       return say(`${width} × ${height} px are too many for the browser: zoom in, or use engine export`, false, 6000);
     }
@@ -271,7 +272,8 @@ function keys(): void {
   const dialog = find<HTMLDialogElement>("keys");
   if (dialog.open) return dialog.close();
   const list = element("dl");
-  for (const [key, what] of KEYS) list.append(element("dt", {}, element("kbd", { textContent: key })), element("dd", { textContent: what }));
+  const shown = KEYS.filter(([key]) => key !== "D" || !find("save").hidden);
+  for (const [key, what] of shown) list.append(element("dt", {}, element("kbd", { textContent: key })), element("dd", { textContent: what }));
   dialog.replaceChildren(element("h2", { textContent: "Keys" }), list);
   dialog.onclick = () => dialog.close();
   dialog.showModal();

@@ -316,7 +316,7 @@ function tileSource(index: number, source: Source): OpenSeadragon.TileSource {
     // OpenSeadragon counts levels from the smallest image.
     getLevelScale: (level: number) => (ours ? 2 ** (level - last) : source.sizes[last - level]![0] / width),
     getTileUrl: (level: number, x: number, y: number) => tileUrl(index, last - level, x, y),
-    hasTransparency: () => false,
+    hasTransparency: () => source.transparent ?? false,
   } as unknown as OpenSeadragon.TileSourceOptions);
 }
 

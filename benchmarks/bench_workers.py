@@ -1,0 +1,243 @@
+"""Renders by Dask workers: equal bytes, faults of workers and hosts, and what workers cost.
+
+    python benchmarks/bench_workers.py [equal] [faults] [hosts] [cost]
+
+equal   1, 2 and 3 workers, tiles and bands, two steps: the store must equal that of one run.
+faults  A worker is killed, stopped, or has a full disk; the scheduler is killed; Ctrl-C. The same command then finishes the
+        store, which must equal that of one run.
+hosts   Three hosts as network namespaces of this machine: a scheduler and two workers. The link of one is cut while it renders,
+        and comes back later. Needs root and Linux.
+cost    CPU seconds and wall time of the shares by one and by two workers, one thread each, and the time that Dask takes for a
+        share that does nothing. Needs two cores without other work for the wall time.
+
+Writes results/workers.csv; a case that fails writes a row too, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+os.environ["OMP_NUM_THREADS"] = "1"  # as many as the workers have
+
+import torch  # noqa: E402
+from harness import add_row, small_model  # noqa: E402
+from support.clusters import Cluster, wait_until  # noqa: E402
+from support.commands import finish, start  # noqa: E402
+from support.faults import build_shim, is_possible  # noqa: E402
+from support.small import photograph  # noqa: E402
+from support.stores import files, render, shards  # noqa: E402
+
+from engine.model.bundle import load  # noqa: E402
+from engine.plan.request import Request  # noqa: E402
+from engine.workers import cluster, conduct, tasks  # noqa: E402
+from engine.workers.render import WorkersRender  # noqa: E402
+
+TILES = Request(size=(512, 384), stages=2, tile=8, overlap="4", precision="fp32", executor="tiles")
+BANDS = replace(TILES, executor="bands", tile=16)
+WORDS = "--size 512x384 --stages 2 --tile 8 --overlap 4 --precision fp32 --executor tiles"
+COSTS = {
+    "tiles": replace(TILES, size=(1024, 1024), tile=64, overlap="exact"),
+    "bands, 4096 rows": replace(BANDS, size=(1024, 4096), tile=None),
+    "bands, 16384 rows": replace(BANDS, size=(1024, 16384), tile=None),
+}
+SHARES = 6
+ECHOES = 200
+
+
+def echo(order: tasks.Order) -> tasks.Answer[None]:
+    """A share that does nothing."""
+    return tasks.Answer("", "")
+
+
+class Bench:
+    """A working folder with a model, and the stores of one run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.failures, self.count, self.known = folder, 0, 0, {}
+        self.model = small_model(folder, 2).path
+
+    def new(self) -> Path:
+        """A folder for a case."""
+        self.count += 1
+        folder = self.folder / f"case-{self.count}"
+        folder.mkdir()
+        return folder
+
+    def check(self, case: str, request: Request, out: Path, **values: object) -> None:
+        """Compare a store with that of one run, and append the row."""
+        if request not in self.known:
+            one = self.new() / "out.zarr"
+            render(load(self.model), request, one)
+            self.known[request] = files(one.parent)
+        is_equal = files(out.parent) == self.known[request]
+        self.failures += not is_equal
+        row = {"case": case, "workers": "", "shares": "", "cpu_s": "", "wall_s": "", "efficiency": "", "share_ms": ""}
+        row |= values | {"equal": is_equal}
+        print(row, flush=True)
+        add_row("workers", row)
+
+    # Cases
+
+    def equal(self) -> None:
+        for workers in (1, 2, 3):
+            with cluster.connected(f"local:{workers}", (), 1 << 30) as client:
+                for name, request in (("tiles", TILES), ("bands", BANDS)):
+                    out = self.new() / "out.zarr"
+                    run = WorkersRender.begin(conduct.Conductor(client, print), self.model, request, out)
+                    run.run()
+                    self.check(f"equal, {name}", request, out, workers=workers, shares=run.begun.shares.count)
+
+    def faults(self) -> None:
+        for case in ("a worker is killed", "a worker is stopped"):
+            number = signal.SIGKILL if "killed" in case else signal.SIGSTOP
+            folder = self.new()
+            with Cluster(folder) as dask:
+                out, process = self._begin(dask, folder, 3)
+                wait_until(lambda out=out, dask=dask: dask.busy(out))[0].send_signal(number)
+                self._end(process, 0)
+                self.check(case, TILES, out, workers=3, shares=SHARES)
+        for case, code in (("the scheduler is killed", 1), ("Ctrl-C", 130)):
+            folder = self.new()
+            with Cluster(folder) as dask:
+                out, process = self._begin(dask, folder, 2)
+                wait_until(lambda out=out: shards(out, 0) >= 8)
+                dask.scheduler.kill() if "killed" in case else process.send_signal(signal.SIGINT)
+                self._end(process, code)
+            with Cluster(folder) as dask:
+                self._end(self._begin(dask, folder, 2)[1], 0)
+            self.check(f"{case}, and the command is repeated", TILES, out, workers=2, shares=SHARES)
+        if is_possible():
+            folder = self.new()
+            (folder / "out").mkdir()
+            shim = build_shim(folder)
+            with Cluster(folder) as dask:
+                dask.add(shim=shim, first=60, full=folder / "out")
+                out, process = self._begin(dask, folder, 1, known=1)
+                error = self._end(process, 0)
+                assert re.search(r"worker worker-0 gets no more work: .*No space left on device", error), error
+                self.check("the disk of a worker is full", TILES, out, workers=2, shares=SHARES)
+
+    def hosts(self) -> None:
+        folder, out = self.new(), None
+        with Hosts(3) as hosts, Cluster(folder, hosts.address(0), hosts.prefix(0)) as dask:
+            for host in (1, 2):
+                dask.add(prefix=hosts.prefix(host))
+            out, process = self._begin(dask, folder, 0, known=2, prefix=hosts.prefix(0))
+            wait_until(lambda: len(dask.busy(out)) == 2)
+            hosts.link(2, "down")
+            wait_until(lambda: "Remove worker" in (folder / "scheduler.log").read_text())
+            assert process.poll() is None  # its share is not done
+            hosts.link(2, "up")
+            self._end(process, 0)
+            self.check("the link of a host is cut", TILES, out, workers=2, shares=SHARES)
+
+    def cost(self) -> None:
+        for name, request in COSTS.items():
+            one = None
+            width, height = request.size
+            picture = photograph(
+                self.new() / "picture.png", height // 16, width // 16
+            )  # step 1 is a second in every share
+            request = replace(request, init=picture)
+            for workers, shares in ((1, 1), (1, 2), (2, 2)):  # alone, with the repeated work, and beside each other
+                with cluster.connected(f"local:{workers}", (), 2 << 30) as client:
+                    conductor = conduct.Conductor(client, print)
+                    warm = self.new() / "out.zarr"  # libraries, networks and the caches of measurements
+                    WorkersRender.begin(conductor, self.model, request, warm, shares=2).run()
+                    out = self.new() / "out.zarr"
+                    run = WorkersRender.begin(conductor, self.model, request, out, shares=shares)
+                    wall = run.run().measurements.seconds
+                    cpu = sum(done.cpu_seconds for done in run.results)
+                    one = one or (cpu, wall)
+                    order = tasks.order_of(None, request, out, conductor.topic)
+                    begin = time.perf_counter()
+                    conductor.run([conduct.Work(f"echo-{index}", echo, (order,)) for index in range(ECHOES)])
+                    echoes = 1000 * (time.perf_counter() - begin) / ECHOES
+                    conductor.close()
+                    self.check(
+                        f"cost, {name}", request, out, workers=workers, shares=shares, cpu_s=round(cpu, 2),
+                        wall_s=round(wall, 2), efficiency=f"CPU {one[0] / cpu:.2f}, wall {one[1] / wall / workers:.2f}",
+                        share_ms=round(echoes, 1),
+                    )  # fmt: skip
+
+    def _begin(self, dask: Cluster, folder: Path, count: int, *, known: int = 0, prefix: tuple[str, ...] = ()):
+        """Add workers and start the command, as soon as they are there."""
+        for _ in range(count):
+            dask.add()
+        out = folder / "out" / "out.zarr"
+        words = f"render {self.model} {WORDS} --out {out} --dask {dask.address} --shares {SHARES}"
+        if not prefix:
+            return out, start(folder, words)
+        command = [*prefix, sys.executable, "-m", "engine", *words.split()]
+        return out, subprocess.Popen(command, cwd=folder, env=dask.environment, stderr=subprocess.PIPE)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes], expected: int) -> str:
+        code, error = finish(process)
+        assert code == expected, (code, error)
+        return error
+
+
+class Hosts:
+    """Hosts of this machine: network namespaces on a bridge."""
+
+    def __init__(self, count: int):
+        self.names = [f"engine{os.getpid() % 10000}-{index}" for index in range(count)]
+        self.bridge = f"eb{os.getpid() % 10000}"
+
+    def address(self, host: int) -> str:
+        """IP address of a host."""
+        return f"10.213.{os.getpid() % 250}.{host + 1}"
+
+    def prefix(self, host: int) -> tuple[str, ...]:
+        """Words that run a command there."""
+        return ("ip", "netns", "exec", self.names[host])
+
+    def link(self, host: int, state: str) -> None:
+        """Cut or join the cable of a host."""
+        _ip("link", "set", f"{self.bridge}-{host}", state)
+
+    def __enter__(self) -> Hosts:
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("link", "set", self.bridge, "up")
+        for host, name in enumerate(self.names):
+            cable = f"{self.bridge}-{host}"
+            _ip("netns", "add", name)
+            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", cable, "master", self.bridge, "up")
+            for words in (f"addr add {self.address(host)}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                _ip("-n", name, *words.split())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+        subprocess.run(["ip", "link", "delete", self.bridge], check=False)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def main(parts: list[str]) -> int:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="workers-") as name:
+        os.environ["XDG_CACHE_HOME"] = str(Path(name) / "cache")
+        bench = Bench(Path(name))
+        for part in parts or ("equal", "faults", "hosts", "cost"):
+            getattr(bench, part)()
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
