@@ -33,8 +33,9 @@ _MEMORY = re.compile(
     r"|libdeflate_alloc_compressor"
 )
 
-_WEBP = re.compile(r"encoding error [12]")
-"""Pillow's text of libwebp's errors of memory, VP8_ENC_ERROR_OUT_OF_MEMORY and VP8_ENC_ERROR_BITSTREAM_OUT_OF_MEMORY."""
+_PILLOW = re.compile(r"encoding error [12]|(?:codec configuration|out of memory) error when writing image file")
+"""Pillow's texts of exhausted memory: libwebp's VP8_ENC_ERROR_OUT_OF_MEMORY and VP8_ENC_ERROR_BITSTREAM_OUT_OF_MEMORY, a stream
+of zlib that cannot be made, and its own."""
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -82,10 +83,10 @@ def naming(path: Path) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, of whatever class, means that memory is exhausted."""
+    if isinstance(error, OSError | ValueError) and _PILLOW.fullmatch(str(error)):
+        return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, ValueError) and _WEBP.fullmatch(str(error)):
-        return True
     return isinstance(error, MemoryError) or bool(_is_of_library(error) and _MEMORY.search(str(error)))
 
 

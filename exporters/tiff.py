@@ -32,6 +32,9 @@ _MIN_TILE = 64
 
 COMPRESSIONS = ("deflate", "lzw", "jpeg", "none")
 
+_EFFORT = 4
+"""Level of deflate: three quarters of the default level's time by libdeflate, under half by zlib, for 1 to 2 % more bytes."""
+
 _NEED_IMAGECODECS = ("jpeg", "lzw")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -203,7 +206,7 @@ class TiffJob:
 
     def _codec(self) -> dict[str, Any]:
         if self.options.compression == "deflate":
-            return {"compression": "adobe_deflate", "predictor": "horizontal"}
+            return {"compression": "adobe_deflate", "predictor": "horizontal", "compressionargs": {"level": _EFFORT}}
         if self.options.compression == "lzw":
             return {"compression": "lzw", "predictor": "horizontal"}
         if self.options.compression == "jpeg":

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import pyvips
 import torch
+from PIL import Image
 from torch import Tensor
 
 from engine.io.files import replacing
@@ -83,11 +83,9 @@ def write_row(pictures: Sequence[Tensor], path: Path) -> None:
     """Write pictures [3, H, W] in [0, 1] of one size, side by side, as a PNG."""
     row = torch.cat(list(pictures), dim=2).mul(255).round().clamp(0, 255).to(torch.uint8)
     pixels = row.permute(1, 2, 0).contiguous().numpy()
-    height, width, bands = pixels.shape
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = pyvips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar")
     with replacing(path) as part:
-        image.pngsave(str(part))
+        Image.fromarray(pixels).save(part, "PNG")
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:

@@ -112,12 +112,13 @@ MEMORY = [
     RuntimeError("could not create a primitive"),
     imagecodecs.DeflateError("libdeflate_alloc_compressor", "NULL"),
     ValueError("encoding error 1"),
+    OSError("codec configuration error when writing image file"),
     InputError("o.zarr: cannot be created (Cannot allocate memory); choose another --out"),
 ]
 MEMORY[-1].__cause__ = OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
-@pytest.mark.parametrize("error", MEMORY, ids=["python", "torch", "onednn", "deflate", "webp", "file"])
+@pytest.mark.parametrize("error", MEMORY, ids=["python", "torch", "onednn", "deflate", "webp", "png", "file"])
 def test_exhausted_memory_is_no_internal_error(call, model_file, monkeypatch, error):
     def broken(*_, **__):
         raise error

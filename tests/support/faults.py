@@ -65,11 +65,9 @@ KINDS = {
     # safetensors and libvips hide the number of an error, which then is EIO.
     "descriptors": Kind("open", errno.EMFILE, ("Too many open files", "Input/output error")),
     "reads": Kind("read", errno.EIO, ("Input/output error",)),
-    # libpng names no cause. GLib, below libvips, and Rust call abort(), oneDNN runs kernels that it could not make, and the
+    # GLib, below libvips, and Rust call abort(), oneDNN runs kernels that it could not make, and the
     # loader ends the process where it lacks memory of a thread: none of this can Python prevent.
-    "allocations": Kind(
-        "allocation", errno.ENOMEM, ("out of memory", "libvips could not write it"), LARGE, (1, -6, -11, 127)
-    ),
+    "allocations": Kind("allocation", errno.ENOMEM, ("out of memory",), LARGE, (1, -6, -11, 127)),
 }
 
 
