@@ -64,6 +64,9 @@ _CONVERT = "convert it to PNG, TIFF or JPEG"
 _NO_CAUSE = re.compile(r"(?:\w+: load error)?")
 """libvips' text where a thread of it lacked memory, and elsewhere: a damaged file does not decode when it is read again."""
 
+_DECODED = 1 << 20
+"""Bytes that decoding takes at least."""
+
 
 @cache
 def vips() -> ModuleType:
@@ -92,8 +95,10 @@ def decoding(path: Path) -> Iterator[None]:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
         if name == PNG and "vipspng: " in error.detail and _decodes(path, name):  # the machine failed
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
-        if name and _NO_CAUSE.fullmatch(error.detail.strip()) and _decodes(path, name):
-            raise MemoryError from error
+        if name and _NO_CAUSE.fullmatch(error.detail.strip()):
+            bytearray(_DECODED)  # a MemoryError where memory is exhausted for good
+            if _decodes(path, name):
+                raise MemoryError from error
         if name in SELDOM_READ:
             raise InputError(f"{path}: {name} is not read; {_CONVERT}") from error
         if "is not in a known format" in error.detail:

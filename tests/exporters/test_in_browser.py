@@ -3,7 +3,9 @@
 import base64
 import functools
 import http.server
+import os
 import shutil
+import subprocess
 import threading
 import zipfile
 from pathlib import Path
@@ -19,7 +21,8 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = Path(engine.__file__).parent / "view" / "static" / "app.js"
-OPENSEADRAGON = Path(__file__).parents[2] / "viewer/node_modules/openseadragon/build/openseadragon/openseadragon.min.js"
+MODULES = Path(__file__).parents[2] / "viewer/node_modules"
+OPENSEADRAGON = MODULES / "openseadragon/build/openseadragon/openseadragon.min.js"
 
 pytestmark = [
     pytest.mark.slow,
@@ -125,20 +128,37 @@ def test_the_page_needs_no_server_but_one_of_files(store, levels, server, new_pa
 
 
 @pytest.mark.skipif(not OPENSEADRAGON.is_file(), reason="OpenSeadragon is not there: cd viewer && npm ci")
-@pytest.mark.parametrize("name", ["a.dzi", "a.iiif"])
-def test_openseadragon_shows_it(store, levels, server, new_page, name):
+@pytest.mark.parametrize(
+    ("name", "options", "source"),
+    [
+        ("a.dzi", {"tiles": "png", "tile": 128}, '"a.dzi"'),
+        ("a.iiif", {"tiles": "png", "tile": 128, "url": "ADDRESS"}, '"a.iiif/info.json"'),
+        ("a.ozx", {}, 'await ozxSource("a.ozx")'),
+    ],
+    ids=["dzi", "iiif", "ozx"],
+)
+def test_openseadragon_shows_it(store, levels, server, new_page, name, options, source):
     folder, address = server
-    options = {"url": address} if name == "a.iiif" else {}
-    export(store, folder / name, tiles="png", tile=128, **options)
+    export(store, folder / name, **{key: address if value == "ADDRESS" else value for key, value in options.items()})
     shutil.copy(OPENSEADRAGON, folder / "openseadragon.js")
-    source = name if name == "a.dzi" else f"{name}/info.json"
+    bundle = [
+        MODULES / ".bin/esbuild",
+        Path(__file__).with_name("ozx_source.mjs"),
+        "--bundle",
+        "--external:worker_threads",
+        "--log-level=error",
+    ]
+    subprocess.run(
+        [*bundle, f"--outfile={folder / 'ozx.js'}"], env={**os.environ, "NODE_PATH": str(MODULES)}, check=True
+    )
     (folder / "index.html").write_text(
         '<!doctype html><link rel="icon" href="data:,"><body style="margin: 0"><div id="v" style="height: 100vh"></div>'
-        '<script src="openseadragon.js"></script><script>window.v = OpenSeadragon({id: "v", drawer: "canvas", '
-        f'showNavigationControl: false, animationTime: 0, tileSources: "{source}"}})</script>'
+        '<script src="openseadragon.js"></script><script src="ozx.js"></script><script type="module">'
+        'window.v = OpenSeadragon({id: "v", drawer: "canvas", showNavigationControl: false, animationTime: 0, '
+        f"tileSources: {source}}})</script>"
     )
     page = new_page(address)
-    page.wait_for_function("window.v && v.isOpen()")
+    page.wait_for_function("window.v.isOpen && v.isOpen()")
     assert page.evaluate("(({ x, y }) => [x, y])(v.world.getItemAt(0).getContentSize())") == [1037, 531]
     middle = levels[2][62 - 30 : 62 + 30, 150 - 60 : 150 + 60]
     for scale, cut, pixels in (
