@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from engine.io import objects
 from engine.io.objects import as_place
 
 KEY, SECRET = "AKIAQUITESECRETKEY00", "a/very+secret/key-that-no-output-may-name"
@@ -35,6 +36,8 @@ def s3_server():
         patch.setenv("AWS_REGION", "us-east-1")
         patch.setenv("AWS_ALLOW_HTTP", "true")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("_TIMEOUT", "_CONNECT_TIMEOUT"):  # a busy machine is no fault
+            patch.setattr(objects, name, "200s")
         try:
             yield port
         finally:
@@ -79,6 +82,7 @@ class FaultyProxy(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, port):
         super().__init__(("127.0.0.1", 0), _Handler)
