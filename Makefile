@@ -64,7 +64,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest --quiet -m "not slow and not long" --durations=15 $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest --quiet -m slow --durations=25 $(PARALLEL)
+	$(BIN)/python -m pytest --quiet -m "slow and not long" --durations=25 $(PARALLEL)
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest --quiet -m long --durations=25 $(PARALLEL)

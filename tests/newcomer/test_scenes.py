@@ -100,6 +100,7 @@ def test_the_quick_start_on_a_new_machine(new_machine):
     assert {"peaks.png", "peaks.tif", "peaks.zarr"} <= set(new_machine.names())
 
 
+@pytest.mark.long
 def test_the_quick_start_beside_a_busy_process(machine):
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
