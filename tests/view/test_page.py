@@ -1,6 +1,7 @@
 """The page in a real browser, served by the real command: pixels, growth, tools. Skipped without a browser or a built page."""
 
 import base64
+import os
 import re
 import shutil
 import signal
@@ -53,8 +54,9 @@ def serve():
         command = [sys.executable, "-m", "engine", "view", *map(str, words), "--no-browser", "--port", "0"]
         # The shell that starts the tests may ignore Ctrl-C, which a child would inherit.
         restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process, for the same bits
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=restore
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=restore, env=one_thread
         )
         processes.append(process)
         line = process.stdout.readline()
