@@ -32,7 +32,7 @@ ZOOM = 0.5
 BUSY = "document.querySelector('#progress').textContent.includes('what you see')"
 """Whether shards of the view are computed."""
 
-FRAME = (960, 600)
+FRAME = (1200, 750)
 WAIT = 3_600_000
 """Milliseconds that a busy machine may take."""
 
@@ -96,7 +96,7 @@ def film(page: Page, address: str) -> None:
         page.wait_for_timeout(200)
     page.wait_for_timeout(1500)
     frames.append((shot(page), 2500))
-    pictures = [frame.resize((FRAME[0] * 5 // 6, FRAME[1] * 5 // 6), Image.Resampling.LANCZOS) for frame, _ in frames]
+    pictures = [frame.resize((FRAME[0] * 2 // 3, FRAME[1] * 2 // 3), Image.Resampling.LANCZOS) for frame, _ in frames]
     pictures[0].save(
         MOVING,
         save_all=True,
