@@ -235,6 +235,16 @@ def test_a_killed_render_is_resumed(material, proxy, out, tmp_path):
     assert stored(out) == contents(material / "a.zarr")
 
 
+@pytest.mark.parametrize(("name", "options"), [("a", TILES), ("b", BANDS)], ids=["tiles", "bands"])
+def test_workers_render_to_a_url(material, out, call, monkeypatch, name, options):
+    """The objects of two workers are the files of one local render."""
+    pytest.importorskip("distributed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    line = f"render {material}/model.safetensors {options} --dask local:2 --shares 2 -q"
+    assert call(f"{line} --out {out.replace('a.zarr', f'{name}.zarr')}")[::2] == (0, "")
+    assert stored(out.replace("a.zarr", f"{name}.zarr")) == contents(material / f"{name}.zarr")
+
+
 @pytest.fixture
 def begun(material, out):
     """A render to ``out`` that stopped after its first shard."""
