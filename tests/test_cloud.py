@@ -235,6 +235,7 @@ def test_a_killed_render_is_resumed(material, proxy, out, tmp_path):
     assert stored(out) == contents(material / "a.zarr")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "options"), [("a", TILES), ("b", BANDS)], ids=["tiles", "bands"])
 def test_workers_render_to_a_url(material, out, call, monkeypatch, name, options):
     """The objects of two workers are the files of one local render."""
