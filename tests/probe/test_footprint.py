@@ -2,6 +2,7 @@
 
 import json
 import mmap
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -30,10 +31,12 @@ def hungry(per_pixel, fixed=0):
 def test_line_is_that_of_the_function():
     for per_pixel in (500, 4_000):
         for fixed in (0, 30_000_000):
-            measured = footprint.measure(hungry(per_pixel, fixed), CPU)
-            assert measured.per_pixel == pytest.approx(per_pixel, rel=0.25)
+            # The system counts resident pages for each core and adds them up late: one reading may be off by megabytes.
+            measured = [footprint.measure(hungry(per_pixel, fixed), CPU) for _ in range(3)]
+            assert median(m.per_pixel for m in measured) == pytest.approx(per_pixel, rel=0.25)
             for side in (64, 128, 512):
-                assert measured.bytes_at(side**2) == pytest.approx(fixed + per_pixel * side**2, rel=0.25)
+                taken = median(m.bytes_at(side**2) for m in measured)
+                assert taken == pytest.approx(fixed + per_pixel * side**2, rel=0.25)
 
 
 def test_network_takes_at_least_its_output(small_rrdb):
