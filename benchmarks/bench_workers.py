@@ -7,8 +7,8 @@ faults  A worker is killed, stopped, or has a full disk; the scheduler is killed
         store, which must equal that of one run.
 hosts   Three hosts as network namespaces of this machine: a scheduler and two workers. The link of one is cut while it renders,
         and comes back later. Needs root and Linux.
-cost    CPU seconds and wall time of the shares by one and by two workers, one thread each, and the time that Dask takes for a
-        share that does nothing. Needs two cores without other work for the wall time.
+cost    CPU seconds and wall time of the shares by one and by two workers, one core and one thread each, and the time that Dask
+        takes for a share that does nothing. Needs two cores without other work for the wall time.
 long    The same for renders of about two minutes by one worker, in bands and in tiles: one share by one worker, and two by two.
         The time of every share beside its planned one goes to results/shares.csv. Takes about 8 minutes.
 
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,14 @@ def echo(order: tasks.Order) -> tasks.Answer[None]:
 def digests(folder: Path) -> dict[str, str]:
     """Every file below a folder, with its digest."""
     return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pin(processes: Iterable[int]) -> None:
+    """Bind each process to a core of its own, where the system can: writers of a lone worker would use the idle core."""
+    if hasattr(os, "sched_setaffinity"):
+        for process, core in zip(processes, sorted(os.sched_getaffinity(0)), strict=False):
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
 
 
 class Bench:
@@ -172,6 +181,7 @@ class Bench:
         small = replace(request, size=(1024, 1024), init=photograph(self.new() / "picture.png", 64, 64))
         for workers, shares in ways:
             with cluster.connected(f"local:{workers}", (), 2 << 30) as client:
+                pin(client.run(os.getpid).values())
                 conductor = conduct.Conductor(client, print)
                 warm = self.new() / "out.zarr"  # libraries, networks and the caches of measurements
                 WorkersRender.begin(conductor, self.model, small, warm, shares=2).run()
