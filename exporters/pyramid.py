@@ -117,7 +117,8 @@ class Pyramid:
         if provenance is not None and not allow_incomplete:
             _check_complete(store, self._arrays, complete=complete)
         self.limit_cache(cache_bytes)
-        self._lock = threading.Lock()  # of the cache: dask and viewers read from several threads
+        self._lock = threading.Lock()  # of the cache: exporters, dask and viewers read from several threads
+        self._decoding = [threading.Lock() for _ in range(16)]
 
     def read(self, level: int, box: Box) -> Pixels:
         """Pixels of ``box``, which lies inside the level."""
@@ -169,10 +170,15 @@ class Pyramid:
         key = (level, cell.y0, cell.x0)
         with self._lock:
             pixels = self._cache.get(key)
-        if pixels is None:
-            pixels = self._decode(level, cell)
+        if pixels is not None:
+            return pixels
+        with self._decoding[hash(key) % len(self._decoding)]:  # no other thread decodes the same cell
             with self._lock:
-                self._cache[key] = pixels
+                pixels = self._cache.get(key)
+            if pixels is None:
+                pixels = self._decode(level, cell)
+                with self._lock:
+                    self._cache[key] = pixels
         return pixels
 
     def _decode(self, level: int, cell: Box, *, strict: bool = False) -> Pixels:

@@ -5,6 +5,7 @@ Every format then reads it as a level of the store. Levels below halve it.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pyvips
@@ -31,7 +32,7 @@ class ReducedView(View):
     def __init__(self, base: View, width: int, height: int) -> None:
         self._base = base
         self.pyramid, self.folder, self.pixels, self.is_whole = base.pyramid, base.folder, base.pixels, False
-        self._first, self._boxes, self._computed = 0, [], {}
+        self._first, self._boxes, self._computed, self._lock = 0, [], {}, threading.RLock()
         self.levels = (Level("0", height, width, (SQUARE, SQUARE)),)
         self._source = choose_level(base.levels, max(width, height))
 

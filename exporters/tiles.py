@@ -1,8 +1,7 @@
 """Pictures cut into small files for viewers in browsers: what Deep Zoom and IIIF have in common.
 
-Tiles are the store's own levels, cut on a grid without overlap. One thread reads squares of pixels, others encode their
-tiles and write them. So the memory depends neither on the width nor on the height: the pyramid's cache and the squares in
-flight.
+Tiles are the store's own levels, cut on a grid without overlap. Each thread reads a block of pixels, encodes its tiles and
+writes them. So the memory depends neither on the width nor on the height: the pyramid's cache, and a block for each thread.
 """
 
 from __future__ import annotations
@@ -33,11 +32,8 @@ FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 FULL_CHROMA_QUALITY = 90
 """Least JPEG quality without chroma subsampling, as in libvips."""
 
-_BLOCK = 512
-"""Side in pixels of the squares that are read at once, or one tile where tiles are larger: a chunk of the store."""
-
 _IN_FLIGHT = 3
-"""Squares per thread that are read and not yet written."""
+"""Blocks per thread that wait or are not collected."""
 
 _FRACTION = {"jpg": 0.5, "webp": 0.5, "png": 1.0}
 """Expected size as a fraction of the raw pixels, with room for noise."""
@@ -170,8 +166,10 @@ class Tiles:
         done, total, threads = 0, self.count, self.options.threads
         encode = self._encoder()
 
-        def finish(pixels: Pixels, boxes: list[tuple[str, Box]]) -> list[tuple[str, bytes]]:
-            return [sink.put(path, encode(pixels[box.slices])) for path, box in boxes]
+        def finish(level: int, block: Box) -> list[tuple[str, bytes]]:
+            pixels, grid = self.view.read(level, block), self.grid(level)
+            boxes = (grid.box(*at) for at in grid.indices(block))
+            return [sink.put(name(level, box), encode(pixels[box.relative_to(block).slices])) for box in boxes]
 
         pending: deque[Future[list[tuple[str, bytes]]]] = deque()
 
@@ -184,8 +182,8 @@ class Tiles:
 
         with ThreadPoolExecutor(threads) as pool:
             try:
-                for pixels, boxes in self._blocks(name):
-                    pending.append(pool.submit(finish, pixels, boxes))
+                for level, block in self._blocks():
+                    pending.append(pool.submit(finish, level, block))
                     while len(pending) > threads * _IN_FLIGHT:
                         take()
                 while pending:
@@ -194,16 +192,13 @@ class Tiles:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _blocks(self, name: Callable[[int, Box], str]) -> Iterator[tuple[Pixels, list[tuple[str, Box]]]]:
-        """Squares of whole tiles, and the names and places of their tiles."""
-        side = max(1, _BLOCK // self.options.tile) * self.options.tile
+    def _blocks(self) -> Iterator[tuple[int, Box]]:
+        """Every level and its blocks: whole tiles, as many as a cell of the store holds, or one."""
+        tile = self.options.tile
         for index, level in enumerate(self.view.levels):
-            grid = self.grid(index)
-            blocks = Grid(level.height, level.width, (side, side))
-            for at in blocks.indices():
-                block = blocks.box(*at)
-                boxes = [grid.box(*cell) for cell in grid.indices(block)]
-                yield self.view.read(index, block), [(name(index, box), box.relative_to(block)) for box in boxes]
+            rows, columns = (max(1, side // tile) * tile for side in level.cell)
+            blocks = Grid(level.height, level.width, (rows, columns))
+            yield from ((index, blocks.box(*at)) for at in blocks.indices())
 
     def _encoder(self) -> Callable[[Pixels], bytes]:
         """Function from pixels to the bytes of a picture."""

@@ -7,6 +7,7 @@ they are first read: each halves the one before. Small ones are held in memory, 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,7 @@ class View:
         self.pixels = pyramid.pixels if depth is None else replace(pyramid.pixels, depth=depth)
         self._boxes = _boxes(pyramid.levels, level, roi)
         self._computed: dict[int, Plane] = {}
+        self._lock = threading.RLock()  # of the computed levels, one of which is read to compute another
         self.levels = tuple(
             Level(stored.path, *box.shape, stored.cell)
             for stored, box in zip(pyramid.levels[level:], self._boxes, strict=False)
@@ -141,7 +143,8 @@ class View:
         """Pixels of ``box``, which lies inside the level: [H, W, C]."""
         assert self.levels[level].bounds.contains(box), f"{box} leaves {self.levels[level]}"
         if level >= len(self._boxes):
-            return self._plane(level).read(box)
+            with self._lock:
+                return self._plane(level).read(box)
         origin = self._boxes[level]
         return to_depth(self.pyramid.read(self._first + level, box.shift(origin.y0, origin.x0)), self.dtype)
 
