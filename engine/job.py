@@ -30,7 +30,10 @@ from engine.io.objects import ObjectPath, Place, anchor_of, as_place, lies_there
 from engine.io.original import OriginalPicture
 from engine.io.part_sink import PartSink
 from engine.io.photo import Source
-from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, statistics_name, stored_plan, stored_scratch
+from engine.io.provenance import PARTS, stored_plan
+from engine.io.scratch import statistics_name, stored_scratch
+from engine.io.sink import Array, ArraySink
+from engine.io.zarr_store import ZarrSink
 from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions

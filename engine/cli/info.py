@@ -15,7 +15,7 @@ from engine.exporters.pyramid import count_shards
 from engine.io.durable import open_root
 from engine.io.objects import ObjectPath, Place, as_place, local_copy
 from engine.io.picture_file import open_picture
-from engine.io.zarr_store import ATTRIBUTE, PARTS
+from engine.io.provenance import ATTRIBUTE, PARTS
 from engine.model.bundle import load
 from engine.store import resume_command
 

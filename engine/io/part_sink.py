@@ -18,7 +18,9 @@ from engine.errors import ResumeError, option
 from engine.geometry import Box
 from engine.io.files import Lock
 from engine.io.objects import ObjectPath, Place
-from engine.io.zarr_store import PARTS, ZarrSink, scratch_of
+from engine.io.provenance import PARTS
+from engine.io.scratch import scratch_of
+from engine.io.zarr_store import ZarrSink
 from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan
 from engine.plan.writes import spans_of

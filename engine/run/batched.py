@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.device.queue import DeviceQueue, Event, OutOfDeviceMemory, device_queue, memory_errors
 from engine.geometry import Box
-from engine.io.zarr_store import Sink
+from engine.io.sink import Sink
 from engine.kernels.trim import Trimmed
 from engine.plan.cost import writer_bytes
 from engine.plan.limits import IN_FLIGHT, writers

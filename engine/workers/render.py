@@ -12,7 +12,7 @@ from typing import Any
 from engine.errors import Interrupted, ResumeError, option
 from engine.io.objects import Place
 from engine.io.part_sink import lock_parts, unlock_parts
-from engine.io.zarr_store import stored_provenance
+from engine.io.provenance import stored_provenance
 from engine.job import Measurements, Progress, RenderResult
 from engine.parts import PartsMissing, finish
 from engine.plan.parts import Part

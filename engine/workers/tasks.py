@@ -19,7 +19,8 @@ from engine.errors import EngineError, InputError
 from engine.geometry import Box
 from engine.io.objects import Place, is_url, lies_there
 from engine.io.part_sink import PartSink, shares_of
-from engine.io.zarr_store import stored_provenance, written_shards
+from engine.io.provenance import stored_provenance
+from engine.io.store_layout import written_shards
 from engine.job import Job, Measurements, Progress
 from engine.model.bundle import Model, load
 from engine.plan.cost import Projection

@@ -23,7 +23,9 @@ from support.stores import image_files
 from engine.errors import InputError, ResumeError
 from engine.geometry import Box
 from engine.io.files import Lock
-from engine.io.zarr_store import ZarrSink, halve, stored_plan
+from engine.io.halving import halve, halve_interleaved
+from engine.io.provenance import stored_plan
+from engine.io.zarr_store import ZarrSink
 
 PLANS = {
     "tiles of one shard": plan_of((200, 300), cores=(8, 16), halos=(0, 0)),
@@ -262,7 +264,7 @@ def test_a_run_killed_during_creation_leaves_no_store(create, path, monkeypatch)
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.io.zarr_store.ome.image_metadata", killed)
+    monkeypatch.setattr("engine.io.store_layout.ome.image_metadata", killed)
     with pytest.raises(KeyboardInterrupt):
         create()
     assert not path.exists()
@@ -395,6 +397,7 @@ def test_a_killed_write_leaves_no_shard_and_no_lock(tmp_path, step):
 def test_halve_rounds_halves_up():
     for values, mean in (([0, 0, 0, 1], 0), ([0, 0, 1, 1], 1), ([255] * 4, 255), ([1, 2, 2, 2], 2)):
         assert halve(np.array(values, np.uint8).reshape(1, 2, 2)).item() == mean
+    assert halve(np.full((1, 2, 2), 65535, np.uint16)).item() == 65535
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -402,6 +405,8 @@ def test_halve_rounds_halves_up():
 def test_halve_matches_an_independent_mean(height, width, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (3, height, width)).astype(np.uint8)
     np.testing.assert_array_equal(halve(pixels), mean_of_four(pixels))
+    interleaved = halve_interleaved(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    np.testing.assert_array_equal(interleaved.transpose(2, 0, 1), mean_of_four(pixels))
 
 
 # Refusals

@@ -11,7 +11,8 @@ from support.stores import pixels, render
 
 from engine.geometry import Box
 from engine.io import zarr_store
-from engine.io.zarr_store import ZarrSink, half_of, halve
+from engine.io.halving import half_of, halve
+from engine.io.zarr_store import ZarrSink
 from engine.plan import strips
 from engine.plan.request import Request
 from engine.run.stage import Stage
