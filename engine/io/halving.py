@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -47,30 +46,3 @@ def half_of(half: Pixels | None, part: Box, whole: Box) -> Pixels | None:
 def children(below: Grid, grid: Grid, index: tuple[int, int]) -> list[tuple[int, int]]:
     """Indices in ``below`` of the shards that a shard of ``grid`` halves."""
     return list(below.indices(grid.box(*index).scale(2).clip(below.bounds)))
-
-
-class Halves:
-    """Halved shards whose parent is not written yet. Those beyond ``limit`` bytes are read back from the disk."""
-
-    def __init__(self) -> None:
-        self.limit = 0
-        self._kept: dict[tuple[int, int, int], Pixels] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def put(self, index: tuple[int, int, int], pixels: Pixels, half: Pixels | None) -> None:
-        """Keep the half of a shard (level, row, column), if there is room; ``half``: a copy of it is kept if it is known."""
-        if not self.limit:
-            return
-        half = halve(pixels) if half is None else half.copy()
-        with self._lock:
-            if self._bytes + half.nbytes <= self.limit:
-                self._kept[index] = half
-                self._bytes += half.nbytes
-
-    def take(self, index: tuple[int, int, int]) -> Pixels | None:
-        """The half of a shard, which is then forgotten; None if it is not kept."""
-        with self._lock:
-            half = self._kept.pop(index, None)
-            self._bytes -= 0 if half is None else half.nbytes
-        return half

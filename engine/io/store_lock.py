@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,16 +19,24 @@ def lock_store(path: Place, *, shared: bool = False) -> Lock:
     anchor = anchor_of(path)
     if isinstance(path, ObjectPath):
         anchor.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(anchor, shared=shared) if isinstance(path, ObjectPath) else Lock.take(path, shared=shared)
+    lock = lock_file(anchor, shared=shared) if isinstance(path, ObjectPath) else Lock.take(path, shared=shared)
     if lock is None:
-        process = Lock.holder(anchor)
-        name = "another process" if process is None else f"another process ({process})"
-        raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
+        raise ResumeError(
+            f"{path}: is being written by {writer_of(anchor)}; wait for it, or give another {option('out')}"
+        )
     return lock
 
 
-def _lock(file: Path, *, shared: bool) -> Lock | None:
-    """Lock on a file, which is made; None while another process holds it."""
+def lock_file(file: Path, *, shared: bool = False) -> Lock | None:
+    """Lock on a file, which is made with its folder; None while another process holds it."""
     while True:
-        with suppress(FileNotFoundError):  # another process has just finished the store, and removed it
+        with suppress(FileExistsError):
+            os.mkdir(file.parent)
+        with suppress(FileNotFoundError):  # another process has just ended, and removed the file or its folder
             return Lock.take(file, shared=shared, makes_file=True)
+
+
+def writer_of(file: Path) -> str:
+    """The process that locks a file or folder, in words."""
+    process = Lock.holder(file)
+    return "another process" if process is None else f"another process ({process})"

@@ -25,6 +25,7 @@ from engine.geometry import Box
 from engine.io.files import Lock
 from engine.io.halving import halve, halve_interleaved
 from engine.io.provenance import stored_plan
+from engine.io.pyramid_writer import PyramidWriter
 from engine.io.zarr_store import ZarrSink
 
 PLANS = {
@@ -350,6 +351,7 @@ KILLED = """
 import os, pathlib, signal, sys
 import numpy as np
 from engine.geometry import Box, Grid
+from engine.io.pyramid_writer import PyramidWriter
 from engine.io.zarr_store import ZarrSink
 from engine.run.tile_cache import Scratch
 from support.plans import plan_of
@@ -551,8 +553,8 @@ def test_provenance_and_plan_are_in_the_store(create, path):
 def test_pyramid_from_memory_is_that_from_the_disk(tmp_path, monkeypatch, plan, limit):
     """With room for all halves no shard is read; with little, some are."""
     reads = []
-    read = ZarrSink._read
-    monkeypatch.setattr(ZarrSink, "_read", lambda sink, *index: reads.append(index) or read(sink, *index))
+    read = PyramidWriter._read
+    monkeypatch.setattr(PyramidWriter, "_read", lambda own, *index: reads.append(index) or read(own, *index))
     stores = {}
     for name, kept in (("disk", 0), ("memory", limit)):
         reads.clear()
