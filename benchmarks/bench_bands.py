@@ -43,8 +43,8 @@ from engine.plan.canvas import Canvas
 from engine.plan.cost import GIB
 from engine.plan.halo import HaloPolicy
 from engine.plan.measured import Budget, Measured, MeasuredStage
-from engine.plan.plan import StagePlan, step_of
 from engine.plan.request import Request
+from engine.plan.stage import StagePlan, step_of
 from engine.plan.tiles import choose_tiles
 from engine.probe.footprint import stage_footprint
 from engine.probe.profiles import measure_profiles

@@ -21,7 +21,7 @@ from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import gather
 from engine.model.checkpoints import read_checkpoint
 from engine.model.packaged import find_packaged
-from engine.plan.plan import StagePlan
+from engine.plan.stage import StagePlan
 from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage
 

@@ -44,8 +44,10 @@ from engine.plan.limits import HALVES_BYTES
 from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.parts import Part, Shares, parse_part
-from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
+from engine.plan.plan import Plan
 from engine.plan.request import AUTO, Request
+from engine.plan.sides import sides_of, stored_sides
+from engine.plan.stage import StagePlan
 from engine.plan.strips import narrower
 from engine.run.bands import RowsOfShards
 from engine.run.pipeline import BoxWritten, Pipeline, run_function

@@ -28,8 +28,9 @@ from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, MeasuredStage, PrecisionError, SeamPoint, StageProfile
 from engine.plan.parts import Part, Shares
-from engine.plan.plan import Plan, StagePlan, step_of
+from engine.plan.plan import Plan
 from engine.plan.print_size import PrintSize, material_size
+from engine.plan.stage import StagePlan, step_of
 from engine.plan.tiles import is_whole
 from engine.run.stage import StageFactory
 from engine.version import __version__

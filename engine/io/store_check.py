@@ -38,7 +38,7 @@ from engine.io.sink import Array
 from engine.io.store_layout import check_array, stored_sizes
 from engine.io.store_lock import lock_store
 from engine.pixels import pixels_of
-from engine.plan.plan import sides_of
+from engine.plan.sides import sides_of
 
 Index = tuple[int, int, int]
 """(level, row, column) of a shard."""

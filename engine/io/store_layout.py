@@ -16,7 +16,8 @@ from engine.io.objects import Place
 from engine.io.provenance import ATTRIBUTE, IDENTITY, stored_plan
 from engine.io.shards import WrittenShards
 from engine.pixels import PixelFormat
-from engine.plan.plan import Plan, Sides, pyramid_of, sides_of
+from engine.plan.plan import Plan
+from engine.plan.sides import Sides, pyramid_of, sides_of
 
 
 def write_metadata(group: zarr.Group, name: str, plan: Plan, provenance: dict[str, Any]) -> None:

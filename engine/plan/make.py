@@ -14,8 +14,10 @@ from engine.plan.cost import Projection
 from engine.plan.halo import HaloPolicy, seam_error
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.measured import Measured, MissingMeasurement
-from engine.plan.plan import Plan, Sides, StagePlan, executor_of, sides_of, step_of
+from engine.plan.plan import Plan, executor_of
 from engine.plan.request import AUTO, Request
+from engine.plan.sides import Sides, sides_of
+from engine.plan.stage import StagePlan, step_of
 
 _CONTEXT = 32
 """LR pixels of context that an inner stage makes beyond the image for the next one: a margin of 8 of step 1, enlarged once.
