@@ -26,9 +26,10 @@ from engine.io.provenance import COMMAND, PICTURE, stored_provenance
 from engine.io.store_lock import lock_store
 from engine.io.store_name import check_absent, remove_store
 from engine.io.zarr_store import ZarrSink
-from engine.job import Job, Progress, RenderResult
+from engine.job import Job
 from engine.model.bundle import Model
 from engine.plan.request import Request
+from engine.result import Progress, RenderResult
 
 _SHOWN = 2000
 """Longer side of the picture that is suggested for looking at a store, in pixels."""
