@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import PHOTOS, add_row
+from harness import PHOTOS, publish
 
 from engine import archs
 from engine.archs.swinir import SwinIR
@@ -80,8 +80,7 @@ def main():
                     "tiles": len(plan.grid),
                 }
                 row |= {"max_difference": f"{difference:.1e}", "values": whole.numel(), "differing_8bit": eight_bit}
-                print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-                add_row("exact", row)
+                publish("exact", row)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from pathlib import Path
@@ -23,7 +23,7 @@ from engine.errors import BudgetError, Interrupted, ResumeError, UsageError, cou
 from engine.exporters import names_export
 from engine.geometry import Box
 from engine.io.about_picture import about_picture
-from engine.io.files import temporary_name
+from engine.io.files import folder_bytes, temporary_name
 from engine.io.first_look import FIRST_LOOK, encode_first_look
 from engine.io.objects import Place, anchor_of, as_place, lies_there, local_copy
 from engine.io.original import OriginalPicture
@@ -264,8 +264,8 @@ class Job:
             self.cuts = self._stored_cuts(sink)
             self.projection = project(self.plan, self.measured, sink.missing())
             budget = self.measured.budget
-            written = _size(self._scratch) + (
-                _size(self.out) if isinstance(self.out, Path) else 0
+            written = folder_bytes(self._scratch) + (
+                folder_bytes(self.out) if isinstance(self.out, Path) else 0
             )  # these bytes need not be free once more
             self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
             self.check()
@@ -553,12 +553,3 @@ _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in ha
 
 def _ignore(_: object) -> None:
     """A log without a reader."""
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files below, some of which other parts may rename meanwhile."""
-    size = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            size += path.stat().st_size if path.is_file() else 0
-    return size
