@@ -12,6 +12,9 @@ store has a random identity until it is finished, which is looked at before ever
 In an object store the put of a whole object takes the place of the rename, and nothing is moved aside. The lock is one of this
 machine; whoever resumes on another one gives the store a new identity, so that the earlier writer stops
 (engine.io.object_writer).
+
+``engine.io.new_store`` makes a store, ``store_name`` and ``store_lock`` keep others away from it, ``store_layout`` knows its
+metadata, ``store_root`` its identity, and ``pyramid_writer`` writes its shards.
 """
 
 from __future__ import annotations
