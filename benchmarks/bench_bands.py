@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from bench_exact import networks, whole_image
-from harness import PHOTOS, add_row, small_model
+from harness import PHOTOS, publish, small_model
 from PIL import Image
 
 from engine import archs
@@ -43,8 +43,8 @@ from engine.plan.canvas import Canvas
 from engine.plan.cost import GIB
 from engine.plan.halo import HaloPolicy
 from engine.plan.measured import Budget, Measured, MeasuredStage
-from engine.plan.plan import StagePlan, step_of
 from engine.plan.request import Request
+from engine.plan.stage import StagePlan, step_of
 from engine.plan.tiles import choose_tiles
 from engine.probe.footprint import stage_footprint
 from engine.probe.profiles import measure_profiles
@@ -109,8 +109,7 @@ def report(title, case, result, whole):
     eight_bit = int(((result * 255).round() != (whole * 255).round()).sum())
     row = {"network": title, "case": case, "values": whole.numel(), "max_difference": f"{difference:.1e}"}
     row["differing_8bit"] = eight_bit
-    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    add_row("bands_exact", row)
+    publish("bands_exact", row)
 
 
 def exact():
@@ -150,8 +149,7 @@ def work():
         given += push(stage, stream, band)
     row = {"network": "RRDBNet 64x23", "rows": FRAME[0], "band": plan.band}
     row |= {"executed": stream.macs, "whole": plan.macs(FRAME[0]), "ratio": round(stream.macs / plan.macs(FRAME[0]), 5)}
-    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    add_row("bands_work", row)
+    publish("bands_work", row)
 
 
 def seconds_of(call):
@@ -242,8 +240,7 @@ def timed(repeats=3):
         row = {"way": name, "frame": "16384x8640", "seconds": round(seconds, 1), "threads": torch.get_num_threads()}
         row["bands_fp32_times"] = round(seconds / median["bands fp32"], 3)
         row["bands_bf16_times"] = round(seconds / median["bands bf16"], 3)
-        add_row("bands_time", row)
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        publish("bands_time", row)
 
 
 class InTurn(Executor):
@@ -286,8 +283,7 @@ def beside(repeats=5):
         seconds, compute, write = (statistics.median(values) for values in zip(*runs, strict=True))
         row = {"way": way, "image": "4096x4096", "threads": torch.get_num_threads(), "seconds": round(seconds, 2)}
         row |= {"compute": round(compute, 2), "write": round(write, 2), "of_in_turn": round(seconds / in_turn, 3)}
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        add_row("bands_beside", row)
+        publish("bands_beside", row)
 
 
 if __name__ == "__main__":

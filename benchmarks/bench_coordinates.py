@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import add_row
+from harness import publish
 from PIL import Image
 
 from engine.io.photo import open_photo
@@ -66,8 +66,7 @@ def main(photo, with_path, without_path):
             "pairs_rms": f"{pairwise_rms(images):.2f}",
             "patches": f"{patches(images, photograph):.4f}",
         }
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        add_row("coordinates", row)
+        publish("coordinates", row)
         sheets.append(sheet(images))
     gap = torch.ones(3, sheets[0].shape[1], 16)
     both = torch.cat([sheets[0], gap, sheets[1]], 2).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

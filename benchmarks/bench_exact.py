@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import PHOTOS, add_row
+from harness import PHOTOS, publish
 
 from engine import archs
 from engine.archs.swinir import SwinIR
@@ -21,7 +21,7 @@ from engine.io.photo import PictureSource, TensorSource
 from engine.kernels.gather import gather
 from engine.model.checkpoints import read_checkpoint
 from engine.model.packaged import find_packaged
-from engine.plan.plan import StagePlan
+from engine.plan.stage import StagePlan
 from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage
 
@@ -80,8 +80,7 @@ def main():
                     "tiles": len(plan.grid),
                 }
                 row |= {"max_difference": f"{difference:.1e}", "values": whole.numel(), "differing_8bit": eight_bit}
-                print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-                add_row("exact", row)
+                publish("exact", row)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import add_row
+from harness import publish
 from PIL import Image
 from torch.nn import functional as F
 
@@ -99,8 +99,7 @@ def main():
         row |= {"psnr": f"{quality.psnr:.2f}", "patches": f"{quality.texture:.4f}"}
         row["pointwise"] = f"{pointwise(vgg, pictures, hr):.4f}" if vgg else ""
         row["frechet"] = f"{frechet(vgg, pictures, hr):.4f}" if vgg else ""
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        add_row("finetuning", row)
+        publish("finetuning", row)
     columns = [torch.cat(list(pictures[[1, len(hr) // 2, -2]]), 1) for pictures in (*outputs.values(), hr)]
     sheet = torch.cat(columns, 2).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(np.ascontiguousarray(sheet)).save(DOCS / f"finetuning-{arguments.name}.jpg", quality=92)

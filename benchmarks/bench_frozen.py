@@ -17,7 +17,7 @@ from harness import PHOTOS, add_row
 from engine.geometry import Box
 from engine.io.photo import PictureSource, TensorSource
 from engine.model.bundle import load
-from engine.plan.plan import StagePlan
+from engine.plan.stage import StagePlan
 from engine.probe.reach import record
 from engine.run.pipeline import tile_chain
 from engine.run.stage import Stage

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from harness import add_row, small_model
+from harness import publish, small_model
 from PIL import Image
 
 HEIGHTS = ("1024x8192", "1024x32768", "1024x131072")
@@ -63,8 +63,7 @@ def row_of(size, report, cut):
 def measure(table, model, folder, sizes, cut, *options):
     for size in sizes:
         row = row_of(size, render(model, size, folder, *options), cut)
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        add_row(table, row)
+        publish(table, row)
 
 
 def main(kind):

@@ -29,7 +29,7 @@ import torch
 from bench_coordinates import SAMPLES, patches, samples
 from bench_finetuning import frechet
 from bench_spectrum import power
-from harness import add_row
+from harness import publish
 from PIL import Image
 
 from engine.io.photo import open_photo
@@ -129,8 +129,7 @@ def main():
         row |= {name: structure.provenance.get(name, 0.0) for name in ("vae_texture", "vae_coherence", "detail")}
         row |= {"vae_contrast": f"{contrast:.2f}", "vae_patches": f"{first:.4f}"}
         row["hatching"] = f"{hatching(images, photograph):.2f}"
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        add_row("structure", row)
+        publish("structure", row)
     if arguments.sheet:
         write_sheet(rows, arguments.sheet)
 

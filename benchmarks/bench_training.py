@@ -30,7 +30,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from harness import PHOTOS, add_row
+from harness import PHOTOS, publish
 from safetensors.torch import save_file
 from torch import nn
 
@@ -169,8 +169,7 @@ def report(case, what, ours, plain):
         "plain": f"{plain:.4g}",
         "plain_over_ours": f"{plain / ours:.2f}",
     }
-    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    add_row("training", row)
+    publish("training", row)
 
 
 def memory():
@@ -190,8 +189,7 @@ def memory():
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 peak = pool.apply(peak_of, (["train", *map(str, words), "--device", "cpu"], folder))
             row = {"case": case, "resident_MiB": round(peak / 2**20)}
-            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-            add_row("training_memory", row)
+            publish("training_memory", row)
 
 
 def peak_of(words, folder):

@@ -49,6 +49,12 @@ def add_row(name: str, row: dict[str, object], folder: Path | None = None) -> No
         writer.writerow(row)
 
 
+def publish(name: str, row: dict[str, object]) -> None:
+    """Print a row, and append it to ``<name>.csv``."""
+    print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    add_row(name, row)
+
+
 def milliseconds(device: torch.device, call, repeats: int) -> float:
     """Median time of a call in ms after two warm-up calls: by events on a CUDA device, by the clock elsewhere."""
     times = []

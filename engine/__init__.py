@@ -65,12 +65,13 @@ if TYPE_CHECKING:
     )
     from engine.exporters import ExportResult, export
     from engine.geometry import Box
-    from engine.job import Job, Measurements, Progress, RenderResult
+    from engine.job import Job
     from engine.model.bundle import Model, load
     from engine.parts import finish
     from engine.plan.cost import Projection
     from engine.plan.plan import Plan
     from engine.plan.request import Request
+    from engine.result import Measurements, Progress, RenderResult
     from engine.store import Store
     from engine.store import open_store as open
 
@@ -127,11 +128,12 @@ _MODULES = {
     "engine.parts": ("finish",),
     "engine.geometry": ("Box",),
     "engine.api": ("render",),
-    "engine.job": ("Job", "Measurements", "Progress", "RenderResult"),
+    "engine.job": ("Job",),
     "engine.model.bundle": ("Model", "load"),
     "engine.plan.cost": ("Projection",),
     "engine.plan.plan": ("Plan",),
     "engine.plan.request": ("Request",),
+    "engine.result": ("Measurements", "Progress", "RenderResult"),
     "engine.store": ("Store", "open"),
 }
 """Module of every public name."""

@@ -10,10 +10,11 @@ from typing import Unpack
 from engine.errors import UsageError, option
 from engine.io.array import Picture, picture_file
 from engine.io.objects import as_place
-from engine.job import Job, Log, Progress, RenderResult
+from engine.job import Job, Log
 from engine.model.bundle import Model
 from engine.plan.parts import Part, parse_part
 from engine.plan.request import RenderOptions, Request
+from engine.result import Progress, RenderResult
 from engine.workers import check_workers
 
 

@@ -27,7 +27,9 @@ from PIL import Image
 from engine.errors import BudgetError, EngineError, ResumeError, UsageError, printable
 from engine.geometry import Box
 from engine.io.objects import Place
-from engine.io.zarr_store import COMMAND, ZarrSink, remove_store
+from engine.io.provenance import COMMAND
+from engine.io.store_name import remove_store
+from engine.io.zarr_store import ZarrSink
 from engine.job import Job
 from engine.lazy import MAX_VIEW, LazyRender, lazy_job
 from engine.model.bundle import Model

@@ -24,9 +24,10 @@ from engine.io.display import Display
 from engine.io.durable import stamp_of
 from engine.io.files import Lock
 from engine.io.first_look import FIRST_LOOK, decode_first_look
+from engine.io.halving import halve_interleaved
 from engine.io.objects import ObjectPath, Place, anchor_of
+from engine.io.provenance import is_same_store
 from engine.io.shards import present_in_row, present_shards
-from engine.io.zarr_store import IDENTITY, halve
 
 TILE = 512
 """Side of a tile, in pixels of its level."""
@@ -190,9 +191,7 @@ class GrowingImage:
         old, new = before.provenance, pyramid.provenance
         if [level.bounds for level in pyramid.levels] != [level.bounds for level in before.levels]:
             raise InputError(f"{self.path}: another image has taken this name; open it again")
-        is_same = old.get("plan") == new.get("plan") and (
-            new.get("complete") is True or old.get(IDENTITY) == new.get(IDENTITY)
-        )
+        is_same = is_same_store(old, new)
         self.pyramid = pyramid
         self._shown = Display(pyramid.pixels, pyramid.profile)
         if not is_same:  # also after ``engine check --repair``, which removes shards
@@ -284,8 +283,8 @@ class GrowingImage:
                 continue
             if finer not in halves:
                 tile = self.tile(level - 1, *finer)
-                half = halve(tile.pixels.transpose(2, 0, 1)).transpose(1, 2, 0)
-                halves[finer] = Tile(np.ascontiguousarray(half), tile.kind)
+                half = np.ascontiguousarray(halve_interleaved(tile.pixels))
+                halves[finer] = Tile(half, tile.kind)
             whole[place.relative_to(box).slices] = halves[finer].pixels
             kinds.add(halves[finer].kind)
         kind = next(kind for kind in (Kind.DAMAGED, Kind.COARSE, Kind.FINISHED) if kind in kinds)

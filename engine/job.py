@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
@@ -20,17 +19,19 @@ from engine.device.heap import fix_malloc_thresholds
 from engine.device.memory import PeakMemory, device_limit, process_peak
 from engine.device.rounding import backend_differences, backend_facts
 from engine.device.runtime import untested
-from engine.errors import BudgetError, InputError, Interrupted, ResumeError, UsageError, counted, option
+from engine.errors import BudgetError, Interrupted, ResumeError, UsageError, counted, option
 from engine.exporters import names_export
 from engine.geometry import Box
 from engine.io.about_picture import about_picture
-from engine.io.files import replacing, temporary_name
-from engine.io.first_look import FIRST_LOOK, MAX_SIDE, encode_first_look
-from engine.io.objects import ObjectPath, Place, anchor_of, as_place, lies_there, local_copy
+from engine.io.files import folder_bytes, temporary_name
+from engine.io.first_look import FIRST_LOOK, encode_first_look
+from engine.io.objects import Place, anchor_of, as_place, lies_there, local_copy
 from engine.io.original import OriginalPicture
 from engine.io.part_sink import PartSink
 from engine.io.photo import Source
-from engine.io.zarr_store import PARTS, Array, ArraySink, ZarrSink, statistics_name, stored_plan, stored_scratch
+from engine.io.provenance import PARTS, stored_plan
+from engine.io.sink import Array, ArraySink
+from engine.io.zarr_store import ZarrSink
 from engine.measure import base_source, complete, measure
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
@@ -38,76 +39,26 @@ from engine.plan.cost import Projection, check, readable
 from engine.plan.halo import largest
 from engine.plan.layouts import candidates
 from engine.plan.limits import HALVES_BYTES
-from engine.plan.make import StoredCut, make_plan, project, seam_errors, stored_cut
+from engine.plan.make import make_plan, project, seam_errors
 from engine.plan.measured import Measured, MissingMeasurement
 from engine.plan.parts import Part, Shares, parse_part
-from engine.plan.plan import Plan, StagePlan, sides_of, stored_sides
+from engine.plan.plan import Plan
 from engine.plan.request import AUTO, Request
-from engine.plan.strips import narrower
+from engine.plan.sides import stored_sides
+from engine.plan.stage import StagePlan
+from engine.plan.stored import StoredCut, recut, stored_cut
+from engine.result import Measurements, Progress, RenderResult
 from engine.run.bands import RowsOfShards
+from engine.run.base import base_pixels, first_look, written_part
+from engine.run.kept_statistics import adopt_statistics, keep_statistics
 from engine.run.pipeline import BoxWritten, Pipeline, run_function
 from engine.run.reduce import canvas_image
 from engine.run.stage import Stage, StageFactory
-from engine.run.statistics import Statistics
 from engine.run.tiles import OnPixels
 from engine.version import __version__
 
 Log = Callable[[str], None]
 AnySink = TypeVar("AnySink", bound=ZarrSink)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """State of a render after a network has run."""
-
-    done: int
-    """LR pixels that the networks have computed."""
-    total: int
-    """LR pixels of this run; a resumed run computes the missing ones."""
-    step: int
-    """Super-resolution step that has just run: 2 to 4."""
-    share: float
-    """Share of the expected time of this run, 0 to 1: steps differ in cost per pixel, and step 1 comes before them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurements:
-    """Measured cost of a render."""
-
-    seconds: float
-    """Time from the first box to the last."""
-    compute_seconds: float
-    """Part of it in networks."""
-    write_seconds: float
-    """Time to compress and write, part of it while networks ran."""
-    writes: int
-    """Boxes that were written."""
-    host_peak: int
-    """Peak of the process's resident bytes since its start."""
-    working_peak: int
-    """Peak of the render above the idle process with the model loaded."""
-    device_peak: int
-    """Peak of the accelerator's memory in bytes; 0 without one."""
-    tiles_redone_in_fp32: int
-    """Tiles, or rows of shards of a strip, that half precision could not represent."""
-    cores: tuple[int | list[int], ...]
-    """Tile of every stage as it really ran, in LR pixels: a side, or [rows, columns]."""
-    seam_error_levels: float | None
-    """Largest seam error in levels of 255; 0.0 if exact, None if not measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class RenderResult:
-    """A finished render."""
-
-    path: Place
-    """Folder or URL of the store."""
-    plan: Plan
-    """Fields that decided its pixels."""
-    projection: Projection
-    """Expected cost."""
-    measurements: Measurements
-    """Measured cost."""
 
 
 @dataclass(kw_only=True)
@@ -283,7 +234,7 @@ class Job:
             provenance = {**self._provenance(), **notes, PARTS: shares.to_json()}
             try:
                 sink = ZarrSink.create(self.out, self.plan, provenance, shared=True)
-                self._keep_statistics()  # the other parts take them
+                keep_statistics(self.out, self.plan, self.factory)  # the other parts take them
                 sink.close()
             except ResumeError:  # another part was faster
                 if not lies_there(self.out):
@@ -313,8 +264,8 @@ class Job:
             self.cuts = self._stored_cuts(sink)
             self.projection = project(self.plan, self.measured, sink.missing())
             budget = self.measured.budget
-            written = _size(self._scratch) + (
-                _size(self.out) if isinstance(self.out, Path) else 0
+            written = folder_bytes(self._scratch) + (
+                folder_bytes(self.out) if isinstance(self.out, Path) else 0
             )  # these bytes need not be free once more
             self.measured = replace(self.measured, budget=replace(budget, disk=budget.disk + written))
             self.check()
@@ -425,9 +376,8 @@ class Job:
     def base_image(self, seed: int) -> Array:
         """The image that step 1 makes of a seed, where it is written: uint8 [h, w, 3]."""
         assert self.picture is None
-        pixels = self._base_pixels(base_source(self.model, None, self.plan.base, seed, self.request.wraps))
-        assert pixels is not None
-        return pixels
+        source = base_source(self.model, None, self.plan.base, seed, self.request.wraps)
+        return written_part(self.plan, base_pixels(source))
 
     @property
     def seconds_per_pixel(self) -> tuple[float, ...]:
@@ -439,7 +389,7 @@ class Job:
         """Say what the store's user may not know of it."""
         self._scratch = sink.scratch
         if not sink.complete:
-            self._keep_statistics()
+            keep_statistics(self.out, self.plan, self.factory)
         if sink.lost:
             self.log(f"{self.out}: {counted(sink.lost, 'shard')} missing or damaged; rendered again")
         if sink.replaced is not None:
@@ -476,43 +426,9 @@ class Job:
         self._make_plan()
 
     def _adopt_statistics(self, stored: dict[str, Any]) -> bool:
-        """Continue with the statistics that the store was begun with: another machine records others, by rounding.
-
-        Returns whether they are others.
-        """
-        folder = stored_scratch(self.out)
-        stages = list(self.measured.stages)
-        with suppress(KeyError, TypeError, AttributeError):
-            for index, stage in enumerate(stored["stages"]):
-                digest = str(stage.get("statistics", ""))
-                if digest and digest not in self.factory.statistics:
-                    self._fetch_statistics(digest)
-                    kept = Statistics(self.stages[index].sites, (0, 0), {}).load(folder / statistics_name(digest))
-                    if kept is None or self.factory.keep(kept) != digest:
-                        continue  # the difference of the plans is reported
-                if digest:
-                    stages[index] = replace(stages[index], statistics=digest)
-        changed = tuple(stages) != self.measured.stages
-        self.measured = replace(self.measured, stages=tuple(stages))
-        return changed
-
-    def _keep_statistics(self) -> None:
-        """Write the statistics of the plan beside the store, for a resumed render and for other parts."""
-        folder = stored_scratch(self.out)
-        for cut in self.plan.stages:
-            file = folder / statistics_name(cut.statistics)
-            if cut.statistics and not file.exists():
-                self.factory.statistics[cut.statistics].save(file)
-            if cut.statistics and isinstance(self.out, ObjectPath):
-                (self.out / file.name).write_new(file.read_bytes())
-
-    def _fetch_statistics(self, digest: str) -> None:
-        """Copy statistics that another machine wrote beside the store."""
-        file = stored_scratch(self.out) / statistics_name(digest)
-        if isinstance(self.out, ObjectPath) and not file.exists() and (stored := self.out / file.name).is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as part:
-                part.write_bytes(stored.read_bytes())
+        """Continue with the statistics that the store was begun with; returns whether they are others."""
+        before, self.measured = self.measured, adopt_statistics(self.out, stored, self.measured, self.factory)
+        return self.measured.stages != before.stages
 
     def _pipeline(
         self, on_recut: Callable[[tuple[StagePlan, ...]], None], on_pixels: OnPixels = lambda position, lr_pixels: None
@@ -544,22 +460,13 @@ class Job:
 
     def _stored_cuts(self, sink: ZarrSink) -> tuple[StagePlan, ...]:
         """The stages as an earlier run ended with them. Raises ResumeError when their tiles are damaged."""
-        stages = self.plan.stages
         tiles = sink.provenance.get("cores")
-        if tiles is None:
-            return stages
-        if self.plan.is_banded:
-            cuts: tuple[StagePlan, ...] | None = stages
-            while cuts is not None and [stored_sides(cut.core) for cut in cuts] != tiles:
-                cuts = narrower(self.plan, cuts)
-            if cuts is not None:
-                return cuts
-        else:
-            with suppress(TypeError, ValueError):
-                return tuple(_with_smaller_tile(stage, tile) for stage, tile in zip(stages, tiles, strict=True))
-        raise ResumeError(
-            f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
-        )
+        cuts = self.plan.stages if tiles is None else recut(self.plan, tiles)
+        if cuts is None:
+            raise ResumeError(
+                f"{self.out}: damaged, its tiles do not fit its plan ({tiles}); use {option('overwrite', True)}"
+            )
+        return cuts
 
     def _note_recut(self, sink: ZarrSink, cuts: tuple[StagePlan, ...]) -> None:
         """Record that a stage ran out of device memory, and that the render continues with smaller tiles or strips."""
@@ -592,35 +499,8 @@ class Job:
         return not is_other_part and FIRST_LOOK not in sink.provenance
 
     def _note_first_look(self, sink: ZarrSink, base: Source) -> None:
-        if self._gives_first_look(sink) and (look := self._first_look(base)) is not None:
-            sink.note({FIRST_LOOK: look})
-
-    def _first_look(self, base: Source) -> str | None:
-        """The base image of what is written, as the store records it; None for a picture that is costly or damaged."""
-        pixels = self._base_pixels(base)
-        return None if pixels is None else encode_first_look(pixels)
-
-    def _base_pixels(self, base: Source) -> Array | None:
-        """The base image of what is written, uint8 [h, w, 3]; None for a picture that is costly or damaged."""
-        height, width = base.size
-        shrink = 1
-        if self.picture is None:
-            pixels = (base.read(Box(0, 0, height, width)).permute(1, 2, 0) * 255).round().byte().numpy()
-        else:
-            shrink = -(-max(height, width) // MAX_SIDE)
-            try:
-                if not self.picture.is_light:
-                    return None
-                pixels = self.picture.thumbnail((-(-height // shrink), -(-width // shrink)))
-            except InputError:  # which the render meets where it reads
-                return None
-        scale = shrink * prod(stage.scale for stage in self.plan.stages)
-        box = replace(self.plan.reduction, margin=(0, 0)).read(self.plan.roi).cover(scale)
-        # The base image has no margin along axes that wrap.
-        box = box.shift(*(0 if period else self.plan.margin for period in self.plan.stages[0].period))
-        rows, columns = box.clip(Box(0, 0, *pixels.shape[:2])).slices
-        part: Array = pixels[rows, columns]
-        return part
+        if self._gives_first_look(sink) and (look := first_look(self.plan, base, self.picture)) is not None:
+            sink.note({FIRST_LOOK: encode_first_look(look)})
 
     def _provenance(self) -> dict[str, Any]:
         """Facts about the store that decide no pixel."""
@@ -673,23 +553,3 @@ _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in ha
 
 def _ignore(_: object) -> None:
     """A log without a reader."""
-
-
-def _with_smaller_tile(stage: StagePlan, stored: object) -> StagePlan:
-    """A stage of the plan that continues with a smaller tile, after its device ran out of memory.
-
-    Raises ValueError when it may not.
-    """
-    rows, columns = core = sides_of(stored)
-    if rows > stage.core[0] or columns > stage.core[1] or min(core) < stage.blend or any(n % stage.align for n in core):
-        raise ValueError(f"tiles of {rows} x {columns} in place of {stage.core}")
-    return stage.with_core(core)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files below, some of which other parts may rename meanwhile."""
-    size = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            size += path.stat().st_size if path.is_file() else 0
-    return size

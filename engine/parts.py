@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from engine.errors import InputError, ResumeError, counted, option
 from engine.io.objects import Place, as_place
 from engine.io.part_sink import holder_of, shares_of
-from engine.io.zarr_store import ZarrSink, stored_provenance, written_shards
+from engine.io.provenance import stored_provenance
+from engine.io.store_layout import written_shards
+from engine.io.zarr_store import ZarrSink
 from engine.plan.parts import Part
 from engine.plan.plan import Plan
 from engine.plan.writes import Writes

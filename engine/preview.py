@@ -14,7 +14,7 @@ from engine.errors import UsageError, option
 from engine.geometry import Box
 from engine.io.contact_sheet import write_sheet
 from engine.io.photo import TensorSource
-from engine.io.zarr_store import Array
+from engine.io.sink import Array
 from engine.job import Job, Log
 from engine.model.bundle import Model
 from engine.plan.canvas import canvas_of_scene, first_enlargement

@@ -19,7 +19,7 @@ from engine.exporters.pyramid import Pixels, Pyramid
 from engine.geometry import Box, Region, parse_box
 from engine.growing import GrowingImage
 from engine.io.objects import Place, as_place
-from engine.io.zarr_store import COMMAND, PICTURE
+from engine.io.provenance import COMMAND, PICTURE
 
 _SHOWN = 400
 """Longer side of a thumbnail in a notebook, in pixels."""

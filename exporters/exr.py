@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.container import cpu_count
 from engine.errors import EngineError, UsageError, option
 from engine.exporters.about import description, software
-from engine.exporters.job import Progress, check_range, parse_options
+from engine.exporters.job import Progress, check_range, parse_options, thread_count
 from engine.exporters.pyramid import Pixels
 from engine.exporters.view import View
 from engine.geometry import Grid
@@ -70,7 +69,7 @@ class ExrOptions:
     @property
     def threads(self) -> int:
         """``workers`` with its default filled in."""
-        return min(8, cpu_count()) if self.workers is None else self.workers
+        return thread_count(self.workers)
 
 
 @dataclass(frozen=True, slots=True)

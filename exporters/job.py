@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from engine.container import cpu_count
 from engine.errors import UsageError, option
 from engine.plan.print_size import DEFAULT_DPI, MM_PER_INCH
 
@@ -50,6 +51,11 @@ def parse_options(options: type[OptionsT], values: Mapping[str, Any], suffix: st
         advice = f"its options are {valid}" if valid else "it has no options"
         raise UsageError(f"{refused}: does not apply to {suffix}; {advice}")
     return options(**chosen)
+
+
+def thread_count(workers: int | None) -> int:
+    """Threads that encode: as many as requested, or by default those of the processors, at most 8."""
+    return min(8, cpu_count()) if workers is None else workers
 
 
 def check_print(dpi: float | None, width_mm: float | None) -> None:

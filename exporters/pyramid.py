@@ -27,6 +27,7 @@ from engine.io.about_picture import stored_dpi, stored_profile
 from engine.io.durable import open_root, stamp_of
 from engine.io.icc import load_profile
 from engine.io.objects import Place
+from engine.io.provenance import ATTRIBUTE, is_same_store
 from engine.io.shards import is_present, present_shards, raise_unless_damage, shard_path
 from engine.pixels import PLAIN, PixelFormat, pixels_of
 
@@ -103,7 +104,7 @@ class Pyramid:
         self._stamp = _stamp(store)
         group = _open(store)
         attributes = group.attrs.asdict()
-        provenance = attributes.get("ourgan")
+        provenance = attributes.get(ATTRIBUTE)
         self.provenance: Mapping[str, Any] = provenance if isinstance(provenance, dict) else {}
         self._arrays = _arrays(store, group, attributes, _channels(self.provenance))
         self.dtype: np.dtype[Any] = self._arrays[0].dtype
@@ -155,7 +156,7 @@ class Pyramid:
             if stamp == self._stamp:
                 return
             root = json.loads((self.store / "zarr.json").read_bytes())
-            is_same = not self.provenance or _is_same(self.provenance, root["attributes"]["ourgan"])
+            is_same = not self.provenance or is_same_store(self.provenance, root["attributes"][ATTRIBUTE])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             is_same = False
         if not is_same:
@@ -248,12 +249,6 @@ def _stamp(store: Place) -> tuple[object, ...]:
         return stamp_of(store)
     except (FileNotFoundError, NotADirectoryError):
         return (0, 0, 0, 0) if store.is_dir() else ()
-
-
-def _is_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether provenance read twice is of one store. It has an id until it is finished; equal plans have equal pixels."""
-    is_finished = now.get("complete") is True
-    return before.get("plan") == now.get("plan") and (is_finished or before.get("id") == now.get("id"))
 
 
 def _open(store: Place) -> zarr.Group:

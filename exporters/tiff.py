@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from engine.container import cpu_count
 from engine.errors import UsageError, option
 from engine.exporters.about import description, software
-from engine.exporters.job import Progress, check_print, check_range, parse_options, resolution
+from engine.exporters.job import Progress, check_print, check_range, parse_options, resolution, thread_count
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.exporters.view import View
 from engine.geometry import Grid
@@ -108,7 +107,7 @@ class TiffOptions:
     @property
     def threads(self) -> int:
         """``workers`` with its default filled in."""
-        return min(8, cpu_count()) if self.workers is None else self.workers
+        return thread_count(self.workers)
 
 
 @dataclass(frozen=True, slots=True)

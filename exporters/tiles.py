@@ -18,9 +18,8 @@ from typing import Any
 from PIL import Image, features
 
 from engine.causes import naming
-from engine.container import cpu_count
 from engine.errors import UsageError, option
-from engine.exporters.job import Progress, check_range, parse_options
+from engine.exporters.job import Progress, check_range, parse_options, thread_count
 from engine.exporters.pyramid import Pixels
 from engine.exporters.view import View
 from engine.geometry import Box, Grid
@@ -72,7 +71,7 @@ class TileOptions:
     @property
     def threads(self) -> int:
         """``workers`` with its default filled in."""
-        return min(8, cpu_count()) if self.workers is None else self.workers
+        return thread_count(self.workers)
 
     def for_view(self, view: View) -> str:
         """Format of the tiles of a picture. Raises UsageError for one that does not hold its pixels."""

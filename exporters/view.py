@@ -19,6 +19,7 @@ from engine.causes import naming
 from engine.errors import UsageError, counted, option
 from engine.exporters.pyramid import Level, Pixels, Pyramid
 from engine.geometry import Box, Grid
+from engine.io.halving import halve_interleaved
 from engine.io.objects import Place
 from engine.pixels import DEPTHS, PixelFormat
 
@@ -194,7 +195,7 @@ class View:
         grid = Grid(size.height, size.width, (SQUARE, SQUARE))
         for at in grid.indices():
             box = grid.box(*at)
-            plane.write(box, halve(self.read(level - 1, box.scale(2).clip(upper))))
+            plane.write(box, halve_interleaved(self.read(level - 1, box.scale(2).clip(upper))))
         return plane
 
 
@@ -248,17 +249,6 @@ class Plane:
 
     def _offset(self, row: int, column: int) -> int:
         return (row * self._size[1] + column) * self._pixels.bytes
-
-
-def halve(pixels: Pixels) -> Pixels:
-    """2x2 average of [H, W, C], halves rounded up as in the store; an odd last row or column is averaged with itself."""
-    height, width, _ = pixels.shape
-    if height % 2 or width % 2:
-        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    wide = np.uint16 if pixels.dtype == np.uint8 else np.uint32
-    rows: Pixels = pixels[::2].astype(wide) + pixels[1::2]
-    mean: Pixels = ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(pixels.dtype)
-    return mean
 
 
 def to_depth(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:

@@ -16,7 +16,7 @@ from support.stores import files
 import engine
 from engine.errors import ResumeError
 from engine.io import objects
-from engine.io.zarr_store import stored_provenance
+from engine.io.provenance import stored_provenance
 from engine.job import Job
 from engine.plan.request import Request
 from engine.view.store import StoreSource

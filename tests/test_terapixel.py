@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from support.commands import finish, start
 from support.plans import bands_of, cost_of, measured_of, plan_of
@@ -89,7 +90,7 @@ def test_a_store_of_a_terapixel_takes_its_last_shard(tmp_path):
     values = np.arange(3 * box.area, dtype=np.uint32).reshape(3, *box.shape).astype(np.uint8)
     sink.write(box, values)
     sink.close()
-    array = sink._arrays[0]
+    array = zarr.open_array(sink.path / "0", mode="r")
     assert array.nbytes == 3 * SIDE**2
     np.testing.assert_array_equal(array[(slice(None), *box.slices)], values)
     assert len(list((tmp_path / "out.zarr" / "0").rglob("c/*/*/*"))) == 1

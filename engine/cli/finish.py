@@ -9,7 +9,7 @@ from engine.cli import report
 from engine.cli.working import look_command
 from engine.errors import counted
 from engine.io.objects import Place, as_place
-from engine.io.zarr_store import stored_provenance
+from engine.io.provenance import stored_provenance
 from engine.parts import MissingPart, PartsMissing
 from engine.parts import finish as complete
 from engine.store import open_store, resume_command

@@ -13,9 +13,10 @@ from engine.errors import InputError, counted
 from engine.exporters.about import read_description
 from engine.exporters.pyramid import count_shards
 from engine.io.durable import open_root
+from engine.io.files import folder_bytes
 from engine.io.objects import ObjectPath, Place, as_place, local_copy
 from engine.io.picture_file import open_picture
-from engine.io.zarr_store import ATTRIBUTE, PARTS
+from engine.io.provenance import ATTRIBUTE, PARTS
 from engine.model.bundle import load
 from engine.store import resume_command
 
@@ -85,7 +86,7 @@ def _size(store: Place) -> int:
     """Bytes of all files of a store."""
     if isinstance(store, ObjectPath):
         return sum(int(about["size"]) for _, about in store.objects())
-    return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    return folder_bytes(store)
 
 
 def _render(path: Place, provenance: dict[str, Any], array: Any) -> dict[str, Any]:  # noqa: ANN401 (zarr's types)

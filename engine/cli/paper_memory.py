@@ -17,7 +17,7 @@ from engine.cli import report
 from engine.cli.tables import print_table
 from engine.errors import InputError, option
 from engine.model.bundle import Model, load
-from engine.plan.plan import StagePlan
+from engine.plan.stage import StagePlan
 from engine.probe.paper_memory import (
     GB,
     PAPER_MEASURED_GB,

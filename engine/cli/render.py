@@ -25,13 +25,14 @@ from engine.interrupt import deferred_interrupt
 from engine.io.files import write_text
 from engine.io.objects import is_url, spelled
 from engine.io.zarr_store import ZarrSink
-from engine.job import Job, RenderResult
+from engine.job import Job
 from engine.model.build import chain
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.cost import readable
 from engine.plan.parts import Part
 from engine.plan.request import Request
 from engine.preview import contact_sheet as write_contact_sheet
+from engine.result import RenderResult
 from engine.view.beside import Beside
 
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

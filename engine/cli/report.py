@@ -21,16 +21,17 @@ from engine.cli.tables import MAX_TEXT, print_table
 from engine.errors import UsageError, counted, option, printable
 from engine.geometry import UNBOUNDED
 from engine.io.files import replacing
-from engine.job import RenderResult
 from engine.model.bundle import Model
 from engine.plan.cost import CHANNELS, Projection, readable
 from engine.plan.halo import SEAM_TOLERANCE, largest
 from engine.plan.make import seam_errors
 from engine.plan.measured import Measured, MeasuredStage, PrecisionError, SeamPoint, StageProfile
 from engine.plan.parts import Part, Shares
-from engine.plan.plan import Plan, StagePlan, step_of
+from engine.plan.plan import Plan
 from engine.plan.print_size import PrintSize, material_size
+from engine.plan.stage import StagePlan, step_of
 from engine.plan.tiles import is_whole
+from engine.result import RenderResult
 from engine.run.stage import StageFactory
 from engine.version import __version__
 

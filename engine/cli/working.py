@@ -22,10 +22,14 @@ from engine.exporters.about import REQUEST, read_description
 from engine.io.files import remove_leftovers, sha256
 from engine.io.objects import Place, check_local
 from engine.io.picture_file import open_picture
-from engine.io.zarr_store import COMMAND, PICTURE, ZarrSink, check_absent, lock_store, remove_store, stored_provenance
-from engine.job import Job, Progress, RenderResult
+from engine.io.provenance import COMMAND, PICTURE, stored_provenance
+from engine.io.store_lock import lock_store
+from engine.io.store_name import check_absent, remove_store
+from engine.io.zarr_store import ZarrSink
+from engine.job import Job
 from engine.model.bundle import Model
 from engine.plan.request import Request
+from engine.result import Progress, RenderResult
 
 _SHOWN = 2000
 """Longer side of the picture that is suggested for looking at a store, in pixels."""

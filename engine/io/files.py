@@ -259,6 +259,15 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
         os.fsync(descriptor)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, some of which other processes may rename meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's contents. Raises OSError when the file cannot be read."""
     with naming(path), path.open("rb") as file:

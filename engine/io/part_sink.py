@@ -7,7 +7,6 @@ folders are not. Without any lock two processes of one part would write equal sh
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,10 +17,14 @@ from engine.errors import ResumeError, option
 from engine.geometry import Box
 from engine.io.files import Lock
 from engine.io.objects import ObjectPath, Place
-from engine.io.zarr_store import PARTS, ZarrSink, scratch_of
+from engine.io.provenance import PARTS
+from engine.io.pyramid_writer import OwnShards
+from engine.io.scratch import scratch_of
+from engine.io.store_lock import lock_file, writer_of
+from engine.io.zarr_store import ZarrSink
 from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan
-from engine.plan.writes import spans_of
+from engine.plan.writes import Writes, spans_of
 
 
 class PartSink(ZarrSink):
@@ -36,7 +39,7 @@ class PartSink(ZarrSink):
     def __init__(self, path: Place, plan: Plan, lock: Lock) -> None:
         super().__init__(path, plan, lock)
         self.part = Part(1, 1)
-        self._writes = plan.writes()[:0]
+        self._own(plan.writes()[:0])
         self._part_lock: Lock | None = None
 
     @classmethod
@@ -86,8 +89,8 @@ class PartSink(ZarrSink):
         Raises:
             ResumeError: a shard of the part is missing, or as ``write`` does.
         """
-        self._check_identity()
-        self._complete_pyramid()
+        self._root.check()
+        self._pyramid.complete()
         scratch = self.scratch
         self.close()
         if isinstance(self.path, ObjectPath) and not any(map(_is_held, scratch.glob("part-*.lock"))):
@@ -115,35 +118,48 @@ class PartSink(ZarrSink):
                 f"{self.path}: begun in another number of parts ({shares.count}, not {self.part.count}); give "
                 f"{option('part', f'1/{shares.count}')} and so on, or {option('resume', True)} alone to finish it in one run"
             )
-        lock = _lock(_lock_file(self.scratch, self.part), shared=shared)
+        file = _lock_file(self.scratch, self.part)
+        lock = lock_file(file, shared=shared)
         if lock is None:
-            process = holder_of(self.path, self.provenance, self.part)
-            name = "another process" if process is None else f"another process ({process})"
-            raise ResumeError(f"{self.path}: part {self.part} is being rendered by {name}; wait for it")
+            raise ResumeError(f"{self.path}: part {self.part} is being rendered by {writer_of(file)}; wait for it")
         self._part_lock = lock
-        self._writes = shares.writes(self._plan, self.part)
+        self._own(shares.writes(self._plan, self.part))
 
-    def _owns(self, level: int, index: tuple[int, int]) -> bool:
+    def _own(self, writes: Writes) -> None:
+        """Write these boxes, and the shards of the pyramid that follow from them alone."""
+        self._writes = writes
+        self._pyramid.own = _PartShards(self._plan, writes)
+
+
+class _PartShards(OwnShards):
+    """The shards of one part."""
+
+    def __init__(self, plan: Plan, writes: Writes) -> None:
+        super().__init__(plan)
+        self._writes = writes
+
+    def has(self, level: int, index: tuple[int, int]) -> bool:
         """Whether every pixel below a shard is of the part, and so all its children."""
         bounds = Box(0, 0, *self._plan.size)
         return self._writes.covers(self._plan.grid(level).box(*index).scale(1 << level).clip(bounds))
 
-    def _own(self, level: int) -> Iterator[tuple[int, int]]:
-        grid = self._plan.grid(level)
-        met = spans_of(grid, (box.cover(1 << level) for box in self._writes.rectangles))
-        indices = ((row, column) for row, spans in met.items() for span in spans for column in range(*span))
-        return (index for index in indices if self._owns(level, index))
+    def indices(self, level: int) -> Iterator[tuple[int, int]]:
+        indices = (
+            (row, column) for row, spans in self._met(level).items() for span in spans for column in range(*span)
+        )
+        return (index for index in indices if self.has(level, index))
 
-    def _remove_partial(self, level: int) -> None:
-        """Remove the files of the part's shards that killed runs did not finish. An object store has none."""
-        if isinstance(self.path, ObjectPath):
-            return
-        grid, rectangles = self._plan.grid(level), self._writes.rectangles
-        for row in spans_of(grid, (box.cover(1 << level) for box in rectangles)):
-            for leftover in (self.path / str(level) / "c" / "0" / str(row)).glob("*.partial"):
-                column = leftover.name.partition(".")[0]
-                if column.isdigit() and int(column) < grid.columns and self._owns(level, (row, int(column))):
-                    leftover.unlink(missing_ok=True)
+    def partial_files(self, store: Path, level: int) -> Iterator[Path]:
+        grid = self._plan.grid(level)
+        for row in self._met(level):
+            for file in (store / str(level) / "c" / "0" / str(row)).glob("*.partial"):
+                column = file.name.partition(".")[0]
+                if column.isdigit() and int(column) < grid.columns and self.has(level, (row, int(column))):
+                    yield file
+
+    def _met(self, level: int) -> dict[int, list[tuple[int, int]]]:
+        """Ranges of columns, by row, of the shards of a level that the part meets."""
+        return spans_of(self._plan.grid(level), (box.cover(1 << level) for box in self._writes.rectangles))
 
 
 def shares_of(path: Place, plan: Plan, provenance: dict[str, Any]) -> Shares | None:
@@ -171,11 +187,9 @@ def _lock_file(scratch: Path, part: Part) -> Path:
 def lock_parts(path: Place, provenance: dict[str, Any]) -> Lock:
     """Lock of the one process that gives out the parts of a store. Raises ResumeError while another one does."""
     file = scratch_of(path, provenance) / _GIVER
-    lock = _lock(file)
+    lock = lock_file(file)
     if lock is None:
-        process = Lock.holder(file)
-        name = "another process" if process is None else f"another process ({process})"
-        raise ResumeError(f"{path}: is being rendered by the workers of {name}; wait for it")
+        raise ResumeError(f"{path}: is being rendered by the workers of {writer_of(file)}; wait for it")
     return lock
 
 
@@ -200,12 +214,3 @@ def _is_held(file: Path) -> bool:
             return True
         lock.release()
     return False
-
-
-def _lock(file: Path, *, shared: bool = False) -> Lock | None:
-    """Lock on a file, which is made with its folder; None while another process holds it."""
-    while True:
-        with suppress(FileExistsError):
-            os.mkdir(file.parent)
-        with suppress(FileNotFoundError):  # another part has just ended, and removed the folder
-            return Lock.take(file, shared=shared, makes_file=True)

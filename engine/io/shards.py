@@ -1,4 +1,4 @@
-"""Files of the shards of a store: their names, and what can be said of one without decoding it.
+"""Files of the shards of a store: their names, their state without decoding them, and errors of reading them.
 
 A shard of Zarr's ``sharding_indexed`` codec ends with an index: offset and length of every inner chunk as uint64, and the
 crc32c of them.
@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.causes import naming, raise_if_exhausted, system_error
-from engine.errors import InputError
-from engine.geometry import Grid
+from engine.errors import InputError, option
+from engine.geometry import Box, Grid
 from engine.io.objects import ObjectPath, Place
 
 _ABSENT = np.uint64(2**64 - 1)
@@ -227,3 +227,22 @@ def remove_shard(path: Place) -> None:
         raise InputError(
             f"{path}: a folder with files in the place of a shard; move it, then repeat this command"
         ) from error
+
+
+def read_shard(array: Any, box: Box) -> NDArray[Any]:  # noqa: ANN401 (zarr's type)
+    """Pixels of a shard, [C, h, w]."""
+    pixels: NDArray[Any] = array[(slice(None), *box.slices)]
+    return pixels
+
+
+def reason_of(error: Exception) -> str:
+    """Reason for which a shard cannot be read, in two words."""
+    return "wrong checksum" if "checksum" in str(error).lower() else "not decodable"
+
+
+def damaged_shard(store: Place, shard: Place, problem: str) -> str:
+    """Message about a shard that cannot be read."""
+    return (
+        f"{shard}: damaged shard ({problem}); run engine check {store} --repair, then repeat the store's engine render "
+        f"with {option('resume', True)}"
+    )

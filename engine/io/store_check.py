@@ -19,33 +19,26 @@ from engine.errors import InputError, counted, option
 from engine.geometry import Box, Grid
 from engine.io.durable import open_root, open_to_write
 from engine.io.files import new_identity
+from engine.io.halving import children, halve
 from engine.io.objects import ObjectPath, Place
+from engine.io.provenance import ATTRIBUTE, IDENTITY, stored_plan, stored_provenance
 from engine.io.shards import (
     ShardState,
     chunks_of,
     file_state,
     mark_of,
     raise_unless_damage,
+    read_shard,
+    reason_of,
     remove_shard,
     shard_path,
     shard_state,
 )
-from engine.io.zarr_store import (
-    ATTRIBUTE,
-    IDENTITY,
-    Array,
-    check_array,
-    children,
-    halve,
-    lock_store,
-    read_shard,
-    reason_of,
-    stored_plan,
-    stored_provenance,
-    stored_sizes,
-)
+from engine.io.sink import Array
+from engine.io.store_layout import check_array, stored_sizes
+from engine.io.store_lock import lock_store
 from engine.pixels import pixels_of
-from engine.plan.plan import sides_of
+from engine.plan.sides import sides_of
 
 Index = tuple[int, int, int]
 """(level, row, column) of a shard."""

@@ -12,115 +12,35 @@ store has a random identity until it is finished, which is looked at before ever
 In an object store the put of a whole object takes the place of the rename, and nothing is moved aside. The lock is one of this
 machine; whoever resumes on another one gives the store a new identity, so that the earlier writer stops
 (engine.io.object_writer).
+
+``engine.io.new_store`` makes a store, ``store_name`` and ``store_lock`` keep others away from it, ``store_layout`` knows its
+metadata, ``store_root`` its identity, and ``pyramid_writer`` writes its shards.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import re
-import shutil
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
-
-from engine.errors import EngineError, InputError, ResumeError, option
-from engine.geometry import Box, Grid
-from engine.io import ome
-from engine.io.durable import DurableStore, open_root, open_to_write, stamp_of
-from engine.io.files import (
-    Lock,
-    new_identity,
-    remove_leftovers,
-    sync_folder,
-    temporary_name,
-    temporary_names,
-)
+from engine.errors import InputError, ResumeError, option
+from engine.geometry import Box
+from engine.io.files import Lock, remove_leftovers, temporary_names
 from engine.io.first_look import FIRST_LOOK
-from engine.io.object_writer import ObjectWriter, begin_objects, complete_metadata, foreign_object, remove_objects
-from engine.io.objects import ObjectPath, Place, anchor_of, lies_there
-from engine.io.shards import (
-    ShardState,
-    WrittenShards,
-    chunks_of,
-    is_present,
-    mark_of,
-    raise_unless_damage,
-    remove_shard,
-    shard_path,
-    shard_state,
-)
+from engine.io.new_store import make_store
+from engine.io.object_writer import complete_metadata
+from engine.io.objects import ObjectPath, Place, anchor_of
+from engine.io.provenance import COMMAND, IDENTITY, PARTS
+from engine.io.pyramid_writer import OwnShards, PyramidWriter
+from engine.io.scratch import remove_scratch, scratch_of, statistics_name
+from engine.io.sink import Array
+from engine.io.store_layout import check_plan, metadata_of
+from engine.io.store_lock import lock_store
+from engine.io.store_name import remove_store, replaced_stores
+from engine.io.store_root import StoreRoot
 from engine.pixels import PixelFormat
-from engine.plan.plan import Plan, Sides, pyramid_of, sides_of
-
-ATTRIBUTE = "ourgan"
-"""Attribute of the group that holds the plan and the provenance."""
-
-COMMAND = "command"
-"""Entry of the provenance: words of the command that continues the store; removed at the end, since they name local files."""
-
-PICTURE = "picture"
-"""Entry of a working store's provenance: the name of its picture, and whether an existing one may be replaced."""
-
-IDENTITY = "id"
-"""Entry of the provenance: random digits of an unfinished store; removed at the end, so that equal renders are equal files."""
-
-PARTS = "parts"
-"""Entry of the provenance: how an unfinished store is divided into parts (``Shares``); removed at the end."""
-
-_REQUESTS = 16
-"""Objects of an object store that are looked at at once."""
-
-_AT_ONCE = 1024
-"""Shards whose state is looked at before the next ones."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class Sink(Protocol):
-    """A destination of finished pixels."""
-
-    def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
-        """Boxes that are not written yet, in the plan's order; ``writes``: boxes to look at in place of the plan's."""
-        ...
-
-    def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
-        """Write [C, h, w] of ``box``, in the format of the plan; ``half``: the same halved, if it is known."""
-        ...
-
-    def finish(self) -> None:
-        """Complete the output. Raises ResumeError while a box is missing."""
-        ...
-
-
-class ArraySink:
-    """A small image in memory."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.pixels: Array = np.zeros((plan.pixels.channels, *plan.size), plan.pixels.dtype)
-        self._boxes = plan.writes()
-
-    def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
-        """Every box of the plan, or of ``writes``."""
-        return iter(self._boxes if writes is None else writes)
-
-    def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
-        """Write [C, h, w] of ``box``."""
-        self.pixels[(slice(None), *box.slices)] = pixels
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
+from engine.plan.plan import Plan
 
 
 class ZarrSink:
@@ -136,17 +56,8 @@ class ZarrSink:
         self.lost = 0
         self._plan = plan
         self._lock = lock
-        self._mark = mark_of(stored_plan(path) or {}) if isinstance(path, ObjectPath) else None
-        self._group = open_to_write(path, self._mark)
-        # Without this option a black shard would not be written, and existence is the resume mark.
-        options = {"write_empty_chunks": True}
-        self._arrays: list[Any] = [self._group[str(i)].with_config(options) for i in range(len(plan.pyramid))]  # type: ignore[union-attr,call-overload]
-        self._stamp = stamp_of(path)
-        self._written = written_shards(path, plan)
-        self._halves = _Halves()
-        self._writing: set[tuple[int, int, int]] = set()
-        """(level, row, column) of the shards that threads are writing."""
-        self._lock_of_writing = threading.Lock()
+        self._root = StoreRoot(path)
+        self._pyramid = PyramidWriter(self._root, plan, OwnShards(plan))
 
     @classmethod
     def create(
@@ -167,53 +78,8 @@ class ZarrSink:
             InputError: the store cannot be written.
             StorageError: the object store does not answer.
         """
-        if isinstance(path, ObjectPath):
-            return cls._create_objects(path, plan, provenance, overwrite=overwrite, shared=shared)
-        old = lock = None
-        if not overwrite:
-            check_absent(path)
-        elif os.path.lexists(path):
-            check_replaceable(path)
-            old = lock_store(path)
-        # The store is built under another name, so that one of the final name has all its arrays and its plan.
-        part, spilled = temporary_name(path, "part"), temporary_names(path, "scratch")
+        lock = make_store(path, plan, provenance, overwrite=overwrite, shared=shared)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.mkdir()
-            lock = lock_store(part, shared=shared)
-            _describe(zarr.open_group(DurableStore(part), mode="w-", zarr_format=3), path.stem, plan, provenance)
-            _put_in_place(part, path, replaces=old is not None)
-        except BaseException as error:
-            shutil.rmtree(part, ignore_errors=True)
-            if lock is not None:
-                lock.release()
-            if isinstance(error, OSError):
-                raise InputError(
-                    f"{path}: cannot be created ({error.strerror or error}); choose another {option('out')}"
-                ) from error
-            raise
-        finally:
-            if old is not None:
-                old.release()
-        _forget_replaced(path)
-        remove_leftovers(path)
-        _remove_scratch(spilled)  # of earlier stores: parts of this one may have begun since
-        return cls(path, plan, lock)
-
-    @classmethod
-    def _create_objects(
-        cls, path: ObjectPath, plan: Plan, provenance: dict[str, Any], *, overwrite: bool, shared: bool
-    ) -> ZarrSink:
-        """``create`` in an object store."""
-        lock = lock_store(path, shared=shared)
-        try:
-            if overwrite and path.exists():
-                check_replaceable(path)
-                remove_objects(path, ATTRIBUTE, {"complete": False, IDENTITY: new_identity()})
-            check_absent(path)
-            spilled = temporary_names(path.anchor, "scratch")
-            begin_objects(path, _documents(path.stem, plan, provenance))
-            _remove_scratch(spilled)
             return cls(path, plan, lock)
         except BaseException:
             lock.release()
@@ -236,7 +102,7 @@ class ZarrSink:
         sink = cls._open(path, plan, shared=shared)
         try:
             if isinstance(path, ObjectPath) and not sink.complete:
-                sink.mark_incomplete()
+                sink._root.mark_incomplete()
             sink._remove_damaged()
         except BaseException:
             sink.close()
@@ -246,10 +112,10 @@ class ZarrSink:
     @classmethod
     def _open(cls, path: Place, plan: Plan, *, shared: bool = False) -> Self:
         """Lock and open a store of this plan. Raises ResumeError as ``resume``."""
-        _check_plan(path, plan)
+        check_plan(path, plan)
         lock = lock_store(path, shared=shared)
         try:
-            _check_plan(path, plan)  # once more: another process may have replaced it before the lock
+            check_plan(path, plan)  # once more: another process may have replaced it before the lock
             return cls._opened(path, plan, lock)
         except BaseException:
             lock.release()
@@ -259,10 +125,9 @@ class ZarrSink:
     def _opened(cls, path: Place, plan: Plan, lock: Lock) -> Self:
         try:
             if isinstance(path, ObjectPath):
-                complete_metadata(path, _documents(path.stem, plan, {}))
+                complete_metadata(path, metadata_of(path.stem, plan, {}))
             sink = cls(path, plan, lock)
-            for level, (array, size) in enumerate(zip(sink._arrays, plan.pyramid, strict=True)):
-                check_array(f"{path}/{level}", array, size, plan.shard, plan.chunk, plan.pixels)
+            sink._pyramid.check_layout()
         except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, InputError) as error:
             advice = option("overwrite", True)
             raise ResumeError(f"{path}: damaged, a level's zarr.json cannot be read; give {advice}") from error
@@ -271,7 +136,7 @@ class ZarrSink:
     @property
     def complete(self) -> bool:
         """Whether ``finish`` marked the store complete."""
-        return bool(self.provenance.get("complete"))
+        return self._root.is_complete
 
     @property
     def pixels(self) -> PixelFormat:
@@ -291,13 +156,12 @@ class ZarrSink:
     @property
     def provenance(self) -> dict[str, Any]:
         """The plan, the provenance of the render, and later notes."""
-        attributes: Any = self._group.attrs[ATTRIBUTE]
-        return dict(attributes)
+        return self._root.provenance
 
     @property
     def replaced(self) -> Path | None:
         """The store that this one replaces, kept until this one is complete."""
-        return next(iter(_replaced(self.path)), None) if isinstance(self.path, Path) else None
+        return next(iter(replaced_stores(self.path)), None) if isinstance(self.path, Path) else None
 
     @property
     def scratch(self) -> Path:
@@ -306,13 +170,13 @@ class ZarrSink:
 
     def note(self, values: dict[str, Any]) -> None:
         """Add values, measured while rendering, to the provenance. Raises ResumeError as ``write`` does."""
-        self._check_identity()
-        self._set_provenance({**self.provenance, **values})
+        self._root.check()
+        self._root.replace({**self.provenance, **values})
 
     def missing(self, writes: Iterable[Box] | None = None) -> Iterator[Box]:
         """Boxes of the plan with a missing shard, in the plan's order; ``writes``: boxes of whole shards in their place."""
         for box in self._plan.writes() if writes is None else writes:
-            if any(not self._is_written(0, index) for index in self._plan.grid().indices(box)):
+            if not self._pyramid.has(box):
                 yield box
 
     def write(self, box: Box, pixels: Array, half: Array | None = None) -> None:
@@ -327,14 +191,11 @@ class ZarrSink:
             ResumeError: the store was removed, renamed or replaced, or a shard that the pyramid needs is damaged.
             OSError: the disk is full, or another error of the file system.
         """
-        self._check_identity()
+        self._root.check()
         try:
-            for index in self._plan.grid().indices(box):
-                shard = self._plan.grid().box(*index)
-                rows, columns = shard.relative_to(box).slices
-                self._write_with_ancestors(0, index, pixels[:, rows, columns], half_of(half, shard, box))
+            self._pyramid.write(box, pixels, half)
         except OSError:
-            self._check_identity()  # a store that has gone is the better reason
+            self._root.check()  # a store that has gone is the better reason
             raise
 
     def finish(self) -> None:
@@ -343,22 +204,22 @@ class ZarrSink:
         Raises:
             ResumeError: a shard of the full-size image is missing, or as ``write`` does.
         """
-        self._check_identity()
-        self._complete_pyramid()
+        self._root.check()
+        self._pyramid.complete()
         if not self.complete:
-            self._check_identity()
+            self._root.check()
             private = (COMMAND, IDENTITY, PARTS, FIRST_LOOK)
             finished = {key: value for key, value in self.provenance.items() if key not in private}
-            self._set_provenance({**finished, "complete": True})
+            self._root.replace({**finished, "complete": True})
         if isinstance(self.path, ObjectPath):
             self.path.anchor.unlink(missing_ok=True)
             self.path.delete([statistics_name(stage.statistics) for stage in self._plan.stages if stage.statistics])
         else:
-            for old in _replaced(self.path):
+            for old in replaced_stores(self.path):
                 with suppress(ResumeError):  # somebody put a file into it
                     remove_store(old)
             remove_leftovers(self.path)
-        _remove_scratch(temporary_names(anchor_of(self.path), "scratch"))
+        remove_scratch(temporary_names(anchor_of(self.path), "scratch"))
         self.close()
 
     def close(self) -> None:
@@ -370,497 +231,16 @@ class ZarrSink:
 
         Decoding the shards of a level takes longer than compressing the next one, which a GPU outruns.
         """
-        self._halves.limit = limit
-
-    def mark_incomplete(self) -> None:
-        """Let the store be finished again."""
-        self._set_provenance({**self.provenance, "complete": False, IDENTITY: new_identity()})
-
-    def _owns(self, level: int, index: tuple[int, int]) -> bool:
-        """Whether this sink writes a shard: all of them, unless it has a part of the image."""
-        return True
-
-    def _own(self, level: int) -> Iterator[tuple[int, int]]:
-        """Indices of the shards of a level that this sink writes."""
-        return self._plan.grid(level).indices()
-
-    def _complete_pyramid(self) -> None:
-        """Write the shards of the pyramid that are missing. Raises ResumeError where one of the full-size image is."""
-        self._written.refresh()
-        for level in range(len(self._arrays)):
-            if not is_present(self.path / str(level) / "zarr.json"):
-                raise self._vanished()
-            for index in self._own(level):
-                if self._is_written(level, index):
-                    continue
-                if level == 0:
-                    resume = option("resume", True)
-                    box = self._plan.grid(level).box(*index)
-                    raise ResumeError(f"{self.path}: the shard at {box} is missing; render again with {resume}")
-                self._write_shard(level, index, self._halved(level, index))
-
-    def _set_provenance(self, values: dict[str, Any]) -> None:
-        self._group.attrs[ATTRIBUTE] = values
-        self._stamp = stamp_of(self.path)
-
-    def _check_identity(self) -> None:
-        """Raise ResumeError unless the folder of this name is still this store: by its root's inode and time, or its id."""
-        try:
-            stamp = stamp_of(self.path)
-            if stamp == self._stamp:
-                return
-            stored = json.loads((self.path / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]
-            mine = self.provenance
-            is_same = stored.get(IDENTITY) == mine.get(IDENTITY) and stored["plan"] == mine["plan"]
-            if isinstance(self._group.store, ObjectWriter):
-                self._group.store.look()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            is_same = False
-        if not is_same:
-            raise self._vanished()
-        self._stamp = stamp
-
-    def _vanished(self) -> ResumeError:
-        if isinstance(self.path, ObjectPath):
-            return ResumeError(
-                f"{self.path}: removed, or taken over by another process that resumes, finishes or replaces it; wait for that "
-                f"one, or give {option('resume', True)} to take it back"
-            )
-        return ResumeError(
-            f"{self.path}: removed, renamed or replaced while it was written; put it back and give {option('resume', True)}, "
-            f"or give another {option('out')}"
-        )
+        self._pyramid.keep_halves(limit)
 
     def _remove_damaged(self) -> None:
         """Remove shards whose files are no whole shards, and let a store be finished again that lost some."""
-        was_complete, lost = self.complete, []
-        for level in range(len(self._arrays)):
-            for index, state in self._states(level):
-                if state is ShardState.WHOLE or (state is ShardState.MISSING and not was_complete):
-                    continue
-                lost.append((level, index, state))
-            self._remove_partial(level)
+        was_complete = self.complete
+        lost = self._pyramid.lost(is_complete=was_complete)
+        self._pyramid.remove_partial()
         self.lost = len(lost)
         if was_complete and not lost:
             return
         if was_complete or self.provenance.get(IDENTITY) is None:
-            self.mark_incomplete()
-        for level, index, state in lost:
-            if state is not ShardState.MISSING:
-                remove_shard(shard_path(self.path, level, *index))
-                self._written.set(level, index, is_there=False)
-
-    def _states(self, level: int) -> Iterator[tuple[tuple[int, int], ShardState]]:
-        """State of every shard of a level that this sink writes."""
-        look, indices = partial(self._state, chunks_of(self._arrays[level]), level), self._own(level)
-        if not isinstance(self.path, ObjectPath):
-            yield from ((index, look(index)) for index in indices)
-            return
-        with ThreadPoolExecutor(_REQUESTS) as pool:  # and no request for shards that the list lacks
-            while some := list(islice(indices, _AT_ONCE)):
-                there = [index for index in some if self._is_written(level, index)]
-                states = dict(zip(there, pool.map(look, there), strict=True))
-                yield from ((index, states.get(index, ShardState.MISSING)) for index in some)
-
-    def _state(self, chunks: int, level: int, index: tuple[int, int]) -> ShardState:
-        return shard_state(shard_path(self.path, level, *index), chunks, self._mark)
-
-    def _remove_partial(self, level: int) -> None:
-        """Remove the files of a level that killed runs did not finish. An object store has none."""
-        if isinstance(self.path, ObjectPath):
-            return
-        for leftover in (self.path / str(level)).rglob("*.partial"):
-            if _PARTIAL.fullmatch(leftover.name) and leftover.is_file():
-                leftover.unlink(missing_ok=True)
-
-    def _is_written(self, level: int, index: tuple[int, int]) -> bool:
-        """Whether the shard exists: a regular file that is not empty, or an object."""
-        return self._written.has(level, index)
-
-    def _children(self, level: int, index: tuple[int, int]) -> list[tuple[int, int]]:
-        """Indices of the shards below one shard: four, or fewer at the image's border."""
-        return children(self._plan.grid(level - 1), self._plan.grid(level), index)
-
-    def _write_with_ancestors(
-        self, level: int, index: tuple[int, int], pixels: Array, half: Array | None = None
-    ) -> None:
-        """Write a shard and its ancestors, as far as all their children exist.
-
-        Of the threads that write the children of a shard, the last to finish writes it, alone.
-        """
-        parent, shard = (index[0] // 2, index[1] // 2), (level, *index)
-        with self._lock_of_writing:
-            self._writing.add(shard)
-        try:
-            self._write_shard(level, index, pixels, half)
-        finally:
-            with self._lock_of_writing:
-                self._writing.remove(shard)
-                is_last = self._grows_beyond(level, index) and all(
-                    (level, *child) not in self._writing and self._is_written(level, child)
-                    for child in self._children(level + 1, parent)
-                )
-        if is_last:
-            self._write_with_ancestors(level + 1, parent, self._halved(level + 1, parent))
-
-    def _grows_beyond(self, level: int, index: tuple[int, int]) -> bool:
-        """Whether this sink writes the parent of a shard."""
-        return level + 1 < len(self._arrays) and self._owns(level + 1, (index[0] // 2, index[1] // 2))
-
-    def _halved(self, level: int, index: tuple[int, int]) -> Array:
-        """Pixels of a shard of ``level`` from its children in the level below."""
-        box = self._plan.grid(level).box(*index)
-        parent = np.empty((self._plan.pixels.channels, *box.shape), self._plan.pixels.dtype)
-        for child in self._children(level, index):
-            source = self._plan.grid(level - 1).box(*child)
-            rows, columns = source.cover(2).relative_to(box).slices
-            half = self._halves.take((level - 1, *child))
-            parent[:, rows, columns] = halve(self._read(level - 1, child)) if half is None else half
-        return parent
-
-    def _write_shard(self, level: int, index: tuple[int, int], pixels: Array, half: Array | None = None) -> None:
-        array, rows_and_columns = self._arrays[level], self._plan.grid(level).box(*index).slices
-        if self._grows_beyond(level, index):  # before the shard is seen: another thread may halve its siblings at once
-            self._halves.put((level, *index), pixels, half)
-        try:
-            array[(slice(None), *rows_and_columns)] = pixels
-        except (OSError, EngineError):
-            raise
-        except (
-            Exception
-        ) as error:  # Zarr decodes a shard at the image's border, for pixels beyond it, and it is damaged
-            raise_unless_damage(error, array)
-            remove_shard(shard_path(self.path, level, *index))
-            array[(slice(None), *rows_and_columns)] = pixels
-        self._written.set(level, index, is_there=True)
-
-    def _read(self, level: int, index: tuple[int, int]) -> Array:
-        """Pixels of a shard. Zarr reads a lost one as black, so its file must be there before and after."""
-        try:
-            pixels = read_shard(self._arrays[level], self._plan.grid(level).box(*index))
-            problem = None if is_present(shard_path(self.path, level, *index)) else "missing"
-        except OSError:
-            raise
-        except Exception as error:  # each codec has exceptions of its own
-            raise_unless_damage(error, self._arrays[level])
-            problem = reason_of(error)
-        if problem is None:
-            return pixels
-        self._check_identity()
-        raise ResumeError(damaged_shard(self.path, shard_path(self.path, level, *index), problem))
-
-
-class _Halves:
-    """Halved shards whose parent is not written yet. Those beyond ``limit`` bytes are read back from the disk."""
-
-    def __init__(self) -> None:
-        self.limit = 0
-        self._kept: dict[tuple[int, int, int], Array] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def put(self, index: tuple[int, int, int], pixels: Array, half: Array | None) -> None:
-        """Keep the half of a shard (level, row, column), if there is room; ``half``: a copy of it is kept if it is known."""
-        if not self.limit:
-            return
-        half = halve(pixels) if half is None else half.copy()
-        with self._lock:
-            if self._bytes + half.nbytes <= self.limit:
-                self._kept[index] = half
-                self._bytes += half.nbytes
-
-    def take(self, index: tuple[int, int, int]) -> Array | None:
-        """The half of a shard, which is then forgotten; None if it is not kept."""
-        with self._lock:
-            half = self._kept.pop(index, None)
-            self._bytes -= 0 if half is None else half.nbytes
-        return half
-
-
-def children(below: Grid, grid: Grid, index: tuple[int, int]) -> list[tuple[int, int]]:
-    """Indices in ``below`` of the shards that a shard of ``grid`` halves."""
-    return list(below.indices(grid.box(*index).scale(2).clip(below.bounds)))
-
-
-def read_shard(array: Any, box: Box) -> Array:  # noqa: ANN401 (zarr's type)
-    """Pixels of a shard, [C, h, w]."""
-    pixels: Array = array[(slice(None), *box.slices)]
-    return pixels
-
-
-def reason_of(error: Exception) -> str:
-    """Reason for which a shard cannot be read, in two words."""
-    return "wrong checksum" if "checksum" in str(error).lower() else "not decodable"
-
-
-def damaged_shard(store: Place, shard: Place, problem: str) -> str:
-    """Message about a shard that cannot be read."""
-    return (
-        f"{shard}: damaged shard ({problem}); run engine check {store} --repair, then repeat the store's engine render "
-        f"with {option('resume', True)}"
-    )
-
-
-def check_array(where: str, array: Any, size: Sides, shard: Sides, chunk: Sides, pixels: PixelFormat) -> None:  # noqa: ANN401
-    """Raise InputError unless an array's metadata is as ``create`` writes it; earlier stores have no checksums.
-
-    Args:
-        where: name of the array for the message.
-        array: array of Zarr.
-        size: (height, width) of the level.
-        shard, chunk: (height, width) in pixels.
-    """
-    codec = array.metadata.codecs[0].to_dict()
-    settings = codec.get("configuration", {})
-    inner = [c["name"] for c in settings.get("codecs", ())]
-    index = [c["name"] for c in settings.get("index_codecs", ())]
-    is_ours = (
-        array.shape == (pixels.channels, *size)
-        and array.shards == (pixels.channels, *shard)
-        and array.chunks == (pixels.channels, *chunk)
-        and array.dtype == pixels.dtype
-        and len(array.metadata.codecs) == 1
-        and inner in (["bytes", "blosc"], ["bytes", "blosc", "crc32c"])
-        and index == ["bytes", "crc32c"]
-        and str(settings.get("index_location")) == "end"
-    )
-    if not is_ours:
-        raise InputError(f"{where}: its zarr.json does not fit the plan of the store; give {option('overwrite', True)}")
-
-
-def half_of(half: Array | None, part: Box, whole: Box) -> Array | None:
-    """The half of a part of an image; None where there is none, or where a pixel of it would mix two parts.
-
-    Args:
-        half: the halved image, [C, ceil(h / 2), ceil(w / 2)].
-        part, whole: pixels of the part and of the image.
-    """
-    inside = part.relative_to(whole)
-    if half is None or inside.y0 % 2 or inside.x0 % 2:
-        return None
-    if (inside.y1 % 2 and part.y1 < whole.y1) or (inside.x1 % 2 and part.x1 < whole.x1):
-        return None
-    return half[(slice(None), *inside.cover(2).slices)]
-
-
-def halve(pixels: Array) -> Array:
-    """2x2 average of uint8 or uint16 [C, h, w], halves rounded up; an odd last row or column is averaged with itself."""
-    _, height, width = pixels.shape
-    if height % 2 or width % 2:
-        pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-    rows: Any = pixels[:, ::2].astype(np.uint16 if pixels.dtype == np.uint8 else np.uint32) + pixels[:, 1::2]
-    mean: Array = ((rows[:, :, ::2] + rows[:, :, 1::2] + 2) >> 2).astype(pixels.dtype)
-    return mean
-
-
-def written_shards(path: Place, plan: Plan) -> WrittenShards:
-    """Which shards of a store of this plan are there."""
-    return WrittenShards(path, [plan.grid(level) for level in range(len(plan.pyramid))])
-
-
-def check_absent(path: Place) -> None:
-    """Raise ResumeError when ``path`` exists."""
-    if lies_there(path):
-        raise ResumeError(
-            f"{path}: exists; give {option('resume', True)} to finish it, {option('overwrite', True)} to replace it, "
-            f"or another {option('out')}"
-        )
-
-
-def stored_scratch(path: Place) -> Path:
-    """Folder for working data of an unfinished store: tiles that exceed the memory or that parts share, and statistics."""
-    return scratch_of(path, stored_provenance(path) or {})
-
-
-def scratch_of(path: Place, provenance: dict[str, Any]) -> Path:
-    """The same, by the provenance of the store. That of an object store lies in this machine's cache, for equal plans."""
-    if isinstance(path, ObjectPath):
-        return temporary_name(path.anchor, "scratch", mark_of(provenance["plan"]) if "plan" in provenance else "")
-    return temporary_name(path, "scratch", str(provenance.get(IDENTITY) or ""))
-
-
-def statistics_name(digest: str) -> str:
-    """Name of the file that keeps statistics of a plan until the store is finished."""
-    return f"statistics-{digest[:16]}.safetensors"
-
-
-def stored_provenance(path: Place) -> dict[str, Any] | None:
-    """Plan and provenance of an existing store, or None where there is no store of this engine."""
-    if not (path / "zarr.json").is_file():
-        return None
-    try:
-        attributes: Any = open_root(path).attrs.get(ATTRIBUTE)
-        return None if attributes is None else dict(attributes)
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
-        return None
-
-
-def stored_plan(path: Place) -> dict[str, Any] | None:
-    """The plan of an existing store, or None where there is no store of this engine."""
-    plan = (stored_provenance(path) or {}).get("plan")
-    return dict(plan) if isinstance(plan, dict) else None
-
-
-def stored_sizes(plan: dict[str, Any]) -> tuple[tuple[int, int], ...]:
-    """Sizes of the levels of a stored plan. Raises KeyError, TypeError or ValueError where it is damaged."""
-    roi = plan["roi"]
-    return pyramid_of((roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]), sides_of(plan["chunk"]))
-
-
-def check_replaceable(path: Place) -> None:
-    """Raise ResumeError unless ``path`` is a store of this engine without files of others, or an empty folder."""
-    other = f"give another {option('out')}, or remove it"
-    if isinstance(path, ObjectPath):
-        if stored_provenance(path) is None:
-            raise ResumeError(f"{path}: exists and is not a Zarr store of this engine, or is damaged; {other}")
-        if (name := foreign_object(path)) is not None:
-            raise ResumeError(f"{path}: holds {name}, which no render wrote; move it, or {other}")
-        return
-    if not path.is_dir() or path.is_symlink():
-        raise ResumeError(f"{path}: exists and is not a Zarr store of this engine; {other}")
-    if not any(path.iterdir()):
-        return
-    if stored_provenance(path) is None:
-        raise ResumeError(f"{path}: exists and is not a Zarr store of this engine, or is damaged; {other}")
-    if (foreign := next(_foreign_files(path), None)) is not None:
-        raise ResumeError(f"{path}: holds {foreign.relative_to(path)}, which no render wrote; move it, or {other}")
-
-
-def remove_store(path: Path) -> None:
-    """Delete a store of this engine or an empty folder. Raises ResumeError for anything else of that name."""
-    check_replaceable(path)
-    # Moved first: a half-deleted store under the final name would be neither a store nor removable.
-    moved = path.rename(temporary_name(path, "part"))
-    try:
-        shutil.rmtree(moved)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(moved)) from error
-
-
-def lock_store(path: Place, *, shared: bool = False) -> Lock:
-    """Lock a store for writing; ``shared``: beside other parts. Raises ResumeError while another process writes it.
-
-    The lock of an object store holds on this machine.
-    """
-    anchor = anchor_of(path)
-    if isinstance(path, ObjectPath):
-        anchor.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(anchor, shared=shared) if isinstance(path, ObjectPath) else Lock.take(path, shared=shared)
-    if lock is None:
-        process = Lock.holder(anchor)
-        name = "another process" if process is None else f"another process ({process})"
-        raise ResumeError(f"{path}: is being written by {name}; wait for it, or give another {option('out')}")
-    return lock
-
-
-def _lock(file: Path, *, shared: bool) -> Lock | None:
-    """Lock on a file, which is made; None while another process holds it."""
-    while True:
-        with suppress(FileNotFoundError):  # another process has just finished the store, and removed it
-            return Lock.take(file, shared=shared, makes_file=True)
-
-
-def _check_plan(path: Place, plan: Plan) -> None:
-    """Raise ResumeError unless ``path`` is a store of this plan."""
-    stored, overwrite = stored_plan(path), option("overwrite", True)
-    if stored is None:
-        is_empty = isinstance(path, Path) and path.is_dir() and not any(path.iterdir())
-        advice = f", or {overwrite} to replace it" if is_empty else ", or remove it"
-        raise ResumeError(f"{path}: not a store of this engine; give another {option('out')}{advice}")
-    if differences := plan.differences(stored):
-        raise ResumeError(
-            f"{path}: made with another plan ({'; '.join(differences)}); give the same options, or {overwrite}"
-        )
-
-
-def _put_in_place(part: Path, path: Path, *, replaces: bool) -> None:
-    """Give a new store its name; ``replaces``: keep the old one of that name, which is locked, aside."""
-    aside = None
-    if replaces:
-        if any(path.iterdir()):
-            aside = path.rename(temporary_name(path, "old"))
-        else:
-            path.rmdir()
-    try:
-        part.rename(path)
-    except OSError as error:
-        if aside is not None and not os.path.lexists(path):
-            aside.rename(path)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            check_absent(path)
-        raise
-    sync_folder(path.parent)
-
-
-def _replaced(path: Path) -> list[Path]:
-    """Stores that were replaced under this name and are kept."""
-    return [old for old in temporary_names(path, "old") if old.is_dir() and stored_provenance(old) is not None]
-
-
-def _forget_replaced(path: Path) -> None:
-    """Keep one replaced store: the latest that is complete, or else the latest."""
-    kept = sorted(
-        _replaced(path), key=lambda p: ((stored_provenance(p) or {}).get("complete") is True, p.stat().st_mtime)
-    )
-    for old in kept[:-1]:
-        with suppress(ResumeError):
-            remove_store(old)
-
-
-def _remove_scratch(folders: Iterable[Path]) -> None:
-    """Remove spilled tiles, whose writers have ended."""
-    for scratch in folders:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-_PARTIAL = re.compile(r"(\d+|zarr|zarr\.json)\.[0-9a-f]+\.partial")
-"""Temporary files of this engine and of Zarr."""
-
-
-def _foreign_files(path: Path) -> Iterator[Path]:
-    """Files and links of a folder that no store of this engine has."""
-    for folder, names, files in os.walk(path):
-        here = Path(folder)
-        parts = here.relative_to(path).parts
-        numbers = parts and parts[0].isdigit() and parts[1:2] in ((), ("c",)) and all(p.isdigit() for p in parts[2:])
-        for name in files:
-            is_metadata = name == "zarr.json" and len(parts) < 2
-            is_shard = name.isdigit() and len(parts) == 4
-            if not (
-                (numbers or not parts) and (is_metadata or is_shard or _PARTIAL.fullmatch(name) or name == ".DS_Store")
-            ):
-                yield here / name
-        yield from (here / name for name in names if (here / name).is_symlink())
-
-
-def _describe(group: zarr.Group, name: str, plan: Plan, provenance: dict[str, Any]) -> None:
-    """Write the metadata of a new store."""
-    for level, size in enumerate(plan.pyramid):
-        _create_level(group, level, size, plan)
-    group.attrs.update(
-        {
-            "ome": ome.image_metadata(name, len(plan.pyramid), (plan.roi.y0, plan.roi.x0), plan.pixels),
-            ATTRIBUTE: {"complete": False, IDENTITY: new_identity(), "plan": plan.to_json(), **provenance},
-        }
-    )
-
-
-def _documents(name: str, plan: Plan, provenance: dict[str, Any]) -> dict[str, bytes]:
-    """The metadata of a new store, by key."""
-    files: dict[str, Any] = {}
-    _describe(zarr.open_group(MemoryStore(files), mode="w-", zarr_format=3), name, plan, provenance)
-    return {key: value.to_bytes() for key, value in files.items()}
-
-
-def _create_level(group: zarr.Group, level: int, size: tuple[int, int], plan: Plan) -> None:
-    pixels, typesize = plan.pixels, plan.pixels.depth // 8
-    group.create_array(
-        str(level),
-        shape=(pixels.channels, *size),
-        shards=(pixels.channels, *plan.shard),
-        chunks=(pixels.channels, *plan.chunk),
-        dtype=pixels.dtype,
-        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=typesize), Crc32cCodec()],
-        dimension_names=ome.AXES,
-        fill_value=0,
-    )
+            self._root.mark_incomplete()
+        self._pyramid.remove(lost)

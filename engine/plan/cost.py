@@ -13,8 +13,9 @@ from typing import Any
 from engine.errors import BudgetError, counted, option
 from engine.pixels import PLAIN, PixelFormat
 from engine.plan.measured import Budget, Measured
-from engine.plan.plan import Plan, Sides
+from engine.plan.plan import Plan
 from engine.plan.reduction import ROWS
+from engine.plan.sides import Sides
 
 GIB = 1 << 30
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.errors import UsageError, option
 from engine.geometry import UNBOUNDED
 from engine.plan.measured import MeasuredStage, MissingMeasurement, StageProfile
-from engine.plan.plan import StagePlan
+from engine.plan.stage import StagePlan
 
 SEAM_TOLERANCE = 1.0
 """Default tolerance of the automatic halo: largest seam error, in levels of 255."""

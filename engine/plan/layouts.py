@@ -15,8 +15,10 @@ from engine.geometry import UNBOUNDED, Box
 from engine.plan import strips, tiles
 from engine.plan.cost import Projection
 from engine.plan.measured import Measured
-from engine.plan.plan import Plan, Sides, StagePlan
+from engine.plan.plan import Plan
 from engine.plan.request import AUTO, Request
+from engine.plan.sides import Sides
+from engine.plan.stage import StagePlan
 
 
 class Layout(Protocol):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from engine.errors import BudgetError, UsageError, option
 from engine.geometry import UNBOUNDED, Box
@@ -14,8 +13,11 @@ from engine.plan.cost import Projection
 from engine.plan.halo import HaloPolicy, seam_error
 from engine.plan.layouts import EXECUTORS, candidates
 from engine.plan.measured import Measured, MissingMeasurement
-from engine.plan.plan import Plan, Sides, StagePlan, executor_of, sides_of, step_of
+from engine.plan.plan import Plan
 from engine.plan.request import AUTO, Request
+from engine.plan.sides import Sides
+from engine.plan.stage import StagePlan, step_of
+from engine.plan.stored import StoredCut
 
 _CONTEXT = 32
 """LR pixels of context that an inner stage makes beyond the image for the next one: a margin of 8 of step 1, enlarged once.
@@ -27,15 +29,6 @@ _EXACT_WORK = 2.0
 """Work of an image that wraps with exact context, by that of one period, up to which the context is exact by default: the
 receptive field of a deep network may be larger than a small picture.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class StoredCut:
-    """Cut of a stored plan that a resumed render adopts."""
-
-    executor: str
-    tiles: tuple[Sides, ...]
-    """(rows, columns) of every stage's tile, in LR pixels; strips have columns alone."""
 
 
 class MissingStatistics(MissingMeasurement):
@@ -92,23 +85,6 @@ def seam_errors(plan: Plan, measured: Measured) -> tuple[float | None, ...]:
         seam_error(cut, stage, has_inner_edges=has_edges)
         for cut, stage, has_edges in zip(plan.stages, measured.stages, edges, strict=True)
     )
-
-
-def stored_cut(stored: dict[str, Any], request: Request, measured: Measured) -> StoredCut | None:
-    """Cut of a stored plan, or None if this request cannot adopt it.
-
-    A requested tile is kept, and a damaged stored plan is reported when both plans are compared.
-    """
-    try:
-        tiles = tuple(sides_of(stage["core"]) for stage in stored["stages"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    name = executor_of(stored)
-    if len(tiles) != len(measured.stages):
-        return None
-    if request.tile is not None or name not in candidates(request, measured.device):
-        return None
-    return StoredCut(name, tiles) if EXECUTORS[name].layout.is_possible(measured) else None
 
 
 def region(request: Request, canvas: Canvas) -> Box:

@@ -29,8 +29,10 @@ from engine.plan.cost import (
 )
 from engine.plan.limits import HALVES_BYTES, SOURCE_ROWS, writers
 from engine.plan.measured import BandCost, Measured, MeasuredStage
-from engine.plan.plan import Plan, StagePlan, shard_of
+from engine.plan.plan import Plan
 from engine.plan.reduction import Reduction
+from engine.plan.sides import shard_of
+from engine.plan.stage import StagePlan
 
 SHARD, CHUNK = 1024, 512
 """Sides in pixels. A row of shards waits until it is whole, so shards are smaller than those of tiles."""

@@ -26,7 +26,9 @@ from engine.plan.cost import (
 )
 from engine.plan.limits import IN_FLIGHT, writers
 from engine.plan.measured import Measured, MeasuredStage
-from engine.plan.plan import REDUCED_CHUNK, REDUCED_SHARD, Plan, Sides, StagePlan, shards_of
+from engine.plan.plan import Plan
+from engine.plan.sides import REDUCED_CHUNK, REDUCED_SHARD, Sides, shards_of
+from engine.plan.stage import StagePlan
 
 SMALLEST, LARGEST = 16, 2048
 """Sides of a chosen tile without halo, in LR pixels."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.geometry import Box
 from engine.io.photo import Source, TensorSource
 from engine.plan.measured import Reach, WholeError
-from engine.plan.plan import StagePlan, Tile
+from engine.plan.stage import StagePlan, Tile
 from engine.probe.seam import far_effect
 from engine.run.pipeline import tile_chain
 from engine.run.stage import TAIL_CHUNKS, Stage

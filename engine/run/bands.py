@@ -9,7 +9,8 @@ from itertools import chain
 
 from engine.device.queue import OutOfDeviceMemory, memory_errors
 from engine.geometry import Box
-from engine.io.zarr_store import Sink, half_of
+from engine.io.halving import half_of
+from engine.io.sink import Sink
 from engine.plan.cost import writer_bytes
 from engine.plan.limits import writers
 from engine.run.pipeline import BoxWritten, Pipeline

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from engine.device.queue import DeviceQueue, Event, OutOfDeviceMemory, device_queue, memory_errors
 from engine.geometry import Box
-from engine.io.zarr_store import Sink
+from engine.io.sink import Sink
 from engine.kernels.trim import Trimmed
 from engine.plan.cost import writer_bytes
 from engine.plan.limits import IN_FLIGHT, writers
-from engine.plan.plan import Plan, StagePlan, Tile
+from engine.plan.plan import Plan
+from engine.plan.stage import StagePlan, Tile
 from engine.run.finish import Finish
 from engine.run.pipeline import BoxWritten, Pipeline
 from engine.run.reduce import canvas_image

@@ -20,7 +20,7 @@ from engine.device.runtime import activate
 from engine.geometry import Box
 from engine.kernels.blend import blend
 from engine.kernels.trim import trim
-from engine.plan.plan import StagePlan, Tile
+from engine.plan.stage import StagePlan, Tile
 
 RunTiles = Callable[[Iterable[Tile]], Iterator[tuple[Tile, Tensor]]]
 """Tiles -> each, in order, with its output: float32 [C, h, w] in [0, 1] of its box ``output``."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from engine.geometry import Box, repeated
 from engine.io.photo import Source
-from engine.plan.plan import Sides, StagePlan
+from engine.plan.sides import Sides
+from engine.plan.stage import StagePlan
 
 
 class PeriodicImage:

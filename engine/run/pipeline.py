@@ -19,10 +19,11 @@ from engine.device.queue import DeviceQueue, OutOfDeviceMemory, device_queue
 from engine.errors import BudgetError, option
 from engine.geometry import Box
 from engine.io.photo import Source
-from engine.io.zarr_store import Sink
+from engine.io.sink import Sink
 from engine.plan import limits
 from engine.plan.layouts import EXECUTORS
-from engine.plan.plan import Plan, StagePlan
+from engine.plan.plan import Plan
+from engine.plan.stage import StagePlan
 from engine.plan.strips import narrower
 from engine.plan.tiles import smaller_tile
 from engine.plan.writes import Writes

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.io.zarr_store import Array
+from engine.io.sink import Array
 from engine.plan.reduction import LOBES, Axis
 
 

@@ -23,7 +23,7 @@ from engine.io.photo import Source
 from engine.kernels.gather import gather
 from engine.kernels.trim import trim
 from engine.plan.limits import SOURCE_ROWS
-from engine.plan.plan import StagePlan
+from engine.plan.stage import StagePlan
 from engine.run.stage import Stage
 from engine.run.tiles import OnPixels, input_noise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from engine.io.zarr_store import Sink
+from engine.io.sink import Sink
 from engine.run.pipeline import BoxWritten, Pipeline
 from engine.run.reduce import canvas_image
 

@@ -22,7 +22,7 @@ from engine.causes import raise_if_exhausted
 from engine.errors import InputError, option
 from engine.geometry import Box, Grid
 from engine.io.shards import ShardState, chunks_of, shard_path, shard_state
-from engine.io.zarr_store import Array
+from engine.io.sink import Array
 
 _SCRATCH_CHUNK, _SMALLEST_CHUNK = 256, 32
 

@@ -19,7 +19,7 @@ from engine.geometry import Box
 from engine.io.photo import Source
 from engine.kernels.gather import Noise, gather
 from engine.kernels.trim import Trimmed, trim
-from engine.plan.plan import StagePlan, Tile
+from engine.plan.stage import StagePlan, Tile
 from engine.run.blend import TileBlender
 from engine.run.stage import Stage
 from engine.run.tile_cache import TileCache

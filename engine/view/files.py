@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from engine.io.first_look import FIRST_LOOK
-from engine.io.zarr_store import ATTRIBUTE, COMMAND, IDENTITY
+from engine.io.provenance import ATTRIBUTE, COMMAND, IDENTITY
 
 _METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")

@@ -10,9 +10,9 @@ import numpy as np
 from engine.errors import InputError
 from engine.geometry import Box
 from engine.growing import TILE, Kind, Pixels, Tile
+from engine.io.halving import halve_interleaved
 from engine.io.picture_file import check_exists, decoding, open_header, open_upright
 from engine.io.srgb import check_samples, opaque_srgb
-from engine.io.zarr_store import halve
 from engine.view.source import State
 
 MAX_PIXELS = 100_000_000
@@ -44,8 +44,7 @@ class PictureSource:
             pixels = np.ascontiguousarray(opaque_srgb(open_upright(path)).colourspace("srgb").numpy(), dtype=np.uint8)
         self._levels: list[Pixels] = [pixels]
         while max(self._levels[-1].shape[:2]) > TILE:
-            planes = self._levels[-1].transpose(2, 0, 1)
-            self._levels.append(np.ascontiguousarray(halve(planes).transpose(1, 2, 0)))
+            self._levels.append(np.ascontiguousarray(halve_interleaved(self._levels[-1])))
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -15,7 +15,7 @@ from engine.errors import InputError, StorageError
 from engine.geometry import Box
 from engine.growing import GrowingImage, Pixels, Tile
 from engine.io.objects import ObjectPath, Place
-from engine.plan.plan import sides_of
+from engine.plan.sides import sides_of
 from engine.store import resume_command
 from engine.view.source import State
 

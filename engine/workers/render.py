@@ -12,11 +12,11 @@ from typing import Any
 from engine.errors import Interrupted, ResumeError, option
 from engine.io.objects import Place
 from engine.io.part_sink import lock_parts, unlock_parts
-from engine.io.zarr_store import stored_provenance
-from engine.job import Measurements, Progress, RenderResult
+from engine.io.provenance import stored_provenance
 from engine.parts import PartsMissing, finish
 from engine.plan.parts import Part
 from engine.plan.request import Request
+from engine.result import Measurements, Progress, RenderResult
 from engine.workers.conduct import Conductor, Work
 from engine.workers.tasks import Begun, Done, Order, begin, order_of, render_share
 

@@ -19,8 +19,9 @@ from engine.errors import EngineError, InputError
 from engine.geometry import Box
 from engine.io.objects import Place, is_url, lies_there
 from engine.io.part_sink import PartSink, shares_of
-from engine.io.zarr_store import stored_provenance, written_shards
-from engine.job import Job, Measurements, Progress
+from engine.io.provenance import stored_provenance
+from engine.io.store_layout import written_shards
+from engine.job import Job
 from engine.model.bundle import Model, load
 from engine.plan.cost import Projection
 from engine.plan.make import project
@@ -28,6 +29,7 @@ from engine.plan.measured import Measured
 from engine.plan.parts import Part, Shares
 from engine.plan.plan import Plan
 from engine.plan.request import Request
+from engine.result import Measurements, Progress
 from engine.version import __version__
 
 DEVICE = "ENGINE_DEVICE"

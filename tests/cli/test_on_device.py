@@ -206,7 +206,7 @@ def test_float32_has_the_device_to_itself_if_batches_cannot_shrink(render, accel
     """Beside the batches there is no memory for a tile in float32, which is then not a reason for smaller tiles."""
     with overflowing():
         expected = render("roomy", "--precision fp32,fp16")
-    monkeypatch.setattr("support.accelerator._SEGMENT", 512)  # the tiles are small
+    monkeypatch.setattr("support.accelerator.memory.SEGMENT", 512)  # the tiles are small
     prepare, redone = batched._prepare, []
 
     def crowded(runners):

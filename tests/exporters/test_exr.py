@@ -8,7 +8,7 @@ import pytest
 from engine.errors import UsageError
 from engine.exporters import export
 from engine.exporters.exr import linear
-from engine.exporters.view import halve
+from engine.io.halving import halve_interleaved
 
 oiio = pytest.importorskip("OpenImageIO")
 
@@ -28,7 +28,7 @@ def test_levels_are_linear_light(store, levels, tmp_path):
     assert out.levels == len(found) == 12
     expected = list(levels)
     while max(expected[-1].shape[:2]) > 1:
-        expected.append(halve(expected[-1]))
+        expected.append(halve_interleaved(expected[-1]))
     for pixels, level in zip(found, expected, strict=True):
         assert np.array_equal(pixels, linear(level / 255).astype(np.float16))
     file = oiio.ImageInput.open(str(out.path))

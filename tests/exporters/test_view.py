@@ -7,9 +7,9 @@ import pyvips
 from engine.errors import UsageError
 from engine.exporters import export, view
 from engine.exporters.pyramid import Pyramid
-from engine.exporters.view import View, halve
+from engine.exporters.view import View
 from engine.geometry import Box
-from engine.io import zarr_store
+from engine.io.halving import halve_interleaved as halve
 
 
 def read_all(part):
@@ -66,14 +66,6 @@ def test_every_format_can_be_smaller(store, levels, tmp_path, suffix):
         pixels[size] = pyvips.Image.new_from_file(str(file)).numpy()
     assert np.abs(pixels[700] - expected).max() <= 1
     assert np.array_equal(pixels[519], levels[1])
-
-
-def test_halves_are_those_of_the_store():
-    rng = np.random.default_rng(0)
-    for shape in ((6, 8, 3), (5, 7, 1), (1, 1, 4)):
-        pixels = rng.integers(0, 256, shape).astype(np.uint8)
-        assert np.array_equal(halve(pixels), zarr_store.halve(pixels.transpose(2, 0, 1)).transpose(1, 2, 0))
-    assert halve(np.full((2, 2, 1), 65535, np.uint16))[0, 0, 0] == 65535
 
 
 def test_levels_regions_and_depths_are_checked(store, tmp_path):

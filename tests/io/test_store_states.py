@@ -27,9 +27,10 @@ from support.plans import plan_of
 from support.stores import attributes, files, image_files
 
 from engine.errors import EngineError, ResumeError
+from engine.io.halving import halve
 from engine.io.shards import shard_path
 from engine.io.store_check import check_store
-from engine.io.zarr_store import ZarrSink, halve
+from engine.io.zarr_store import ZarrSink
 from engine.store import open_store
 
 PLANS = {

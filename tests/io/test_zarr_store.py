@@ -23,7 +23,10 @@ from support.stores import image_files
 from engine.errors import InputError, ResumeError
 from engine.geometry import Box
 from engine.io.files import Lock
-from engine.io.zarr_store import ZarrSink, halve, stored_plan
+from engine.io.halving import halve, halve_interleaved
+from engine.io.provenance import stored_plan
+from engine.io.pyramid_writer import PyramidWriter
+from engine.io.zarr_store import ZarrSink
 
 PLANS = {
     "tiles of one shard": plan_of((200, 300), cores=(8, 16), halos=(0, 0)),
@@ -262,7 +265,7 @@ def test_a_run_killed_during_creation_leaves_no_store(create, path, monkeypatch)
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.io.zarr_store.ome.image_metadata", killed)
+    monkeypatch.setattr("engine.io.store_layout.ome.image_metadata", killed)
     with pytest.raises(KeyboardInterrupt):
         create()
     assert not path.exists()
@@ -348,6 +351,7 @@ KILLED = """
 import os, pathlib, signal, sys
 import numpy as np
 from engine.geometry import Box, Grid
+from engine.io.pyramid_writer import PyramidWriter
 from engine.io.zarr_store import ZarrSink
 from engine.run.tile_cache import Scratch
 from support.plans import plan_of
@@ -395,6 +399,7 @@ def test_a_killed_write_leaves_no_shard_and_no_lock(tmp_path, step):
 def test_halve_rounds_halves_up():
     for values, mean in (([0, 0, 0, 1], 0), ([0, 0, 1, 1], 1), ([255] * 4, 255), ([1, 2, 2, 2], 2)):
         assert halve(np.array(values, np.uint8).reshape(1, 2, 2)).item() == mean
+    assert halve(np.full((1, 2, 2), 65535, np.uint16)).item() == 65535
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -402,6 +407,8 @@ def test_halve_rounds_halves_up():
 def test_halve_matches_an_independent_mean(height, width, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (3, height, width)).astype(np.uint8)
     np.testing.assert_array_equal(halve(pixels), mean_of_four(pixels))
+    interleaved = halve_interleaved(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    np.testing.assert_array_equal(interleaved.transpose(2, 0, 1), mean_of_four(pixels))
 
 
 # Refusals
@@ -546,8 +553,8 @@ def test_provenance_and_plan_are_in_the_store(create, path):
 def test_pyramid_from_memory_is_that_from_the_disk(tmp_path, monkeypatch, plan, limit):
     """With room for all halves no shard is read; with little, some are."""
     reads = []
-    read = ZarrSink._read
-    monkeypatch.setattr(ZarrSink, "_read", lambda sink, *index: reads.append(index) or read(sink, *index))
+    read = PyramidWriter._read
+    monkeypatch.setattr(PyramidWriter, "_read", lambda own, *index: reads.append(index) or read(own, *index))
     stores = {}
     for name, kept in (("disk", 0), ("memory", limit)):
         reads.clear()

@@ -8,7 +8,7 @@ import torch
 from support.kernels import BOTH, assert_close_to_twin, layouts, needs_triton, poisoned
 
 from engine.geometry import Box
-from engine.io.zarr_store import halve
+from engine.io.halving import halve
 from engine.kernels.trim import MAX_VALUE, Trimmed, trim, trim_torch
 
 NAN, INF = float("nan"), float("inf")

@@ -1,7 +1,10 @@
 """Checkpoints of small networks."""
 
 import pytest
+import torch
 from safetensors.torch import save_file
+
+from engine.archs.esrgan import RRDBNet
 
 
 @pytest.fixture
@@ -17,3 +20,10 @@ def other_checkpoint(tmp_path, small_rrdb):
     state["conv_last.bias"][0] += 0.25
     save_file(state, tmp_path / "other.safetensors")
     return tmp_path / "other.safetensors"
+
+
+@pytest.fixture
+def state():
+    """Tensors of the smallest RRDBNet."""
+    torch.manual_seed(0)
+    return RRDBNet(channels=3, blocks=1, growth=3).state_dict()

@@ -6,29 +6,13 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.model_files import refusal
 
-from engine.archs.esrgan import RRDBNet
-from engine.errors import ModelError
 from engine.model.checkpoints import READERS, read_checkpoint
-
-
-@pytest.fixture
-def state():
-    torch.manual_seed(0)
-    return RRDBNet(channels=3, blocks=1, growth=3).state_dict()
 
 
 def same(loaded, expected):
     return loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
-
-
-def refusal(path):
-    with pytest.raises(ModelError) as caught:
-        read_checkpoint(path)
-    message = str(caught.value)
-    assert message.startswith(str(path.with_suffix("")))
-    assert "\n" not in message
-    return message
 
 
 def test_safetensors(tmp_path, state):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.community import cugan
+from support.model_files import refusal
 from support.streams import pour, stream, whole
 from torch import nn
 from torch.nn import functional as F
@@ -14,16 +15,8 @@ from engine.archs import build
 from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
 from engine.archs.span import SPAN
-from engine.errors import ModelError
 from engine.model.checkpoints import read_checkpoint
 from engine.model.ncnn import HALF
-
-
-@pytest.fixture
-def state():
-    torch.manual_seed(0)
-    return RRDBNet(channels=3, blocks=1, growth=3).state_dict()
-
 
 UPSAMPLING = "Interp Interp_{0} 1 1 a b 0=1 1=2.000000e+00 2=2.000000e+00"
 
@@ -58,15 +51,6 @@ def rewrite(path, more, less=0):
     magic, _, *layers = path.read_text().splitlines()
     layers = layers[: len(layers) - less] + more
     path.write_text("\n".join([magic, f"{len(layers)} {len(layers)}", *layers, ""]))
-
-
-def refusal(path):
-    with pytest.raises(ModelError) as caught:
-        read_checkpoint(path)
-    message = str(caught.value)
-    assert message.startswith(str(path.with_suffix("")))
-    assert "\n" not in message
-    return message
 
 
 NETWORKS = {

@@ -13,7 +13,8 @@ from engine.geometry import Box
 from engine.plan.cost import check, readable
 from engine.plan.limits import HALVES_BYTES, SATURATING, cache_share, saturating_pixels, writers
 from engine.plan.measured import Budget, Fallback, Footprint
-from engine.plan.plan import Plan, shards_of
+from engine.plan.plan import Plan
+from engine.plan.sides import shards_of
 from engine.plan.tiles import (
     DEVICE_SLACK,
     LARGEST,

@@ -14,9 +14,10 @@ from engine.geometry import Box
 from engine.plan.canvas import Canvas, canvas_of_scene
 from engine.plan.cost import check
 from engine.plan.layouts import EXECUTORS
-from engine.plan.make import StoredCut, make_plan, project, region, seam_errors, stored_cut
+from engine.plan.make import make_plan, project, region, seam_errors
 from engine.plan.measured import BandCost, Footprint, MissingMeasurement, SeamPoint, StageProfile
 from engine.plan.request import Request
+from engine.plan.stored import StoredCut, stored_cut
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 

@@ -13,7 +13,9 @@ from support.plans import bands_of, plan_of, stage_of
 from engine.errors import AlignmentError, UsageError
 from engine.geometry import Box
 from engine.pixels import PixelFormat
-from engine.plan.plan import MAX_CHUNK, MAX_SHARD, Plan, StagePlan, executor_of, shard_of
+from engine.plan.plan import Plan, executor_of
+from engine.plan.sides import MAX_CHUNK, MAX_SHARD, shard_of
+from engine.plan.stage import StagePlan
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 

@@ -16,7 +16,8 @@ from engine.geometry import Box
 from engine.plan import strips
 from engine.plan.cost import check
 from engine.plan.measured import BandCost, Fallback, Footprint
-from engine.plan.plan import Plan, shard_of
+from engine.plan.plan import Plan
+from engine.plan.sides import shard_of
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 

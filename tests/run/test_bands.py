@@ -24,7 +24,8 @@ from engine.bands.stream import RowStream
 from engine.device.queue import DeviceQueue
 from engine.errors import BudgetError, RenderError, ResumeError, UsageError
 from engine.geometry import Box
-from engine.io.zarr_store import ZarrSink, halve
+from engine.io.halving import halve
+from engine.io.zarr_store import ZarrSink
 from engine.job import Job
 from engine.model.bundle import load
 from engine.plan import strips

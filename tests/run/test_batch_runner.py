@@ -12,6 +12,7 @@ from support.stores import files
 
 from engine.errors import RenderError
 from engine.geometry import Box
+from engine.io.pyramid_writer import PyramidWriter
 from engine.io.zarr_store import ZarrSink
 from engine.plan.limits import IN_FLIGHT
 from engine.run import batched
@@ -153,9 +154,9 @@ def test_stopped_render_ends_its_threads_and_is_continued(one_stage):
 
 def test_two_writers_make_the_pyramid_of_one(tmp_path, monkeypatch):
     """The writer that ends last of four shards makes their parent, alone."""
-    written, write_shard = [], ZarrSink._write_shard
+    written, write_shard = [], PyramidWriter._write_shard
     monkeypatch.setattr(
-        ZarrSink, "_write_shard", lambda sink, *shard: written.append(shard[:2]) or write_shard(sink, *shard)
+        PyramidWriter, "_write_shard", lambda own, *shard: written.append(shard[:2]) or write_shard(own, *shard)
     )
     plan = plan_of((512, 640), cores=(16, 16), halos=(8, 4))
     image = torch.randint(0, 256, (3, *plan.size), dtype=torch.uint8)

@@ -17,8 +17,8 @@ from engine.errors import BudgetError, ResumeError
 from engine.geometry import Box
 from engine.job import Job
 from engine.model.bundle import load
-from engine.plan.plan import stored_sides
 from engine.plan.request import Request
+from engine.plan.sides import stored_sides
 from engine.run.stage import Stage
 
 SMALL = Request(size=(256, 192), stages=2, tile=16, overlap="4", executor="batched", device="cpu", precision="fp32")

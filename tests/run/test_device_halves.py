@@ -10,8 +10,9 @@ from support.accelerator import pretend_accelerator
 from support.stores import pixels, render
 
 from engine.geometry import Box
-from engine.io import zarr_store
-from engine.io.zarr_store import ZarrSink, half_of, halve
+from engine.io import pyramid_writer
+from engine.io.halving import half_of, halve
+from engine.io.pyramid_writer import PyramidWriter
 from engine.plan import strips
 from engine.plan.request import Request
 from engine.run.stage import Stage
@@ -38,9 +39,9 @@ def host(monkeypatch):
     """Shapes of the arrays that the host halves and levels that it reads, in a render on a pretend device."""
     monkeypatch.setattr(strips, "SHARD", 64)
     monkeypatch.setattr(strips, "CHUNK", 64)
-    halved, read_levels, read = [], [], ZarrSink._read
-    monkeypatch.setattr(zarr_store, "halve", lambda values: halved.append(values.shape) or halve(values))
-    monkeypatch.setattr(ZarrSink, "_read", lambda sink, *index: read_levels.append(index[0]) or read(sink, *index))
+    halved, read_levels, read = [], [], PyramidWriter._read
+    monkeypatch.setattr(pyramid_writer, "halve", lambda values: halved.append(values.shape) or halve(values))
+    monkeypatch.setattr(PyramidWriter, "_read", lambda own, *index: read_levels.append(index[0]) or read(own, *index))
     with pretend_accelerator():
         yield halved, read_levels
 

@@ -42,7 +42,7 @@ def memory(monkeypatch):
     monkeypatch.setattr(footprint, "_SMALL", 12)
     monkeypatch.setattr(footprint, "_LARGE", 24)
     monkeypatch.setattr(count, "_SIDES", (24, 48))
-    monkeypatch.setattr("support.accelerator._SEGMENT", 512)
+    monkeypatch.setattr("support.accelerator.memory.SEGMENT", 512)
     monkeypatch.setattr(strips, "SHARD", 64)
     monkeypatch.setattr(strips, "CHUNK", 64)
     with pretend_accelerator() as board:

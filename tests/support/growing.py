@@ -3,7 +3,8 @@
 import numpy as np
 
 from engine.io.first_look import FIRST_LOOK, encode_first_look
-from engine.io.zarr_store import COMMAND, ZarrSink
+from engine.io.provenance import COMMAND
+from engine.io.zarr_store import ZarrSink
 from support.plans import plan_of
 
 SIZE = (700, 1100)

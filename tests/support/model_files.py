@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from engine.errors import ModelError
+from engine.model.checkpoints import read_checkpoint
 from engine.plan.measured import SeamPoint, StageProfile
 
 PROFILE = StageProfile("a test", {"0.98": 5}, {"0.98": 3}, (SeamPoint(0, 3.0, 4.0, 5.0), SeamPoint(4, 0.1, 0.2, 0.3)))
@@ -23,3 +26,13 @@ def rewritten(path, to, change):
     change(tensors, manifest)
     save_file(tensors, to, {**metadata, "ourgan": json.dumps(manifest)})
     return to
+
+
+def refusal(path):
+    """Message, of one line, with which a checkpoint is refused."""
+    with pytest.raises(ModelError) as caught:
+        read_checkpoint(path)
+    message = str(caught.value)
+    assert message.startswith(str(path.with_suffix("")))
+    assert "\n" not in message
+    return message

@@ -6,7 +6,9 @@ from dataclasses import replace
 from engine.geometry import Box
 from engine.plan.canvas import Canvas
 from engine.plan.measured import Budget, Footprint, Measured, MeasuredStage
-from engine.plan.plan import Plan, StagePlan, shards_of, step_of
+from engine.plan.plan import Plan
+from engine.plan.sides import shards_of
+from engine.plan.stage import StagePlan, step_of
 
 GIB = 1 << 30
 
