@@ -380,7 +380,7 @@ class Job:
                 pipeline = job._pipeline(lambda cuts: None)
                 if not self.plan.is_banded:
                     image = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish)
-                    return image.read(box.shift(self.plan.roi.y0, self.plan.roi.x0)).numpy()  # type: ignore[no-any-return]
+                    return image.read(box.shift(self.plan.roi.y0, self.plan.roi.x0)).numpy()
                 rows, parts = RowsOfShards(pipeline), []
                 for first, last in self.plan.column_strips():
                     if first < box.x1 and box.x0 < last:

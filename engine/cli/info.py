@@ -180,7 +180,7 @@ def _print_picture(account: dict[str, Any]) -> None:
     )
     made = account["provenance"]
     if "software" in made:
-        seed = f", seed {made['seed']}" if "seed" in made else ""
+        seed = f", seed {made['seed']}{report.gain_text(made.get('noise_gain'))}" if "seed" in made else ""
         report.prose(f"made by {made['software']}{seed}")
         report.print_licences(made.get("licences") or [])
     path = as_place(account["path"])
