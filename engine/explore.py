@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from operator import mul
@@ -24,6 +24,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.archs.layers import RGB
 from engine.errors import BudgetError, EngineError, ResumeError, UsageError, printable
 from engine.geometry import Box
 from engine.io.objects import Place
@@ -31,11 +32,11 @@ from engine.io.provenance import COMMAND
 from engine.io.store_name import remove_store
 from engine.io.zarr_store import ZarrSink
 from engine.job import Job
-from engine.lazy import MAX_VIEW, LazyRender, lazy_job
+from engine.lazy import MAX_VIEW, LazyRender, crop_about, lazy_job, louder_job
 from engine.model.bundle import Model
 from engine.plan.canvas import first_enlargement
 from engine.plan.cost import readable
-from engine.plan.request import MAX_SEED, Request
+from engine.plan.request import MAX_NOISE_GAIN, MAX_SEED, Request
 
 SAMPLE = 256
 """Longer side of a sample, in pixels: about that of step 1's images."""
@@ -53,6 +54,24 @@ PAGE_BYTES = 256 << 20
 """Memory of the page's server beside the render: samples, caches of tiles and cells (docs/viewer.md), and its modules."""
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Crop:
+    """A small part of the image with a noise gain."""
+
+    number: int
+    gain: float
+    box: Box
+    pixels: Pixels | None
+    """uint8 [h, w, 3]; None where they cannot be computed."""
+    problem: str | None
+    """The reason, in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The crop without its pixels, as the page gets it."""
+        place = [self.box.x0, self.box.y0, self.box.width, self.box.height]
+        return {"number": self.number, "gain": self.gain, "box": place, "problem": self.problem}
 
 
 class Exploration:
@@ -94,6 +113,11 @@ class Exploration:
         self._number = 0
         self._first_seed = request.seed
         self._wish: tuple[int | None, Request] | None = None
+        self._crop_wish: tuple[float, int, int] | None = None
+        """Noise gain of a crop, and the place that it is about."""
+        self._crop: _Crop | None = None
+        """The last crop."""
+        self._is_cropping = False
         self._wanted_seeds = range(0)
         self._samples: LRUCache[tuple[int, int], Pixels] = LRUCache(
             SAMPLE_BYTES, getsizeof=lambda pixels: pixels.nbytes
@@ -107,7 +131,8 @@ class Exploration:
         self._problem: str | None = None
         self._is_closed = False
         self._changed = threading.Condition()
-        self._job = self._planned(request)
+        self._plain, self._job = self._planned(request)
+        """The render as the model is, and with its noise gain."""
         self._note = ""
         self._thread = threading.Thread(target=self._run, name="explore", daemon=True)
 
@@ -136,14 +161,22 @@ class Exploration:
             self._wanted_seeds = range(first, min(first + min(count, SAMPLES), MAX_SEED + 1))
             self._changed.notify_all()
 
-    def open(self, seed: int | None, size: str | None) -> None:
+    def open(self, seed: int | None, size: str | None, gain: float | None = None) -> None:
         """Leave the present image for that of a seed, or for samples (None), of a size such as ``4096x3072``.
 
+        Args:
+            seed: the seed.
+            size: the size; None: the present one.
+            gain: loudness of the noise channels; None: the present one.
+
         Raises:
-            UsageError: a seed or a size that no render takes.
+            UsageError: a seed, a size or a gain that no render takes.
         """
         with self._changed:
-            request = self._request if size is None else replace(self._request, size=size)  # type: ignore[arg-type]
+            changes: dict[str, Any] = {} if size is None else {"size": size}
+            if gain is not None:
+                changes["noise_gain"] = gain
+            request = replace(self._request, **changes)
             self._wish = seed, replace(request, seed=self._request.seed if seed is None else seed)
             self._problem = None
             self._changed.notify_all()
@@ -154,6 +187,22 @@ class Exploration:
             if self._lazy is not None:
                 self._lazy.look(box)
             self._changed.notify_all()
+
+    def want_crop(self, gain: float, x: int, y: int) -> None:
+        """Compute a small part of the image about a pixel with another noise gain, and forget the one that was wanted before.
+
+        Raises:
+            UsageError: a gain that no render takes.
+        """
+        Request(noise_gain=gain)
+        with self._changed:
+            self._crop_wish = (gain, x, y) if self._lazy is not None else None
+            self._changed.notify_all()
+
+    def crop(self, number: int) -> Pixels | None:
+        """The crop of this number, uint8 [h, w, 3], if it is the last one."""
+        crop = self._crop
+        return crop.pixels if crop is not None and crop.number == number else None
 
     def render(self, *, is_wanted: bool) -> None:
         """Compute the rest of the image, or stop it. What is looked at comes first."""
@@ -188,6 +237,10 @@ class Exploration:
                 "size": [width, height],
                 "sizes": [list(size) for size in self._sizes],
                 "seed": None if self.canvas is None else str(self._job.plan.seed),
+                "gain": self._gain if any(stage.inputs > RGB for stage in self._job.measured.stages) else None,
+                "maxGain": MAX_NOISE_GAIN,
+                "crop": None if self._crop is None else self._crop.to_json(),
+                "cropping": self._is_cropping or self._crop_wish is not None,
                 "firstSeed": str(self._first_seed),
                 "sheet": self._sheet,
                 "samples": [str(seed) for seed in self._wanted_seeds if (self._sheet, seed) in self._samples],
@@ -199,6 +252,11 @@ class Exploration:
                 "problem": self._problem,
                 "maxView": MAX_VIEW,
             }
+
+    @property
+    def _gain(self) -> float:
+        """Loudness of the noise channels, by that of the model."""
+        return max(self._job.request.noise_gain or (1.0,))
 
     @property
     def _seconds_left(self) -> float | None:
@@ -241,6 +299,9 @@ class Exploration:
         if self._wish is not None:
             (seed, request), self._wish, self._note = self._wish, None, "planning"
             return partial(self._open, seed, request)
+        if self._crop_wish is not None:
+            wish, self._crop_wish, self._is_cropping = self._crop_wish, None, True
+            return partial(self._draw_crop, *wish)
         if self._problem is not None:
             return None
         for seed in self._wanted_seeds:
@@ -259,18 +320,20 @@ class Exploration:
         """Whether the first enlargement is another image than the present one, of the same scene."""
         return len(self._job.plan.stages) > 1 and self._job.measured.canvas.keeps_scene
 
-    def _planned(self, request: Request, like: Job | None = None) -> Job:
-        """The plan of a request, beside the page's memory."""
+    def _planned(self, request: Request, like: Job | None = None) -> tuple[Job, Job]:
+        """The plans of a request as the model is, and with its noise gain, beside the page's memory."""
         memory = request.memory
         planned = request if memory is None else replace(request, memory=max(10**6, memory - PAGE_BYTES))
         try:
-            job = lazy_job(self._model, planned, self._folder / "out.zarr", self._say, like=like)
+            without_gain = replace(planned, noise_gain=None)
+            plain = lazy_job(self._model, without_gain, self._folder / "out.zarr", self._say, like=like)
+            job = louder_job(plain, planned.noise_gain)
             job.check()
         except BudgetError as error:
             if memory is None:
                 raise
             raise BudgetError(f"{error.args[0]}; add {readable(PAGE_BYTES)} for the page") from error
-        return job
+        return plain, job
 
     def _kept(self, planned: Request) -> Request:
         """A planned request with the memory that the user gave."""
@@ -285,7 +348,7 @@ class Exploration:
         """Leave the present image, plan another one and open its store."""
         self.on_change()
         try:
-            job = self._planned(request, self._job)
+            plain, job = self._planned(request, self._plain)
             self._leave()
             lazy = None
             if seed is not None:
@@ -293,7 +356,7 @@ class Exploration:
                 lazy = LazyRender(job, sink)
             with self._changed:
                 self._sheet += job.plan.base != self._job.plan.base
-                self._job, self._request, self._lazy = job, request, lazy
+                self._plain, self._job, self._request, self._lazy = plain, job, request, lazy
                 if lazy is not None:
                     self._number += 1
                     self.canvas = self._number, job.out
@@ -303,7 +366,8 @@ class Exploration:
     def _opened(self, job: Job, seed: int) -> tuple[Job, ZarrSink]:
         """The store of an image: the one of before, or a new one of another name where that cannot be continued."""
         height, width = job.plan.size
-        name = f"{self._model.path.stem}-{seed}-{width}x{height}"
+        gain = "" if job.request.noise_gain is None else f"-gain{max(job.request.noise_gain):g}"
+        name = f"{self._model.path.stem}-{seed}-{width}x{height}{gain}"
         words = list(self._command(self._kept(job.request)))
         for number in range(1, 10):
             attempt = copy(job)  # which adopts what a store has
@@ -316,7 +380,7 @@ class Exploration:
         """Close the present store, and remove it if nothing was computed."""
         with self._changed:
             lazy, canvas = self._lazy, self.canvas
-            self._lazy = self.canvas = self.look = self._since = None
+            self._lazy = self.canvas = self.look = self._since = self._crop_wish = self._crop = None
         if lazy is None or canvas is None:
             return
         self.on_change()
@@ -332,6 +396,24 @@ class Exploration:
         sample.thumbnail((SAMPLE, SAMPLE), Image.Resampling.BOX)
         with self._changed:
             self._samples[self._sheet, seed] = np.asarray(sample)
+
+    def _draw_crop(self, gain: float, x: int, y: int) -> None:
+        """Compute a crop in the memory of the render, whose streams of bands start again after it."""
+        assert self._lazy is not None
+        self._lazy.rest()
+        pixels, box = None, crop_about(self._plain.plan, x, y)
+        problem: str | None = "not computed"
+        try:
+            job = self._job if gain == self._gain else louder_job(self._plain, None if gain == 1 else (gain,))
+            job.check()
+            pixels, problem = np.ascontiguousarray(job.crop(box).transpose(1, 2, 0)), None
+        except EngineError as error:
+            problem = error.for_command_line()
+        finally:
+            with self._changed:
+                self._is_cropping = False
+                self._number += 1
+                self._crop = _Crop(self._number, gain, box, pixels, problem)
 
     def _draw_look(self) -> None:
         """Compute the first enlargement, which is shown where nothing else is computed."""

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from pathlib import Path
@@ -33,6 +34,7 @@ from engine.io.provenance import PARTS, stored_plan
 from engine.io.sink import Array, ArraySink
 from engine.io.zarr_store import ZarrSink
 from engine.measure import base_source, complete, measure
+from engine.model.build import with_louder_noise
 from engine.model.bundle import DEFAULT, Model, load
 from engine.plan.canvas import repetitions
 from engine.plan.cost import Projection, check, readable
@@ -84,6 +86,8 @@ class Job:
     """Folder for tiles that exceed the caches."""
     _resized: OriginalPicture | None = field(default=None, init=False)
     """The picture at the size of the base image, where that differs."""
+    _bases: dict[object, Source] = field(default_factory=dict, init=False)
+    """The last image of step 1, by its size and seed; jobs of other noise gains share it."""
     _is_part: bool = field(default=False, init=False)
     """Whether other processes render the rest: then the cut stays theirs, and tiles of inner stages are shared."""
 
@@ -105,8 +109,8 @@ class Job:
         Args:
             model, out, log: as for ``engine.render``.
             request: options of the render; by default those of an empty ``Request``.
-            like: job of another picture with the same options: its networks and its choice of precision are used again,
-                where the picture takes the same enlargements.
+            like: job of another picture or another noise gain with otherwise the same options: its choice of precision is
+                used again, where the picture takes the same enlargements, and its networks, if the gain is the same.
 
         Raises:
             UsageError: the request contradicts itself or the model.
@@ -124,9 +128,15 @@ class Job:
             )
         fix_malloc_thresholds()
         model, picture = opened(model, request)
-        if like is not None and like.model.digest != model.digest:
+        if like is not None and like.model.original.digest != model.original.digest:
             like = None
-        factory = StageFactory(model, choose_device(request.device)) if like is None else like.factory
+        measured = None if like is None else like.measured
+        has_networks = like is not None and like.model.digest == model.digest
+        if measured is not None and not has_networks:
+            measured = replace(measured, precision_error=None)  # which other weights have
+        factory = (
+            like.factory if like is not None and has_networks else StageFactory(model, choose_device(request.device))
+        )
         if like is None:
             if (note := untested(factory.device)) is not None:
                 log(note)
@@ -140,11 +150,11 @@ class Job:
             out=out,
             factory=factory,
             picture=picture,
-            measured=measure(
-                model, request, factory, out=out, picture=picture, log=log, like=None if like is None else like.measured
-            ),
+            measured=measure(model, request, factory, out=out, picture=picture, log=log, like=measured),
             log=log,
         )
+        if like is not None:
+            job._bases = like._bases
         job._make_plan()
         return job
 
@@ -308,6 +318,28 @@ class Job:
             return lambda box: rows.read(box, roi.height).pixels.numpy()
         image = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish)
         return lambda box: image.read(box.shift(roi.y0, roi.x0)).numpy()
+
+    def crop(self, box: Box) -> Array:
+        """Pixels of a part of the written image, [C, h, w], with the bits of ``run``: bands compute its rows of whole strips.
+
+        Where half precision overflows, ``run`` computes a whole row of shards in float32, and this the rows of the part.
+        """
+        job = copy(self)
+        job._scratch = temporary_name(anchor_of(self.out), "crop")
+        try:
+            with device_limit(self.device, self.request.vram):
+                pipeline = job._pipeline(lambda cuts: None)
+                if not self.plan.is_banded:
+                    image = canvas_image(self.plan, pipeline.tiles()[-1], pipeline.finish)
+                    return image.read(box.shift(self.plan.roi.y0, self.plan.roi.x0)).numpy()
+                rows, parts = RowsOfShards(pipeline), []
+                for first, last in self.plan.column_strips():
+                    if first < box.x1 and box.x0 < last:
+                        strip = rows.read(Box(box.y0, first, box.y1, last), box.y1).pixels
+                        parts.append(strip[:, :, max(box.x0 - first, 0) : box.x1 - first])
+            return torch.cat(parts, 2).numpy()
+        finally:
+            shutil.rmtree(job._scratch, ignore_errors=True)
 
     def render(
         self,
@@ -491,7 +523,13 @@ class Job:
         return picture.alpha if picture is not None else None
 
     def _base(self) -> Source:
-        return base_source(self.model, self._sized_picture(), self.plan.base, self.plan.seed, self.request.wraps)
+        if self.picture is not None:
+            return base_source(self.model, self._sized_picture(), self.plan.base, self.plan.seed, self.request.wraps)
+        key = (self.plan.base, self.plan.seed, self.request.wraps)
+        if key not in self._bases:
+            self._bases.clear()
+            self._bases[key] = base_source(self.model, None, *key)
+        return self._bases[key]
 
     def _gives_first_look(self, sink: ZarrSink) -> bool:
         """Whether this run adds the first look: of several parts, the first one alone changes the metadata."""
@@ -525,9 +563,12 @@ class Job:
 
 
 def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, OriginalPicture | None]:
-    """The model of a render, with a lone network repeated as often as the size takes, and the picture to start from.
+    """The model of a render, and the picture to start from.
 
-    Raises ModelError or InputError when one of them cannot be opened, and UsageError for a profile without a picture.
+    A lone network is repeated as often as the size takes, and noise channels are as loud as requested.
+
+    Raises ModelError or InputError when one of them cannot be opened, and UsageError for a profile without a picture, or for
+    a noise gain that the model cannot take.
     """
     if not isinstance(model, Model):
         model = load(model or (DEFAULT if request.init is None else "realsr"))
@@ -544,6 +585,8 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, O
         shape = request.shape_for(picture.size)
         times = repetitions(picture.size, shape, model.stages[0].scale, request.stages)
         model = model.repeated(times) if times > 1 else model
+    if request.noise_gain is not None:
+        model = with_louder_noise(model, request.noise_gain)
     return model, picture
 
 

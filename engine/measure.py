@@ -126,7 +126,8 @@ def measure(
         device=device.type,
         saturating=_saturating(device),
         backend=f"{device.type}, torch {torch.__version__}",
-        model_digest=model.digest,
+        model_digest=model.original.digest,
+        noise_gain=_noise_gain(model, canvas.stages),
         picture_digest=picture.digest if picture else None,
         picture_bytes=picture.bytes_read if picture else 0,
         pixels=picture.pixels if picture else PixelFormat(depth=request.depth or PLAIN.depth),
@@ -236,6 +237,12 @@ def _canvas(model: Model, request: Request, picture: OriginalPicture | None) -> 
     if any(request.wraps):
         canvas = wrapped_scene(canvas, request.wraps, scales, aligns)
     return canvas.with_margin(_margin(model, canvas.stages))
+
+
+def _noise_gain(model: Model, stages: int) -> tuple[float, ...]:
+    """Factors of the noise channels of the first ``stages`` steps; empty if all are 1."""
+    gains = model.noise_gain[:stages]
+    return gains if any(gain != 1 for gain in gains) else ()
 
 
 def _margin(model: Model, stages: int) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 REQUEST = "request"
 """Entry of the provenance and of the description: digest of the request that made the picture."""
 
-_KEYS = ("seed", "model_digest", "licences", REQUEST)
+_KEYS = ("seed", "noise_gain", "model_digest", "licences", REQUEST)
 _EXIF, _TIFF = "exif-ifd0-ImageDescription", "image-description"
 
 _DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x010E, 0x011A, 0x011B, 0x0128

@@ -63,6 +63,7 @@ def test_a_sample_is_chosen_looked_at_and_finished(tmp_path, models, explore):
     exploration.open(3, None)
     page.wait(lambda state: state["seed"] == "3" and not state["computing"] and exploration.look is not None)
     number, store = exploration.canvas
+    assert exploration.state["gain"] is None  # without noise channels
     assert (store.name, shards(store)) == (f"{models['rrdb'].path.stem}-3-512x384.zarr", 0)
     exploration.view(Box(200, 300, 210, 310))
     page.wait(lambda state: state["command"])
@@ -98,6 +99,42 @@ def test_what_cannot_be_continued_gets_another_store(tmp_path, models, explore):
     other.exploration.open(1, None)
     other.wait(lambda state: state["seed"] == "1")
     assert other.exploration.canvas[1].stem == f"{first.stem}-2"
+
+
+def test_a_noise_gain_is_seen_in_a_crop_and_opened(tmp_path, models, explore):
+    """The crop has the pixels of the render that opens then, in strips of its own; of several wishes the last one counts."""
+    page = explore("noisy")
+    exploration = page.exploration
+    exploration.want_crop(2, 9, 9)  # of no image
+    exploration.open(3, None)
+    assert page.wait(lambda state: state["seed"] == "3" and not state["computing"])["gain"] == 1
+    plain = exploration.canvas[1]
+    halos = [stage["halo"] for stage in attributes(plain)["plan"]["stages"]]
+    with pytest.raises(UsageError, match="noise_gain=4.01: must be from 0"):
+        exploration.want_crop(4.01, 9, 9)
+    exploration.view(Box(0, 0, 9, 9))
+    for wish in ((0, 9, 9), (3.5, 10**9, 10**9), (2, 300, 200)):
+        exploration.want_crop(*wish)
+    state = page.wait(lambda state: state["crop"] and state["crop"]["gain"] == 2 and not state["cropping"])
+    number, (x, y, width, height) = state["crop"]["number"], state["crop"]["box"]
+    assert (x, y, width, height) == (156, 104, 288, 192)
+    crop = exploration.crop(number)
+    assert exploration.crop(number - 1) is None
+    exploration.open(3, None, 2)
+    page.wait(lambda state: state["gain"] == 2 and state["seed"] == "3")
+    assert exploration.crop(number) is None
+    store = exploration.canvas[1]
+    assert store.name == f"{models['noisy'].path.stem}-3-512x384-gain2.zarr"
+    exploration.render(is_wanted=True)
+    page.wait(lambda state: state["rendering"] is False and not state["computing"])
+    overlap = str(max(halos))
+    request = Request(size=SIZE, seed=3, precision="fp32", executor="bands", tile=64, noise_gain=2, overlap=overlap)
+    whole = pixels(render(models["noisy"], request, tmp_path / "whole.zarr").out)
+    np.testing.assert_array_equal(pixels(store), whole)
+    np.testing.assert_array_equal(crop, whole[:, y : y + height, x : x + width].transpose(1, 2, 0))
+    exploration.open(3, None, 1)
+    page.wait(lambda state: state["gain"] == 1 and state["seed"] == "3")
+    assert exploration.canvas[1] == plain
 
 
 def test_memory_holds_the_page_too(explore):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +16,12 @@ from PIL import Image
 from support.stores import attributes, files, pixels, render, shards
 
 import engine
-from engine.errors import BudgetError, InputError, RenderError, UsageError
+from engine.errors import BudgetError, InputError, RenderError, ResumeError, UsageError
 from engine.geometry import Box
 from engine.io.first_look import FIRST_LOOK, decode_first_look
 from engine.job import Job
 from engine.measure import default_memory
+from engine.model.build import build
 from engine.model.bundle import load
 from engine.plan.layouts import EXECUTORS
 from engine.plan.measured import SeamPoint, StageProfile
@@ -92,6 +94,25 @@ def test_seeds_give_different_pictures(tmp_path, models):
                 images.append(pixels(job.out))
             assert largest_difference(images[0], images[1]) > 20
             assert largest_difference(images[0], images[2]) > 20
+
+
+@pytest.mark.parametrize("executor", BOTH)
+def test_noise_gain_is_that_of_a_model_file(tmp_path, models, executor):
+    """The pixels of a file with louder noise, and 1 those without; a store is continued with its own gain alone."""
+    model, request = models["noisy"], replace(SMALL, size=(128, 96), tile=8, executor=executor, seed=3)
+    loud = build(model.path, [str(model.path)] * 2, noise_gain=[1.0, 2.0], margin=0)
+    expected = pixels(render(loud, request, tmp_path / "file.zarr").out)
+    job = render(model, replace(request, noise_gain="1,2"), tmp_path / "loud.zarr", writes=2)
+    assert (job.plan.noise_gain, job.plan.model_digest) == ((1.0, 2.0), model.digest)
+    for gain, shown in ((1, "[1.0, 1.0]"), (3, "[1.0, 3.0]")):
+        with pytest.raises(ResumeError, match=re.escape(f"noise_gain: [1.0, 2.0] there, {shown} here")):
+            render(model, replace(request, noise_gain=gain), job.out, resume=True)
+    render(model, replace(request, noise_gain=2), job.out, resume=True)
+    np.testing.assert_array_equal(pixels(job.out), expected)
+    plain = render(model, request, tmp_path / "plain.zarr", writes=2).out
+    assert "noise_gain" not in attributes(plain)["plan"]
+    render(model, replace(request, noise_gain=1), plain, resume=True)
+    assert largest_difference(expected, pixels(plain)) > 20
 
 
 def test_plan_depends_on_no_place_or_moment(tmp_path, model):

@@ -101,6 +101,7 @@ def _render(path: Place, provenance: dict[str, Any], array: Any) -> dict[str, An
         "engine": provenance.get("engine"),
         "model": provenance.get("model"),
         "seed": plan.get("seed"),
+        "noise_gain": plan.get("noise_gain"),
         "canvas": plan.get("canvas"),
         "roi": plan.get("roi"),
         "wrap": plan.get("wrap"),
@@ -138,10 +139,10 @@ def _print_store(account: dict[str, Any]) -> None:
 
 def _print_render(account: dict[str, Any]) -> None:
     roi, canvas = account["roi"], account["canvas"]
-    region = ""
+    gain, region = report.gain_text(account["noise_gain"]), ""
     if roi and canvas and [roi["y1"] - roi["y0"], roi["x1"] - roi["x0"]] != canvas:
         region = f", the region at {roi['x0']},{roi['y0']} of {canvas[1]}x{canvas[0]}"
-    report.prose(f"made by engine {account['engine']} from {account['model']}, seed {account['seed']}{region}")
+    report.prose(f"made by engine {account['engine']} from {account['model']}, seed {account['seed']}{gain}{region}")
     seam = report.seam_text(account["seam_error_levels"])
     wrap = report.wrap_text(account["wrap"])
     report.prose(f"{account['executor']}, {account['precision']}, {wrap}seam error {seam}")
@@ -180,7 +181,7 @@ def _print_picture(account: dict[str, Any]) -> None:
     )
     made = account["provenance"]
     if "software" in made:
-        seed = f", seed {made['seed']}" if "seed" in made else ""
+        seed = f", seed {made['seed']}{report.gain_text(made.get('noise_gain'))}" if "seed" in made else ""
         report.prose(f"made by {made['software']}{seed}")
         report.print_licences(made.get("licences") or [])
     path = as_place(account["path"])

@@ -162,7 +162,9 @@ def resume_words(models: Sequence[Path], request: Request, options: Options | No
         if value == entry.default or entry.name in skipped:
             continue
         words.append(f"--{entry.name.replace('_', '-')}")
-        if isinstance(value, tuple):  # a size or a tile
+        if entry.name == "noise_gain":
+            words.append(",".join(str(gain).removesuffix(".0") for gain in value))
+        elif isinstance(value, tuple):  # a size or a tile
             words.append(f"{value[0]}x{value[1]}")
         elif isinstance(value, Box):
             words.append(f"{value.x0},{value.y0},{value.width},{value.height}")

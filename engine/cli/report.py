@@ -220,11 +220,19 @@ def what(plan: Plan, measured: Measured, picture: tuple[Path, tuple[int, int]] |
         size += f", {plan.pixels}"
     if picture is None:
         scene = "" if measured.canvas.keeps_scene else " for this size, so the scene differs from other sizes"
-        return f"{size}, seed {plan.seed}, from a base of {base[1]}x{base[0]}{scene}"
+        return f"{size}, seed {plan.seed}{gain_text(plan.noise_gain)}, from a base of {base[1]}x{base[0]}{scene}"
     path, native = picture
     resized = "" if base == native else f", resized to {base[1]}x{base[0]}"
     noise = any(stage.sigma or stage.inputs > CHANNELS for stage in measured.stages)
-    return f"{size}{f', seed {plan.seed}' if noise else ''}, from {path.name} ({native[1]}x{native[0]}{resized})"
+    seed = f", seed {plan.seed}{gain_text(plan.noise_gain)}" if noise else ""
+    return f"{size}{seed}, from {path.name} ({native[1]}x{native[0]}{resized})"
+
+
+def gain_text(gains: object) -> str:
+    """Factors of noise channels, for all steps or one per step, behind the seed; empty without, and for damaged ones."""
+    if not isinstance(gains, list | tuple) or not gains or not all(isinstance(gain, int | float) for gain in gains):
+        return ""
+    return f", noise gain {','.join(f'{gain:g}' for gain in (gains if len(set(gains)) > 1 else gains[:1]))}"
 
 
 def _region(plan: Plan, measured: Measured) -> str:

@@ -169,7 +169,7 @@ def request_digest(model: Model, request: Request, options: PictureOptions, pict
     }
     if isinstance(request.profile, Path) and request.profile.is_file():
         values["profile"] = sha256(request.profile)
-    for name in ("depth", "profile", "wrap"):  # absent from the digests of earlier versions
+    for name in ("depth", "profile", "wrap", "noise_gain"):  # absent from the digests of earlier versions
         if getattr(request, name) is None:
             del values[name]
     text = json.dumps([model.digest, picture, values, options.given], sort_keys=True)

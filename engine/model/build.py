@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from engine.archs.layers import noise_channels_of, with_noise_gain
-from engine.errors import UsageError, option
+from engine.errors import UsageError, counted, option
 from engine.model.bundle import STRUCTURE, Model, State, is_bundle, load, open_structure, read_network, state_digest
 from engine.model.manifest import MAX_MARGIN, MAX_STAGES, Manifest, SRStage, StageOrigin
 from engine.model.packaged import PACKAGED
@@ -123,6 +123,48 @@ def chain(models: Sequence[Path | str]) -> Model:
     return _assembled(Path("+".join(Path(name).stem for name in models)), {}, None, parts, 0)
 
 
+def with_louder_noise(model: Model, gains: Sequence[float]) -> Model:
+    """The model for a render whose noise channels are ``gains`` times as loud: the weights of ``build(noise_gain=...)``.
+
+    Noise channels are what a network draws fine texture from. The noise that is added to a step's input image (``sigma``) and
+    the noise of step 1 stay, and so does the scene of a seed. Profiles are dropped: other weights have other errors.
+
+    Args:
+        model: model of the render.
+        gains: one factor for all steps that have noise channels, or one per step; 0 silences them.
+
+    Returns:
+        A model with a digest of its own, whose ``original`` is ``model``; ``model`` itself if all factors are 1.
+
+    Raises:
+        UsageError: another number of factors than steps, or a factor for a step without noise channels.
+    """
+    text = ",".join(f"{gain:g}" for gain in gains)
+    has_noise = [noise_channels_of(model.state(index)) > 0 for index in range(len(model.stages))]
+    if all(gain == 1 for gain in gains):
+        return model
+    if len(gains) == 1:
+        if not any(has_noise):
+            raise UsageError(f"{option('noise_gain', text)}: {model.path.name} has no noise channels; leave it out")
+        gains = [gains[0] if has else 1.0 for has in has_noise]
+    if len(gains) != len(has_noise):
+        raise UsageError(
+            f"{option('noise_gain', text)}: {len(gains)} factors for {counted(len(has_noise), 'step')}; give one, or one per step"
+        )
+    parts = []
+    for index, (stage, gain, has) in enumerate(zip(model.stages, gains, has_noise, strict=True)):
+        if gain != 1 and not has:
+            raise UsageError(
+                f"{option('noise_gain', text)}: the network of step {index + 2} has no noise channels; give 1 for it"
+            )
+        parts.append(_louder(model.state(index), stage.origin, gain))
+    manifest = model.manifest
+    step_1 = {STRUCTURE: model.tensors(STRUCTURE)} if manifest.structure is not None else {}
+    louder = _assembled(model.path, step_1, manifest.structure, parts, manifest.margin)
+    louder.original, louder.noise_gain = model, tuple(gains)
+    return louder
+
+
 def read_stage(name: str, index: int = 0, licence: str | None = None) -> tuple[State, StageOrigin]:
     """Tensors of a super-resolution network under our names, and its origin.
 
@@ -171,6 +213,12 @@ def _requested_stage(request: BuildRequest, index: int) -> tuple[State, StageOri
             raise UsageError(
                 f"{option('noise_gain')} {gain:g}: the network of {name} has no noise channels; give 1 for its stage"
             )
-        state = with_noise_gain(state, gain)
-        changes["noise_gain"] = origin.noise_gain * gain
+        state, origin = _louder(state, origin, gain)
     return state, replace(origin, **changes)
+
+
+def _louder(state: State, origin: StageOrigin, gain: float) -> tuple[State, StageOrigin]:
+    """A network and its origin with noise channels that are ``gain`` times as loud."""
+    if gain == 1:
+        return state, origin
+    return with_noise_gain(state, gain), replace(origin, noise_gain=origin.noise_gain * gain)

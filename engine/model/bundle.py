@@ -48,11 +48,16 @@ State = dict[str, Tensor]
 class Model:
     """An open model file. Networks are built at first use; stages that share weights share one module."""
 
+    noise_gain: tuple[float, ...] = ()
+    """Factors of the steps' noise channels for one render (``engine.model.build.with_louder_noise``); empty without."""
+
     def __init__(self, path: Path, manifest: Manifest, states: Mapping[str, State]) -> None:
         self.path = path
         self.manifest = manifest
         self._states = states
         self._networks: dict[str, Upscaler] = {}
+        self.original = self
+        """The model without ``noise_gain``: its networks take the same time and memory."""
 
     @classmethod
     def with_digest(cls, path: Path, manifest: Manifest, states: Mapping[str, State]) -> Model:
@@ -110,7 +115,11 @@ class Model:
 
     def state(self, index: int) -> State:
         """Tensors of super-resolution stage ``index`` in the stored dtype."""
-        return self._states[self.stages[index].weights]
+        return self.tensors(self.stages[index].weights)
+
+    def tensors(self, prefix: str) -> State:
+        """Tensors under ``prefix`` in the stored dtype."""
+        return self._states[prefix]
 
     def parameters(self, prefix: str) -> int:
         """Number of values in the tensors under ``prefix``."""

@@ -145,6 +145,7 @@ def _plan(request: Request, measured: Measured, name: str, cut: StoredCut | None
         enlarged=measured.canvas.enlarged,
         pixels=measured.pixels,
         profile=measured.profile,
+        noise_gain=measured.noise_gain,
     )
 
 

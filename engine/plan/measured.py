@@ -267,6 +267,8 @@ class Measured:
     """Device type and version of torch, as the plan records it."""
     model_digest: str = ""
     """SHA-256 of the model's contents that decide pixels."""
+    noise_gain: tuple[float, ...] = ()
+    """Factor of every step's noise channels, which that model has not; empty if all are 1."""
     picture_digest: str | None = None
     """SHA-256 of the picture that replaces step 1."""
     picture_bytes: int = 0

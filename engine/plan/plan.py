@@ -58,6 +58,8 @@ class Plan:
     """Channels and depth of the written image."""
     profile: str | None = None
     """SHA-256 of the ICC profile of its colours; None for sRGB, and for grey without a profile."""
+    noise_gain: tuple[float, ...] = ()
+    """Factor of every step's noise channels, in addition to the model's own; empty if all are 1."""
 
     @property
     def reduction(self) -> Reduction:
@@ -207,6 +209,8 @@ class Plan:
         for name in ("enlarged", "profile"):
             if values[name] is None:
                 del values[name]
+        if not self.noise_gain:
+            del values["noise_gain"]
         if self.wrap is not None:
             values["wrap"] = self.wrap
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
@@ -226,6 +230,7 @@ class Plan:
                 "executor": executor_of(data),
                 "enlarged": None if enlarged is None else sides_of(enlarged),
                 "pixels": pixels,
+                "noise_gain": tuple(data.get("noise_gain", ())),
             }
         )
 
@@ -240,7 +245,8 @@ class Plan:
         Keys that this version does not store are ignored: earlier versions kept measurements in the plan. So are halos
         that decide no pixel.
         """
-        later = {"enlarged": None, "profile": None, "wrap": None, "channels": PLAIN.channels, "depth": PLAIN.depth}
+        later: dict[str, Any] = {"enlarged": None, "profile": None, "wrap": None}
+        later |= {"channels": PLAIN.channels, "depth": PLAIN.depth, "noise_gain": [1.0] * len(self.stages)}
         here, there = {**later, **self.to_json()}, {**later, **stored, "executor": executor_of(stored)}
         stages = there.get("stages")
         if isinstance(stages, list) and len(stages) == len(self.stages):

@@ -33,6 +33,9 @@ Switch = Annotated[bool, Parameter(negative=())]
 MAX_BLEND = 512
 MAX_SEED = (1 << 64) - 1
 
+MAX_NOISE_GAIN = 4.0
+"""Largest factor of noise channels; models have at most 2.4 (docs/decisions/0020)."""
+
 MAX_SCALE = 64.0
 """Largest enlargement of a picture that is asked for as a factor: a network of x4, three times."""
 
@@ -138,6 +141,26 @@ def _tile(value: object, name: str) -> int | tuple[int, int]:
     return width if width == height else (width, height)
 
 
+def _gains(value: object, name: str) -> tuple[float, ...] | None:
+    """Factors of noise channels; None where all are 1, which change nothing."""
+    if isinstance(value, str):
+        try:
+            gains = tuple(float(part) for part in value.split(","))
+        except ValueError as error:
+            raise UsageError(f"{option(name, value)}: not a factor; write one, or one per step such as 1,2") from error
+    elif isinstance(value, list | tuple):
+        gains = tuple(_number(each, name) for each in value)
+    else:
+        gains = (_number(value, name),)
+    for gain in gains:
+        if not 0 <= gain <= MAX_NOISE_GAIN:
+            raise UsageError(
+                f"{option(name, f'{gain:g}')}: must be from 0 (silent) to {MAX_NOISE_GAIN:g}; give 1 to leave noise channels "
+                "as they are"
+            )
+    return gains if any(gain != 1 for gain in gains) else None
+
+
 def _path(value: object, name: str) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise _wrong_type(value, name, "a path")
@@ -158,6 +181,7 @@ _PARSERS: dict[str, Callable[[object, str], object]] = {
     "scale": _number,
     "width": _whole,
     "seed": _whole,
+    "noise_gain": _gains,
     "init": _path,
     "roi": parse_box,
     "stages": _whole,
@@ -187,6 +211,7 @@ class RenderOptions(TypedDict, total=False):
     scale: float | None
     width: int | None
     seed: int
+    noise_gain: float | Sequence[float] | str | None
     roi: tuple[int, int, int, int] | Box | str | None
     stages: int | None
     executor: str
@@ -236,6 +261,11 @@ class Request:
 
     seed: int = 0
     """Seed of the noise, from 0 to 2^64 - 1; a seed shows the same scene at every size of one shape."""
+
+    noise_gain: Annotated[tuple[float, ...] | None, flag(partial(_gains, name="noise_gain"), "G|G,G")] = None
+    """Loudness of the networks' noise channels, 0 to 4 times that of the model: more gives more fine texture. One for all
+    steps, or one per step (1,2), 1 for a step without noise channels. Neither step 1's noise nor
+    that added to a step's input picture (sigma) changes."""
 
     init: Path | None = None
     """Picture to start from, in place of the base image that step 1 generates."""

@@ -71,7 +71,7 @@ def stage_footprint(
         log(f"step {index + 2}: measuring memory and speed on this machine (once)")
         return measure(run, stage.device, stage.align, largest)
 
-    key = ("sr", str(stage.default_chunks), model.weights_digest(index), str(stage.device), stage.precision)
+    key = ("sr", str(stage.default_chunks), model.original.weights_digest(index), str(stage.device), stage.precision)
     return cached(key if largest == _LARGE else (*key, str(largest)), measure_it, stage.device)
 
 
@@ -87,7 +87,7 @@ def band_cost(model: Model, index: int, stage: Stage, log: Log = lambda _: None)
         log(f"step {index + 2}: measuring the speed in bands on this machine (once)")
         return measure_stream(stage)
 
-    key = ("bands", model.weights_digest(index), str(stage.device), stage.precision, shape)
+    key = ("bands", model.original.weights_digest(index), str(stage.device), stage.precision, shape)
     return replace(band_memory(stage), seconds_per_pixel=cached(key, measure_it, stage.device).seconds_per_pixel)
 
 
@@ -128,7 +128,7 @@ def base_footprint(model: Model, limit: int | None = None, wraps: tuple[bool, bo
     def run(height: int, width: int) -> Tensor:
         return base_image(generator, 0, (height, width), wraps)
 
-    key = ("structure", model.digest, "cpu", *("wrap",) * any(wraps))
+    key = ("structure", model.original.digest, "cpu", *("wrap",) * any(wraps))
     key += () if largest == _BASE_LARGE else (str(largest),)
     return cached(key, lambda: measure(run, torch.device("cpu"), largest=largest))
 

@@ -57,8 +57,14 @@ _STATIC_TYPES = {
 }
 _NUMBER = re.compile(r"\d{1,9}")
 _SEED = re.compile(r"[0-9]{1,20}")
-_ACTIONS = {"samples": ("first", "count"), "view": ("x", "y", "width", "height"), "render": ("on",), "open": ()}
-"""What the page may ask of a model, and the numbers that it gives."""
+_ACTIONS = {
+    "samples": ("first", "count"),
+    "view": ("x", "y", "width", "height"),
+    "crop": ("gain", "x", "y"),
+    "render": ("on",),
+    "open": (),
+}
+"""What the page may ask of a model, and the numbers that it gives; gains are percentages."""
 
 _BUSY = {"retry-after": "1"}
 
@@ -102,6 +108,7 @@ class Viewer:
             Route("/api/region/{source}.png", self._region),
             Route("/api/events", self._events),
             Route("/api/sample/{sheet}/{seed}.png", self._sample),
+            Route("/api/crop/{number}.png", self._crop),
             Route(f"{ACTIONS}{{action}}", self._act, methods=["POST"]),
             Route("/zarr/{name}/{path:path}", self._file, methods=["GET", "HEAD", "OPTIONS"]),
         ]
@@ -266,10 +273,11 @@ class Viewer:
 
     async def _sample(self, request: Request) -> Response:
         numbers = _numbers(request, "sheet", "seed")
-        pixels = None if numbers is None or self.model is None else self.model.sample(*numbers)
-        if pixels is None:
-            return PlainTextResponse("no such sample", 404)
-        return Response(await asyncio.to_thread(png_of, pixels), media_type="image/png")
+        return await _picture(None if numbers is None or self.model is None else self.model.sample(*numbers))
+
+    async def _crop(self, request: Request) -> Response:
+        numbers = _numbers(request, "number")
+        return await _picture(None if numbers is None or self.model is None else self.model.crop(*numbers))
 
     async def _act(self, request: Request) -> Response:
         """What the page asks of the model; its values are in the query, as no body is taken."""
@@ -287,13 +295,19 @@ class Viewer:
             elif action == "view":
                 x, y, width, height = numbers
                 model.view(Box(y, x, y + height, x + width) if width and height else None)
+            elif action == "crop":
+                percentage, x, y = numbers
+                model.want_crop(percentage / 100, x, y)
             elif action == "render":
                 model.render(is_wanted=bool(numbers[0]))
             else:
-                seed = values.get("seed")
+                seed, gain = values.get("seed"), values.get("gain")
                 if seed is not None and not _SEED.fullmatch(seed):
                     return PlainTextResponse("this seed is no whole number; give one from 0 on")
-                model.open(None if seed is None else int(seed), values.get("size"))
+                if gain is not None and not _NUMBER.fullmatch(gain):
+                    return PlainTextResponse("no such action", 404)
+                factor = None if gain is None else int(gain) / 100
+                model.open(None if seed is None else int(seed), values.get("size"), factor)
         except EngineError as error:
             return PlainTextResponse(error.for_command_line())  # for its user, and no error in the browser's console
         self._wake.set()
@@ -341,6 +355,13 @@ def _is_finished(source: TileSource, box: Box) -> bool:
     rows, columns = state.cell
     part = state.finished[box.y0 // rows : -(-box.y1 // rows), box.x0 // columns : -(-box.x1 // columns)]
     return bool(part.all())
+
+
+async def _picture(pixels: Pixels | None) -> Response:
+    """Pixels of a model as PNG, if they are there."""
+    if pixels is None:
+        return PlainTextResponse("no such picture", 404)
+    return Response(await asyncio.to_thread(png_of, pixels), media_type="image/png")
 
 
 def _json(data: Any) -> Response:  # noqa: ANN401 (any JSON)

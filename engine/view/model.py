@@ -39,8 +39,16 @@ class ModelSource(Protocol):
         """Compute samples of these seeds, and of no others."""
         ...
 
-    def open(self, seed: int | None, size: str | None) -> None:
-        """Go to the image of a seed, or to samples, of a size. Raises UsageError."""
+    def open(self, seed: int | None, size: str | None, gain: float | None) -> None:
+        """Go to the image of a seed, or to samples, of a size and a noise gain; None: the present ones. Raises UsageError."""
+        ...
+
+    def want_crop(self, gain: float, x: int, y: int) -> None:
+        """Compute a small part about a pixel with a noise gain, and no other. Raises UsageError."""
+        ...
+
+    def crop(self, number: int) -> Pixels | None:
+        """The crop of this number, if it is the last one."""
         ...
 
     def view(self, box: Box | None) -> None:

@@ -187,6 +187,8 @@ def _areas(image: GrowingImage) -> NDArray[np.int64]:
 def _plan_facts(plan: dict[str, Any]) -> dict[str, Any]:
     """Facts of a stored plan; those that are damaged are left out."""
     facts: dict[str, Any] = {key: _text(plan.get(key)) for key in ("seed", "executor", "precision", "backend")}
+    gains = plan.get("noise_gain")
+    facts["noiseGain"] = [_number(gain) for gain in gains[:_MAX_TEXTS]] if isinstance(gains, list) else []
     try:
         height, width = map(int, plan["canvas"])
         y0, x0, y1, x1 = (int(plan["roi"][key]) for key in ("y0", "x0", "y1", "x1"))

@@ -132,6 +132,8 @@ REFUSALS = [
     (render("--seed -1"), 2, "--seed -1: must be from 0"),
     (render("--seed 18446744073709551616"), 2, "--seed 18446744073709551616: must be"),
     (render("--seed 18446744073709551615 --count 2"), 2, "--seed 18446744073709551616: must be"),
+    (render("--noise-gain 5"), 2, "--noise-gain 5: must be from 0 (silent) to 4"),
+    (render("--noise-gain 2"), 2, "--noise-gain 2: model.safetensors has no noise channels; leave it out"),
     (render("--count 0"), 2, "--count 0: must be at least 1"),
     (render("--count 2 --json"), 2, "--json and --report: describe one render"),
     (render("--count 2 --report r.json"), 2, "--json and --report: describe one render"),

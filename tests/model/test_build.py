@@ -1,6 +1,7 @@
 """Building a model: contents of the file, its digest, noise, margin, licences, and refusals."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from support.model_files import PROFILE, contents
 
 from engine.archs.esrgan import RRDBNet
 from engine.errors import EngineError, ModelError, UsageError
-from engine.model.build import DEFAULT_MARGIN, build, read_stage
+from engine.model.build import DEFAULT_MARGIN, build, read_stage, with_louder_noise
 from engine.model.bundle import load
 from engine.model.structure_file import write_structure
 
@@ -136,6 +137,25 @@ def test_noise_gains_multiply(tmp_path, noisy_checkpoint, call):
     build(None, [str(tmp_path / "model.safetensors")], noise_gain=[2.0]).save(tmp_path / "again.safetensors")
     assert load(tmp_path / "again.safetensors").stages[0].noise_gain == 3.0
     assert "5 x 3" in call(f"info {tmp_path / 'again.safetensors'}")[1]
+
+
+def test_noise_gain_of_a_render_gives_the_weights_of_a_file(model_file, noisy_checkpoint):
+    """The measured speed of the networks, and the model that a plan names, are those of the model as it is."""
+    names = [str(model_file), str(noisy_checkpoint), str(noisy_checkpoint)]
+    model = build(model_file, names).with_profiles([PROFILE] * 3)
+    for gains, built in (((2.0,), [1.0, 2.0, 2.0]), ((1.0, 1.0, 0.5), [1.0, 1.0, 0.5])):
+        louder, expected = with_louder_noise(model, gains), build(model_file, names, noise_gain=built)
+        assert louder.digest == expected.digest
+        assert [louder.weights_digest(i) for i in range(3)] == [expected.weights_digest(i) for i in range(3)]
+        assert (louder.original, list(louder.noise_gain)) == (model, built)
+        assert [stage.profile for stage in louder.stages] == [None] * 3
+    assert with_louder_noise(model, (1.0, 1.0)) is model
+    for gains, words in (
+        ((2.0, 1.0, 1.0), "noise_gain='2,1,1': the network of step 2 has no noise channels; give 1 for it"),
+        ((1.0, 2.0), "noise_gain='1,2': 2 factors for 3 steps; give one, or one per step"),
+    ):
+        with pytest.raises(UsageError, match=f"^{re.escape(words)}$"):
+            with_louder_noise(model, gains)
 
 
 def test_margin_is_in_the_digest_and_in_the_file(tmp_path, checkpoint, small_structure, call):

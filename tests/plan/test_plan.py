@@ -350,6 +350,7 @@ OTHER_VALUES = {
     "enlarged": (1400, 2000),
     "pixels": PixelFormat(3, 16),
     "profile": "cd",
+    "noise_gain": (1.0, 2.0),
 }
 OTHER_STAGE_VALUES = {
     "step": 4,

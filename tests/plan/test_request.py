@@ -36,6 +36,8 @@ BAD_VALUES = [
     ({"blend": 513}, "blend=513: must be from 0 (no cross-fade) to 512"),
     ({"ramp": "step"}, "ramp='step': unknown weight curve; use one of cosine, linear"),
     ({"overlap": "some"}, "some"),
+    *(({"noise_gain": (1, g)}, f"noise_gain={g:g}: must be from 0 (silent) to 4; give 1") for g in (-1, 4.01)),
+    ({"noise_gain": float("nan")}, "noise_gain='nan': must be from 0"),
     ({"seam_tolerance": 0}, "tolerance"),
 ]
 
@@ -157,6 +159,9 @@ def test_values_may_be_written_in_several_ways():
     assert Request(**texts | arrays, overlap=np.int32(8), seam_tolerance=np.float32(2)) == expected
     assert expected.shape_for((3, 4)) == (300, 400)
     assert Request().shape_for((3, 4)) is None
+    assert {Request(noise_gain=gains).noise_gain for gains in ("1,2.5", (1, 2.5), [1.0, 2.5])} == {(1.0, 2.5)}
+    assert Request(noise_gain=0).noise_gain == (0.0,)
+    assert Request(noise_gain="1,1") == Request(noise_gain=1) == Request()
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Request)])
@@ -191,6 +196,8 @@ WRONG = [
     ({"tile": (64, 0)}, "tile: (64, 0) is not a tile"),
     ({"tile": 64.5}, "tile: 64.5 is not a tile"),
     ({"dither": 1}, "dither: 1 is not True or False"),
+    ({"noise_gain": "1,loud"}, "noise_gain='1,loud': not a factor; write one, or one per step such as 1,2"),
+    ({"noise_gain": (1, "2")}, "noise_gain: '2' is not a number"),
 ]
 
 

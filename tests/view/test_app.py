@@ -383,10 +383,10 @@ class Asked:
     def __getattr__(self, name):
         return lambda *values, **named: self.asked.append((name, *values, *named.values()))
 
-    def open(self, seed, size):
+    def open(self, seed, size, gain):
         if size == "huge":
             raise UsageError("too large")
-        self.asked.append(("open", seed, size))
+        self.asked.append(("open", seed, size, gain))
 
 
 def test_only_the_page_itself_asks_something_of_a_model(store):
@@ -404,6 +404,8 @@ def test_only_the_page_itself_asks_something_of_a_model(store):
                 ("view", "x=0&y=0&width=0&height=0"),
                 ("render", "on=1"),
                 ("open", "seed=7&size=64x48"),
+                ("open", "seed=7&gain=150"),
+                ("crop", "gain=5&x=6&y=7"),
             ):
                 assert (await ask(app, f"/api/do/{path}", query, **own)).status == 204
             assert (await ask(app, "/api/do/open", "size=huge", **own)).body == b"too large"
@@ -414,6 +416,8 @@ def test_only_the_page_itself_asks_something_of_a_model(store):
                 ("close", ""),
                 ("", ""),
                 ("samples", ""),
+                ("crop", "gain=1.5&x=6&y=7"),
+                ("open", "seed=7&gain=-1"),
             ):
                 assert (await ask(app, f"/api/do/{path}", query, **own)).status == 404
             for headers in (
@@ -434,7 +438,8 @@ def test_only_the_page_itself_asks_something_of_a_model(store):
         return asked
 
     assert asyncio.run(run()) == [
-        ("want_samples", 2**64 - 1, 9), ("view", Box(2, 1, 6, 4)), ("view", None), ("render", True), ("open", 7, "64x48"),
+        ("want_samples", 2**64 - 1, 9), ("view", Box(2, 1, 6, 4)), ("view", None), ("render", True), ("open", 7, "64x48", None),
+        ("open", 7, None, 1.5), ("want_crop", 0.05, 6, 7),
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from PIL import Image
 from support.growing import new_store, pixels_of, store_of, write
 from support.stores import pixels, render, shards
 
-from engine.model.bundle import load
 from engine.plan.request import Request
 from engine.view.beside import STATIC
 
@@ -108,14 +108,27 @@ def wait(page, condition):
 
 def shown(page):
     """Pixels of the image as the browser has drawn them, [h, w, 3]."""
+    return drawn(page, ".openseadragon-canvas canvas")
+
+
+def drawn(page, selector):
+    """Pixels of a canvas or a picture, [h, w, 3]."""
     width, height, data = page.evaluate(
-        """() => {
-            const canvas = document.querySelector(".openseadragon-canvas canvas");
+        """async (selector) => {
+            let canvas = document.querySelector(selector);
+            if (canvas instanceof HTMLImageElement) {
+                await canvas.decode();
+                const picture = canvas;
+                canvas = document.createElement("canvas");
+                [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+                canvas.getContext("2d").drawImage(picture, 0, 0);
+            }
             const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
             let text = "";
             for (let i = 0; i < data.length; i += 4) text += String.fromCharCode(data[i], data[i + 1], data[i + 2]);
             return [width, height, btoa(text)];
-        }"""
+        }""",
+        selector,
     )
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
 
@@ -192,22 +205,39 @@ def test_image_grows_in_place(tmp_path, serve, open_page):
     assert {re.sub(r"\d+", "N", url.partition("/api/")[2]) for url in requests} <= {"tile/N/N/N_N.png"}
 
 
-def test_model_is_computed_where_it_is_looked_at(tmp_path, model_file, serve, open_page):
-    """A sample is chosen; the view and then the whole image have the pixels of a whole render, and nothing else is computed."""
+def test_model_is_computed_where_it_is_looked_at(tmp_path, models, serve, open_page):
+    """A sample is chosen; the view and then the whole image have the pixels of a whole render, and nothing else is computed.
+
+    Then with louder noise: a crop, and the view of the store that it opens.
+    """
+    model = models["noisy"]
     request = Request(size=(1100, 600), seed=1, precision="fp32", executor="bands", tile=128)
-    whole = pixels(render(load(model_file), request, tmp_path / "whole.zarr").out)
+    job = render(model, request, tmp_path / "whole.zarr")
+    whole = pixels(job.out)
     out = tmp_path / "views"
-    address = serve(model_file, "--size", "1100x600", "--precision", "fp32", "--out", out)
+    address = serve(model.path, "--size", "1100x600", "--precision", "fp32", "--out", out)
     page = open_page(f"{address}#x=250&y=200&z=1", 500, 400)
     page.click("[data-seed='1']:has(img[src])")
     page.wait_for_selector("body[data-complete]")  # also while the page loads again
-    store = out / f"{model_file.stem}-1-1100x600.zarr"
+    store = out / f"{model.path.stem}-1-1100x600.zarr"
     wait_until_shown(page, whole, 250, 200)
     assert shards(store, 0) == 1
     page.keyboard.press("i")
     page.click("#explore p .action")
     wait(page, "document.body.dataset.complete === 'true'")
     np.testing.assert_array_equal(pixels(store), whole)
+    halo = max(stage.halo for stage in job.plan.stages)
+    loud = pixels(render(model, replace(request, noise_gain=2, overlap=halo), tmp_path / "loud.zarr").out)
+    page.fill(".gain input", "2")
+    wait(page, "/ at \\d+, \\d+$/.test(document.querySelector('.gain figcaption span').textContent)")
+    x, y = map(int, re.findall(r"\d+", page.text_content(".gain figcaption span")))
+    np.testing.assert_array_equal(drawn(page, ".gain img"), loud[:, y : y + 192, x : x + 288].transpose(1, 2, 0))
+    page.click(".gain button")
+    page.wait_for_selector(f"body[data-ready]:has(#name:text-is('{store.stem}-gain2.zarr'))")
+    place = [float(value) for value in re.findall(r"[xy]=([\d.]+)", page.url)]
+    wait_until_shown(page, loud, *place)
+    assert "× 2" in page.text_content("#facts")
+    wait(page, "document.querySelector('#command').textContent.includes('--noise-gain 2 ')")
 
 
 def test_tools(tmp_path, serve, open_page):

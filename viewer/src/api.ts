@@ -27,6 +27,7 @@ export interface Details {
   seamError?: number | null;
   precisionError?: { mean: number; p999: number; max: number } | null;
   seed?: string | null;
+  noiseGain?: (number | null)[];
   executor?: string | null;
   precision?: string | null;
   backend?: string | null;
@@ -68,6 +69,13 @@ export interface ModelState {
   size: Pair;
   sizes: Pair[];
   seed: string | null;
+  /** Loudness of the noise channels by that of the model; null where it has none. */
+  gain: number | null;
+  maxGain: number;
+  /** The last crop with another gain: [x, y, width, height], and why it cannot be computed. */
+  crop: { number: number; gain: number; box: [number, number, number, number]; problem: string | null } | null;
+  /** Whether a crop is wanted or computed. */
+  cropping: boolean;
   firstSeed: string;
   /** Number of the shape of the samples. */
   sheet: number;
@@ -127,8 +135,12 @@ export function sampleUrl(sheet: number, seed: string): string {
   return `api/sample/${sheet}/${seed}.png`;
 }
 
+export function cropUrl(number: number): string {
+  return `api/crop/${number}.png`;
+}
+
 /** Ask something of the model; returns what is wrong with it, if anything is, which is no error of the page. */
-export async function act(action: "samples" | "view" | "render" | "open", values: Record<string, string | number>): Promise<string> {
+export async function act(action: "samples" | "view" | "crop" | "render" | "open", values: Record<string, string | number>): Promise<string> {
   const query = new URLSearchParams(Object.entries(values).map(([key, value]) => [key, `${value}`]));
   try {
     const answer = await fetch(`api/do/${action}?${query}`, { method: "POST" });

@@ -1,6 +1,7 @@
 // A model that is explored: samples of seeds to choose from, seed and size of the image, and what is looked at.
 
 import { act, sampleUrl, type ModelState, type Pair } from "./api";
+import { GainSlider } from "./gain";
 import { copyable, element, progressText } from "./panel";
 import type { Scene } from "./scene";
 import type { State } from "./api";
@@ -21,6 +22,7 @@ export class Explorer {
   private told = "";
   private pending = 0;
   private sheet: number;
+  private readonly gain: GainSlider | null = null;
 
   /** `say` shows a line; `scene` is null while only samples are there. */
   constructor(
@@ -39,10 +41,12 @@ export class Explorer {
     document.addEventListener("visibilitychange", () => this.later());
     addEventListener("resize", () => this.later());
     if (scene) {
+      if (model.gain !== null) this.gain = new GainSlider(model, scene, say);
       this.render.addEventListener("click", () => void act("render", { on: this.model.rendering ? 0 : 1 }));
       find("explore").replaceChildren(
         element("h2", { textContent: "Explore" }),
         this.form("Open", model.seed ?? ""),
+        ...(this.gain ? [this.gain.element] : []),
         element("p", {}, this.render),
         element("div", { id: "command" }),
       );
@@ -84,6 +88,7 @@ export class Explorer {
     }
     this.render.textContent = model.rendering ? "Pause" : "Render it";
     this.render.disabled = state?.complete ?? false;
+    this.gain?.update(model);
     const command = model.command ?? "";
     if (this.scene && find("command").dataset.text !== command) {
       find("command").dataset.text = command;

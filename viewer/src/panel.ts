@@ -54,6 +54,7 @@ function imageRows(source: Source, dpi: number): Row[] {
 function madeRows({ details }: Source): Row[] {
   return [
     ["Seed", details.seed],
+    ["Noise gain", gains(details.noiseGain ?? [])],
     ["Model", details.model],
     ["Executor", details.executor],
     ["Precision", details.precision],
@@ -69,6 +70,11 @@ function exactRows({ details }: Source): Row[] {
     ["Seams", seam === 0 ? "exact" : seam == null ? "not measured" : `at most ${seam.toFixed(2)} levels of 255`],
     ["Precision", error ? `${error.mean.toFixed(2)} levels on average, ${error.max.toFixed(2)} at most, against fp32` : null],
   ];
+}
+
+/** Factors of the noise channels: one for all steps, or one per step. */
+function gains(values: (number | null)[]): string {
+  return (new Set(values).size === 1 ? values.slice(0, 1) : values).map((value) => `× ${value}`).join(", ");
 }
 
 function steps({ details }: Source): Node[] {
