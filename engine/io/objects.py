@@ -232,7 +232,7 @@ class ObjectPath:
         def ask(batch: list[str]) -> None:
             try:
                 _obstore().delete(self._store(True), batch)
-            except FileNotFoundError:  # Google and Azure say so of one, and may have left others
+            except FileNotFoundError:  # Google says so of one, and obstore leaves others
                 for key in batch if len(batch) > 1 else ():
                     ask([key])
 

@@ -15,17 +15,20 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from engine.io import objects
 from engine.io.objects import as_place
+from support.commands import wait_for
 from support.google_front import GoogleFront
 
 KEY, SECRET = "AKIAQUITESECRETKEY00", "a/very+secret/key-that-no-output-may-name"
@@ -60,7 +63,7 @@ def azure_server():
     if (program := shutil.which("azurite-blob")) is None:
         pytest.skip("no azurite-blob on the PATH: npm install azurite")
     line = [program, "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", "0"]
-    pattern = r"successfully listening (?:at|on) http://127\.0\.0\.1:(\d+)"
+    pattern = r"successfully listens on http://127\.0\.0\.1:(\d+)"
     variables = {"AZURE_STORAGE_USE_EMULATOR": "true", "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
     with _program(line, pattern) as port, _environment("az", port, variables):
         yield port
@@ -112,16 +115,12 @@ def _environment(kind, port, variables):
 @contextmanager
 def _program(line, pattern):
     """A server that prints its port."""
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
-    try:
-        port = next(int(match[1]) for text in process.stdout if (match := re.search(pattern, text)))
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-        with suppress(ValueError):
-            process.stdout.close()
+    with tempfile.NamedTemporaryFile("w") as log, subprocess.Popen(line, stdout=log) as process:
+        try:
+            wait_for(lambda: re.search(pattern, Path(log.name).read_text()), process, pause=0.05)
+            yield int(re.search(pattern, Path(log.name).read_text())[1])
+        finally:
+            process.terminate()
 
 
 def make_bucket(port, name, kind="s3"):
@@ -133,10 +132,8 @@ def make_bucket(port, name, kind="s3"):
     elif kind == "gs":
         connection.request("POST", "/storage/v1/b", json.dumps({"name": name}), {"Content-Type": "application/json"})
     else:
-        place, headers = (
-            f"/{AZURE_ACCOUNT}/{name}",
-            {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2023-11-03"},
-        )
+        place = f"/{AZURE_ACCOUNT}/{name}"
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2023-11-03"}
         empty = [""] * 11  # headers that the request does not have
         signed = [f"{key}:{value}" for key, value in headers.items()]
         lines = ["PUT", *empty, *signed, f"/{AZURE_ACCOUNT}{place}", "restype:container"]
