@@ -43,6 +43,9 @@ _PUT_TIMEOUT, _PUT_RETRY_SECONDS = "300s", 600
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 """Variables that allow addresses without encryption."""
 
+_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "AZURITE_")
+"""First letters of the variables of the environment that hold addresses and credentials."""
+
 _PAUSE, _BACKOFF = 0.2, 0.1
 """Seconds before the first repetition by the engine, of an answer that was cut off, and by obstore, of all others; doubled
 each time."""
@@ -185,6 +188,8 @@ class ObjectPath:
                 obstore.put(self._store(True), self.key, data, mode="create", attributes=attributes)
             except obstore.exceptions.AlreadyExistsError:
                 return False
+            except FileNotFoundError:
+                raise AccessError(f"{self}: no such bucket; check the URL") from None
             return True
 
         return _asked(self, ask, _WRITE) or self.read_bytes() == data
@@ -211,7 +216,7 @@ class ObjectPath:
 
         def ask() -> bool:
             try:
-                obstore.put(self._store(True), self.key, data, mode=mode, attributes=attributes)
+                obstore.put(self._store(True), self.key, data, mode=mode, attributes=attributes, use_multipart=False)
             except (obstore.exceptions.PreconditionError, FileNotFoundError):
                 return False
             return True
@@ -227,8 +232,9 @@ class ObjectPath:
         def ask(batch: list[str]) -> None:
             try:
                 _obstore().delete(self._store(True), batch)
-            except FileNotFoundError:
-                return
+            except FileNotFoundError:  # Google says so of one, and obstore leaves others
+                for key in batch if len(batch) > 1 else ():
+                    ask([key])
 
         for start in range(0, len(keys), _BATCH):
             batch = keys[start : start + _BATCH]
@@ -254,7 +260,7 @@ class ObjectPath:
 
     def client(self) -> Any:  # noqa: ANN401 (obstore's type)
         """obstore's client of the objects below."""
-        return _opened(self._scheme, self._bucket, self.key)
+        return _opened(_settings(), self._scheme, self._bucket, self.key)
 
     def _listed(self, chunk: int = 1000) -> Iterator[dict[str, Any]]:
         """What the server lists below the name. A list that was cut off goes on after the last name."""
@@ -277,7 +283,7 @@ class ObjectPath:
             last = page[-1]["path"]
 
     def _store(self, writes: bool = False) -> Any:  # noqa: ANN401 (obstore's type)
-        return _opened(self._scheme, self._bucket, None, writes)
+        return _opened(_settings(), self._scheme, self._bucket, None, writes)
 
 
 Place: TypeAlias = Path | ObjectPath
@@ -357,11 +363,23 @@ def _obstore() -> Any:  # noqa: ANN401 (a module that need not be installed)
     return obstore
 
 
+def _settings() -> int:
+    """Digest of the variables that obstore reads when it makes a client: an address or credentials that are set later need
+    another one.
+    """
+    return hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith(_VARIABLES)))
+
+
 @cache
-def _opened(scheme: str, bucket: str, prefix: str | None, writes: bool = False) -> Any:  # noqa: ANN401
+def _opened(settings: int, scheme: str, bucket: str, prefix: str | None, writes: bool = False) -> Any:  # noqa: ANN401
     """obstore's client of a bucket, with the credentials of the environment, of files or of the machine's role.
 
-    ``writes``: requests may take as long as whole objects do on a slow network.
+    Args:
+        settings: ``_settings``, which tells clients apart.
+        scheme: kind of object store.
+        bucket: name of the bucket.
+        prefix: name that all keys begin with, if any.
+        writes: requests may take as long as whole objects do on a slow network.
     """
     store = _obstore().store
     backoff = {"init_backoff": timedelta(seconds=_BACKOFF), "max_backoff": timedelta(seconds=5), "base": 2}

@@ -62,6 +62,15 @@ def test_only_stores_are_written_to_a_url(line, call, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_address_that_is_set_later_has_its_own_client(monkeypatch):
+    pytest.importorskip("obstore")
+    clients = []
+    for address in ("http://127.0.0.1:9", "http://127.0.0.1:10", "http://127.0.0.1:9"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        clients.append(ObjectPath("s3://bucket/a.zarr").client())
+    assert clients[0] is clients[2] is not clients[1]
+
+
 def test_a_missing_extra_is_one_line(call, monkeypatch):
     objects._obstore.cache_clear()
     monkeypatch.setitem(sys.modules, "obstore", None)

