@@ -1,6 +1,6 @@
 """Tiles of other programs beside the engine's bands: memory, time, errors, seams, and the largest picture within a limit.
 
-    python benchmarks/bench_tiling.py [--only NETWORK ...] [--size 640x128] [--threads N]
+    python benchmarks/bench_tiling.py [--only NETWORK ...] [--size 576x64] [--threads N]
 
 The rules are those of Real-ESRGAN 0.3.0, realesrgan-ncnn-vulkan 0.2.0 and ComfyUI 0.38.1, written from their description
 (benchmarks/peers/tiling.py), with the same weights on the same picture, on a CPU in fp32, by PyTorch, ncnn and spandrel. Every
@@ -9,22 +9,19 @@ run is a process of its own: peaks are its resident memory, CPU seconds its user
 Errors are levels of 255 against the whole picture in fp32; the engine's result has 16 bits. A seam is the largest step of the
 error from a pixel to its neighbour across a tile's border, or anywhere for the engine, which has no such borders.
 
-The largest picture of 4:3: for Compact, pictures grow by a tenth until the memory of LIMITS is exhausted, from 0.9 of what the
-growth between two pictures foretells. For RRDBNet it is computed: the memory of a full tile from the growth of whole pictures
-(PyTorch) or from one tile (ncnn), and that of a pixel from Compact's, since results are held alike. The engine's is a plan of
-PLANNED, the largest size tried. Compact also renders TWICE the pixels of the other programs' largest picture within the limit.
+The largest picture of 4:3 within a memory is computed: a tile takes what the memory of two pictures in one tile each foretells,
+and the picture and its result take ``held`` bytes a pixel besides. The engine's is the largest of PLANNED that a dry run accepts.
 Appends to results/tiling.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,19 +37,13 @@ from engine.container import cpu_count
 
 PEERS = ROOT / "benchmarks" / "peers"
 sys.path.append(str(PEERS))
-from serve import EXHAUSTED  # noqa: E402 (found by the path above)
-from tiling import starts  # noqa: E402
+from tiling import starts  # noqa: E402 (found by the path above)
 
-LIMITS = {"realesr-animevideov3 x4": 1024, "Real-ESRGAN x4plus": 4096}
-"""Network -> memory in MiB that the largest picture may take."""
+COMPACT, X4PLUS = "realesr-animevideov3 x4", "Real-ESRGAN x4plus"
 
-COMPACT = "realesr-animevideov3 x4"
-"""Network that is small enough for large pictures."""
+LIMITS = {COMPACT: 1024, X4PLUS: 4096}
+"""Network -> memory in MiB of the largest picture."""
 
-PROBES = ((768, 576), (1152, 864))
-"""Sizes of pictures between which memory grows by a constant a pixel. Both are larger than a tile."""
-
-FIRST, STEP, TWICE = 0.9, 1.1, 2.0
 PLANNED = ((16384, 12288), (8192, 6144), (4096, 3072))
 """Sizes that the engine plans, largest first, until one fits the limit."""
 
@@ -73,17 +64,16 @@ class Program:
     """Pixels around a tile."""
     overlap: int = 0
     """Pixels that neighbouring tiles share."""
-    lean: dict[str, Any] = field(default_factory=dict)
-    """Options for the least memory, at the cost of exact results."""
+    held: int = 0
+    """Bytes a pixel of the picture, for it and its result at four times the size, of three channels each."""
     least: int = 0
     """Side down to which a tile is halved where memory is exhausted; 0: never."""
 
-    def run(self, settings: dict[str, Any], picture: Path, out: Path, **more: Any) -> Ended:
+    def run(self, settings: dict[str, Any], picture: Path, out: Path) -> Ended:
         """Enlarge ``picture`` once."""
-        options = settings | self.options | more | {"picture": str(picture), "out": str(out), "once": True}
+        options = settings | self.options | {"picture": str(picture), "out": str(out), "once": True}
         return run_process(
             [python_of(self.environment), PEERS / f"{self.script}.py", json.dumps(options)],
-            expected=(0, EXHAUSTED) if "limit" in more else (0,),
             OMP_NUM_THREADS=str(settings["threads"]),
             OMP_WAIT_POLICY="PASSIVE",  # as the engine has it: time spent waiting is no work
         )
@@ -94,26 +84,61 @@ class Program:
         return sorted({side for start in first for side in (start, start + self.tile) if 0 < side < length})
 
 
+_FLOATS = 4 * 3 * (1 + 16)
+"""``held`` of a picture and a result in float32. ComfyUI's weights are as large as a channel more."""
+
 WHOLE = "PyTorch, whole picture"
 NCNN = "realesrgan-ncnn-vulkan's tiles of 200, ncnn"
 PROGRAMS = {
     WHOLE: Program("plain_torch", options={"tile": 0}),
-    "RealESRGANer's tiles of 400, PyTorch": Program("plain_torch", options={"tile": 400}, tile=400, pad=10),
-    "RealESRGANer's tiles of 512, PyTorch": Program("plain_torch", options={"tile": 512}, tile=512, pad=10),
-    NCNN: Program("ncnn_tiles", "ncnn", tile=200, pad=10, lean={"dtype": "uint8"}),
-    "ComfyUI's tiles of 512, spandrel": Program("spandrel_tiles", tile=512, overlap=32, least=128),
+    "RealESRGANer's tiles of 400, PyTorch": Program(
+        "plain_torch", options={"tile": 400}, tile=400, pad=10, held=_FLOATS
+    ),
+    "RealESRGANer's tiles of 512, PyTorch": Program(
+        "plain_torch", options={"tile": 512}, tile=512, pad=10, held=_FLOATS
+    ),
+    NCNN: Program("ncnn_tiles", "ncnn", tile=200, pad=10, held=3 * (1 + 16)),
+    "ComfyUI's tiles of 512, spandrel": Program(
+        "spandrel_tiles", tile=512, overlap=32, held=_FLOATS + 4 * 16, least=128
+    ),
 }
 ENGINE = "engine, bands"
 
-TILES = {WHOLE: ((192, 128), (640, 128)), NCNN: ((100, 100), (200, 200))}
-"""Program -> sizes of pictures that are one tile each. PyTorch takes the same for tiles by other rules."""
+ONE_TILE = {
+    COMPACT: {WHOLE: ((384, 288), (768, 576)), NCNN: ((100, 100), (200, 200))},
+    X4PLUS: {WHOLE: ((192, 64), (576, 64)), NCNN: ((100, 100), (200, 200))},
+}
+"""Network -> program -> sizes of two pictures of one tile each. All tiles in PyTorch take the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Memory of a process that grows with pixels."""
+
+    base: float
+    """MiB without any."""
+    slope: float
+    """MiB of a pixel."""
+
+    @classmethod
+    def through(cls, first: tuple[int, int], second: tuple[int, int]) -> Line:
+        """The line through two (pixels, MiB), which rises by a byte a pixel at least."""
+        slope = max((second[1] - first[1]) / (second[0] - first[0]), 2**-20)
+        return cls(first[1] - slope * first[0], slope)
+
+    def at(self, pixels: float) -> float:
+        """MiB of so many pixels."""
+        return self.base + self.slope * pixels
+
+    def within(self, limit: float) -> float:
+        """Pixels within a limit."""
+        return max(0.0, (limit - self.base) / self.slope)
 
 
 class Bench:
     """One network, its files in the formats of all programs, and a folder for pictures and results."""
 
     def __init__(self, network: str, folder: Path, threads: int) -> None:
-        folder.mkdir()
         self.network = network
         self.param = fetch(NETWORKS[network])
         self.scale = NETWORKS[network].scale
@@ -131,13 +156,14 @@ class Bench:
             Image.fromarray(pixels).save(path.with_suffix(".png"))
         return path
 
-    def peak(self, program: str, size: Size, **more: Any) -> Ended:
-        """Enlarge a picture of a size, and forget the result."""
-        out = self.folder / "forgotten.npy"
-        ended = PROGRAMS[program].run(self.settings, self.picture(size), out, **PROGRAMS[program].lean, **more)
-        out.unlink(missing_ok=True)
-        print(f"  {program}: {size[0]}x{size[1]}, {ended.peak} MiB, exit code {ended.code}", flush=True)
-        return ended
+    def one_tile(self, program: str) -> Line:
+        """Memory of a program by the pixels of a tile, from two pictures."""
+        peaks = []
+        for size in ONE_TILE[self.network][program]:
+            ended = PROGRAMS[program].run(self.settings, self.picture(size), self.folder / "forgotten.npy")
+            print(f"  {program}: {size[0]}x{size[1]} in {ended.peak} MiB", flush=True)
+            peaks.append((math.prod(size), ended.peak))
+        return Line.through(*peaks)
 
     def compare(self, size: Size) -> Iterator[dict[str, Any]]:
         """Row of each program on one picture."""
@@ -215,103 +241,26 @@ def shape(pixels: float) -> Size:
     return width, width * 3 // 4
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Memory of a process that grows with pixels."""
-
-    base: float
-    """MiB without any."""
-    slope: float
-    """MiB of a pixel."""
-
-    @classmethod
-    def through(cls, first: tuple[Size, int], second: tuple[Size, int]) -> Line:
-        """The line through two (size, MiB)."""
-        (small, less), (large, more) = ((math.prod(size), peak) for size, peak in (first, second))
-        slope = (more - less) / (large - small)
-        return cls(less - slope * small, slope)
-
-    def at(self, pixels: float) -> float:
-        """MiB of so many pixels."""
-        return self.base + self.slope * pixels
-
-    def within(self, limit: float) -> float:
-        """Pixels within a limit."""
-        return max(0.0, (limit - self.base) / self.slope)
-
-
-def measured(bench: Bench, name: str, limit: int, line: Line) -> Size:
-    """Largest picture of a rising series within the limit."""
-    found = (0, 0)
-    for turn in itertools.count():
-        size = shape(line.within(limit) * FIRST * STEP**turn)
-        ended = bench.peak(name, size, limit=limit << 20)
-        if ended.code or ended.peak > limit:
-            break
-        found = size
-    return found
-
-
-def computed(program: Program, limit: int, slope: float, tile: Line) -> Size:
-    """Largest picture within the limit in the best of the tiles that are tried, or as a part of one tile.
-
-    Args:
-        program: way to enlarge it.
-        limit: MiB.
-        slope: MiB of a pixel of the picture, beside the tiles.
-        tile: memory by the pixels of a tile with its padding.
-    """
+def computed(program: Program, limit: int, tile: Line) -> Size:
+    """Largest picture within a limit in MiB, with the best of the tiles that are tried and fit, or as a part of one tile."""
     sides = [program.tile] if program.tile else []
     while program.least and sides[-1] // 2 >= program.least:
         sides.append(sides[-1] // 2)
-    peaks = [tile.at((side + 2 * program.pad) ** 2) for side in sides]
-    return shape(max(((limit - peak) / slope for peak in peaks if peak < limit), default=tile.within(limit)))
+    left = [limit - tile.at((side + 2 * program.pad) ** 2) for side in sides]
+    return shape(max(((mib * 2**20) / program.held for mib in left if mib > 0), default=tile.within(limit)))
 
 
-def growth(bench: Bench, name: str, probes: tuple[Size, Size]) -> Line:
-    """Memory of a program by the pixels of a picture, from two pictures."""
-    first, second = ((size, bench.peak(name, size).peak) for size in probes)
-    return Line.through(first, second)
-
-
-def engine(bench: Bench, limit: int, others: Sequence[Size]) -> dict[str, Any]:
-    """Largest size that the engine plans, and one that it renders where the network is small."""
-    how = "planned"
-    if bench.network == COMPACT:
-        width, height = shape(TWICE * max(map(math.prod, others)))
-        ended = bench.upscale(
-            bench.picture((width, height)).with_suffix(".png"), bench.folder / "large.png", "--memory", f"{limit}MiB"
-        )
-        how = f"planned; {width}x{height} rendered in {ended.peak} MiB"
-    size = bench.planned(limit)
-    return {"largest": f"{size[0]}x{size[1]}" if size else "", "how": how}
-
-
-def measure(bench: Bench, size: Size, compact: dict[str, Line]) -> None:
-    """Print and append the rows of a network.
-
-    Args:
-        bench: the network.
-        size: picture for errors and times.
-        compact: memory of each program by the pixels of a picture, with Compact.
-    """
+def measure(bench: Bench, size: Size) -> None:
+    """Print and append the rows of a network, errors and times from a picture of ``size``."""
     limit = LIMITS[bench.network]
-    tiles: dict[str, Line] = {}
-    if bench.network != COMPACT:
-        tiles = {name: growth(bench, name, probes) for name, probes in TILES.items()}
-    found: list[Size] = []
+    tiles = {name: bench.one_tile(name) for name in ONE_TILE[bench.network]}
     for row in bench.compare(size):
         name = row["program"]
         if name == ENGINE:
-            row |= {"limit_mib": limit, **engine(bench, limit, found)}
+            largest, how = bench.planned(limit), "planned"
         else:
-            if bench.network == COMPACT:
-                largest = measured(bench, name, limit, compact[name])
-            else:
-                largest = computed(PROGRAMS[name], limit, compact[name].slope, tiles.get(name, tiles[WHOLE]))
-            found.append(largest)
-            how = "measured" if bench.network == COMPACT else "computed"
-            row |= {"limit_mib": limit, "largest": f"{largest[0]}x{largest[1]}", "how": how}
+            largest, how = computed(PROGRAMS[name], limit, tiles.get(name, tiles[WHOLE])), "computed"
+        row |= {"limit_mib": limit, "largest": "x".join(map(str, largest)) if largest else "", "how": how}
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         add_row("tiling", row)
 
@@ -319,14 +268,12 @@ def measure(bench: Bench, size: Size, compact: dict[str, Line]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(LIMITS), choices=list(LIMITS), metavar="NETWORK")
-    parser.add_argument("--size", type=read_size, default=(640, 128), help="WIDTHxHEIGHT for errors and times")
+    parser.add_argument("--size", type=read_size, default=(576, 64), help="WIDTHxHEIGHT for errors and times")
     parser.add_argument("--threads", type=int, default=cpu_count())
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        benches = {name: Bench(name, Path(folder) / name, options.threads) for name in {COMPACT, *options.only}}
-        compact = {name: growth(benches[COMPACT], name, PROBES) for name in PROGRAMS}
-        for name in options.only:
-            measure(benches[name], options.size, compact)
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Bench(name, Path(folder), options.threads), options.size)
 
 
 if __name__ == "__main__":

@@ -476,6 +476,43 @@ def weights() -> list[str]:
     ]
 
 
+def programs() -> list[str]:
+    """Tiles of other programs."""
+    shown = latest("tiling", "network", "program")
+    return [
+        "## Beside other programs' tiles",
+        paragraph(
+            f"The rules of other programs, written from their description, on a CPU in fp32: {shown[0]['picture']} pixels of a "
+            "photograph, with the same weights, each in a process of its own. Errors are levels of 255 against the whole "
+            "picture. A seam is the largest step of the error across a tile's border; for the engine, between any two "
+            "neighbours. The largest picture of 4:3 within a memory is computed from measured tiles and the bytes that a result "
+            "holds; the engine's is the largest of three sizes whose plan fits."
+        ),
+        *(part for network in dict.fromkeys(row["network"] for row in shown) for part in _programs(network, shown)),
+        paragraph(
+            "The other programs hold the whole result, so memory bounds their pictures; the engine's are bounded by the disk. "
+            "Only the buffers that a rule needs are held here: the programs themselves take more. ComfyUI halves its tiles "
+            "where memory is exhausted; the errors are those of tiles of 512. The engine's time includes a store with its "
+            "pyramid."
+        ),
+        source("bench_tiling.py", "tiling", shown),
+    ]
+
+
+def _programs(network: str, shown: Sequence[Row]) -> list[str]:
+    own = [row for row in shown if row["network"] == network]
+    body = [
+        (
+            row["program"], row["peak_mib"], row["cpu_s"], *(f"{float(row[key]):.2f}" for key in ("worst", "p999", "mean", "seam")),
+            row["largest"] or "none",
+        )
+        for row in own
+    ]  # fmt: skip
+    limit = int(own[0]["limit_mib"]) // 1024
+    head = ("program", "peak MiB", "CPU seconds", "worst", "99.9 %", "mean", "seam", f"largest in {limit} GiB")
+    return [f"### {network}", table(head, body)]
+
+
 def _training_case(case: str) -> str:
     return case.replace("structure seen by VGG", "step 1 through VGG-19").replace("structure", "step 1")
 
@@ -502,7 +539,12 @@ def page() -> str:
             f"Machine of all rows: {machines()}; a shared virtual machine. Only ratios within one run are comparable."
         ),
     ]
-    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *weights(), *training()]) + "\n"
+    return (
+        "\n\n".join(
+            [*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *weights(), *programs(), *training()]
+        )
+        + "\n"
+    )
 
 
 def plot(path: Path = PLOT) -> None:

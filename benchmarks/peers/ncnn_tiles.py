@@ -14,7 +14,6 @@ net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic
 net.load_param(options()["param"])
 net.load_model(options()["bin"])
 image = pixels()
-dtype = np.dtype(options().get("dtype", "float32"))
 
 
 def enlarge(tile):
@@ -29,4 +28,4 @@ def enlarge(tile):
         return np.array(output)
 
 
-serve(lambda: cropped(enlarge, image, options()["scale"], TILE, PAD, dtype)[None])
+serve(lambda: cropped(enlarge, image, options()["scale"], TILE, PAD)[None])

@@ -2,19 +2,14 @@
 
 A peer is started as ``python PEER.py OPTIONS``, where OPTIONS is JSON: picture (.npy, [3, H, W], float32 in [0, 1] or uint8),
 weights, out, threads and what the peer alone needs. It needs numpy and its own runtime. Its last output is saved to ``out``
-after each run. With ``once`` it runs once without a line, and ends; with ``limit`` it may take so many bytes, and ends with
-EXHAUSTED if it needs more.
+after each run. With ``once`` it runs once without a line, and ends.
 """
 
 import json
-import resource
 import sys
 import time
 
 import numpy as np
-
-EXHAUSTED = 3
-"""Exit code of a peer whose memory is exhausted."""
 
 
 def options():
@@ -35,7 +30,8 @@ def picture():
 
 def peak_bytes():
     """Largest resident memory of this process so far."""
-    return _status("VmHWM")
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
 def is_exhausted(error):
@@ -45,18 +41,8 @@ def is_exhausted(error):
 
 def serve(run):
     """Call ``run() -> float32 or uint8 [1, 3, H * scale, W * scale]`` once for each line, after one call to warm up."""
-    if "limit" in options():
-        # Pages of files, such as the libraries', are the rest.
-        limit = options()["limit"] - _status("RssFile")
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if options().get("once"):
-        try:
-            _save(run())
-        except (MemoryError, RuntimeError) as error:
-            if not is_exhausted(error):
-                raise
-            print(error, file=sys.stderr)
-            sys.exit(EXHAUSTED)
+        _save(run())
         return
     run()
     print(json.dumps({"ready": True}), flush=True)
@@ -70,9 +56,3 @@ def serve(run):
 
 def _save(output):
     np.save(options()["out"], np.asarray(output)[0])
-
-
-def _status(name):
-    """Bytes of a line of this process's status."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))

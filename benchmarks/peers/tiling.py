@@ -14,16 +14,15 @@ import numpy as np
 RGB = 3
 
 
-def cropped(enlarge, image, scale, tile, pad, dtype=np.float32):
+def cropped(enlarge, image, scale, tile, pad):
     """Enlarge a picture in tiles with ``pad`` pixels around each.
 
     Args:
         enlarge: network, float32 or uint8 [3, h, w] -> float32 [3, h * scale, w * scale].
         image: picture, [3, height, width].
-        dtype: float32, or uint8 for levels of 255.
     """
     _, height, width = image.shape
-    result = np.empty((RGB, height * scale, width * scale), dtype)
+    result = np.empty((RGB, height * scale, width * scale), np.float32)
     for y in range(0, height, tile):
         for x in range(0, width, tile):
             top, left = max(0, y - pad), max(0, x - pad)
@@ -31,10 +30,7 @@ def cropped(enlarge, image, scale, tile, pad, dtype=np.float32):
             part = enlarge(image[:, top : min(bottom + pad, height), left : min(right + pad, width)])
             rows = slice((y - top) * scale, (bottom - top) * scale)
             columns = slice((x - left) * scale, (right - left) * scale)
-            part = part[:, rows, columns]
-            if dtype == np.uint8:
-                part = (np.clip(part, 0, 1) * 255).round()
-            result[:, y * scale : bottom * scale, x * scale : right * scale] = part
+            result[:, y * scale : bottom * scale, x * scale : right * scale] = part[:, rows, columns]
     return result
 
 

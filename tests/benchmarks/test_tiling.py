@@ -40,8 +40,6 @@ def test_cropped_is_exact_with_the_receptive_field(enlarge, image):
     border = TILE * SCALE
     assert wrong[border - 1 : border + 1].any(1).all()
     assert not wrong[SCALE : border - SCALE, SCALE : border - SCALE].any()
-    levels = tiling.cropped(enlarge, image, SCALE, TILE, RADIUS, np.uint8)
-    assert np.abs(levels - np.clip(whole, 0, 1) * 255).max() <= 0.5 + 1e-3
 
 
 def test_feathered_is_exact_where_all_tiles_see_enough(enlarge, image):
