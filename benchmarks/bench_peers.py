@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from bench_bands import FRAME, photo
-from harness import add_row
+from harness import ROOT, add_row
 from safetensors.numpy import save_file
 
 from engine import archs
@@ -35,7 +35,6 @@ from engine.container import cpu_count
 from engine.model.checkpoints import read_checkpoint
 from engine.model.packaged import find_packaged
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "peers"
 ENVIRONMENTS = {
     "onnx": ("onnx==1.23.2", "safetensors", "numpy"),
@@ -118,16 +117,20 @@ class Peer:
         self._process.wait()
 
 
-def weights(folder: Path) -> dict[str, str]:
-    """The network in the peers' formats."""
-    param = find_packaged("realsr")
+def weights(param: Path, folder: Path) -> dict[str, str]:
+    """Files of a network of ncnn's as PyTorch's and ncnn's peers take them, with those that are written in ``folder``."""
     network = archs.build(read_checkpoint(param))
-    paths = {"weights": folder / "weights.safetensors", "onnx": folder / "network.onnx"}
-    save_file({name: value.numpy() for name, value in network.state_dict().items()}, paths["weights"])
+    path = folder / "weights.safetensors"
+    save_file({name: value.numpy() for name, value in network.state_dict().items()}, path)
+    return {"weights": str(path), "param": str(param), "bin": str(param.with_suffix(".bin"))}
+
+
+def onnx_file(files: dict[str, str], folder: Path) -> dict[str, str]:
+    """File of an RRDBNet as ONNX's peers take it."""
+    path = folder / "network.onnx"
     script = ROOT / "benchmarks" / "peers" / "onnx_file.py"
-    subprocess.run([python_of("onnx"), script, paths["weights"], paths["onnx"]], check=True)
-    files = {name: str(path) for name, path in paths.items()}
-    return files | {"param": str(param), "bin": str(param.with_suffix(".bin"))}
+    subprocess.run([python_of("onnx"), script, files["weights"], path], check=True)
+    return {"onnx": str(path)}
 
 
 def errors(out: Path, reference: Path) -> dict[str, float]:
@@ -146,7 +149,9 @@ def compare(size: str, names: list[str], repeats: int, threads: int, *, is_busy:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "picture.npy", photo(height, width).numpy())
-        settings = {"folder": name, "picture": str(folder / "picture.npy"), "threads": threads, **weights(folder)}
+        files = weights(find_packaged("realsr"), folder)
+        files |= onnx_file(files, folder)
+        settings = {"folder": name, "picture": str(folder / "picture.npy"), "threads": threads, "scale": 4, **files}
         reference = folder / f"{REFERENCE}.npy"
         if REFERENCE not in names:
             once = Peer(REFERENCE, settings)

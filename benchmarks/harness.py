@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: rows of benchmarks/results, timing, small models and renders."""
+"""Shared parts of the benchmarks: rows of benchmarks/results, timing, processes, small models and renders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import csv
 import datetime
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,7 @@ from engine.model.bundle import Model
 from engine.model.structure_file import write_structure
 from engine.plan.request import Request
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PHOTOS = Path(__file__).parent / "photos"
 
@@ -74,6 +79,47 @@ def milliseconds(device: torch.device, call, repeats: int) -> float:
         if k > 1:
             times.append(elapsed)
     return statistics.median(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that ended."""
+
+    code: int
+    """Exit code; negative after a signal."""
+    output: str
+    """Standard output."""
+    seconds: float
+    """Time from its start to its end."""
+    cpu: float
+    """User and system time in seconds."""
+    peak: int
+    """Largest resident memory in MiB."""
+
+
+def run_process(
+    command: Sequence[str | Path], *, cpu_limit: int = 3600, expected: Sequence[int] = (0,), **variables: str
+) -> Ended:
+    """Run a command in an environment with this checkout's ``engine`` and ``variables``.
+
+    Raises SystemExit for another exit code than ``expected``, and where it takes more than ``cpu_limit`` CPU seconds.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=output,
+            env=os.environ | {"PYTHONPATH": str(ROOT), **variables},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, cpu_limit)),
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in expected:
+            raise SystemExit(f"{command}: ended with exit code {process.returncode} after {seconds:.0f} s")
+        output.seek(0)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Ended(process.returncode, output.read(), seconds, cpu, usage.ru_maxrss >> 10)
 
 
 def render(model: Model, request: Request) -> np.ndarray:

@@ -8,6 +8,7 @@ Each table shows the last row of each case and names the command that measures i
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -454,26 +455,74 @@ def training() -> list[str]:
 def weights() -> list[str]:
     """Community networks on a photograph."""
     shown = latest("weights", "network")
+    size = shown[0]["picture"]
     body = [
         (
-            row["network"], row["architecture"], row["way"], f"{row['peak_mib']} / {row['projected_mib']}", row["worst"],
-            row["mean"], f"{row['cpu_s']} / {row['whole_cpu_s']}",
+            row["network"], row["architecture"], row["way"] + ("" if row["picture"] == size else f", {row['picture']} px"),
+            f"{row['peak_mib']} / {row['projected_mib']}", row["worst"], row["mean"], _printed(row["printed"]),
+            f"{row['cpu_s']} / {row['whole_cpu_s']}",
         )
         for row in shown
     ]  # fmt: skip
     return [
         "## Community networks",
         paragraph(
-            f"`engine upscale` of {shown[0]['picture']} pixels of a photograph in float32, beside the same network on the whole "
-            "picture in plain PyTorch. Errors are levels of 255 between the two pictures in 8 bits. Seconds are CPU time of the "
-            "process, with its start and measurements; after the slash, plain PyTorch's."
+            f"`engine upscale` of {size} pixels of a photograph in float32, beside the same network on the whole picture in plain "
+            "PyTorch. Errors are levels of 255 between the two pictures in 8 bits; *printed* is what the plan says. Seconds are "
+            "CPU time of the process, with its start and measurements; after the slash, plain PyTorch's. The files of "
+            "realesr-animevideov3 x3 and x2 hold the weights of x4, byte for byte, and reduce its result; so does `--scale`."
         ),
         table(
-            ("network", "architecture", "way", "peak / projected MiB", "worst", "mean", "CPU seconds"),
+            ("network", "architecture", "way", "peak / projected MiB", "worst", "mean", "printed", "CPU seconds"),
             body,
         ),
         source("bench_weights.py", "weights", shown),
     ]
+
+
+def _printed(error: str) -> str:
+    """Error of a plan: "exact", or that of tiles against the whole picture."""
+    if not error.startswith("{"):
+        return error
+    levels = json.loads(error)
+    return f"mean {levels['mean']:.2g}, worst {levels['max']:.2g}"
+
+
+def programs() -> list[str]:
+    """Tiles of other programs."""
+    shown = latest("tiling", "network", "program")
+    return [
+        "## Beside other programs' tiles",
+        paragraph(
+            f"The rules of other programs, written from their description, on a CPU in fp32: {shown[0]['picture']} pixels of a "
+            "photograph, with the same weights, each in a process of its own. Errors are levels of 255 against the whole "
+            "picture. A seam is the largest step of the error across a tile's border; for the engine, between any two "
+            "neighbours. The largest picture of 4:3 within a memory is computed from measured tiles and the bytes that a result "
+            "holds; the engine's is the largest of three sizes whose plan fits."
+        ),
+        *(part for network in dict.fromkeys(row["network"] for row in shown) for part in _programs(network, shown)),
+        paragraph(
+            "The other programs hold the whole result, so memory bounds their pictures; the engine's are bounded by the disk. "
+            "Only the buffers that a rule needs are held here: the programs themselves take more. ComfyUI halves its tiles "
+            "where memory is exhausted; the errors are those of tiles of 512. The engine's time includes a store with its "
+            "pyramid."
+        ),
+        source("bench_tiling.py", "tiling", shown),
+    ]
+
+
+def _programs(network: str, shown: Sequence[Row]) -> list[str]:
+    own = [row for row in shown if row["network"] == network]
+    body = [
+        (
+            row["program"], row["peak_mib"], row["cpu_s"], *(f"{float(row[key]):.2f}" for key in ("worst", "p999", "mean", "seam")),
+            row["largest"] or "none",
+        )
+        for row in own
+    ]  # fmt: skip
+    limit = int(own[0]["limit_mib"]) // 1024
+    head = ("program", "peak MiB", "CPU seconds", "worst", "99.9 %", "mean", "seam", f"largest in {limit} GiB")
+    return [f"### {network}", table(head, body)]
 
 
 def _training_case(case: str) -> str:
@@ -502,7 +551,12 @@ def page() -> str:
             f"Machine of all rows: {machines()}; a shared virtual machine. Only ratios within one run are comparable."
         ),
     ]
-    return "\n\n".join([*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *weights(), *training()]) + "\n"
+    return (
+        "\n\n".join(
+            [*head, *seamless(), *bounded(), *fast(), *forecasts(), *safe(), *weights(), *programs(), *training()]
+        )
+        + "\n"
+    )
 
 
 def plot(path: Path = PLOT) -> None:

@@ -38,14 +38,16 @@ class Trace:
 def trace(network: nn.Module, picture: Tensor) -> Trace:
     """Run a network on a picture [1, inputs, h, w] and record its calls.
 
-    Branches are taken as for this picture. What the network's code raises where it meets a stand-in is passed on.
+    Branches are taken as for this picture. What the network's code raises where it meets a stand-in is passed on. The network
+    is left as it was: torch.fx puts constants into it, and code such as DAT's keeps tensors, here stand-ins, in its modules.
     """
-    tracer, attributes = _Tracer(picture), set(vars(network))
+    tracer, before = _Tracer(picture), [(module, dict(vars(module))) for module in network.modules()]
     try:
         return Trace(tracer.trace(network), tracer.results)
     finally:
-        for name in set(vars(network)) - attributes:  # constants that torch.fx puts there
-            delattr(network, name)
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 class _Tracer(fx.Tracer):

@@ -49,3 +49,19 @@ def test_what_a_trace_does_not_show_is_refused(forward, reason):
 def test_a_network_that_is_streamed_exactly_is_accepted():
     network = nn.Sequential(conv3(3, 12), nn.PixelShuffle(2), nn.Sigmoid()).requires_grad_(False)
     assert checked_graph(network, 1, 3).scale == 2
+
+
+def test_a_tensor_that_code_keeps_is_itself_after_a_trace():
+    """DAT keeps its mean in the type of the picture. The trace then fails at a branch, and the network runs as before."""
+
+    def forward(part, x):
+        part.mean = part.mean.type_as(x)
+        return branches(part, x - part.mean)
+
+    part = Network(forward, a=conv3(3, 3)).requires_grad_(False).eval()
+    part.mean = torch.zeros(1, 1, 1, 1)
+    network, picture = nn.Sequential(part), torch.ones(1, 3, 8, 8)
+    before = network(picture)
+    with pytest.raises(UsageError, match="TraceError"):
+        checked_graph(network, 1, 3)
+    assert torch.equal(network(picture), before)
