@@ -1,6 +1,6 @@
 """Rendering in bands compared with the whole image, with tiles and with RealESRGANer's tiles, with real weights.
 
-    python benchmarks/bench_bands.py [exact] [work] [time] [beside]
+    python benchmarks/bench_bands.py [exact] [work] [time] [widths] [beside]
 
 exact   Difference from the whole image in float32, for RRDBNet 64x23 (RealSR-DF2K), SwinIR-M (amplified random weights) and a
         chain of two RRDBNets: one strip, strips with the exact halo, two band heights, random first rows. Writes
@@ -10,6 +10,8 @@ work    Multiply-adds executed, relative to those of the whole image, for a 1638
 time    Seconds for a 16384x8640 frame: bands in one strip; tiles as planned for 3 GiB (auto halo); tiles of 512 with 10 pixels
         of padding as in RealESRGANer (plain PyTorch, float32). The methods run in turn on parts of the frame, and their times
         are scaled to it. Writes results/bands_time.csv.
+widths  Microseconds for each input pixel of pictures of 256 to 4096 columns in bfloat16, in bands in the middle of the picture.
+        Writes results/bands_widths.csv.
 beside  Gain from writing shards while the next are computed, over writing each before the next: a render of noise, which
         compresses worst, by a network so small that writing matters. Writes results/bands_beside.csv.
 """
@@ -162,11 +164,11 @@ def push(stage, stream, band):
     return sum(rows.shape[2] for _, rows in stage.push(stream, band))
 
 
-def band_seconds(stage, count=3):
-    """Yield seconds per frame in one strip, extrapolated from ``count`` bands in the middle of the picture."""
-    plan = stage.stream_plan(FRAME[1])
+def band_seconds(stage, count=3, width=FRAME[1]):
+    """Yield seconds of ``FRAME[0]`` rows in one strip, extrapolated from ``count`` bands in the middle of the picture."""
+    plan = stage.stream_plan(width)
     stream = RowStream(plan)
-    band = photo(plan.band, FRAME[1])[None].contiguous(memory_format=torch.channels_last)
+    band = photo(plan.band, width)[None].contiguous(memory_format=torch.channels_last)
     stream.start(0, FRAME[0])
     for _ in range(plan.delay // plan.band + 1):
         push(stage, stream, band)
@@ -243,6 +245,19 @@ def timed(repeats=3):
         publish("bands_time", row)
 
 
+def widths(repeats=5):
+    stage = real("bf16")
+    ways = {width: band_seconds(stage, max(1, 2048 // width), width) for width in (256, 512, 1024, 4096)}
+    found = {width: [] for width in ways}
+    for _ in range(repeats):
+        for width, way in ways.items():
+            found[width].append(next(way))
+    pixel = {width: statistics.median(seconds) / (width * FRAME[0]) for width, seconds in found.items()}
+    for width, seconds in pixel.items():
+        row = {"columns": width, "threads": torch.get_num_threads(), "us_per_pixel": round(seconds * 1e6, 1)}
+        publish("bands_widths", row | {"of_fastest": round(seconds / min(pixel.values()), 3)})
+
+
 class InTurn(Executor):
     """Executor that runs each task when it is submitted."""
 
@@ -287,5 +302,5 @@ def beside(repeats=5):
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("exact", "work", "time", "beside"):
-        {"exact": exact, "work": work, "time": timed, "beside": beside}[name]()
+    for name in sys.argv[1:] or ("exact", "work", "time", "widths", "beside"):
+        {"exact": exact, "work": work, "time": timed, "widths": widths, "beside": beside}[name]()
