@@ -96,7 +96,7 @@ def test_seeds_give_different_pictures(tmp_path, models):
             assert largest_difference(images[0], images[2]) > 20
 
 
-@pytest.mark.parametrize("executor", BOTH)
+@pytest.mark.parametrize("executor", [pytest.param("tiles", marks=pytest.mark.slow), "bands"])
 def test_noise_gain_is_that_of_a_model_file(tmp_path, models, executor):
     """The pixels of a file with louder noise, and 1 those without; a store is continued with its own gain alone."""
     model, request = models["noisy"], replace(SMALL, size=(128, 96), tile=8, executor=executor, seed=3)
