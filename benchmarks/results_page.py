@@ -502,7 +502,8 @@ def programs() -> list[str]:
         ),
         *(part for network in dict.fromkeys(row["network"] for row in shown) for part in _programs(network, shown)),
         paragraph(
-            "The other programs hold the whole result, so memory bounds their pictures; the engine's are bounded by the disk. "
+            "The other programs hold the whole result, so memory bounds their pictures; the engine's are bounded by the disk. Its "
+            "memory follows the width and not the height of a picture, so a flat one shows it at its worst. "
             "Only the buffers that a rule needs are held here: the programs themselves take more. ComfyUI halves its tiles "
             "where memory is exhausted; the errors are those of tiles of 512. The engine's time includes a store with its "
             "pyramid."
