@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from engine.bands.stream import RowStream
 from engine.kernels.last_conv import COLORS
@@ -64,10 +63,12 @@ class Counter(Operations):
         peak: largest number of bytes that were live at a time, of those allocated in the block.
     """
 
-    whole = flop_registry
-
     def __init__(self) -> None:
+        # It imports Triton, which takes 0.4 s and 80 MB; on a CPU nothing is counted.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self.whole = self._formulas = flop_registry
         self.operations: list[Operation] = []
         self.peak = self._now = 0
         self._live: dict[int, int] = {}
@@ -100,7 +101,7 @@ class Counter(Operations):
         outputs: list[Tensor],
     ) -> None:
         name = func._schema.name
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self._formulas.get(func._overloadpacket)
         flops = formula(*args, **kwargs, out_val=outputs[0]) if formula is not None and len(outputs) == 1 else 0
         is_half = bool(inputs) and inputs[0].dtype in _HALVES
         if name == "aten::copy_":
