@@ -609,7 +609,7 @@ class Job:
         else:
             shrink = -(-max(height, width) // MAX_SIDE)
             try:
-                if not self.picture.is_light:
+                if not self.picture.is_light or max(height, width) > _LOOKED_AT:
                     return None
                 pixels = self.picture.thumbnail((-(-height // shrink), -(-width // shrink)))
             except InputError:  # which the render meets where it reads
@@ -666,6 +666,9 @@ def opened(model: Model | Path | str | None, request: Request) -> tuple[Model, O
         model = model.repeated(times) if times > 1 else model
     return model, picture
 
+
+_LOOKED_AT = 1 << 14
+"""Longest side of a picture that gives a first look: shrinking one takes up to 2.4 KB for each column of the file."""
 
 _ROUNDING = "changes single pixels by a level in fp32, and by a few levels in half precision"
 """Effect of other instructions or threads (docs/results.md)."""
