@@ -6,6 +6,7 @@ rows come first. ``parse_size`` and ``parse_box`` are the border between the two
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Iterator
@@ -160,6 +161,26 @@ class Grid:
 
 MAX_SIDE = 2**31 - 1
 """Largest side of an image in pixels, as in TIFF readers and libvips."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTiles:
+    """Tiles of a picture file: a read decodes and holds all that it touches, up to a number."""
+
+    tile: tuple[int, int]
+    """(height, width) of a tile, in pixels."""
+    count: tuple[int, int]
+    """Rows and columns of tiles."""
+    most: int
+    """Tiles that are held at most."""
+    pixel_bytes: int
+    """Bytes of a decoded pixel."""
+
+    def bytes_of(self, rows: int, columns: int) -> int:
+        """Upper bound of the decoded tiles of a box of ``rows`` x ``columns`` pixels, wherever it begins."""
+        sides = zip((rows, columns), self.tile, self.count, strict=True)
+        touched = math.prod(min(count, -(-(side - 1) // tile) + 1) for side, tile, count in sides)
+        return min(touched, self.most) * math.prod(self.tile) * self.pixel_bytes
 
 
 def parse_size(size: object, name: str = "size") -> tuple[int, int]:

@@ -130,6 +130,7 @@ def measure(
         noise_gain=_noise_gain(model, canvas.stages),
         picture_digest=picture.digest if picture else None,
         picture_bytes=picture.bytes_read if picture else 0,
+        picture_tiles=picture.tiles if picture else None,
         pixels=picture.pixels if picture else PixelFormat(depth=request.depth or PLAIN.depth),
         profile=picture.profile_digest if picture else None,
     )

@@ -205,7 +205,7 @@ class OriginalPicture(PictureSource):
         values = samples.astype(np.float32)
         values /= self._white
         planes = torch.from_numpy(values).permute(2, 0, 1)
-        return planes if len(planes) == 3 else planes.repeat(3, 1, 1)
+        return planes.expand(3, -1, -1)
 
     def _check_floats(self, box: Box) -> None:
         """Raise InputError where floats are NaN or most of them lie beyond white: a file does not say what its white is."""

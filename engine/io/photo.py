@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files of a folder that count as pictures."""
 
+_FETCHED = 1 << 20
+"""Bytes of whole rows that are fetched at once, for crops of some columns of them; one row where rows are longer."""
+
 
 class Source(Protocol):
     """An image that is read box by box, as float32 [3, h, w] in [0, 1]."""
@@ -83,6 +86,7 @@ class PictureSource:
         notes: one sentence about each change of the pixels on the way to 8-bit sRGB.
         memory: upper bound of the bytes that decoding holds; 0 if it goes region by region.
         temporary: bytes of the temporary file that decoding writes; 0 without one.
+        tiles: tiles of the file, of which a read decodes whole rows and columns; None if it has none.
 
     Raises:
         InputError: no such file, one that cannot be decoded, or samples of unknown meaning. ``read`` raises it too, where
@@ -97,7 +101,7 @@ class PictureSource:
             check_samples(path, header.image)
             self._own_size = (header.image.height, header.image.width)
             self._prepare(header)
-        self.memory, self.temporary = header.memory, header.temporary
+        self.memory, self.temporary, self.tiles = header.memory, header.temporary, header.tiles
         self.size = size or self._own_size
         self.digest = sha256(path)
         if self.is_light:
@@ -175,16 +179,24 @@ class StoredPicture:
         self.size = (image.height, image.width)
         self._dtype = np.dtype(np.uint16 if image.format == "ushort" else np.uint8)
         self._white = np.float32(white(image))
+        self._rows_at_once = max(1, _FETCHED // (image.width * 3 * self._dtype.itemsize))
 
     def crops(self, boxes: Iterable[Box]) -> Iterator[Tensor]:
         """Pixels of boxes, float32 [3, h, w]. Those of the same rows come together, and each row of boxes below the last."""
         for (y0, y1), row in groupby(boxes, key=lambda box: (box.y0, box.y1)):
-            with decoding(self.path):
-                rows = self._region.fetch(0, y0, self.size[1], y1 - y0)
-            strip = np.frombuffer(rows, self._dtype).reshape(y1 - y0, self.size[1], 3)
-            for box in row:
-                crop = strip[:, box.x0 : box.x1].transpose(2, 0, 1).astype(np.float32)
-                yield torch.from_numpy(crop / self._white)
+            crops = [(box, np.empty((3, y1 - y0, box.width), np.float32)) for box in row]
+            for top in range(y0, y1, self._rows_at_once):
+                rows = self._fetch(top, min(top + self._rows_at_once, y1))
+                for box, crop in crops:
+                    part = rows[:, box.x0 : box.x1].transpose(2, 0, 1)
+                    crop[:, top - y0 : top - y0 + len(rows)] = part / self._white
+            yield from (torch.from_numpy(crop) for _, crop in crops)
+
+    def _fetch(self, y0: int, y1: int) -> np.ndarray:
+        """Rows [y0, y1) of all columns, [h, w, 3]."""
+        with decoding(self.path):
+            rows = self._region.fetch(0, y0, self.size[1], y1 - y0)
+        return np.frombuffer(rows, self._dtype).reshape(y1 - y0, self.size[1], 3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING
 
 from engine.causes import naming, raise_if_exhausted
 from engine.errors import InputError
-from engine.io.picture_header import BMP, PNG, PNM, SAVE_AGAIN, SELDOM_READ, TIFF, check_header, format_of, head
+from engine.geometry import PictureTiles
+from engine.io.picture_header import (
+    BMP,
+    PNG,
+    PNM,
+    SAVE_AGAIN,
+    SELDOM_READ,
+    TIFF,
+    check_header,
+    format_of,
+    head,
+    largest_strip,
+)
 
 if TYPE_CHECKING:
     import pyvips
@@ -42,6 +54,12 @@ _ROWS, _ROWS_OF_THREAD = 640, 64
 """Rows that libvips holds while it writes a temporary file: the loader's and the writer's, and those of a thread. A picture of
 100,000 columns took 736 rows with 2 threads, and 1130 with 8."""
 
+_ROWS_MAPPED = 384
+"""Rows of the temporary file that a thread maps at once: a tile of 128 rows, and up to 128 above and below."""
+
+_COPIES = 2
+"""Copies of a picture of few rows that are held then: the loader's rows, and those that are written."""
+
 BMP_PIXELS = 2**25
 """Pixels of the largest BMP, which is decoded in memory; a picture of 7680x4320 has fewer."""
 
@@ -58,6 +76,9 @@ _UNKNOWN_DPI = {"jpeg": 72.0, "png": 71.9836}
 """Resolutions that libvips gives to pictures without one, beside a pixel in a millimetre."""
 
 _MM_PER_INCH = 25.4
+
+_TURNED = 5
+"""EXIF orientations from here on swap width and height."""
 
 _CONVERT = "convert it to PNG, TIFF or JPEG"
 
@@ -143,6 +164,8 @@ class Header:
     """Upper bound of the bytes of memory that decoding holds; 0 if it goes region by region."""
     temporary: int
     """Bytes of the temporary file that decoding writes; 0 without one."""
+    tiles: PictureTiles | None = None
+    """Tiles that a read decodes; None where the picture has none."""
 
 
 def open_header(path: Path) -> Header:
@@ -160,7 +183,7 @@ def open_header(path: Path) -> Header:
             return _bmp_header(_open_bmp(path))
         loaded = _load(path, name, raw=True)
         pages = pages or (loaded.get("n-pages") if loaded.get_typeof("n-pages") else 1)
-        return Header(integers(loaded).autorot(), pages, *_decoding_bytes(path, loaded))
+        return Header(integers(loaded).autorot(), pages, *_decoding_bytes(path, loaded), _tiles_of(loaded))
 
 
 def open_upright(path: Path, *, raw: bool = False) -> pyvips.Image:
@@ -262,15 +285,43 @@ def _decoding_bytes(path: Path, image: pyvips.Image) -> tuple[int, int]:
     loader = image.get("vips-loader")
     source = vips().Source.new_from_file(str(path))
     _, found = vips().Operation.call(loader, source, flags=True)
-    size = image.width * image.height * image.bands * _SAMPLE_BYTES.get(image.format, 8)
+    size = image.width * image.height * _pixel_bytes(image)
     is_interlaced = bool(image.get_typeof("interlaced")) and image.get("interlaced") == 1
     frames = _FRAMES * size if is_interlaced or loader.startswith(_FRAME_LOADERS) else 0
+    if loader.startswith("tiff"):
+        frames = largest_strip(path)
     if found["flags"] & _PARTIAL:
         return frames, 0
     if size <= DISC_THRESHOLD:
         return frames + size, 0
-    rows = _ROWS + _ROWS_OF_THREAD * (int(os.environ.get("VIPS_CONCURRENCY", "0")) or os.cpu_count() or 1)
-    return frames + min(size, size // image.height * rows), size
+    threads = int(os.environ.get("VIPS_CONCURRENCY", "0")) or os.cpu_count() or 1
+    rows, copies = _ROWS + _ROWS_OF_THREAD * threads, _COPIES
+    if _is_turned(
+        image
+    ):  # a read of some rows goes through all rows of the file, whose pages count while they are mapped
+        rows, copies = rows + _ROWS_MAPPED * (threads + 1), copies + 1
+    return frames + min(copies * size, size // image.height * rows), size
+
+
+def _tiles_of(image: pyvips.Image) -> PictureTiles | None:
+    """Tiles of a loaded picture, upright; None for other pictures."""
+    if not image.get_typeof("tile-width"):
+        return None
+    size, tile = (image.height, image.width), (image.get("tile-height"), image.get("tile-width"))
+    count, most = (-(-size[0] // tile[0]), -(-size[1] // tile[1])), 2 * (1 + size[1] // tile[1])  # as libvips keeps
+    tile = min(tile[0], size[0]), min(tile[1], size[1])
+    if _is_turned(image):
+        tile, count = tile[::-1], count[::-1]
+    return PictureTiles(tile, count, most, _pixel_bytes(image))
+
+
+def _is_turned(image: pyvips.Image) -> bool:
+    """Whether the upright picture has the width of a loaded one as its height."""
+    return bool(image.get_typeof("orientation")) and image.get("orientation") >= _TURNED
+
+
+def _pixel_bytes(image: pyvips.Image) -> int:
+    return int(image.bands) * _SAMPLE_BYTES.get(image.format, 8)
 
 
 def open_thumbnail(path: Path, size: tuple[int, int]) -> pyvips.Image:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from engine.causes import raise_if_exhausted
 from engine.errors import InputError
@@ -57,6 +60,14 @@ _HEAD = 4096
 
 MAX_PAGES = 1000
 """Pages of a TIFF that are counted: its chain of pages may be a circle."""
+
+_UNCOMPRESSED = 1
+
+_LARGEST_STRIP = 50 << 20
+"""Bytes of a compressed strip or tile above which libvips refuses a TIFF."""
+
+_MOST_STRIPS = 1 << 20
+"""Strips or tiles whose sizes are looked at."""
 
 _TIFF_BITS = (1, 2, 4, 8, 16)
 _TIFF_FLOATS = (16, 32)
@@ -144,16 +155,12 @@ def samples_error(path: Path, kind: str) -> InputError:
 
 def _check_tiff(path: Path) -> int:
     """Number of pages at full size."""
-    try:
-        with _tifffile().TiffFile(path) as file:
-            page = file.pages.first
-            pages = sum(not getattr(each, "is_reduced", False) for each in islice(file.pages, MAX_PAGES))
-            tags = page.tags
-            colours = tags.valueof("PhotometricInterpretation")
-            kind, bits, samples, extra = page.sampleformat, page.bitspersample, page.samplesperpixel, page.extrasamples
-    except Exception as error:  # tifffile raises whatever a damaged header leads to
-        raise_if_exhausted(error)
-        raise InputError(f"{path}: cannot be read as a picture (damaged header); {SAVE_AGAIN}") from error
+    with _parsed(path) as file:
+        page = file.pages.first
+        pages = sum(not getattr(each, "is_reduced", False) for each in islice(file.pages, MAX_PAGES))
+        tags = page.tags
+        colours = tags.valueof("PhotometricInterpretation")
+        kind, bits, samples, extra = page.sampleformat, page.bitspersample, page.samplesperpixel, page.extrasamples
     colours = getattr(colours, "name", str(colours))
     if page.is_reduced or colours in ("CFA", "LINEAR_RAW"):
         raise InputError(f"{path}: begins with a thumbnail or a camera's raw samples; {_DEVELOP}")
@@ -170,6 +177,30 @@ def _check_tiff(path: Path) -> int:
         kind = f"{name} {'with' if alpha else 'without marked'} alpha has {known + alpha}"
         raise InputError(f"{path}: {samples} samples a pixel, and {kind}; {SAVE_AS}")
     return pages
+
+
+def largest_strip(path: Path) -> int:
+    """Bytes of the largest compressed strip or tile of a TIFF, which libtiff holds while it decodes, from its header.
+
+    Raises InputError for a damaged header.
+    """
+    with _parsed(path) as file:
+        page = file.pages.first
+        counts = page.tags.get("StripByteCounts") or page.tags.get("TileByteCounts")
+        if counts is None or page.compression == _UNCOMPRESSED:
+            return 0
+        return _LARGEST_STRIP if counts.count > _MOST_STRIPS else min(max(page.databytecounts), _LARGEST_STRIP)
+
+
+@contextmanager
+def _parsed(path: Path) -> Iterator[Any]:
+    """A TIFF, opened by tifffile. Raises InputError where reading it fails."""
+    try:
+        with _tifffile().TiffFile(path) as file:
+            yield file
+    except Exception as error:  # tifffile raises whatever a damaged header leads to
+        raise_if_exhausted(error)
+        raise InputError(f"{path}: cannot be read as a picture (damaged header); {SAVE_AGAIN}") from error
 
 
 def _check_png(path: Path) -> int:

@@ -166,7 +166,8 @@ def source_parts(measured: Measured, base: int, rows: int, columns: int) -> dict
         return {"base image": base * CHANNELS * FLOAT}
     fill = FILL_BYTES if measured.pixels.has_alpha else 0
     copies = 2 if any(measured.canvas.wraps) else 1  # parts of a picture that repeats are joined
-    return {"picture": _DECODER + rows * columns * measured.picture_bytes * copies + fill}
+    tiles = measured.picture_tiles.bytes_of(rows, columns) if measured.picture_tiles is not None else 0
+    return {"picture": _DECODER + rows * columns * measured.picture_bytes * copies + tiles + fill}
 
 
 def writer_bytes(shard: Sides, pixels: PixelFormat = PLAIN) -> int:

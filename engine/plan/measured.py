@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from engine.geometry import PictureTiles
 from engine.pixels import PLAIN, PixelFormat
 from engine.plan.canvas import Canvas
 from engine.plan.limits import SATURATING
@@ -273,6 +274,8 @@ class Measured:
     """SHA-256 of the picture that replaces step 1."""
     picture_bytes: int = 0
     """Bytes of a pixel of that picture while it is read, in rows or regions; 0 without a picture."""
+    picture_tiles: PictureTiles | None = None
+    """Tiles of that picture; None where it has none, or is decoded as a whole."""
     pixels: PixelFormat = PLAIN
     """Channels and depth of the image."""
     profile: str | None = None

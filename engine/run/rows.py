@@ -75,6 +75,7 @@ class RowReader:
         while pixels.count < rows and (block := self._rest or next(self._blocks, None)) is not None:
             rest = RowBlock(pixels.add(block.pixels), None if block.half is None else half.add(block.half))
             self._rest = rest if rest.pixels.shape[1] else None
+            del block, rest  # freed before the next block is made
         # An odd last row is a pair at the image's end alone; elsewhere its half mixes it with the next row.
         is_whole = half.count == -(-pixels.count // 2) and (pixels.count % 2 == 0 or self._rest is None)
         self._in_pairs &= is_whole

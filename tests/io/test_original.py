@@ -1,12 +1,16 @@
 """Pictures in their own depth, channels and colours: what networks see, and what is refused."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import pyvips
 import tifffile
 from PIL import Image, ImageCms, ImageOps
+from support.commands import ROOT
 
 from engine.errors import InputError
 from engine.geometry import Box
@@ -21,6 +25,9 @@ rng = np.random.default_rng(0)
 DEEP = rng.integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(np.uint16)
 SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[30:200:37j, 20:230:53j], 90), -1).astype(np.uint8)
 """Colours that lie in every RGB profile."""
+X, Y = pyvips.Image.xyz(48_000, 512).bandsplit()
+LONG = (X.bandjoin([Y, X * Y / 7]).cast("uint") & 255).cast("uchar").copy(interpretation="srgb")
+"""74 MB of RGB that compress well, computed where they are written."""
 
 
 def whole(picture):
@@ -187,3 +194,57 @@ def test_any_box_is_filled_alike(tmp_path):
     image = whole(picture)
     for box in (Box(0, 0, 300, 40), Box(100, 900, 131, 1200), Box(255, 1020, 258, 1030)):
         np.testing.assert_array_equal(picture.read(box).permute(1, 2, 0), image[box.slices])
+
+
+def tiles(path):
+    LONG.tiffsave(str(path), tile=True, tile_width=256, tile_height=256, compression="deflate", level=1)
+
+
+def turned(path):
+    image = LONG.copy()
+    image.set_type(pyvips.GValue.gint_type, "orientation", 6)
+    image.tiffsave(str(path), compression="deflate", level=1)
+
+
+def strip(path):
+    noise = np.random.default_rng(0).integers(0, 256, (40_000, 300, 3), np.uint8)
+    options = {"compression": "zlib", "compressionargs": {"level": 1}}
+    tifffile.imwrite(path, noise, photometric="rgb", rowsperstrip=len(noise), **options)
+
+
+READING = """
+import sys
+from pathlib import Path
+import torch
+from engine.device.heap import fix_malloc_thresholds
+from engine.device.memory import PeakMemory
+from engine.geometry import Box
+from engine.io.original import OriginalPicture
+from engine.plan.limits import SOURCE_ROWS
+from engine.probe.content import photograph_crops
+
+fix_malloc_thresholds()
+with PeakMemory(torch.device("cpu")) as crops:
+    photograph_crops(Path("a.tif"), 1)
+with PeakMemory(torch.device("cpu")) as rows:
+    picture = OriginalPicture(Path("a.tif"))
+    height, width = picture.size
+    for y in range(0, height, SOURCE_ROWS):
+        picture.read(Box(y, 0, min(y + SOURCE_ROWS, height), width))
+counted = picture.memory + SOURCE_ROWS * width * picture.bytes_read + (8 << 20)
+counted += picture.tiles.bytes_of(SOURCE_ROWS, width) if picture.tiles is not None else 0
+print(crops.host - crops.start, rows.host - rows.start, counted)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [tiles, turned, strip])
+def test_long_pictures_take_the_memory_that_is_counted(tmp_path, write):
+    """Rows of tiles; pages of the temporary file that a turned picture is read across; a strip, compressed."""
+    write(tmp_path / "a.tif")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "VIPS_CONCURRENCY": "2"}
+    command = [sys.executable, "-c", READING]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    crops, peak, counted = map(int, done.stdout.split())
+    assert counted / 2 <= peak <= counted
+    assert crops <= 140 << 20  # 248 MiB where rows of crops were read whole
