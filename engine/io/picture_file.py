@@ -296,9 +296,8 @@ def _decoding_bytes(path: Path, image: pyvips.Image) -> tuple[int, int]:
         return frames + size, 0
     threads = int(os.environ.get("VIPS_CONCURRENCY", "0")) or os.cpu_count() or 1
     rows, copies = _ROWS + _ROWS_OF_THREAD * threads, _COPIES
-    if _is_turned(
-        image
-    ):  # a read of some rows goes through all rows of the file, whose pages count while they are mapped
+    if _is_turned(image):
+        # A read of some rows goes through all rows of the file, whose pages count while they are mapped.
         rows, copies = rows + _ROWS_MAPPED * (threads + 1), copies + 1
     return frames + min(copies * size, size // image.height * rows), size
 
