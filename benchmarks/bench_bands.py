@@ -10,8 +10,8 @@ work    Multiply-adds executed, relative to those of the whole image, for a 1638
 time    Seconds for a 16384x8640 frame: bands in one strip; tiles as planned for 3 GiB (auto halo); tiles of 512 with 10 pixels
         of padding as in RealESRGANer (plain PyTorch, float32). The methods run in turn on parts of the frame, and their times
         are scaled to it. Writes results/bands_time.csv.
-widths  Microseconds for each input pixel of pictures of 256 to 4096 columns in bfloat16, in bands in the middle of the picture.
-        Writes results/bands_widths.csv.
+widths  Microseconds for each input pixel of pictures of 256 rows and 256 to 4096 columns in bfloat16. Writes
+        results/bands_widths.csv.
 beside  Gain from writing shards while the next are computed, over writing each before the next: a render of noise, which
         compresses worst, by a network so small that writing matters. Writes results/bands_beside.csv.
 """
@@ -164,19 +164,26 @@ def push(stage, stream, band):
     return sum(rows.shape[2] for _, rows in stage.push(stream, band))
 
 
-def band_seconds(stage, count=3, width=FRAME[1]):
-    """Yield seconds of ``FRAME[0]`` rows in one strip, extrapolated from ``count`` bands in the middle of the picture."""
+def picture_seconds(stage, width, rows):
+    """Yield seconds of whole pictures, as bands are still computed when ``push`` returns."""
     plan = stage.stream_plan(width)
     stream = RowStream(plan)
     band = photo(plan.band, width)[None].contiguous(memory_format=torch.channels_last)
-    stream.start(0, FRAME[0])
-    for _ in range(plan.delay // plan.band + 1):
-        push(stage, stream, band)
-    bands_of_rows = -(-FRAME[0] // plan.band) + 1
+
+    def run():
+        stream.start(0, rows)
+        for _ in range(0, rows + plan.delay, plan.band):
+            push(stage, stream, band)
+
     while True:
-        before = stream.macs
-        seconds = seconds_of(lambda: [push(stage, stream, band) for _ in range(count)])
-        yield seconds / (stream.macs - before) * plan.macs(bands_of_rows * plan.band)
+        yield seconds_of(run)
+
+
+def band_seconds(stage, rows=192):
+    """Yield seconds per frame in one strip, from pictures of fewer rows by their multiply-adds."""
+    plan = stage.stream_plan(FRAME[1])
+    scale = plan.macs(FRAME[0]) / plan.macs(rows)
+    yield from (seconds * scale for seconds in picture_seconds(stage, FRAME[1], rows))
 
 
 def tile_seconds(stage, shape, count):
@@ -245,17 +252,19 @@ def timed(repeats=3):
         publish("bands_time", row)
 
 
-def widths(repeats=5):
+def widths(repeats=2, rows=256):
     stage = real("bf16")
-    ways = {width: band_seconds(stage, max(1, 2048 // width), width) for width in (256, 512, 1024, 4096)}
+    ways = {width: picture_seconds(stage, width, rows) for width in (256, 512, 1024, 4096)}
+    next(ways[256])  # warm-up
     found = {width: [] for width in ways}
     for _ in range(repeats):
         for width, way in ways.items():
             found[width].append(next(way))
-    pixel = {width: statistics.median(seconds) / (width * FRAME[0]) for width, seconds in found.items()}
+    pixel = {width: statistics.median(seconds) / (width * rows) for width, seconds in found.items()}
     for width, seconds in pixel.items():
-        row = {"columns": width, "threads": torch.get_num_threads(), "us_per_pixel": round(seconds * 1e6, 1)}
-        publish("bands_widths", row | {"of_fastest": round(seconds / min(pixel.values()), 3)})
+        row = {"columns": width, "rows": rows, "threads": torch.get_num_threads()}
+        row |= {"us_per_pixel": round(seconds * 1e6, 1), "of_fastest": round(seconds / min(pixel.values()), 3)}
+        publish("bands_widths", row)
 
 
 class InTurn(Executor):
