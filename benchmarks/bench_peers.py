@@ -118,7 +118,7 @@ class Peer:
 
 
 def weights(param: Path, folder: Path) -> dict[str, str]:
-    """Files of a network of ncnn's as PyTorch's and ncnn's peers take them, with those that are written in ``folder``."""
+    """Weight files of an ncnn network for the peers in PyTorch and ncnn; converted files are written to ``folder``."""
     network = archs.build(read_checkpoint(param))
     path = folder / "weights.safetensors"
     save_file({name: value.numpy() for name, value in network.state_dict().items()}, path)

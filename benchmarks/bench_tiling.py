@@ -10,7 +10,7 @@ Errors are levels of 255 against the whole picture in fp32; the engine's result 
 error from a pixel to its neighbour across a tile's border, or anywhere for the engine, which has no such borders.
 
 The largest picture of 4:3 within a memory is computed: a tile takes what the memory of two pictures in one tile each foretells,
-and the picture and its result take ``held`` bytes a pixel besides. The engine's is the largest of PLANNED that a dry run accepts.
+and the picture and its result add ``held`` bytes a pixel. The engine's is the largest of PLANNED that a dry run accepts.
 Appends to results/tiling.csv.
 """
 
@@ -127,7 +127,7 @@ class Line:
         return cls(first[1] - slope * first[0], slope)
 
     def at(self, pixels: float) -> float:
-        """MiB of so many pixels."""
+        """MiB of a picture with this number of pixels."""
         return self.base + self.slope * pixels
 
     def within(self, limit: float) -> float:
@@ -236,7 +236,7 @@ def read_size(text: str) -> Size:
 
 
 def shape(pixels: float) -> Size:
-    """Size of 4:3 with about so many pixels."""
+    """Size of 4:3 with about this number of pixels."""
     width = round(math.sqrt(pixels * 4 / 3))
     return width, width * 3 // 4
 

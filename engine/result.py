@@ -1,4 +1,4 @@
-"""What a render reports: its progress, its measured cost, and its result."""
+"""Report of a render: its progress, its measured cost, and its result."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ _ROWS_MAPPED = 384
 """Rows of the temporary file that a thread maps at once: a tile of 128 rows, and up to 128 above and below."""
 
 _COPIES = 2
-"""Copies of a picture of few rows that are held then: the loader's rows, and those that are written."""
+"""Copies of a picture of few rows in memory while libvips writes its temporary file: the loader's rows and the written ones."""
 
 BMP_PIXELS = 2**25
 """Pixels of the largest BMP, which is decoded in memory; a picture of 7680x4320 has fewer."""

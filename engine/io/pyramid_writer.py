@@ -123,7 +123,7 @@ class PyramidWriter:
                 self._write_shard(level, index, self._halved(level, index))
 
     def lost(self, *, is_complete: bool) -> list[Lost]:
-        """Shards whose files are no whole shards; of a complete store also those that are missing."""
+        """Damaged shards: cut, of the wrong kind or, in a complete store, missing."""
         fine = {ShardState.WHOLE} if is_complete else {ShardState.WHOLE, ShardState.MISSING}
         states = ((level, index, state) for level in range(len(self._arrays)) for index, state in self._states(level))
         return [shard for shard in states if shard[2] not in fine]

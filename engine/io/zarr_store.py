@@ -234,7 +234,7 @@ class ZarrSink:
         self._pyramid.keep_halves(limit)
 
     def _remove_damaged(self) -> None:
-        """Remove shards whose files are no whole shards, and let a store be finished again that lost some."""
+        """Remove damaged shards, and reopen a finished store that lost some."""
         was_complete = self.complete
         lost = self._pyramid.lost(is_complete=was_complete)
         self._pyramid.remove_partial()

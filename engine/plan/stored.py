@@ -1,4 +1,4 @@
-"""What a resumed render takes from a store: the cut of its plan, and the smaller one that an earlier run ended with."""
+"""Cut of a stored plan, which a resumed render adopts, and the smaller cut with which an earlier run ended."""
 
 from __future__ import annotations
 

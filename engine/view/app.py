@@ -64,7 +64,7 @@ _ACTIONS = {
     "render": ("on",),
     "open": (),
 }
-"""What the page may ask of a model, and the numbers that it gives; gains are percentages."""
+"""Actions that the page may request of a model -> names of their numbers; gains are percentages."""
 
 _BUSY = {"retry-after": "1"}
 

@@ -26,7 +26,7 @@ class Devices(TorchDispatchMode):
         self.memory = [Memory(index, total, context, others) for index in range(devices)]
         self.current = 0
         self.host = Clock()
-        """What the host has waited for."""
+        """Work that the host has waited for."""
         self.counts = Counter()
         """Number of ``launches``, ``replays``, ``synchronizations``, and of every operation by name."""
         self.problems = []
