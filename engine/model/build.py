@@ -140,9 +140,9 @@ def with_louder_noise(model: Model, gains: Sequence[float]) -> Model:
         UsageError: another number of factors than steps, or a factor for a step without noise channels.
     """
     text = ",".join(f"{gain:g}" for gain in gains)
-    has_noise = [noise_channels_of(model.state(index)) > 0 for index in range(len(model.stages))]
     if all(gain == 1 for gain in gains):
         return model
+    has_noise = [noise_channels_of(model.state(index)) > 0 for index in range(len(model.stages))]
     if len(gains) == 1:
         if not any(has_noise):
             raise UsageError(f"{option('noise_gain', text)}: {model.path.name} has no noise channels; leave it out")
