@@ -9,7 +9,6 @@ decoder starts again at each marker, as each picture does.
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.exporters.about import exif
+from engine.exporters.encode import encode
 from engine.exporters.pyramid import Pixels
 from engine.exporters.rows import STRIP_BYTES
 from engine.pixels import PixelFormat
@@ -171,11 +171,9 @@ class JpegEncoder:
         return b"\xff\xd9"
 
     def _save(self, pixels: Pixels, **about: Any) -> bytes:  # noqa: ANN401
-        buffer = io.BytesIO()
         colours = pixels[..., : self._pixels.colours]
         picture = Image.fromarray(np.ascontiguousarray(colours[..., 0] if self._pixels.colours == 1 else colours))
-        picture.save(buffer, **self._settings, **about)
-        return buffer.getvalue()
+        return encode(picture, **self._settings, **about)
 
 
 def _opaque(pixels: Pixels) -> Pixels:

@@ -130,6 +130,14 @@ class Pyramid:
             pixels[part.relative_to(box).slices] = self._cell(level, cell)[part.relative_to(cell).slices]
         return pixels
 
+    def read_once(self, level: int, box: Box) -> Pixels:
+        """The same pixels, which must not be changed. Those of one whole cell are neither copied nor kept for another read."""
+        if next(self.levels[level].cells(box)) != box:
+            return self.read(level, box)
+        with self._lock:
+            kept = self._cache.get((level, box.y0, box.x0))
+        return self._decode(level, box) if kept is None else kept
+
     def band(self, level: int, y0: int, y1: int) -> Pixels:
         """Rows y0 to y1 over the whole width."""
         return self.read(level, Box(y0, 0, y1, self.levels[level].width))

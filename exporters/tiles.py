@@ -6,7 +6,6 @@ writes them. So the memory depends neither on the width nor on the height: the p
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from PIL import Image, features
 
 from engine.causes import naming
 from engine.errors import UsageError, option
+from engine.exporters.encode import encode
 from engine.exporters.job import Progress, check_range, parse_options, thread_count
 from engine.exporters.pyramid import Pixels
 from engine.exporters.view import View
@@ -31,8 +31,11 @@ FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 FULL_CHROMA_QUALITY = 90
 """Least JPEG quality without chroma subsampling, as in libvips."""
 
+_THREADS_PER_WORKER = 2
+"""One waits for its block, which Zarr's own threads decode, while another encodes."""
+
 _IN_FLIGHT = 3
-"""Blocks per thread that wait or are not collected."""
+"""Blocks per worker that wait or are not collected."""
 
 _FRACTION = {"jpg": 0.5, "webp": 0.5, "png": 1.0}
 """Expected size as a fraction of the raw pixels, with room for noise."""
@@ -162,13 +165,13 @@ class Tiles:
             name: name of the file of a level and a tile's pixels.
             on_progress: called with (done, total) in tiles.
         """
-        done, total, threads = 0, self.count, self.options.threads
-        encode = self._encoder()
+        done, total, workers = 0, self.count, self.options.threads
+        encode_tile = self._encoder()
 
         def finish(level: int, block: Box) -> list[tuple[str, bytes]]:
             pixels, grid = self.view.read(level, block), self.grid(level)
             boxes = (grid.box(*at) for at in grid.indices(block))
-            return [sink.put(name(level, box), encode(pixels[box.relative_to(block).slices])) for box in boxes]
+            return [sink.put(name(level, box), encode_tile(pixels[box.relative_to(block).slices])) for box in boxes]
 
         pending: deque[Future[list[tuple[str, bytes]]]] = deque()
 
@@ -179,11 +182,11 @@ class Tiles:
             done += len(files)
             on_progress(done, total)
 
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(workers * _THREADS_PER_WORKER) as pool:
             try:
                 for level, block in self._blocks():
                     pending.append(pool.submit(finish, level, block))
-                    while len(pending) > threads * _IN_FLIGHT:
+                    while len(pending) > workers * _IN_FLIGHT:
                         take()
                 while pending:
                     take()
@@ -213,12 +216,10 @@ class Tiles:
         if profile is not None:
             settings["icc_profile"] = profile
 
-        def encode(pixels: Pixels) -> bytes:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, **settings)
-            return buffer.getvalue()
+        def encode_tile(pixels: Pixels) -> bytes:
+            return encode(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), **settings)
 
-        return encode
+        return encode_tile
 
     def view_profile(self) -> bytes | None:
         """ICC profile of every tile; None for sRGB, which browsers assume: 480 bytes less a tile."""

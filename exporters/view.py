@@ -141,13 +141,13 @@ class View:
         self.levels = tuple(sizes)
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box``, which lies inside the level: [H, W, C]."""
+        """Pixels of ``box``, which lies inside the level: [H, W, C]. They must not be changed."""
         assert self.levels[level].bounds.contains(box), f"{box} leaves {self.levels[level]}"
         if level >= len(self._boxes):
             with self._lock:
                 return self._plane(level).read(box)
         origin = self._boxes[level]
-        return to_depth(self.pyramid.read(self._first + level, box.shift(origin.y0, origin.x0)), self.dtype)
+        return to_depth(self.pyramid.read_once(self._first + level, box.shift(origin.y0, origin.x0)), self.dtype)
 
     def band(self, level: int, y0: int, y1: int) -> Pixels:
         """Rows y0 to y1 over the whole width."""
