@@ -1,6 +1,7 @@
 """Tiles of other programs beside the engine's bands: memory, time, errors, seams, and the largest picture within a limit.
 
     python benchmarks/bench_tiling.py [--only NETWORK ...] [--size 576x64] [--threads N]
+    python benchmarks/bench_tiling.py --largest
 
 The rules are those of Real-ESRGAN 0.3.0, realesrgan-ncnn-vulkan 0.2.0 and ComfyUI 0.38.1, written from their description
 (benchmarks/peers/tiling.py), with the same weights on the same picture, on a CPU in fp32, by PyTorch, ncnn and spandrel. Every
@@ -12,11 +13,16 @@ error from a pixel to its neighbour across a tile's border, or anywhere for the 
 The largest picture of 4:3 within a memory is computed: a tile takes what the memory of two pictures in one tile each foretells,
 and the picture and its result add ``held`` bytes a pixel. The engine's is the largest of PLANNED that a dry run accepts.
 Appends to results/tiling.csv.
+
+--largest  renders the computed pictures of the small network, and pictures with sides a tenth longer, which should not fit; the
+           engine renders the longest of them all within the limit. Takes about ten minutes. Appends to
+           results/tiling_largest.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import sys
@@ -30,7 +36,7 @@ import numpy as np
 import pyvips
 from bench_peers import errors, python_of, weights
 from bench_weights import NETWORKS, cut, fetch
-from harness import ROOT, Ended, add_row, run_process
+from harness import RESULTS, ROOT, Ended, add_row, publish, run_process
 from PIL import Image
 
 from engine.container import cpu_count
@@ -46,6 +52,9 @@ LIMITS = {COMPACT: 1024, X4PLUS: 4096}
 
 PLANNED = ((16384, 12288), (8192, 6144), (4096, 3072))
 """Sizes that the engine plans, largest first, until one fits the limit."""
+
+LONGER = 1.1
+"""Sides of a picture that should not fit, relative to the largest one."""
 
 Size = tuple[int, int]
 
@@ -265,12 +274,41 @@ def measure(bench: Bench, size: Size) -> None:
         add_row("tiling", row)
 
 
+def render_largest(bench: Bench) -> None:
+    """Render the largest picture of each program that was computed last, and one with longer sides."""
+    with (RESULTS / "tiling.csv").open(newline="") as file:
+        computed_rows = {row["program"]: row for row in csv.DictReader(file) if row["network"] == bench.network}
+    limit, longest = LIMITS[bench.network], (0, 0)
+    for name, program in PROGRAMS.items():
+        fitting = read_size(computed_rows[name]["largest"])
+        for size in (fitting, shape(math.prod(fitting) * LONGER**2)):
+            ended = program.run(bench.settings, bench.picture(size), bench.folder / "result.npy")
+            add_largest(bench.network, name, size, ended, limit)
+            longest = max(longest, size)
+    ended = bench.upscale(
+        bench.picture(longest).with_suffix(".png"), bench.folder / "result.zarr", "--memory", f"{limit}MiB"
+    )
+    add_largest(bench.network, ENGINE, longest, ended, limit)
+
+
+def add_largest(network: str, program: str, size: Size, ended: Ended, limit: int) -> None:
+    """Append the row of a picture that was rendered."""
+    row = {"network": network, "program": program, "picture": f"{size[0]}x{size[1]}", "limit_mib": limit}
+    row |= {"peak_mib": ended.peak, "seconds": round(ended.seconds, 1)}
+    publish("tiling_largest", row)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(LIMITS), choices=list(LIMITS), metavar="NETWORK")
     parser.add_argument("--size", type=read_size, default=(576, 64), help="WIDTHxHEIGHT for errors and times")
     parser.add_argument("--threads", type=int, default=cpu_count())
+    parser.add_argument("--largest", action="store_true", help="render the largest pictures of the small network")
     options = parser.parse_args()
+    if options.largest:
+        with tempfile.TemporaryDirectory() as folder:
+            render_largest(Bench(COMPACT, Path(folder), options.threads))
+        return
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             measure(Bench(name, Path(folder), options.threads), options.size)

@@ -9,8 +9,9 @@ hosts   Three hosts as network namespaces of this machine: a scheduler and two w
         and comes back later. Needs root and Linux.
 cost    CPU seconds and wall time of the shares by one and by two workers, one core and one thread each, and the time that Dask
         takes for a share that does nothing. Needs two cores without other work for the wall time.
-long    The same for renders of about two minutes by one worker, in bands and in tiles: one share by one worker, and two by two.
-        The time of every share beside its planned one goes to results/shares.csv. Takes about 8 minutes.
+long    The same for renders of about two minutes by one worker, by the default model in bands and in tiles: one share by one
+        worker, and the usual number of shares by two. The time of every share beside its planned one goes to
+        results/shares.csv. Takes about 8 minutes.
 
 Writes results/workers.csv; a case that fails writes a row too, and the exit code is 1.
 """
@@ -55,9 +56,10 @@ COSTS = {
     "bands, 16384 rows": replace(BANDS, size=(1024, 16384), tile=None),
 }
 LONG = {
-    "bands, 16384x12288": replace(BANDS, size=(16384, 12288), tile=None),
-    "tiles, 7168x6144": replace(TILES, size=(7168, 6144), tile=64, overlap="exact"),
+    "bands, 4096x6144": Request(size=(4096, 6144), stages=2, executor="bands"),
+    "tiles, 4096x6144": Request(size=(4096, 6144), stages=2, executor="tiles", tile=256),
 }
+DEFAULT = ROOT / "models" / "picosdeeuropa.safetensors"
 SHARES = 6
 ECHOES = 200
 
@@ -94,11 +96,11 @@ class Bench:
         folder.mkdir()
         return folder
 
-    def check(self, case: str, request: Request, out: Path, **values: object) -> None:
+    def check(self, case: str, request: Request, out: Path, model: Path | None = None, **values: object) -> None:
         """Compare a store with that of one run, and append the row."""
         if request not in self.known:
             one = self.new() / "out.zarr"
-            render(load(self.model), request, one)
+            render(load(model or self.model), request, one)
             self.known[request] = digests(one.parent)
         is_equal = digests(out.parent) == self.known[request]
         self.failures += not is_equal
@@ -165,14 +167,14 @@ class Bench:
     def cost(self) -> None:
         for name, request in COSTS.items():
             # Alone, with the repeated work, and beside each other.
-            self._cost(f"cost, {name}", request, ((1, 1), (1, 2), (2, 2)))
+            self._cost(f"cost, {name}", self.model, request, ((1, 1), (1, 2), (2, 2)))
 
     def long(self) -> None:
         for name, request in LONG.items():
-            self._cost(f"long, {name}", request, ((1, 1), (2, 2)))
+            self._cost(f"long, {name}", DEFAULT, request, ((1, 1), (2, None)))
 
-    def _cost(self, case: str, request: Request, ways: tuple[tuple[int, int], ...]) -> None:
-        """Measure (workers, shares)."""
+    def _cost(self, case: str, model: Path, request: Request, ways: tuple[tuple[int, int | None], ...]) -> None:
+        """Measure (workers, shares); None: the usual number of shares."""
         one = None
         width, height = request.size
         # A picture, since step 1 is a second in every share.
@@ -184,9 +186,9 @@ class Bench:
                 pin(client.run(os.getpid).values())
                 conductor = conduct.Conductor(client, print)
                 warm = self.new() / "out.zarr"  # libraries, networks and the caches of measurements
-                WorkersRender.begin(conductor, self.model, small, warm, shares=2).run()
+                WorkersRender.begin(conductor, model, small, warm, shares=2).run()
                 out = self.new() / "out.zarr"
-                run = WorkersRender.begin(conductor, self.model, request, out, shares=shares)
+                run = WorkersRender.begin(conductor, model, request, out, shares=shares)
                 wall = run.run().measurements.seconds
                 cpu = sum(done.cpu_seconds for done in run.results)
                 one = one or (cpu, wall)
@@ -198,7 +200,7 @@ class Bench:
                 if case.startswith("long"):
                     self._add_shares(case, workers, run)
                 self.check(
-                    case, request, out, workers=workers, shares=shares, cpu_s=round(cpu, 2), wall_s=round(wall, 2),
+                    case, request, out, model, workers=workers, shares=len(run.results), cpu_s=round(cpu, 2), wall_s=round(wall, 2),
                     efficiency=f"CPU {one[0] / cpu:.2f}, wall {one[1] / wall / workers:.2f}", share_ms=round(echoes, 1),
                 )  # fmt: skip
 

@@ -498,7 +498,7 @@ def programs() -> list[str]:
             "photograph, with the same weights, each in a process of its own. Errors are levels of 255 against the whole "
             "picture. A seam is the largest step of the error across a tile's border; for the engine, between any two "
             "neighbours. The largest picture of 4:3 within a memory is computed from measured tiles and the bytes that a result "
-            "holds; the engine's is the largest of three sizes whose plan fits."
+            "holds; the engine's is the largest of three sizes whose plan fits. The last table renders some of them."
         ),
         *(part for network in dict.fromkeys(row["network"] for row in shown) for part in _programs(network, shown)),
         paragraph(
@@ -509,6 +509,23 @@ def programs() -> list[str]:
             "pyramid."
         ),
         source("bench_tiling.py", "tiling", shown),
+        *_largest_pictures(),
+    ]
+
+
+def _largest_pictures() -> list[str]:
+    """Pictures that other programs should just hold, and longer ones, as they were rendered."""
+    shown = latest("tiling_largest", "network", "program", "picture")
+    head = ("program", "picture", "peak MiB", "limit MiB", "seconds")
+    body = [tuple(row[key] for key in ("program", "picture", "peak_mib", "limit_mib", "seconds")) for row in shown]
+    return [
+        f"### Rendered: {shown[0]['network']}",
+        paragraph(
+            "The picture that was computed above for each program, and one with sides a tenth longer; the engine's is the "
+            "longest of them, within `--memory` of the limit."
+        ),
+        table(head, body),
+        source("bench_tiling.py --largest", "tiling_largest", shown),
     ]
 
 

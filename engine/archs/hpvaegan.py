@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engine.errors import UsageError
 
-Padding = Literal["zeros", "reflect", "replicate"]
+Padding = Literal["zeros", "reflect", "replicate", "circular"]
 Size = tuple[int, int]
 
 NoiseSource = Callable[[int, tuple[int, int, int]], Tensor]
@@ -62,7 +62,7 @@ class Config:
     """Whether every convolution sees the vertical coordinate."""
 
     padding: Padding = "zeros"
-    """Border of every convolution."""
+    """Border of every convolution; "circular" for a photograph that repeats, whose images repeat, too."""
 
     channels: int = 64
     """Channels of the hidden feature maps."""
@@ -117,8 +117,9 @@ class VerticalCoordConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels + coordinates, out_channels, 3)
         self.coordinates = coordinates
-        self.border: Padding = padding
-        self.wraps = (False, False)
+        # Without its repetition, a network that was trained to repeat mirrors its borders.
+        self.border: Padding = "reflect" if padding == "circular" else padding
+        self.wraps = (padding == "circular",) * 2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.weight)
@@ -152,6 +153,8 @@ class VerticalCoordConv2d(nn.Conv2d):
         """``x`` padded by one pixel on every side: from the opposite side along axes that wrap, else by the border's rule."""
         rows, columns = map(int, self.wraps)
         x = F.pad(x, (columns, columns, rows, rows), mode="circular")
+        if all(self.wraps):
+            return x
         rest = (1 - columns, 1 - columns, 1 - rows, 1 - rows)
         return F.pad(x, rest) if self.border == "zeros" else F.pad(x, rest, mode=self.pad_mode(x))
 
@@ -254,7 +257,7 @@ class BaseGenerator(nn.Module):
             raise UsageError(f"{len(sizes)} sizes for {config.last + 1} scales; give one for each scale")
         self.config = config
         self.sizes = tuple((int(h), int(w)) for h, w in sizes)
-        self.wraps = (False, False)
+        self.wraps = (config.padding == "circular",) * 2
         self.provenance = dict(provenance or {})
         self.decoder = Decoder(config)
         self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.last))

@@ -53,7 +53,8 @@ def structure(
             otherwise quick.
         config: Edited preset as a TOML file, in place of --preset.
         iterations: Iterations per scale, one number for all or one for each; default: the preset's.
-        padding: Padding of the convolutions: zeros (the paper), reflect or replicate; default: the preset's.
+        padding: Padding of the convolutions: zeros (the paper), reflect, replicate, or circular for a photograph that
+            repeats; default: the preset's.
         coordinates: Vertical coordinate convolution; without it, the vanilla baseline; default: the preset's.
         ema: Decay of the moving average (EMA) of the weights, which is saved; 0 saves the last weights (the paper);
             default: the preset's.

@@ -16,6 +16,7 @@ from engine.archs.hpvaegan import (
     GeneratorBlock,
     SpatialNorm,
     VerticalCoordConv2d,
+    mirrored_coordinates,
     scale_sizes,
     vertical_coordinates,
 )
@@ -25,7 +26,7 @@ from engine.model.structure_file import structure_metadata
 from engine.training.structure.networks import conv_input_gradient
 
 TINY = Config(last=3, last_vae=1, channels=6, latent=5, layers=2)
-PADDINGS = ("zeros", "reflect", "replicate")
+PADDINGS = ("zeros", "reflect", "replicate", "circular")
 ALL_PADDINGS = pytest.mark.parametrize("padding", PADDINGS)
 
 
@@ -59,8 +60,8 @@ def test_parameter_counts(coordinates, decoder, block, whole):
 def test_impossible_configurations():
     with pytest.raises(UsageError, match="L = 4"):
         Config(last=3, last_vae=4)
-    with pytest.raises(UsageError, match="circular"):
-        Config(padding="circular")
+    with pytest.raises(UsageError, match="symmetric"):
+        Config(padding="symmetric")
     with pytest.raises(UsageError, match="2 sizes for 4 scales"):
         BaseGenerator(TINY, [(1, 1), (2, 2)])
 
@@ -109,9 +110,10 @@ def test_coordinates_are_padded_like_features(padding, outside):
 def concatenated(conv, x):
     """CoordConv as usually written: the coordinate is concatenated to the input."""
     n, _, height, width = x.shape
-    y = vertical_coordinates(height).to(x).view(1, 1, height, 1).expand(n, 1, height, width)
+    rows = mirrored_coordinates(height) if all(conv.wraps) else vertical_coordinates(height)
+    y = rows.to(x).view(1, 1, height, 1).expand(n, 1, height, width)
     x = torch.cat([x, y], 1) if conv.coordinates else x
-    mode = {"zeros": "constant"}.get(conv.border, conv.border)
+    mode = "circular" if all(conv.wraps) else {"zeros": "constant"}.get(conv.border, conv.border)
     mode = "replicate" if mode == "reflect" and min(height, width) == 1 else mode
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), conv.weight, conv.bias)
 

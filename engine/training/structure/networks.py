@@ -77,6 +77,8 @@ class Discriminator(nn.Module):
 def conv_input_gradient(conv: VerticalCoordConv2d, gradient: Tensor, weight: Tensor) -> Tensor:
     """Gradient w.r.t. the input of ``conv``, given that w.r.t. its output; differentiable in ``weight``."""
     transposed = weight[:, : weight.shape[1] - conv.coordinates].flip(2, 3).transpose(0, 1)
+    if all(conv.wraps):
+        return F.conv2d(F.pad(gradient, (1, 1, 1, 1), mode="circular"), transposed)
     if conv.border == "zeros":
         return F.conv2d(gradient, transposed, padding=1)
     return pad_backward(F.conv2d(gradient, transposed, padding=2), conv.pad_mode(gradient))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.archs.hpvaegan import BaseGenerator, Config, NoiseSource, scale_sizes
 from engine.device.precision import Precision
 from engine.io.photo import Photo
-from engine.training.losses.features import ImageFeatures, ReflectPad, maps_of
+from engine.training.losses.features import ImageFeatures, ReflectPad, draw_roll, maps_of
 from engine.training.losses.vgg import VGGFeatures
 from engine.training.photo import pyramid, write_row
 from engine.training.run.ema import Ema
@@ -85,7 +85,7 @@ class StructureTrainer(Trainer):
         samples: folder of the sample images.
         device: device of the networks.
         vgg: network with the layers of ``settings.losses.layers``; None if there are none.
-        wraps: whether sample images repeat along (rows, columns).
+        wraps: whether sample images repeat along (rows, columns); with circular padding they always do.
     """
 
     phase_name = "scale"
@@ -100,7 +100,7 @@ class StructureTrainer(Trainer):
         vgg: VGGFeatures | None = None,
         wraps: tuple[bool, bool] = (False, False),
     ) -> None:
-        self._wraps = wraps
+        self._wraps = (True, True) if settings.config.padding == "circular" else wraps
         self._settings, self.config, self.device, self.samples = settings, settings.config, device, samples
         self.totals = settings.iterations
         size = (photo.height, photo.width)
@@ -219,7 +219,7 @@ class StructureTrainer(Trainer):
         for k in dict.fromkeys((0, m)):
             real = self.reals[k].expand_as(images[k][:n])
             scale_losses = {"rec": F.mse_loss(images[k][:n], real)}
-            scale_losses |= self._sample_losses.vae(k, images[k][n:], real, self.rng)
+            scale_losses |= self._sample_losses.vae(k, *self._moved(images[k][n:], real), self.rng)
             for name, loss in scale_losses.items():
                 losses[name] = losses[name] + loss if name in losses else loss
         self._optimisations[0].descend([self._weighted_sum(losses)])
@@ -233,11 +233,11 @@ class StructureTrainer(Trainer):
             below = self._images_below()
         with self._autocast():
             both = self.structure.refine(m, below, self._size(m), self._fake_noise(m))
-        reconstructed, fake = both[:n], both[n:]
+        reconstructed, (fake, moved) = both[:n], self._moved(both[n:], real)
         pad = ReflectPad.draw(self._size(m), self.rng) if self.vgg is not None else ReflectPad(0, 0, 0, 0)
         fake_features = self._features(fake, pad)
         with torch.no_grad():
-            real_features = self._features(real, pad)
+            real_features = self._features(moved, pad)
         critic = self.gan.train_discriminator(self._optimisations[1], real_features, fake_features, self.rng)
         losses = {
             "rec": F.mse_loss(reconstructed, real),
@@ -247,6 +247,13 @@ class StructureTrainer(Trainer):
         losses |= self._sample_losses.gan(m, fake_features, real_features, heights, self.rng)
         self._optimisations[0].descend([self._weighted_sum(losses)])
         return IterationLosses({name: loss.item() for name, loss in losses.items()} | critic)
+
+    def _moved(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples and photograph as the losses see them: where they repeat, both begin at the same random pixel."""
+        if self.config.padding != "circular":
+            return fake, real
+        roll = draw_roll((real.shape[2], real.shape[3]), self.rng)
+        return fake.roll(roll, (2, 3)), real.roll(roll, (2, 3))
 
     def _features(self, image: Tensor, pad: ReflectPad) -> ImageFeatures:
         if self.vgg is None:

@@ -21,7 +21,7 @@ def test_parameter_counts(coordinates, encoder, discriminator):
 
 
 @pytest.mark.parametrize("coordinates", [True, False])
-@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
+@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate", "circular"])
 def test_input_gradient_is_autograds(padding, coordinates):
     """The gradient w.r.t. the input, and the gradient penalty's gradient w.r.t. every weight."""
     config = Config(channels=6, layers=2, padding=padding, coordinates=coordinates)

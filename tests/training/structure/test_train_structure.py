@@ -5,12 +5,13 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.training import stop_after
+from support.training import SMALL_NETWORKS, stop_after
 
 from engine.archs.hpvaegan import Config
 from engine.errors import EngineError, InputError, Interrupted, ResumeError, UsageError
@@ -46,6 +47,31 @@ def test_samples_repeat_and_the_network_is_the_same(photo, tmp_path, structure_r
     rows = [np.asarray(Image.open(out.with_name(out.stem + "-samples") / "scale-2.png")).astype(int) for out in outs]
     assert np.array_equal(rows[0][:, :1], rows[1][:, :1])
     assert not np.array_equal(*rows)
+
+
+@pytest.mark.parametrize("coordinates", [False, True])
+def test_circular_padding_makes_a_network_that_repeats(photo, tmp_path, structure_request, coordinates):
+    out, networks = tmp_path / "tile.safetensors", replace(SMALL_NETWORKS, padding="circular", coordinates=coordinates)
+    train_structure(photo, out, structure_request(iterations=(1, 1, 1), networks=networks), Runtime())
+    network = read_structure(out)
+    assert network.wraps == (True, True)
+    image = torch.rand(1, 3, *network.sizes[1]) * 2 - 1
+    below, moved = network.blocks[1].body(network.blocks[1].head(image)), image.roll((0, 5), (2, 3))
+    assert torch.allclose(network.blocks[1].body(network.blocks[1].head(moved)), below.roll(5, 3), atol=1e-4)
+    mirrored = network.wrapped((False, False))
+    assert not torch.equal(mirrored.sample(seeded_noise(0)), network.sample(seeded_noise(0)))
+
+
+def test_losses_see_a_photograph_that_repeats_from_any_pixel(make_trainer):
+    x = torch.rand(1, 3, 24, 32)
+    fake, real = make_trainer()._moved(x, x)
+    assert fake is real is x
+    trainer = make_trainer(networks=replace(SMALL_NETWORKS, padding="circular"))
+    moved = [trainer._moved(x, -x) for _ in range(3)]
+    for fake, real in moved:
+        assert torch.equal(fake, -real)
+        assert torch.equal(fake.flatten().sort().values, x.flatten().sort().values)
+    assert len({float(fake[0, 0, 0, 0]) for fake, _ in moved}) > 1
 
 
 def train(photo, out, request, on_event=lambda event: None, resume=False):
