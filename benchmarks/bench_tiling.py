@@ -1,7 +1,7 @@
 """Tiles of other programs beside the engine's bands: memory, time, errors, seams, and the largest picture within a limit.
 
     python benchmarks/bench_tiling.py [--only NETWORK ...] [--size 576x64] [--threads N]
-    python benchmarks/bench_tiling.py --largest
+    python benchmarks/bench_tiling.py largest
 
 The rules are those of Real-ESRGAN 0.3.0, realesrgan-ncnn-vulkan 0.2.0 and ComfyUI 0.38.1, written from their description
 (benchmarks/peers/tiling.py), with the same weights on the same picture, on a CPU in fp32, by PyTorch, ncnn and spandrel. Every
@@ -14,9 +14,8 @@ The largest picture of 4:3 within a memory is computed: a tile takes what the me
 and the picture and its result add ``held`` bytes a pixel. The engine's is the largest of PLANNED that a dry run accepts.
 Appends to results/tiling.csv.
 
---largest  renders the computed pictures of the small network, and pictures with sides a tenth longer, which should not fit; the
-           engine renders the longest of them all within the limit. Takes about ten minutes. Appends to
-           results/tiling_largest.csv.
+``largest`` renders the computed pictures of the small network, and pictures with sides a tenth longer, which should not fit;
+the engine renders the longest of them all within the limit. Takes about ten minutes. Appends to results/tiling_largest.csv.
 """
 
 from __future__ import annotations
@@ -282,7 +281,9 @@ def render_largest(bench: Bench) -> None:
     for name, program in PROGRAMS.items():
         fitting = read_size(computed_rows[name]["largest"])
         for size in (fitting, shape(math.prod(fitting) * LONGER**2)):
-            ended = program.run(bench.settings, bench.picture(size), bench.folder / "result.npy")
+            # As these programs are at their limit: results in 8 bits where they hold them so, and the smallest tiles.
+            settings = bench.settings | {"bytes": True, "tile": program.least or program.tile}
+            ended = program.run(settings, bench.picture(size), bench.folder / "result.npy")
             add_largest(bench.network, name, size, ended, limit)
             longest = max(longest, size)
     ended = bench.upscale(
@@ -303,9 +304,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(LIMITS), choices=list(LIMITS), metavar="NETWORK")
     parser.add_argument("--size", type=read_size, default=(576, 64), help="WIDTHxHEIGHT for errors and times")
     parser.add_argument("--threads", type=int, default=cpu_count())
-    parser.add_argument("--largest", action="store_true", help="render the largest pictures of the small network")
+    parser.add_argument("part", nargs="?", choices=("compare", "largest"), default="compare")
     options = parser.parse_args()
-    if options.largest:
+    if options.part == "largest":
         with tempfile.TemporaryDirectory() as folder:
             render_largest(Bench(COMPACT, Path(folder), options.threads))
         return

@@ -521,11 +521,11 @@ def _largest_pictures() -> list[str]:
     return [
         f"### Rendered: {shown[0]['network']}",
         paragraph(
-            "The picture that was computed above for each program, and one with sides a tenth longer; the engine's is the "
-            "longest of them, within `--memory` of the limit."
+            "The picture that was computed above for a program, and one with sides a tenth longer. Those of ncnn and ComfyUI were "
+            "not rendered."
         ),
         table(head, body),
-        source("bench_tiling.py --largest", "tiling_largest", shown),
+        source("bench_tiling.py largest", "tiling_largest", shown),
     ]
 
 

@@ -1,4 +1,7 @@
-"""ncnn in tiles of 200 with 10 pixels of padding, as realesrgan-ncnn-vulkan cuts a picture, on the CPU in float32."""
+"""ncnn in tiles of 200 with 10 pixels of padding, as realesrgan-ncnn-vulkan cuts a picture, on the CPU in float32.
+
+With the option ``bytes`` the result is held in 8 bits, as that program does.
+"""
 
 import ncnn
 import numpy as np
@@ -28,4 +31,5 @@ def enlarge(tile):
         return np.array(output)
 
 
-serve(lambda: cropped(enlarge, image, options()["scale"], TILE, PAD)[None])
+dtype = np.uint8 if options().get("bytes") else np.float32
+serve(lambda: cropped(enlarge, image, options()["scale"], TILE, PAD, dtype)[None])

@@ -20,7 +20,8 @@ def enlarge(part):
 
 
 def run():
-    result, _ = halved(lambda tile: feathered(enlarge, image, model.scale, tile, OVERLAP), TILE, LEAST, is_exhausted)
+    first = options().get("tile", TILE)
+    result, _ = halved(lambda tile: feathered(enlarge, image, model.scale, tile, OVERLAP), first, LEAST, is_exhausted)
     return result[None]
 
 

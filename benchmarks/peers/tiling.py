@@ -14,15 +14,16 @@ import numpy as np
 RGB = 3
 
 
-def cropped(enlarge, image, scale, tile, pad):
+def cropped(enlarge, image, scale, tile, pad, dtype=np.float32):
     """Enlarge a picture in tiles with ``pad`` pixels around each.
 
     Args:
         enlarge: network, float32 or uint8 [3, h, w] -> float32 [3, h * scale, w * scale].
         image: picture, [3, height, width].
+        dtype: of the result: float32, or uint8, as realesrgan-ncnn-vulkan holds it.
     """
     _, height, width = image.shape
-    result = np.empty((RGB, height * scale, width * scale), np.float32)
+    result = np.empty((RGB, height * scale, width * scale), dtype)
     for y in range(0, height, tile):
         for x in range(0, width, tile):
             top, left = max(0, y - pad), max(0, x - pad)
@@ -30,7 +31,10 @@ def cropped(enlarge, image, scale, tile, pad):
             part = enlarge(image[:, top : min(bottom + pad, height), left : min(right + pad, width)])
             rows = slice((y - top) * scale, (bottom - top) * scale)
             columns = slice((x - left) * scale, (right - left) * scale)
-            result[:, y * scale : bottom * scale, x * scale : right * scale] = part[:, rows, columns]
+            part = part[:, rows, columns]
+            if dtype == np.uint8:
+                part = np.clip(part, 0, 1) * 255 + 0.5
+            result[:, y * scale : bottom * scale, x * scale : right * scale] = part.astype(dtype)
     return result
 
 

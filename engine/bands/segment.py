@@ -260,18 +260,44 @@ class _BlockViews:
     """Its place in the first destination; None for the segment's output, which has new memory in every band."""
 
 
+class Spares:
+    """Outputs of links that no segment reads any more: the next ones are written over them.
+
+    The heap could not use them again: glibc before 2.38 finds no aligned block in a freed one of the same size.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory of a new output on the CPU. Several threads may call it."""
+        try:
+            return self._free[shape, dtype].pop()
+        except (KeyError, IndexError):
+            return torch.empty(shape, dtype=dtype)
+
+    def give(self, output: Tensor) -> None:
+        """Let an output be overwritten."""
+        self._free.setdefault((tuple(output.shape), output.dtype), []).append(output)
+
+
 class SegmentStream:
     """A segment of a network at work, with an arena for what it holds within a band.
 
     Views and buffers are allocated once, so a band allocates only the operations' temporaries. Bands away from the picture's
     borders launch the same work, which the queue captures after a few of them.
 
-    As a link, which threads run for several bands at the same time, a segment makes new memory for the output of each band,
-    and its work is a list of calls that hold Python's lock as briefly as possible.
+    As a link, which threads run for several bands at the same time, a segment has memory of its own for the output of each
+    band, and its work is a list of calls that hold Python's lock as briefly as possible.
     """
 
     def __init__(
-        self, plan: SegmentPlan, states: Sequence[Sequence[Tensor]], arena: Tensor, queue: DeviceQueue, *, is_link: bool
+        self,
+        plan: SegmentPlan,
+        states: Sequence[Sequence[Tensor]],
+        arena: Tensor,
+        queue: DeviceQueue,
+        spares: Spares | None = None,
     ) -> None:
         """
         Args:
@@ -279,7 +305,7 @@ class SegmentStream:
             states: what ``plan.new_states`` returned. Streams in other arenas may share them, and run one after another.
             arena: uint8 [>= plan.arena_bytes].
             queue: queue of the arena's device.
-            is_link: whether other bands are computed at the same time.
+            spares: outputs of a link that may be overwritten; None: no other band is computed at the same time.
         """
         self.plan = plan
         self._graph = plan.graph
@@ -288,8 +314,8 @@ class SegmentStream:
         self._warm_ups = 0
         self._replay: Callable[[], None] | None = None
         self._device = arena.device
-        self._is_link = is_link
-        self._output = torch.empty(0) if is_link else self._new_output()
+        self._spares = spares
+        self._output = self._new_output() if spares is None else torch.empty(0)
         self._buffers = _allocate(plan, states, arena)
         self._destinations: dict[str, list[Tensor]] = {}
         self._lasting_destinations: dict[str, list[Tensor]] = {}  # read in a later band, too
@@ -311,6 +337,8 @@ class SegmentStream:
         plan = self.plan
         value = plan.graph.values[plan.graph.output]
         shape = (int(plan.band * value.rate), int(plan.width * value.rate), value.channels)
+        if self._spares is not None:
+            return self._spares.take(shape, value.dtype)
         return torch.empty(shape, dtype=value.dtype, device=self._device)
 
     def _block_views(self, op: Op) -> list[_BlockViews]:
@@ -355,7 +383,7 @@ class SegmentStream:
             The output's new rows or None if none is needed; and their position. A link's have memory of their own; others
             are overwritten by the next push.
         """
-        if self._is_link:
+        if self._spares is not None:
             self._output = self._new_output()
         for buffer in self._used.get(_INPUT, ()):
             if buffer.plan.overlaps_picture(rows):
@@ -373,7 +401,7 @@ class SegmentStream:
             self.macs += self._run(rows)
         output_rows = self.plan.new_rows(self._graph.output, rows)
         output = self._output
-        if self._is_link:
+        if self._spares is not None:
             self._output = torch.empty(0)  # its reader alone keeps it
         return None if self._needs.of(self._graph.output, output_rows).outside else output, output_rows
 
@@ -397,7 +425,7 @@ class SegmentStream:
         """Run the operations of an inner band: directly at first, then by replaying the captured launches; or as steps."""
         # A strong reference would keep the segment's buffers alive until the next garbage collection.
         segment = weakref.proxy(self)
-        if self._is_link:
+        if self._spares is not None:
             self._steps = self._steps or list(self._inner_steps(rows))
             for step in self._steps:
                 step()

@@ -21,13 +21,16 @@ from torch import Tensor
 from engine.bands.graph import RowGraph, links, split
 from engine.bands.needs import Needs, Range, union
 from engine.bands.rules import Rows
-from engine.bands.segment import STEPS, SegmentPlan, SegmentStream
+from engine.bands.segment import STEPS, SegmentPlan, SegmentStream, Spares
 from engine.bands.wavefront import Wavefront
 from engine.device.heap import raise_mmap_threshold
 from engine.device.queue import DeviceQueue, device_queue
 
 _UNBOUNDED = 1 << 40
 """Rows of a picture without ends."""
+
+_HOLES, _MOST_HOLES = 12, 48 << 20
+"""Freed temporaries of links that the heap keeps and cannot use again, and their bytes, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +173,14 @@ class StreamPlan:
     @property
     def in_flight(self) -> int:
         """Bands that are computed at the same time, or wait for it, at most."""
-        return self.workers + 2 if self.workers else 1
+        return self.workers + 3 if self.workers else 1
 
     @property
     def nbytes(self) -> int:
         """Bytes that a stream takes: saved rows, arenas, outputs, temporaries, and weights in an order of their own."""
         lasting = sum(s.state_bytes + s.packed_bytes for s in self.segments)
         arenas = sum(max(a.arena_bytes + a.temporary_bytes for a in self.segments[part]) for part in self.arena_parts)
-        return lasting + arenas + self._output_bytes + self._skip_bytes
+        return lasting + arenas + self._output_bytes + self._skip_bytes + self._heap_bytes
 
     @property
     def arena_parts(self) -> list[slice]:
@@ -185,6 +188,11 @@ class StreamPlan:
         if not self.workers:
             return [slice(None)]
         return [slice(self.links)] * self.workers + [slice(self.links, None)] * (self.links < len(self.segments))
+
+    @property
+    def _heap_bytes(self) -> int:
+        """Bytes of freed temporaries that the heap cannot use again, as threads allocate at the same time. Measured."""
+        return min(_HOLES * self.temporary_bytes, _MOST_HOLES) if self.workers else 0
 
     @property
     def _output_bytes(self) -> int:
@@ -282,7 +290,8 @@ class RowStream:
         device = torch.device(device)
         queue = device_queue(device)
         self._states = [segment.new_states(device) for segment in plan.segments]
-        self._arenas = [_Arena(plan, part, self._states, device, queue) for part in plan.arena_parts]
+        self._spares = Spares() if plan.workers else None
+        self._arenas = [_Arena(plan, part, self._states, device, queue, self._spares) for part in plan.arena_parts]
         self._free = self._arenas[: plan.workers]
         self._lines = [_delay_lines(*pair) for pair in zip(plan.segments, plan.skips, strict=True)]
         self._fronts: dict[int, tuple[Tensor | None, Rows]] = {}  # band -> output of the last segment that computed it
@@ -348,7 +357,7 @@ class RowStream:
             return
         self._wavefront.submit()
         is_last = self._next >= self._last
-        waiting = self._wavefront.submitted - self.plan.in_flight
+        waiting = self._wavefront.submitted - self.plan.in_flight + 1  # the next band follows at once
         self._wavefront.wait(self._wavefront.submitted if is_last else waiting)
         for done in sorted(self._complete):
             yield from self._complete.pop(done)
@@ -375,8 +384,16 @@ class RowStream:
         if rows.top + rows.count > rows.low and output_rows.top < output_rows.high:
             inputs = None if x is None else [x, *(line.take(band) for line in self._lines[link])]
             y, output_rows = arena.stream(link).push(inputs, rows)
+        self._give(link - 1, x)
         self._put(link, band, y)
         self._fronts[band] = y, output_rows
+
+    def _give(self, link: int, output: Tensor | None) -> None:
+        """Let the output of a link be overwritten, unless a segment after the next one reads it."""
+        if self._spares is None or output is None or link < 0:
+            return
+        if not any(line.source == link for lines in self._lines for line in lines):
+            self._spares.give(output)
 
     def _put(self, source: int, band: int, rows: Tensor | None) -> None:
         """Keep the output of a segment, or the network's input (-1), for the segments that read it later."""
@@ -397,6 +414,7 @@ class RowStream:
             if part.top + step > rows.low:
                 inputs = None if x is None else [x[offset : offset + step]]
                 yield from _inside(*arena.stream(self.plan.links).push(inputs, part))
+        self._give(self.plan.links - 1, x)
 
     @property
     def macs(self) -> int:
@@ -414,10 +432,11 @@ class _Arena:
         states: Sequence[list[list[Tensor]]],
         device: torch.device,
         queue: DeviceQueue,
+        spares: Spares | None,
     ) -> None:
         memory = torch.empty(max(s.arena_bytes for s in plan.segments[part]), dtype=torch.uint8, device=device)
         self._streams = {
-            index: SegmentStream(plan.segments[index], states[index], memory, queue, is_link=plan.workers > 0)
+            index: SegmentStream(plan.segments[index], states[index], memory, queue, spares)
             for index in range(len(plan.segments))[part]
         }
 
