@@ -80,7 +80,7 @@ WRONG = [
     ("L", 7, "L = 7"),
     ("L", "one", "L = 'one'"),
     ("coordinates", False, "coordinates = False"),
-    ("padding", "circular", "padding 'circular'"),
+    ("padding", "symmetric", "padding 'symmetric'"),
     ("padding", None, "padding = None"),
     ("sizes", [[1, 2]], "'sizes'"),
     ("sizes", [[0, 2]] * 3, "'sizes'"),
