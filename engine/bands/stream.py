@@ -32,6 +32,9 @@ _UNBOUNDED = 1 << 40
 _HOLES, _MOST_HOLES = 12, 48 << 20
 """Freed temporaries of links that the heap keeps and cannot use again, and their bytes, at most."""
 
+_FEW_OPERATIONS = 4
+"""Operations of a link, on average, up to which such holes are counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
@@ -191,8 +194,14 @@ class StreamPlan:
 
     @property
     def _heap_bytes(self) -> int:
-        """Bytes of freed temporaries that the heap cannot use again, as threads allocate at the same time. Measured."""
-        return min(_HOLES * self.temporary_bytes, _MOST_HOLES) if self.workers else 0
+        """Bytes of freed temporaries that the heap cannot use again, as threads allocate at the same time. Measured.
+
+        Links of many operations, such as RRDBNet's, stay within what is counted otherwise.
+        """
+        operations = sum(len(segment.graph.ops) for segment in self.segments[: self.links])
+        if not self.workers or operations > _FEW_OPERATIONS * self.links:
+            return 0
+        return min(_HOLES * self.temporary_bytes, _MOST_HOLES)
 
     @property
     def _output_bytes(self) -> int:
