@@ -178,6 +178,21 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
+class Rectify:
+    """``Store`` of PReLU or ReLU of the result of a convolution."""
+
+    function: Rectifier
+
+    def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
+        destination.copy_(self.function([views[0].to(self.function.dtype)]))
+
+    def workspace(self, conv: nn.Conv2d) -> int:
+        """Bytes per output pixel that it allocates for the result of a convolution."""
+        dtype = self.function.dtype
+        return conv.out_channels * dtype.itemsize * (1 if conv.weight.dtype == dtype else 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Convolution3x3:
     """``Store`` of a 3x3 convolution by its kernel, with the leaky ReLU, the sum and the cast that follow it.
 
@@ -226,6 +241,11 @@ def fused(first: Rule, following: Rule, position: int) -> Rule | None:
         up = PackedUpConvolution(following.compute.conv, following.compute.slope)
         macs, workspace = following.macs * 4 // 9, up.conv.out_channels * up.conv.weight.itemsize // 2
         return replace(first, store=up, reach=1, column_reach=1, macs=macs, workspace=workspace)
+    if isinstance(following.compute, Rectifier):
+        if not isinstance(first.compute, PackedConvolution) or first.store is not copy_rows:
+            return None
+        rectify = Rectify(following.compute)
+        return replace(first, store=rectify, workspace=rectify.workspace(first.compute.conv))
     if following.compute is not None or following.factor != 1 or following.reach:
         return None
     store, after = first.store, following.store
@@ -331,7 +351,7 @@ _UNBOUNDED = "it may read any number of rows"
 
 def _element_wise(call: Call) -> Rule:
     """The call itself, on views in place of whole pictures."""
-    return Rule(_call_on_views(call), column_reach=0)
+    return Rule(CallOnViews(call), column_reach=0)
 
 
 def constant_rule(call: Call, node: fx.Node) -> Rule:
@@ -354,24 +374,40 @@ def _pixel_of(call: Call, node: fx.Node) -> Tensor:
 
 
 def _check_windows(call: Call) -> Rule:
-    return Rule(_call_on_views(call))  # needs the full width
+    return Rule(CallOnViews(call))  # needs the full width
 
 
-def _call_on_views(call: Call) -> Compute:
-    node, inputs = call.node, call.inputs
-    constants = {constant: _pixel_of(call, constant) for constant in call.constants}
-    function: Any = call.module or node.target
-    if node.op == "call_method":
-        function = getattr(Tensor, str(node.target))
+class CallOnViews:
+    """``Compute`` of a call that gives each pixel the same, wherever it lies."""
 
-    def compute(views: Sequence[Tensor], rows: Rows) -> Tensor:
-        tensors = {**constants, **dict(zip(inputs, views, strict=True))}
-        args: Any = fx.node.map_arg(node.args, tensors.__getitem__)
-        kwargs: Any = fx.node.map_arg(node.kwargs, tensors.__getitem__)
-        result: Tensor = function(*args, **kwargs)
+    def __init__(self, call: Call) -> None:
+        self._node, self._inputs = call.node, call.inputs
+        self._constants = {constant: _pixel_of(call, constant) for constant in call.constants}
+        self._function: Any = call.module or call.node.target
+        if call.node.op == "call_method":
+            self._function = getattr(Tensor, str(call.node.target))
+
+    def __call__(self, views: Sequence[Tensor], rows: Rows | None = None) -> Tensor:
+        tensors = {**self._constants, **dict(zip(self._inputs, views, strict=True))}
+        args: Any = fx.node.map_arg(self._node.args, tensors.__getitem__)
+        kwargs: Any = fx.node.map_arg(self._node.kwargs, tensors.__getitem__)
+        result: Tensor = self._function(*args, **kwargs)
         return result
 
-    return compute
+
+class Rectifier(CallOnViews):
+    """``Compute`` of PReLU or ReLU of one value: its bits do not depend on how many pixels it computes at a time.
+
+    PyTorch computes the last few numbers of a tensor one by one, and rounds GELU and others differently there.
+    """
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.dtype = call.operands[0].dtype
+
+
+def _rectifier(call: Call) -> Rule:
+    return Rule(Rectifier(call), column_reach=0) if len(call.inputs) == 1 else _element_wise(call)
 
 
 def _cast(call: Call) -> Rule:
@@ -612,17 +648,18 @@ RULES: dict[object, Callable[[Call], Rule]] = {
     torch.repeat_interleave: _repeat,
     **dict.fromkeys(("mean", torch.mean, "sum", torch.sum, "amax", torch.amax), _over_channels),
     "expand": _expand,
+    **dict.fromkeys((nn.ReLU, nn.PReLU, F.relu, F.prelu, torch.relu, "relu"), _rectifier),
     **dict.fromkeys(
         (
-            nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.PReLU, nn.GELU, nn.SiLU,
+            nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
             nn.Mish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardswish,
-            F.relu, F.relu6, F.hardtanh, F.threshold, F.elu, F.celu, F.selu, F.prelu, F.gelu, F.silu,
+            F.relu6, F.hardtanh, F.threshold, F.elu, F.celu, F.selu, F.gelu, F.silu,
             F.mish, F.sigmoid, F.hardsigmoid, F.tanh, F.hardswish, F.softplus,
             operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
-            torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.clamp, torch.relu, torch.sigmoid, torch.tanh,
+            torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.clamp, torch.sigmoid, torch.tanh,
             torch.pow, torch.square, torch.sqrt, torch.rsqrt, torch.exp,
             "float", "half", "bfloat16",
-            "add", "sub", "mul", "div", "neg", "abs", "clamp", "relu", "sigmoid", "tanh", "pow", "square",
+            "add", "sub", "mul", "div", "neg", "abs", "clamp", "sigmoid", "tanh", "pow", "square",
             "sqrt", "rsqrt", "exp",
         ),
         _element_wise,

@@ -24,6 +24,9 @@ from engine.bands.planes import PlanePlan, Planes
 from engine.bands.rules import Layout, Rows, Rule
 from engine.device.queue import WARM_UPS, DeviceQueue
 
+_RESULT_BYTES = 4 << 20
+"""Bytes of a convolution's result up to which it takes as long as the whole band's, or less. Measured: docs/log.md."""
+
 _INPUT = -1
 """Position of a segment's inputs in the order of its operations."""
 
@@ -231,6 +234,18 @@ class SegmentPlan:
             blocks.append(ColumnBlock(first, last, read_first, read_first + read_size if reach else last))
         return blocks
 
+    def rows_at_once(self, op: Op) -> int:
+        """Rows that an operation computes at a time: few for a packed convolution, whose result then stays in the cache.
+
+        All in planes, which are dense in their whole height alone.
+        """
+        value = self.graph.values[op.name]
+        rows = int(self.band * value.rate)
+        if not op.rule.is_packed or not self._reads_dense_rows(op):
+            return rows
+        row = int(self.width * value.rate) * value.channels * value.dtype.itemsize
+        return -(-rows // -(-rows // max(1, _RESULT_BYTES // row)))
+
     @property
     def temporary_bytes(self) -> int:
         """Largest number of bytes that one operation allocates while it runs."""
@@ -239,7 +254,7 @@ class SegmentPlan:
     def _temporary_bytes(self, op: Op) -> int:
         """Bytes of an operation's output and workspace, and of the dense copy that a convolution makes of its input."""
         value, columns = self.graph.values[op.name], max(c.read_last - c.read_first for c in self.column_blocks(op))
-        rows = int(self.band * value.rate)
+        rows = self.rows_at_once(op)
         output = value.channels * value.dtype.itemsize if op.rule.compute is not None else 0
         total = rows * columns * (output + op.rule.workspace)
         if op.rule.column_reach is not None and op.rule.macs and not self._reads_dense_rows(op):
@@ -328,6 +343,7 @@ class SegmentStream:
                 if buffer.plan.keeps_rows:
                     self._lasting_destinations.setdefault(slot.value, []).append(buffer.new_rows(slot))
         self._blocks = [self._block_views(op) for op in plan.graph.ops]
+        self._rows_at_once = [plan.rows_at_once(op) for op in plan.graph.ops]
         self._steps: list[Callable[[], object]] = []
         self.macs = 0
         """Multiply-adds executed so far."""
@@ -483,10 +499,11 @@ class SegmentStream:
             if not needed.inside and op.rule.is_packed:
                 views, output = _rows_inside(op.rule, views, output, needed)
                 count = output.shape[2]
-            if op.rule.compute is not None:
-                y = op.rule.compute(views, new_rows)
-                views = [_narrow(y, layout, block.columns, block.columns.read_first), *views[1:]]
-            op.rule.store(views, output)
+            for part, target in _row_parts(op.rule, views, output, self._rows_at_once[position]):
+                if op.rule.compute is not None:
+                    y = op.rule.compute(part, new_rows)
+                    part = [_narrow(y, layout, block.columns, block.columns.read_first), *part[1:]]
+                op.rule.store(part, target)
         if not needed.inside:
             first[: max(0, needed.low - needed.top)] = 0
             first[max(0, needed.high - needed.top) :] = 0
@@ -512,6 +529,20 @@ def _rows_inside(rule: Rule, views: list[Tensor], output: Tensor, rows: Rows) ->
     step = max(1, rows.count // STEPS)
     first = max(0, rows.low - rows.top) // step * step
     count = min(rows.count, -(-min(rows.count, rows.high - rows.top) // step) * step) - first
+    return _cut(rule, views, output, first, count)
+
+
+def _row_parts(rule: Rule, views: list[Tensor], output: Tensor, rows: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """An operation's views and output, ``rows`` rows at a time if it is a packed convolution."""
+    if not rule.is_packed or output.shape[2] <= rows:
+        yield views, output
+        return
+    for first in range(0, output.shape[2], rows):
+        yield _cut(rule, views, output, first, min(rows, output.shape[2] - first))
+
+
+def _cut(rule: Rule, views: list[Tensor], output: Tensor, first: int, count: int) -> tuple[list[Tensor], Tensor]:
+    """A convolution's views and output, in ``count`` rows of the output from ``first`` on."""
     inputs = [v.narrow(v.ndim - 2, first, count + 2 * rule.reach_of(index)) for index, v in enumerate(views)]
     return inputs, output.narrow(2, first, count)
 

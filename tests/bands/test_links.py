@@ -4,13 +4,16 @@ from fractions import Fraction
 
 import pytest
 import torch
-from support.networks import NETWORKS, lively, rrdb, swinir
+from support.networks import NETWORKS, lively, rrdb, span, swinir
 from support.streams import bands, pour, whole
 
+from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
+from engine.bands import segment
 from engine.bands.cpu import is_supported
 from engine.bands.graph import links, read_graph, split
 from engine.bands.planes import PlanePlan
+from engine.bands.rules import Rectify
 from engine.bands.stream import RowStream, StreamPlan
 from engine.bands.wavefront import Wavefront
 
@@ -22,6 +25,10 @@ pytestmark = pytest.mark.skipif(
 def dense():
     """Wide enough for planes: two in its blocks' input, one in each of the four maps after it."""
     return lively(RRDBNet(channels=32, blocks=2, growth=16).eval())
+
+
+def compact():
+    return Compact(channels=16, convs=2, scale=2).eval()
 
 
 def packed(network, band, width, workers=0, tail_band=None):
@@ -45,6 +52,34 @@ def test_packed_bands_equal_whole_image(picture, make):
             rows = packed(network, band, 12, workers, 4)
             difference = (pour(rows, image) - expected).abs().max()
             assert float(difference) <= tolerance, (height, band, workers)
+
+
+@pytest.mark.parametrize("make", [dense, lambda: rrdb(2), compact, span])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_few_rows_at_a_time_have_the_bits_of_a_whole_band(picture, monkeypatch, make, precision):
+    """Also at the picture's ends, and where a band's rows are no multiple of those."""
+    network, image = lively(make()), picture(52, 12)
+    if precision != torch.float32:
+        network = network.to_mixed(precision)
+    expected = pour(packed(network, 8, 12, 0, 4), image)
+    for size in (1, 12 * 16 * 4 * 3):
+        monkeypatch.setattr(segment, "_RESULT_BYTES", size)
+        rows = packed(network, 8, 12, 2, 4)
+        for part in rows.plan.segments:
+            for position, op in enumerate(part.graph.ops):
+                assert part.rows_at_once(op) <= part.band * part.rate(position)
+                assert op.rule.is_packed or part.rows_at_once(op) == part.band * part.rate(position)
+        assert torch.equal(pour(rows, image), expected), size
+
+
+def test_prelu_follows_a_convolution_without_memory_of_its_own():
+    (trunk, *_) = split(read_graph(compact(), 1, packs=True))
+    assert [type(op.rule.store) for op in trunk.ops if op.rule.is_packed][:3] == [Rectify] * 3
+    plan = segment.SegmentPlan(trunk, 24, 1 << 15, None)
+    assert [plan.rows_at_once(op) for op in trunk.ops if op.rule.is_packed] == [2, 2, 2, 2]
+    assert {plan._temporary_bytes(op) for op in trunk.ops if isinstance(op.rule.store, Rectify)} == {
+        2 * segment._RESULT_BYTES
+    }
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
