@@ -81,6 +81,8 @@ if task["program"] == "engine":
     import engine.exporters.pyramid, engine.exporters.view
     from engine.exporters import FORMATS, export, find_suffix
     __import__("engine.exporters." + FORMATS[find_suffix(Path(task["out"]))].module)
+    from engine.device.heap import fix_malloc_thresholds
+    fix_malloc_thresholds()  # as the command does
 elif task["program"] == "maketx":
     import OpenImageIO as oiio
 elif task["program"] == "vips":

@@ -6,6 +6,7 @@ writes them. So the memory depends neither on the width nor on the height: the p
 
 from __future__ import annotations
 
+import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -167,9 +168,12 @@ class Tiles:
         """
         done, total, workers = 0, self.count, self.options.threads
         encode_tile = self._encoder()
+        reading = threading.Semaphore(workers + 1)  # more would add nothing but their blocks in memory
 
         def finish(level: int, block: Box) -> list[tuple[str, bytes]]:
-            pixels, grid = self.view.read(level, block), self.grid(level)
+            with reading:
+                pixels = self.view.read(level, block)
+            grid = self.grid(level)
             boxes = (grid.box(*at) for at in grid.indices(block))
             return [sink.put(name(level, box), encode_tile(pixels[box.relative_to(block).slices])) for box in boxes]
 

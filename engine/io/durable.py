@@ -33,9 +33,11 @@ class DurableStore(LocalStore):
         await Store._open(self)
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:  # noqa: ANN401
-        """Contents of a file, or None where there is none. Raises OSError with the path."""
-        with naming(self.root / key):
-            return await super().get(key, prototype, byte_range)
+        """Contents of a file, or None where there is none. Raises OSError with the path.
+
+        Read by Zarr's loop itself: a part of a shard is read as fast as a thread would be told to (docs/log.md).
+        """
+        return self.get_sync(key, prototype=prototype, byte_range=byte_range)
 
     def get_sync(self, key: str, **options: Any) -> Any:  # noqa: ANN401
         """``get`` without a loop."""
