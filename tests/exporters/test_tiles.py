@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import time
 import zipfile
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from engine.errors import UsageError
 from engine.exporters import export
+from engine.exporters.view import View
 from engine.io.about_picture import about_picture
 from engine.io.icc import load_profile
 
@@ -65,6 +67,22 @@ def test_deep_zoom_in_an_archive(store, tmp_path):
             }
     again = export(store, tmp_path / "again" / "a.dzi.zip").path
     assert again.read_bytes() == (tmp_path / "a.dzi.zip").read_bytes()
+
+
+def test_one_thread_more_than_there_are_workers_reads(store, tmp_path, monkeypatch):
+    """So the peak of memory depends little on chance."""
+    read, reading, most = View.read, [], []
+
+    def slowly(view, level, box):
+        reading.append(box)
+        most.append(len(reading))
+        time.sleep(0.02)
+        reading.pop()
+        return read(view, level, box)
+
+    monkeypatch.setattr(View, "read", slowly)
+    export(store, tmp_path / "a.dzi", tile=64, workers=2)
+    assert max(most) == 3
 
 
 def test_iiif(store, levels, tmp_path):
