@@ -35,7 +35,7 @@ class DurableStore(LocalStore):
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:  # noqa: ANN401
         """Contents of a file, or None where there is none. Raises OSError with the path.
 
-        Read by Zarr's loop itself: a part of a shard is read as fast as a thread would be told to (docs/log.md).
+        Zarr's loop reads the file itself: passing a part of a shard to a thread takes as long as reading it (docs/log.md).
         """
         return self.get_sync(key, prototype=prototype, byte_range=byte_range)
 

@@ -70,7 +70,7 @@ def test_deep_zoom_in_an_archive(store, tmp_path):
 
 
 def test_one_thread_more_than_there_are_workers_reads(store, tmp_path, monkeypatch):
-    """So the peak of memory depends little on chance."""
+    """The peak of memory then depends little on chance."""
     read, reading, most = View.read, [], []
 
     def slowly(view, level, box):
