@@ -40,6 +40,7 @@ OURS = {
     "dzi": ("a.dzi", {}),
     "dzi.zip": ("a.dzi.zip", {}),
     "iiif": ("a.iiif", {}),
+    "html": ("a.html", {}),
     "ozx": ("a.ozx", {}),
     "exr": ("a.exr", {}),
     "png": ("a.png", {}),
@@ -60,6 +61,7 @@ PEERS = {
     "dzi": ("vips", "dzsave", {"tile_size": 512, "overlap": 0, "suffix": ".jpg[Q=85]"}),
     "dzi.zip": ("vips", "dzsave", {"tile_size": 512, "overlap": 0, "suffix": ".jpg[Q=85]", "container": "zip"}),
     "iiif": ("vips", "dzsave", {"tile_size": 512, "layout": "iiif3", "suffix": ".jpg[Q=85]"}),
+    "html": ("vips", "dzsave", {"tile_size": 512, "overlap": 0, "suffix": ".jpg[Q=85]"}),  # tiles alone: it has no page
     "png": ("vips", "pngsave", {}),
     "jpg": ("vips", "jpegsave", {"Q": 90}),
     "webp": ("vips", "webpsave", {"Q": 90}),
@@ -196,7 +198,7 @@ def main() -> None:
             tasks = {"engine": {"program": "engine", "options": options, "name": name}}
             if not arguments.no_peer:
                 program, call, peer_options = PEERS[format]
-                peer_name = name.removesuffix(".dzi") if format == "dzi" else name
+                peer_name = Path(name).stem if format in ("dzi", "html") else name
                 tasks[program] = {"program": program, "call": call, "options": peer_options, "name": peer_name}
             found: dict[str, list[dict[str, float]]] = {program: [] for program in tasks}
             for _ in range(arguments.turns):
