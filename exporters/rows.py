@@ -1,8 +1,8 @@
 """Whole rows of a picture, from the store to one file: read once, encoded by several threads, written in order.
 
 Memory grows neither with the height nor with the width. Strips of ``STRIP_BYTES`` (or of the fewest rows that a format
-encodes) are on their way at the same time, as many as ``_IN_FLIGHT`` bytes. A row of the store's cells that exceeds the
-cache waits in a temporary file; the next one is decoded while this one is encoded.
+encodes) are on their way at the same time, as many as ``_IN_FLIGHT`` bytes. A row of the store's cells waits in a temporary
+file; the next one is decoded while this one is encoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from engine.causes import naming
 from engine.container import cpu_count
 from engine.errors import Interrupted
-from engine.exporters.pyramid import CACHE_BYTES, CELL_BYTES, Pixels
+from engine.exporters.pyramid import Pixels
 from engine.exporters.view import View
 from engine.geometry import Box
 
@@ -29,9 +29,6 @@ STRIP_BYTES = 1 << 20
 
 _IN_FLIGHT = 12 << 20
 """Bytes of strips that are read and not yet written."""
-
-_CACHED = CACHE_BYTES - CELL_BYTES
-"""Largest row of cells that stays in the pyramid's cache until it is encoded."""
 
 
 class RowReader:
@@ -44,10 +41,8 @@ class RowReader:
 
     def __init__(self, view: View, level: int) -> None:
         self._view, self._level, self._size = view, level, view.levels[level]
-        cells = self._size.width * self._size.cell[0] * view.pyramid.pixels.bytes
-        self._thread = None if cells <= _CACHED else ThreadPoolExecutor(1)
-        if self._thread is not None:
-            view.pyramid.limit_cache(0)  # every cell is read once
+        self._thread = ThreadPoolExecutor(1)
+        view.pyramid.limit_cache(0)  # every cell is read once
         self._stop = Event()
         self._top, self._bottom = 0, 0
         self._band: _Band | None = None
@@ -55,8 +50,6 @@ class RowReader:
 
     def read(self, y0: int, y1: int) -> Pixels:
         """Rows y0 to y1, [H, W, C]."""
-        if self._thread is None:
-            return self._view.band(self._level, y0, y1)
         pixels = np.empty((y1 - y0, self._size.width, self._view.pixels.channels), self._view.dtype)
         y = y0
         while y < y1:
@@ -68,8 +61,6 @@ class RowReader:
 
     def close(self) -> None:
         """End the thread and free the bands."""
-        if self._thread is None:
-            return
         self._stop.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._free()
@@ -79,7 +70,6 @@ class RowReader:
 
     def _load(self, y: int) -> _Band:
         """The row of cells that holds row ``y``; the next one is read meanwhile."""
-        assert self._thread is not None
         if self._band is None or not self._top <= y < self._bottom:
             self._free()
             top, bottom = self._view.cell_rows(self._level, y)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import struct
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from engine.exporters.about import description, software
 from engine.exporters.job import Progress, check_print, check_range, parse_options, resolution, thread_count
 from engine.exporters.pyramid import Pixels, Pyramid
 from engine.exporters.view import View
-from engine.geometry import Grid
+from engine.geometry import Box, Grid
 from engine.pixels import PixelFormat
 
 _MIN_TILE = 64
@@ -67,7 +69,7 @@ _SMALLEST_LEVEL = 512
 """Levels that the store lacks are added until the longer side has this many pixels at most."""
 
 BATCH_TILES = 4
-"""Tiles in flight per thread; tifffile's default is 512 MiB of tiles."""
+"""Tiles that wait for each thread, and are compressed or read at the same time; tifffile's default is 512 MiB of tiles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,14 +177,27 @@ class TiffJob:
         return Grid(level.height, level.width, (self.options.tile, self.options.tile))
 
     def _tiles(self, index: int) -> Iterator[Pixels]:
-        """Tiles of a level in file order, padded by repeating the border: black would ring into a JPEG's last pixels."""
-        grid, size = self._grid(index), self.options.tile
-        for row, column in grid.indices():
-            pixels = self.view.read(index, grid.box(row, column))
-            height, width, _ = pixels.shape
-            if (height, width) != (size, size):
-                pixels = np.pad(pixels, ((0, size - height), (0, size - width), (0, 0)), mode="edge")
-            yield pixels if pixels.shape[2] > 1 else pixels[..., 0]
+        """Tiles of a level in file order, read by a thread of their own while tifffile's compress the ones before."""
+        grid = self._grid(index)
+        pending: deque[Future[Pixels]] = deque()
+        with ThreadPoolExecutor(1) as reader:
+            try:
+                for at in grid.indices():
+                    pending.append(reader.submit(self._tile, index, grid.box(*at)))
+                    if len(pending) > BATCH_TILES * self.options.threads:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                reader.shutdown(wait=True, cancel_futures=True)
+
+    def _tile(self, index: int, box: Box) -> Pixels:
+        """Pixels of a tile, padded by repeating the border: black would ring into a JPEG's last pixels."""
+        pixels, size = self.view.read(index, box), self.options.tile
+        height, width, _ = pixels.shape
+        if (height, width) != (size, size):
+            pixels = np.pad(pixels, ((0, size - height), (0, size - width), (0, 0)), mode="edge")
+        return pixels if pixels.shape[2] > 1 else pixels[..., 0]
 
     def _page(self, index: int) -> dict[str, Any]:
         level, size, pixels = self.view.levels[index], self.options.tile, self.view.pixels

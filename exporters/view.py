@@ -149,10 +149,6 @@ class View:
         origin = self._boxes[level]
         return to_depth(self.pyramid.read_once(self._first + level, box.shift(origin.y0, origin.x0)), self.dtype)
 
-    def band(self, level: int, y0: int, y1: int) -> Pixels:
-        """Rows y0 to y1 over the whole width."""
-        return self.read(level, Box(y0, 0, y1, self.levels[level].width))
-
     def cell_rows(self, level: int, y: int) -> tuple[int, int]:
         """First row, and the row after the last, of the store's row of cells that holds row ``y``."""
         rows, origin = self.levels[level].cell[0], self._boxes[level].y0 if level < len(self._boxes) else 0

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from engine.errors import EngineError, UsageError
-from engine.exporters import export, flat, preview, rows
+from engine.exporters import export, flat, preview
 from engine.exporters.pyramid import Level, Pyramid
 from engine.exporters.reduced import reduced, target_size
 from engine.exporters.stream import LevelStream
@@ -136,9 +136,8 @@ def test_the_stream_is_a_tiff(tmp_path, picture, write_store):
 
 
 @pytest.mark.parametrize("roi", [None, (3, 5, 900, 500)])
-def test_wide_bands_wait_in_a_file(store, levels, tmp_path, small_cells, monkeypatch, roi):
-    monkeypatch.setattr(rows, "_CACHED", 0)
-    monkeypatch.setattr(flat, "STRIP_BYTES", 100_000)  # strips across the borders of bands
+def test_strips_cross_the_borders_of_bands(store, levels, tmp_path, small_cells, monkeypatch, roi):
+    monkeypatch.setattr(flat, "STRIP_BYTES", 100_000)
     export(store, tmp_path / "a.png", roi=roi)
     expected = levels[0] if roi is None else levels[0][5:505, 3:903]
     assert np.array_equal(load(tmp_path / "a.png")[0], expected)
