@@ -133,6 +133,7 @@ def test_the_stream_is_a_tiff(tmp_path, picture, write_store):
         content = b"".join(iter(lambda rows=rows: rows.read(1000) or b"", b""))
         assert rows.seek(0, 2) == len(content)
         assert np.array_equal(tifffile.imread(io.BytesIO(content)), pixels)
+        rows.close()
 
 
 @pytest.mark.parametrize("roi", [None, (3, 5, 900, 500)])
@@ -154,3 +155,4 @@ def test_the_stream_ends_at_an_error_and_keeps_it(store, tmp_path, broken_reads)
     assert stream.read(1) is None
     with pytest.raises(EngineError, match="injected"):
         stream.check()
+    stream.close()
