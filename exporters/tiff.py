@@ -1,7 +1,7 @@
 """Pyramidal tiled TIFF, and OME-TIFF with the same tiles.
 
-Pixels come tile by tile from a ``Pyramid``, and pages are the store's own levels, so memory does not depend on the size of
-the image: the pyramid's cache and one batch of tiles. docs/decisions/0002-tiff-writer.md says why tifffile writes, not
+Pixels come cell by cell from a ``Pyramid``, and pages are the store's own levels, so memory does not depend on the size of
+the image: the pyramid's cache, a few cells and one batch of tiles. docs/decisions/0002-tiff-writer.md says why tifffile writes, not
 libvips.
 """
 
@@ -69,7 +69,10 @@ _SMALLEST_LEVEL = 512
 """Levels that the store lacks are added until the longer side has this many pixels at most."""
 
 BATCH_TILES = 4
-"""Tiles that wait for each thread, and are compressed or read at the same time; tifffile's default is 512 MiB of tiles."""
+"""Tiles in flight per thread; tifffile's default is 512 MiB of tiles."""
+
+_READERS = 2
+"""Threads that read, each a cell of the store: a read waits for Zarr's own threads in turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,27 +180,32 @@ class TiffJob:
         return Grid(level.height, level.width, (self.options.tile, self.options.tile))
 
     def _tiles(self, index: int) -> Iterator[Pixels]:
-        """Tiles of a level in file order, read by a thread of their own while tifffile's compress the ones before."""
-        grid = self._grid(index)
-        pending: deque[Future[Pixels]] = deque()
-        with ThreadPoolExecutor(1) as reader:
+        """Tiles of a level in file order. Threads read the next ones while tifffile's compress the ones before."""
+        level, size = self.view.levels[index], self.options.tile
+        blocks = Grid(level.height, level.width, (size, max(1, level.cell[1] // size) * size))
+        pending: deque[Future[list[Pixels]]] = deque()
+        with ThreadPoolExecutor(_READERS) as readers:
             try:
-                for at in grid.indices():
-                    pending.append(reader.submit(self._tile, index, grid.box(*at)))
-                    if len(pending) > BATCH_TILES * self.options.threads:
-                        yield pending.popleft().result()
+                for at in blocks.indices():
+                    pending.append(readers.submit(self._read_tiles, index, blocks.box(*at)))
+                    if len(pending) > _READERS:
+                        yield from pending.popleft().result()
                 while pending:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             finally:
-                reader.shutdown(wait=True, cancel_futures=True)
+                readers.shutdown(wait=True, cancel_futures=True)
 
-    def _tile(self, index: int, box: Box) -> Pixels:
-        """Pixels of a tile, padded by repeating the border: black would ring into a JPEG's last pixels."""
-        pixels, size = self.view.read(index, box), self.options.tile
-        height, width, _ = pixels.shape
-        if (height, width) != (size, size):
-            pixels = np.pad(pixels, ((0, size - height), (0, size - width), (0, 0)), mode="edge")
-        return pixels if pixels.shape[2] > 1 else pixels[..., 0]
+    def _read_tiles(self, index: int, block: Box) -> list[Pixels]:
+        """Tiles of a block, padded by repeating the border: black would ring into a JPEG's last pixels."""
+        pixels, grid, size = self.view.read(index, block), self._grid(index), self.options.tile
+        tiles = []
+        for at in grid.indices(block):
+            tile = pixels[grid.box(*at).relative_to(block).slices]
+            height, width, _ = tile.shape
+            if (height, width) != (size, size):
+                tile = np.pad(tile, ((0, size - height), (0, size - width), (0, 0)), mode="edge")
+            tiles.append(tile if tile.shape[2] > 1 else tile[..., 0])
+        return tiles
 
     def _page(self, index: int) -> dict[str, Any]:
         level, size, pixels = self.view.levels[index], self.options.tile, self.view.pixels
