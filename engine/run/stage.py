@@ -17,7 +17,7 @@ from engine.bands.check import checked_graph
 from engine.bands.graph import RowGraph, radius, read_graph
 from engine.bands.stream import RowStream, StreamPlan
 from engine.device.choose import PRECISIONS, check_precisions
-from engine.device.heap import malloc_for_network
+from engine.device.heap import MMAP_THRESHOLD_IN_NETWORK, MMAP_THRESHOLD_IN_STEPS, malloc_for_network
 from engine.device.queue import full_float32, memory_errors
 from engine.errors import UsageError
 from engine.kernels.launch import use_kernel
@@ -218,8 +218,9 @@ class Stage:
             (first row, [1, 3, rows, width * scale]) of complete rows; use each before the next is requested.
         """
         complete = stream.push(band)
+        threshold = MMAP_THRESHOLD_IN_NETWORK if stream.plan.workers else MMAP_THRESHOLD_IN_STEPS
         while True:
-            with memory_errors(), malloc_for_network(trim=False), full_float32():
+            with memory_errors(), malloc_for_network(trim=False, threshold=threshold), full_float32():
                 rows = next(complete, None)
             if rows is None:
                 return
