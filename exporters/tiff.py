@@ -1,8 +1,8 @@
 """Pyramidal tiled TIFF, and OME-TIFF with the same tiles.
 
 Pixels come cell by cell from a ``Pyramid``, and pages are the store's own levels, so memory does not depend on the size of
-the image: the pyramid's cache, a few cells and one batch of tiles. docs/decisions/0002-tiff-writer.md says why tifffile writes, not
-libvips.
+the image: the pyramid's cache, a few cells and one batch of tiles. docs/decisions/0002-tiff-writer.md says why tifffile
+writes, not libvips.
 """
 
 from __future__ import annotations
