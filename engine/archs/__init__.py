@@ -77,11 +77,12 @@ EXTRA_MODELS = "install ourgan-engine[models], which runs it by spandrel"
 
 def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscaler:
     """Cast in place to mixed precision; with ``kernels``, in the form that the Triton kernels of a GPU read fastest."""
-    if not kernels:
-        return network.to_mixed(dtype)
-    parts: Any = swinir_packed.pack(network, dtype) if isinstance(network, swinir.SwinIR) else network.to_mixed(dtype)
+    if kernels and isinstance(network, swinir.SwinIR):
+        parts: Any = swinir_packed.pack(network, dtype)
+    else:
+        parts = network.to_inference(dtype) if isinstance(network, esrgan.RRDBNet) else network.to_mixed(dtype)
     last = getattr(parts, "conv_last", None)
-    if last is not None and last.out_channels == RGB:
+    if kernels and last is not None and last.out_channels == RGB:
         parts.conv_last = PackedLastConv(last, dtype)
     return network
 

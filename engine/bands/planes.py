@@ -11,8 +11,7 @@ of every plane, and saves one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,15 +68,9 @@ class PlanePlan:
         return self.width * self.unit * self.dtype.itemsize
 
     @property
-    def wide(self) -> Slot | None:
-        """The value of several planes, if there is one: its new rows are staged side by side before they are spread."""
-        return next((slot for slot in self.slots if slot.channels > self.unit), None)
-
-    @property
     def nbytes(self) -> int:
         """Bytes, rounded up so that a buffer of any dtype can follow."""
-        staged = self.wide.channels // self.unit * self.advance if self.wide else 0
-        return aligned((self.planes[-1] * self.window + staged) * self.row_bytes)
+        return aligned(self.planes[-1] * self.window * self.row_bytes)
 
     @property
     def uses(self) -> tuple[int, ...]:
@@ -132,14 +125,6 @@ class Planes:
         self._before[0].append(self._old_rows(0))
         self._after = [[self._new_rows(k)] for k in range(last)]
         self._after[-1].append(self._new_rows(last))
-        self._staged: Tensor | None = None
-        if plan.wide is not None:
-            shape = (plan.advance, plan.width, plan.wide.channels)
-            self._staged = self._memory[plan.planes[-1] * plan.window * self._row_size :][: math.prod(shape)].view(
-                shape
-            )
-            index = plan.slots.index(plan.wide)
-            self._before[index] += self._spread(index, self._staged)
 
     def _old_rows(self, index: int) -> tuple[Tensor, Tensor]:
         """(target, source) of the saved row ``index + 1`` above the first value's new rows."""
@@ -150,14 +135,6 @@ class Planes:
         """(target, source) of the row that the next band reads as that old row."""
         saved = self._saved[index]
         return saved, self._row(self.plan.advance - 1 - index, saved.shape[0])
-
-    def _spread(self, index: int, staged: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(target, source) of each plane of staged rows."""
-        plan = self.plan
-        first = plan.slots[index].channel // plan.unit
-        for plane in range(staged.shape[2] // plan.unit):
-            source = staged[:, :, plane * plan.unit : (plane + 1) * plan.unit]
-            yield self._view((plan.advance,), (first + plane) * plan.window + self._top - index, (1,)), source
 
     def _row(self, row: int, planes: int) -> Tensor:
         """One row of the first planes, counted from the first value's new rows on: [planes, width, unit]."""
@@ -181,12 +158,21 @@ class Planes:
         return self._after[self.plan.readers.index(position)]
 
     def new_rows(self, slot: Slot) -> Tensor:
-        """View of the rows that a band adds to a value: [advance, width, channels]."""
-        if slot == self.plan.wide and self._staged is not None:
-            return self._staged
-        index = self.plan.slots.index(slot)
-        first = slot.channel // self.plan.unit * self.plan.window + self._top - index
-        return self._view((self.plan.advance,), first, (1,))
+        """View of the rows that a band adds to a value: [advance, width, unit], or [advance, width, planes, unit]."""
+        return self._rows(slot, self._top - self.plan.slots.index(slot))
+
+    def residual_of(self, position: int) -> Tensor:
+        """View of the first value's rows in the middle of a reader's window, in the form of ``new_rows``."""
+        return self._rows(self.plan.slots[0], self._top - self.plan.readers.index(position) - 1)
+
+    def _rows(self, slot: Slot, first: int) -> Tensor:
+        """A value's rows from row ``first`` of its planes on."""
+        plan = self.plan
+        first += slot.channel // plan.unit * plan.window
+        if slot.channels == plan.unit:
+            return self._view((plan.advance,), first, (1,))
+        planes = self._view((slot.channels // plan.unit, plan.advance), first, (plan.window, 1))
+        return planes.permute(1, 2, 0, 3)
 
     def input_of(self, position: int) -> Tensor:
         """View that a reader reads: [1, unit, planes, advance + 2, width], dense and channels-last."""

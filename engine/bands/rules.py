@@ -78,7 +78,20 @@ Store = Callable[[Sequence[Tensor], Tensor], object]
 
 def copy_rows(views: Sequence[Tensor], destination: Tensor) -> None:
     """Default ``Store``: a copy, cast to the destination's dtype."""
-    destination.copy_(views[0])
+    destination.copy_(with_axes_of(destination, views[0]))
+
+
+def with_axes_of(reference: Tensor, x: Tensor) -> Tensor:
+    """``x`` [1, C, H, W] or [1, planes, unit, H, W] with the axes of ``reference``; a copy only between different units."""
+    split = reference.shape[1:-2]
+    if x.shape[1:-2] == split:
+        return x
+    dense = x if x.ndim == AXES else x.flatten(1, 2)
+    return dense if len(split) == 1 else dense.view(dense.shape[0], *split, *dense.shape[2:])
+
+
+AXES = 4
+"""Axes of rows that do not lie in several planes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +122,7 @@ class Rule:
 
     def reach_of(self, index: int) -> int:
         """Input rows read above and below the output's own, of one of the inputs."""
-        return self.reach if index == 0 or not isinstance(self.store, Residual) else 0
+        return self.reach if index == 0 or not self.adds_residual else 0
 
     def reads_views(self, index: int) -> bool:
         """Whether an input may be some of a buffer's channels, as fast as a buffer of their own."""
@@ -123,6 +136,16 @@ class Rule:
     def is_packed(self) -> bool:
         """Whether the operation is a convolution by oneDNN, which computes any number of rows."""
         return isinstance(self.compute, PackedConvolution)
+
+    @property
+    def adds_residual(self) -> bool:
+        """Whether the second input is added to a convolution of the first one."""
+        return isinstance(self.store, Residual)
+
+    @property
+    def writes_planes(self) -> bool:
+        """Whether the destination may lie in several planes."""
+        return self.adds_residual or (self.is_packed and self.store is copy_rows)
 
     @property
     def packed_bytes(self) -> int:
@@ -174,7 +197,10 @@ class Residual:
     """Factor of the convolution's result."""
 
     def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
-        torch.add(views[1], views[0], alpha=self.scale, out=destination)
+        y, residual = views
+        reference = residual if destination.ndim == AXES else destination
+        residual, y, destination = (with_axes_of(reference, x) for x in (residual, y, destination))
+        torch.add(residual, y, alpha=self.scale, out=destination)
 
 
 @dataclass(frozen=True, slots=True)

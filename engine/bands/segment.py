@@ -21,7 +21,7 @@ from engine.bands.cpu import plane_channels
 from engine.bands.graph import Op, RowGraph, schedule
 from engine.bands.needs import Needs, Range, needs_of
 from engine.bands.planes import PlanePlan, Planes
-from engine.bands.rules import Layout, Rows, Rule
+from engine.bands.rules import AXES, Layout, Rows, Rule
 from engine.device.queue import WARM_UPS, DeviceQueue
 
 _RESULT_BYTES = 4 << 20
@@ -131,8 +131,14 @@ class SegmentPlan:
             for position in positions:
                 op = self.graph.ops[position]
                 for index in (i for i, read in enumerate(op.inputs) if read == name):
+                    if self.reads_own_residual(op, index):
+                        continue
                     group = longer if op.rule.reads_views(index) else (name,)
                     groups.setdefault(group, []).append(_BufferRead(position, 1))
+
+    def reads_own_residual(self, op: Op, index: int) -> bool:
+        """Whether an input is the residual of a dense block: the first value of those that the convolution reads."""
+        return index == 1 and op.rule.adds_residual and self.graph.members(op.inputs[0])[0] == op.inputs[1]
 
     def _oldest_row(self, read: _BufferRead) -> int:
         """Delay of the first row that an operation reads."""
@@ -159,8 +165,6 @@ class SegmentPlan:
         ):
             return None
         unit = gcd(*(value.channels for value in values))
-        if sum(value.channels > unit for value in values) > 1:
-            return None
         channels = [0]
         for value in values:
             channels.append(channels[-1] + value.channels)
@@ -246,6 +250,13 @@ class SegmentPlan:
         row = int(self.width * value.rate) * value.channels * value.dtype.itemsize
         return -(-rows // -(-rows // max(1, _RESULT_BYTES // row)))
 
+    def is_staged(self, op: Op) -> bool:
+        """Whether an operation that cannot write to several planes has no other destination."""
+        if op.rule.writes_planes or op.name == self.graph.output:
+            return False
+        slots = [(b, slot) for b in self.buffers for slot in b.slots if slot.value == op.name]
+        return all(isinstance(b, PlanePlan) and slot.channels > b.unit for b, slot in slots)
+
     @property
     def temporary_bytes(self) -> int:
         """Largest number of bytes that one operation allocates while it runs."""
@@ -255,8 +266,8 @@ class SegmentPlan:
         """Bytes of an operation's output and workspace, and of the dense copy that a convolution makes of its input."""
         value, columns = self.graph.values[op.name], max(c.read_last - c.read_first for c in self.column_blocks(op))
         rows = self.rows_at_once(op)
-        output = value.channels * value.dtype.itemsize if op.rule.compute is not None else 0
-        total = rows * columns * (output + op.rule.workspace)
+        outputs = (op.rule.compute is not None) + self.is_staged(op)
+        total = rows * columns * (outputs * value.channels * value.dtype.itemsize + op.rule.workspace)
         if op.rule.column_reach is not None and op.rule.macs and not self._reads_dense_rows(op):
             for name in op.inputs:
                 source = self.graph.values[name]
@@ -342,6 +353,9 @@ class SegmentStream:
                 self._destinations.setdefault(slot.value, []).append(buffer.new_rows(slot))
                 if buffer.plan.keeps_rows:
                     self._lasting_destinations.setdefault(slot.value, []).append(buffer.new_rows(slot))
+        for destinations in self._destinations.values():
+            destinations.sort(key=lambda rows: rows.ndim)  # dense ones first
+        self._staged = {op.name for op in plan.graph.ops if plan.is_staged(op)}
         self._blocks = [self._block_views(op) for op in plan.graph.ops]
         self._rows_at_once = [plan.rows_at_once(op) for op in plan.graph.ops]
         self._steps: list[Callable[[], object]] = []
@@ -360,7 +374,7 @@ class SegmentStream:
     def _block_views(self, op: Op) -> list[_BlockViews]:
         sources = [self._source(op, index) for index in range(len(op.inputs))]
         layout, output = self._graph.values[op.name].layout, None
-        if op.name != self._graph.output:
+        if op.name != self._graph.output and op.name not in self._staged:
             output = _view(self._destinations[op.name][0], layout)
         blocks = []
         for block in self.plan.column_blocks(op):
@@ -375,10 +389,15 @@ class SegmentStream:
         name, layout = op.inputs[index], op.layouts[index]
         members = self._graph.members(name)
         single = name not in self._graph.concatenations
-        buffers = [b for b in self._buffers if b.plan.starts_with(members)]
+        is_residual = self.plan.reads_own_residual(op, index)
+        shared = self._graph.members(op.inputs[0]) if is_residual else members
+        buffers = [b for b in self._buffers if b.plan.starts_with(shared)]
         planes = [b for b in buffers if isinstance(b, Planes)]
+        position = self._graph.ops.index(op)
+        if planes and is_residual:
+            return _view(planes[0].residual_of(position), layout)
         if planes and op.rule.reads_planes(index):
-            return planes[0].input_of(self._graph.ops.index(op))
+            return planes[0].input_of(position)
         rows = [b for b in buffers if isinstance(b, Buffer)]
         buffer = next((b for b in rows if single and len(b.plan.slots) == 1), rows[0])
         channels = sum(self._graph.values[m].channels for m in members)
@@ -409,7 +428,7 @@ class SegmentStream:
                 self._zero_rows(name)
             else:
                 for destination in self._destinations.get(name, ()):
-                    destination.copy_(inputs[index])
+                    _fill(destination, inputs[index])
         if self._is_inner(rows):
             self._run_inner(rows)
             self.macs += self._inner_macs
@@ -489,16 +508,14 @@ class SegmentStream:
 
         ``needed``: the same rows, with those that are needed in place of those in the picture.
         """
-        layout, destinations = self._graph.values[op.name].layout, self._destinations.get(op.name, [])
-        is_output = op.name == self._graph.output
-        first = self._output if is_output else destinations[0]
-        count = new_rows.count
+        layout, count = self._graph.values[op.name].layout, new_rows.count
+        first, *others = self._targets(op)
         for block in self._blocks[position]:
             output = _narrow(_view(first, layout), layout, block.columns) if block.output is None else block.output
             views = block.inputs
             if not needed.inside and op.rule.is_packed:
                 views, output = _rows_inside(op.rule, views, output, needed)
-                count = output.shape[2]
+                count = output.shape[-2]
             for part, target in _row_parts(op.rule, views, output, self._rows_at_once[position]):
                 if op.rule.compute is not None:
                     y = op.rule.compute(part, new_rows)
@@ -507,9 +524,20 @@ class SegmentStream:
         if not needed.inside:
             first[: max(0, needed.low - needed.top)] = 0
             first[max(0, needed.high - needed.top) :] = 0
-        for destination in destinations if is_output else destinations[1:]:
-            destination.copy_(first)
+        for destination in others:
+            _fill(destination, first)
         return self.plan.macs(position, count)
+
+    def _targets(self, op: Op) -> list[Tensor]:
+        """Rows that an operation writes, then those that they are copied to."""
+        destinations = self._destinations.get(op.name, [])
+        if op.name == self._graph.output:
+            return [self._output, *destinations]
+        if op.name not in self._staged:
+            return destinations
+        height, width = destinations[0].shape[:2]
+        dense = destinations[0].new_empty(height, width, self._graph.values[op.name].channels)
+        return [dense, *destinations]
 
     def _zero_rows(self, name: str) -> None:
         """Zero a value's new rows, none of which is needed.
@@ -534,23 +562,23 @@ def _rows_inside(rule: Rule, views: list[Tensor], output: Tensor, rows: Rows) ->
 
 def _row_parts(rule: Rule, views: list[Tensor], output: Tensor, rows: int) -> Iterator[tuple[list[Tensor], Tensor]]:
     """An operation's views and output, ``rows`` rows at a time if it is a packed convolution."""
-    if not rule.is_packed or output.shape[2] <= rows:
+    if not rule.is_packed or output.shape[-2] <= rows:
         yield views, output
         return
-    for first in range(0, output.shape[2], rows):
-        yield _cut(rule, views, output, first, min(rows, output.shape[2] - first))
+    for first in range(0, output.shape[-2], rows):
+        yield _cut(rule, views, output, first, min(rows, output.shape[-2] - first))
 
 
 def _cut(rule: Rule, views: list[Tensor], output: Tensor, first: int, count: int) -> tuple[list[Tensor], Tensor]:
     """A convolution's views and output, in ``count`` rows of the output from ``first`` on."""
     inputs = [v.narrow(v.ndim - 2, first, count + 2 * rule.reach_of(index)) for index, v in enumerate(views)]
-    return inputs, output.narrow(2, first, count)
+    return inputs, output.narrow(output.ndim - 2, first, count)
 
 
 def _narrow(y: Tensor, layout: Layout, block: ColumnBlock, first: int = 0) -> Tensor:
     """The columns that a block computes, of rows whose first column is ``first``."""
-    count = block.last - block.first
-    return y if y.shape[layout.columns] == count else y.narrow(layout.columns, block.first - first, count)
+    count, axis = block.last - block.first, layout.columns - AXES  # from the end: channels may take two axes
+    return y if y.shape[axis] == count else y.narrow(y.ndim + axis, block.first - first, count)
 
 
 def _allocate(plan: SegmentPlan, states: Sequence[Sequence[Tensor]], arena: Tensor) -> list[Buffer | Planes]:
@@ -563,8 +591,13 @@ def _allocate(plan: SegmentPlan, states: Sequence[Sequence[Tensor]], arena: Tens
 
 
 def _view(rows: Tensor, layout: Layout) -> Tensor:
-    """Rows [H, W, C] in a layout: [1, C, H, W] or [1, H, W, C]."""
-    return rows.permute(2, 0, 1)[None] if layout is Layout.NCHW else rows[None]
+    """Rows [H, W, C] in a layout: [1, C, H, W] or [1, H, W, C]; rows [H, W, planes, unit] as [1, planes, unit, H, W]."""
+    return rows.movedim((0, 1), (-2, -1))[None] if layout is Layout.NCHW else rows[None]
+
+
+def _fill(destination: Tensor, rows: Tensor) -> None:
+    """Copy rows [H, W, C] or [H, W, planes, unit] to some of either form."""
+    destination.copy_(rows if rows.shape == destination.shape else rows.flatten(2).view(destination.shape))
 
 
 _PLANES = 5

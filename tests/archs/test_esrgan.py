@@ -1,5 +1,6 @@
 """RRDBNet: published size, plain formulation, three namings, receptive field, half precision."""
 
+import copy
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from support.networks import check_radius
 from torch.nn import functional as F
 
 from engine.archs import build
-from engine.archs.esrgan import RRDBNet, canonical, detect
+from engine.archs.esrgan import RESIDUAL, RRDBNet, canonical, detect
 from engine.errors import ModelError
 
 
@@ -157,6 +158,31 @@ def test_mixed_precision(net):
     assert mixed.dtype == torch.float32
     assert 0 < (mixed - exact).abs().max() < 0.01 * exact.abs().max()
     assert torch.equal(torch.fx.symbolic_trace(net)(x), mixed)
+
+
+def test_residuals_in_half_precision_within_a_group(net):
+    """Sums of groups stay float32; tensors that the network shares with a checkpoint stay as they were."""
+    x, weight = torch.rand(1, 3, 16, 16), net.body[0].rdb1.conv5.weight
+    exact, mixed, before = net(x), copy.deepcopy(net).to_mixed(torch.bfloat16)(x), weight.clone()
+    assert net.to_inference(torch.bfloat16) is net
+    assert torch.equal(weight, before)
+    group = net.body[0]
+    assert torch.equal(group.rdb1.conv5.weight, (before * RESIDUAL).bfloat16())
+    assert group.rdb1(torch.rand(1, group.rdb1.conv1.in_channels, 8, 8).bfloat16()).dtype == torch.bfloat16
+    assert net.body(net.conv_first(x)).dtype == torch.float32
+    error, error_of_mixed = (float((result - exact).abs().mean()) for result in (net(x), mixed))
+    assert 0 < error < 1.5 * error_of_mixed
+
+
+def test_sums_in_half_precision_have_the_same_bits_in_every_layout(net):
+    """So bands equal the whole image. With a factor PyTorch would round vectors and single numbers differently."""
+    x, y = torch.rand(2, 1, 20, 9, 13).bfloat16()
+    expected = (x.float() + y.float()).bfloat16()
+    wide = torch.empty(1, 9, 13, 25, dtype=torch.bfloat16)
+    for first, second in ((x, y), (x.to(memory_format=torch.channels_last), y)):
+        assert torch.equal(torch.add(first, second, alpha=1.0), expected)
+        out = wide[..., :20].permute(0, 3, 1, 2)
+        assert torch.equal(torch.add(first, second, alpha=1.0, out=out), expected)
 
 
 def test_bfloat16_throughout(net):

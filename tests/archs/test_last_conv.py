@@ -22,7 +22,7 @@ def network():
 
 def test_definition_is_the_plain_convolution(network):
     image = torch.rand(1, 3, 9, 14)
-    plain = copy.deepcopy(network).to_mixed(torch.bfloat16)
+    plain = copy.deepcopy(network).to_inference(torch.bfloat16)
     packed = to_mixed(network, torch.bfloat16, kernels=True)
     assert isinstance(packed.conv_last, PackedLastConv)
     with torch.inference_mode():

@@ -39,11 +39,11 @@ def whole_by_kernels(network, image):
     half = network.conv_body.weight.dtype
     first = x = convolve(network.conv_first, image[None], torch.float32)
     for group in network.body:
-        before = x
+        before, x = x, x.to(half)
         for block in (group.rdb1, group.rdb2, group.rdb3):
             convs = (block.conv1, block.conv2, block.conv3, block.conv4, block.conv5)
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
-            x = dense(x, weights, biases, SLOPE, RESIDUAL, use_triton=True)
+            x = dense(x, weights, biases, SLOPE, block.residual, use_triton=True)
         x = torch.add(before, x, alpha=RESIDUAL)
     x = convolve(network.conv_body, x.to(half), half, residual=first)
     for conv, dtype in ((network.conv_up1, half), (network.conv_up2, half)):
@@ -56,7 +56,7 @@ def whole_by_kernels(network, image):
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_bands_equal_their_own_whole_image(picture, dtype):
     """Bit for bit, in bands of any height; the whole image is computed layer by layer."""
-    network, image = rrdb().to_mixed(dtype), picture(20, 9)
+    network, image = rrdb().to_inference(dtype), picture(20, 9)
     expected = whole_by_kernels(network, image)
     for band, tail_band in ((20, None), (8, 4)):
         rows = kernel_stream(network, band, 9, tail_band)
@@ -82,14 +82,14 @@ def test_bands_equal_the_definition_within_half_precision(picture):
 def rrdb_of(dtype):
     torch.manual_seed(0)
     network = lively(RRDBNet(channels=16, blocks=1, growth=8))
-    return network if dtype is torch.float32 else network.to_mixed(dtype)
+    return network if dtype is torch.float32 else network.to_inference(dtype)
 
 
 @needs_triton
 @pytest.mark.slow
 def test_no_row_is_read_before_it_is_written(picture):
     """Rows that are saved in vain, in a block with others, are never read."""
-    network, image = rrdb().to_mixed(torch.float16), picture(12, 6)
+    network, image = rrdb().to_inference(torch.float16), picture(12, 6)
     rows = kernel_stream(network, 8, 6, 4)
     expected = pour(rows, image)
     arena = {
@@ -153,7 +153,7 @@ def meta(monkeypatch):
         with monkeypatch.context() as patch, torch.device("meta"):
             patch.setattr(rules, "use_kernel", lambda device, forced: kernels)
             patch.setattr(rules, "conv3x3", launch)
-            network = RRDBNet().eval().requires_grad_(False).to_mixed(torch.float16)
+            network = RRDBNet().eval().requires_grad_(False).to_inference(torch.float16)
             network = network.to(memory_format=torch.channels_last)
             rows = RowStream(StreamPlan(read_graph(network, 1), 32, 1024, 8), "meta")
             rows.start(0, 10**6)
@@ -200,6 +200,6 @@ def test_convolutions_take_what_follows():
 
 
 def test_float32_and_devices_without_kernels_stay_with_pytorch():
-    for network in (rrdb(), rrdb().to_mixed(torch.float16)):
+    for network in (rrdb(), rrdb().to_inference(torch.float16)):
         stores = [op.rule.store for op in read_graph(network, 1).ops]
         assert not any(isinstance(store, Convolution3x3) for store in stores)

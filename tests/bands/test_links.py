@@ -6,7 +6,10 @@ import pytest
 import torch
 from support.networks import NETWORKS, lively, rrdb, span, swinir
 from support.streams import bands, pour, whole
+from torch import nn
+from torch.nn import functional as F
 
+from engine.archs import to_mixed
 from engine.archs.compact import Compact
 from engine.archs.esrgan import RRDBNet
 from engine.bands import segment
@@ -55,12 +58,12 @@ def test_packed_bands_equal_whole_image(picture, make):
 
 
 @pytest.mark.parametrize("make", [dense, lambda: rrdb(2), compact, span])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_few_rows_at_a_time_have_the_bits_of_a_whole_band(picture, monkeypatch, make, precision):
     """Also at the picture's ends, and where a band's rows are no multiple of those."""
     network, image = lively(make()), picture(52, 12)
-    if precision != torch.float32:
-        network = network.to_mixed(precision)
+    if precision == "bf16":
+        network = to_mixed(network, torch.bfloat16, kernels=False)
     expected = pour(packed(network, 8, 12, 0, 4), image)
     for size in (1, 12 * 16 * 4 * 3):
         monkeypatch.setattr(segment, "_RESULT_BYTES", size)
@@ -82,13 +85,18 @@ def test_prelu_follows_a_convolution_without_memory_of_its_own():
     }
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_bits_depend_neither_on_threads_nor_on_bands(picture, precision):
-    network, image = dense(), picture(70, 24)
-    if precision != torch.float32:
-        network = network.to_mixed(precision)
+@pytest.mark.parametrize(
+    ("make", "blocks_in_planes"),
+    [
+        (dense, 6),
+        (lambda: dense().to_inference(torch.bfloat16), 0),  # 16 channels of bf16 are half a plane
+        (lambda: lively(RRDBNet(channels=64, blocks=2, growth=32).eval()).to_inference(torch.bfloat16), 6),
+    ],
+)
+def test_bits_depend_neither_on_threads_nor_on_bands(picture, make, blocks_in_planes):
+    network, image = make(), picture(70, 24)
     one = packed(network, 8, 24)
-    assert len(planes(one)) == (6 if precision == torch.float32 else 0)  # 16 channels of bf16 are half a plane
+    assert len(planes(one)) == blocks_in_planes
     expected = pour(one, image)
     for band, workers in ((8, 2), (8, 5), (24, 2)):
         rows = packed(network, band, 24, workers, 4)
@@ -97,11 +105,42 @@ def test_bits_depend_neither_on_threads_nor_on_bands(picture, precision):
 
 
 def test_bf16_blocks_lie_in_planes(picture):
-    network = RRDBNet(channels=64, blocks=1, growth=32).eval().to_mixed(torch.bfloat16)
+    network = RRDBNet(channels=64, blocks=1, growth=32).eval().to_inference(torch.bfloat16)
     rows = packed(network, 8, 16, 2)
     assert [(p.unit, p.planes) for p in planes(rows)] == [(32, (2, 3, 4, 5, 6))] * 3
+    blocks = [op for segment in rows.plan.segments for op in segment.graph.ops if op.inputs[0] == "cat_3"]
+    assert [op.rule.adds_residual for op in blocks] == [True]
+    slots = [s.value for segment in rows.plan.segments for b in segment.buffers for s in b.slots]
+    assert slots.count(blocks[0].inputs[1]) == 1  # the residual is read in its planes
     image = picture(40, 16)
     assert float((pour(rows, image) - whole(network, image)).abs().max()) <= 0.002
+
+
+class TwoWideValues(nn.Module):
+    """A dense block of 32, 32 and 16 channels; an activation, which writes dense rows, yields the first ones."""
+
+    def __init__(self):
+        super().__init__()
+        channels = ((3, 32), (32, 32), (64, 16), (80, 32), (32, 3))
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in channels)
+
+    def forward(self, x):
+        first, second, third, fourth, last = self.convs
+        maps = start = F.gelu(first(x))
+        for conv in (second, third):
+            maps = torch.cat([maps, F.leaky_relu(conv(maps), 0.2)], 1)
+        return last(torch.add(start, fourth(maps), alpha=0.3))
+
+
+def test_a_dense_block_may_have_several_wide_values(picture):
+    network, image = lively(TwoWideValues()), picture(52, 12)
+    for band, workers in ((8, 0), (8, 2), (20, 0)):
+        rows = packed(network, band, 12, workers)
+        assert [(p.unit, p.planes) for p in planes(rows)] == [(16, (2, 4, 5))]
+        staged = [op for part in rows.plan.segments for op in part.graph.ops if part.is_staged(op)]
+        assert [op.rule.is_packed for op in staged] == [False]
+        expected = whole(network, image)
+        assert float((pour(rows, image) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
 def test_links_of_a_long_network():

@@ -80,7 +80,7 @@ def capturing_stream(monkeypatch, *arguments):
         return stream(*arguments), queue
 
 
-@pytest.mark.parametrize("make", [rrdb, swinir, lambda: rrdb().to_mixed(torch.bfloat16), *NETWORKS])
+@pytest.mark.parametrize("make", [rrdb, swinir, lambda: rrdb().to_inference(torch.bfloat16), *NETWORKS])
 def test_replayed_bands_are_bit_equal(picture, monkeypatch, make):
     network, image = lively(make()), picture(96, 12)
     rows, queue = capturing_stream(monkeypatch, network, 4, 12, 2)

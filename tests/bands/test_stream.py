@@ -185,7 +185,7 @@ def poisoned(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("make", [rrdb, swinir, lambda: rrdb(2).to_mixed(torch.bfloat16), *NETWORKS])
+@pytest.mark.parametrize("make", [rrdb, swinir, lambda: rrdb(2).to_inference(torch.bfloat16), *NETWORKS])
 def test_no_row_is_read_before_it_is_written(picture, poisoned, make):
     """The arena's content between two bands does not matter."""
     network = lively(make())
