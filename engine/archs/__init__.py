@@ -76,7 +76,9 @@ EXTRA_MODELS = "install ourgan-engine[models], which runs it by spandrel"
 
 
 def to_mixed(network: Upscaler, dtype: torch.dtype, *, kernels: bool) -> Upscaler:
-    """Cast in place to mixed precision for inference; with ``kernels``, in the form that the Triton kernels of a GPU read fastest.
+    """Cast in place to mixed precision for inference.
+
+    With ``kernels``, in the form that the Triton kernels of a GPU read fastest.
     """
     if kernels and isinstance(network, swinir.SwinIR):
         parts: Any = swinir_packed.pack(network, dtype)

@@ -127,7 +127,8 @@ class DenseBlock(nn.Module):
     def scale_weights(self) -> None:
         """Multiply the last convolution by the residual's factor.
 
-        PyTorch rounds a sum in half precision once, and a sum with a factor once or twice, as vectors or single numbers do it.
+        The sum then has no factor. PyTorch rounds one with a factor differently in vectors and in single numbers, so the bits
+        of half precision would depend on the layout.
         """
         for name, parameter in self.conv5.named_parameters():
             setattr(self.conv5, name, nn.Parameter(parameter * self.residual, requires_grad=False))

@@ -7,6 +7,9 @@ and any first few of them are a dense input of a convolution in three dimensions
 From one reader to the next all windows move up by one row: the oldest row of a plane then lies where the newest row of the plane
 before it was, which no further reader needs. That newest row is saved for the next band first, so each reader restores one row
 of every plane, and saves one.
+
+A value of several planes is written in them, as [rows, width, planes, unit]. The residual of the block is the first value: its
+rows lie in the middle of the last reader's window.
 """
 
 from __future__ import annotations

@@ -171,10 +171,10 @@ def meta(monkeypatch):
 
 
 def test_launches_of_a_band(meta):
-    """2,500 or more by PyTorch, 1,100 by the kernel: no input is copied, and no bias, activation or sum is on its own."""
+    """2,400 or more by PyTorch, 950 by the kernel: no input is copied, and no bias, activation or sum is on its own."""
     (by_torch, torch_plan), (by_kernel, kernel_plan) = meta(False), meta(True)
-    assert 2400 < by_torch.total() < 2800
-    assert by_kernel.total() < 1150
+    assert 2400 < by_torch.total() < 2600
+    assert by_kernel.total() < 1000
     assert by_kernel["conv3x3"] == 23 * 3 * 5 + 1 + 3 * 4  # the tail has four bands
     assert by_kernel["add"] == 23  # around a group
     assert by_kernel["leaky_relu"] == by_kernel["cat"] == 0
