@@ -69,6 +69,9 @@ class Rows:
         return Rows(*(int(n * factor) for n in (self.top, self.count, self.low, self.high)))
 
 
+AXES = 4
+"""Axes of a view of rows, unless its channels lie in several planes."""
+
 Compute = Callable[[Sequence[Tensor], Rows], Tensor]
 """(views of the inputs' rows, the output's rows) -> the output; every tensor in its own layout."""
 
@@ -78,20 +81,16 @@ Store = Callable[[Sequence[Tensor], Tensor], object]
 
 def copy_rows(views: Sequence[Tensor], destination: Tensor) -> None:
     """Default ``Store``: a copy, cast to the destination's dtype."""
-    destination.copy_(with_axes_of(destination, views[0]))
+    destination.copy_(_with_axes_of(destination, views[0]))
 
 
-def with_axes_of(reference: Tensor, x: Tensor) -> Tensor:
+def _with_axes_of(reference: Tensor, x: Tensor) -> Tensor:
     """``x`` [1, C, H, W] or [1, planes, unit, H, W] with the axes of ``reference``; a copy only between different units."""
     split = reference.shape[1:-2]
     if x.shape[1:-2] == split:
         return x
     dense = x if x.ndim == AXES else x.flatten(1, 2)
     return dense if len(split) == 1 else dense.view(dense.shape[0], *split, *dense.shape[2:])
-
-
-AXES = 4
-"""Axes of rows that do not lie in several planes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +198,7 @@ class Residual:
     def __call__(self, views: Sequence[Tensor], destination: Tensor) -> None:
         y, residual = views
         reference = residual if destination.ndim == AXES else destination
-        residual, y, destination = (with_axes_of(reference, x) for x in (residual, y, destination))
+        residual, y, destination = (_with_axes_of(reference, x) for x in (residual, y, destination))
         torch.add(residual, y, alpha=self.scale, out=destination)
 
 

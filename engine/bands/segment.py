@@ -21,7 +21,7 @@ from engine.bands.cpu import plane_channels
 from engine.bands.graph import Op, RowGraph, schedule
 from engine.bands.needs import Needs, Range, needs_of
 from engine.bands.planes import PlanePlan, Planes
-from engine.bands.rules import AXES, Layout, Rows, Rule
+from engine.bands.rules import AXES, Layout, Rows, Rule, copy_rows
 from engine.device.queue import WARM_UPS, DeviceQueue
 
 _RESULT_BYTES = 4 << 20
@@ -137,7 +137,7 @@ class SegmentPlan:
                     groups.setdefault(group, []).append(_BufferRead(position, 1))
 
     def reads_own_residual(self, op: Op, index: int) -> bool:
-        """Whether an input is the residual of a dense block: the first value of those that the convolution reads."""
+        """Whether an input is the residual of a dense block, the first value of the convolution's own input."""
         return index == 1 and op.rule.adds_residual and self.graph.members(op.inputs[0])[0] == op.inputs[1]
 
     def _oldest_row(self, read: _BufferRead) -> int:
@@ -529,7 +529,7 @@ class SegmentStream:
         return self.plan.macs(position, count)
 
     def _targets(self, op: Op) -> list[Tensor]:
-        """Rows that an operation writes, then those that they are copied to."""
+        """Destination of an operation, then the destinations of its copies."""
         destinations = self._destinations.get(op.name, [])
         if op.name == self._graph.output:
             return [self._output, *destinations]
@@ -597,7 +597,7 @@ def _view(rows: Tensor, layout: Layout) -> Tensor:
 
 def _fill(destination: Tensor, rows: Tensor) -> None:
     """Copy rows [H, W, C] or [H, W, planes, unit] to some of either form."""
-    destination.copy_(rows if rows.shape == destination.shape else rows.flatten(2).view(destination.shape))
+    copy_rows([_view(rows, Layout.NCHW)], _view(destination, Layout.NCHW))
 
 
 _PLANES = 5

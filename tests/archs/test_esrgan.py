@@ -175,7 +175,7 @@ def test_residuals_in_half_precision_within_a_group(net):
 
 
 def test_sums_in_half_precision_have_the_same_bits_in_every_layout(net):
-    """So bands equal the whole image. With a factor PyTorch would round vectors and single numbers differently."""
+    """Bands then equal the whole image. PyTorch rounds a sum with a factor differently in vectors and in single numbers."""
     x, y = torch.rand(2, 1, 20, 9, 13).bfloat16()
     expected = (x.float() + y.float()).bfloat16()
     wide = torch.empty(1, 9, 13, 25, dtype=torch.bfloat16)
